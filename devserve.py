@@ -1,0 +1,7095 @@
+"""devserve: the development server for WSGI applications, in one file.
+
+    python devserve.py hello:app --debug        serve, reload on a save, explain exceptions
+    python devserve.py --help                   every option
+    python devserve.py devserve:demo --debug    an application to try it with
+
+    import devserve                             or from your own code:
+    devserve.run(app, debug=True)
+
+It serves any WSGI application over HTTP/1.1, reloads it in the same process without losing a connection, and turns
+an exception into a page that finds the bug, with a console that only its owner can use.  Copy this file into a
+project; it needs Python 3.9 and nothing else.
+
+FOR LOCAL DEVELOPMENT ONLY.  The console runs code by design, and nothing here was made to face the Internet.
+
+
+The house.  Four machines that do not know each other, and a hall where they meet.
+
+     1  Configuration            Config, DevserveError
+     2  The terminal             Terminal: the only writer to standard error
+     3  Finding the application  load_app: "pkg.mod:app" becomes a callable
+     4  Reading a traceback      an exception becomes plain data: Report, FrameView, safe_repr
+     5  Writing the page         the data becomes HTML, text, Markdown or JSON
+     6  The console              Console, and the FrameShelf that keeps the last crashes' frames
+     7  The guard                Guard: who may use the console; decisions only
+     8  The debugger             DebuggedApplication: the WSGI middleware
+     9  The server               DevServer, the connection, request and response, sockets
+    10  The reloader             Watcher, Handover, restart_process
+    11  The hall                 run, make_server, Hall
+    12  The command line         options become a Config; main; the demo
+    13  Appendix: paper          templates, STYLE and SCRIPT: pure text
+
+A room names only rooms with a smaller number, and the paper.  3 is the loader, 4 to 8 the debugger, 9 the server, 10
+the reloader; each can be lifted out and used alone.
+
+A start:    main, Config, Hall: take the handover, open the socket (before the application is imported: a used port is
+            told at once, and browsers wait), start the watcher, load_app, DebuggedApplication, DevServer.
+A request:  socket, Connection in its thread, environ, debugger, application, Response, a line of the log.
+A crash:    the terminal first, then Report, FrameShelf, and the page; when headers are out already the connection is
+            cut, so that the client sees a cut and not a lie.
+A save:     Watcher, DevServer.close_gate, requests in flight end, restart_process: os.execve.  The listener and every
+            waiting connection cross it as inherited descriptors.
+"""
+
+from __future__ import annotations
+
+import atexit
+import binascii
+import errno
+import functools
+import io
+import marshal
+import os
+import re
+import select
+import signal
+import socket
+import socketserver
+import stat
+import struct
+import sys
+import threading
+import time
+from collections import OrderedDict, defaultdict, deque
+from functools import partial
+from queue import Empty, SimpleQueue
+from types import CodeType, FrameType, FunctionType, MemberDescriptorType, MethodType, ModuleType, TracebackType
+from typing import Any, Callable, Container, ContextManager, Iterable, Iterator, Mapping, NamedTuple, NoReturn, Optional, Sequence, TYPE_CHECKING, TextIO, TypeVar, Union
+from wsgiref.handlers import format_date_time
+from wsgiref.util import FileWrapper, is_hop_by_hop
+
+__version__ = "0.1.0"
+__all__ = ["Config", "DebuggedApplication", "DevServer", "DevserveError", "load_app", "make_server", "run"]
+
+
+# =====================================================================================================================
+# 1. Configuration
+#
+# Every option with its default, the error of the person at the keyboard, and the limits.  Knows nothing but the
+# standard library.  A new option starts here, as a field; then the command line gets its flag, and the machine that
+# needs it reads the field.
+# =====================================================================================================================
+
+
+class Config(NamedTuple):
+    """Every option of one run.  It only travels: nobody changes it after the command line or `run` has made it."""
+
+    app: str = ""  # where the application is; "" looks for app.py and wsgi.py
+    host: str = "127.0.0.1"  # an address, a name, or unix:PATH; loopback, since the debugger runs code by design
+    port: int = 5000  # Flask's, so that bookmarks keep working; 0 lets the system choose
+    debug: bool = False  # what the frameworks are told; reload and debugger follow it unless set
+    reload: bool = False
+    debugger: bool = False
+    threads: bool = True  # False: one request at a time, for applications that are not thread-safe
+    cert: str = ""  # PEM file: serve HTTPS
+    key: str = ""  # PEM file: the certificate's key, when it is not in the same file
+    env_file: str = ""  # read besides .env and .flaskenv
+    extra_files: tuple[str, ...] = ()  # files, folders and globs that the reloader also watches
+    exclude_patterns: tuple[str, ...] = ()  # globs that it must not; they win over everything
+    pin: str = ""  # "" makes a random one, "off" asks for none
+    trusted_hosts: tuple[str, ...] = ()  # Host values, besides loopback and the bound host, that may use the console
+    quiet: bool = False  # no request log
+
+
+class DevserveError(Exception):
+    """A mistake that the person at the keyboard can mend: one line that names the value and the remedy."""
+
+
+# =====================================================================================================================
+# 2. The terminal
+#
+# The only writer to standard error: start-up lines, the request log, warnings and crashes.  Colours only where a
+# terminal shows them.  May know the configuration.
+# =====================================================================================================================
+
+# SGR codes by the class of a status: what went well stays quiet, what failed is seen from the other end of the desk.
+STATUS_COLOURS = {"1": "2", "2": "", "3": "36", "4": "33", "5": "1;31"}
+
+
+LOG_INTERVAL = 0.01  # seconds that a line may wait for its neighbours: less than the eye, or a test, can see
+
+
+class Terminal:
+    """What the person at the keyboard reads.  Lines are written whole, so that threads never interleave.
+
+    A line of the request log that follows another within `LOG_INTERVAL` is written a moment later, together with its
+    neighbours: a write to a terminal or a file costs as much as the rest of a small request.
+    """
+
+    def __init__(self, stream: Optional[TextIO] = None, *, quiet: bool = False) -> None:
+        self.stream = sys.stderr if stream is None else stream
+        self.quiet = quiet
+        self.coloured = wants_colour(self.stream)
+        self._clock = (0, "")  # the second, and its text: a strftime a second is enough
+        self._gathered: deque[str] = deque()  # lines of the request log that are not written yet
+        self._writing = threading.Lock()
+        self._written_at = 0.0
+        self._wake = threading.Event()  # there is something gathered
+        self._writer: Optional[threading.Thread] = None
+
+    def say(self, text: str) -> None:
+        """Write one line that informs.  A standard error that is closed or full is no reason to stop serving."""
+        self._gathered.append(text)
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what has been gathered."""
+        with self._writing:
+            lines = []
+            while self._gathered:
+                lines.append(self._gathered.popleft())
+            if lines:
+                self._write("\n".join(lines) + "\n")
+                self._written_at = time.monotonic()
+
+    def _write(self, text: str) -> None:
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except UnicodeEncodeError:
+            self.stream.write(text.encode("ascii", "backslashreplace").decode("ascii"))
+        except (OSError, ValueError, AttributeError):  # a broken pipe, a closed file, pythonw's None
+            pass
+
+    def warn(self, text: str) -> None:
+        """Write one line about something that was left undone or looks wrong."""
+        self.say(self.colour(f"devserve: warning: {text}", "33"))
+
+    def error(self, text: str) -> None:
+        """Write the one line that tells the person at the keyboard what to mend."""
+        self.say(self.colour(f"devserve: error: {text}", "1;31"))
+
+    def crash(self, error: BaseException, context: str = "") -> None:
+        """Write the plain traceback of `error` without devserve's own frames; `context` says what was being done."""
+        import traceback
+
+        lines = traceback.format_exception(type(error), error, application_traceback(error))
+        text = "".join(lines).rstrip("\n")
+        self.say(f"{self.colour(escape_controls(context), '1;31')}\n{text}" if context else text)
+
+    def access(self, method: str, target: str, status: str, size: int, seconds: float) -> None:
+        """Write the line of one request; `size` is the body's bytes on the wire, `status` the three digits."""
+        if self.quiet:
+            return
+        now = int(time.time())
+        if now != self._clock[0]:
+            self._clock = (now, time.strftime("%H:%M:%S", time.localtime(now)))
+        line = f"{self._clock[1]} {method} {escape_controls(target)} {status} {size} {seconds * 1000:.1f}ms"
+        self._gathered.append(self.colour(line, STATUS_COLOURS.get(status[:1], "")) if self.coloured else line)
+        if self._wake.is_set():
+            return
+        if time.monotonic() - self._written_at > LOG_INTERVAL:
+            self.flush()
+        else:
+            self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        self._wake.set()
+        if self._writer is None:
+            self._writer = threading.Thread(target=self._keep_flushing, name="devserve log", daemon=True)
+            self._writer.start()
+            atexit.register(self.flush)
+
+    def _keep_flushing(self) -> None:
+        while self._wake.wait():
+            time.sleep(LOG_INTERVAL)
+            self._wake.clear()
+            self.flush()
+
+    def colour(self, text: str, code: str) -> str:
+        """Return `text` in the colour of an SGR `code` where the terminal shows colours."""
+        return f"\x1b[{code}m{text}\x1b[0m" if self.coloured and code else text
+
+
+def wants_colour(stream: TextIO) -> bool:
+    """Say whether `stream` is a terminal that shows colours and whose owner did not ask for none (no-color.org)."""
+    try:
+        return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    except (AttributeError, ValueError):
+        return False
+
+
+def escape_controls(text: str) -> str:
+    """Return `text` with each character that could drive a terminal escaped; UTF-8 that came as Latin-1 is mended."""
+    if text.isascii() and text.isprintable():
+        return text
+    try:
+        text = text.encode("latin-1").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        pass
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def application_traceback(error: BaseException) -> Optional[TracebackType]:
+    """Return the traceback of `error` from the first frame that is the application's.
+
+    Left out at the head are devserve's own frames and the import system's between them and the application.  When no
+    other is left, a SyntaxError says all by itself; any other error is devserve's own, and its traceback is whole.
+    """
+    tb = error.__traceback__
+    while tb is not None and is_plumbing(tb.tb_frame.f_code):
+        tb = tb.tb_next
+    return tb if tb is not None or isinstance(error, SyntaxError) else error.__traceback__
+
+
+def is_plumbing(code: CodeType) -> bool:
+    """Say whether a frame of `code` stands between the interpreter and the application; the demo is an application."""
+    if code.co_filename == is_plumbing.__code__.co_filename:
+        return not code.co_name.startswith("demo")
+    return code.co_filename.startswith("<frozen importlib") or code.co_filename == IMPORTLIB
+
+
+IMPORTLIB = os.path.join(os.path.dirname(os.__file__), "importlib", "__init__.py")
+
+
+# =====================================================================================================================
+# 3. Finding the application
+#
+# `pkg.mod:app` becomes a callable: APP is read, the module imported, the application picked, and its framework told to
+# let exceptions through; at the end, the environment files.  May know the configuration.  A mistake of the person is a
+# DevserveError, what the application's own code raises comes out untouched.  A new framework is a line in FRAMEWORKS.
+# =====================================================================================================================
+
+DEFAULT_FILES = ("app.py", "wsgi.py")  # where an application is looked for when none is named
+DEFAULT_NAMES = ("app", "application")  # what it is called there: Flask's habit, then PEP 3333's and mod_wsgi's
+FACTORIES = ("create_app", "make_app")  # Flask's and Pyramid's habit
+MIDDLEWARE_DEPTH = 8  # wrappers to look through for the framework inside; more is a loop
+CO_ASYNC = 0x80 | 0x200  # inspect.CO_COROUTINE and CO_ASYNC_GENERATOR, without the cost of importing inspect
+CO_VARARGS = 0x04
+
+Arguments = tuple[list[Any], dict[str, Any]]  # of a factory: positional, by keyword
+
+
+def load_app(spec: str = "", *, debug: bool = False) -> WSGIApplication:
+    """Return the application that `spec` names: `module`, `package.module` or `path/to/file.py`, each with an optional
+    `:name`, `:dotted.name` or `:factory("literal", key=1)`.
+
+    Without a `spec` $DEVSERVE_APP and $FLASK_APP are asked, then app.py and wsgi.py in the current folder.  With
+    `debug` the framework is told to let exceptions through.  Raises DevserveError for what the person can mend;
+    whatever the application's own code raises, SystemExit too, comes out as it is.
+    """
+    if debug:
+        os.environ.setdefault("FLASK_DEBUG", "1")  # before the import, since extensions ask while they are set up
+    put_first_on_path(os.getcwd())
+    target, name = split_spec(spec or os.environ.get("DEVSERVE_APP") or os.environ.get("FLASK_APP") or "")
+    target = target or default_file(os.curdir)
+    module = import_target(target)
+    found = named_app(module, target, name) if name else discovered_app(module, target)
+    if debug:
+        let_exceptions_through(found)
+    app: WSGIApplication = with_static_files(found) if debug else wsgi_callable(found)
+    return app
+
+
+class BrokenApp:
+    """Stands in for an application that failed to import: every call raises the failure again."""
+
+    deferred = True  # the failure was printed when it happened; the debugger need not print it again
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+        self.traceback = error.__traceback__
+
+    def __call__(self, *_: object) -> NoReturn:
+        raise self.error.with_traceback(self.traceback)  # reset, or it would grow by the frames of every call
+
+
+def split_spec(spec: str) -> tuple[str, str]:
+    """Return `spec` as (module or file, name); a drive letter's colon and one in a file's own name divide nothing."""
+    colons = [i for i, letter in enumerate(spec) if letter == ":" and spec[i + 1 : i + 2] not in ("\\", "/")]
+    ends = [*colons, len(spec)]
+    end = next((end for end in ends if os.path.isfile(spec[:end])), ends[0])
+    return spec[:end], spec[end + 1 :]
+
+
+def default_file(folder: str) -> str:
+    """Return the path of the folder's app.py or wsgi.py or, beside a Django project's manage.py, of its wsgi.py."""
+    names = list(DEFAULT_FILES)
+    if os.path.isfile(os.path.join(folder, "manage.py")):
+        names += [os.path.join(package, "wsgi.py") for package in names_in(folder)]
+    for path in (os.path.normpath(os.path.join(folder, name)) for name in names):
+        if os.path.isfile(path):
+            return path
+    place = os.path.abspath(folder)
+    raise DevserveError(f"no app.py and no wsgi.py in {place}; say what to serve: MODULE:NAME or FILE:NAME")
+
+
+def names_in(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
+
+
+def parse_name(name: str) -> tuple[list[str], Optional[Arguments]]:
+    """Return `name` as its dotted parts and, when it is a call, the arguments."""
+    path, parenthesis, _ = name.strip().partition("(")
+    parts = path.split(".")
+    if not all(part.isidentifier() for part in parts):
+        raise DevserveError(f'{name!r} names no application; write NAME, DOTTED.NAME or FACTORY("text", key=1)')
+    return parts, literal_arguments(name.strip(), path) if parenthesis else None
+
+
+def literal_arguments(name: str, path: str) -> Arguments:
+    import ast
+
+    try:
+        call = ast.parse(name, mode="eval").body
+        if not isinstance(call, ast.Call) or ast.unparse(call.func) != path:
+            raise ValueError("not a plain call")
+        keywords = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
+        if len(keywords) < len(call.keywords):
+            raise ValueError("** or the same keyword twice")
+        return [ast.literal_eval(argument) for argument in call.args], keywords
+    except (SyntaxError, ValueError, TypeError):
+        raise DevserveError(f'cannot read {name!r}; arguments must be literals: {path}("text", key=1)') from None
+
+
+def put_first_on_path(folder: str) -> None:
+    """Make `folder` the first place that imports look in, and keep it there once."""
+    same = ("", folder) if folder == os.getcwd() else (folder,)  # "" stands for the current folder
+    sys.path[:] = [folder, *(entry for entry in sys.path if entry not in same)]
+
+
+def import_target(target: str) -> ModuleType:
+    if not means_a_file(target):
+        return import_module(target)
+    path = existing_file(target)
+    root, name = importable_name(path)
+    put_first_on_path(root)
+    if path.endswith(".py") and "." not in os.path.basename(path)[:-3]:
+        module = import_module(name)
+        if os.path.realpath(getattr(module, "__file__", None) or "") == os.path.realpath(path):
+            return module  # else the name belongs to another module, as `code` does to the standard library's
+    return import_from_location(name, path)
+
+
+def means_a_file(target: str) -> bool:
+    """Say whether `target` is a path; a bare name is one only where no module in the current folder has that name."""
+    if "/" in target or "\\" in target or target.endswith(".py") or target in (os.curdir, os.pardir):
+        return True
+    if os.path.isfile(target + ".py") or os.path.isfile(os.path.join(target, "__init__.py")):
+        return False
+    return os.path.isfile(target) or any(os.path.isfile(os.path.join(target, file)) for file in DEFAULT_FILES)
+
+
+def existing_file(target: str) -> str:
+    """Return the absolute path of the file that `target` means: itself, with .py added, or what its folder offers."""
+    path = os.path.abspath(target)
+    if os.path.isdir(path):
+        package = os.path.join(path, "__init__.py")
+        return package if os.path.isfile(package) else default_file(path)
+    for candidate in (path, path + ".py"):
+        if os.path.isfile(candidate):
+            return candidate
+    near = nearest(os.path.basename(path), names_in(os.path.dirname(path)))
+    hint = f"did you mean {os.path.join(os.path.dirname(target), near)!r}?" if near else "check the path"
+    raise DevserveError(f"no file {target!r}; {hint}")
+
+
+def importable_name(path: str) -> tuple[str, str]:
+    """Return the folder that must be on `sys.path` for the file to be imported, and its dotted name from there."""
+    folder, base = os.path.split(path)
+    stem = os.path.splitext(base)[0].replace(".", "_")
+    parts = [] if stem == "__init__" else [stem]
+    while os.path.isfile(os.path.join(folder, "__init__.py")) and "." not in os.path.basename(folder):
+        folder, package = os.path.split(folder)
+        parts.insert(0, package)
+    return folder, ".".join(parts or [stem])
+
+
+def import_module(name: str) -> ModuleType:
+    """Import `name`; a DevserveError when it does not exist, the application's own exception when it does and fails.
+
+    `__import__` and not `importlib.import_module`, because it leaves importlib's frames out of tracebacks.
+    """
+    try:
+        __import__(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if not (name + ".").startswith(missing + ".") or raised_inside(error):
+            raise
+        raise DevserveError(f"no module {name!r}; {module_hint(name, missing)}") from None
+    return sys.modules[name]
+
+
+def import_from_location(name: str, path: str) -> ModuleType:
+    """Import a file that no import statement reaches: dots in its name, another suffix, a name that is taken."""
+    from importlib.machinery import SourceFileLoader
+    from importlib.util import module_from_spec, spec_from_loader
+
+    while name in sys.modules:
+        name += "_"
+    if "." in name:
+        import_module(name.rpartition(".")[0])  # so that its relative imports work
+    loader = SourceFileLoader(name, path)
+    spec = spec_from_loader(name, loader)
+    assert spec is not None  # for the loader can tell that it is no package
+    module = sys.modules[name] = module_from_spec(spec)
+    try:
+        # What exec_module does, without importlib's frames in tracebacks.
+        exec(loader.source_to_code(loader.get_data(path), path), vars(module))
+    except BaseException:
+        del sys.modules[name]  # as the import system does
+        raise
+    return module
+
+
+def raised_inside(error: BaseException) -> bool:
+    """Say whether `error`, just caught by the caller, comes from further in than the call that the caller made."""
+    inner = error.__traceback__.tb_next if error.__traceback__ else None
+    while inner is not None and inner.tb_frame.f_code.co_filename.startswith("<frozen importlib"):
+        inner = inner.tb_next
+    return inner is not None
+
+
+def module_hint(name: str, missing: str) -> str:
+    """Return the remedy for a module that does not exist: the nearest one, or what to try."""
+    parent, _, last = missing.rpartition(".")
+    if parent in sys.modules and hasattr(sys.modules[parent], last):
+        return f"did you mean '{parent}:{name[len(parent) + 1 :]}'?"
+    folders = getattr(sys.modules.get(parent), "__path__", []) if parent else [os.getcwd()]
+    stems = [os.path.splitext(file) for folder in folders for file in names_in(folder)]
+    near = nearest(last, [stem for stem, suffix in stems if suffix in ("", ".py")])
+    if near:
+        return f"did you mean {missing[: len(missing) - len(last)] + near + name[len(missing) :]!r}?"
+    return "start devserve in the folder that holds it, or give the path of its file"
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return the one of `names` that looks most like `name`, or ""."""
+    import difflib
+
+    return next(iter(difflib.get_close_matches(name, list(names), 1)), "")
+
+
+def named_app(module: ModuleType, target: str, name: str) -> Any:
+    """Return what `name` names in the module: the object, or what the factory makes."""
+    parts, arguments = parse_name(name)
+    thing: Any = module
+    for index, part in enumerate(parts):
+        try:
+            thing = getattr(thing, part)
+        except AttributeError:
+            holder = ":".join(filter(None, (target, ".".join(parts[:index]))))
+            raise DevserveError(f"no {part!r} in {holder!r}; {spelling_hint(thing, part)}") from None
+    if arguments is not None:
+        return checked(call_factory(thing, arguments, target, name), f"what '{target}:{name}' returned")
+    return app_or_made(thing, target, name)
+
+
+def spelling_hint(holder: Any, name: str) -> str:
+    """Return the remedy for a name that does not exist: the nearest one, or those that look like applications."""
+    near = nearest(name, dir(holder))
+    if near:
+        return f"did you mean {near!r}?"
+    usual = DEFAULT_NAMES + FACTORIES
+    likely = [known for known, thing in vars(holder).items() if known in usual or framework_of(thing)]
+    return f"it has {', '.join(likely)}" if likely else "check the spelling"
+
+
+def discovered_app(module: ModuleType, target: str) -> Any:
+    """Return `app`, `application`, the one framework object, or what a factory makes; in this order."""
+    for name in DEFAULT_NAMES:
+        thing = getattr(module, name, None)
+        if thing is not None and not isinstance(thing, ModuleType):
+            return app_or_made(thing, target, name)
+    found = {id(thing): name for name, thing in vars(module).items() if framework_of(thing)}  # each object once
+    if len(found) > 1:
+        names = list(found.values())
+        raise DevserveError(f"{target!r} holds the applications {', '.join(names)}; choose one: '{target}:{names[0]}'")
+    for name in (*found.values(), *FACTORIES):
+        if hasattr(module, name):
+            return app_or_made(getattr(module, name), target, name)
+    return framework_default() or nothing_found(module, target)
+
+
+def framework_default() -> Any:
+    """Return the application that Bottle and CherryPy keep for those who make none of their own; None when unused."""
+    bottle, cherrypy = sys.modules.get("bottle"), sys.modules.get("cherrypy")
+    if bottle is not None and bottle.default_app().routes:
+        return bottle.default_app()
+    return cherrypy.tree if cherrypy is not None and cherrypy.tree.apps else None
+
+
+def nothing_found(module: ModuleType, target: str) -> NoReturn:
+    """Raise the error that names what in the module comes nearest to an application."""
+    for name, thing in vars(module).items():
+        if not isinstance(thing, (type, FunctionType)) and is_asgi(thing):
+            checked(thing, f"'{target}:{name}'")
+        if isinstance(thing, FunctionType) and thing.__code__.co_varnames[:1] in (("environ",), ("env",)):
+            raise DevserveError(f"no application in {target!r}; did you mean '{target}:{name}'?")
+    files = [file for folder in getattr(module, "__path__", ()) for file in DEFAULT_FILES if file in names_in(folder)]
+    if files:
+        raise DevserveError(f"no application in {target!r}; did you mean '{module.__name__}.{files[0][:-3]}'?")
+    raise DevserveError(f"no application in {target!r}; name the object: '{target}:NAME'")
+
+
+def app_or_made(thing: Any, target: str, name: str) -> Any:
+    """Return the application itself or, where the name is a factory's, what it makes without arguments."""
+    if is_factory(thing):
+        return checked(call_factory(thing, ([], {}), target, name), f"what '{target}:{name}()' returned")
+    return checked(thing, f"'{target}:{name}'")
+
+
+def is_factory(thing: Any) -> bool:
+    shape = shape_of(thing)
+    if not isinstance(thing, (FunctionType, MethodType)) or shape is None:
+        return False
+    return not shape.is_async and (thing.__name__ in FACTORIES or (shape.required == 0 and not shape.variable))
+
+
+def call_factory(factory: Any, arguments: Arguments, target: str, name: str) -> Any:
+    """Call the factory; a DevserveError when the arguments do not fit, the factory's own exception when it fails."""
+    if not callable(factory) or is_asgi(factory):
+        checked(factory, f"'{target}:{name.partition('(')[0]}'")
+    try:
+        return factory(*arguments[0], **arguments[1])
+    except TypeError as error:
+        if raised_inside(error):
+            raise
+        example = f'{name.partition("(")[0]}("text", key=1)'
+        raise DevserveError(f"wrong arguments for '{target}:{name}': {error}; give them as in {example}") from None
+
+
+def checked(thing: Any, label: str) -> Any:
+    """Return `thing`, or raise the DevserveError that says why it is no WSGI application."""
+    if isinstance(thing, ModuleType):
+        raise DevserveError(f"{label} is a module, not an application; name the object in it: '{thing.__name__}:app'")
+    if is_asgi(thing):
+        raise DevserveError(
+            f"{label} is an ASGI application; devserve serves WSGI: use uvicorn or another ASGI server"
+        )
+    if isinstance(thing, type) and not hasattr(thing, "__iter__"):  # PEP 3333 allows a class whose instances iterate
+        raise DevserveError(
+            f"{label} is a class, not an application; name an instance, or call it: {thing.__name__}()"
+        )
+    if not callable(thing) and wsgi_callable(thing) is thing:
+        raise DevserveError(f"{label} is not callable, its type is {type(thing).__name__}; name a WSGI application")
+    shape = shape_of(thing)
+    if shape is not None and not shape.takes(2):
+        raise DevserveError(f"{label} does not take (environ, start_response); if it is a factory, give its arguments")
+    return thing
+
+
+def is_asgi(thing: Any) -> bool:
+    shape = shape_of(thing)
+    return shape is not None and (shape.is_async or shape.names == ("scope", "receive", "send"))
+
+
+class Shape(NamedTuple):
+    """How something may be called, as far as positional arguments go."""
+
+    names: tuple[str, ...]
+    required: int
+    variable: bool  # it takes *args
+    is_async: bool
+
+    def takes(self, count: int) -> bool:
+        return self.required <= count and (self.variable or count <= len(self.names))
+
+
+def shape_of(thing: Any) -> Optional[Shape]:
+    """Return how a function, a method or an object with `__call__` is called; None where no Python code says so."""
+    bound = 0 if isinstance(thing, FunctionType) else 1
+    function = thing if isinstance(thing, (FunctionType, MethodType)) else type(thing).__call__
+    function = getattr(function, "__func__", function)
+    if not isinstance(function, FunctionType):
+        return None
+    code = function.__code__
+    names = code.co_varnames[: code.co_argcount][bound:]
+    required = max(len(names) - len(function.__defaults__ or ()), 0)
+    return Shape(names, required, bool(code.co_flags & CO_VARARGS), bool(code.co_flags & CO_ASYNC))
+
+
+def wsgi_callable(app: Any) -> Any:
+    """Return the application itself or, since web.py's is not callable, the function it makes."""
+    return app.wsgifunc() if framework_of(app) == "web.application.application" else app
+
+
+def with_static_files(app: Any) -> Any:
+    """Return the callable, with the static files of a Django project that is in debug mode, as its runserver has it."""
+    if framework_of(app) == "django.core.handlers.wsgi.WSGIHandler":
+        settings = sys.modules["django.conf"].settings
+        if settings.DEBUG and "django.contrib.staticfiles" in settings.INSTALLED_APPS:
+            return import_module("django.contrib.staticfiles.handlers").StaticFilesHandler(app)
+    return wsgi_callable(app)
+
+
+def framework_of(thing: Any) -> str:
+    """Return the name in FRAMEWORKS of the class of `thing`, subclasses included, or ""."""
+    names = (f"{base.__module__}.{base.__name__}" for base in type(thing).__mro__)
+    return next((name for name in names if name in FRAMEWORKS), "")
+
+
+def let_exceptions_through(app: Any) -> None:
+    """Tell the framework of `app`, or of the application that `app` wraps, not to answer exceptions itself."""
+    for _ in range(MIDDLEWARE_DEPTH):
+        if framework_of(app):
+            FRAMEWORKS[framework_of(app)](app)
+            return
+        inside = getattr(app, "__dict__", {})
+        app = next((inside[name] for name in ("app", "application", "wsgi_app") if name in inside), None)
+
+
+def open_flask(app: Any) -> None:
+    app.debug = True  # which makes it propagate, unless its PROPAGATE_EXCEPTIONS says no
+
+
+def open_bottle(app: Any) -> None:
+    app.catchall = False
+    sys.modules["bottle"].debug(True)
+
+
+def open_falcon(app: Any) -> None:
+    handlers = getattr(app, "_error_handlers", None)  # no public way takes the default handler of Exception out
+    if isinstance(handlers, dict) and handlers.get(Exception) == getattr(app, "_python_error_handler", None):
+        handlers.pop(Exception, None)
+
+
+def open_cherrypy(app: Any) -> None:
+    for mounted in app.apps.values() if hasattr(app, "apps") else [app]:
+        mounted.config.setdefault("/", {}).setdefault("request.throw_errors", True)
+        mounted.wsgiapp.config.setdefault("ExceptionTrapper", {})["throws"] = (BaseException,)
+
+
+def open_webpy(app: Any) -> None:
+    def handle_with_processors() -> Any:
+        """Call web.py's processors around its handler as the method of this name does, but catch nothing."""
+        handle = app.handle
+        for processor in reversed(app.processors):
+            handle = partial(processor, handle)
+        return handle()
+
+    app.handle_with_processors = handle_with_processors
+
+
+def open_django(app: Any) -> None:
+    """Skip Django's own page, unless the project's settings say DEBUG_PROPAGATE_EXCEPTIONS = False to keep it."""
+    settings = sys.modules["django.conf"].settings
+    if settings.DEBUG and not settings.is_overridden("DEBUG_PROPAGATE_EXCEPTIONS"):
+        settings.DEBUG_PROPAGATE_EXCEPTIONS = True
+
+
+def already_open(app: Any) -> None:
+    """Let a framework be that lets exceptions through of itself."""
+
+
+# The classes by which a framework's application is known, and what makes it let exceptions through.
+FRAMEWORKS: dict[str, Callable[[Any], None]] = {
+    "flask.app.Flask": open_flask,
+    "django.core.handlers.wsgi.WSGIHandler": open_django,
+    "bottle.Bottle": open_bottle,
+    "falcon.app.App": open_falcon,
+    "pyramid.router.Router": already_open,
+    "cherrypy._cptree.Application": open_cherrypy,
+    "cherrypy._cptree.Tree": open_cherrypy,
+    "web.application.application": open_webpy,
+}
+
+
+def env_files(env_file: str = "") -> list[str]:
+    """Return the absolute paths of the files that `read_env_files` reads when they are there, the strongest first."""
+    return [os.path.abspath(name) for name in (env_file, ".env", ".flaskenv") if name]
+
+
+def read_env_files(env_file: str = "") -> list[str]:
+    """Set in `os.environ` what `env_file`, .env and .flaskenv say, without overriding what is set already.
+
+    Returns a warning for each line and each file that cannot be read.  Raises DevserveError for a missing `env_file`.
+    """
+    if env_file and not os.path.isfile(env_file):
+        raise DevserveError(f"no file {env_file!r} for --env-file; check the path")
+    files = [path for path in env_files(env_file) if os.path.isfile(path)]  # .env may well be a virtual environment
+    return [warning for path in files for warning in read_env_file(path)]
+
+
+def read_env_file(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        return [f"{path} is left out: {getattr(error, 'strerror', None) or 'it is not UTF-8; save it so'}"]
+    warnings = []
+    values: dict[str, str] = {}
+    for lineno, key, value in env_entries(text):
+        if key and "\0" not in key + value:  # the system's environment has no place for NUL
+            values[key] = expand_variables(value, {**values, **os.environ})
+        else:
+            warnings.append(f"{path}, line {lineno} is left out: it is not KEY=value")
+    for key, value in values.items():
+        os.environ.setdefault(key, value)
+    return warnings
+
+
+# An entry as python-dotenv reads it: a quoted value may span lines and has escapes, a bare one ends at " #".
+ENV_ENTRY = r"""
+    [ \t]* (?:export[ \t]+)? (?P<key> '[^'\n]+' | [^=\#\s'][^=\#\s]* ) [ \t]* = [ \t]*
+    (?: '(?P<single> (?:\\[\s\S]|[^'\\])* )' [ \t]* (?:\#.*)?
+      | "(?P<double> (?:\\[\s\S]|[^"\\])* )" [ \t]* (?:\#.*)?
+      | (?P<bare> (?!['"]).*? ) [ \t]* (?:(?<=[ \t])\#.*)?
+    ) (?:\n|\Z)
+"""
+ENV_ESCAPES = {"single": r"\\[\\']", "double": r"\\[\\'\"abfnrtv]", "bare": r"(?!)"}  # what each value unescapes
+
+
+def env_entries(text: str) -> Iterator[tuple[int, str, str]]:
+    """Yield (lineno, key, value) of each entry; a line that is none has the key ""."""
+    import codecs
+    import re
+
+    entry, idle = re.compile(ENV_ENTRY, re.VERBOSE), re.compile(r"[ \t]*(?:#.*)?(?:\n|\Z)")
+    position = 0
+    while position < len(text):
+        lineno = text.count("\n", 0, position) + 1
+        match = idle.match(text, position) or entry.match(text, position)
+        if match is None:
+            yield lineno, "", ""
+        elif match.re is entry:
+            kind = str(match.lastgroup)
+            value = re.sub(ENV_ESCAPES[kind], lambda escape: codecs.decode(escape[0], "unicode-escape"), match[kind])
+            yield lineno, match["key"].strip("'"), value
+        position = match.end() if match else (text.find("\n", position) + 1) or len(text)
+
+
+def expand_variables(value: str, environ: dict[str, str]) -> str:
+    """Return `value` with each `${NAME}` and `${NAME:-default}` replaced."""
+    import re
+
+    return re.sub(r"\$\{([^}:]*)(?::-([^}]*))?\}", lambda match: environ.get(match[1], match[2] or ""), value)
+
+
+# =====================================================================================================================
+# 4. Reading a traceback
+#
+# An exception becomes plain data: what was raised, why, where, with which source and which variables.  Every text in
+# that data is bounded, printable and encodable, and every secret in it is masked, so that whoever writes a page from
+# it need only escape.  No object's own code (repr, str) runs but in a helper thread with a deadline.  Holds no markup:
+# the less-than sign does not occur in this room, comparisons are turned round.  Knows no other room.
+# =====================================================================================================================
+
+LINES_AROUND = 5  # source lines on each side of an application's line; what a person takes in at a glance
+LIBRARY_LINES_AROUND = 2  # and of a library's: folded on the page, and most of its weight
+LINE_LIMIT = 400  # characters of a source line; only generated code is longer
+SOURCE_LIMIT = 4_000_000  # bytes of a source file; more is no source that a person wrote
+MESSAGE_LIMIT = 10_000  # characters of an exception's message; enough for a compiler's, harmless to a browser
+NAME_LIMIT = 200  # characters of any name: a type's, a function's, a variable's
+FILENAME_LIMIT = 4_096  # PATH_MAX of Linux
+REPR_LIMIT = 1_500  # characters of a value: about what fits on a screen when it is asked for
+INLINE_LIMIT = 400  # characters of a value that is in the page from the start
+REPR_DEADLINE = 0.5  # seconds for the values of one frame, when asked for
+INLINE_DEADLINE = 0.1  # seconds for what is in the page from the start: a hanging repr may cost no more than this
+REPR_ROUNDS = 3  # times that reading goes on with the next value after one has hung
+STUCK_LIMIT = 16  # helper threads at once; more than this hang, or are wanted, only when something is badly wrong
+DEPTH_LIMIT = 6  # containers within containers
+VARIABLES_LIMIT = 60  # variables of one frame; a function that has more is generated
+NOTES_LIMIT = 20
+CHAIN_LIMIT = 20  # exceptions of one chain, the newest: loops that retry make chains without end
+MEMBERS_LIMIT = 30  # members of one group
+PROBLEMS_LIMIT = 100  # exceptions of one report, counting groups within groups
+FRAMES_LIMIT = 60  # frames of one exception after folding, half of them from either end
+PERIOD_LIMIT = 8  # functions that call each other in a circle, for folding; longer circles meet FRAMES_LIMIT
+FORM_LIMIT = 50  # fields of a form
+SECRET_STEMS = re.compile(
+    "passw|passphrase|secret|token|credential|authoriz|cookie|signature|api_?key|access_?key|private_?key|session_?id",
+    re.IGNORECASE,
+)
+SECRET_WORDS = frozenset("pass pwd pw key keys api auth session private csrf jwt otp pin".split())
+MASK = "••••••••"
+OPENER = "\x3c"  # the less-than sign, with which names such as that of exec's file begin
+MODULE = OPENER + "module>"  # what the interpreter calls the code of a module itself
+NOT_THERE = object()
+Outcome = TypeVar("Outcome")
+
+
+class SourceLine(NamedTuple):
+    """One line of source, without its line end.  Longer lines than LINE_LIMIT are cut and end in an ellipsis."""
+
+    number: int
+    text: str
+
+
+class Mark(NamedTuple):
+    """The failing expression on one line: the characters `start` up to, not including, `end` of that line's text."""
+
+    number: int
+    start: int
+    end: int
+
+
+class Variable(NamedTuple):
+    """One name of a frame.  `value` is None until it is read: reading runs the object's own repr."""
+
+    name: str
+    type: str  # the type's name, qualified by its module unless builtin
+    value: Optional[str]
+    argument: bool  # the function was called with it
+
+
+class FrameView(NamedTuple):
+    """One place of a traceback: a Python frame, a template's line, or where a SyntaxError points."""
+
+    id: str  # the handle that the console and the lazy endpoints take; "" when there is no living frame behind it
+    kind: str  # "python", "template" or "syntax"
+    filename: str  # as the code object has it: usually absolute; in angle brackets when there is no file
+    lineno: int  # 0 when unknown
+    name: str  # the function's qualified name; for a template what the engine calls it
+    module: str  # "" when unknown
+    app: bool  # the application's own code, neither the standard library nor an installed package
+    source: tuple[SourceLine, ...]  # a window around lineno; empty when there is none to show
+    missing: str  # why `source` is empty: a whole sentence; "" otherwise
+    marks: tuple[Mark, ...]  # the failing expression, one for each line that it covers; empty when it is the whole line
+    variables: tuple[Variable, ...] = ()  # arguments first, in the order of the signature, then the other locals
+    unlisted: int = 0  # variables beyond VARIABLES_LIMIT
+    signature: str = ""  # beside a TypeError of a call made here: what the called function takes
+    period: int = 0  # after this frame the last `period` frames came again `repeats` times, which are not listed
+    repeats: int = 0  # 0 when nothing is folded; with a period of 0 it counts frames left out
+
+
+class Problem(NamedTuple):
+    """One exception."""
+
+    type: str  # qualified by its module unless builtin
+    message: str  # "" when it has none; several lines when it has them
+    hint: str  # a "Did you mean" in whole sentences, or ""
+    notes: tuple[str, ...]
+    relation: str  # to the problem before it in the chain: "cause" (raised from it), "context" (while handling it), ""
+    frames: tuple[FrameView, ...]  # the outermost call first; a SyntaxError's or template's own place comes last
+    members: tuple[tuple["Problem", ...], ...]  # of an exception group: each member is a chain like Report.problems
+    unlisted: int  # members beyond the limits, not shown
+
+
+class Request(NamedTuple):
+    """The request that failed, secrets masked."""
+
+    method: str
+    url: str
+    headers: tuple[tuple[str, str], ...]
+    form: tuple[tuple[str, str], ...]  # what the body held, as far as the application had read it
+    environ: tuple[tuple[str, str], ...]  # the rest of the WSGI environ, values as repr
+
+
+class Report(NamedTuple):
+    """A whole crash.  `problems` is the chain, the oldest cause first; the last is what was raised at the end."""
+
+    problems: tuple[Problem, ...]
+    request: Optional[Request]
+    versions: tuple[tuple[str, str], ...]  # Python, the system, devserve, the frameworks at work
+    time: str  # when it was read, local time, ISO 8601 to the second
+
+
+class Place(NamedTuple):
+    """Where a frame was when the exception passed; the frame itself may have moved on since."""
+
+    frame: FrameType
+    lineno: int
+    lasti: int
+
+
+Keep = Callable[[Place], str]  # keeps a place and returns the id under which it can be asked for
+
+
+def read_report(error: BaseException, request: Optional[Request] = None, keep: Keep = lambda place: "") -> Report:
+    """Return all that is known about `error`.  `keep` is called for each frame that the report lists."""
+    chain = Reading(keep).chain(error)
+    return Report(chain, request, versions(), time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+
+
+class Reading:
+    """The reading of one report: what it may still spend."""
+
+    def __init__(self, keep: Keep) -> None:
+        self.keep = keep
+        self.left = PROBLEMS_LIMIT
+
+    def chain(self, error: BaseException, depth: int = 0) -> tuple[Problem, ...]:
+        """Return `error` and its causes and contexts, the oldest first."""
+        linked = list(reversed(linked_exceptions(error)))[-self.left :]
+        self.left -= len(linked)
+        return tuple(self.problem(each, relation, depth) for each, relation in linked)
+
+    def problem(self, error: BaseException, relation: str, depth: int) -> Problem:
+        """Return one exception with its frames and, when it is a group, its members."""
+        places = places_of(error)
+        members = group_members(error)
+        told: list[tuple[Problem, ...]] = []
+        for member in members[:MEMBERS_LIMIT] if DEPTH_LIMIT > depth else ():
+            if self.left > 0:
+                told.append(self.chain(member, depth + 1))
+        return Problem(
+            type_name(type(error)),
+            message_of(error),
+            hint_for(error, places),
+            notes_of(error),
+            relation,
+            self.frames(error, places),
+            tuple(told),
+            len(members) - len(told),
+        )
+
+    def frames(self, error: BaseException, places: list[Place]) -> tuple[FrameView, ...]:
+        """Return the views of `places`, recursion folded, the values of the application's innermost frame read."""
+        folded = fold(places)
+        views = [view_place(place, id=self.keep(place)) for place, _, _ in folded]
+        views = [view._replace(period=p, repeats=n) for view, (_, p, n) in zip(views, folded)]
+        own = [number for number, view in enumerate(views) if view.app] or list(range(len(views)))
+        if own:
+            frame = folded[own[-1]][0].frame
+            views[own[-1]] = with_values(views[own[-1]], frame, INLINE_LIMIT, INLINE_DEADLINE)
+        if views and isinstance(error, TypeError):
+            views[-1] = views[-1]._replace(signature=signature_for(error, places[-1]))
+        return tuple(views) + tuple(own_place(error))
+
+
+# What was raised
+
+
+def linked_exceptions(error: BaseException) -> list[tuple[BaseException, str]]:
+    """Return `error` and what led to it, the newest first, each with its relation to the next.  Loops are cut."""
+    found: list[tuple[BaseException, str]] = []
+    seen: set[int] = set()
+    each: Optional[BaseException] = error
+    while each is not None and CHAIN_LIMIT > len(found):
+        seen.add(id(each))
+        cause, context = each.__cause__, None if each.__suppress_context__ else each.__context__
+        before = cause if cause is not None else context
+        before = None if before is None or id(before) in seen else before
+        found.append((each, "" if before is None else "context" if cause is None else "cause"))
+        each = before
+    return found[:-1] + [(found[-1][0], "")]
+
+
+def group_members(error: BaseException) -> tuple[BaseException, ...]:
+    """Return the members of an exception group, the interpreter's or the backport's; none of any other exception."""
+    if not any(base.__name__ == "BaseExceptionGroup" for base in type(error).__mro__):
+        return ()
+    return tuple(each for each in getattr(error, "exceptions", ()) if isinstance(each, BaseException))
+
+
+def places_of(error: BaseException) -> list[Place]:
+    """Return where `error` passed, the outermost frame first, without devserve's own and the hidden ones."""
+    places, tb = [], error.__traceback__
+    while tb is not None:
+        places.append(Place(tb.tb_frame, tb.tb_lineno or 0, tb.tb_lasti))
+        tb = tb.tb_next
+    first = next((n for n, place in enumerate(places) if not is_machinery(place.frame.f_code)), 0)
+    return [place for place in places[first:] if not hidden(place.frame)] or places[-1:]
+
+
+def is_machinery(code: CodeType) -> bool:
+    """Tell devserve's own frames, but those of its demonstration, and the import system's."""
+    own = code.co_filename == __file__ and not code.co_name.startswith("demo")
+    return own or code.co_filename.startswith(OPENER + "frozen importlib")
+
+
+def hidden(frame: FrameType) -> bool:
+    """Tell whether the frame asks to be left out, as pytest, Werkzeug and others let it."""
+    name, code = "__traceback_hide__", frame.f_code
+    return name in code.co_varnames + code.co_names and frame.f_locals.get(name) not in (None, False)
+
+
+def fold(places: list[Place]) -> list[tuple[Place, int, int]]:
+    """Return the places to list, each with the period and number of the repetitions left out after it.
+
+    A circle that comes round four times or more is told once, and once again for its last round.
+    """
+    told: list[tuple[Place, int, int]] = []
+    keys = [(place.frame.f_code, place.lineno) for place in places]
+    at = 0
+    while len(places) > at:
+        period, rounds = circle(keys, at)
+        told += [(place, 0, 0) for place in places[at : at + period]]
+        if rounds >= 4:
+            told[-1] = (told[-1][0], period, rounds - 2)
+            at += period * (rounds - 2)
+        at += period
+    half = FRAMES_LIMIT // 2
+    if len(told) > FRAMES_LIMIT:
+        told[half - 1] = (told[half - 1][0], 0, len(told) - FRAMES_LIMIT)
+        told = told[:half] + told[-half:]
+    return told
+
+
+def circle(keys: list[tuple[CodeType, int]], at: int) -> tuple[int, int]:
+    """Return the shortest circle that begins at `at` and how often it comes round; a circle of one, once, if none."""
+    for period in range(1, PERIOD_LIMIT + 1):
+        rounds, first = 1, keys[at : at + period]
+        while keys[at + rounds * period : at + (rounds + 1) * period] == first:
+            rounds += 1
+        if rounds >= 4:
+            return period, rounds
+    return 1, 1
+
+
+def message_of(error: BaseException) -> str:
+    """Return the message; of a SyntaxError without the place, which is shown by itself."""
+    job = lambda: str(error)  # noqa: E731
+    if isinstance(error, SyntaxError) and type(error.msg) is str and type(error).__str__ is SyntaxError.__str__:
+        return shown_text(error.msg, MESSAGE_LIMIT)
+    return mask_query(shown_text(run_bounded({"": job}, INLINE_DEADLINE)[""], MESSAGE_LIMIT))
+
+
+def notes_of(error: BaseException) -> tuple[str, ...]:
+    """Return the notes that were added (PEP 678); one that is no text is shown as its repr."""
+    notes = vars(error).get("__notes__", ())
+    notes = notes if isinstance(notes, (list, tuple)) else (notes,)
+    jobs = {str(n): text_job(note) for n, note in enumerate(notes[:NOTES_LIMIT])}
+    return tuple(shown_text(text, MESSAGE_LIMIT) for text in run_bounded(jobs, INLINE_DEADLINE).values())
+
+
+def text_job(value: object) -> Callable[[], str]:
+    """Return what makes a text of `value`: itself when it is one."""
+    return lambda: value if isinstance(value, str) else describe(value, MESSAGE_LIMIT)
+
+
+# Where it was raised
+
+
+def view_place(place: Place, *, id: str = "", around: Optional[int] = None) -> FrameView:
+    """Return the view of one frame, its variables named but not read; `around` lines of source on each side."""
+    frame, code = place.frame, place.frame.f_code
+    filename, lineno, name = template_line(place) or (code.co_filename, place.lineno, "")
+    app = not is_machinery(code) and is_app(str(frame.f_globals.get("__file__") or filename) if filename[:1] == OPENER else filename)
+    lines, missing = read_source(filename, frame.f_globals)
+    window, missing = source_window(lines, lineno, (LINES_AROUND if app else LIBRARY_LINES_AROUND) if around is None else around, missing)
+    variables = variables_of(frame)
+    module = frame.f_globals.get("__name__")
+    return FrameView(
+        id=id,
+        kind="template" if name else "python",
+        filename=shown_text(filename, FILENAME_LIMIT),
+        lineno=lineno,
+        name=shown_text(name or qualified_name(frame), NAME_LIMIT),
+        module=shown_text(module, NAME_LIMIT) if isinstance(module, str) else "",
+        app=app,
+        source=window,
+        missing=missing,
+        marks=() if name or not window else clip(expression_of(place, lines), lines, window),
+        variables=tuple(variables[:VARIABLES_LIMIT]),
+        unlisted=max(0, len(variables) - VARIABLES_LIMIT),
+    )
+
+
+def with_values(view: FrameView, frame: FrameType, limit: int = REPR_LIMIT, deadline: float = REPR_DEADLINE) -> FrameView:
+    """Return the view with the values of its variables read from `frame`."""
+    values = frame.f_locals
+    jobs = {v.name: value_job(values[v.name], v.name, limit) for v in view.variables if v.name in values}
+    texts = run_bounded(jobs, deadline)
+    return view._replace(variables=tuple(v._replace(value=texts.get(v.name)) for v in view.variables))
+
+
+def value_job(value: object, name: str, limit: int) -> Callable[[], str]:
+    """Return what makes the repr of `value`, for a helper thread."""
+    return lambda: describe(value, limit, name)
+
+
+def is_app(filename: str) -> bool:
+    """Tell the application's own files from the standard library's, and installed packages'."""
+    parts = re.split(r"[\\/]", filename)
+    library = os.path.dirname(os.__file__) + os.sep
+    frozen = filename.startswith(OPENER + "frozen ")
+    return not (frozen or filename.startswith(library) or {"site-packages", "dist-packages"} & set(parts))
+
+
+def qualified_name(frame: FrameType) -> str:
+    """Return the function's qualified name; before 3.11 it is put together from the first argument."""
+    code = frame.f_code
+    if sys.version_info >= (3, 11):
+        return code.co_qualname
+    first = code.co_varnames[:1]
+    if first == ("self",) and code.co_argcount and "self" in frame.f_locals:
+        return f"{type(frame.f_locals['self']).__name__}.{code.co_name}"
+    return code.co_name
+
+
+def read_source(filename: str, module_globals: Optional[Mapping[str, Any]] = None) -> tuple[list[str], str]:
+    """Return the lines of a source file, or none and a sentence why.  Undecodable bytes are shown as escapes."""
+    try:
+        if os.path.isfile(filename):
+            with open(filename, "rb") as file:
+                return decode_source(file.read(SOURCE_LIMIT)), ""
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        return [], f"The file cannot be read: {shown_text(str(error), NAME_LIMIT)}."
+    import linecache  # knows what doctest and interactive shells registered, and asks the loader of a zip file
+
+    lines = linecache.getlines(filename, dict(module_globals or {}))
+    if lines or filename[:1] != OPENER:
+        return [line.rstrip("\r\n") for line in lines], "" if lines else "The file is not there."
+    if filename.startswith(OPENER + "frozen "):
+        return [], "This code is built into the interpreter."
+    return [], "This code came from exec, eval or a template, not from a file."
+
+
+def decode_source(data: bytes) -> list[str]:
+    """Return the lines of a Python source in the encoding that it declares (PEP 263), UTF-8 if none."""
+    declared = re.match(rb"(?:[^\n]*\n)?[ \t\f]*#[^\n]*?coding[:=][ \t]*([-\w.]+)", data)
+    encoding = declared.group(1).decode() if declared else "utf-8"
+    data = data[3:] if data.startswith(b"\xef\xbb\xbf") else data
+    try:
+        text = data.decode(encoding)
+    except (LookupError, UnicodeError):
+        text = data.decode("utf-8", "backslashreplace")
+    return re.split("\r\n|\r|\n", text)
+
+
+def source_window(lines: list[str], lineno: int, around: int, missing: str) -> tuple[tuple[SourceLine, ...], str]:
+    """Return the lines around `lineno`, and why there are none."""
+    if lines and not len(lines) >= lineno >= 1:
+        return (), f"The file has {len(lines)} lines: it has changed since it was loaded."
+    first = max(1, lineno - around)
+    chosen = lines[first - 1 : lineno + around]
+    while chosen and len(chosen) > lineno - first + 1 and not chosen[-1].strip():
+        chosen.pop()
+    return tuple(SourceLine(first + n, source_text(line)) for n, line in enumerate(chosen)), "" if chosen else missing
+
+
+def source_text(line: str) -> str:
+    """Return a source line as it can be shown."""
+    return shown_text(line if LINE_LIMIT >= len(line) else line[: LINE_LIMIT - 1] + "…", LINE_LIMIT * 10)
+
+
+def expression_of(place: Place, lines: list[str]) -> list[Mark]:
+    """Return the expression that was being evaluated, in characters of the raw lines (from Python 3.11 on)."""
+    if sys.version_info >= (3, 11) and place.lasti >= 0:
+        from itertools import islice
+
+        spot = next(islice(place.frame.f_code.co_positions(), place.lasti // 2, None), None)
+        if spot is not None and None not in spot:
+            first, last, start, end = (number or 0 for number in spot)
+            if first == place.lineno and len(lines) >= last:
+                return spread(first, characters(lines[first - 1], start), last, characters(lines[last - 1], end), lines)
+    return []
+
+
+def characters(line: str, offset: int) -> int:
+    """Turn an offset in UTF-8 bytes, as code objects hold it, into one in characters."""
+    return len(line.encode("utf-8", "replace")[:offset].decode("utf-8", "replace"))
+
+
+def spread(first: int, start: int, last: int, end: int, lines: list[str]) -> list[Mark]:
+    """Return one mark for each line of a stretch; none when it is one whole line, which tells nothing."""
+    marks = []
+    for number in range(first, last + 1):
+        line = lines[number - 1]
+        indent, length = len(line) - len(line.lstrip()), len(line.rstrip())
+        marks.append(Mark(number, start if number == first else indent, min(length, end) if number == last else length))
+    line = lines[first - 1]
+    whole = first == last and line[: marks[0].start].strip() == "" == line[marks[0].end :].strip()
+    return [] if whole else [mark for mark in marks if mark.end > mark.start]
+
+
+def clip(marks: list[Mark], lines: list[str], window: tuple[SourceLine, ...]) -> tuple[Mark, ...]:
+    """Return the marks that lie in the window, in characters of its printable text."""
+    shown, clipped = {line.number: len(line.text) for line in window}, []
+    for number, start, end in marks:
+        if number in shown:
+            raw = lines[number - 1]
+            start, end = (len(shown_text(raw[:offset], LINE_LIMIT * 10)) for offset in (start, end))
+            clipped.append(Mark(number, min(start, shown[number]), min(end, shown[number])))
+    return tuple(mark for mark in clipped if mark.end > mark.start)
+
+
+def variables_of(frame: FrameType) -> list[Variable]:
+    """Return the names of a frame and their types; of a module only what it holds, not what it imports and defines."""
+    code, values = frame.f_code, frame.f_locals
+    count = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 4) + bool(code.co_flags & 8)  # *args, **kwargs
+    arguments = [name for name in code.co_varnames[:count] if name in values]
+    others = [name for name in values if isinstance(name, str) and name not in arguments and telling(name, values[name], frame)]
+    return [Variable(shown_text(name, NAME_LIMIT), type_name(type(values[name])), None, True) for name in arguments] + [
+        Variable(shown_text(name, NAME_LIMIT), type_name(type(values[name])), None, False) for name in others
+    ]
+
+
+def telling(name: str, value: object, frame: FrameType) -> bool:
+    """Tell whether a local is worth a line."""
+    if name.startswith((".", "__")):  # a comprehension's iterator, the cell of super()
+        return False
+    imported = issubclass(type(value), (ModuleType, FunctionType, type))  # isinstance would ask a proxy's __class__
+    return frame.f_code.co_name != MODULE or not imported
+
+
+def own_place(error: BaseException) -> Iterator[FrameView]:
+    """Yield the place that an exception names itself: a SyntaxError's, or one in a template."""
+    if isinstance(error, SyntaxError) and isinstance(error.filename, str) and isinstance(error.lineno, int):
+        yield syntax_place(error, error.filename, error.lineno)
+    attributes = vars(error)
+    django = attributes.get("template_debug")
+    if isinstance(django, dict) and isinstance(django.get("line"), int):
+        yield django_place(django)
+    elif type(error).__module__ == "mako.exceptions" and isinstance(attributes.get("lineno"), int):
+        yield stated_place("template", str(attributes.get("filename") or ""), attributes["lineno"], "template")
+
+
+def stated_place(kind: str, filename: str, lineno: int, name: str, lines: Optional[list[str]] = None) -> FrameView:
+    """Return the view of a place without a frame; `lines` stand in for a file that is not there."""
+    found, missing = read_source(filename)
+    window, missing = source_window(found or lines or [], lineno, LINES_AROUND, missing)
+    return FrameView("", kind, shown_text(filename, FILENAME_LIMIT), lineno, name, "", is_app(filename), window, missing, ())
+
+
+def syntax_place(error: SyntaxError, filename: str, lineno: int) -> FrameView:
+    """Return where a SyntaxError points, with its caret; the text that it carries stands in for a missing file."""
+    text = [""] * (lineno - 1) + [error.text.rstrip("\n")] if isinstance(error.text, str) and 10_000 > lineno else None
+    view = stated_place("syntax", filename, lineno, "", text)
+    line = next((line.text for line in view.source if line.number == lineno), "")
+    last, end = getattr(error, "end_lineno", None), getattr(error, "end_offset", None)
+    start = error.offset - 1 if isinstance(error.offset, int) else -1
+    end = end - 1 if isinstance(end, int) and last == lineno and end - 1 > start else len(line) if isinstance(last, int) and last > lineno else start + 1
+    if start >= len(line):  # the end of the line was unexpected: point behind its last character
+        start, end = len(line) - 1, len(line)
+    return view._replace(marks=(Mark(lineno, start, min(end, len(line))),) if start >= 0 and line else ())
+
+
+def template_line(place: Place) -> Optional[tuple[str, int, str]]:
+    """Return file, line and name when the frame belongs to a template of Jinja2 or Mako."""
+    values, code = place.frame.f_globals, place.frame.f_code
+    if "__jinja_exception__" in values:  # Jinja2 makes such frames: the template's own file and line
+        return code.co_filename, place.lineno, code.co_name.lstrip(OPENER).rstrip(">")
+    mako = sys.modules.get("mako.template")
+    if mako is None or "_template_uri" not in values or "_magic_number" not in values:
+        return None
+    try:
+        info = mako._get_module_info(code.co_filename)
+        numbers = mako.ModuleInfo.get_module_source_metadata(info.code, full_line_map=True)["full_line_map"]
+        return str(info.template_filename or values["_template_uri"]), numbers[place.lineno - 1], code.co_name
+    except (AttributeError, KeyError, IndexError, TypeError):  # another version of Mako: the compiled line is shown
+        return None
+
+
+def django_place(debug: dict[str, Any]) -> FrameView:
+    """Return the line of a Django template, from what its engine noted; what it notes is escaped."""
+    from html import unescape
+
+    lines = [unescape(str(text)).rstrip("\n") for _, text in debug.get("source_lines", ())][1:]
+    lines = lines if debug.get("top", 1) == 1 else [""] * (debug["top"] - 1) + lines
+    view = stated_place("template", str(debug.get("name") or ""), debug["line"], "template", lines)
+    during = unescape(str(debug.get("during", ""))).split("\n")[0].rstrip()
+    line = next((line.text for line in view.source if line.number == view.lineno), "")
+    start = line.find(during) if during else -1
+    return view._replace(marks=(Mark(view.lineno, start, start + len(during)),) if start >= 0 else ())
+
+
+# What was probably meant
+
+
+def hint_for(error: BaseException, places: list[Place]) -> str:
+    """Return what the interpreter would suggest (bpo-38530), on every version, and for a KeyError the nearest key."""
+    text = error.args[0] if error.args and type(error.args[0]) is str else ""
+    if isinstance(error, KeyError):
+        keys = (key for place in caller_first(places) for key in keys_near(place))
+        return suggestion(text, keys)
+    if not places or isinstance(error, UnboundLocalError):
+        return ""
+    name = vars_or_attribute(error, "name") or next(iter(re.findall(r"'(\w+)'(?: from |$)|name '(\w+)'", text)), ("", ""))
+    if isinstance(error, ImportError):
+        return import_hint(error, text)
+    if isinstance(error, (NameError, AttributeError)):
+        wanted = name if isinstance(name, str) else name[0] or name[1]
+        return (name_hint if isinstance(error, NameError) else attribute_hint)(error, wanted, places[-1].frame)
+    return ""
+
+
+def vars_or_attribute(error: BaseException, name: str) -> Any:
+    """Return an attribute that the interpreter sets on newer versions; None on older ones."""
+    return getattr(error, name, None)
+
+
+def name_hint(error: BaseException, wanted: str, frame: FrameType) -> str:
+    """Suggest a name that exists where `wanted` does not."""
+    builtins = frame.f_builtins
+    owner = frame.f_locals.get("self", NOT_THERE)
+    if owner is not NOT_THERE and wanted in names_of(owner):
+        return f"Did you mean: 'self.{wanted}'?"
+    found = suggestion(wanted, [*frame.f_locals, *frame.f_globals, *builtins])
+    if not found and wanted in getattr(sys, "stdlib_module_names", sys.modules):
+        return f"Did you forget to import '{wanted}'?"
+    return found
+
+
+def attribute_hint(error: BaseException, wanted: str, frame: FrameType) -> str:
+    """Suggest an attribute; before 3.10 the error does not tell of which object, so one of that type is looked for."""
+    owner = getattr(error, "obj", NOT_THERE)
+    if owner is NOT_THERE:
+        kind = re.match(r"'(\w+)' object", str(error.args[0]) if error.args else "")
+        same = (v for v in frame.f_locals.values() if kind and type(v).__name__ == kind.group(1))
+        owner = next(same, NOT_THERE)
+    return suggestion(wanted, names_of(owner)) if owner is not NOT_THERE else ""
+
+
+def import_hint(error: ImportError, text: str) -> str:
+    """Suggest a name that the module has, or a module of a similar name."""
+    module = sys.modules.get(error.name or "")
+    wanted = re.match(r"cannot import name '(\w+)'", text)
+    if wanted and module is not None:
+        return suggestion(wanted.group(1), vars(module))
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return suggestion(error.name, {*getattr(sys, "stdlib_module_names", ()), *sys.modules})
+    return ""
+
+
+def suggestion(wanted: str, known: Iterable[Any]) -> str:
+    """Return the sentence that names the nearest of `known`, or nothing when none is near."""
+    from difflib import get_close_matches
+    from itertools import islice
+
+    names = [name for name in islice(known, 5_000) if type(name) is str and name != wanted]
+    near = get_close_matches(wanted, names, 1, 0.7) if wanted and NAME_LIMIT > len(wanted) else []
+    return f"Did you mean: '{shown_text(near[0], NAME_LIMIT)}'?" if near else ""
+
+
+def caller_first(places: list[Place]) -> list[Place]:
+    """Return the innermost places down to the application's own: a mapping's __getitem__ may lie between."""
+    own = [n for n, place in enumerate(places) if is_app(place.frame.f_code.co_filename)]
+    return list(reversed(places[own[-1] :] if own else places[-1:]))
+
+
+def keys_near(place: Place) -> Iterator[Any]:
+    """Yield the keys of the dictionaries that the failing line names."""
+    for value in resolved(failing_code(place), place.frame):
+        if issubclass(type(value), dict):
+            yield from list(dict.keys(value))
+        elif value is os.environ:
+            yield from os.environ
+
+
+def failing_code(place: Place) -> str:
+    """Return the source of the failing expression, or the whole line where positions are unknown."""
+    lines, _ = read_source(place.frame.f_code.co_filename, place.frame.f_globals)
+    marks = expression_of(place, lines)
+    if marks:
+        return "\n".join(lines[mark.number - 1][mark.start : mark.end] for mark in marks)
+    return lines[place.lineno - 1] if len(lines) >= place.lineno >= 1 else ""
+
+
+def resolved(code: str, frame: FrameType) -> Iterator[Any]:
+    """Yield what the dotted names in a piece of code stand for, found without running anybody's code."""
+    for dotted in re.findall(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*", code[:1_000]):
+        first, *rest = dotted.split(".")
+        value = frame.f_locals.get(first, frame.f_globals.get(first, NOT_THERE))
+        for name in rest:
+            value = NOT_THERE if value is NOT_THERE else stored_attribute(value, name)
+        if value is not NOT_THERE:
+            yield value
+
+
+def names_of(value: object) -> dict[str, Any]:
+    """Return the attributes that a value has, as they are stored."""
+    return {name: held for name, held in holding(value).items() if type(name) is str}
+
+
+def holding(value: object) -> dict[str, Any]:
+    """Return the dictionaries of a value, its class and its bases as one; no descriptor and no __dir__ is run."""
+    kind = type(value)
+    classes = type.mro(value) if issubclass(kind, type) and kind is not type else kind.__mro__  # type: ignore[arg-type]
+    if kind is type:
+        classes = value.__mro__  # type: ignore[attr-defined]
+    held: dict[str, Any] = {}
+    for each in reversed(classes):
+        held.update(each.__dict__)
+    try:
+        held.update(object.__getattribute__(value, "__dict__"))
+    except (AttributeError, TypeError):  # it has slots only
+        pass
+    return held
+
+
+def stored_attribute(value: object, name: str) -> Any:
+    """Return an attribute as far as it can be had without running code; NOT_THERE for a property and the like."""
+    held = holding(value).get(name, NOT_THERE)
+    if type(held) is MemberDescriptorType:
+        found, error = caught(lambda: held.__get__(value))
+        return NOT_THERE if error else found
+    return NOT_THERE if hasattr(type(held), "__set__") else held
+
+
+def signature_for(error: TypeError, place: Place) -> str:
+    """Return what the called function takes, when the error says that it was called wrongly."""
+    said = re.match(r"([\w.\x3c>]+)\(\) (?:takes|missing|got)", str(error.args[0]) if error.args else "")
+    if said is None:
+        return ""
+    for value in resolved(failing_code(place), place.frame):
+        function = called_function(value)
+        if function is not None and said.group(1) in (function.__qualname__, function.__name__):
+            return run_bounded({"": lambda: signature_text(function)}, INLINE_DEADLINE)[""]
+    return ""
+
+
+def called_function(value: Any) -> Optional[FunctionType]:
+    """Return the Python function that a call of `value` would run: a method's, a class's __init__ or __new__."""
+    if issubclass(type(value), type):
+        held = holding(value)
+        value = held["__init__"] if type(held.get("__init__")) is FunctionType else held.get("__new__")
+    if type(value) in (staticmethod, classmethod, MethodType):
+        value = value.__func__
+    return value if type(value) is FunctionType else None
+
+
+def signature_text(function: FunctionType) -> str:
+    """Return name and parameters as they would be written; the defaults' reprs are run."""
+    import inspect
+
+    return shown_text(f"{function.__qualname__}{inspect.signature(function)}", REPR_LIMIT)
+
+
+# Values, as texts that are bounded, printable and masked
+
+
+def safe_repr(value: object, limit: int = REPR_LIMIT, deadline: float = REPR_DEADLINE, name: str = "") -> str:
+    """Return the repr of `value`, or what became of it; never raises, and takes `deadline` seconds at most.
+
+    Masked when `name` says that it is a secret.  About `limit` characters long.
+    """
+    return run_bounded({name: value_job(value, name, limit)}, deadline)[name]
+
+
+class Helper(threading.Thread):
+    """Runs jobs one after another, so that one that hangs can be left behind."""
+
+    def __init__(self, jobs: dict[str, Callable[[], str]]) -> None:
+        super().__init__(name="devserve-repr", daemon=True)
+        from contextvars import copy_context  # frameworks' proxies mean the request of the context that they are in
+
+        self.jobs, self.context = jobs, copy_context()
+        self.texts: dict[str, str] = {}
+        self.abandoned = False
+
+    def run(self) -> None:
+        for name, job in self.jobs.items():
+            if not self.abandoned:
+                self.texts[name] = self.context.run(attempt, job)
+
+
+def run_bounded(jobs: dict[str, Callable[[], str]], deadline: float) -> dict[str, str]:
+    """Return what the jobs return.  One that is not done in `deadline` seconds is left behind with a word about it."""
+    texts: dict[str, str] = {}
+    for _ in range(REPR_ROUNDS):
+        todo = {name: job for name, job in jobs.items() if name not in texts}
+        if not todo:
+            break
+        if sum(isinstance(thread, Helper) for thread in threading.enumerate()) >= STUCK_LIMIT:
+            return {name: texts.get(name, f"(not read: {STUCK_LIMIT} others still hang)") for name in jobs}
+        helper = Helper(todo)
+        helper.start()
+        helper.join(deadline)
+        helper.abandoned = True
+        texts.update(helper.texts)
+        if helper.is_alive():
+            hanging = next((name for name in todo if name not in texts), "")
+            texts.setdefault(hanging, f"(not read: its repr takes longer than {deadline:g} s)")
+            interrupt_thread(helper.ident)
+    return {name: texts.get(name, "(not read: too many others take too long)") for name in jobs}
+
+
+def interrupt_thread(ident: Optional[int], kind: type[BaseException] = KeyboardInterrupt) -> bool:
+    """Raise `kind` in a thread as soon as it runs Python code; False where the interpreter offers no way."""
+    try:
+        import ctypes
+
+        raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    except (ImportError, AttributeError):  # PyPy, or a Python built without ctypes
+        return False
+    return bool(raise_in(ctypes.c_ulong(ident or 0), ctypes.py_object(kind)) == 1)
+
+
+def attempt(job: Callable[[], str]) -> str:
+    """Return the text that `job` makes, or in brackets what it raised instead."""
+    text, error = caught(job)
+    if error is None and issubclass(type(text), str):
+        return str.__str__(text)
+    said = f": {error.args[0][:NAME_LIMIT]}" if error and error.args and type(error.args[0]) is str else ""
+    return shown_text(f"(its repr raised {type_name(type(error))}{said})", MESSAGE_LIMIT)
+
+
+def caught(job: Callable[[], Outcome]) -> tuple[Optional[Outcome], Optional[BaseException]]:
+    """Return what other people's code returns, or what it raises, which may be anything: the broad catch of this room."""
+    try:
+        return job(), None
+    except BaseException as error:  # noqa: BLE001
+        return None, error
+
+
+def describe(value: object, limit: int = REPR_LIMIT, name: str = "") -> str:
+    """Return the repr of `value` in about `limit` characters; no more of a big container is looked at than that."""
+    texts, size = [], 0
+    for piece in pieces(value, limit, name):
+        texts.append(piece)
+        size += len(piece)
+        if size > limit:
+            count = f" ({len(value):,} items)" if type(value) in (list, tuple, set, frozenset, dict) else ""  # type: ignore[arg-type]
+            return shown_text("".join(texts), limit * 2) + "…" + count
+    return shown_text("".join(texts), limit * 2)
+
+
+def pieces(value: Any, limit: int, name: str = "", depth: int = 0) -> Iterator[str]:
+    """Yield the repr of `value` piece by piece: the builtin containers are walked, so that the reader can stop."""
+    kind = type(value)
+    if is_secret(name) and not harmless(value):
+        yield MASK
+    elif kind in (str, bytes, bytearray):
+        head = value[:limit]
+        yield repr(mask_query(head) if kind is str else head) + (f"… ({len(value):,} in all)" if len(value) > limit else "")
+    elif kind is int and value.bit_length() > 4_000:  # the interpreter refuses digits beyond 4,300 (CVE-2020-10735)
+        yield f"(an int of {value.bit_length():,} bits)"
+    elif kind.__repr__ not in CONTAINERS:
+        yield attempt(lambda: mask_text(repr(value)[: limit + 1]))
+    elif depth > DEPTH_LIMIT:
+        yield "…"
+    else:
+        base, opening, closing = CONTAINERS[kind.__repr__]
+        yield opening
+        yield from (pairs if issubclass(base, dict) else items)(base, value, limit, depth + 1)
+        yield closing
+
+
+def items(base: Any, value: Any, limit: int, depth: int) -> Iterator[str]:
+    """Yield the elements; the second of a pair such as ("password", "…") is masked by the first."""
+    pair = base in (tuple, list) and base.__len__(value) == 2
+    name = ""
+    for number, each in enumerate(base.__iter__(value)):
+        yield ", " if number else ""
+        yield from pieces(each, limit, name if pair else "", depth)
+        name = key_name(each)
+    if base is tuple and tuple.__len__(value) == 1:
+        yield ","
+
+
+def pairs(base: Any, value: Any, limit: int, depth: int) -> Iterator[str]:
+    """Yield the keys and values of a dictionary."""
+    for number, (key, each) in enumerate(base.items(value)):
+        yield ", " if number else ""
+        yield from pieces(key, limit, "", depth)
+        yield ": "
+        yield from pieces(each, limit, key_name(key), depth)
+
+
+CONTAINERS: dict[Any, tuple[Any, str, str]] = {
+    list.__repr__: (list, "[", "]"),
+    tuple.__repr__: (tuple, "(", ")"),
+    set.__repr__: (set, "{", "}"),
+    frozenset.__repr__: (frozenset, "frozenset({", "})"),
+    deque.__repr__: (deque, "deque([", "])"),
+    dict.__repr__: (dict, "{", "}"),
+    OrderedDict.__repr__: (OrderedDict, "OrderedDict({", "})"),
+    defaultdict.__repr__: (defaultdict, "defaultdict({", "})"),
+}
+
+
+def key_name(key: object) -> str:
+    """Return a key as the name of what it leads to."""
+    return key[:NAME_LIMIT] if type(key) is str else key[:NAME_LIMIT].decode("latin-1") if type(key) is bytes else ""
+
+
+def is_secret(name: str) -> bool:
+    """Tell whether a name says that what it names is nobody else's business."""
+    words = re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
+    return bool(SECRET_STEMS.search(name)) or not SECRET_WORDS.isdisjoint(word.lower() for word in words)
+
+
+def harmless(value: object) -> bool:
+    """Tell whether a value says nothing: nothing at all, a flag, code, or an object that shows only its address."""
+    kind = type(value)
+    if value is None or kind is bool or kind in (str, bytes) and not value:
+        return True
+    code = (FunctionType, MethodType, ModuleType, type)
+    return issubclass(kind, code) or kind.__repr__ is object.__repr__
+
+
+def mask_query(text: str) -> str:
+    """Mask the secrets among the parameters of the URLs in a text."""
+    if "=" not in text:
+        return text
+    return re.sub(r"(^|[?&;])([\w.\-\[\]]{1,60})=([^&;#\s'\"]+)", hide_value("{1}{2}=", 2), text)
+
+
+def mask_text(text: str) -> str:
+    """Mask what a foreign repr shows as the value of a name: User(password='…'), {'token': '…'}, ('cookie', '…')."""
+    value = r"""(b?'(?:[^'\\]|\\.)*'?|b?"(?:[^"\\]|\\.)*"?|(?:(?:Bearer|Basic|Digest|Token) )?[^\s,;&)}\]'"]+)"""
+    return re.sub(r"([\w\-]{1,60})(['\"]?\s*[=:]\s*|['\"],\s*)" + value, hide_value("{1}{2}", 1), text)
+
+
+def hide_value(shown: str, name: int) -> Callable[["re.Match[str]"], str]:
+    """Return the replacement that keeps the groups in `shown` and masks the rest if the group `name` is a secret's."""
+
+    def replace(match: "re.Match[str]") -> str:
+        secret = is_secret(match.group(name))
+        return shown.format(*(match.group(n) for n in range(4))) + MASK if secret else match.group()
+
+    return replace
+
+
+def type_name(kind: type) -> str:
+    """Return the qualified name of a type, past any metaclass that would have it otherwise."""
+    module, name = (type.__dict__[word].__get__(kind) for word in ("__module__", "__qualname__"))
+    prefix = "" if module in ("builtins", "__main__") or not isinstance(module, str) else module + "."
+    return shown_text(f"{prefix}{name}", NAME_LIMIT)
+
+
+def shown_text(text: str, limit: int) -> str:
+    """Return `text` cut to `limit` characters, with escapes for what cannot be shown or encoded, or deceives the eye.
+
+    Those are control characters but tab and newline, lone surrogates, and marks that reverse the direction of text.
+    """
+    if len(text) > limit:
+        text = f"{text[:limit]}… ({len(text) - limit:,} more characters)"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+# The request and the surroundings
+
+
+def read_request(environ: Mapping[str, Any], body: bytes = b"") -> Request:
+    """Return the request of a WSGI environ; `body` is what was read of it."""
+    headers, rest = [], {}
+    for key, value in list(environ.items()):
+        if key.startswith("HTTP_") or key in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+            headers.append((key.replace("HTTP_", "", 1).replace("_", "-").title(), value))
+        else:
+            rest[key] = value_job(value, key, INLINE_LIMIT)
+    return Request(
+        shown_text(str(environ.get("REQUEST_METHOD", "")), NAME_LIMIT),
+        request_url(environ),
+        tuple(field(name, value) for name, value in headers if value),
+        tuple(form_fields(str(environ.get("CONTENT_TYPE", "")), body)),
+        tuple((shown_text(key, NAME_LIMIT), text) for key, text in sorted(run_bounded(rest, INLINE_DEADLINE).items())),
+    )
+
+
+def field(name: str, value: object) -> tuple[str, str]:
+    """Return one header or form field as it can be shown."""
+    text = MASK if is_secret(name) and value else mask_query(str(value))
+    return shown_text(name, NAME_LIMIT), shown_text(text, REPR_LIMIT)
+
+
+def request_url(environ: Mapping[str, Any]) -> str:
+    """Return the URL that was asked for, readable rather than quoted (PEP 3333, URL Reconstruction)."""
+    host = environ.get("HTTP_HOST") or f"{environ.get('SERVER_NAME')}:{environ.get('SERVER_PORT')}"
+    path = f"{environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}"
+    path = path.encode("latin-1", "replace").decode("utf-8", "replace")
+    query = environ.get("QUERY_STRING")
+    return shown_text(mask_query(f"{environ.get('wsgi.url_scheme')}://{host}{path}{'?' if query else ''}{query or ''}"), REPR_LIMIT)
+
+
+def form_fields(content_type: str, body: bytes) -> Iterator[tuple[str, str]]:
+    """Yield the fields of a form, or the members of a JSON object, as far as `body` holds them."""
+    text = body.decode("utf-8", "replace")
+    if content_type.startswith("application/x-www-form-urlencoded"):
+        from urllib.parse import parse_qsl
+
+        yield from (field(name, value) for name, value in parse_qsl(text, True)[:FORM_LIMIT])
+    elif content_type.startswith("multipart/form-data"):
+        part = r'name="([^"]*)"(?:; *filename="([^"]*)")?[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n(.*?)(?=\r\n--|\Z)'
+        for name, filename, value in re.findall(part, text, re.DOTALL)[:FORM_LIMIT]:
+            yield field(name, f"(the file {filename})" if filename else value)
+    elif "json" in content_type and text:
+        yield from json_fields(text)
+
+
+def json_fields(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the members of a JSON object, or the whole text when it is none."""
+    import json
+
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = text
+    for key, each in list(value.items())[:FORM_LIMIT] if isinstance(value, dict) else [("JSON", value)]:
+        yield shown_text(key, NAME_LIMIT), safe_repr(each, REPR_LIMIT, INLINE_DEADLINE, key)
+
+
+def versions() -> tuple[tuple[str, str], ...]:
+    """Return what ran: Python, the system, devserve, and those frameworks that are loaded."""
+    own = [("Python", f"{sys.version.split()[0]} ({sys.implementation.name})"), ("System", sys.platform), ("devserve", __version__)]
+    names = "Flask Werkzeug Django bottle pyramid falcon CherryPy web.py Jinja2 Mako SQLAlchemy".split()
+    metadata = sys.modules.get("importlib.metadata")  # 20 ms to import: asked only where a framework did so already
+    for name in names:
+        module = sys.modules.get({"web.py": "web"}.get(name, name.lower()))
+        if module is not None:
+            version = vars(module).get("__version__")
+            if not isinstance(version, str) and metadata is not None:
+                try:
+                    version = metadata.version(name)
+                except metadata.PackageNotFoundError:  # vendored, or a folder of that name
+                    continue
+            own.append((name, shown_text(str(version), NAME_LIMIT)))
+    return tuple(own)
+
+
+# =====================================================================================================================
+# 5. Writing the page
+#
+# A report becomes what somebody reads: a page, plain text, Markdown, JSON.  Knows the data of room 4 and the paper of
+# room 13, where every tag, rule and script stands; here is only what goes where.  All markup passes one door, `fill`:
+# it escapes what it is given, unless that came out of the door itself.  Nothing here looks at an exception or a frame.
+# =====================================================================================================================
+
+LONG_TEXT = 240  # characters from which a value or a message is folded; about three lines of the page
+LONG_LINES = 5  # and lines
+SHOWN_TEXT = 140  # characters of it that are shown folded
+OPEN_FRAMES = 12  # application frames that start open: more would bury the rest of the page
+OPEN_MEMBERS = 3  # members of an exception group that start open, for the same reason
+ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;", "\0": "\\x00"})
+WORDINGS = {"cause": "Caused by", "context": "Raised while handling"}
+SENTENCES = {  # Python's own, for the text: there the oldest comes first
+    "cause": "The above exception was the direct cause of the following exception:",
+    "context": "During handling of the above exception, another exception occurred:",
+}
+
+Span = tuple[int, int, str]  # the columns from and to, and the class in STYLE
+
+
+class ConsoleState(NamedTuple):
+    """What the reader of a page may do with its consoles."""
+
+    state: str  # "open", "locked" (ask for the PIN) or "closed"
+    secret: str  # what the page proves itself with; "" when it must not have it
+    reason: str  # why it is closed, a sentence
+    remedy: str  # what to do about that, a sentence
+
+
+# ---- The door -------------------------------------------------------------------------------------------------------
+
+
+class Markup(str):
+    """Text that is HTML already.  Only `escape`, `fill` and `joined` make it, and `fill` the constants of room 13."""
+
+
+def escape(text: Union[str, int]) -> Markup:
+    """Return `text` as HTML that shows exactly it, in an element or a quoted attribute; markup comes back as it is."""
+    if isinstance(text, Markup):
+        return text
+    return Markup(
+        str(text).translate(ENTITIES).encode("utf-8", "backslashreplace").decode("utf-8")
+    )  # no lone surrogates
+
+
+def fill(template: str, **values: Union[str, int]) -> Markup:
+    """Return `template`, one of room 13's, with each {word} replaced by its escaped value."""
+    return Markup(template.format_map({word: escape(value) for word, value in values.items()}))
+
+
+def joined(pieces: Iterable[Markup]) -> Markup:
+    """Return the pieces, all markup, as one."""
+    return Markup("".join(pieces))
+
+
+# ---- The page -------------------------------------------------------------------------------------------------------
+
+
+def write_page(report: Report, *, console: ConsoleState, generation: str, nonce: str, prefix: str) -> str:
+    """Return the whole page of one crash.  What was raised last and where comes first, its causes below."""
+    newest, request = report.problems[-1], report.request
+    method = request.method if request else "GET"
+    content = fill(
+        CRASH,
+        request=fill(REQUEST_LINE, method=method, url=request.url) if request else "",
+        again="Reload" if method in ("GET", "HEAD") else "Send again",
+        editors=Markup(EDITORS),
+        type=write_type(newest.type),
+        message=write_message(newest.message),
+        remarks=joined([write_remarks(newest), write_overview(report.problems)]),
+        exceptions=write_problems(report.problems, "e"),
+        around=write_around(report),
+        versions=" · ".join([*(f"{name} {version}" for name, version in report.versions), report.time]),
+        prefix=prefix,
+    )
+    title = f"{newest.type}: {one_line(newest.message, 80)}"
+    return write_sheet(title, content, method, console=console, generation=generation, nonce=nonce, prefix=prefix)
+
+
+def console_page(*, console: ConsoleState, generation: str, nonce: str, prefix: str) -> str:
+    """Return the page with a console for the application alone."""
+    return write_sheet(
+        "Console", fill(CONSOLE), "GET", console=console, generation=generation, nonce=nonce, prefix=prefix
+    )
+
+
+def notice_page(title: str, text: str, *, nonce: str) -> str:
+    """Return a small page that says one thing."""
+    return fill(NOTICE, title=title, text=text, nonce=nonce, style=Markup(STYLE))
+
+
+def write_sheet(
+    title: str, content: Markup, method: str, *, console: ConsoleState, generation: str, nonce: str, prefix: str
+) -> Markup:
+    """Return a whole document: head, style and script around `content`."""
+    return fill(
+        PAGE,
+        title=title,
+        content=content,
+        method=method,
+        console=console.state,
+        secret=console.secret,
+        reason=console.reason,
+        remedy=console.remedy,
+        generation=generation,
+        nonce=nonce,
+        prefix=prefix,
+        style=Markup(STYLE),
+        script=Markup(SCRIPT),
+    )
+
+
+def write_type(name: str) -> Markup:
+    module, dot, own = name.rpartition(".")
+    return fill(TYPE, module=module + dot, name=own)
+
+
+def write_message(message: str) -> Markup:
+    return fold_text(message) if is_long(message) else fill(MESSAGE, text=message)
+
+
+def write_remarks(problem: Problem) -> Markup:
+    hint = fill(HINT, text=problem.hint) if problem.hint else Markup()
+    return joined([hint, *(fill(NOTE, text=fold_text(note)) for note in problem.notes)])
+
+
+def write_overview(problems: Sequence[Problem]) -> Markup:
+    """Return links to the causes and the members of groups, so that the root of it all is seen without scrolling."""
+    links = [
+        fill(
+            LINK, wording=wording, anchor=anchor, type=write_type(problem.type), message=one_line(problem.message, 120)
+        )
+        for anchor, wording, problem in tree_of(problems, "e")
+    ]
+    return fill(LINKS, links=joined(links[1:])) if links[1:] else Markup()
+
+
+def tree_of(problems: Sequence[Problem], anchor: str) -> Iterator[tuple[str, str, Problem]]:
+    """Yield all exceptions of a chain as `newest_first`, each followed by its members, worded by number."""
+    for place, wording, problem in newest_first(problems, anchor):
+        yield place, wording, problem
+        for number, chain in enumerate(problem.members, 1):
+            inner = tree_of(chain, f"{place}.{number}")
+            for where, how, each in inner:
+                yield where, how if how[:1].isalpha() else f"{number}.{how}", each
+
+
+def newest_first(problems: Sequence[Problem], anchor: str) -> Iterator[tuple[str, str, Problem]]:
+    """Yield anchor, wording and problem; the wording says how the problem led to the one just yielded."""
+    wording = ""
+    for number, problem in enumerate(reversed(problems)):
+        yield f"{anchor}-{number}" if number else anchor, wording, problem
+        wording = WORDINGS.get(problem.relation, "")
+
+
+def write_problems(problems: Sequence[Problem], anchor: str) -> Markup:
+    return joined(
+        fill(
+            EXCEPTION,
+            anchor=place,
+            type=problem.type,
+            heading=write_heading(wording, problem) if wording else "",
+            members=write_members(problem, place),
+            stack=write_stack(problem.frames),
+        )
+        for place, wording, problem in newest_first(problems, anchor)
+    )
+
+
+def write_heading(wording: str, problem: Problem) -> Markup:
+    message, remarks = write_message(problem.message), write_remarks(problem)
+    return fill(HEADING, wording=wording, type=write_type(problem.type), message=message, remarks=remarks)
+
+
+def write_members(problem: Problem, anchor: str) -> Markup:
+    """Return the members of an exception group as a tree, before the group's own frames: they are what failed."""
+    if not problem.members:
+        return Markup()
+    members = joined(
+        fill(
+            MEMBER,
+            open=Markup(" open" if number <= OPEN_MEMBERS else ""),
+            number=number,
+            type=write_type(chain[-1].type),
+            message=one_line(chain[-1].message, 200),
+            remarks=write_remarks(chain[-1]),
+            exceptions=write_problems(chain, f"{anchor}.{number}"),
+        )
+        for number, chain in enumerate(problem.members, 1)
+    )
+    unlisted = fill(ABSENT, text=f"and {counted(problem.unlisted, 'more exception')}") if problem.unlisted else ""
+    return fill(
+        MEMBERS,
+        title=counted(len(problem.members) + problem.unlisted, "exception"),
+        members=members,
+        unlisted=unlisted,
+    )
+
+
+# ---- Frames ---------------------------------------------------------------------------------------------------------
+
+
+def write_stack(frames: Sequence[FrameView]) -> Markup:
+    """Return the frames, newest first: the application's own open, runs of library frames folded.
+
+    The frame that raised is never folded away, and when none is the application's it is opened.
+    """
+    pieces: list[Markup] = []
+    run: list[FrameView] = []
+    ours = [frame for frame in reversed(frames) if frame.app] or list(frames[-1:])
+    for frame in reversed(frames):
+        if frame.app or frame is frames[-1]:
+            hot = frame is frames[-1] or frame is ours[0]
+            pieces += [fold_run(run), write_frame(frame, opened=frame in ours[:OPEN_FRAMES], hot=hot)]
+            run = []
+        else:
+            run.append(frame)
+    pieces.append(fold_run(run))
+    return fill(STACK, frames=joined(pieces)) if frames else Markup()
+
+
+def fold_run(run: Sequence[FrameView]) -> Markup:
+    """Return library frames behind one line that names their packages."""
+    frames = joined(write_frame(frame, opened=False) for frame in run)
+    if len(run) < 2:
+        return frames
+    packages = dict.fromkeys(".".join(frame.module.split(".")[:2]) or frame.filename for frame in run)
+    return fill(FOLD, count=counted(len(run), "frame"), modules=one_line(", ".join(packages), 160), frames=frames)
+
+
+def write_frame(frame: FrameView, *, opened: bool, hot: bool = False) -> Markup:
+    folder, file = os.path.split(short_path(frame.filename))
+    unread = any(variable.value is None for variable in frame.variables)
+    view = fill(
+        FRAME,
+        kind=("ours" if frame.app else "library") + (" hot" if hot else ""),
+        open=Markup(" open" if opened else ""),
+        id=frame.id,
+        path=frame.filename,
+        folder=os.path.join(folder, "") if folder else "",
+        file=file,
+        lineno=frame.lineno,
+        function=frame.name,
+        edit=write_edit_link(frame, file),
+        body=write_body(frame, unread),
+        more=Markup(MORE) if frame.id and frame.source else "",
+    )
+    return joined([write_repeats(frame), view])
+
+
+def write_body(frame: FrameView, unread: bool) -> Markup:
+    """Return source and values side by side.  Types stand in for values not yet read, where the frame is open."""
+    if frame.kind != "python":
+        return write_source(frame)
+    variables = Markup(UNREAD) if unread and not frame.app else write_variables(frame)
+    later = Markup(" later" if unread and frame.id else "")
+    return fill(HALVES, source=write_source(frame), variables=variables, later=later)
+
+
+def write_repeats(frame: FrameView) -> Markup:
+    if not frame.repeats:
+        return Markup()
+    if not frame.period:
+        return fill(REPEAT, text=f"{counted(frame.repeats, 'frame')} not shown")
+    again = "frame below" if frame.period == 1 else f"{frame.period} frames below"
+    return fill(REPEAT, text=f"The {again} again, {frame.repeats:,} times")
+
+
+def write_edit_link(frame: FrameView, file: str) -> Markup:
+    if not os.path.isabs(frame.filename):
+        return Markup()
+    column = frame.marks[0].start + 1 if frame.marks else 1
+    return fill(EDIT, path=frame.filename, lineno=frame.lineno, column=column, file=file)
+
+
+def short_path(filename: str) -> str:
+    """Return the path as people name it: below site-packages, the library or the working directory."""
+    roots = [os.path.dirname(os.__file__), os.getcwd()]
+    for packages in ("site-packages", "dist-packages"):
+        before, found, after = filename.partition(os.sep + packages + os.sep)
+        if found:
+            return after
+    for root in roots:
+        if filename.startswith(os.path.join(root, "")):
+            return os.path.relpath(filename, root)
+    return filename
+
+
+def write_source(view: FrameView) -> Markup:
+    """Return the window of source: failing line and expression marked, the callee's signature below."""
+    if not view.source:
+        return fill(ABSENT, text=view.missing)
+    source = list(view.source)
+    while len(source) > 1 and not source[0].text.strip():
+        del source[0]
+    while len(source) > 1 and not source[-1].text.strip():
+        del source[-1]
+    margin = min((len(text) - len(text.lstrip()) for _, text in source if text.strip()), default=0)
+    texts = [text[margin:] for _, text in source]
+    colours = colour(texts) if view.kind != "template" else [[] for _ in texts]
+    marks = {mark.number: (mark.start - margin, mark.end - margin) for mark in view.marks}
+    lines = []
+    for (number, _), text, spans in zip(source, texts, colours):
+        at = number == view.lineno or number in marks
+        painted = paint(text, spans, *marks.get(number, (0, 0)))
+        lines.append(fill(LINE, at=" at" if at else "", number=number, text=painted))
+        if view.signature and number == view.lineno:
+            lines.append(fill(SIGNATURE, text=view.signature))
+    return fill(SOURCE, lines=joined(lines))
+
+
+def paint(text: str, spans: Sequence[Span], start: int, end: int) -> Markup:
+    """Return `text` with its tokens coloured and the characters from `start` to `end` marked."""
+
+    def piece(first: int, last: int) -> Markup:
+        done, pieces = first, []
+        for begin, stop, kind in spans:
+            begin, stop = max(begin, done), min(stop, last)
+            if begin < stop:
+                pieces += [escape(text[done:begin]), fill(COLOURED, kind=kind, text=text[begin:stop])]
+                done = stop
+        return joined([*pieces, escape(text[done:last])])
+
+    start, end = max(start, 0), max(start, end, 0)
+    if start >= end:
+        return piece(0, len(text))
+    return joined([piece(0, start), fill(MARK, text=piece(start, end)), piece(end, len(text))])
+
+
+def colour(lines: Sequence[str]) -> list[list[Span]]:
+    """Return for each line the (start, end, class) of what is coloured in it.
+
+    A window of source begins and ends anywhere, in a bracket or in a string.  So indentation is taken off first, since
+    a dedent to a level never seen is an error, and after anything that is no Python the next line is a new beginning.
+    """
+    import tokenize
+
+    spans: list[list[Span]] = [[] for _ in lines]
+    bare = [line.lstrip() + "\n" for line in lines]
+    first = docstring_end(lines)
+    for row in range(first):
+        spans[row].append((0, len(lines[row]), "s"))
+    while first < len(lines):
+        row, before = first, ""
+        try:
+            for token in tokenize.generate_tokens(iter(bare[first:]).__next__):
+                kind = token_class(tokenize.tok_name[token.type], token.string, before)
+                if kind:
+                    add_spans(spans, lines, (first + token.start[0] - 1, token.start[1]), token.string, kind)
+                row, before = first + token.end[0] - 1, token.string
+            break
+        except (SyntaxError, tokenize.TokenError):
+            first = row + 1
+    return spans
+
+
+def docstring_end(lines: Sequence[str]) -> int:
+    """Return how many of the lines belong to a docstring that began before them: a guess from its closing quotes."""
+    for row, line in enumerate(lines):
+        found = re.search(r"""'{3}|"{3}""", line)
+        if found:
+            opens = not line[: found.start()].strip(" \trRbBfFuU")
+            alone = line.strip() == found.group() and row > 0 and lines[row - 1].rstrip()[-1:] not in ":=(,["
+            closes = line.rstrip().endswith(found.group()) and line.count(found.group()) == 1 and (alone or not opens)
+            return row + 1 if closes else 0
+    return 0
+
+
+def token_class(token: str, text: str, before: str) -> str:
+    """Return the class in STYLE of one token, "" for those left plain: quiet colours, so that the mark is seen."""
+    import keyword
+
+    if token == "NAME":
+        return "k" if keyword.iskeyword(text) else "d" if before in ("def", "class") else ""
+    if token.startswith(("FSTRING", "TSTRING")):  # since Python 3.12 the literal parts come one by one
+        return "s"
+    return {"COMMENT": "c", "NUMBER": "n", "STRING": "s"}.get(token, "")
+
+
+def add_spans(spans: list[list[Span]], lines: Sequence[str], start: tuple[int, int], text: str, kind: str) -> None:
+    """Note a token that starts at (row, column) of the lines without indentation, on each line that it covers."""
+    row, column = start
+    for part in text.split("\n"):
+        if row < len(lines):
+            indent = len(lines[row]) - len(lines[row].lstrip())
+            spans[row].append((indent + column, indent + column + len(part), kind))
+        row, column = row + 1, 0
+
+
+# ---- Values, and what stands around the exception -------------------------------------------------------------------
+
+
+def write_variables(view: FrameView) -> Markup:
+    """Return the frame's arguments and its other locals; those on the failing line stand out."""
+    line = " ".join(text for number, text in view.source if number == view.lineno)
+    used = set(re.findall(r"\w+", line))
+    parts = []
+    for title, argument in (("Arguments", True), ("Locals", False)):
+        rows = [write_variable(v, v.name in used) for v in view.variables if v.argument is argument]
+        if rows:
+            parts.append(fill(VALUES, title=title, rows=joined(rows)))
+    if view.unlisted:
+        parts.append(fill(ABSENT, text=f"and {view.unlisted:,} more"))
+    return joined(parts) if parts else fill(ABSENT, text="No variables here")
+
+
+def write_variable(variable: Variable, used: bool) -> Markup:
+    text = fill(ONLY_TYPE, type=variable.type) if variable.value is None else fold_text(variable.value)
+    return fill(VALUE, used=Markup(' class="used"' if used else ""), name=variable.name, type=variable.type, text=text)
+
+
+def write_around(report: Report) -> Markup:
+    """Return the request, and the report as text and as Markdown, to be copied."""
+    pieces = []
+    if report.request:
+        request = report.request
+        tables = (("Form", request.form), ("Headers", request.headers), ("Environ", request.environ))
+        pieces = [write_table(title, rows, opened=title == "Form") for title, rows in tables if rows]
+    pieces.append(fill(COPY, title="As text", id="as-text", text=write_text(report)))
+    pieces.append(fill(COPY, title="As Markdown", id="as-markdown", text=write_markdown(report)))
+    return joined(pieces)
+
+
+def write_table(title: str, rows: Sequence[tuple[str, str]], *, opened: bool) -> Markup:
+    lines = joined(fill(ROW, name=name, text=fold_text(text)) for name, text in rows)
+    return fill(TABLE, title=title, count=len(rows), rows=lines, open=Markup(" open" if opened else ""))
+
+
+def is_long(text: str) -> bool:
+    return len(text) > LONG_TEXT or text.count("\n") >= LONG_LINES
+
+
+def fold_text(text: str) -> Markup:
+    """Return the text; a long one behind its beginning."""
+    if not is_long(text):
+        return escape(text)
+    start = "\n".join(text[:SHOWN_TEXT].split("\n")[:LONG_LINES])
+    return fill(LONG, start=start, size=f"{len(text):,} characters", text=text)
+
+
+def one_line(text: str, limit: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+# ---- Without markup -------------------------------------------------------------------------------------------------
+
+
+def write_text(report: Report) -> str:
+    """Return the report as the interpreter prints a traceback, then the request and the versions."""
+    lines = [*text_of_chain(report.problems), ""]
+    if report.request:
+        lines.append(f"{report.request.method} {report.request.url}")
+    lines.append(", ".join([*(f"{name} {version}" for name, version in report.versions), report.time]))
+    return "\n".join(lines) + "\n"
+
+
+def text_of_chain(problems: Sequence[Problem]) -> Iterator[str]:
+    """Yield the lines of a chain, the oldest cause first, as Python orders it."""
+    for problem in problems:
+        if problem.relation:
+            yield from ("", SENTENCES[problem.relation], "")
+        if any(frame.kind != "syntax" for frame in problem.frames):
+            yield "Traceback (most recent call last):"
+        for frame in problem.frames:
+            yield from text_of_frame(frame)
+        yield f"{problem.type}: {problem.message}" if problem.message else problem.type
+        yield from problem.notes
+        if problem.hint:
+            yield f"({problem.hint})"
+        for number, chain in enumerate(problem.members, 1):
+            yield f"  +---------------- {number} ----------------"
+            yield from (f"  | {line}" for member in text_of_chain(chain) for line in member.split("\n"))
+        if problem.unlisted:
+            yield f"  and {problem.unlisted:,} more"
+
+
+def text_of_frame(frame: FrameView) -> Iterator[str]:
+    yield f'  File "{frame.filename}", line {frame.lineno}' + (f", in {frame.name}" if frame.name else "")
+    marks = {mark.number: mark for mark in frame.marks}
+    for number, text in frame.source:
+        if number == frame.lineno:
+            margin = len(text) - len(text.lstrip())
+            yield "    " + text.strip()
+            mark = marks.get(number)
+            if mark and text.strip() != text[mark.start : mark.end].strip():
+                yield "    " + " " * (mark.start - margin) + "^" * max(1, mark.end - mark.start)
+    if frame.signature:
+        yield f"    (takes {frame.signature})"
+    if frame.repeats:
+        again = "frame" if frame.period == 1 else f"{frame.period} frames"
+        before = f"Previous {again} repeated {frame.repeats:,} more times" if frame.period else ""
+        yield f"  [{before or counted(frame.repeats, 'frame') + ' not shown'}]"
+
+
+def write_markdown(report: Report) -> str:
+    """Return the report for an issue or an assistant: what, where, with which values, the traceback, the request."""
+    problem = report.problems[-1]
+    parts = [f"# {code(f'{problem.type}: {one_line(problem.message, 200)}')}"]
+    if problem.hint:
+        parts.append(fence(problem.hint))
+    place = next((frame for frame in reversed(problem.frames) if frame.app), None)
+    if place:
+        parts += [
+            f"## {code(f'{place.filename}:{place.lineno}')} in {code(place.name)}",
+            fence(excerpt(place), "python"),
+        ]
+        values = [f"{v.name} = {v.value}" for v in place.variables if v.value is not None]
+        parts += ["Values there:", fence("\n".join(values))] if values else []
+    parts += ["## Traceback", fence("\n".join(text_of_chain(report.problems)))]
+    if report.request:
+        request = report.request
+        rows = [f"{request.method} {request.url}", *(f"{name}: {text}" for name, text in request.headers)]
+        form = ["", *(f"{name} = {text}" for name, text in request.form)] if request.form else []
+        parts += ["## Request", fence("\n".join([*rows, *form]))]
+    parts += ["## Versions", fence("\n".join(f"{name} {version}" for name, version in report.versions))]
+    return "\n\n".join(parts) + "\n"
+
+
+def excerpt(frame: FrameView) -> Markup:
+    """Return the window of source with its numbers and an arrow at the failing line."""
+    return "\n".join(f"{'>' if number == frame.lineno else ' '}{number:5} {text}" for number, text in frame.source)
+
+
+def fence(text: str, language: str = "") -> str:
+    """Return `text` as a code block of Markdown, whose fence is longer than any in it."""
+    ticks = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{ticks}{language}\n{text}\n{ticks}"
+
+
+def code(text: str) -> str:
+    """Return one line of text as code of Markdown."""
+    ticks = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{ticks} {text} {ticks}" if "`" in text else f"`{text}`"
+
+
+def write_json(report: Report) -> str:
+    """Return the report as JSON, in ASCII: the names of room 4, nothing left out."""
+    import json
+
+    return json.dumps(plain(report), indent=1)
+
+
+def plain(value: Any) -> Any:
+    """Return named tuples as dicts and tuples as lists."""
+    if hasattr(value, "_asdict"):
+        return {name: plain(part) for name, part in value._asdict().items()}
+    return [plain(part) for part in value] if isinstance(value, tuple) else value
+
+
+def emergency_page(error: BaseException, crash: str) -> str:
+    """Return plain text for when the page of a crash itself fails: it asks nothing of the objects but a type."""
+    return f"devserve could not write the page of this crash ({type(error).__name__}). The crash:\n\n{crash}\n"
+
+
+# =====================================================================================================================
+# 6. The console
+#
+# A Python prompt in the namespace of a frame, and the shelf that keeps the frames of the last crashes.  Whoever may
+# use them is decided elsewhere.  May know how tracebacks are read (4).
+# =====================================================================================================================
+
+OUTPUT_LIMIT = 100_000  # characters of one evaluation's output; a browser draws that much at once
+COMPLETIONS_LIMIT = 200  # more than anybody reads
+SHELF_LIMIT = 10  # crashes whose frames are kept: enough to compare, few enough for memory
+COLLECT_EVERY = 10  # crashes: an exception and its frames are often a cycle, which only the collector frees
+INTERRUPT_PATIENCE = 2.0  # seconds after an interrupt; what goes on longer is inside C code and is not waited for
+TURN_PATIENCE = 5.0  # seconds that an evaluation waits for another one in the same console
+CONSOLE_FILE = "<console>"  # what its code calls its file, as at every prompt
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation printed; `more` when the statement is not complete and nothing was run."""
+
+    output: str
+    more: bool = False
+
+
+class Busy(Exception):
+    """Another evaluation is still running in this console."""
+
+
+class Console:
+    """One prompt.  What it assigns stays; rebinding a variable does not reach the frame, changing its object does."""
+
+    def __init__(self, namespace: dict[str, Any], contexts: Iterable[ContextManager[Any]] = ()) -> None:
+        self.namespace = namespace  # one dictionary: functions and comprehensions see what is defined at the prompt
+        self.contexts = contexts  # those that the framework was in when it failed, such as Flask's request
+        self.turn = threading.Lock()
+        self.thread: Optional[Evaluator] = None
+
+    def run(self, code: str) -> Evaluation:
+        """Evaluate what was typed as a prompt does.  Raises Busy when another evaluation does not end."""
+        if not self.turn.acquire(timeout=TURN_PATIENCE):
+            raise Busy
+        try:
+            if self.thread is not None:
+                self.thread.join(TURN_PATIENCE)
+                if self.thread.is_alive():
+                    raise Busy
+            self.thread = Evaluator(self, code)
+            return self.thread.result()
+        finally:
+            self.turn.release()
+
+    def interrupt(self) -> bool:
+        """Raise KeyboardInterrupt in the evaluation that runs; False when there is none, or no way to do so."""
+        thread = self.thread
+        if thread is None or not thread.is_alive():
+            return False
+        done = interrupt_thread(thread.ident)
+        thread.interrupted.set()
+        return done
+
+    def evaluate(self, code: str) -> bool:
+        """Run `code` in this thread, print what a prompt prints; True when it is not complete."""
+        steps, error = caught(lambda: compile_statements(code))
+        if error is None and steps is None:
+            return True
+        if error is None:
+            _, error = caught(lambda: self.run_steps(steps or []))
+        if error is not None:
+            _, worse = caught(lambda: print(console_traceback(error), end=""))
+            if worse is not None:
+                print(type_name(type(error)), "(and its traceback cannot be shown)")
+        return False
+
+    def run_steps(self, steps: list[tuple[CodeType, bool]]) -> None:
+        """Run statements one by one; the value of an expression is shown and named `_`."""
+        from contextlib import ExitStack
+
+        with ExitStack() as stack:
+            for context in self.contexts:
+                stack.enter_context(context)
+            for code, shown in steps:
+                value = eval(code, self.namespace)
+                if shown and value is not None:
+                    self.namespace["_"] = value
+                    print(repr(value))
+
+    def complete(self, code: str) -> tuple[int, list[str]]:
+        """Return where the word before the caret begins, and what it may become.  No property is run."""
+        import re
+
+        word = re.search(r"(?:[^\W\d]\w*\.)*\w*$", code)
+        path, start = (word.group().split("."), word.start()) if word else ([""], len(code))
+        names = names_below(self.namespace, path[:-1])
+        found = sorted(name for name in names if name.startswith(path[-1]) and (path[-1] or name[:1] != "_"))
+        return start, [".".join([*path[:-1], name]) for name in found[:COMPLETIONS_LIMIT]]
+
+
+def compile_statements(code: str) -> Optional[list[tuple[CodeType, bool]]]:
+    """Return the statements, each with whether its value is to be shown; None when the last one goes on.
+
+    A block goes on until an empty line, as at a prompt, unless several statements come at once, as by pasting.
+    """
+    import ast
+    import warnings
+    from codeop import compile_command
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)
+        try:
+            if compile_command(code, CONSOLE_FILE, "single") is None:
+                return None
+        except SyntaxError:  # a mistake, found again below, or more than one statement
+            pass
+    steps: list[tuple[CodeType, bool]] = []
+    for statement in ast.parse(code, CONSOLE_FILE).body:
+        if isinstance(statement, ast.Expr):
+            steps.append((compile(ast.Expression(statement.value), CONSOLE_FILE, "eval"), True))
+        else:
+            steps.append((compile(ast.Module([statement], []), CONSOLE_FILE, "exec"), False))
+    return steps
+
+
+def console_traceback(error: BaseException) -> str:
+    """Return the traceback of what was typed, without the frames of the console itself."""
+    import traceback
+
+    tb = error.__traceback__
+    while tb is not None and tb.tb_frame.f_code.co_filename != CONSOLE_FILE:
+        tb = tb.tb_next
+    return "".join(traceback.format_exception(type(error), error, tb))
+
+
+def names_below(namespace: dict[str, Any], path: list[str]) -> Iterable[str]:
+    """Return the attributes of what a dotted path stands for, found without running a property; all names for none."""
+    import builtins
+    import keyword
+
+    if not path:
+        return {*namespace, *vars(builtins), *keyword.kwlist}
+    value = namespace.get(path[0], vars(builtins).get(path[0], NOT_THERE))
+    for name in path[1:]:
+        value = NOT_THERE if value is NOT_THERE else stored_attribute(value, name)
+    return () if value is NOT_THERE else names_of(value)
+
+
+class Evaluator(threading.Thread):
+    """One evaluation, in a thread of its own.
+
+    An interrupt can hit it without hitting the server; the answer need not wait for it when an interrupt has no
+    effect; and what it prints is told by its thread from what the server and the application print meanwhile.
+    """
+
+    def __init__(self, console: Console, code: str) -> None:
+        super().__init__(name="devserve-console", daemon=True)
+        self.console, self.code = console, code
+        self.output = io.StringIO()
+        self.more = False
+        self.interrupted = threading.Event()
+
+    def run(self) -> None:
+        for name in ("stdin", "stdout", "stderr"):
+            if not isinstance(getattr(sys, name), Stream):
+                setattr(sys, name, Stream(getattr(sys, name)))
+        self.more = self.console.evaluate(self.code)
+
+    def result(self) -> Evaluation:
+        """Start, and return what came of it; after an interrupt without effect, what came of it so far."""
+        self.start()
+        while self.is_alive() and not self.interrupted.is_set():
+            self.join(0.05)  # seconds until an interrupt is noticed; the end is noticed at once
+        self.join(INTERRUPT_PATIENCE)
+        text = self.output.getvalue()
+        if self.is_alive():
+            text += "(it runs on: what is not Python code, such as a sleep, cannot be interrupted)\n"
+        return Evaluation(text, self.more)
+
+
+class Stream:
+    """One of the standard streams: to an evaluation its own output and no input, to everybody else what it was.
+
+    It replaces the stream of `sys` at the first evaluation and stays: one that others hold on to cannot be taken back.
+    """
+
+    def __init__(self, real: Any) -> None:
+        self.real = real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    def output(self) -> Optional[io.StringIO]:
+        """Return where the current thread's output goes when it is an evaluation."""
+        thread = threading.current_thread()
+        return thread.output if isinstance(thread, Evaluator) else None
+
+    def write(self, text: str) -> int:
+        output = self.output()
+        if output is None:
+            return int(self.real.write(text) or 0) if self.real is not None else 0
+        room = OUTPUT_LIMIT - output.tell()
+        if room > 0:
+            output.write(text if len(text) <= room else text[:room] + "\n… (the rest of the output is not kept)\n")
+        return len(text)
+
+    def flush(self) -> None:
+        if self.output() is None and self.real is not None:
+            self.real.flush()
+
+    def close(self) -> None:  # exit() closes the input
+        if self.output() is None:
+            self.real.close()
+
+    def readline(self, *size: int) -> str:
+        return "" if self.output() is not None else str(self.real.readline(*size))
+
+    def read(self, *size: int) -> str:
+        return "" if self.output() is not None else str(self.real.read(*size))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.readline, "")
+
+    def isatty(self) -> bool:
+        return self.output() is None and bool(self.real.isatty())
+
+    def fileno(self) -> int:
+        if self.output() is not None:  # else input() would read from the terminal itself
+            raise io.UnsupportedOperation("the console has no file")
+        return int(self.real.fileno())
+
+
+class Crash:
+    """The frames of one crash and the consoles that were opened in them."""
+
+    def __init__(self, contexts: Iterable[ContextManager[Any]]) -> None:
+        self.id = os.urandom(8).hex()  # nobody may guess it: a page can ask for its own frames only
+        self.contexts = list(contexts)
+        self.places: list[Place] = []
+        self.consoles: dict[int, Console] = {}
+
+    def keep(self, place: Place) -> str:
+        """Keep a place; return the id under which it is found."""
+        self.places.append(place)
+        return f"{self.id}-{len(self.places) - 1}"
+
+
+class FrameShelf:
+    """The last SHELF_LIMIT crashes.  An older one is let go, with all that its frames held."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.crashes: OrderedDict[str, Crash] = OrderedDict()
+        self.count = 0
+
+    def open(self, contexts: Iterable[ContextManager[Any]] = ()) -> Crash:
+        """Return a place on the shelf for a new crash."""
+        crash = Crash(contexts)
+        with self.lock:
+            self.crashes[crash.id] = crash
+            self.count += 1
+            while len(self.crashes) > SHELF_LIMIT:
+                self.crashes.popitem(last=False)
+            full = self.count % COLLECT_EVERY == 0
+        if full:
+            import gc
+
+            gc.collect()
+        return crash
+
+    def place(self, id: str) -> Place:
+        """Return what was kept under an id.  Raises KeyError when it is not there any more, or never was."""
+        crash, number = self._find(id)
+        return crash.places[number]
+
+    def console(self, id: str) -> Console:
+        """Return the console of a frame, the same one each time.  Raises KeyError as `place` does."""
+        crash, number = self._find(id)
+        with self.lock:
+            if number not in crash.consoles:
+                frame = crash.places[number].frame
+                names = {**frame.f_globals, **frame.f_locals}
+                crash.consoles[number] = Console(names, crash.contexts)
+            return crash.consoles[number]
+
+    def _find(self, id: str) -> tuple[Crash, int]:
+        crash_id, _, number = id.partition("-")
+        with self.lock:
+            crash = self.crashes[crash_id]
+        if not number.isdecimal() or int(number) >= len(crash.places):
+            raise KeyError(id)
+        return crash, int(number)
+
+
+# =====================================================================================================================
+# 7. The guard
+#
+# Who may use the console, which is to say: run any code as the person at the keyboard.  Decisions only; what is
+# answered is written elsewhere.  Knows nothing but the standard library.  The rules, and the way in that each closes:
+#
+# | rule                                                   | closes                                                    |
+# |--------------------------------------------------------|-----------------------------------------------------------|
+# | Host is loopback, the bound one, or --trusted-host     | DNS rebinding; X-Forwarded-Host and the like are not read |
+# | POST only                                              | images, links, forms by GET, prefetching                  |
+# | Origin equals Host; without one, Sec-Fetch-Site says   | forms and scripts of other sites and other ports          |
+# |   same-origin; and it never says anything else         |                                                           |
+# | Content-Type is application/json                       | forms, text/plain: what a browser sends without preflight |
+# | X-Devserve-Secret is the process's secret              | whoever has not read one of our pages, CORS preflights    |
+# | the cookie, for what runs code                         | whoever has read a page, but neither PIN nor link         |
+# | ten wrong PINs and it is shut until a restart          | guessing, also in parallel and across reloads             |
+#
+# The PIN (30 bits) is for typing, the token (128 bits) for the link on the terminal, which works even when the PIN is
+# shut, since it cannot be guessed.  The cookie cannot be computed from the PIN, is HttpOnly, SameSite=Strict and named
+# by the port, since browsers send the cookies of one port to every other.  All of these survive a reload, none is in
+# a page; the secret is, but only when the page's Host is trusted.
+# =====================================================================================================================
+
+PIN_DIGITS = 9  # read off the terminal and typed once; ten guesses find it with a probability of one in a hundred million
+PIN_FAILURES = 10  # wrong PINs until it is shut
+PIN_OFF = "off"
+
+
+class Refusal(NamedTuple):
+    """A no: one word for programs, why, and what to do."""
+
+    error: str
+    reason: str
+    remedy: str
+
+
+class Guard:
+    """Holds what opens the console and says who may.  Its counts hold across threads, and by `remember` across reloads."""
+
+    def __init__(
+        self, pin: str, secret: str, token: str, port: int, trusted_hosts: Iterable[str] = (), failures: int = 0
+    ) -> None:
+        self.pin = pin
+        self.secret = secret
+        self.token = token
+        self.port = port
+        self.trusted_hosts = frozenset(host.strip("[]").rstrip(".").lower() for host in trusted_hosts)
+        self.failures = failures
+        self.lock = threading.Lock()
+
+    @classmethod
+    def fresh(cls, pin: str = "", port: int = 0, trusted_hosts: Iterable[str] = ()) -> "Guard":
+        """Return a guard with new words; `pin` "" makes a random one, "off" asks for none."""
+        number = int.from_bytes(os.urandom(8), "big") % 10**PIN_DIGITS
+        digits = f"{number:0{PIN_DIGITS}d}"
+        made = "-".join(digits[n : n + 3] for n in range(0, PIN_DIGITS, 3))
+        return cls(pin or made, os.urandom(16).hex(), os.urandom(16).hex(), port, trusted_hosts)
+
+    @classmethod
+    def recall(cls, notes: Mapping[str, str], port: int = 0, trusted_hosts: Iterable[str] = ()) -> "Guard":
+        """Return the guard that `remember` wrote down; a fresh one when the notes hold none."""
+        try:
+            pin, secret, token = notes["pin"], notes["secret"], notes["token"]
+            return cls(pin, secret, token, port, trusted_hosts, int(notes["failures"]))
+        except (KeyError, ValueError):
+            return cls.fresh("", port, trusted_hosts)
+
+    def remember(self) -> dict[str, str]:
+        """Return what must survive a reload: open pages stay unlocked, and guesses stay counted."""
+        return {"pin": self.pin, "secret": self.secret, "token": self.token, "failures": str(self.failures)}
+
+    def greeting(self, url: str) -> str:
+        """Return the line for the terminal that says how to open the console."""
+        if self.pin == PIN_OFF:
+            return "  the debugger asks for no PIN"
+        return f"  the debugger's PIN is {self.pin}, or open {self.unlock_url(url)}"
+
+    def unlock_url(self, base: str) -> str:
+        """Return the link that opens the console in the browser that follows it."""
+        return f"{base.rstrip('/')}/__devserve__/unlock?token={self.token}"
+
+    # -- decisions
+
+    def refuses_host(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
+        """Say no to a Host that another site's name could have led here."""
+        host = str(environ.get("HTTP_HOST", ""))
+        name = host_name(host)
+        if name is not None and (is_loopback(name) or name in self.trusted_hosts):
+            return None
+        if name is None:
+            return Refusal("host", "The request names no valid host.", "Open the page as http://localhost and its port.")
+        remedy = f"Open the page as http://localhost and its port, or start devserve with --trusted-host {name}."
+        return Refusal("host", f"The console trusts the host {name} only when it is told to.", remedy)
+
+    def refuses(self, environ: Mapping[str, Any], *, cookie: bool) -> Optional[Refusal]:
+        """Say no to any request that our own page, in an unlocked browser if `cookie`, would not have sent."""
+        return (
+            self.refuses_host(environ)
+            or refuses_method(environ)
+            or refuses_origin(environ)
+            or refuses_type(environ)
+            or self._refuses_secret(environ)
+            or (self._refuses_cookie(environ) if cookie else None)
+        )
+
+    def _refuses_secret(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
+        if same(str(environ.get("HTTP_X_DEVSERVE_SECRET", "")), self.secret):
+            return None
+        return Refusal("secret", "The page is from another run of devserve.", "Load the page again.")
+
+    def _refuses_cookie(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
+        if self.knows(environ):
+            return None
+        return self.shut() or Refusal("cookie", "This browser has not been unlocked.", "Enter the PIN from the terminal.")
+
+    def knows(self, environ: Mapping[str, Any]) -> bool:
+        """Tell whether the browser has been unlocked."""
+        name, expected = self.cookie_name(environ), self.cookie_value()
+        pairs = (pair.strip().partition("=") for pair in str(environ.get("HTTP_COOKIE", "")).split(";"))
+        sent = [value for key, _, value in pairs if key == name]
+        return self.pin == PIN_OFF or any([same(value, expected) for value in sent])
+
+    def shut(self) -> Optional[Refusal]:
+        """Say no when the PIN has been wrong too often."""
+        if self.failures < PIN_FAILURES:
+            return None
+        remedy = "Open the link that the terminal shows beside the PIN, or start devserve again."
+        return Refusal("shut", f"The PIN was wrong {PIN_FAILURES} times and is taken no more.", remedy)
+
+    def try_pin(self, guess: str) -> Optional[Refusal]:
+        """Return None when the guess is right.  Counts a wrong one before anybody else may guess."""
+        with self.lock:
+            if self.shut() or self.pin == PIN_OFF:
+                return self.shut()
+            if same(plain_pin(guess), plain_pin(self.pin)):
+                self.failures = 0
+                return None
+            self.failures += 1
+        left = PIN_FAILURES - self.failures
+        return self.shut() or Refusal("pin", f"The PIN is wrong; {left} attempts are left.", "It is on the terminal.")
+
+    def opens(self, environ: Mapping[str, Any], token: str) -> Optional[Refusal]:
+        """Return None when the link of the terminal was followed."""
+        refusal = self.refuses_host(environ)
+        if refusal or same(token, self.token):
+            return refusal
+        return Refusal("token", "This link is from another start of devserve.", "Take the one that the terminal shows.")
+
+    # -- the cookie
+
+    def cookie(self, environ: Mapping[str, Any]) -> str:
+        """Return the Set-Cookie that unlocks a browser until it is closed."""
+        secure = "; Secure" if environ.get("wsgi.url_scheme") == "https" else ""
+        return f"{self.cookie_name(environ)}={self.cookie_value()}; Path=/; HttpOnly; SameSite=Strict{secure}"
+
+    def cookie_name(self, environ: Mapping[str, Any]) -> str:
+        """Return the cookie's name, by the port."""
+        return f"devserve_{self.port or environ.get('SERVER_PORT', 0)}"
+
+    def cookie_value(self) -> str:
+        """Return a word that neither the PIN nor a page helps to find, and from which the token cannot be found."""
+        from hashlib import sha256
+
+        return sha256(f"cookie {self.token}".encode()).hexdigest()
+
+
+def refuses_method(environ: Mapping[str, Any]) -> Optional[Refusal]:
+    """Say no to all but POST; a CORS preflight gets no permission either."""
+    if environ.get("REQUEST_METHOD") == "POST":
+        return None
+    return Refusal("method", "The debugger takes POST only.", "Use the console on the page.")
+
+
+def refuses_origin(environ: Mapping[str, Any]) -> Optional[Refusal]:
+    """Say no to what another site's page sends.
+
+    Browsers send Origin with every POST; only one that hides it may leave it out, and must then say same-origin in
+    Sec-Fetch-Site.  Schemes are not compared: a proxy may speak TLS before us, and two cannot share one port.
+    """
+    origin, site = environ.get("HTTP_ORIGIN"), environ.get("HTTP_SEC_FETCH_SITE")
+    scheme, _, authority = str(origin).partition("://")
+    same_host = scheme in ("http", "https") and authority.lower() == str(environ.get("HTTP_HOST", "")).lower()
+    if site in (None, "same-origin") and (same_host or (origin is None and site is not None)):
+        return None
+    return Refusal("origin", "The request comes from the page of another site.", "Use the console on devserve's page.")
+
+
+def refuses_type(environ: Mapping[str, Any]) -> Optional[Refusal]:
+    """Say no to the types that a form can send."""
+    kind = str(environ.get("CONTENT_TYPE", "")).partition(";")[0].strip().lower()
+    if kind == "application/json":
+        return None
+    return Refusal("type", "The debugger takes application/json only.", "Use the console on the page.")
+
+
+def host_name(host: str) -> Optional[str]:
+    """Return the name in a Host header, without port, brackets and final dot; None when it is no valid one."""
+    import re
+
+    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9_.\-]+))(?::[0-9]{0,5})?", host)
+    return (found.group(1) or found.group(2)).rstrip(".").lower() if found else None
+
+
+def is_loopback(name: str) -> bool:
+    """Tell the names of this machine that no name server decides about (RFC 6761) and the addresses of loopback."""
+    import re
+
+    byte = "(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])"
+    named = name == "localhost" or name.endswith(".localhost") or name in ("::1", "::ffff:127.0.0.1")
+    return named or bool(re.fullmatch(rf"127\.{byte}\.{byte}\.{byte}", name))
+
+
+def plain_pin(pin: str) -> str:
+    """Return a PIN without what people type between its digits."""
+    return pin.replace("-", "").replace(" ", "")
+
+
+def same(given: str, expected: str) -> bool:
+    """Compare in a time that does not tell how much was right."""
+    from hmac import compare_digest
+
+    return compare_digest(given.encode("utf-8", "replace"), expected.encode("utf-8", "replace"))
+
+
+# =====================================================================================================================
+# 8. The debugger
+#
+# WSGI middleware, under any server: a response passes through untouched, an exception becomes a page.  It looks for
+# failures where PEP 3333 lets them happen: in the call, and between two chunks.  Once the headers are out nothing can
+# be told to the client, so the exception goes on to the server, which cuts the connection; that is also the way of
+# one in `close`.  Under PREFIX are the endpoints that the page uses.  May know the terminal (2) and the rooms 4 to 7.
+# =====================================================================================================================
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+PREFIX = "/__devserve__"
+RECORDED_BODY = 65_536  # bytes of a request's body that are kept for the page: any form, the beginning of an upload
+REQUEST_LIMIT = 1_000_000  # bytes of what the page may send: code that was pasted
+SOURCE_LINES_LIMIT = 2_000  # lines of source for one click
+PRESERVE_CONTEXT = "werkzeug.debug.preserve_context"  # Flask hands its contexts to what it finds there, for a console
+STATUSES = {"method": "405 Method Not Allowed", "unknown": "404 Not Found", "gone": "410 Gone", "busy": "409 Conflict"}
+STATUSES.update({"body": "400 Bad Request", "type": "415 Unsupported Media Type"})
+FORBIDDEN = "403 Forbidden"  # for the other refusals
+
+
+class DebuggedApplication:
+    """Wraps a WSGI application.  `generation` is a word that changes with each reload, by which open pages mend.
+
+    Without a guard it makes one and prints its PIN, as under another server nobody else does.
+    """
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        *,
+        guard: Optional[Guard] = None,
+        terminal: Optional[Terminal] = None,
+        generation: str = "",
+    ) -> None:
+        self.app = app
+        self.terminal = terminal or Terminal()
+        self.guard = guard or Guard.fresh()
+        self.generation = generation or os.urandom(8).hex()
+        self.shelf = FrameShelf()
+        self.app_console = Console({"__name__": "__console__", "app": app}, contexts_of(app))
+        if guard is None:
+            self.terminal.say(f"devserve: the debugger's PIN is {self.guard.pin}")
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        if path.startswith(PREFIX) and path[len(PREFIX) :][:1] in ("", "/"):
+            return Desk(self, environ).answer(start_response)
+        return Exchange(self, environ, start_response).begin()
+
+    def console(self, id: str) -> Console:
+        """Return the console of a frame, or of the application alone.  Raises KeyError when the frame is gone."""
+        return self.app_console if id == "app" else self.shelf.console(id)
+
+    def crash_response(
+        self, error: BaseException, environ: WSGIEnvironment, body: bytes, contexts: Iterable[Any]
+    ) -> tuple[list[tuple[str, str]], bytes]:
+        """Return the headers and the body that tell of a crash, in the type that the client prefers."""
+        kind, nonce = preferred_type(environ.get("HTTP_ACCEPT", "")), os.urandom(16).hex()
+        text, trouble = caught(lambda: self.crash_text(error, environ, body, contexts, kind, nonce))
+        if trouble is not None:
+            import traceback
+
+            kind = "text/plain"
+            crash, _ = caught(lambda: "".join(traceback.format_exception(type(error), error, error.__traceback__)))
+            text = emergency_page(trouble, crash or type_name(type(error)))
+        page = (text or "").encode("utf-8", "backslashreplace")
+        return [*page_headers(kind, nonce), ("Content-Length", str(len(page)))], page
+
+    def crash_text(
+        self, error: BaseException, environ: WSGIEnvironment, body: bytes, contexts: Iterable[Any], kind: str, nonce: str
+    ) -> str:
+        request = read_request(environ, body)
+        if kind != "text/html":  # only a page can come back for its frames
+            return WRITERS[kind](read_report(error, request))
+        report = read_report(error, request, self.shelf.open(contexts).keep)
+        return write_page(report, nonce=nonce, **self.surroundings(environ))
+
+    # -- what a page needs to know
+
+    def surroundings(self, environ: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what every page needs: where it is, which process wrote it, and what its console may do."""
+        console = self.console_state(environ)
+        return {"console": console, "generation": self.generation, "prefix": self.prefix(environ)}
+
+    def prefix(self, environ: Mapping[str, Any]) -> str:
+        """Return where the endpoints are, seen from the browser."""
+        from urllib.parse import quote
+
+        return quote(str(environ.get("SCRIPT_NAME", "")), encoding="latin-1") + PREFIX
+
+    def console_state(self, environ: Mapping[str, Any]) -> ConsoleState:
+        """Return what the page of this request may do, and why not more."""
+        refusal = self.guard.refuses_host(environ)
+        if refusal:
+            return ConsoleState("closed", "", refusal.reason, refusal.remedy)
+        if environ.get("wsgi.multiprocess"):
+            reason = "The server runs several processes, and only one of them has the frames."
+            return ConsoleState("closed", "", reason, "Start it with one process.")
+        if self.guard.knows(environ):
+            return ConsoleState("open", self.guard.secret, "", "")
+        refusal = self.guard.shut()
+        if refusal:
+            return ConsoleState("closed", self.guard.secret, refusal.reason, refusal.remedy)
+        return ConsoleState("locked", self.guard.secret, "", "")
+
+
+def contexts_of(app: Any) -> list[Any]:
+    """Return the context in which Flask, and what is made like it, wants its application to be used."""
+    maker = getattr(app, "app_context", None)
+    return [maker()] if callable(maker) else []
+
+
+class Exchange:
+    """One request and its response, which is iterated over as the application's own would be."""
+
+    def __init__(self, debugger: DebuggedApplication, environ: WSGIEnvironment, start_response: StartResponse) -> None:
+        self.debugger = debugger
+        self.environ = environ
+        self.start_response = start_response
+        self.place = {key: environ.get(key, "") for key in ("SCRIPT_NAME", "PATH_INFO")}  # frameworks shift them
+        self.body = record_body(environ)
+        self.contexts: list[Any] = []
+        self.started = self.sent = False
+        self.app_iter: Iterable[bytes] = ()
+        self.chunks: Iterator[Any] = iter(())
+
+    def begin(self) -> Iterable[bytes]:
+        """Call the application; return its iterable itself where nothing can fail in it any more, else this one."""
+        return self.tried(self.call) or self
+
+    def call(self) -> Optional[Iterable[bytes]]:
+        self.environ[PRESERVE_CONTEXT] = self.contexts.append
+        self.app_iter = self.debugger.app(self.environ, self.start)
+        if type(self.app_iter) in (list, tuple):
+            for chunk in self.app_iter:
+                check_chunk(chunk)
+            self.check_started()
+            return self.app_iter
+        wrapper = self.environ.get("wsgi.file_wrapper")
+        if isinstance(wrapper, type) and isinstance(self.app_iter, wrapper):  # the server has a faster way to send it
+            return self.app_iter
+        if isinstance(self.app_iter, (str, bytes)):
+            kind = type(self.app_iter).__name__
+            raise TypeError(f"the application returned {kind}, not a list of bytes or another iterable of bytes")
+        self.chunks = iter(self.app_iter)
+        return None
+
+    def start(self, status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
+        """Be the application's start_response; the `write` that it returns sends the headers."""
+        write = self.start_response(status, headers, *exc_info)
+        self.started = True
+
+        def noted(data: bytes) -> object:
+            self.sent = True
+            return write(data)
+
+        return noted
+
+    def check_started(self) -> None:
+        if not self.started:
+            raise RuntimeError("the application returned a response without having called start_response")
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        chunk = self.tried(self.advance)
+        return next(self.chunks) if chunk is None else chunk
+
+    def advance(self) -> Optional[bytes]:
+        """Return the application's next chunk, or None at the end."""
+        chunk = next(self.chunks, NOT_THERE)
+        self.check_started()
+        if chunk is NOT_THERE:
+            self.chunks = iter(())
+            return None
+        check_chunk(chunk)
+        self.sent = self.sent or bool(chunk)
+        return chunk  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Close the application's iterable, as a server must (PEP 3333)."""
+        close = getattr(self.app_iter, "close", None)
+        if close is not None:
+            close()
+
+    def tried(self, step: Callable[[], Outcome]) -> Optional[Outcome]:
+        """Take a step of the application's; when it fails and nothing is sent yet, let the page be the response."""
+        try:
+            return step()
+        except BaseException as error:  # noqa: BLE001  the debugger's broad catch: a view may raise anything
+            ctrl_c = isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
+            if ctrl_c or self.sent:
+                raise
+            self.tell(error)
+            return None
+
+    def tell(self, error: BaseException) -> None:
+        """Print the crash, then begin a new response about it.
+
+        Raises the exception again when the server has sent the headers after all (PEP 3333, start_response).
+        """
+        debugger, environ = self.debugger, {**self.environ, **self.place}
+        what = f"{environ.get('REQUEST_METHOD')} {environ['SCRIPT_NAME']}{environ['PATH_INFO']}"
+        if not getattr(debugger.app, "deferred", False):
+            caught(lambda: debugger.terminal.crash(error, what))
+        environ.pop(PRESERVE_CONTEXT, None)
+        headers, page = debugger.crash_response(error, environ, bytes(self.body.kept), self.contexts)
+        self.start_response("500 Internal Server Error", headers, (type(error), error, error.__traceback__))
+        self.started = True
+        self.chunks = iter(() if environ.get("REQUEST_METHOD") == "HEAD" else (page,))
+
+
+def check_chunk(chunk: object) -> None:
+    """Raise what a server would say about a chunk that is not bytes, where it can still be shown."""
+    if not isinstance(chunk, bytes):
+        raise TypeError(f"the application sends {type(chunk).__name__}, not bytes: text must be encoded")
+
+
+class RecordedBody:
+    """The request's body; `kept` has the beginning of what the application has read of it."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.kept = bytearray()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def record(self, data: bytes) -> bytes:
+        self.kept += data[: max(0, RECORDED_BODY - len(self.kept))]
+        return data
+
+    def read(self, *size: int) -> bytes:
+        return self.record(self.stream.read(*size))
+
+    def readline(self, *size: int) -> bytes:
+        return self.record(self.stream.readline(*size))
+
+    def readlines(self, *hint: int) -> list[bytes]:
+        return [self.record(line) for line in self.stream.readlines(*hint)]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (self.record(line) for line in self.stream)
+
+
+def record_body(environ: WSGIEnvironment) -> RecordedBody:
+    """Have what the application reads of the request's body recorded, if there is a body."""
+    body = RecordedBody(environ.get("wsgi.input"))
+    if environ.get("CONTENT_LENGTH") not in (None, "", "0") or environ.get("wsgi.input_terminated"):
+        environ["wsgi.input"] = body
+    return body
+
+
+# The response about a crash
+
+
+def preferred_type(accept: str) -> str:
+    """Return which of our content types an Accept header prefers (RFC 9110, 12.5.1); plain text unless it names one."""
+    wanted: dict[str, float] = {}
+    for part in accept.lower().split(",")[:50]:
+        kind, *parameters = (piece.strip() for piece in part.split(";"))
+        quality = next((piece[2:] for piece in parameters if piece.startswith("q=")), "1")
+        try:
+            wanted.setdefault(kind, float(quality))
+        except ValueError:
+            wanted.setdefault(kind, 0.0)
+    named = [kind for kind in wanted if kind in WRITERS and wanted[kind] > 0]
+    best = max(named, key=lambda kind: wanted[kind], default="text/plain")
+    others = max(wanted.get("*/*", 0.0), wanted.get("text/*", 0.0))
+    return "text/plain" if others > wanted.get(best, 0.0) and "text/plain" not in wanted else best
+
+
+WRITERS: dict[str, Callable[[Report], str]] = {
+    "text/html": write_text,  # stands here for its name: the page needs to know more than the report
+    "text/plain": write_text,
+    "text/markdown": write_markdown,
+    "application/json": write_json,
+}
+
+
+def page_headers(kind: str, nonce: str) -> list[tuple[str, str]]:
+    """Return the headers of all that the debugger sends: nothing is kept, framed, guessed, referred or loaded."""
+    policy = (
+        f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return [
+        ("Content-Type", f"{kind}; charset=utf-8"),
+        ("Cache-Control", "no-store"),
+        ("Content-Security-Policy", policy),
+        ("X-Content-Type-Options", "nosniff"),
+        ("X-Frame-Options", "DENY"),
+        ("Referrer-Policy", "no-referrer"),
+    ]
+
+
+# The endpoints
+
+
+class Reply(NamedTuple):
+    """What an endpoint answers."""
+
+    status: str
+    body: str
+    kind: str = "application/json"
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class Refused(Exception):
+    """Ends an endpoint with a Refusal."""
+
+
+class Desk:
+    """One request for an endpoint."""
+
+    def __init__(self, debugger: DebuggedApplication, environ: WSGIEnvironment) -> None:
+        self.debugger = debugger
+        self.guard = debugger.guard
+        self.environ = environ
+        self.nonce = os.urandom(16).hex()
+        self.asked: dict[str, Any] = {}
+
+    def answer(self, start_response: StartResponse) -> list[bytes]:
+        try:
+            reply = self.reply(self.environ["PATH_INFO"][len(PREFIX) + 1 :])
+        except Refused as no:
+            reply = self.refusal(no.args[0])
+        body = reply.body.encode("utf-8", "backslashreplace")
+        headers = [*page_headers(reply.kind, self.nonce), *reply.headers, ("Content-Length", str(len(body)))]
+        start_response(reply.status, headers)
+        return [] if self.environ.get("REQUEST_METHOD") == "HEAD" else [body]
+
+    def reply(self, name: str) -> Reply:
+        """Find the endpoint and have the guard asked before anything else happens."""
+        if name in self.PAGES:
+            if self.environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
+                raise Refused(Refusal("method", "This address takes GET only.", "Follow the link or load the page."))
+            return self.PAGES[name](self)
+        if name not in self.ACTIONS:
+            raise Refused(Refusal("unknown", "There is nothing at this address.", "Load the page again."))
+        action, cookie = self.ACTIONS[name]
+        refusal = self.guard.refuses(self.environ, cookie=cookie)
+        if refusal:
+            raise Refused(refusal)
+        self.asked = self.read_asked()
+        return as_json(action(self))
+
+    def refusal(self, no: Refusal) -> Reply:
+        """Return a refusal, as JSON for the page's script and as a page for a person who followed a link."""
+        status = STATUSES.get(no.error, FORBIDDEN)
+        if preferred_type(self.environ.get("HTTP_ACCEPT", "")) == "text/html":
+            return Reply(status, notice_page(no.reason, no.remedy, nonce=self.nonce), "text/html")
+        return as_json(no._asdict(), status)
+
+    def read_asked(self) -> dict[str, Any]:
+        """Return the JSON object that came with the request."""
+        import json
+
+        length = str(self.environ.get("CONTENT_LENGTH") or "")
+        data = b""
+        if length.isdecimal() and int(length) <= REQUEST_LIMIT:
+            data = self.environ["wsgi.input"].read(int(length))
+        try:
+            asked = json.loads(data)
+        except (ValueError, RecursionError):
+            asked = None
+        if not isinstance(asked, dict):
+            remedy = f"Send at most {REQUEST_LIMIT:,} bytes."
+            raise Refused(Refusal("body", "The request holds no JSON object of a sensible size.", remedy))
+        return asked
+
+    def word(self, name: str) -> str:
+        """Return a text of what was asked."""
+        value = self.asked.get(name)
+        if not isinstance(value, str):
+            raise Refused(Refusal("body", f"The request has no text named {name}.", "Use the console on the page."))
+        return value
+
+    # -- for everybody
+
+    def alive(self) -> Reply:
+        """Tell which generation of the process answers, and whether this browser may use the console."""
+        state = self.debugger.console_state(self.environ).state
+        return as_json({"generation": self.debugger.generation, "console": state})
+
+    def unlock(self) -> Reply:
+        """Unlock the browser that follows the terminal's link, and take the token out of its address bar."""
+        from urllib.parse import parse_qs
+
+        token = parse_qs(self.environ.get("QUERY_STRING", "")).get("token", [""])[0]
+        refusal = self.guard.opens(self.environ, token)
+        if refusal:
+            raise Refused(refusal)
+        there = ("Location", self.debugger.prefix(self.environ) + "/console")
+        return Reply("303 See Other", "", "text/plain", (there, ("Set-Cookie", self.guard.cookie(self.environ))))
+
+    def console(self) -> Reply:
+        """Return the page with a console for the application alone."""
+        refusal = self.guard.refuses_host(self.environ)
+        if refusal:
+            raise Refused(refusal)
+        return Reply("200 OK", console_page(nonce=self.nonce, **self.debugger.surroundings(self.environ)), "text/html")
+
+    # -- for our page
+
+    def pin(self) -> dict[str, Any]:
+        """Unlock the browser that sends the PIN."""
+        refusal = self.guard.try_pin(self.word("pin"))
+        if refusal:
+            raise Refused(refusal)
+        return {"console": "open", "Set-Cookie": self.guard.cookie(self.environ)}
+
+    def variables(self) -> dict[str, Any]:
+        """Return the variables of a frame with their values."""
+        place = self.found(self.debugger.shelf.place)
+        view = view_place(place, id=self.word("frame"))
+        return {"html": str(write_variables(with_values(view, place.frame)))}
+
+    def source(self) -> dict[str, Any]:
+        """Return more of the source around a frame's line."""
+        lines = self.asked.get("lines")
+        around = min(max(lines if isinstance(lines, int) else LINES_AROUND, 1), SOURCE_LINES_LIMIT) // 2
+        view = view_place(self.found(self.debugger.shelf.place), id=self.word("frame"), around=around)
+        more = view_place(self.found(self.debugger.shelf.place), around=around + 1)
+        return {"html": str(write_source(view)), "all": len(view.source) == len(more.source)}
+
+    # -- for the person at the keyboard
+
+    def eval(self) -> dict[str, Any]:
+        """Evaluate code in the console of a frame."""
+        console = self.found(self.debugger.console)
+        try:
+            return console.run(self.word("code"))._asdict()
+        except Busy:
+            reason = "Another evaluation is still running in this frame."
+            raise Refused(Refusal("busy", reason, "Interrupt it, or wait for its end.")) from None
+
+    def complete(self) -> dict[str, Any]:
+        """Return what the word before the caret may become."""
+        start, matches = self.found(self.debugger.console).complete(self.word("code"))
+        return {"start": start, "matches": matches}
+
+    def interrupt(self) -> dict[str, Any]:
+        """Interrupt the evaluation that runs in a frame."""
+        return {"interrupted": self.found(self.debugger.console).interrupt()}
+
+    def found(self, find: Callable[[str], Outcome]) -> Outcome:
+        """Return what the frame's id leads to."""
+        try:
+            return find(self.word("frame"))
+        except KeyError:
+            reason = f"This frame is gone: devserve was reloaded, or {SHELF_LIMIT} other crashes came after it."
+            raise Refused(Refusal("gone", reason, "Load the page again to make a new one.")) from None
+
+    PAGES: dict[str, Callable[["Desk"], Reply]] = {"alive": alive, "unlock": unlock, "console": console}
+    ACTIONS: dict[str, tuple[Callable[["Desk"], dict[str, Any]], bool]] = {  # and whether it takes the cookie
+        "pin": (pin, False),
+        "variables": (variables, False),
+        "source": (source, False),
+        "eval": (eval, True),
+        "complete": (complete, True),
+        "interrupt": (interrupt, True),
+    }
+
+
+def as_json(value: dict[str, Any], status: str = "200 OK") -> Reply:
+    """Return a reply for the page's script; a cookie among the values goes into the headers."""
+    import json
+
+    cookie = value.pop("Set-Cookie", None)
+    return Reply(status, json.dumps(value), headers=(("Set-Cookie", cookie),) if cookie else ())
+
+
+# =====================================================================================================================
+# 9. The server
+#
+# Carries HTTP/1.1 requests to any WSGI application, by RFC 9110, RFC 9112 and PEP 3333.  A thread a connection.  May
+# know the configuration and the terminal, and nothing of loaders, debuggers and reloaders.
+#
+# One rule makes a reload lossless: a connection that waits for a request only *watches* its socket.  No byte is read
+# until the request may begin, so whatever waits can be handed to another process image whole.  A request whose bytes
+# have been read is answered here.
+#
+# In the order of a connection's life: limits, the server, the connection, the request's head, its body, the response,
+# then the sockets that they stand on.
+# =====================================================================================================================
+
+# Sizes, in bytes.  A peer that goes past one is answered 4xx and the connection is closed.
+MAX_REQUEST_LINE = 16 * 1024  # twice what browsers send; a longer line is a mistake (414)
+MAX_HEAD = 64 * 1024  # cookies of a whole localhost pile up to 30 kB (431)
+MAX_FIELDS = 200  # header lines; browsers send about 20 (431)
+MAX_CHUNK_LINE = 1024  # a chunk's size and its extensions, which nobody uses (400)
+MAX_CHUNKED_BODY = 1024**3  # what an upload of unknown length may put into the temporary folder (413)
+SPOOL_MEMORY = 1024**2  # a chunked body up to here stays in memory
+DRAIN_LIMIT = 1024**2  # of an unread body is read away to keep the connection; past it, closing is cheaper
+READ_SIZE = 64 * 1024  # a loopback socket hands over about this much at once
+JOIN_LIMIT = 64 * 1024  # head and body up to here are joined into one send; past it the copy costs more than a send
+
+# Waits, in seconds.  Each ends the connection, so that no thread is held for ever.
+FIRST_BYTE_TIMEOUT = 120.0  # browsers open connections ahead of need and keep them for minutes
+HEAD_TIMEOUT = 30.0  # for the whole head: enough for a person who types it into telnet
+BODY_TIMEOUT = 30.0  # between two pieces of a body
+SEND_TIMEOUT = 60.0  # a client that reads nothing for so long has gone
+IDLE_TIMEOUT = 75.0  # between two requests; longer than browsers and proxies keep theirs, so that they close first
+LINGER_TIMEOUT = 5.0  # reading away what a client still sends, so that the answer is not lost in a reset
+SPARE_TIMEOUT = 10.0  # a thread without a connection waits so long for the next one
+OUT_OF_DESCRIPTORS_PAUSE = 0.05  # before accepting again when the process has no descriptor left
+
+UNLOGGED = "devserve.unlogged"  # an application sets this key in the environ of a request that is not worth a line
+SERVER_NAME = f"devserve/{__version__}"
+BODILESS = frozenset({"204", "304"})  # RFC 9110 section 6.4.1; 1xx cannot come from an application
+
+if TYPE_CHECKING:
+    from _typeshed import OptExcInfo
+    from _typeshed.wsgi import StartResponse, WSGIApplication
+
+    Environ = dict[str, Any]
+
+
+class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
+    """A threaded WSGI server on a listening socket.
+
+    `serve_forever` takes connections until `shutdown`, as in socketserver.  `app` may be replaced at any time; each
+    request takes the one of its moment.  Used as a context manager it closes the listener and every connection.
+    """
+
+    daemon_threads = True
+    request: socket.socket
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        app: WSGIApplication,
+        terminal: Terminal,
+        *,
+        threads: bool = True,
+        tls: Optional[Callable[[socket.socket], socket.socket]] = None,
+    ) -> None:
+        super().__init__(listener.getsockname(), socketserver.BaseRequestHandler)  # which `finish_request` replaces
+        self.socket = listener
+        self.socket.setblocking(False)  # a client may be gone between poll and accept
+        self.app = app
+        self.terminal = terminal
+        self.tls = tls
+        self.gate = threading.Event()  # open: requests may begin
+        self.gate.set()
+        self.finished = threading.Event()  # with the gate closed: some request has ended, look again
+        self.turn = threading.Lock() if not threads else None  # held by the one request that runs
+        self.connections: set[Connection] = set()
+        self.spares: deque[SimpleQueue[Optional[Connection]]] = deque()  # one mailbox for each thread without work
+        self.accepting = threading.Lock()  # held while a connection is between the kernel's queue and `connections`
+        self.base_environ = base_environ(listener, threads=threads, https=tls is not None)
+
+    @property
+    def server_port(self) -> int:
+        """The TCP port; 0 for a socket file."""
+        return self.server_address[1] if isinstance(self.server_address, tuple) else 0
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    # -- taking connections: socketserver calls these, in this order
+
+    def get_request(self) -> tuple[Any, Any]:
+        self.gate.wait()
+        with self.accepting:
+            if not self.gate.is_set():
+                raise BlockingIOError(errno.EAGAIN, "the gate has just closed")
+            try:
+                sock, address = self.socket.accept()
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    self._shed_load()
+                raise
+            return self._register(sock, address), address
+
+    def _register(self, sock: socket.socket, address: Any) -> Connection:
+        connection = Connection(sock, address, self)
+        self.connections.add(connection)
+        return connection
+
+    def _shed_load(self) -> None:
+        """Close the connection that has waited longest, since no descriptor is left for a new one."""
+        waiting = [c for c in list(self.connections) if not c.started]
+        if waiting:
+            min(waiting, key=lambda c: c.ended).cut()
+        time.sleep(OUT_OF_DESCRIPTORS_PAUSE)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Give a connection to a thread that has none; start a thread when there is none to spare."""
+        try:
+            self.spares.pop().put(request)
+        except IndexError:
+            threading.Thread(target=self._carry, args=(request,), name="devserve connection", daemon=True).start()
+
+    def _carry(self, connection: Optional[Connection]) -> None:
+        """Serve one connection after another; end when for a while there is none."""
+        mailbox: SimpleQueue[Optional[Connection]] = SimpleQueue()
+        while connection is not None:
+            self.process_request_thread(connection, connection.address)  # type: ignore[arg-type]
+            connection = None
+            self.spares.append(mailbox)
+            try:
+                connection = mailbox.get(timeout=SPARE_TIMEOUT)
+            except Empty:
+                connection = self._withdraw(mailbox)
+
+    def _withdraw(self, mailbox: SimpleQueue[Optional[Connection]]) -> Optional[Connection]:
+        """Take `mailbox` off the list; return the connection that came in the last moment, if one did."""
+        try:
+            self.spares.remove(mailbox)
+        except ValueError:
+            return mailbox.get()
+        return None
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        request.serve()
+
+    def shutdown_request(self, request: Any) -> None:
+        request.close()
+        self.connections.discard(request)
+        if not self.gate.is_set():
+            self.finished.set()
+
+    close_request = shutdown_request
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        error = sys.exc_info()[1]
+        if error is not None:
+            self.terminal.crash(error, "devserve itself failed; the connection is closed")
+
+    def server_close(self) -> None:
+        """Close the listener and every connection, and let the spare threads go."""
+        super().server_close()
+        self.socket.close()
+        for connection in list(self.connections):
+            connection.cut()
+        while self.spares:
+            self.spares.pop().put(None)
+
+    # -- handing over: what a reload needs
+
+    def close_gate(self, grace: float) -> list[socket.socket]:
+        """Let no further request begin, wait for those that have, and return the sockets of the connections that wait.
+
+        A request may take `grace` seconds from its own start, an event stream none; what takes longer is cut, and the
+        log says so.  The returned sockets have had no byte read from them that was not answered.
+        """
+        with self.accepting:
+            self.gate.clear()
+        while True:
+            self.finished.clear()
+            # One look at each: a connection seen at rest stays so, since the gate is closed; one that has just been
+            # woken by its client says so by `finished` and is at rest at the next look.
+            looks = [(connection, connection.started) for connection in list(self.connections)]
+            busy = [connection for connection, started in looks if started]
+            left = max((connection.grace_left(grace) for connection in busy), default=0.0)
+            for connection in busy:
+                if connection.grace_left(grace) <= 0:
+                    self._cut_short(connection)
+            if left <= 0:
+                return [connection.sock for connection, started in looks if not started and connection.can_cross()]
+            self.finished.wait(left)
+
+    def _cut_short(self, connection: Connection) -> None:
+        if not connection.is_stream:
+            self.terminal.warn(f"cut {connection.describe()}: still running after its grace")
+        connection.cut()
+
+    def open_gate(self) -> None:
+        """Let requests begin again, after a hand-over that did not happen."""
+        self.gate.set()
+
+    def adopt(self, sockets: Iterable[socket.socket]) -> None:
+        """Serve connections that were accepted by somebody else and wait for their next request."""
+        for sock in sockets:
+            try:
+                address = sock.getpeername()
+            except OSError:
+                sock.close()  # the client left in the meantime
+                continue
+            connection = self._register(sock, address)
+            connection.timeout = IDLE_TIMEOUT
+            self.process_request(connection, address)
+
+
+# -- a connection
+
+
+class ClientGone(ConnectionError):
+    """The client left, or fell silent for too long, in the middle of a request."""
+
+
+class BadRequest(Exception):
+    """What the client sent is not HTTP as the RFCs have it; the connection ends after the answer."""
+
+    def __init__(self, reason: str, status: str = "400 Bad Request") -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class Connection:
+    """One client's connection: requests are read and answered on it one after the other, in order.
+
+    `started` is the moment on `time.perf_counter` when the request in hand began, and 0.0 while none is: the only
+    thing that another thread looks at, to learn whether the connection may be handed over.
+    """
+
+    def __init__(self, sock: socket.socket, address: Any, server: DevServer) -> None:
+        self.sock = sock
+        self.address = address
+        self.server = server
+        self.started = 0.0
+        self.ended = time.perf_counter()  # when it began to wait
+        self.timeout = FIRST_BYTE_TIMEOUT
+        self.is_stream = False  # an event stream: it never ends by itself, so a reload does not wait for it
+        self.shaken = server.tls is None  # the TLS handshake is done, or none is needed
+        self.buffer = b""  # bytes read from the socket that no request has taken yet
+        self.line = ("-", "-")  # method and target of the request in hand, for the log
+        self.keep_alive = True
+        self.input_left = False  # the client may have sent, or still be sending, what nobody will read
+        set_timeouts(sock)
+        self.readable = watch(sock)
+        self.environ = dict(server.base_environ)
+        self.environ["REMOTE_ADDR"], self.environ["REMOTE_PORT"] = remote(address)
+
+    def serve(self) -> None:
+        """Answer requests until either side wants no more."""
+        try:
+            while self.keep_alive and self._begin():
+                self._answer()
+                if not self.buffer:
+                    self._rest()
+        except (ClientGone, OSError):
+            pass  # what could be said of it is in the log
+
+    def _begin(self) -> bool:
+        """Watch the socket until a request may begin, and say whether one does.  Reads nothing before that."""
+        while not self.buffer:
+            if not self.readable(self.timeout):
+                return False
+            self.started = time.perf_counter()
+            if self.server.gate.is_set():
+                if not self.shaken and not self._shake_hands():
+                    return False
+                self.buffer = self.sock.recv(READ_SIZE)
+                return bool(self.buffer)
+            self._rest()
+            self.server.gate.wait()  # as a rule the process image is replaced while we wait
+        self.started = time.perf_counter()
+        return True
+
+    def _rest(self) -> None:
+        """Mark the connection as one that waits: nothing of a further request has been read."""
+        self.started = 0.0
+        if not self.server.gate.is_set():
+            self.server.finished.set()
+
+    def _shake_hands(self) -> bool:
+        """Do the TLS handshake in this connection's own thread, so that a silent client holds up nobody else."""
+        assert self.server.tls is not None
+        if self.sock.recv(1, socket.MSG_PEEK) not in (b"\x16", b""):  # 22: a TLS record of type handshake
+            self.refuse(BadRequest("this port speaks HTTPS: write https:// in the address"))
+            return False
+        self.sock = self.server.tls(self.sock)
+        self.sock.settimeout(BODY_TIMEOUT)
+        self.shaken = True
+        self.readable = watch_tls(self.sock)
+        return True
+
+    def _answer(self) -> None:
+        """Read one request and answer it."""
+        try:
+            environ, body = self._read_request()
+        except BadRequest as error:
+            self.refuse(error)
+            return
+        turn = self.server.turn
+        if turn is None:
+            self._run(environ, body)
+        else:
+            with turn:
+                self._run(environ, body)
+
+    def _run(self, environ: Environ, body: Optional[Body]) -> None:
+        """Call the application and send what it answers; whatever goes wrong, exactly one log line is written."""
+        response = Response(self, environ, body)
+        try:
+            response.run(self.server.app)
+        except ClientGone:
+            self.keep_alive = False
+            response.answer_silence()
+        except BaseException as error:  # noqa: BLE001 - whatever a view raises, SystemExit too, ends its request alone
+            self.keep_alive = False
+            self.server.terminal.crash(error, f"{' '.join(self.line)} failed:")
+            response.answer_failure()
+        finally:
+            self.ended = time.perf_counter()
+            if UNLOGGED not in environ:
+                seconds = self.ended - self.started
+                self.server.terminal.access(*self.line, response.status[:3] or "-", response.sent, seconds)
+        self.timeout = IDLE_TIMEOUT
+        if body is not None and body.unread:
+            self.keep_alive = self.keep_alive and body.drain(DRAIN_LIMIT)
+            self.input_left = not self.keep_alive
+
+    def _read_request(self) -> tuple[Environ, Optional[Body]]:
+        """Take one request's head off the connection; return its environ, and its body if it has one."""
+        self.line = ("-", "-")
+        self.is_stream = False
+        raw = self._read_head()
+        head = remembered_head(raw) if len(raw) <= REMEMBERED_HEAD else parse_head(raw)
+        self.line = (head.method, head.target)
+        self.keep_alive = head.keep_alive
+        environ = {**self.environ, **head.environ}
+        if head.length == 0:
+            environ["wsgi.input"] = io.BytesIO()
+            return environ, None
+        return environ, self._open_body(environ, head.length, head.expects)
+
+    def _read_head(self) -> bytes:
+        """Return the next request's head without the empty line that ends it; what follows stays in the buffer."""
+        data = self.buffer
+        end = data.find(b"\r\n\r\n")
+        if end <= 0 or data[0] == CARRIAGE_RETURN:
+            data = self._read_on(data)
+            end = data.find(b"\r\n\r\n")
+        if end > MAX_HEAD:
+            raise head_too_large(data)
+        self.buffer = data[end + 4 :]
+        return data[:end]
+
+    def _read_on(self, data: bytes) -> bytes:
+        """Read until the head in `data` is whole; refuse at once what can no longer become a request.
+
+        Empty lines before a request are skipped (RFC 9112 section 2.2), and count as part of the waiting.
+        """
+        deadline = self.started + HEAD_TIMEOUT
+        while data.startswith(b"\r\n") or b"\r\n\r\n" not in data:
+            if data.startswith(b"\r\n"):
+                data = data[2:]
+                continue
+            check_beginning(data)
+            left = deadline - time.perf_counter()
+            if left <= 0 or not self.readable(left):
+                if not data:
+                    raise ClientGone("nothing but empty lines")
+                raise BadRequest("the head did not come in time", "408 Request Timeout")
+            more = self.sock.recv(READ_SIZE)
+            if not more:
+                raise BadRequest("the connection ended in the middle of a head") if data else ClientGone("no request")
+            data += more
+        return data
+
+    def _open_body(self, environ: Environ, length: int, expected: bool) -> Body:
+        body = Body(self, max(length, 0), expected)
+        if length == CHUNKED:
+            spool = Dechunker(self, body).spool()
+            environ["CONTENT_LENGTH"] = str(spool.seek(0, io.SEEK_END))
+            spool.seek(0)
+            environ["wsgi.input"] = spool
+            del environ["HTTP_TRANSFER_ENCODING"]
+        else:
+            environ["wsgi.input"] = io.BufferedReader(body)
+        return body
+
+    def receive(self, size: int) -> bytes:
+        """Return up to `size` bytes, at least one; raise `ClientGone` when none come."""
+        data = self.buffer[:size]
+        if data:
+            self.buffer = self.buffer[size:]
+            return data
+        try:
+            data = self.sock.recv(min(size, READ_SIZE))
+        except OSError as error:
+            raise ClientGone(str(error)) from error
+        if not data:
+            raise ClientGone("the client closed the connection")
+        return data
+
+    def send(self, data: Union[bytes, memoryview]) -> None:
+        """Send all of `data`; raise `ClientGone` when the client does not take it."""
+        try:
+            self.sock.sendall(data)
+        except OSError as error:
+            self.keep_alive = False
+            raise ClientGone(str(error)) from error
+
+    def send_file(self, file: Any, offset: int, count: int) -> int:
+        """Send `count` bytes of `file` by the kernel; return how many the file had."""
+        self.sock.settimeout(SEND_TIMEOUT)  # `socket.sendfile` waits for ever on a socket without
+        try:
+            return self.sock.sendfile(file, offset, count)
+        except OSError as error:
+            self.keep_alive = False
+            raise ClientGone(str(error)) from error
+        finally:
+            self.sock.settimeout(None)
+
+    def refuse(self, error: BadRequest) -> None:
+        """Answer a request that was not understood, or not accepted, and end the connection."""
+        self.keep_alive = False
+        self.input_left = True
+        text = f"{error.status[4:]}: {error}\n".encode("utf-8", "replace")
+        said = understand(error.status, (*PLAIN_TEXT, ("Content-Length", str(len(text)))))
+        try:
+            self.send(final_head(int(time.time()), error.status, said, b"Connection: close\r\n") + text)
+        except ClientGone:
+            pass
+        seconds = time.perf_counter() - self.started
+        target = f"{self.line[1]} ({error})"
+        self.server.terminal.access(self.line[0], target, error.status[:3], len(text), seconds)
+
+    # -- the end
+
+    def close(self) -> None:
+        """End the connection so that what was sent arrives: a socket closed with input unread sends a reset."""
+        self.started = self.started or time.perf_counter()  # from here on it is nothing to hand over
+        if self.input_left or self.buffer:
+            self._linger()
+        self.sock.close()
+
+    def _linger(self) -> None:
+        """Say that nothing more is coming, and read on until the client has understood (RFC 9112 section 9.6)."""
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+            deadline = time.monotonic() + LINGER_TIMEOUT
+            while self.readable(deadline - time.monotonic()) and self.sock.recv(READ_SIZE):
+                pass
+        except OSError:
+            pass  # it has gone
+
+    def cut(self) -> None:
+        """End the connection at once, from any thread."""
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+    def can_cross(self) -> bool:
+        """Say whether a waiting connection can be handed over; one inside TLS cannot, and is closed cleanly."""
+        if self.server.tls is None or not self.shaken:
+            return True
+        try:
+            self.sock.setblocking(False)
+            self.sock.unwrap()  # type: ignore[attr-defined]  # sends close_notify, and does not wait for the client's
+        except (OSError, ValueError):
+            pass
+        self.cut()
+        return False
+
+    def grace_left(self, grace: float) -> float:
+        """Return how many seconds the request in hand may still take."""
+        return 0.0 if self.is_stream else self.started + grace - time.perf_counter()
+
+    def describe(self) -> str:
+        return escape_controls(" ".join(self.line))
+
+
+# -- a request's head
+
+CARRIAGE_RETURN = 0x0D
+TEXT = bytes(set(range(0x20, 0x100)) - {0x7F}) + b"\t"  # what may stand in a line; the rest are control characters
+FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 section 5.6.2
+HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z\-._~!$&'()*+;=%]*)(?::[0-9]*)?")  # RFC 3986 section 3.2.2
+ABSOLUTE = re.compile(r"https?://([^/?#@]+)(/?[^#]*)", re.IGNORECASE)  # a target as sent to a proxy
+ONCE = frozenset({"HTTP_HOST", "CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING"})  # twice, they would mean two messages
+CHUNKED = -1  # as a body's length
+
+
+class Head(NamedTuple):
+    """A request's head, understood."""
+
+    method: str
+    target: str  # as it was sent
+    keep_alive: bool
+    length: int  # of the body in bytes, or CHUNKED
+    expects: bool  # the client waits for `100 Continue`
+    environ: dict[str, str]  # what it gives to the environ
+
+
+def parse_head(raw: bytes) -> Head:
+    """Return what a head says, without the empty line at its end.  Raises `BadRequest`."""
+    check_controls(raw, raw.count(b"\r\n"))
+    lines = raw.decode("latin-1").split("\r\n")
+    if len(lines) > MAX_FIELDS + 1:
+        raise BadRequest("too many header lines", "431 Request Header Fields Too Large")
+    method, target, http11 = parse_request_line(lines.pop(0))
+    fields = parse_fields(lines)
+    path = target if target[0] == "/" else local_target(method, target, fields)
+    check_host(fields.get("HTTP_HOST"), http11)
+    length = body_length(fields, http11)
+    return Head(
+        method=method,
+        target=target,
+        keep_alive=wants_keep_alive(fields.get("HTTP_CONNECTION"), http11),
+        length=length,
+        expects=length != 0 and expects(fields, http11),
+        environ={
+            **fields,
+            "REQUEST_METHOD": method,
+            "REQUEST_URI": target,
+            "RAW_URI": target,
+            "SERVER_PROTOCOL": "HTTP/1.1" if http11 else "HTTP/1.0",
+            **path_and_query(path),
+        },
+    )
+
+
+# Clients repeat their heads to the byte, and a head's meaning depends on nothing else.  The environ of a remembered
+# head is copied for each request, never handed out.
+remembered_head = functools.lru_cache(maxsize=256)(parse_head)
+REMEMBERED_HEAD = 4 * 1024  # bytes; with the number above this bounds the memory to about 2 MB
+
+
+def parse_fields(lines: list[str]) -> dict[str, str]:
+    """Return header lines under their environ keys."""
+    fields: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon:
+            raise BadRequest("a header line without a colon")
+        key = environ_key(name)
+        if key in fields:
+            value = merged(key, fields[key], value)
+        if key:
+            fields[key] = value.strip(" \t")
+    return fields
+
+
+def check_host(host: Optional[str], http11: bool) -> None:
+    if host is None:
+        if http11:
+            raise BadRequest("an HTTP/1.1 request needs a Host header")  # RFC 9112 section 3.2
+    elif not HOST.fullmatch(host):
+        raise BadRequest(f"{host!r} is no Host")
+
+
+def check_controls(data: bytes, line_ends: int) -> None:
+    """Refuse control characters, and any CR or LF that is not one of the `line_ends` pairs (RFC 9112 section 2.2)."""
+    if data.translate(None, TEXT) != b"\r\n" * line_ends:
+        raise BadRequest("a control character in the head")
+
+
+def parse_request_line(line: str) -> tuple[str, str, bool]:
+    """Return method, target and whether it is HTTP/1.1; 1.0 is the only other version."""
+    if len(line) > MAX_REQUEST_LINE:
+        raise BadRequest("the request line is too long", "414 URI Too Long")
+    parts = line.split(" ")
+    if len(parts) != 3 or not all(parts) or not FIELD_NAME.fullmatch(parts[0]):
+        raise BadRequest("the request line is not 'METHOD target HTTP/1.1'")
+    method, target, version = parts
+    if version not in ("HTTP/1.1", "HTTP/1.0"):
+        raise BadRequest(f"{version!r} is not HTTP/1.1 or HTTP/1.0")
+    return method, target, version == "HTTP/1.1"
+
+
+@functools.lru_cache(maxsize=1024)  # clients repeat their names; the bound is for those that do not
+def environ_key(name: str) -> str:
+    """Return the environ key of a header, and "" for one that must not reach the application.
+
+    A name with an underscore could pass itself off as another (`Content_Length`), and `Proxy` would become the
+    variable HTTP_PROXY, which HTTP clients obey (CVE-2016-5385).
+    """
+    if not FIELD_NAME.fullmatch(name):
+        raise BadRequest(f"{name!r} is no header name")
+    key = name.upper().replace("-", "_")
+    if "_" in name or key == "PROXY":
+        return ""
+    return key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"
+
+
+def merged(key: str, first: str, second: str) -> str:
+    """Return the value of a header that came twice (RFC 9110 section 5.3); refuse those that frame the message."""
+    if key in ONCE:
+        raise BadRequest(f"{key.replace('HTTP_', '').replace('_', '-').title()} came twice")
+    return f"{first}; {second.strip()}" if key == "HTTP_COOKIE" else f"{first},{second.strip()}"
+
+
+def local_target(method: str, target: str, fields: dict[str, str]) -> str:
+    """Return the path of a target in absolute form, whose host overrules the Host header; `*` is for OPTIONS alone."""
+    absolute = ABSOLUTE.fullmatch(target)
+    if absolute:
+        if "HTTP_HOST" in fields:
+            fields["HTTP_HOST"] = absolute[1]
+        return absolute[2] if absolute[2].startswith("/") else "/" + absolute[2]
+    if target == "*" and method == "OPTIONS":
+        return target
+    raise BadRequest(f"the target {target!r} is no path")
+
+
+def body_length(fields: dict[str, str], http11: bool) -> int:
+    """Return the length of the body, `CHUNKED` when its end is marked in the stream.  One framing, or `BadRequest`."""
+    coding = fields.get("HTTP_TRANSFER_ENCODING")
+    length = fields.get("CONTENT_LENGTH")
+    if coding is not None:
+        if length is not None:
+            raise BadRequest("both Content-Length and Transfer-Encoding")  # RFC 9112 section 6.1: request smuggling
+        if coding.lower() != "chunked" or not http11:
+            raise BadRequest(f"the transfer coding {coding!r} is not understood")
+        return CHUNKED
+    if length is None:
+        return 0
+    if not (length.isascii() and length.isdigit()) or len(length) > 18:  # 10**18 bytes: nobody has them
+        raise BadRequest(f"{length!r} is no Content-Length")
+    return int(length)
+
+
+def wants_keep_alive(connection: Optional[str], http11: bool) -> bool:
+    """Say whether the connection persists after the request (RFC 9112 section 9.3)."""
+    if connection is None:
+        return http11
+    options = [option.strip() for option in connection.lower().split(",")]
+    return "close" not in options and (http11 or "keep-alive" in options)
+
+
+def expects(fields: dict[str, str], http11: bool) -> bool:
+    """Say whether the client waits for `100 Continue` before it sends the body (RFC 9110 section 10.1.1)."""
+    expectation = fields.get("HTTP_EXPECT")
+    if expectation is None or not http11:
+        return False
+    if expectation.lower() != "100-continue":
+        raise BadRequest(f"the expectation {expectation!r} is not understood", "417 Expectation Failed")
+    return True
+
+
+def path_and_query(target: str) -> dict[str, str]:
+    """Return PATH_INFO, unquoted and as Latin-1 text (PEP 3333), and QUERY_STRING."""
+    if "#" in target:
+        raise BadRequest("a fragment in the target")
+    path, _, query = target.partition("?")
+    if "%" in path:
+        from urllib.parse import unquote_to_bytes
+
+        path = unquote_to_bytes(path).decode("latin-1")
+    return {"PATH_INFO": path if path != "*" else "", "QUERY_STRING": query}
+
+
+def check_beginning(data: bytes) -> None:
+    """Refuse the beginning of a head that can no longer become a good one, instead of waiting for the rest."""
+    whole_lines = data.count(b"\r\n")
+    if data.startswith(b"\x16\x03"):
+        raise BadRequest("a TLS handshake on a port that speaks plain HTTP: write http:// in the address")
+    check_controls(data[:-1] if data.endswith(b"\r") else data, whole_lines)
+    if len(data) > MAX_HEAD or (not whole_lines and len(data) > MAX_REQUEST_LINE):
+        raise head_too_large(data)
+    if whole_lines:
+        parse_request_line(data.partition(b"\r\n")[0].decode("latin-1"))
+
+
+def head_too_large(data: bytes) -> BadRequest:
+    if data.find(b"\r\n", 0, MAX_REQUEST_LINE) < 0:
+        return BadRequest("the request line is too long", "414 URI Too Long")
+    return BadRequest("the header lines are too long", "431 Request Header Fields Too Large")
+
+
+# -- a request's body
+
+
+class Body(io.RawIOBase):
+    """The body of a request on its connection: ends where it ends, and never waits past that.
+
+    `unread` counts the bytes that are still to come.  A client that waits for `100 Continue` is told so when the
+    first byte is asked for, once.
+    """
+
+    def __init__(self, connection: Connection, length: int, expected: bool) -> None:
+        super().__init__()
+        self.connection = connection
+        self.unread = length
+        self.expected = expected  # the client waits to be told to go on
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        size = min(len(buffer), self.unread)
+        if size == 0:
+            return 0
+        self.invite()
+        count = self._receive_into(buffer, size)
+        self.unread -= count
+        return count
+
+    def _receive_into(self, buffer: Any, size: int) -> int:
+        connection = self.connection
+        if connection.buffer:
+            data = connection.receive(size)
+            buffer[: len(data)] = data
+            return len(data)
+        try:
+            count = connection.sock.recv_into(buffer, size)
+        except OSError as error:
+            raise ClientGone(f"{self.unread} bytes of the body did not come: {error}") from error
+        if not count:
+            raise ClientGone(f"the client left with {self.unread} bytes of the body unsent")
+        return count
+
+    def readall(self) -> bytes:
+        whole = bytearray(self.unread) if self.unread <= SPOOL_MEMORY else bytearray()
+        if whole:
+            view, done = memoryview(whole), 0
+            while done < len(whole):
+                done += self.readinto(view[done:])
+            return bytes(whole)
+        piece = memoryview(bytearray(SPOOL_MEMORY))  # a length that is a lie costs the memory of what really comes
+        while self.unread:
+            whole += piece[: self.readinto(piece)]
+        return bytes(whole)
+
+    def invite(self) -> None:
+        """Tell a client that waits for it to send the body."""
+        if self.expected:
+            self.expected = False
+            self.connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def will_close(self) -> bool:
+        """Say whether the rest of the body is too much to be read away, so that the connection has to end."""
+        return self.unread > DRAIN_LIMIT or (self.expected and self.unread > 0)
+
+    def drain(self, limit: int) -> bool:
+        """Read away what the application left, up to `limit` bytes; say whether the next request can follow."""
+        if self.expected and self.unread:
+            return False
+        while self.unread and limit > 0:
+            piece = self.connection.receive(min(self.unread, READ_SIZE))
+            self.unread -= len(piece)
+            limit -= len(piece)
+        return not self.unread
+
+
+class Dechunker:
+    """Takes a chunked body off its framing (RFC 9112 section 7.1) into a spool: memory, then a temporary file."""
+
+    def __init__(self, connection: Connection, body: Body) -> None:
+        self.connection = connection
+        self.body = body
+
+    def spool(self) -> Any:
+        """Return the whole body as a file, at its end.  Raises `BadRequest` on bad framing and past the limit."""
+        from tempfile import SpooledTemporaryFile
+
+        spool = SpooledTemporaryFile(max_size=SPOOL_MEMORY)
+        self.body.invite()
+        try:
+            self._copy(spool)
+        except ClientGone as error:
+            spool.close()
+            raise BadRequest(f"the chunked body broke off: {error}") from error
+        return WholeInput(spool)
+
+    def _copy(self, spool: Any) -> None:
+        total = 0
+        while True:
+            size = self._chunk_size()
+            total += size
+            if total > MAX_CHUNKED_BODY:
+                raise BadRequest(f"a chunked body of over {MAX_CHUNKED_BODY:,} bytes", "413 Content Too Large")
+            if size == 0:
+                return self._skip_trailer()
+            while size:
+                piece = self.connection.receive(size)
+                spool.write(piece)
+                size -= len(piece)
+            if self._line(2):
+                raise BadRequest("a chunk longer than its size")
+
+    def _chunk_size(self) -> int:
+        digits, semicolon, _ = self._line(MAX_CHUNK_LINE).partition(b";")
+        digits = digits.rstrip(b" \t") if semicolon else digits
+        if not HEXADECIMAL.fullmatch(digits):
+            raise BadRequest(f"{digits[:20]!r} is no chunk size")
+        return int(digits, 16)
+
+    def _skip_trailer(self) -> None:
+        """Read the fields after the last chunk; nothing in them may change a request that has been framed."""
+        for _ in range(MAX_FIELDS):
+            line = self._line(MAX_REQUEST_LINE)
+            if not line:
+                return
+            name, colon, _ = line.decode("latin-1").partition(":")
+            if not colon or not FIELD_NAME.fullmatch(name):
+                raise BadRequest("a bad trailer")
+        raise BadRequest("too many trailers", "431 Request Header Fields Too Large")
+
+    def _line(self, limit: int) -> bytes:
+        """Return the next line without its CRLF; one longer than `limit` is refused."""
+        connection = self.connection
+        data = connection.buffer
+        while b"\r\n" not in data[: limit + 2]:
+            if b"\n" in data or len(data) >= limit + 2:
+                raise BadRequest("a line of the chunked body is too long or does not end in CRLF")
+            connection.buffer = b""
+            data += connection.receive(READ_SIZE)
+            connection.buffer = data
+        line, _, connection.buffer = data.partition(b"\r\n")
+        check_controls(line, 0)
+        return line
+
+
+HEXADECIMAL = re.compile(rb"[0-9A-Fa-f]{1,16}")  # 16 digits: 64 bits
+
+
+class WholeInput(io.BufferedIOBase):
+    """A spooled body with the methods that an application may call (a spool of Python 3.9 lacks some of io's)."""
+
+    def __init__(self, spool: Any) -> None:
+        super().__init__()
+        self.spool = spool
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: Optional[int] = -1) -> bytes:
+        data: bytes = self.spool.read(-1 if size is None else size)
+        return data
+
+    read1 = read
+
+    def readline(self, size: Optional[int] = -1) -> bytes:
+        line: bytes = self.spool.readline(-1 if size is None else size)
+        return line
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.spool.seek(offset, whence)
+        position: int = self.spool.tell()
+        return position
+
+    def tell(self) -> int:
+        position: int = self.spool.tell()
+        return position
+
+    def close(self) -> None:
+        self.spool.close()
+        super().close()
+
+
+# -- a response
+
+
+class Response:
+    """One answer on its way: what the application said of it, and what of it has been sent.
+
+    Headers leave with the first piece of the body (PEP 3333), in one send when the piece is small.  A body whose
+    length nobody knows is chunked for HTTP/1.1 and ends with the connection for 1.0.
+    """
+
+    status = ""
+    length = -1  # the declared Content-Length; -1: none
+    sent = 0  # bytes of the body on the wire
+    head_sent = False
+    chunked = False
+    one_piece = False  # the application's iterable has a single piece, which tells the length
+
+    def __init__(self, connection: Connection, environ: Environ, body: Optional[Body]) -> None:
+        self.connection = connection
+        self.environ = environ
+        self.body = body
+        self.bodiless = environ["REQUEST_METHOD"] == "HEAD"
+        self.said = NOTHING_SAID
+
+    def run(self, app: WSGIApplication) -> None:
+        """Call the application and send its answer; its iterable is closed exactly once, whatever happens."""
+        if self.environ["REQUEST_URI"] == "*":
+            return self._answer_options()
+        app_iter = app(self.environ, self.start_response)
+        try:
+            if isinstance(app_iter, FileWrapper) and self._can_send_file(app_iter):
+                self._send_file(app_iter.filelike)
+            else:
+                self._send_pieces(app_iter)
+            self._finish()
+        finally:
+            close = getattr(app_iter, "close", None)
+            if close is not None:
+                close()
+
+    def _answer_options(self) -> None:
+        """Answer `OPTIONS *`, which asks about the server and not about a resource (RFC 9110 section 9.3.7)."""
+        self.start_response("200 OK", [("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"), ("Content-Length", "0")])
+        self._finish()
+
+    def _send_pieces(self, app_iter: Iterable[bytes]) -> None:
+        self.one_piece = hasattr(app_iter, "__len__") and len(app_iter) == 1  # type: ignore[arg-type]
+        for piece in app_iter:
+            if piece or not isinstance(piece, bytes):
+                self.write(piece)
+                if self.bodiless:
+                    break  # the head has gone, and nothing follows it
+
+    def start_response(
+        self,
+        status: str,
+        headers: list[tuple[str, str]],
+        exc_info: Optional[OptExcInfo] = None,
+        /,
+    ) -> Callable[[bytes], None]:
+        """PEP 3333's start_response.  What is not an HTTP head is refused here, where the traceback shows who said it."""
+        if exc_info:
+            try:
+                if self.head_sent and exc_info[1] is not None:
+                    raise exc_info[1].with_traceback(exc_info[2])
+            finally:
+                exc_info = None  # no cycle through the traceback
+        elif self.status:
+            raise AssertionError("start_response was called twice; only with exc_info may it be called again")
+        self.said = understand(status, tuple(headers))
+        self.status = status
+        self.length = self.said.length
+        if self.said.is_stream:
+            self.connection.is_stream = True
+        return self.write
+
+    def write(self, data: bytes) -> None:
+        """Send a piece of the body, and the head before the first one; the bytes are on the wire on return."""
+        if not isinstance(data, bytes):
+            raise TypeError(f"the application must yield bytes, not {type(data).__name__}: {data!r:.80}")
+        head = b"" if self.head_sent else self._head(len(data))
+        if self.bodiless:
+            data = b""
+        elif 0 <= self.length < self.sent + len(data):
+            data = self._truncated(data)
+        self._send(head, data)
+
+    def _truncated(self, data: bytes) -> bytes:
+        """Return what the declared length leaves room for; the rest would be taken for the next response."""
+        self.connection.keep_alive = False
+        room = self.length - self.sent
+        if room >= 0 and len(data) > room:
+            line = " ".join(self.connection.line)
+            self.connection.server.terminal.warn(
+                f"{escape_controls(line)}: the body is longer than its Content-Length of {self.length}; the rest is left out"
+            )
+        return data[:room]
+
+    def _send(self, head: bytes, data: bytes) -> None:
+        if not data:
+            if head:
+                self.connection.send(head)
+            return
+        size = len(data)
+        if self.chunked:
+            data = b"%x\r\n%b\r\n" % (size, data)
+        if size <= JOIN_LIMIT:
+            self.connection.send(head + data if head else data)
+        else:
+            if head:
+                self.connection.send(head)
+            self.connection.send(data)
+        self.sent += size
+
+    def _head(self, first_piece: int) -> bytes:
+        """Decide how the body is framed, and return the head; `first_piece` is the size of what follows it."""
+        connection = self.connection
+        if not self.status:
+            raise AssertionError("the application sent a body before it called start_response")
+        self.head_sent = True
+        http11 = self.environ["SERVER_PROTOCOL"] == "HTTP/1.1"
+        framing = b""
+        if self.status[:3] in BODILESS:
+            self.bodiless = True
+        elif self.length < 0:
+            framing = self._framing(first_piece, http11)
+        if self.body is not None and self.body.will_close():
+            connection.keep_alive = False
+        if not connection.keep_alive:
+            framing += b"Connection: close\r\n"
+        elif not http11:
+            framing += b"Connection: keep-alive\r\n"
+        return final_head(int(time.time()), self.status, self.said, framing)
+
+    def _framing(self, first_piece: int, http11: bool) -> bytes:
+        """Return the header that frames a body of undeclared length."""
+        if self.one_piece:
+            self.length = first_piece
+            return b"Content-Length: %d\r\n" % first_piece
+        if self.bodiless:
+            return b""
+        if http11:
+            self.chunked = True
+            return b"Transfer-Encoding: chunked\r\n"
+        self.connection.keep_alive = False
+        return b""
+
+    def _finish(self) -> None:
+        """End the body; one that is shorter than declared is cut, so that the client does not take it for whole."""
+        if not self.head_sent:
+            if not self.status:
+                raise AssertionError("the application returned without calling start_response")
+            self.one_piece = not self.bodiless  # no piece at all: a body of length 0
+            self._send(self._head(0), b"")
+        if self.chunked:
+            self.connection.send(b"0\r\n\r\n")
+        elif self.sent < self.length and not self.bodiless:
+            raise RuntimeError(f"the application declared {self.length} bytes and sent {self.sent}")
+
+    # -- files
+
+    def _can_send_file(self, wrapper: FileWrapper) -> bool:
+        """Say whether the kernel can copy the file: a plain one (a GzipFile has a descriptor too) without TLS."""
+        raw = getattr(wrapper.filelike, "raw", wrapper.filelike)
+        plain = isinstance(raw, io.FileIO) and not isinstance(wrapper.filelike, io.TextIOBase)
+        return plain and self.connection.server.tls is None and not self.head_sent and not self.bodiless
+
+    def _send_file(self, file: Any) -> None:
+        """Send a file from its position on, through `socket.sendfile`; it declares its own length when nobody did."""
+        here = file.tell() if file.seekable() else -1
+        size = os.fstat(file.fileno()).st_size - here
+        if here < 0 or size <= 0:  # a pipe, or a file of /proc, whose size is not known before it is read
+            return self._send_pieces(iter(functools.partial(file.read, READ_SIZE), b""))
+        self.one_piece = self.length < 0
+        head = self._head(size)
+        if self.bodiless:
+            return self.connection.send(head)
+        self.connection.send(head)
+        self.sent += self.connection.send_file(file, here, min(size, self.length))
+
+    # -- failures
+
+    def answer_silence(self) -> None:
+        """Answer a client that fell silent in its body, if it still listens and nothing has been said yet."""
+        if not self.head_sent and self.body is not None and self.body.unread:
+            self._replace("400 Bad Request", b"Bad Request: the body did not come as declared\n")
+
+    def answer_failure(self) -> None:
+        """Answer for an application that failed; once its headers are out, the cut connection is the answer."""
+        if not self.head_sent:
+            self._replace("500 Internal Server Error", b"Internal Server Error\n")
+        else:
+            self.connection.cut()
+
+    def _replace(self, status: str, text: bytes) -> None:
+        self.said = understand(status, PLAIN_TEXT)
+        self.status, self.length = status, -1
+        self.one_piece, self.chunked = True, False
+        try:
+            self.write(text)
+        except ClientGone:
+            pass  # nobody is there to be told
+
+
+class ResponseHead(NamedTuple):
+    """What an application said before its body, checked."""
+
+    block: bytes  # the header lines as they go on the wire
+    names: frozenset[str]  # in lower case
+    length: int  # the declared Content-Length, -1 without
+    is_stream: bool
+
+
+PLAIN_TEXT = (("Content-Type", "text/plain; charset=utf-8"),)
+NOTHING_SAID = ResponseHead(b"", frozenset(), -1, False)
+
+
+@functools.lru_cache(maxsize=256)  # most answers of an application begin alike, and the checks are dear
+def understand(status: str, headers: tuple[tuple[str, str], ...]) -> ResponseHead:
+    """Check a status and headers, and return them as they go on the wire.
+
+    Raises ValueError or TypeError for what is no HTTP: a control character would let a value become a header.
+    """
+    check_status(status)
+    length = -1
+    is_stream = False
+    lines = []
+    for name, value in headers:
+        key = checked_name(name)
+        if not isinstance(value, str):
+            raise TypeError(f"the value of the header {name} must be str, not {value!r}")
+        if key == "content-length":
+            length = declared_length(value, length)
+        elif key == "content-type":
+            is_stream = value.startswith("text/event-stream")
+        lines.append(f"{name}: {value}\r\n")
+    block = encode_latin_1("".join(lines))
+    if block.translate(None, TEXT) != b"\r\n" * len(lines):
+        raise ValueError(f"a control character in a header's value: {block!r}")
+    if status[:3] == "204":  # RFC 9110 section 8.6: it has no length; Django declares one of 0
+        block = without(block, {"content-length"})
+    return ResponseHead(block, frozenset(checked_name(name) for name, _ in headers), length, is_stream)
+
+
+@functools.lru_cache(maxsize=64)  # within a second most heads are the same
+def final_head(now: int, status: str, said: ResponseHead, framing: bytes) -> bytes:
+    """Return a whole response head; Date and Server are added unless the application gave its own."""
+    extra = f"Date: {format_date_time(now)}\r\nServer: {SERVER_NAME}\r\n".encode("ascii")
+    if "date" in said.names or "server" in said.names:
+        extra = without(extra, said.names)
+    return b"HTTP/1.1 %b\r\n%b%b%b\r\n" % (status.encode("latin-1"), said.block, extra, framing)
+
+
+def without(block: bytes, names: Container[str]) -> bytes:
+    """Return a block of header lines without those of the given lower-case names."""
+    lines = block.splitlines(keepends=True)
+    return b"".join(line for line in lines if line.partition(b":")[0].decode("latin-1").lower() not in names)
+
+
+STATUS = re.compile(r"[2-5][0-9][0-9] [\t\x20-\x7e\x80-\xff]*")  # RFC 9112 section 4; 1xx is not an application's
+
+
+def check_status(status: str) -> None:
+    if not isinstance(status, str) or not STATUS.fullmatch(status):
+        raise ValueError(f"{status!r} is no status such as '200 OK'")
+
+
+@functools.lru_cache(maxsize=1024)
+def checked_name(name: str) -> str:
+    """Return the lower-case form of a header name that an application may send.  Raises ValueError."""
+    if not isinstance(name, str) or not FIELD_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no header name")
+    if is_hop_by_hop(name):
+        raise ValueError(f"the header {name} belongs to the connection, which is the server's (PEP 3333)")
+    return name.lower()
+
+
+def declared_length(value: str, before: int) -> int:
+    """Return the Content-Length that the application declares, once or twice the same."""
+    text = str(value)
+    if not (text.isascii() and text.isdigit()) or before not in (-1, int(text)):
+        raise ValueError(f"{value!r} is no Content-Length")
+    return int(text)
+
+
+def encode_latin_1(text: str) -> bytes:
+    try:
+        return text.encode("latin-1")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"a header holds {text[error.start]!r}, which is not Latin-1 (PEP 3333)") from None
+
+
+# -- sockets
+
+
+def base_environ(listener: socket.socket, *, threads: bool, https: bool) -> Environ:
+    """Return what the environ of every request on `listener` has in common."""
+    address = listener.getsockname()
+    name, port = (address[0], address[1]) if isinstance(address, tuple) else ("localhost", 80)
+    return {
+        "SCRIPT_NAME": "",
+        "SERVER_NAME": name,
+        "SERVER_PORT": str(port),
+        "SERVER_SOFTWARE": SERVER_NAME,
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": "https" if https else "http",
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": threads,
+        "wsgi.multiprocess": False,
+        "wsgi.run_once": False,
+        "wsgi.input_terminated": True,
+        "wsgi.file_wrapper": FileWrapper,
+    }
+
+
+def remote(address: Any) -> tuple[str, str]:
+    """Return REMOTE_ADDR and REMOTE_PORT; a client of a socket file has neither."""
+    return (address[0], str(address[1])) if isinstance(address, tuple) else ("", "")
+
+
+def set_timeouts(sock: socket.socket) -> None:
+    """Bound each wait of a blocking socket in the kernel: `settimeout` would cost a poll before each call.
+
+    Sends leave at once: with Nagle's algorithm the last segment of a response waits for the client's delayed ACK.
+    """
+    for option, seconds in ((socket.SO_RCVTIMEO, BODY_TIMEOUT), (socket.SO_SNDTIMEO, SEND_TIMEOUT)):
+        whole = int(seconds)
+        value = struct.pack("=I", whole * 1000) if sys.platform == "win32" else struct.pack("@ll", whole, 0)
+        sock.setsockopt(socket.SOL_SOCKET, option, value)
+    if sock.family != getattr(socket, "AF_UNIX", None):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def watch(sock: socket.socket) -> Callable[[float], bool]:
+    """Return a function that waits up to so many seconds and says whether `sock` has something to read."""
+    if sys.platform == "win32" or not hasattr(select, "poll"):
+        return lambda seconds: bool(select.select([sock], [], [], max(seconds, 0))[0])
+    poller = select.poll()
+    poller.register(sock, select.POLLIN)
+    return lambda seconds: bool(poller.poll(seconds * 1000 if seconds > 0 else 0))
+
+
+def watch_tls(sock: Any) -> Callable[[float], bool]:
+    """Return the same for a TLS socket, which may hold decrypted bytes that no poll sees."""
+    wait = watch(sock)
+    return lambda seconds: bool(sock.pending()) or wait(seconds)
+
+
+# -- listening
+
+BACKLOG = 1024  # connections that the kernel keeps while a reload replaces the process; Linux caps it by somaxconn
+SYSTEMD_FD = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
+PORT_SEARCH = 100  # ports above a used one that are tried for a free one
+AIRPLAY_HINT = " (on macOS port 5000 belongs to AirPlay Receiver: System Settings, General, AirDrop & Handoff)"
+
+
+def listen(host: str, port: int, *, again: Callable[[int], str]) -> socket.socket:
+    """Return a listening socket on an address, a name, or `unix:PATH`.
+
+    A socket that systemd passed (LISTEN_FDS) goes first.  Raises `DevserveError`; `again` returns the command that
+    starts on another port, for the message that tells of a used one.
+    """
+    passed = socket_of_systemd()
+    if passed is not None:
+        return passed
+    path = socket_path(host)
+    if path:
+        return listen_on_path(path)
+    if not 0 <= port <= 65535:
+        raise DevserveError(f"{port} is no port: choose one from 1 to 65535, or 0 for a free one")
+    family, address = resolve(host, port)
+    try:
+        return listen_on_address(family, address)
+    except OSError as error:
+        raise bind_error(error, host, port, again) from error
+
+
+def listen_on_address(family: int, address: Any) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if sys.platform == "win32":  # there, SO_REUSEADDR would let two programs share a port
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6 and address[0] == "::":
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # every address, IPv4 ones too
+        sock.bind(address)
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def resolve(host: str, port: int) -> tuple[int, Any]:
+    """Return family and address of a host; IPv4 goes first, since clients on macOS and Windows try it for localhost."""
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise DevserveError(f"the host {host!r} does not resolve ({error}); try --host 127.0.0.1") from error
+    family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+    return family, address
+
+
+def socket_path(host: str) -> str:
+    """Return the path in `unix:PATH` or `unix://PATH`; "" for any other host."""
+    for prefix in ("unix://", "unix:"):
+        if host.startswith(prefix):
+            return host[len(prefix) :]
+    return ""
+
+
+def listen_on_path(path: str) -> socket.socket:
+    """Listen on a socket file; one that nobody listens on is replaced, one in use is not."""
+    if sys.platform == "win32":
+        raise DevserveError(f"unix:{path}: Windows has no socket files for Python; use --host 127.0.0.1")
+    if os.path.exists(path):
+        remove_stale_socket(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(path)
+    except OSError as error:
+        sock.close()
+        raise DevserveError(f"cannot make the socket file {path!r}: {error.strerror or error}") from error
+    sock.listen(BACKLOG)
+    return sock
+
+
+def remove_stale_socket(path: str) -> None:
+    import stat
+
+    if not stat.S_ISSOCK(os.stat(path).st_mode):
+        raise DevserveError(f"{path!r} exists and is no socket; choose another path after unix:")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        except OSError as error:
+            raise DevserveError(f"cannot use the socket file {path!r}: {error.strerror or error}") from error
+        else:
+            raise DevserveError(f"the socket file {path!r} is in use by a running server; choose another path")
+
+
+def socket_of_systemd() -> Optional[socket.socket]:
+    """Return the first socket that systemd, or systemd-socket-activate, opened for this very process."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    count = os.environ.get("LISTEN_FDS", "")
+    if not count.isdigit() or int(count) < 1:
+        return None
+    try:
+        sock = socket.socket(fileno=SYSTEMD_FD)
+        sock.getsockname()
+    except OSError as error:
+        raise DevserveError(f"LISTEN_FDS={count}, but descriptor 3 is no socket: {error.strerror}") from error
+    sock.set_inheritable(False)
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(name, None)
+    return sock
+
+
+def bind_error(error: OSError, host: str, port: int, again: Callable[[int], str]) -> DevserveError:
+    """Turn a failed bind into the line that says what to do; Windows has numbers of its own."""
+    number = getattr(error, "winerror", None) or error.errno
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if number in (errno.EADDRINUSE, 10048) or (number == 10013 and port_holder(port)):
+        free = next_free_port(host, port)
+        hint = AIRPLAY_HINT if sys.platform == "darwin" and port == 5000 else ""
+        remedy = f"try: {again(free)}" if free else "choose another --port"
+        return DevserveError(f"cannot bind {place}: already in use{port_holder(port)}{hint}; {remedy}")
+    if number in (errno.EACCES, 10013):
+        return DevserveError(f"cannot bind {place}: this port needs privileges; try: {again(port + 8000 & 0xFFFF)}")
+    if number in (errno.EADDRNOTAVAIL, 10049):
+        return DevserveError(f"cannot bind {place}: {host} is not an address of this machine; try --host 0.0.0.0")
+    return DevserveError(f"cannot bind {place}: {error.strerror or error}")
+
+
+def next_free_port(host: str, port: int) -> int:
+    """Return the first port after `port` that can be bound, or 0."""
+    for candidate in range(port + 1, min(port + PORT_SEARCH, 65536)):
+        try:
+            listen_on_address(*resolve(host, candidate)).close()
+        except OSError:
+            continue
+        return candidate
+    return 0
+
+
+def port_holder(port: int) -> str:
+    """Return " by python (pid 4711)" for the program that listens on a TCP port, "" when that cannot be learnt."""
+    find = {"linux": holder_by_proc, "win32": holder_by_netstat}.get(sys.platform, holder_by_lsof)
+    try:
+        return find(port)
+    except (OSError, ValueError, IndexError):  # a tool is missing, or speaks otherwise than expected
+        return ""
+
+
+def holder_by_proc(port: int) -> str:
+    """Linux: the listening socket's inode from /proc/net/tcp and tcp6, then the process that has it open."""
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        if os.path.exists(table):
+            with open(table, encoding="ascii") as lines:
+                rows = [line.split() for line in lines][1:]
+            # columns: 1 local address:port in hexadecimal, 3 state (0A: listening), 9 inode
+            inodes |= {f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and int(row[1].split(":")[1], 16) == port}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            links = (os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd"))
+            if not inodes.isdisjoint(links):
+                with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as name:
+                    return f" by {name.read().strip()} (pid {pid})"
+        except OSError:
+            continue  # another user's process, or one that has just ended
+    return ""
+
+
+def holder_by_lsof(port: int) -> str:
+    """macOS and the BSDs: `lsof -F` prints p<pid> and c<command>, a line each."""
+    lines = tool_output("lsof", "-nP", f"-iTCP:{port}", "-sTCP:LISTEN", "-Fpc").splitlines()
+    fields = {line[0]: line[1:] for line in reversed(lines) if line}
+    return f" by {fields['c']} (pid {fields['p']})" if {"c", "p"} <= fields.keys() else ""
+
+
+def holder_by_netstat(port: int) -> str:
+    """Windows: the row of `netstat -ano` for the port ends with the pid; tasklist knows its name."""
+    for line in tool_output("netstat", "-ano", "-p", "TCP").splitlines():
+        row = line.split()
+        if len(row) == 5 and row[1].endswith(f":{port}") and row[2].endswith(":0"):
+            task = tool_output("tasklist", "/FI", f"PID eq {row[4]}", "/FO", "CSV", "/NH").split('"')
+            return f" by {task[1] if len(task) > 1 else 'a program'} (pid {row[4]})"
+    return ""
+
+
+def tool_output(*command: str) -> str:
+    """Return what a system tool prints; "" when it fails or takes longer than a person would wait."""
+    import subprocess
+
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=5, check=False)
+    except subprocess.TimeoutExpired:
+        return ""
+    return done.stdout.decode("utf-8", "replace")
+
+
+def urls(listener: socket.socket, scheme: str) -> list[str]:
+    """Return the addresses under which clients reach `listener`: for 0.0.0.0 and :: every one of the machine."""
+    address = listener.getsockname()
+    if not isinstance(address, tuple):
+        return [f"unix:{os.fsdecode(address)}"]
+    hosts = [address[0]]
+    if address[0] in ("0.0.0.0", "::"):
+        hosts = machine_addresses(ipv6=address[0] == "::")
+    return [f"{scheme}://{f'[{host}]' if ':' in host else host}:{address[1]}" for host in hosts]
+
+
+def machine_addresses(*, ipv6: bool) -> list[str]:
+    """Return this machine's addresses, loopback first; link-local IPv6 ones are left out, as no browser takes them."""
+    if sys.platform == "linux":
+        text = linux_addresses()
+    elif sys.platform == "win32":
+        text = " ".join(str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None))
+    else:
+        text = " ".join(re.findall(r"inet6? ([0-9a-f.:]+)", tool_output("ifconfig")))
+    found = dict.fromkeys(["127.0.0.1", *(["::1"] if ipv6 else []), *text.split()])
+    return [host for host in found if (ipv6 or ":" not in host) and not host.startswith("fe80")]
+
+
+def linux_addresses() -> str:
+    """IPv4 from the routing trie, where a local address is the line before "/32 host LOCAL"; IPv6 from if_inet6."""
+    found = []
+    try:
+        with open("/proc/net/fib_trie", encoding="ascii") as trie:
+            found += re.findall(r"\|-- ([0-9.]+)\n\s+/32 host LOCAL", trie.read())
+        with open("/proc/net/if_inet6", encoding="ascii") as table:
+            found += [socket.inet_ntop(socket.AF_INET6, bytes.fromhex(line.split()[0])) for line in table]
+    except OSError:
+        pass  # a container without them: loopback alone is named
+    return " ".join(found)
+
+
+def tls_from_files(cert: str, key: str) -> Callable[[socket.socket], socket.socket]:
+    """Return the function that does a server's TLS handshake with a certificate and its key (PEM files).
+
+    Raises `DevserveError` for files that are missing or do not fit each other.
+    """
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_alpn_protocols(["http/1.1"])
+    for option, path in (("--cert", cert), ("--key", key)):
+        if path and not os.path.isfile(path):
+            raise DevserveError(f"{option} {path}: there is no such file")
+    try:
+        context.load_cert_chain(cert, key or None)
+    except (ssl.SSLError, OSError) as error:
+        raise DevserveError(
+            f"--cert {cert}{f' --key {key}' if key else ''}: not a PEM certificate with its key ({error})"
+        ) from error
+
+    def shake_hands(sock: socket.socket) -> socket.socket:
+        sock.settimeout(BODY_TIMEOUT)
+        return context.wrap_socket(sock, server_side=True)
+
+    return shake_hands
+
+
+# =====================================================================================================================
+# 10. The reloader
+#
+# Two halves that share nothing but this room.  The first watches: `Files` knows what is watched and in which state it
+# was last accepted, `Watcher` is the thread that looks, waits for the writing to end and says what changed.  The second
+# starts again: `Launch` is how this process was started, `Handover` what crosses into the next image, `restart_process`
+# the way there (one `os.execve`, same process), `supervise` the loop that does it where exec does not replace.  The room
+# gets paths and callbacks; what is served, and to whom, it never learns.  To watch by inotify, replace `Watcher._look`.
+# =====================================================================================================================
+
+INTERVAL = 0.04  # seconds between two looks: with SETTLE a save is noticed after 40 ms on average
+STARTING = 0.01  # the same while modules are still being imported: what is edited then may be loaded or not
+SETTLE = 0.02  # seconds without a further change that end a save; editors write in a few ms
+SETTLE_LIBRARY = 0.25  # the same for installed packages, whose installers pause between files
+SETTLE_LIMIT = 1.0  # a file that is written without end must not hold a reload for ever
+DOUBTFUL_LOOKS = 5  # a file that is gone or empty is believed after so many: editors rename, or truncate and write
+LIBRARY_PERIOD = 3.0  # seconds in which each file of an installed package has been looked at once
+LOOKING = 0.0075  # share of one core that looking may cost; with the waking up it stays below 1 %
+HOT = 12  # the files edited last are looked at each time, since the next edit is most likely to one of them
+EXPLORING = 0.005  # seconds a look that may go into listing folders: requests must not wait for it
+LEARNING = 8  # files a look whose content is read for the first time
+CONTENT_LIMIT = 1 << 20  # bytes; larger files are known by size and time alone
+COMPILE_SECONDS = 0.1  # a switch of branches that changes hundreds of files leaves the rest to the import itself
+FILES_LIMIT = 100_000  # watched files; at about 300 bytes each this bounds the memory at 30 MB
+LATE = 3.0  # seconds until a change is surely seen, from which on a warning is due
+SELF_WRITTEN = 10  # reloads in a row that one file may cause during start-up before it is taken as written by the app
+CLOCK_STEP = 0.01  # seconds that a file's time may lag behind the clock: kernels stamp with their last tick
+
+NOT_WALKED = frozenset(
+    "__pycache__ node_modules bower_components site-packages dist-packages .git .hg .svn .bzr .jj .tox .nox .venv .eggs"
+    " .mypy_cache .ruff_cache .pytest_cache .hypothesis .ipynb_checkpoints .idea .vscode .vs .direnv .cache".split()
+)
+NOT_WALKED_ENDINGS = (".dist-info", ".egg-info")
+LITTER = re.compile(r"\.#|#.*#$|.*~$|.*\.sw[a-z]$|.*___jb_\w+___$|4913$|\.DS_Store$|.*\.py[co]$|flycheck_|\.goutputstream")
+
+Snapshot = Optional[tuple[int, int, int]]  # mtime in ns, size, inode; None when there is no such file
+Digest = Optional[tuple[int, int]]  # size and CRC of a file's bytes; None when they are not known
+
+
+def snapshot(path: str) -> Snapshot:
+    """Return what tells one state of a file (of a link's target) from another.  Compare with `!=`, never with `>`."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a module's __file__ may be any text, one with a NUL included
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def content(path: str) -> Optional[bytes]:
+    """Return the bytes of a regular file of bearable size, or None."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > CONTENT_LIMIT:
+            return None
+        with open(path, "rb") as file:
+            return file.read()
+    except (OSError, ValueError):
+        return None
+
+
+def digest(path: str) -> Digest:
+    """Return size and CRC of a file's bytes: cheap, no import, and one chance in 4e9 to take an edit for none."""
+    data = content(path)
+    return None if data is None else (len(data), binascii.crc32(data))
+
+
+def syntax_error(path: str) -> Optional[SyntaxError]:
+    """Return why `path` does not compile, or None.  What only the import can tell is left to the import."""
+    data = content(path) if path.endswith(".py") else None
+    try:
+        compile(data or b"", path, "exec", dont_inherit=True)
+    except SyntaxError as error:
+        return error
+    except ValueError as error:  # a NUL byte, until Python 3.11.4
+        return SyntaxError(str(error), (path, 1, None, None))
+    except (RecursionError, MemoryError, OverflowError):
+        return None
+    return None
+
+
+def forget_bytecode(path: str) -> None:
+    """Remove the cached bytecode of a changed source.
+
+    It is checked by size and whole second only: of two edits of equal length within one second the importer would
+    load the first.
+    """
+    from importlib.util import cache_from_source
+
+    try:
+        os.unlink(cache_from_source(path))
+    except (OSError, ValueError, NotImplementedError):
+        pass
+
+
+# --- What is watched
+
+
+class Tree(NamedTuple):
+    """A reason to list folders: which files are wanted, in subfolders too, and whether their content matters."""
+
+    wants: Callable[[str], Any]
+    deep: bool
+    follow: bool  # False: only that a wanted file appears counts, since nothing has loaded it yet
+
+
+def is_module(path: str) -> bool:
+    """Tell whether `path` could be imported as a module."""
+    name = os.path.basename(path)
+    return name.endswith(".py") and name[:-3].isidentifier()
+
+
+def is_wanted(path: str) -> bool:
+    """Tell whether `path` is a file that somebody keeps, not one that an editor leaves behind for a while."""
+    return not LITTER.match(os.path.basename(path))
+
+
+BESIDE = Tree(is_module, deep=False, follow=False)  # the folders of loaded modules: a new module may change an import
+PROJECT = Tree(is_module, deep=True, follow=True)  # after a failed import: any module may be the one that mends it
+EVERYTHING = Tree(is_wanted, deep=True, follow=True)  # a folder given to --extra-files
+
+
+class Files:
+    """Every path that is watched, with the state in which it was last accepted.  Used by the watcher's thread alone.
+
+    `own` are the project's files and the listed folders, `library` those of the standard library and of installed
+    packages.  A state of None for a file that exists makes the next look report it: this is how a file that is new, or
+    that was edited while it was being loaded, becomes a change like any other.
+    """
+
+    def __init__(self, warn: Callable[[str], None], since: float, exclude_patterns: Iterable[str], remembered: str) -> None:
+        self.warn = warn
+        self.since = since
+        self.cwd = os.getcwd()
+        self.excludes = [compile_exclude(pattern) for pattern in exclude_patterns]
+        self.states: dict[str, Snapshot] = {}
+        self.own: list[str] = []
+        self.library: list[str] = []
+        self.trees: dict[str, list[Tree]] = {}
+        self.remembered = recall(remembered)
+        self.early: dict[str, int] = {}
+        self.full = False
+        self._library_root = os.path.dirname(os.__file__) + os.sep
+        self._names: set[str] = set()
+        self._scanned = since + CLOCK_STEP
+        self._noted: set[str] = set()
+        self._linked: set[tuple[str, Tree]] = set()
+        self._queue: deque[tuple[str, Tree, bool]] = deque()
+        self._walk: Iterator[None] = iter(())
+
+    def add(self, path: str, *, new: bool = False, since: Optional[float] = None) -> None:
+        """Watch one path, which need not exist.  What changed after `since`, or is `new`, counts as changed."""
+        if path in self.states or self.excluded(path) or self._is_full():
+            return
+        self.own.append(path)
+        self.states[path] = None if new else self.first_state(path, self.since if since is None else since)
+
+    def add_all(self, paths: Iterable[str]) -> None:
+        """Watch each of these paths."""
+        for path in paths:
+            self.add(path)
+
+    def _is_full(self) -> bool:
+        if not self.full and len(self.states) >= FILES_LIMIT:
+            self.full = True
+            self.warn(f"{FILES_LIMIT:,} files are watched, further ones are not; name fewer, or exclude some")
+        return self.full
+
+    def first_state(self, path: str, since: float) -> Snapshot:
+        """Return the state to start from: None, which makes it a change, when the file was written after `since`.
+
+        Times in the future say nothing, so they never cause a reload after a reload.  A file that has the content
+        that it had at the last such reload was written by the application itself while it was imported.
+        """
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):
+            return None
+        state = status.st_mtime_ns, status.st_size, status.st_ino
+        touched = status.st_mtime if sys.platform == "win32" else status.st_ctime  # nobody can set the ctime back
+        if not since <= touched <= time.time() or stat.S_ISDIR(status.st_mode):
+            return state
+        known, times = self.remembered.get(path, (None, 0))
+        if known is not None and known == digest(path):
+            self.early[path] = 0
+            return state
+        self.early[path] = times + 1
+        if times >= SELF_WRITTEN:
+            self.warn(f"{path} changes each time the application is imported; such changes are ignored")
+            return state
+        return None
+
+    def remember(self) -> str:
+        """Return, for the next image's `remembered`, which files were written while this one imported them."""
+        words = ((path, digest(path), times) for path, times in self.early.items())
+        return "\n".join(f"{known[0]} {known[1]} {times} {path}" for path, known, times in words if known)
+
+    def excluded(self, path: str) -> bool:
+        """Tell whether an exclude pattern names the path, its name or a folder that it lies in."""
+        return any(exclude.search(path.replace(os.sep, "/")) for exclude in self.excludes)
+
+    def adopt(self) -> bool:
+        """Watch the modules that were imported since the last call; tell whether there were any."""
+        if len(sys.modules) == len(self._names):
+            return False
+        now = time.time()
+        modules = sys.modules.copy()  # one step for the interpreter, so that imports in other threads do no harm
+        for name in modules.keys() - self._names:
+            self._adopt(module_file(modules[name]))
+        self._names = set(modules)
+        self._scanned = now
+        return True
+
+    def _adopt(self, path: str) -> None:
+        if not path or path in self.states or self.excluded(path):
+            return
+        if self.is_library(path):
+            self.library.append(path)  # its first look is its turn in the ring: a start must not pay for 1,500 of them
+            self.states[path] = None
+            return
+        self.add(path, since=self._scanned - CLOCK_STEP)
+        self.add_tree(os.path.dirname(path), BESIDE)
+
+    def is_library(self, path: str) -> bool:
+        """Tell whether `path` belongs to the standard library or to an installed package."""
+        if path.startswith(self._library_root) and not self.cwd.startswith(self._library_root):
+            return True
+        inside = path[len(self.cwd) :] if path.startswith(self.cwd + os.sep) else path
+        return f"{os.sep}site-packages{os.sep}" in inside or f"{os.sep}dist-packages{os.sep}" in inside
+
+    def add_places(self, places: Iterable[str]) -> None:
+        """Watch files, folders and globs, relative to the working directory at the start."""
+        for place in places:
+            self._add_place(os.path.normpath(os.path.join(self.cwd, os.path.expanduser(place))))
+
+    def _add_place(self, path: str) -> None:
+        if os.path.isdir(path):
+            self.add_tree(path, EVERYTHING)
+        elif re.search(r"[*?[]", path) and not os.path.exists(path):
+            root, pattern = split_glob(path)
+            self.add_tree(root, Tree(re.compile(pattern).fullmatch, deep=True, follow=True))
+        else:
+            self.add(path)
+
+    def add_project(self) -> None:
+        """Watch every module file in the working directory and in the project's other places on sys.path."""
+        for place in [self.cwd, *sys.path]:
+            folder = os.path.join(self.cwd, place)
+            if os.path.isdir(folder) and not self.is_library(os.path.join(folder, "")):
+                self.add_tree(os.path.normpath(folder), PROJECT)
+
+    def add_tree(self, folder: str, tree: Tree, new: bool = False) -> None:
+        """Watch a folder for wanted files.  It is listed later, a little at each look."""
+        trees = self.trees.setdefault(folder, [])
+        if tree not in trees and not self.excluded(folder):
+            trees.append(tree)
+            self._queue.append((folder, tree, new))
+
+    def list_again(self, folder: str) -> None:
+        """Look for new files in a folder whose own time changed."""
+        self.states[folder] = snapshot(folder)
+        self._queue.extendleft((folder, tree, True) for tree in self.trees[folder])
+
+    def explore(self, seconds: float) -> bool:
+        """List folders that wait for it, for so long; tell whether all have been listed."""
+        end = time.monotonic() + seconds
+        while True:
+            for _ in self._walk:
+                if time.monotonic() > end:
+                    return False
+            if not self._queue or self.full:
+                return True
+            self._walk = self._list(*self._queue.popleft())
+
+    def _list(self, folder: str, tree: Tree, new: bool) -> Iterator[None]:
+        if folder not in self.states:
+            self.own.append(folder)
+            self.states[folder] = snapshot(folder)
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    yield
+                    self._meet(entry, tree, new)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self.warn(f"cannot look into {folder}: {error.strerror}")
+
+    def _meet(self, entry: "os.DirEntry[str]", tree: Tree, new: bool) -> None:
+        if is_folder(entry):
+            if tree.deep and is_walked(entry) and not self._seen_link(entry, tree):
+                self.add_tree(entry.path, tree, new)
+        elif tree.wants(entry.path) and entry.path not in self._noted:
+            self._noted.add(entry.path)
+            if tree.follow or new:
+                self.add(entry.path, new=new)
+
+    def _seen_link(self, entry: "os.DirEntry[str]", tree: Tree) -> bool:
+        """Tell whether this is a link to a folder that was already walked by a link: so loops come to an end."""
+        if not entry.is_symlink():
+            return False
+        key = os.path.realpath(entry.path), tree
+        seen = key in self._linked
+        self._linked.add(key)
+        return seen
+
+
+def is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Tell whether an entry is a folder or a link to one; a link in a circle is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def is_walked(entry: "os.DirEntry[str]") -> bool:
+    """Tell whether a folder may hold a project's files: no cache, no repository, no virtual environment of any name."""
+    if entry.name in NOT_WALKED or entry.name.endswith(NOT_WALKED_ENDINGS):
+        return False
+    return not os.path.exists(os.path.join(entry.path, "pyvenv.cfg"))
+
+
+def module_file(module: Any) -> str:
+    """Return the absolute path of what a module was loaded from (for one in a zip file, the zip file), or ""."""
+    try:
+        names = object.__getattribute__(module, "__dict__")  # plain getattr would load a lazy module
+    except AttributeError:
+        return ""
+    path = names.get("__file__")
+    loader = names.get("__loader__")
+    if type(loader).__name__ == "zipimporter":
+        path = loader.archive
+    return os.path.abspath(path) if isinstance(path, str) else ""
+
+
+def compile_exclude(pattern: str) -> "re.Pattern[str]":
+    """Return what finds the paths that an exclude pattern names; `*` also matches a separator, as in Flask."""
+    import fnmatch
+
+    pattern = pattern.replace(os.sep, "/").rstrip("/")
+    inner = fnmatch.translate(pattern).replace(r"\Z", "").replace(r"\z", "")
+    return re.compile(rf"(?:^|(?<=/)){inner}(?:/|$)")
+
+
+def split_glob(path: str) -> tuple[str, str]:
+    """Split a glob into the folder that its first wildcard lies in and a regular expression for whole paths."""
+    head = re.split(r"[*?[]", path, maxsplit=1)[0]
+    words = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    tokens = re.split(r"(\*\*/|\*\*|\*|\?|\[!?\]?[^]]*\])", path.replace(os.sep, "/"))
+    pattern = "".join(words.get(t) or (t.replace("[!", "[^") if t.startswith("[") else re.escape(t)) for t in tokens)
+    return os.path.dirname(head), pattern.replace("/", re.escape(os.sep) if os.sep != "/" else "/")
+
+
+def recall(text: str) -> dict[str, tuple[Digest, int]]:
+    """Read what `Files.remember` wrote."""
+    found = (line.split(" ", 3) for line in text.splitlines() if line.count(" ") >= 3)
+    return {path: ((int(size), int(crc)), int(times)) for size, crc, times, path in found}
+
+
+# --- Looking
+
+
+class Watcher(threading.Thread):
+    """Looks at files and says what changed.  Start it before the application is imported.
+
+    Each look takes the files edited last, and as many of the others in turn as LOOKING allows.  When one differs, it
+    looks again until nothing changes any more, leaves out what has its old content, and compiles the rest.  `changed`
+    is called in this thread with the sorted paths; watching goes on when it returns.  While a changed file does not
+    compile `broken` is called instead, and the next save that mends it calls `changed` whatever its content.
+    """
+
+    def __init__(
+        self,
+        changed: Callable[[list[str]], None],
+        broken: Callable[[SyntaxError], None],
+        *,
+        warn: Callable[[str], None],
+        extra_files: Iterable[str] = (),
+        exclude_patterns: Iterable[str] = (),
+        also: Iterable[str] = (),
+        since: Optional[float] = None,
+        remembered: str = "",
+    ) -> None:
+        super().__init__(name="devserve watcher", daemon=True)
+        self.changed = changed
+        self.broken = broken
+        self.warn = warn
+        self.files = Files(warn, time.time() if since is None else since, exclude_patterns, remembered)
+        self._errands: deque[Callable[[], None]] = deque()
+        self._errands.append(functools.partial(self.files.add_places, list(extra_files)))
+        self.watch(also)
+        self._hot: list[str] = []
+        self._counted = 0
+        self._turns = {"own": 0, "library": 0}
+        self._cost = 5e-6  # seconds a file, a first guess; measured from then on
+        self._digests: dict[str, Digest] = {}
+        self._unread: list[str] = []
+        self._pending: set[str] = set()
+        self._demand = ""
+        self._stopped = False
+        self._warned = False
+
+    def watch(self, paths: Iterable[str]) -> None:
+        """Watch these files too.  May be called from any thread, as may the methods that follow."""
+        self._errands.append(functools.partial(self.files.add_all, [os.path.abspath(path) for path in paths]))
+
+    def failed(self, error: BaseException) -> None:
+        """Watch whatever could mend an import that ended in `error`: the files it names, and the project's modules."""
+        self.watch(mending_files(error))
+        self._errands.append(self.files.add_project)
+
+    def reload_now(self, reason: str) -> None:
+        """Call `changed([reason])` soon, whether or not anything changed.  A signal handler may call this."""
+        self._demand = reason
+
+    def remember(self) -> str:
+        """Return what the next image's watcher is to be told (`remembered`)."""
+        return self.files.remember()
+
+    def stop(self) -> None:
+        """End the thread, at the latest after its next look."""
+        self._stopped = True
+
+    def run(self) -> None:
+        interval = STARTING
+        while not self._stopped:
+            importing = self.files.adopt()
+            while self._errands:
+                self._errands.popleft()()
+            explored = self.files.explore(EXPLORING)
+            suspects = self._look()
+            if suspects:
+                self._settle(suspects)
+            if self._demand:
+                self._deliver([self._demand])
+            self._learn()
+            self._warn_when_late(explored)
+            interval = STARTING if importing else INTERVAL
+            time.sleep(interval)
+
+    def _look(self) -> set[str]:
+        """Look at the files whose turn it is and return those that differ.  Folders that differ are listed again."""
+        began = time.thread_time()
+        paths = self._whose_turn()
+        different = self._different(paths)
+        if paths:
+            self._cost += 0.1 * ((time.thread_time() - began) / len(paths) - self._cost)
+        return different
+
+    def _whose_turn(self) -> list[str]:
+        own, library = self.files.own, self.files.library
+        if len(own) != self._counted:
+            self._count()
+        allowed = int(LOOKING * INTERVAL / max(self._cost, 1e-7)) - len(self._hot)
+        installed = self._next("library", library, 1 + int(len(library) * INTERVAL / LIBRARY_PERIOD))
+        return self._hot + self._next("own", own, max(allowed - len(installed), HOT)) + self._first_looks(installed)
+
+    def _next(self, name: str, ring: list[str], count: int) -> list[str]:
+        if count >= len(ring):
+            return ring
+        start = self._turns[name] % len(ring)
+        self._turns[name] = start + count
+        return ring[start : start + count] + ring[: max(0, start + count - len(ring))]
+
+    def _first_looks(self, installed: list[str]) -> list[str]:
+        states = self.files.states
+        for path in installed:
+            if states[path] is None:
+                states[path] = self.files.first_state(path, self.files.since)
+        return installed
+
+    def _count(self) -> None:
+        """Note what is new among the project's files."""
+        self._unread.extend(self.files.own[self._counted :])
+        self._counted = len(self.files.own)
+        self._choose_hot()
+
+    def _choose_hot(self) -> None:
+        states = self.files.states
+        self._hot = sorted(self.files.own, key=lambda path: states[path] or (0, 0, 0))[-HOT:]
+
+    def _different(self, paths: Iterable[str]) -> set[str]:
+        states = self.files.states
+        found = {path for path in paths if snapshot(path) != states[path]}
+        for folder in [path for path in found if path in self.files.trees]:
+            found.discard(folder)
+            self.files.list_again(folder)
+            self.files.explore(EXPLORING)
+            inside = [path for path in self.files.own if os.path.dirname(path) == folder and path not in self.files.trees]
+            found.update(path for path in inside if snapshot(path) != states[path])
+        return found
+
+    def _settle(self, suspects: set[str]) -> None:
+        """Look again until nothing changes any more; then accept the new states and deliver what is a change."""
+        files = self.files
+        step = SETTLE_LIBRARY if suspects.isdisjoint(files.own) else SETTLE
+        end = time.monotonic() + SETTLE_LIMIT
+        last: dict[str, Snapshot] = {}
+        quiet = 0
+        while time.monotonic() < end:
+            now = {path: snapshot(path) for path in suspects}
+            quiet = quiet + 1 if now == last else 0
+            doubtful = any(state is None or state[1] == 0 for state in now.values())
+            if quiet > (DOUBTFUL_LOOKS if doubtful else 0):
+                break
+            last = now
+            time.sleep(step)
+            suspects |= self._different(files.own[:FILES_LIMIT // 50])
+        self._accept({path: state for path, state in last.items() if state != files.states[path]})
+
+    def _accept(self, news: dict[str, Snapshot]) -> None:
+        self.files.states.update(news)
+        self._choose_hot()
+        paths = [path for path in news if self._pending or not self._is_unchanged(path)]
+        if paths:
+            self._deliver(paths)
+
+    def _is_unchanged(self, path: str) -> bool:
+        known = self._digests.get(path)
+        return known is not None and known == digest(path)
+
+    def _deliver(self, paths: list[str]) -> None:
+        """Hand on what changed, unless one of the files does not compile and nobody insists."""
+        self._pending.update(paths)
+        error = None if self._demand else self._first_error()
+        if error is not None:
+            self.broken(error)
+            return
+        pending, self._demand = sorted(self._pending), ""
+        self._pending.clear()
+        for path in pending:
+            if path.endswith(".py"):
+                forget_bytecode(path)
+            self._digests[path] = digest(path)
+        self.changed(pending)
+
+    def _first_error(self) -> Optional[SyntaxError]:
+        end = time.monotonic() + COMPILE_SECONDS
+        for path in sorted(self._pending):
+            error = syntax_error(path)
+            if error is not None or time.monotonic() > end:
+                return error
+        return None
+
+    def _learn(self) -> None:
+        """Read some files whose content is not known yet, so that a save of the same bytes can be told from an edit."""
+        for _ in range(min(LEARNING, len(self._unread))):
+            path = self._unread.pop()
+            known = digest(path)
+            if self.files.states[path] == snapshot(path):
+                self._digests[path] = known
+
+    def _warn_when_late(self, explored: bool) -> None:
+        if self._warned or not explored or len(self.files.own) < 2000:
+            return
+        self._warned = True
+        late = len(self.files.own) * self._cost / LOOKING
+        if late > LATE:
+            self.warn(f"{len(self.files.own):,} files are watched: a change may be seen {late:.0f} s late")
+
+
+def mending_files(error: Optional[BaseException]) -> list[str]:
+    """Return the files that could mend a failed import: those in the tracebacks, and where a missing module belongs."""
+    found: list[str] = []
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        tb = error.__traceback__
+        while tb is not None:
+            found.append(tb.tb_frame.f_code.co_filename)
+            tb = tb.tb_next
+        if isinstance(error, SyntaxError) and error.filename:
+            found.append(error.filename)
+        if isinstance(error, ImportError) and error.name:
+            found.extend(module_places(error.name))
+        error = error.__cause__ or error.__context__
+    return [path for path in dict.fromkeys(found) if not path.startswith("<")]
+
+
+def module_places(name: str) -> Iterator[str]:
+    """Yield the paths where a module of this name would be looked for."""
+    parts = name.split(".")
+    for folder in sys.path:
+        for depth in range(1, len(parts) + 1):
+            path = os.path.join(folder, *parts[:depth])
+            yield from (path, path + ".py", os.path.join(path, "__init__.py"))
+
+
+# --- Starting again
+
+STAMP = "DEVSERVE_HANDOVER"  # "pid:fd" of the image before; a child of the application has another pid
+PARENT = "DEVSERVE_SUPERVISOR"  # "pid:read:write": the line to the parent under `supervise`
+MAGIC = b"devserve handover 1\n"
+RELOAD_STATUS = 75  # the exit status that asks `supervise` for another round; EX_TEMPFAIL: "try again"
+EXIT_SECONDS = 2.0  # for exit handlers and flushing: a handler that joins a child that never ends must not hold a reload
+ORPHAN_SECONDS = 5.0  # from the death of the parent to the unasked end of the child
+PASSED_LIMIT = 250  # sockets in one message between processes; Linux takes 253
+
+# A script is compiled at every start, an imported module is not.  This starts one from the module cache, in the
+# `__main__` that a script gets, with the argv and the sys.path of a script: `python -c BOOT devserve.py ARGUMENTS`.
+BOOT = """\
+import os, sys
+from importlib.machinery import SourceFileLoader
+del sys.argv[0]
+if sys.path[:1] == [""]:
+    sys.path[0] = os.path.dirname(os.path.realpath(sys.argv[0]))
+__file__ = os.path.abspath(sys.argv[0])
+__loader__ = SourceFileLoader("__main__", __file__)
+exec(__loader__.get_code("__main__"))
+"""
+
+
+class Handover(NamedTuple):
+    """What crosses into the next image: open sockets by role, and notes.  The descriptors are closed by their user."""
+
+    sockets: dict[str, list[int]]
+    notes: dict[str, str]
+
+
+class Launch(NamedTuple):
+    """How this process was started, so that it can be started the same way again."""
+
+    executable: str
+    command: list[str]
+    cwd: str
+    environ: dict[str, str]
+    umask: int
+    mask: frozenset[int]  # blocked signals
+    ignored: frozenset[int]  # ignored signals; an exec keeps them ignored, whatever the program set since
+    inheritable: frozenset[int]  # descriptors that the starter meant us to have
+    blocking: dict[int, bool]  # of the standard streams
+    terminals: tuple[int, ...]  # the standard streams that are a terminal
+    attributes: Optional[list[Any]]  # of the terminal on standard input
+    started: float  # wall clock; the files were loaded after this
+    early: bool  # captured before any application code ran
+    script: Optional["Script"]  # set when devserve.py itself is the script
+    line: Optional[tuple[int, int]]  # descriptors to the parent under `supervise`
+    handover: Optional[Handover]  # what the image before has left
+
+    @classmethod
+    def capture(cls, *, early: bool = False) -> "Launch":
+        """Note how this process was started, and take what the image before has left.
+
+        Call it once, first of all, in the main thread; with `early` when no application code has run yet.  Signals that
+        the restart held back stay blocked until `release_signals`.
+        """
+        line, packed = open_line() or (None, take_packed())
+        script = Script.find()
+        ignored = ignored_signals()
+        umask = os.umask(0o077)
+        os.umask(umask)
+        launch = cls(
+            executable=sys.executable,
+            command=start_command(script),
+            cwd=first_cwd(early),
+            environ=first_environ(early),
+            umask=umask,
+            mask=frozenset(packed.get("mask", blocked_signals())),
+            ignored=frozenset(packed.get("ignored", ignored)),
+            inheritable=frozenset(inheritable_descriptors()),
+            blocking=stream_modes(),
+            terminals=tuple(fd for fd in (0, 1, 2) if os.isatty(fd)),
+            attributes=terminal_attributes(),
+            started=packed.get("left", time.time() - time.process_time()),
+            early=early,
+            script=script,
+            line=line,
+            handover=Handover(packed["sockets"], packed["notes"]) if "sockets" in packed else None,
+        )
+        launch._undo(ignored, packed.get("children", []))
+        return launch
+
+    @property
+    def must_supervise(self) -> bool:
+        """Tell whether this process should only `supervise` a child that does the work."""
+        wished = sys.platform == "win32" or self.environ.get("DEVSERVE_RELOADER") == "spawn"
+        return wished and self.line is None
+
+    def terminal_is_gone(self) -> bool:
+        """Tell whether the terminal that this was started on has been closed."""
+        return bool(self.terminals) and not any(map(os.isatty, self.terminals))
+
+    def release_signals(self) -> None:
+        """Let in the signals that the restart held back.  Call it when the signal handlers are in place."""
+        if sys.platform != "win32":
+            signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
+
+    def _undo(self, ignored: set[int], children: list[int]) -> None:
+        """Put right what an exec carries along: signals that the application ignored, children that it left."""
+        if threading.current_thread() is threading.main_thread():
+            for number in ignored - self.ignored:
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        if children:
+            threading.Thread(target=bury, args=(children,), name="devserve undertaker", daemon=True).start()
+        if self.line is not None:
+            threading.Thread(target=end_with_parent, args=(self.line[0],), name="devserve line", daemon=True).start()
+
+
+class Script(NamedTuple):
+    """devserve.py when it is the script itself: its code, with what the module cache needs to know of the source."""
+
+    path: str
+    code: CodeType
+    mtime: int
+    size: int
+
+    @classmethod
+    def find(cls) -> Optional["Script"]:
+        """Return the script, or None when devserve was started as a module or imported."""
+        if __name__ != "__main__" or __spec__ is not None:
+            return None
+        frame = sys._getframe()
+        while frame.f_back is not None and not (frame.f_code.co_name == "<module>" and frame.f_globals is globals()):
+            frame = frame.f_back
+        status = os.stat(__file__)
+        return cls(__file__, frame.f_code, int(status.st_mtime), status.st_size)
+
+    def cache(self) -> None:
+        """Leave the compiled script in the module cache (PEP 552), for BOOT, unless it is there or may not be."""
+        from importlib.util import MAGIC_NUMBER, cache_from_source
+
+        header = MAGIC_NUMBER + b"".join(n.to_bytes(4, "little") for n in (0, self.mtime & 0xFFFFFFFF, self.size))
+        try:
+            target = cache_from_source(self.path)
+            if sys.dont_write_bytecode or read_start(target, len(header)) == header:
+                return
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            with open(f"{target}.{os.getpid()}", "wb") as file:
+                file.write(header + marshal.dumps(self.code))
+            os.replace(file.name, target)
+        except (OSError, NotImplementedError):
+            pass  # a folder that cannot be written: BOOT compiles, and the restart takes a little longer
+
+
+def read_start(path: str, size: int) -> bytes:
+    """Return the first bytes of a file, none when it is missing."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(size)
+    except FileNotFoundError:
+        return b""
+
+
+def start_command(script: Optional[Script]) -> list[str]:
+    """Return the command that starts this program again, the interpreter's flags included."""
+    words = original_command()
+    if script is not None:
+        flags = words[1 : len(words) - len(sys.argv)]
+        words = [words[0], *(flags[:-2] if flags[-2:] == ["-c", BOOT] else flags), "-c", BOOT, *sys.argv]
+    return [sys.executable, *words[1:]]
+
+
+def original_command() -> list[str]:
+    """Return the words that the interpreter was started with; Python tells them since 3.10, Linux always."""
+    if sys.version_info >= (3, 10):
+        return list(sys.orig_argv)
+    try:
+        with open("/proc/self/cmdline", "rb") as file:
+            return [os.fsdecode(word) for word in file.read().split(b"\0")[:-1]]
+    except OSError:
+        return rebuilt_command()
+
+
+def rebuilt_command() -> list[str]:
+    """Return an equal command, from what the interpreter remembers of its flags."""
+    import subprocess
+
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    name = spec.name[: -len(".__main__")] if spec is not None and spec.name.endswith(".__main__") else spec and spec.name
+    program = ["-m", str(name)] if name else [os.path.abspath(getattr(main, "__file__", sys.argv[0]))]
+    return [sys.executable, *subprocess._args_from_interpreter_flags(), *program, *sys.argv[1:]]  # type: ignore[attr-defined]
+
+
+def first_cwd(early: bool) -> str:
+    """Return the working directory at the start, also when the script that was named relative to it has left it."""
+    main_file = str(getattr(sys.modules["__main__"], "__file__", None) or "")
+    named = os.sep + sys.argv[0] if sys.argv and sys.argv[0] else ""
+    if not early and named and main_file.endswith(named) and not os.path.exists(sys.argv[0]):
+        return main_file[: -len(named)]
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return os.environ.get("PWD", os.sep)
+
+
+def first_environ(early: bool) -> dict[str, str]:
+    """Return the environment at the start.  Linux still knows it when application code has changed it meanwhile."""
+    here = dict(os.environ)
+    try:
+        with open("/proc/self/environ", "rb") as file:
+            words = [] if early else [word.partition(b"=") for word in file.read().split(b"\0")[:-1]]
+    except OSError:
+        return here
+    whole = bool(words) and all(equals for _, equals, _ in words)  # a changed process title may lie over it
+    first = {os.fsdecode(key): os.fsdecode(value) for key, _, value in words if os.fsdecode(key) not in (STAMP, PARENT)}
+    return first if whole else here
+
+
+def ignored_signals() -> set[int]:
+    """Return the numbers of the signals that are ignored now."""
+    return {int(number) for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN}
+
+
+def blocked_signals() -> set[int]:
+    """Return the numbers of the signals that are blocked now."""
+    if sys.platform == "win32":
+        return set()
+    return {int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())}
+
+
+def is_open(fd: int) -> bool:
+    """Tell whether a descriptor is in use."""
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def stream_modes() -> dict[int, bool]:
+    """Return whether each standard stream blocks; the mode belongs to the terminal and outlives the process."""
+    if sys.platform == "win32":
+        return {}
+    return {fd: os.get_blocking(fd) for fd in (0, 1, 2) if is_open(fd)}
+
+
+def inheritable_descriptors() -> list[int]:
+    """Return the descriptors, besides the standard streams, that an exec would not close."""
+    if sys.platform == "win32":
+        return []
+    found = []
+    for name in os.listdir("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"):
+        try:
+            if int(name) > 2 and os.get_inheritable(int(name)):
+                found.append(int(name))
+        except OSError:
+            continue  # the listing's own descriptor, closed by now
+    return found
+
+
+def terminal_attributes() -> Optional[list[Any]]:
+    """Return the attributes of the terminal on standard input, or None when there is none."""
+    if sys.platform == "win32" or not os.isatty(0):
+        return None
+    import termios
+
+    return termios.tcgetattr(0)
+
+
+def restore_terminal(attributes: Optional[list[Any]]) -> None:
+    """Give the terminal its attributes back, unless it is another job's now: writing would stop this one."""
+    if sys.platform == "win32" or attributes is None:
+        return
+    import termios
+
+    try:
+        if os.tcgetpgrp(0) == os.getpgrp():
+            termios.tcsetattr(0, termios.TCSANOW, attributes)
+    except (OSError, termios.error):
+        pass  # the terminal has been closed
+
+
+# --- The leap
+
+
+def restart_process(launch: Launch, handover: Handover) -> NoReturn:
+    """Run this program anew in this process, from any thread.  All that lives in it ends without a further word.
+
+    Exit handlers run first, and the streams are flushed.  Raises OSError when the program cannot be started; the
+    process is then as it was, but for the exit handlers.
+    """
+    if not os.access(launch.executable or os.devnull, os.X_OK):
+        raise FileNotFoundError(errno.ENOENT, "the interpreter is gone", launch.executable)
+    say_goodbye(Leap(launch, handover).go)
+
+
+def end_process(status: int) -> NoReturn:
+    """End this process now, whatever its threads do; exit handlers run first, and the streams are flushed."""
+    say_goodbye(lambda: os._exit(status))
+
+
+def say_goodbye(leave: Callable[[], NoReturn]) -> NoReturn:
+    """Run the exit handlers, flush, and leave; after EXIT_SECONDS leave from another thread, whatever they wait for."""
+    late = threading.Timer(EXIT_SECONDS, leave)
+    late.daemon = True
+    late.start()
+    try:
+        atexit._run_exitfuncs()
+    finally:  # Python 3.9 raises the last handler's error, which has been printed
+        flush()
+        late.cancel()
+        leave()
+
+
+def flush() -> None:
+    """Write out what the standard streams hold."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):  # None, a closed pipe, closed
+            continue
+
+
+class Leap:
+    """The step into the next image.  Whichever thread comes first takes it: the caller, or the one that ran out of time."""
+
+    def __init__(self, launch: Launch, handover: Handover) -> None:
+        self.launch = launch
+        self.handover = handover
+        self.fds = [fd for fds in handover.sockets.values() for fd in fds]
+        self.lock = threading.Lock()
+
+    def go(self) -> NoReturn:
+        """Start anew, or raise OSError."""
+        with self.lock:
+            if self.launch.script is not None:
+                self.launch.script.cache()
+            if self.launch.line is not None:
+                self._end_for_parent(self.launch.line[1])
+            if sys.platform != "win32":
+                self._exec()
+            raise OSError(errno.ENOTSUP, "this system does not replace a process by another")
+
+    def _packed(self) -> bytes:
+        launch = self.launch
+        words = {
+            "sockets": self.handover.sockets,
+            "notes": self.handover.notes,
+            "left": time.time(),
+            "mask": sorted(launch.mask),
+            "ignored": sorted(launch.ignored),
+            "children": children(),
+        }
+        return MAGIC + marshal.dumps(words)
+
+    def _end_for_parent(self, line: int) -> NoReturn:
+        send_letter(line, self._packed(), self.fds[:PASSED_LIMIT])
+        os._exit(RELOAD_STATUS)
+
+    if sys.platform != "win32":
+
+        def _exec(self) -> NoReturn:
+            launch = self.launch
+            umask, mask = os.umask(launch.umask), signal.pthread_sigmask(signal.SIG_BLOCK, ())
+            letter = -1
+            try:
+                letter = anonymous_file(self._packed())
+                self._open_only({*self.fds, letter})
+                reap()
+                restore_terminal(launch.attributes)
+                for fd, blocking in launch.blocking.items():
+                    if is_open(fd):
+                        os.set_blocking(fd, blocking)
+                for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+                    signal.setitimer(timer, 0)
+                if os.path.isdir(launch.cwd):
+                    os.chdir(launch.cwd)
+                held = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM} if launch.early else set()
+                signal.pthread_sigmask(signal.SIG_SETMASK, launch.mask | held)
+                environ = {**launch.environ, STAMP: f"{os.getpid()}:{letter}"}
+                os.execve(launch.executable, launch.command, environ)
+            except OSError:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                os.umask(umask)
+                for fd in (*self.fds, letter):
+                    if is_open(fd):
+                        os.set_inheritable(fd, False)
+                raise
+
+    def _open_only(self, crossing: set[int]) -> None:
+        for fd in inheritable_descriptors():
+            if fd not in crossing and fd not in self.launch.inheritable:
+                os.set_inheritable(fd, False)
+        for fd in crossing:
+            os.set_inheritable(fd, True)
+
+
+def anonymous_file(data: bytes) -> int:
+    """Return the descriptor of a file without a name that holds `data`: any size, and seen by nobody else."""
+    if sys.platform == "linux":
+        fd = os.memfd_create("devserve")
+    else:
+        import tempfile
+
+        fd, path = tempfile.mkstemp()
+        os.unlink(path)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(data)
+    return fd
+
+
+def take_packed() -> dict[str, Any]:
+    """Return what this very process left for itself before the exec; an empty dict when there is none.
+
+    A child of the application may inherit the stamp, but has another pid.
+    """
+    pid, _, fd = os.environ.pop(STAMP, "").partition(":")
+    if pid != str(os.getpid()):
+        return {}
+    try:
+        with open(int(fd), "rb") as file:
+            file.seek(0)
+            packed = unpacked(file.read())
+    except (OSError, ValueError):
+        return {}
+    keep_sockets(packed)
+    return packed
+
+
+def unpacked(data: bytes) -> dict[str, Any]:
+    """Return the words of a letter; an empty dict when it is none of ours."""
+    words: dict[str, Any] = marshal.loads(data[len(MAGIC) :]) if data.startswith(MAGIC) else {}
+    return words
+
+
+def keep_sockets(packed: dict[str, Any]) -> None:
+    """Leave, of the descriptors handed over, those that are open sockets, and let no further exec or child have them."""
+    for role, fds in packed.get("sockets", {}).items():
+        packed["sockets"][role] = [fd for fd in fds if is_open(fd) and stat.S_ISSOCK(os.fstat(fd).st_mode)]
+        for fd in packed["sockets"][role]:
+            os.set_inheritable(fd, False)
+
+
+def children() -> list[int]:
+    """Return the pids of this process's children, where the system tells (Linux)."""
+    found: list[int] = []
+    try:
+        for thread in os.listdir("/proc/self/task"):
+            with open(f"/proc/self/task/{thread}/children", "rb") as file:
+                found.extend(map(int, file.read().split()))
+    except OSError:
+        pass
+    return found
+
+
+def reap() -> None:
+    """Take leave of the children that have died.  For the moment before an exec, when nobody else can still do it."""
+    if sys.platform != "win32":
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            pass
+
+
+def bury(pids: list[int]) -> None:
+    """Reap the children of earlier images as they end, and no others: those belong to the application."""
+    if sys.platform != "win32":
+        while pids:
+            for pid in list(pids):
+                try:
+                    ended = os.waitpid(pid, os.WNOHANG)[0] == pid
+                except ChildProcessError:  # the application has waited for any child
+                    ended = True
+                if ended:
+                    pids.remove(pid)
+            time.sleep(1.0)
+
+
+# --- Where exec does not replace
+
+
+def supervise(launch: Launch) -> int:
+    """Run this program as a child, again for as long as it ends with RELOAD_STATUS; return its last status.
+
+    SIGTERM, SIGHUP and an interrupt that the terminal did not send to the child as well are relayed.
+    """
+    return Supervisor(launch).run()
+
+
+class Supervisor:
+    """A parent that keeps nothing but what its children leave for each other: a letter and sockets."""
+
+    def __init__(self, launch: Launch) -> None:
+        self.launch = launch
+        self.child: Any = None
+        self.stopped_by = 0
+        self.letter = b""
+        self.fds: list[int] = []
+
+    def run(self) -> int:
+        """Run children until one is the last."""
+        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), self._relay)
+        while True:
+            status = self._round()
+            if status != RELOAD_STATUS or self.stopped_by:
+                return 128 + self.stopped_by if status == RELOAD_STATUS else 128 - status if status < 0 else status
+
+    def _relay(self, number: int, frame: object) -> None:
+        if number != getattr(signal, "SIGHUP", None):
+            self.stopped_by = number
+        if self.child is not None and not (number == signal.SIGINT and reaches_children()):
+            self.child.send_signal(number)
+
+    def _round(self) -> int:
+        import subprocess
+
+        ours, theirs, word = new_line()
+        environ = {**self.launch.environ, PARENT: f"{os.getpid()}:{word}"}
+        passed: dict[str, Any] = {"close_fds": False} if sys.platform == "win32" else {"pass_fds": [*theirs, *self.fds]}
+        self.child = subprocess.Popen(self.launch.command, env=environ, cwd=self.launch.cwd, **passed)
+        if self.stopped_by:  # it came while the child was being started
+            self.child.send_signal(self.stopped_by)
+        for fd in {*theirs, *self.fds}:
+            os.close(fd)
+        reader = threading.Thread(target=self._read, args=(ours[0],), daemon=True)
+        try:
+            send_letter(ours[1], self.letter)
+            reader.start()
+            status: int = self.child.wait()
+            if status == RELOAD_STATUS:
+                reader.join(EXIT_SECONDS)
+        except BrokenPipeError:
+            status = self.child.wait()
+        for fd in set(ours):
+            os.close(fd)
+        return status
+
+    def _read(self, line: int) -> None:
+        self.letter, self.fds = receive_letter(line)
+
+
+def reaches_children() -> bool:
+    """Tell whether an interrupt came from the terminal, which sends it to every process of the job."""
+    if sys.platform == "win32":
+        return True
+    return os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp()
+
+
+def new_line() -> tuple[tuple[int, int], set[int], str]:
+    """Return a line between two processes: our ends to read and to write, theirs, and the word that tells them theirs."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        (read, their_write), (their_read, write) = os.pipe(), os.pipe()
+        for fd in (their_read, their_write):
+            os.set_inheritable(fd, True)
+        word = f"{msvcrt.get_osfhandle(their_read)}:{msvcrt.get_osfhandle(their_write)}"
+        return (read, write), {their_read, their_write}, word
+    one, other = (end.detach() for end in socket.socketpair())
+    return (one, one), {other}, f"{other}:{other}"
+
+
+def open_line() -> Optional[tuple[tuple[int, int], dict[str, Any]]]:
+    """Return a supervised process's line to its parent and what the child before has left; None when there is no parent."""
+    parent, _, word = os.environ.pop(PARENT, "").partition(":")
+    if not word or (sys.platform != "win32" and parent != str(os.getppid())):  # an heir of the environment alone
+        return None
+    read, write = (int(number) for number in word.split(":"))
+    if sys.platform == "win32":
+        import msvcrt
+
+        read, write = msvcrt.open_osfhandle(read, os.O_RDONLY), msvcrt.open_osfhandle(write, 0)
+    os.set_inheritable(read, False)
+    os.set_inheritable(write, False)
+    packed = unpacked(receive_letter(read)[0])
+    keep_sockets(packed)
+    return (read, write), packed
+
+
+def send_letter(line: int, data: bytes, fds: Iterable[int] = ()) -> None:
+    """Send a letter, and sockets where the system can pass them."""
+    data = len(data).to_bytes(8, "big") + data
+    fds = list(fds)
+    if sys.platform != "win32" and fds:
+        with socket.socket(fileno=os.dup(line)) as end:
+            socket.send_fds(end, [data[:1]], fds)
+        data = data[1:]
+    while data:
+        data = data[os.write(line, data) :]
+
+
+def receive_letter(line: int) -> tuple[bytes, list[int]]:
+    """Wait for a letter; return it, with the sockets that came along in place of those that it names."""
+    fds: list[int] = []
+    data = b""
+    if sys.platform != "win32":
+        with socket.socket(fileno=os.dup(line)) as end:
+            data, fds = socket.recv_fds(end, 1, PASSED_LIMIT)[:2]
+    while len(data) < 8 or len(data) < 8 + int.from_bytes(data[:8], "big"):
+        more = os.read(line, 1 << 16)
+        if not more:
+            return b"", fds
+        data += more
+    return renumbered(data[8:], fds), fds
+
+
+def renumbered(letter: bytes, fds: list[int]) -> bytes:
+    """Return the letter with the numbers that its sockets have in this process."""
+    packed = unpacked(letter)
+    if not packed or not fds:
+        return letter
+    new = iter(fds)
+    packed["sockets"] = {role: [fd for _, fd in zip(old, new)] for role, old in packed["sockets"].items()}
+    return MAGIC + marshal.dumps(packed)
+
+
+def end_with_parent(line: int) -> None:
+    """End this process soon after its parent has died, so that no orphan keeps the port."""
+    try:
+        while os.read(line, 1):
+            pass
+    except OSError:
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(ORPHAN_SECONDS)
+    os._exit(1)
+
+
+# =====================================================================================================================
+# 11. The hall
+#
+# Where the four machines meet: the loader's application goes into the debugger, the debugger into the server, and the
+# reloader's word closes the server's gate.  The only room that knows them all.  The public `run` and `make_server`
+# are here.
+# =====================================================================================================================
+
+GRACE = 5.0  # seconds from its own start that a request may take while a reload waits for it
+IMPORT_PATIENCE = 10.0  # seconds of importing after a reload before clients are told where the import is
+
+IN_CODE_ONLY = {"use_reloader": "reload", "use_debugger": "debugger", "threaded": "threads", "ssl_context": "cert"}
+
+
+def run(app: WSGIApplication, host: str = "127.0.0.1", port: int = 5000, debug: bool = False, **options: Any) -> None:
+    """Serve `app` until Ctrl-C, like `app.run()` of the frameworks; with `debug` it reloads and explains exceptions.
+
+    `options` are the command line's, with underscores: reload, debugger, threads, cert, key, extra_files,
+    exclude_patterns, pin, trusted_hosts, quiet.  As the code that calls this runs again at each reload, an exception in
+    it ends the process.  Raises TypeError for an unknown option; a port in use and the like end the process with one
+    line and exit status 2.
+    """
+    terminal = Terminal(quiet=bool(options.get("quiet")))
+    if imported_by_devserve():
+        terminal.warn("devserve is serving already; the call of devserve.run is left out")
+        return
+    config = config_from_keywords(host=host, port=port, debug=debug, **options)
+    launch = Launch.capture()
+    try:
+        if config.reload and launch.must_supervise:
+            raise SystemExit(supervise(launch))
+        Hall(config, terminal, launch).serve(lambda: app, in_code=True)
+    except DevserveError as error:
+        terminal.error(str(error))
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        pass
+
+
+def make_server(app: WSGIApplication, host: str = "127.0.0.1", port: int = 0, **options: Any) -> DevServer:
+    """Return a server for `app` that listens already; port 0 takes a free one, see `server_port`.
+
+    Made for tests: `with make_server(app) as server`, then `serve_forever` in a thread and `shutdown`.  `options` are
+    threads, cert, key, quiet and debugger, as for `run`.  Raises `DevserveError` when the address cannot be bound.
+    """
+    config = config_from_keywords(host=host, port=port, **options)
+    terminal = Terminal(quiet=config.quiet)
+    listener = listen(config.host, config.port, again=lambda free: f"port={free}")
+    server = open_server(config, listener, app, terminal)
+    if config.debugger:
+        guard = Guard.fresh(config.pin, server.server_port, trusted_hosts(config, listener))
+        server.app = DebuggedApplication(app, guard=guard, terminal=terminal)
+    return server
+
+
+def config_from_keywords(**options: Any) -> Config:
+    """Return the configuration that keywords of `run` describe.  Raises TypeError for an unknown one."""
+    for name in options:
+        if name not in Config._fields:
+            instead = IN_CODE_ONLY.get(name)
+            hint = f"; it is called {instead} here" if instead else f"; there are {', '.join(Config._fields[1:])}"
+            raise TypeError(f"devserve has no option {name!r}{hint}")
+    debug = bool(options.get("debug"))
+    options = {"reload": debug, "debugger": debug, **{k: v for k, v in options.items() if v is not None}}
+    for name in ("extra_files", "exclude_patterns", "trusted_hosts"):
+        value = options.get(name, ())
+        options[name] = (value,) if isinstance(value, str) else tuple(map(os.fspath, value))
+    return Config(**options)
+
+
+def open_server(config: Config, listener: socket.socket, app: WSGIApplication, terminal: Terminal) -> DevServer:
+    tls = tls_from_files(config.cert, config.key) if config.cert else None
+    return DevServer(listener, app, terminal, threads=config.threads, tls=tls)
+
+
+def trusted_hosts(config: Config, listener: socket.socket) -> list[str]:
+    """Return the hosts, besides loopback, whose pages may use the console: those named, and the one that was bound."""
+    address = listener.getsockname()
+    bound = [config.host, str(address[0])] if isinstance(address, tuple) else []
+    return [*config.trusted_hosts, *(host for host in bound if host not in ("0.0.0.0", "::", ""))]
+
+
+def imported_by_devserve() -> bool:
+    """Say whether the caller is a module that the loader is importing, which calls `run` without a main guard."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is Hall.load.__code__:
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+class Hall:
+    """One process image's life: it takes over what the last one left, loads, serves, and leaves to the next."""
+
+    def __init__(self, config: Config, terminal: Terminal, launch: Launch) -> None:
+        self.config = config
+        self.terminal = terminal
+        self.launch = launch
+        self.handover = launch.handover
+        self.notes = self.handover.notes if self.handover else {}
+        self.reloaded = bool(self.handover)
+        self.listener = self._listener()
+        self.server = open_server(config, self.listener, lobby, terminal)
+        self.scheme = "https" if config.cert else "http"
+        self.guard = self._guard() if config.debugger else None
+        self.watcher = self._watcher() if config.reload else None
+        self.acceptor = threading.Thread(target=self.server.serve_forever, name="devserve acceptor", daemon=True)
+        self.starting = threading.Lock()  # the acceptor is started once, by whoever needs it first
+
+    # -- what the machines are made from
+
+    def _listener(self) -> socket.socket:
+        if self.handover and self.handover.sockets["listener"]:
+            return socket.socket(fileno=self.handover.sockets["listener"][0])
+        return listen(self.config.host, self.config.port, again=command_for_port)
+
+    def _guard(self) -> Guard:
+        hosts = trusted_hosts(self.config, self.listener)
+        if self.reloaded:
+            return Guard.recall(self.notes, self.server.server_port, hosts)
+        return Guard.fresh(self.config.pin, self.server.server_port, hosts)
+
+    def _watcher(self) -> Watcher:
+        return Watcher(
+            self.reload,
+            self.show_broken,
+            warn=self.terminal.warn,
+            extra_files=self.config.extra_files,
+            exclude_patterns=self.config.exclude_patterns,
+            also=env_files(self.config.env_file),
+            since=self.launch.started,
+            remembered=self.notes.get("watched", ""),
+        )
+
+    # -- the life
+
+    def serve(self, load: Callable[[], WSGIApplication], *, in_code: bool = False) -> int:
+        """Load and serve until told to stop; return the exit status.  Clients wait while the application loads."""
+        self._take_signals(in_code)
+        if self.watcher:
+            self.watcher.start()
+        self._greet()
+        if self.reloaded and not in_code:
+            threading.Thread(target=self._explain_a_long_import, name="devserve patience", daemon=True).start()
+        app = self.load(load)
+        if app is None:
+            return 1
+        self.install(app)
+        if self.reloaded:
+            self._tell_reload_time()
+        self._start()
+        while self.acceptor.is_alive():
+            self.acceptor.join(WAKE_INTERVAL)
+        return 0
+
+    def load(self, load: Callable[[], WSGIApplication]) -> Optional[WSGIApplication]:
+        """Return the application, or one that tells what broke it.  At the first start a failure is the end: None."""
+        try:
+            return load()
+        except BaseException as error:  # noqa: BLE001 - a module that calls sys.exit() is broken like any other
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            if not self.reloaded and isinstance(error, DevserveError):
+                raise
+            self._tell(error)
+            if not self.reloaded or self.watcher is None:
+                return None
+            self.watcher.failed(error)
+            return BrokenApp(error)
+
+    def _tell(self, error: BaseException) -> None:
+        if isinstance(error, DevserveError):
+            self.terminal.error(str(error))
+        else:
+            self.terminal.crash(error)
+
+    def install(self, app: WSGIApplication) -> None:
+        """Let requests from now on go to `app`, through the debugger when there is one."""
+        if self.guard:
+            app = DebuggedApplication(app, guard=self.guard, terminal=self.terminal)
+        self.server.app = app
+
+    def _start(self) -> None:
+        with self.starting:
+            if not self.acceptor.ident:
+                if self.handover:
+                    self.server.adopt(socket.socket(fileno=fd) for fd in self.handover.sockets["waiting"])
+                self.acceptor.start()
+
+    def _explain_a_long_import(self) -> None:
+        """Serve, while an import does not end, pages that say where it is; the import's own end replaces them."""
+        main = threading.main_thread()
+        time.sleep(IMPORT_PATIENCE)
+        if not self.acceptor.ident:
+            frame = sys._current_frames().get(main.ident or 0)
+            place = f"{frame.f_code.co_filename}, line {frame.f_lineno}" if frame else "an unknown place"
+            self.terminal.warn(f"still importing after {IMPORT_PATIENCE:.0f} s, at {place}")
+            self.install(BrokenApp(TimeoutError(f"the import has not ended after {IMPORT_PATIENCE:.0f} s; it is at {place}")))
+            self._start()
+
+    # -- reloading
+
+    def reload(self, paths: list[str]) -> None:
+        """Close the gate and let a new image of this process take over; returns only when that cannot be done."""
+        self.terminal.say(f"{tell_paths(paths)} changed, reloading")
+        waiting = self.server.close_gate(GRACE)
+        notes = {"since": repr(time.time()), **(self.guard.remember() if self.guard else {})}
+        if self.watcher:
+            notes["watched"] = self.watcher.remember()
+        sockets = {"listener": [self.listener.fileno()], "waiting": [sock.fileno() for sock in waiting]}
+        try:
+            restart_process(self.launch, Handover(sockets, notes))
+        except OSError as error:
+            self.terminal.error(f"cannot start Python again ({error}); the old code serves on")
+            self.server.open_gate()
+
+    def show_broken(self, error: SyntaxError) -> None:
+        """Show the mistake in a file that was just saved; the process lives on until a save mends it."""
+        self.terminal.crash(error)
+        self.install(BrokenApp(error))
+
+    def _tell_reload_time(self) -> None:
+        try:
+            seconds = time.time() - float(self.notes["since"])
+        except (KeyError, ValueError):
+            return
+        self.terminal.say(f"reloaded in {seconds:.2f} s")
+
+    # -- the person at the keyboard
+
+    def _greet(self) -> None:
+        if self.reloaded:
+            return
+        addresses = urls(self.listener, self.scheme)
+        say = self.terminal.say
+        say(f"devserve {__version__} serves {self.config.app or 'the application'} on {addresses[0]} (Ctrl-C stops it)")
+        for address in addresses[1:]:
+            say(f"  and on {address}")
+        if len(addresses) > 1:
+            say("  which everybody on these networks can reach")
+        say("  for local development only: never use it in production")
+        if self.guard:
+            say(self.guard.greeting(addresses[0]))
+
+    def _take_signals(self, in_code: bool) -> None:
+        """Stop on SIGTERM and Ctrl-C, reload on SIGHUP; in code, Ctrl-C stays the KeyboardInterrupt that `run` ends on."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        signal.signal(signal.SIGTERM, self._stop)
+        if not in_code:
+            signal.signal(signal.SIGINT, self._stop)
+        if sys.platform != "win32" and self.watcher:
+            signal.signal(signal.SIGHUP, self._hang_up)
+        self.launch.release_signals()
+
+    def _stop(self, number: int, frame: Any) -> None:
+        """End the process at once: whatever the application does, one signal is enough."""
+        self.leave()
+        end_process(0)
+
+    def leave(self) -> None:
+        """Close what others could still see: the listener, connections, the socket file."""
+        path = self.listener.getsockname()
+        self.server.server_close()
+        self.terminal.flush()
+        if isinstance(path, str) and path and os.path.exists(path):
+            os.unlink(path)
+
+    def _hang_up(self, number: int, frame: Any) -> None:
+        """Reload by hand; but a terminal that was closed sends SIGHUP too, and then there is nobody to serve."""
+        if self.launch.terminal_is_gone():
+            self._stop(number, frame)
+        assert self.watcher is not None
+        self.watcher.reload_now("SIGHUP")
+
+
+WAKE_INTERVAL = 0.5 if sys.platform == "win32" else None  # seconds; Windows delivers Ctrl-C only between waits
+
+
+def lobby(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """The application before there is one; no request reaches it, since nothing is accepted until then."""
+    start_response("503 Service Unavailable", [("Content-Type", "text/plain"), ("Retry-After", "1")])
+    return [b"The application is being loaded.\n"]
+
+
+def tell_paths(paths: list[str]) -> str:
+    """Return the first changed path, relative where that is shorter, and how many more there are."""
+    first = paths[0]
+    try:
+        first = min(first, os.path.relpath(first), key=len)
+    except ValueError:
+        pass  # another drive
+    return escape_controls(first) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+
+
+def command_for_port(port: int) -> str:
+    """Return the command line of this process with another port."""
+    import shlex
+
+    words, skip = [], False
+    for word in sys.argv[1:]:
+        if skip or word.startswith("--port=") or word in ("-p", "--port"):
+            skip = word in ("-p", "--port")
+        elif not (word.startswith("-p") and word[2:].isdigit()):
+            words.append(word)
+    name = os.path.basename(sys.argv[0])
+    start = ["python", sys.argv[0]] if name.endswith(".py") else [name]
+    return shlex.join([*start, *words, "--port", str(port)])
+
+
+# =====================================================================================================================
+# 12. The command line
+#
+# Options and DEVSERVE_* variables become a `Config`; mistakes become one line and exit status 2.  The only room that
+# knows argparse.  May know the configuration and the hall.  At its end stands the demo, an application to try it with.
+# =====================================================================================================================
+
+if TYPE_CHECKING:
+    import argparse
+
+TRUE = frozenset({"1", "true", "yes", "on"})
+FALSE = frozenset({"0", "false", "no", "off", ""})
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command line; return the exit status: 0 after Ctrl-C, 1 when the application fails to start, 2 for a
+    mistake in the command."""
+    launch = Launch.capture(early=True)
+    terminal = Terminal()
+    try:
+        config = read_command(sys.argv[1:] if argv is None else argv, terminal.warn)
+        if config.reload and launch.must_supervise:
+            return supervise(launch)
+        terminal.quiet = config.quiet
+        return Hall(config, terminal, launch).serve(lambda: load_app(config.app, debug=config.debug))
+    except DevserveError as error:
+        terminal.error(str(error))
+        return 2
+    except KeyboardInterrupt:
+        return 0
+
+
+def read_command(argv: Sequence[str], warn: Callable[[str], None]) -> Config:
+    """Return the configuration of a command line; what it does not say, the environment may.
+
+    The environment is read after `.env` and `.flaskenv`, which may hold DEVSERVE_* lines too.  Raises `DevserveError`.
+    """
+    parser = command_parser()
+    given = parser.parse_intermixed_args(argv)
+    for warning in read_env_files(given.env_file or os.environ.get("DEVSERVE_ENV_FILE", "")):
+        warn(warning)
+    parser.set_defaults(**options_of_environment(parser))
+    given = parser.parse_intermixed_args(argv)
+    reload = given.debug if given.reload is None else given.reload
+    debugger = given.debug if given.debugger is None else given.debugger
+    return Config(
+        app=chosen_app(given),
+        host=given.host,
+        port=given.port,
+        debug=given.debug,
+        reload=reload,
+        debugger=debugger,
+        threads=given.threads,
+        cert=given.cert,
+        key=given.key,
+        env_file=given.env_file,
+        extra_files=tuple(given.extra_files or ()),
+        exclude_patterns=tuple(given.exclude_patterns or ()),
+        pin=given.pin,
+        trusted_hosts=tuple(given.trusted_host or ()),
+        quiet=given.quiet,
+    )
+
+
+def chosen_app(given: argparse.Namespace) -> str:
+    """Return APP or --app; the word `run` of Flask's command line is accepted and means nothing."""
+    words = [word for word in given.words if word != "run" or os.path.exists("run.py") and not given.app]
+    if len(words) + bool(given.app) > 1:
+        raise DevserveError(f"more than one application: {' and '.join([*words, given.app]).rstrip(' and')}; name one")
+    return words[0] if words else str(given.app)
+
+
+def command_parser() -> argparse.ArgumentParser:
+    """Return the parser; the help texts are the documentation of the options."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> Any:
+            raise DevserveError(f"{message} (see --help)")
+
+    parser = Parser(prog="devserve", usage="%(prog)s [APP] [options]", description=DESCRIPTION, epilog=EPILOG)
+    defaults = Config()
+    add = parser.add_argument
+    add("words", metavar="APP", nargs="*", help="module, package.module or path/to/file.py, each with an optional "
+        ':name, :dotted.name or :factory("argument"); without it $DEVSERVE_APP, $FLASK_APP, app.py, wsgi.py')
+    add("-A", "--app", default="", help="the same as APP")
+    add("-H", "--host", default=defaults.host, help="address, name, or unix:PATH (default: %(default)s)")
+    add("-p", "--port", default=defaults.port, type=port_number, help="0 picks a free one (default: %(default)s)")
+    flag = argparse.BooleanOptionalAction
+    add("-d", "--debug", action=flag, default=False, help="turn the reloader and the debugger on")
+    add("--reload", action=flag, help="restart when a file is saved (as --debug)")
+    add("--debugger", action=flag, help="show exceptions as pages with a console (as --debug)")
+    add("--extra-files", metavar="PATH", action="extend", type=path_list, help="also watch these files, folders and "
+        f"globs; may be repeated, or separated by {os.pathsep!r}")
+    add("--exclude-patterns", metavar="GLOB", action="extend", type=path_list, help="never watch these")
+    add("--with-threads", action="store_true", dest="threads", default=True, help="serve requests at the same time "
+        "(default)")
+    add("--without-threads", action="store_false", dest="threads", default=True, help="run one request at a time")
+    add("--cert", metavar="FILE", default="", help="serve HTTPS with this certificate (PEM)")
+    add("--key", metavar="FILE", default="", help="the certificate's key, when it is in another file")
+    add("-e", "--env-file", metavar="FILE", default="", help="set environment variables from FILE, and from .env and "
+        ".flaskenv, unless they are set")
+    add("--pin", default="", help="the console's PIN instead of a random one, or off")
+    add("--trusted-host", metavar="HOST", action="append", help="a host name, besides localhost, whose pages may use "
+        "the console; may be repeated")
+    add("-q", "--quiet", action="store_true", help="no request log")
+    add("--version", action="version", version=f"devserve {__version__}")
+    return parser
+
+
+DESCRIPTION = "The development server for WSGI applications. For local development only, never for production."
+EPILOG = "Each long option can be set as DEVSERVE_OPTION in the environment. Try: devserve devserve:demo --debug"
+
+
+def port_number(text: str) -> int:
+    """Return the port that `text` names.  Raises `DevserveError` outside 0 to 65535, which a bind would wrap."""
+    if not (text.isascii() and text.isdigit()) or int(text) > 65535:
+        raise DevserveError(f"--port {text}: not a port; choose one from 1 to 65535, or 0 for a free one")
+    return int(text)
+
+
+def path_list(text: str) -> list[str]:
+    """Return the paths that `os.pathsep` separates, as Flask has it."""
+    return [path for path in text.split(os.pathsep) if path]
+
+
+def options_of_environment(parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """Return the defaults that DEVSERVE_* variables set, converted.  Raises `DevserveError`."""
+    found: dict[str, Any] = {}
+    for action in parser._actions:
+        for option in action.option_strings:
+            name = f"DEVSERVE_{option[2:].upper().replace('-', '_')}"
+            if option.startswith("--") and name in os.environ and action.dest not in ("app", "help", "version"):
+                found[action.dest] = option_value(action, option, name)
+    return found
+
+
+def option_value(action: argparse.Action, option: str, name: str) -> Any:
+    """Return the value that the variable `name` gives to an option; a flag takes yes and no."""
+    text = os.environ[name]
+    if action.nargs == 0:
+        if text.lower() not in TRUE | FALSE:
+            raise DevserveError(f"{name}={text}: not a yes or no; use 1 or 0")
+        negative = option.startswith("--no-") or option == "--without-threads"
+        return (text.lower() in TRUE) is not negative
+    if action.dest == "trusted_host":
+        return [host.strip() for host in text.split(",")]
+    convert = action.type
+    return convert(text) if callable(convert) else text
+
+
+# -- the demo
+
+
+def demo(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """A small application that shows what the tool does: `python devserve.py devserve:demo --debug`."""
+    path = environ["PATH_INFO"]
+    if path == "/stream":
+        start_response("200 OK", [("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store")])
+        return demo_stream()
+    if path == "/fail":
+        return [demo_price(environ["QUERY_STRING"]).encode()]
+    known = path in ("", "/")
+    start_response("200 OK" if known else "404 Not Found", [("Content-Type", "text/html; charset=utf-8")])
+    return [DEMO_PAGE.encode()]
+
+
+def demo_stream() -> Iterator[bytes]:
+    """Yield a line a second; each is on the wire before the next is made."""
+    for number in range(1, 11):
+        yield f"line {number} of 10, made at {time.strftime('%H:%M:%S')}\n".encode()
+        time.sleep(1)
+
+
+def demo_price(query: str) -> str:
+    """Look up a price, and fail for the reason that everybody knows."""
+    prices = {"apples": 120, "pears": 180, "plums": 90}
+    wanted = query.partition("=")[2] or "peers"
+    return f"{wanted} cost {prices[wanted]} a kilo"
+
+
+# =====================================================================================================================
+# 13. Appendix: paper
+#
+# What a browser is sent, as plain text: the templates, then STYLE, then SCRIPT.  There is no Python in this room: a word
+# in braces is filled in by room 5, which escapes it.  Nobody needs to read Python to redesign the page.
+# The Content-Security-Policy allows one style and one script by nonce, so no style="" and no onclick="" will work here.
+# Without its script the page still shows everything but the values of folded frames; `.js` marks what needs the script.
+# =====================================================================================================================
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 9 9'%3E%3Ccircle cx='4.5' \
+cy='4.5' r='3.5' fill='%23d3392c'/%3E%3C/svg%3E">
+<style nonce="{nonce}">{style}</style>
+</head>
+<body data-prefix="{prefix}" data-secret="{secret}" data-generation="{generation}" data-method="{method}" \
+data-console="{console}">
+{content}
+<template id="prompt"><div class="console">
+<div class="printed" role="log" aria-label="Console output" tabindex="0" hidden></div>
+<form><span class="sign" aria-hidden="true">&gt;&gt;&gt;</span>
+<textarea rows="1" aria-label="Python in this frame" spellcheck="false" autocapitalize="off" autocomplete="off"></textarea>
+<button type="button" class="stop" hidden>Interrupt</button></form>
+<p class="choices" role="status"></p>
+</div></template>
+<template id="locked"><div class="console">
+<button type="button" class="sign">&gt;&gt;&gt; <span>The console is locked. Unlock it…</span></button>
+<form hidden><label>PIN <input size="12" autocomplete="off" autocapitalize="off" spellcheck="false"></label>
+<button>Unlock</button> <span class="why" role="status">The terminal shows it, and a link that unlocks in one click.</span></form>
+</div></template>
+<template id="closed"><div class="console"><p class="why">{reason} {remedy}</p></div></template>
+<script nonce="{nonce}">{script}</script>
+</body>
+</html>
+"""
+
+# What stands on the page of a crash, and on that of the console for the application alone.
+CRASH = """<header>
+<div class="bar">
+<p class="request">{request}</p>
+<div class="tools js">
+<span id="state" role="status"></span>
+<button type="button" data-copy="as-text">Copy text</button>
+<button type="button" data-copy="as-markdown">Copy Markdown</button>
+<button type="button" id="again">{again}</button>
+<details class="menu">
+<summary>Editor<span id="editor-name"></span></summary>
+<div>
+<label>Open files in <select id="editor">{editors}</select></label>
+<label id="own">Its link, with {{path}}, {{line}} and {{column}}
+<input id="own-link" placeholder="editor://open?file={{path}}&amp;line={{line}}"></label>
+<label>Server's folder = yours, if they differ <input id="folders" placeholder="/app=/home/me/project"></label>
+</div>
+</details>
+</div>
+</div>
+<h1>{type} {message}</h1>
+{remarks}
+</header>
+<main>
+<div id="news" role="alert" hidden><span></span> <button type="button">{again}</button></div>
+{exceptions}
+<section class="around" aria-label="Request, environment and copies">
+{around}
+</section>
+</main>
+<footer>
+<p>{versions}</p>
+<p class="js"><kbd>j</kbd> <kbd>k</kbd> to the next and previous frame, <kbd>Enter</kbd> opens, <kbd>c</kbd> console, \
+<kbd>e</kbd> editor. <a href="{prefix}/console">Console of the application alone</a></p>
+</footer>"""
+
+REQUEST_LINE = """<b>{method}</b> {url}"""
+
+CONSOLE = """<header>
+<div class="bar"><p class="request">devserve</p><span id="state" class="js" role="status"></span></div>
+<h1>Console <span class="message">of the application alone</span></h1>
+</header>
+<main>
+<div id="news" role="alert" hidden><span></span> <button type="button">Start anew</button></div>
+<div class="stack"><details class="frame ours" open data-frame="app"><summary><span class="place">app</span> \
+<span class="function">the WSGI application</span></summary><div class="body"></div></details></div>
+<noscript>The console needs scripts.</noscript>
+</main>"""
+
+NOTICE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style nonce="{nonce}">{style}</style>
+</head>
+<body>
+<main>
+<h1>{title}</h1>
+<p class="hint">{text}</p>
+</main>
+</body>
+</html>
+"""
+
+# {path}, {line} and {column} are filled in by the script: this text is not a template of room 5.
+EDITORS = """
+<option value="vscode://file{path}:{line}:{column}">VS Code</option>
+<option value="pycharm://open?file={path}&amp;line={line}">PyCharm</option>
+<option value="subl://open?url=file://{path}&amp;line={line}">Sublime</option>
+<option value="mvim://open?url=file://{path}&amp;line={line}">Vim</option>
+<option value="emacs://open?url=file://{path}&amp;line={line}">Emacs</option>
+<option value="cursor://file{path}:{line}:{column}">Cursor</option>
+<option value="zed://file{path}:{line}:{column}">Zed</option>
+<option value="">Own link</option>
+"""
+
+# What kind of exception, its module quieter; its message.  LONG is in its place for a long one.
+TYPE = """<span class="type"><span>{module}</span>{name}</span>"""
+MESSAGE = """<span class="message">{text}</span>"""
+
+# Remarks under the heading.
+HINT = """<p class="hint">{text}</p>"""
+NOTE = """<p class="note">{text}</p>"""
+LINKS = """<ul class="links">{links}</ul>"""
+LINK = """<li>{wording} <a href="#{anchor}">{type} {message}</a></li>"""
+
+# One exception: the newest has the page's heading; its causes have their own, and the members of a group a line that opens.
+EXCEPTION = """<section class="exception" id="{anchor}" aria-label="{type}">
+{heading}{members}{stack}
+</section>"""
+HEADING = """<h2><span class="wording">{wording}</span>{type} {message}</h2>{remarks}"""
+STACK = """<div class="stack">{frames}</div>"""
+MEMBERS = """<div class="members"><p class="count">{title} in the group</p>{members}{unlisted}</div>
+<p class="count">The group itself was raised here</p>"""
+MEMBER = """<details class="member"{open}><summary><span class="number">{number}.</span> {type} \
+<span class="message">{message}</span></summary>
+{remarks}{exceptions}</details>"""
+
+# A frame, frames folded, a recursion folded.
+FRAME = """<details class="frame {kind}"{open} data-frame="{id}">
+<summary><span class="place" title="{path}"><span class="folder">{folder}</span>{file}<span class="line">:{lineno}</span>\
+</span> <span class="function">{function}</span></summary>
+<div class="acts js">{more}{edit}</div>
+<div class="body">{body}</div>
+</details>"""
+HALVES = """<div class="halves"><div class="code">{source}</div><div class="values{later}">{variables}</div></div>"""
+EDIT = """<a class="edit" data-path="{path}" data-line="{lineno}" data-column="{column}">\
+Open<span class="unseen"> {file} in the editor</span></a>"""
+FOLD = """<details class="fold"><summary>{count} <span>{modules}</span></summary>{frames}</details>"""
+REPEAT = """<p class="repeat">{text}</p>"""
+SOURCE = """<pre class="source"><code>{lines}</code></pre>"""
+LINE = """<span class="l{at}" data-n="{number}">{text}</span>"""
+SIGNATURE = """<span class="l takes">takes {text}</span>"""
+COLOURED = """<i class="{kind}">{text}</i>"""
+MARK = """<mark>{text}</mark>"""
+ABSENT = """<p class="nothing">{text}</p>"""
+MORE = """<button type="button" class="widen">More source</button>"""
+
+# The values of a frame.
+VALUES = """<h3>{title}</h3><dl>{rows}</dl>"""
+VALUE = """<div{used}><dt title="{type}">{name}</dt><dd>{text}</dd></div>"""
+ONLY_TYPE = """<em>{type}</em>"""
+UNREAD = """<p class="nothing">Values are read when this is opened, by the page's script.</p>"""
+
+# Any text that is long: its beginning, and all of it when opened.
+LONG = """<details class="long"><summary><span class="start">{start}…</span><span class="more">{size}</span></summary>{text}\
+</details>"""
+
+# Around the exception: request, environ, copies.
+TABLE = """<details class="table"{open}><summary>{title} <span class="count">{count}</span></summary><dl>{rows}</dl></details>"""
+ROW = """<div><dt>{name}</dt><dd>{text}</dd></div>"""
+COPY = """<details class="table"><summary>{title}</summary><textarea id="{id}" readonly rows="16" aria-label="{title}" \
+spellcheck="false">{text}</textarea></details>"""
+
+STYLE = """
+:root { color-scheme: light dark; --desk: #f5f5f3; --paper: #fff; --ink: #1d1e20; --soft: #5c5f66; --rule: #e1e1dc;
+  --red: #b3261e; --blush: #fdf0ee; --mark: #f8cdc7; --link: #0a58a8; --keyword: #7b2d9b; --string: #1b6e3c;
+  --number: #93500a; --comment: #686c73; --name: #0a58a8; --warm: #fff8e6; --warm-rule: #e6c96a;
+  --mono: ui-monospace, SFMono-Regular, "SF Mono", "Cascadia Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
+  --sans: -apple-system, BlinkMacSystemFont, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif }
+@media (prefers-color-scheme: dark) {
+  :root { --desk: #141518; --paper: #1b1d21; --ink: #e3e3e0; --soft: #9da0a8; --rule: #30333a;
+    --red: #ff8a7d; --blush: #33211f; --mark: #74322b; --link: #86b9f5; --keyword: #d3a2f0; --string: #8fd0a0;
+    --number: #e8b070; --comment: #8b8f98; --name: #86b9f5; --warm: #2b2718; --warm-rule: #6b5a20 } }
+* { box-sizing: border-box }
+body { margin: 0 auto; max-width: 1360px; padding: 14px 28px 28px; background: var(--desk); color: var(--ink);
+  font: 14px/1.5 var(--sans) }
+p, h1, h2, h3, dl, dd, ol, pre { margin: 0; padding: 0; font: inherit }
+a { color: var(--link); text-decoration-color: color-mix(in srgb, currentColor 40%, transparent); text-underline-offset: 3px }
+:focus-visible { outline: 2px solid var(--link); outline-offset: 1px; border-radius: 3px }
+html:not(.js) .js, [hidden] { display: none !important }
+.unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%) }
+button, select, input, .menu > summary { font: inherit; font-size: 13px; color: var(--ink); background: var(--paper);
+  border: 1px solid var(--rule); border-radius: 5px; padding: 2px 9px; min-height: 26px }
+button, summary { cursor: pointer }
+button:hover, .menu > summary:hover { border-color: var(--soft) }
+
+/* Heading */
+.bar { display: flex; flex-wrap: wrap; gap: 6px 16px; align-items: center; justify-content: space-between }
+.request { font: 13px/1.5 var(--mono); color: var(--soft); overflow-wrap: anywhere }
+.request b { color: var(--ink) }
+.tools { display: flex; flex-wrap: wrap; gap: 6px; align-items: center; position: relative }
+#state { color: var(--soft); font-size: 13px; margin-right: 6px }
+.menu > summary { list-style: none }
+.menu > summary::-webkit-details-marker { display: none }
+.menu > div { position: absolute; z-index: 2; right: 0; top: 32px; width: min(340px, 90vw); padding: 12px; display: grid;
+  gap: 10px; background: var(--paper); border: 1px solid var(--rule); border-radius: 7px; box-shadow: 0 8px 30px #0003 }
+.menu label { display: grid; gap: 3px; font-size: 13px; color: var(--soft) }
+h1 { margin: 20px 0 14px; font: 19px/1.45 var(--mono); overflow-wrap: anywhere }
+.type { color: var(--red); font-weight: 600 }
+.type span { font-weight: 400 }
+.message, .long { white-space: pre-wrap }
+.long > summary { list-style: none }
+.long[open] > summary > .start { display: none }
+em { font-style: normal; color: var(--comment) }
+.more { margin-left: 8px; color: var(--link); font: 13px var(--sans); white-space: nowrap }
+.hint, .note, .call { margin: -6px 0 14px; max-width: 110ch; white-space: pre-wrap; overflow-wrap: anywhere }
+.hint::before { content: "→ "; color: var(--red) }
+.note { padding-left: 12px; border-left: 3px solid var(--rule); font: 13px/1.55 var(--mono) }
+.call { display: grid; grid-template-columns: auto 1fr; gap: 1px 12px; font: 13px/1.55 var(--mono) }
+.call dt { font-family: var(--sans); color: var(--soft) }
+.links { margin: -6px 0 14px; padding: 0; list-style: none; font-size: 13px; color: var(--soft) }
+.links a { font-family: var(--mono); overflow-wrap: anywhere }
+#news { position: sticky; top: 8px; z-index: 3; display: flex; flex-wrap: wrap; gap: 8px 14px; align-items: center;
+  margin-bottom: 12px; padding: 8px 14px; background: var(--warm); border: 1px solid var(--warm-rule); border-radius: 7px }
+
+/* Frames */
+.exception { margin-bottom: 20px }
+h2 { margin: 22px 0 8px; font: 15px/1.5 var(--mono); overflow-wrap: anywhere }
+.wording { display: block; font: 12px/1.5 var(--sans); color: var(--soft) }
+.stack { background: var(--paper); border: 1px solid var(--rule); border-radius: 7px }
+.stack > * + *, .fold > * + * { border-top: 1px solid var(--rule) }
+.frame { position: relative }
+summary { border-radius: 6px }
+.frame > summary, .fold > summary { padding: 5px 160px 5px 30px; list-style: none; position: relative; display: flex;
+  flex-wrap: wrap; gap: 0 14px; align-items: baseline }
+.frame > summary, .place { font: 13px/1.55 var(--mono); overflow-wrap: anywhere }
+summary::-webkit-details-marker { display: none }
+.frame > summary::before, .fold > summary::before, .member > summary::before, .table > summary::before {
+  content: ""; position: absolute; left: 13px; top: 12px; width: 5px; height: 5px; border: solid var(--soft);
+  border-width: 0 1.5px 1.5px 0; transform: rotate(-45deg) }
+.frame[open] > summary::before, .fold[open] > summary::before, .member[open] > summary::before,
+.table[open] > summary::before { transform: rotate(45deg); top: 10px }
+summary:hover::before { border-color: var(--ink) }
+.folder, .line { color: var(--soft) }
+.ours > summary .place { font-weight: 600 }
+.ours > summary .folder, .ours > summary .line { font-weight: 400 }
+.function { color: var(--name) }
+.library > summary .place, .library > summary .function { color: var(--soft) }
+.fold > summary, .repeat { color: var(--soft); font-size: 13px }
+.fold > summary span { font: 12.5px/1.6 var(--mono) }
+.fold > .frame { background: color-mix(in srgb, var(--desk) 55%, var(--paper)) }
+.repeat { padding: 5px 30px }
+.acts { position: absolute; right: 12px; top: 5px; font-size: 13px; display: flex; gap: 14px }
+.acts button { border: 0; background: none; padding: 0; min-height: 0; color: var(--link) }
+.acts button:hover { text-decoration: underline }
+.nothing { padding: 6px 0; color: var(--soft); font-size: 13px }
+.body { padding: 0 0 2px }
+.halves { display: grid; grid-template-columns: minmax(0, 1.55fr) minmax(0, 1fr) }
+.code { padding-bottom: 6px }
+.source { font: 13px/1.6 var(--mono); tab-size: 4 }
+.source code { font: inherit }
+.l { display: block; position: relative; padding: 0 12px 0 64px; min-height: 1.6em; white-space: pre-wrap;
+  overflow-wrap: anywhere }
+.l::before { content: attr(data-n); position: absolute; left: 0; width: 48px; text-align: right; color: var(--comment);
+  font-size: 12px }
+.l.at { background: var(--warm); box-shadow: inset 3px 0 var(--warm-rule) }
+.l.at::before { color: var(--ink) }
+mark { background: none; color: inherit; padding: 1px 0; box-shadow: inset 0 -2px var(--warm-rule) }
+.hot .l.at { background: var(--blush); box-shadow: inset 3px 0 var(--red) }
+.hot .l.at::before { color: var(--red) }
+.hot mark { background: var(--mark); border-radius: 2px; box-shadow: inset 0 -2px var(--red) }
+.l.takes { color: var(--soft) }
+i { font-style: normal }
+.k { color: var(--keyword) } .s { color: var(--string) } .n { color: var(--number) } .d { color: var(--name) }
+.c { color: var(--comment); font-style: italic }
+.values { padding: 0 14px 10px; border-left: 1px solid var(--rule); font-size: 13px; min-width: 0 }
+h3 { font: 12px/1.6 var(--sans); color: var(--soft) }
+dl + h3 { margin-top: 8px }
+.values dl { display: grid; grid-template-columns: fit-content(40%) minmax(0, 1fr) }
+.values dl > div { display: contents }
+.values dt { padding-right: 14px }
+dt, dd { font: 13px/1.6 var(--mono) }
+dt { color: var(--soft); overflow-wrap: anywhere }
+dd { white-space: pre-wrap; overflow-wrap: anywhere }
+.values .used dt { color: var(--ink); font-weight: 600 }
+
+/* Groups */
+.members { margin: 10px 0 0 6px; padding-left: 20px; border-left: 2px solid var(--rule) }
+.count { color: var(--soft); font-size: 13px }
+.members > .count { margin-bottom: 6px }
+.member { margin-bottom: 8px }
+.member > summary { position: relative; padding: 3px 0 3px 30px; font: 14px/1.5 var(--mono); list-style: none;
+  overflow-wrap: anywhere }
+.number { color: var(--soft); font-size: 12px; margin-right: 4px }
+
+/* Console */
+.console { border-top: 1px solid var(--rule); padding: 5px 14px 5px 30px; font: 13px/1.6 var(--mono) }
+.console form { display: flex; flex-wrap: wrap; gap: 8px; align-items: flex-start }
+.console textarea { flex: 1; min-width: 0; padding: 0 4px; border: 0; resize: none; background: none; color: inherit;
+  font: inherit; overflow: hidden; caret-color: var(--red) }
+.sign { color: var(--soft); font: inherit }
+button.sign { border: 0; background: none; padding: 0 }
+.sign span, .why { font: 13px/1.6 var(--sans) }
+.why { color: var(--soft); align-self: center }
+.locked-form { margin: 4px 0 }
+.printed { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 420px; overflow-y: auto }
+.printed .typed { color: var(--soft) }
+.printed .failed { color: var(--red) }
+
+/* Around it */
+.table { background: var(--paper); border: 1px solid var(--rule); margin-top: -1px }
+.table:first-child { border-radius: 7px 7px 0 0 } .table:last-child { border-radius: 0 0 7px 7px }
+.table > summary { position: relative; padding: 5px 30px; list-style: none; font-size: 13px }
+.table > dl { padding: 0 30px 10px }
+.table dl > div { display: grid; gap: 14px; grid-template-columns: minmax(0, 210px) minmax(0, 1fr) }
+.table textarea { width: calc(100% - 60px); margin: 0 30px 12px; padding: 8px; font: 12.5px/1.5 var(--mono); color: inherit;
+  background: var(--desk); border: 1px solid var(--rule); border-radius: 5px }
+footer { display: flex; flex-wrap: wrap; gap: 2px 24px; justify-content: space-between; margin-top: 14px; font-size: 12.5px;
+  color: var(--soft) }
+kbd { font: 12px var(--mono); border: 1px solid var(--rule); border-radius: 3px; padding: 0 4px; background: var(--paper) }
+
+@media (max-width: 760px) {
+  body { padding: 10px 10px 24px }
+  h1 { font-size: 17px; margin: 14px 0 12px }
+  .halves { grid-template-columns: minmax(0, 1fr) }
+  .values { border-left: 0; border-top: 1px solid var(--rule); padding-top: 6px }
+  .l { padding-left: 46px }
+  .l::before { width: 34px }
+  .frame > summary, .fold > summary { padding-right: 30px }
+  .acts { position: static; padding: 0 12px 4px 30px }
+  .table dl > div { grid-template-columns: minmax(0, 1fr); gap: 0; margin-bottom: 4px }
+  .members { margin-left: 0; padding-left: 10px } }
+"""
+
+SCRIPT = r"""
+(() => {
+"use strict";
+const page = document.body.dataset;
+const find = (selector, within = document) => within.querySelector(selector);
+const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+const on = (element, event, action) => element && element.addEventListener(event, action);
+const stamp = id => find("#" + id).content.firstElementChild.cloneNode(true);
+document.documentElement.classList.add("js");
+
+// Asking the server: a refusal throws what it says.
+async function ask(what, message) {
+  const answer = await fetch(page.prefix + "/" + what, {method: "POST", body: JSON.stringify(message),
+    headers: {"Content-Type": "application/json", "X-Devserve-Secret": page.secret}});
+  const reply = await answer.json();
+  if (!answer.ok) throw reply;
+  return reply;
+}
+const words = refusal => refusal.reason ? refusal.reason + " " + (refusal.remedy || "") : "The server does not answer.";
+
+// Copying.
+for (const button of all("[data-copy]")) on(button, "click", async () => {
+  const area = document.getElementById(button.dataset.copy);
+  const label = button.textContent;
+  try {
+    await navigator.clipboard.writeText(area.value);
+  } catch {  // a plain http address that is not loopback has no clipboard
+    area.closest("details").open = true;
+    area.select();
+    document.execCommand("copy");
+  }
+  button.textContent = "Copied";
+  setTimeout(() => button.textContent = label, 1500);
+});
+
+// The editor: chosen once, kept by the browser.
+const editor = find("#editor"), ownLink = find("#own-link"), folders = find("#folders");
+const choices = {editor, link: ownLink, folders};
+function aimLinks() {
+  const link = editor.value || ownLink.value;
+  const [there, here] = folders.value.split("=");
+  find("#own").hidden = editor.value !== "";
+  find("#editor-name").textContent = ": " + editor.selectedOptions[0].text;
+  for (const edit of all("a.edit")) {
+    const {path, line, column} = edit.dataset;
+    const local = here && path.startsWith(there) ? here + path.slice(there.length) : path;
+    const safe = local.replace(/\\/g, "/").replace(/^(?!\/)/, "/").split("/").map(encodeURIComponent).join("/");
+    edit.href = link.replace("{path}", safe.replace(/%3A/g, ":")).replace("{line}", line).replace("{column}", column);
+  }
+}
+if (editor) {
+  for (const [name, field] of Object.entries(choices)) {
+    const kept = localStorage.getItem("devserve." + name);
+    if (kept !== null) field.value = kept;
+    on(field, "change", () => { localStorage.setItem("devserve." + name, field.value); aimLinks(); });
+  }
+  if (editor.selectedIndex < 0) editor.selectedIndex = 0;
+  aimLinks();
+  on(document, "click", event => { if (!event.target.closest(".menu")) find(".menu").open = false; });
+}
+
+// Values are read when they come into view, more source when asked.
+const viewer = new IntersectionObserver(seen => {
+  for (const {isIntersecting, target} of seen) if (isIntersecting) readValues(target);
+});
+async function readValues(values) {
+  viewer.unobserve(values);
+  const frame = values.closest(".frame");
+  try {
+    values.innerHTML = (await ask("variables", {frame: frame.dataset.frame})).html;
+  } catch (refusal) {
+    values.textContent = words(refusal);
+  }
+}
+if (page.secret) for (const values of all(".values.later")) viewer.observe(values);
+
+for (const button of all(".widen")) on(button, "click", async () => {
+  const frame = button.closest(".frame");
+  const lines = 5 * (button.dataset.lines || 8);
+  button.dataset.lines = lines;
+  try {
+    const reply = await ask("source", {frame: frame.dataset.frame, lines});
+    find(".source", frame).outerHTML = reply.html;
+    button.hidden = reply.all;
+  } catch (refusal) {
+    button.replaceWith(words(refusal));
+  }
+});
+
+// The console.
+const past = JSON.parse(sessionStorage.getItem("devserve.history") || "[]");
+function remember(code) {
+  if (past[past.length - 1] !== code) past.push(code);
+  past.splice(0, past.length - 200);
+  sessionStorage.setItem("devserve.history", JSON.stringify(past));
+}
+
+function makePrompt(frame) {
+  const box = stamp("prompt");
+  const form = find("form", box), input = find("textarea", box), sign = find(".sign", box);
+  const printed = find(".printed", box), stop = find(".stop", box), matches = find(".choices", box);
+  let place = past.length, draft = "", busy = false;
+
+  function print(text, kind) {
+    const line = document.createElement("div");
+    line.className = kind;
+    line.textContent = text;
+    printed.append(line);
+    while (printed.childElementCount > 400) printed.firstChild.remove();
+    printed.hidden = false;
+    printed.scrollTop = printed.scrollHeight;
+  }
+  function write(text, from = 0, to = input.value.length) {
+    input.setRangeText(text, from, to, "end");
+    input.rows = input.value.split("\n").length;
+    sign.textContent = Array.from({length: input.rows}, (_, row) => row ? "..." : ">>>").join("\n");
+  }
+  function work(state) {
+    busy = input.readOnly = state;
+    stop.hidden = !state;
+  }
+  async function run() {
+    const code = input.value.replace(/\n[ \t]+$/, "\n");
+    if (busy || !code.trim()) return;
+    work(true);
+    try {
+      const reply = await ask("eval", {frame, code});
+      if (reply.more) {
+        const last = code.split("\n").pop();
+        return write("\n" + last.match(/^[ \t]*/)[0] + (last.trimEnd().endsWith(":") ? "    " : ""), input.value.length);
+      }
+      print(code.trimEnd().replace(/^/gm, "... ").replace("...", ">>>"), "typed");
+      if (reply.output) print(reply.output.replace(/\n$/, ""), "");
+      remember(code.trimEnd());
+      place = past.length;
+      write("");
+    } catch (refusal) {
+      print(words(refusal), "failed");
+      if (refusal.error === "cookie") setConsole("locked");
+    } finally {
+      work(false);
+    }
+  }
+  const interrupt = () => ask("interrupt", {frame}).catch(refusal => print(words(refusal), "failed"));
+  async function complete() {
+    const caret = input.selectionStart;
+    const reply = await ask("complete", {frame, code: input.value.slice(0, caret)}).catch(() => ({matches: []}));
+    if (!reply.matches.length || input.selectionStart !== caret) return;
+    let common = reply.matches[0];
+    for (const match of reply.matches) while (!match.startsWith(common)) common = common.slice(0, -1);
+    if (common.length >= caret - reply.start) write(common, reply.start, caret);
+    matches.textContent = reply.matches.length > 1 ? reply.matches.join("  ") : "";
+  }
+  function recall(step) {
+    if (place === past.length) draft = input.value;
+    place = Math.max(0, Math.min(past.length, place + step));
+    write(place === past.length ? draft : past[place]);
+  }
+
+  on(form, "submit", event => event.preventDefault());
+  on(stop, "click", interrupt);
+  on(input, "input", () => { matches.textContent = ""; write("", input.selectionStart, input.selectionStart); });
+  on(input, "keydown", event => {
+    const before = input.value.slice(0, input.selectionStart), after = input.value.slice(input.selectionEnd);
+    const control = event.ctrlKey && !event.shiftKey && !event.altKey;
+    const picked = input.selectionStart !== input.selectionEnd;
+    const key = (control ? "^" : "") + event.key;
+    const actions = {
+      "Enter": !event.shiftKey && !event.isComposing && run,
+      "Tab": !event.shiftKey && /[\w.\])"']$/.test(before) && complete,
+      "ArrowUp": !before.includes("\n") && !event.shiftKey && (() => recall(-1)),
+      "ArrowDown": !after.includes("\n") && !event.shiftKey && (() => recall(1)),
+      "^l": () => { printed.textContent = ""; printed.hidden = true; },
+      "^c": !picked && (busy ? interrupt : () => { print(">>> " + input.value + "^C", "typed"); write(""); }),
+    };
+    if (!Object.hasOwn(actions, key) || !actions[key]) return;
+    event.preventDefault();
+    if (!busy || key === "^c" || key === "^l") actions[key]();
+  });
+  return box;
+}
+
+function makeLock() {
+  const box = stamp("locked");
+  const button = find("button", box), form = find("form", box), input = find("input", box), why = find(".why", box);
+  on(button, "click", () => { button.hidden = true; form.hidden = false; input.focus(); });
+  on(form, "submit", async event => {
+    event.preventDefault();
+    try {
+      setConsole((await ask("pin", {pin: input.value})).console, box.closest(".frame"));
+    } catch (refusal) {
+      why.textContent = words(refusal);
+      input.select();
+    }
+  });
+  return box;
+}
+
+function setConsole(state, focused) {
+  if (state === page.console && find(".console")) return;
+  page.console = state;
+  for (const old of all(".console")) old.remove();
+  for (const frame of all(".frame")) {
+    const id = frame.dataset.frame;
+    if (state === "closed" ? find(".console") : !id) continue;  // the reason why it is closed is given once
+    find(".body", frame).append(state === "open" ? makePrompt(id) : state === "locked" ? makeLock() : stamp("closed"));
+  }
+  if (focused) find("textarea", focused).focus();
+}
+setConsole(page.console);
+
+// Keys: none while something is typed.
+const heads = () => all(".frame > summary, .fold > summary, .member > summary").filter(head => head.getClientRects().length);
+function step(by) {
+  const list = heads();
+  const now = list.indexOf(document.activeElement);
+  const next = list[now < 0 ? 0 : Math.max(0, Math.min(list.length - 1, now + by))];
+  if (next) next.focus();
+}
+function frameAtHand() {
+  const frame = document.activeElement.closest(".frame") || find(".frame[open]") || find(".frame");
+  if (frame) frame.open = true;
+  return frame;
+}
+const keys = {
+  j: () => step(1),
+  k: () => step(-1),
+  c: () => { const box = find(".console", frameAtHand()) || find(".console"); find("textarea, button, input", box).focus(); },
+  e: () => { const link = find(".edit", frameAtHand()); if (link) link.click(); },
+};
+on(document, "keydown", event => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea, select")) return;
+  const arrows = heads().includes(document.activeElement) ? {ArrowDown: keys.j, ArrowUp: keys.k} : {};
+  const action = keys[event.key] || arrows[event.key];
+  if (!action) return;
+  event.preventDefault();
+  action();
+});
+
+// Mending: when another version of the code answers, this page has had its day.
+const again = () => location.reload();  // after a POST the browser sends the very same request, and asks first
+const state = find("#state"), news = find("#news");
+on(find("#again"), "click", again);
+on(find("button", news), "click", again);
+let failures = 0, timer;
+function renew() {
+  const typing = all(".console textarea").some(input => input.value);
+  if (!typing && /^(GET|HEAD)$/.test(page.method)) return again();
+  find("span", news).textContent = "New code is running. The frames on this page are gone.";
+  news.hidden = false;
+  state.textContent = "";
+  for (const box of all(".console form")) box.hidden = true;
+}
+async function watch() {
+  clearTimeout(timer);
+  try {
+    const now = await (await fetch(page.prefix + "/alive", {cache: "no-store"})).json();
+    if (now.generation !== page.generation) return renew();
+    if (now.console !== page.console) setConsole(now.console);
+    failures = 0;
+  } catch {
+    failures += 1;
+  }
+  state.textContent = failures > 10 ? "The server does not answer" : failures ? "Reloading…" : "";
+  timer = setTimeout(watch, document.hidden ? 2000 : 300);
+}
+on(document, "visibilitychange", () => { if (!document.hidden && news.hidden) watch(); });
+watch();
+})();
+"""
+
+
+DEMO_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>devserve demo</title>
+<style>
+  :root { color-scheme: light dark; }
+  body { font: 16px/1.6 system-ui, sans-serif; max-width: 40rem; margin: 3rem auto; padding: 0 1rem; }
+  code { font-family: ui-monospace, monospace; }
+  li { margin: .4rem 0; }
+</style>
+<h1>It works</h1>
+<p>This page is the demo of devserve: an ordinary WSGI application, in the same file.</p>
+<ul>
+  <li><a href="/stream">A streaming page</a>: a line a second, each on the wire before the next is made.</li>
+  <li><a href="/fail?fruit=peers">A page that fails</a>: with <code>--debug</code> you see where, and with which values.</li>
+  <li><a href="/__devserve__/console">The console</a>: with <code>--debug</code>, for whoever reads the terminal.</li>
+</ul>
+<p>Now your own: <code>python devserve.py hello:app --debug</code></p>
+</html>
+"""
+
+
+if __name__ == "__main__":
+    sys.modules["devserve"] = sys.modules["__main__"]  # `import devserve` in the application finds this very module
+    sys.exit(main())
