@@ -46,9 +46,11 @@ from __future__ import annotations
 
 import atexit
 import binascii
+import contextlib
 import errno
 import functools
 import io
+import itertools
 import marshal
 import os
 import re
@@ -62,10 +64,22 @@ import sys
 import threading
 import time
 from collections import OrderedDict, defaultdict, deque
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from queue import Empty, SimpleQueue
 from types import CodeType, FrameType, FunctionType, MemberDescriptorType, MethodType, ModuleType, TracebackType
-from typing import Any, Callable, Container, ContextManager, Iterable, Iterator, Mapping, NamedTuple, NoReturn, Optional, Sequence, TYPE_CHECKING, TextIO, TypeVar, Union
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    ContextManager,
+    NamedTuple,
+    NoReturn,
+    Optional,
+    TextIO,
+    TypeVar,
+    Union,
+)
 from wsgiref.handlers import format_date_time
 from wsgiref.util import FileWrapper, is_hop_by_hop
 
@@ -185,7 +199,8 @@ class Terminal:
         now = int(time.time())
         if now != self._clock[0]:
             self._clock = (now, time.strftime("%H:%M:%S", time.localtime(now)))
-        line = f"{self._clock[1]} {method} {escape_controls(target)} {status} {size} {seconds * 1000:.1f}ms"
+        tenths = round(seconds * 10_000)  # of a millisecond; formatting a float costs more than the rest of the line
+        line = f"{self._clock[1]} {method} {escape_controls(target)} {status} {size} {tenths // 10}.{tenths % 10}ms"
         self._gathered.append(self.colour(line, STATUS_COLOURS.get(status[:1], "")) if self.coloured else line)
         if self._wake.is_set():
             return
@@ -849,7 +864,9 @@ class FrameView(NamedTuple):
     app: bool  # the application's own code, neither the standard library nor an installed package
     source: tuple[SourceLine, ...]  # a window around lineno; empty when there is none to show
     missing: str  # why `source` is empty: a whole sentence; "" otherwise
-    marks: tuple[Mark, ...]  # the failing expression, one for each line that it covers; empty when it is the whole line
+    marks: tuple[
+        Mark, ...
+    ]  # the failing expression, one for each line that it covers; empty when it is the whole line
     variables: tuple[Variable, ...] = ()  # arguments first, in the order of the signature, then the other locals
     unlisted: int = 0  # variables beyond VARIABLES_LIMIT
     signature: str = ""  # beside a TypeError of a call made here: what the called function takes
@@ -866,7 +883,7 @@ class Problem(NamedTuple):
     notes: tuple[str, ...]
     relation: str  # to the problem before it in the chain: "cause" (raised from it), "context" (while handling it), ""
     frames: tuple[FrameView, ...]  # the outermost call first; a SyntaxError's or template's own place comes last
-    members: tuple[tuple["Problem", ...], ...]  # of an exception group: each member is a chain like Report.problems
+    members: tuple[tuple[Problem, ...], ...]  # of an exception group: each member is a chain like Report.problems
     unlisted: int  # members beyond the limits, not shown
 
 
@@ -924,7 +941,7 @@ class Reading:
         places = places_of(error)
         members = group_members(error)
         told: list[tuple[Problem, ...]] = []
-        for member in members[:MEMBERS_LIMIT] if DEPTH_LIMIT > depth else ():
+        for member in members[:MEMBERS_LIMIT] if depth < DEPTH_LIMIT else ():
             if self.left > 0:
                 told.append(self.chain(member, depth + 1))
         return Problem(
@@ -960,7 +977,7 @@ def linked_exceptions(error: BaseException) -> list[tuple[BaseException, str]]:
     found: list[tuple[BaseException, str]] = []
     seen: set[int] = set()
     each: Optional[BaseException] = error
-    while each is not None and CHAIN_LIMIT > len(found):
+    while each is not None and len(found) < CHAIN_LIMIT:
         seen.add(id(each))
         cause, context = each.__cause__, None if each.__suppress_context__ else each.__context__
         before = cause if cause is not None else context
@@ -1060,9 +1077,13 @@ def view_place(place: Place, *, id: str = "", around: Optional[int] = None) -> F
     """Return the view of one frame, its variables named but not read; `around` lines of source on each side."""
     frame, code = place.frame, place.frame.f_code
     filename, lineno, name = template_line(place) or (code.co_filename, place.lineno, "")
-    app = not is_machinery(code) and is_app(str(frame.f_globals.get("__file__") or filename) if filename[:1] == OPENER else filename)
+    app = not is_machinery(code) and is_app(
+        str(frame.f_globals.get("__file__") or filename) if filename[:1] == OPENER else filename
+    )
     lines, missing = read_source(filename, frame.f_globals)
-    window, missing = source_window(lines, lineno, (LINES_AROUND if app else LIBRARY_LINES_AROUND) if around is None else around, missing)
+    window, missing = source_window(
+        lines, lineno, (LINES_AROUND if app else LIBRARY_LINES_AROUND) if around is None else around, missing
+    )
     variables = variables_of(frame)
     module = frame.f_globals.get("__name__")
     return FrameView(
@@ -1081,7 +1102,9 @@ def view_place(place: Place, *, id: str = "", around: Optional[int] = None) -> F
     )
 
 
-def with_values(view: FrameView, frame: FrameType, limit: int = REPR_LIMIT, deadline: float = REPR_DEADLINE) -> FrameView:
+def with_values(
+    view: FrameView, frame: FrameType, limit: int = REPR_LIMIT, deadline: float = REPR_DEADLINE
+) -> FrameView:
     """Return the view with the values of its variables read from `frame`."""
     values = frame.f_locals
     jobs = {v.name: value_job(values[v.name], v.name, limit) for v in view.variables if v.name in values}
@@ -1119,13 +1142,17 @@ def read_source(filename: str, module_globals: Optional[Mapping[str, Any]] = Non
         if os.path.isfile(filename):
             with open(filename, "rb") as file:
                 return decode_source(file.read(SOURCE_LIMIT)), ""
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        return [], f"The file cannot be read: {shown_text(str(error), NAME_LIMIT)}."
+    except OSError as error:
+        return [], f"The file cannot be read: {error.strerror}."
+    if os.path.exists(filename) or "\0" in filename:  # a device or a pipe, which may have no end
+        return [], "This is no file."
     import linecache  # knows what doctest and interactive shells registered, and asks the loader of a zip file
 
-    lines = linecache.getlines(filename, dict(module_globals or {}))
-    if lines or filename[:1] != OPENER:
-        return [line.rstrip("\r\n") for line in lines], "" if lines else "The file is not there."
+    lines, _ = caught(lambda: linecache.getlines(filename, dict(module_globals or {})))
+    if lines:
+        return [line.rstrip("\r\n") for line in lines], ""
+    if filename[:1] != OPENER:
+        return [], "The file is not there."
     if filename.startswith(OPENER + "frozen "):
         return [], "This code is built into the interpreter."
     return [], "This code came from exec, eval or a template, not from a file."
@@ -1140,7 +1167,7 @@ def decode_source(data: bytes) -> list[str]:
         text = data.decode(encoding)
     except (LookupError, UnicodeError):
         text = data.decode("utf-8", "backslashreplace")
-    return re.split("\r\n|\r|\n", text)
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def source_window(lines: list[str], lineno: int, around: int, missing: str) -> tuple[tuple[SourceLine, ...], str]:
@@ -1156,7 +1183,7 @@ def source_window(lines: list[str], lineno: int, around: int, missing: str) -> t
 
 def source_text(line: str) -> str:
     """Return a source line as it can be shown."""
-    return shown_text(line if LINE_LIMIT >= len(line) else line[: LINE_LIMIT - 1] + "…", LINE_LIMIT * 10)
+    return shown_text(line if len(line) <= LINE_LIMIT else line[: LINE_LIMIT - 1] + "…", LINE_LIMIT * 10)
 
 
 def expression_of(place: Place, lines: list[str]) -> list[Mark]:
@@ -1168,7 +1195,9 @@ def expression_of(place: Place, lines: list[str]) -> list[Mark]:
         if spot is not None and None not in spot:
             first, last, start, end = (number or 0 for number in spot)
             if first == place.lineno and len(lines) >= last:
-                return spread(first, characters(lines[first - 1], start), last, characters(lines[last - 1], end), lines)
+                return spread(
+                    first, characters(lines[first - 1], start), last, characters(lines[last - 1], end), lines
+                )
     return []
 
 
@@ -1183,7 +1212,9 @@ def spread(first: int, start: int, last: int, end: int, lines: list[str]) -> lis
     for number in range(first, last + 1):
         line = lines[number - 1]
         indent, length = len(line) - len(line.lstrip()), len(line.rstrip())
-        marks.append(Mark(number, start if number == first else indent, min(length, end) if number == last else length))
+        marks.append(
+            Mark(number, start if number == first else indent, min(length, end) if number == last else length)
+        )
     line = lines[first - 1]
     whole = first == last and line[: marks[0].start].strip() == "" == line[marks[0].end :].strip()
     return [] if whole else [mark for mark in marks if mark.end > mark.start]
@@ -1203,12 +1234,18 @@ def clip(marks: list[Mark], lines: list[str], window: tuple[SourceLine, ...]) ->
 def variables_of(frame: FrameType) -> list[Variable]:
     """Return the names of a frame and their types; of a module only what it holds, not what it imports and defines."""
     code, values = frame.f_code, frame.f_locals
-    count = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 4) + bool(code.co_flags & 8)  # *args, **kwargs
+    count = (
+        code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 4) + bool(code.co_flags & 8)
+    )  # *args, **kwargs
     arguments = [name for name in code.co_varnames[:count] if name in values]
-    others = [name for name in values if isinstance(name, str) and name not in arguments and telling(name, values[name], frame)]
-    return [Variable(shown_text(name, NAME_LIMIT), type_name(type(values[name])), None, True) for name in arguments] + [
-        Variable(shown_text(name, NAME_LIMIT), type_name(type(values[name])), None, False) for name in others
+    others = [
+        name
+        for name in values
+        if isinstance(name, str) and name not in arguments and telling(name, values[name], frame)
     ]
+    return [
+        Variable(shown_text(name, NAME_LIMIT), type_name(type(values[name])), None, True) for name in arguments
+    ] + [Variable(shown_text(name, NAME_LIMIT), type_name(type(values[name])), None, False) for name in others]
 
 
 def telling(name: str, value: object, frame: FrameType) -> bool:
@@ -1235,17 +1272,25 @@ def stated_place(kind: str, filename: str, lineno: int, name: str, lines: Option
     """Return the view of a place without a frame; `lines` stand in for a file that is not there."""
     found, missing = read_source(filename)
     window, missing = source_window(found or lines or [], lineno, LINES_AROUND, missing)
-    return FrameView("", kind, shown_text(filename, FILENAME_LIMIT), lineno, name, "", is_app(filename), window, missing, ())
+    return FrameView(
+        "", kind, shown_text(filename, FILENAME_LIMIT), lineno, name, "", is_app(filename), window, missing, ()
+    )
 
 
 def syntax_place(error: SyntaxError, filename: str, lineno: int) -> FrameView:
     """Return where a SyntaxError points, with its caret; the text that it carries stands in for a missing file."""
-    text = [""] * (lineno - 1) + [error.text.rstrip("\n")] if isinstance(error.text, str) and 10_000 > lineno else None
+    text = [""] * (lineno - 1) + [error.text.rstrip("\n")] if isinstance(error.text, str) and lineno < 10_000 else None
     view = stated_place("syntax", filename, lineno, "", text)
     line = next((line.text for line in view.source if line.number == lineno), "")
     last, end = getattr(error, "end_lineno", None), getattr(error, "end_offset", None)
     start = error.offset - 1 if isinstance(error.offset, int) else -1
-    end = end - 1 if isinstance(end, int) and last == lineno and end - 1 > start else len(line) if isinstance(last, int) and last > lineno else start + 1
+    end = (
+        end - 1
+        if isinstance(end, int) and last == lineno and end - 1 > start
+        else len(line)
+        if isinstance(last, int) and last > lineno
+        else start + 1
+    )
     if start >= len(line):  # the end of the line was unexpected: point behind its last character
         start, end = len(line) - 1, len(line)
     return view._replace(marks=(Mark(lineno, start, min(end, len(line))),) if start >= 0 and line else ())
@@ -1291,7 +1336,9 @@ def hint_for(error: BaseException, places: list[Place]) -> str:
         return suggestion(text, keys)
     if not places or isinstance(error, UnboundLocalError):
         return ""
-    name = vars_or_attribute(error, "name") or next(iter(re.findall(r"'(\w+)'(?: from |$)|name '(\w+)'", text)), ("", ""))
+    name = vars_or_attribute(error, "name") or next(
+        iter(re.findall(r"'(\w+)'(?: from |$)|name '(\w+)'", text)), ("", "")
+    )
     if isinstance(error, ImportError):
         return import_hint(error, text)
     if isinstance(error, (NameError, AttributeError)):
@@ -1344,7 +1391,7 @@ def suggestion(wanted: str, known: Iterable[Any]) -> str:
     from itertools import islice
 
     names = [name for name in islice(known, 5_000) if type(name) is str and name != wanted]
-    near = get_close_matches(wanted, names, 1, 0.7) if wanted and NAME_LIMIT > len(wanted) else []
+    near = get_close_matches(wanted, names, 1, 0.7) if wanted and len(wanted) < NAME_LIMIT else []
     return f"Did you mean: '{shown_text(near[0], NAME_LIMIT)}'?" if near else ""
 
 
@@ -1390,13 +1437,10 @@ def names_of(value: object) -> dict[str, Any]:
 
 def holding(value: object) -> dict[str, Any]:
     """Return the dictionaries of a value, its class and its bases as one; no descriptor and no __dir__ is run."""
-    kind = type(value)
-    classes = type.mro(value) if issubclass(kind, type) and kind is not type else kind.__mro__  # type: ignore[arg-type]
-    if kind is type:
-        classes = value.__mro__  # type: ignore[attr-defined]
+    kind = value if issubclass(type(value), type) else type(value)
     held: dict[str, Any] = {}
-    for each in reversed(classes):
-        held.update(each.__dict__)
+    for each in reversed(type.__dict__["__mro__"].__get__(kind)):
+        held.update(type.__dict__["__dict__"].__get__(each))
     try:
         held.update(object.__getattribute__(value, "__dict__"))
     except (AttributeError, TypeError):  # it has slots only
@@ -1538,7 +1582,9 @@ def pieces(value: Any, limit: int, name: str = "", depth: int = 0) -> Iterator[s
         yield MASK
     elif kind in (str, bytes, bytearray):
         head = value[:limit]
-        yield repr(mask_query(head) if kind is str else head) + (f"… ({len(value):,} in all)" if len(value) > limit else "")
+        yield repr(mask_query(head) if kind is str else head) + (
+            f"… ({len(value):,} in all)" if len(value) > limit else ""
+        )
     elif kind is int and value.bit_length() > 4_000:  # the interpreter refuses digits beyond 4,300 (CVE-2020-10735)
         yield f"(an int of {value.bit_length():,} bits)"
     elif kind.__repr__ not in CONTAINERS:
@@ -1599,7 +1645,7 @@ def is_secret(name: str) -> bool:
 def harmless(value: object) -> bool:
     """Tell whether a value says nothing: nothing at all, a flag, code, or an object that shows only its address."""
     kind = type(value)
-    if value is None or kind is bool or kind in (str, bytes) and not value:
+    if value is None or kind is bool or (kind in (str, bytes) and not value):
         return True
     code = (FunctionType, MethodType, ModuleType, type)
     return issubclass(kind, code) or kind.__repr__ is object.__repr__
@@ -1618,10 +1664,10 @@ def mask_text(text: str) -> str:
     return re.sub(r"([\w\-]{1,60})(['\"]?\s*[=:]\s*|['\"],\s*)" + value, hide_value("{1}{2}", 1), text)
 
 
-def hide_value(shown: str, name: int) -> Callable[["re.Match[str]"], str]:
+def hide_value(shown: str, name: int) -> Callable[[re.Match[str]], str]:
     """Return the replacement that keeps the groups in `shown` and masks the rest if the group `name` is a secret's."""
 
-    def replace(match: "re.Match[str]") -> str:
+    def replace(match: re.Match[str]) -> str:
         secret = is_secret(match.group(name))
         return shown.format(*(match.group(n) for n in range(4))) + MASK if secret else match.group()
 
@@ -1679,7 +1725,9 @@ def request_url(environ: Mapping[str, Any]) -> str:
     path = f"{environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}"
     path = path.encode("latin-1", "replace").decode("utf-8", "replace")
     query = environ.get("QUERY_STRING")
-    return shown_text(mask_query(f"{environ.get('wsgi.url_scheme')}://{host}{path}{'?' if query else ''}{query or ''}"), REPR_LIMIT)
+    return shown_text(
+        mask_query(f"{environ.get('wsgi.url_scheme')}://{host}{path}{'?' if query else ''}{query or ''}"), REPR_LIMIT
+    )
 
 
 def form_fields(content_type: str, body: bytes) -> Iterator[tuple[str, str]]:
@@ -1711,7 +1759,11 @@ def json_fields(text: str) -> Iterator[tuple[str, str]]:
 
 def versions() -> tuple[tuple[str, str], ...]:
     """Return what ran: Python, the system, devserve, and those frameworks that are loaded."""
-    own = [("Python", f"{sys.version.split()[0]} ({sys.implementation.name})"), ("System", sys.platform), ("devserve", __version__)]
+    own = [
+        ("Python", f"{sys.version.split()[0]} ({sys.implementation.name})"),
+        ("System", sys.platform),
+        ("devserve", __version__),
+    ]
     names = "Flask Werkzeug Django bottle pyramid falcon CherryPy web.py Jinja2 Mako SQLAlchemy".split()
     metadata = sys.modules.get("importlib.metadata")  # 20 ms to import: asked only where a framework did so already
     for name in names:
@@ -2602,7 +2654,9 @@ class FrameShelf:
 # a page; the secret is, but only when the page's Host is trusted.
 # =====================================================================================================================
 
-PIN_DIGITS = 9  # read off the terminal and typed once; ten guesses find it with a probability of one in a hundred million
+PIN_DIGITS = (
+    9  # read off the terminal and typed once; ten guesses find it with a probability of one in a hundred million
+)
 PIN_FAILURES = 10  # wrong PINs until it is shut
 PIN_OFF = "off"
 
@@ -2630,7 +2684,7 @@ class Guard:
         self.lock = threading.Lock()
 
     @classmethod
-    def fresh(cls, pin: str = "", port: int = 0, trusted_hosts: Iterable[str] = ()) -> "Guard":
+    def fresh(cls, pin: str = "", port: int = 0, trusted_hosts: Iterable[str] = ()) -> Guard:
         """Return a guard with new words; `pin` "" makes a random one, "off" asks for none."""
         number = int.from_bytes(os.urandom(8), "big") % 10**PIN_DIGITS
         digits = f"{number:0{PIN_DIGITS}d}"
@@ -2638,7 +2692,7 @@ class Guard:
         return cls(pin or made, os.urandom(16).hex(), os.urandom(16).hex(), port, trusted_hosts)
 
     @classmethod
-    def recall(cls, notes: Mapping[str, str], port: int = 0, trusted_hosts: Iterable[str] = ()) -> "Guard":
+    def recall(cls, notes: Mapping[str, str], port: int = 0, trusted_hosts: Iterable[str] = ()) -> Guard:
         """Return the guard that `remember` wrote down; a fresh one when the notes hold none."""
         try:
             pin, secret, token = notes["pin"], notes["secret"], notes["token"]
@@ -2669,7 +2723,9 @@ class Guard:
         if name is not None and (is_loopback(name) or name in self.trusted_hosts):
             return None
         if name is None:
-            return Refusal("host", "The request names no valid host.", "Open the page as http://localhost and its port.")
+            return Refusal(
+                "host", "The request names no valid host.", "Open the page as http://localhost and its port."
+            )
         remedy = f"Open the page as http://localhost and its port, or start devserve with --trusted-host {name}."
         return Refusal("host", f"The console trusts the host {name} only when it is told to.", remedy)
 
@@ -2692,7 +2748,9 @@ class Guard:
     def _refuses_cookie(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
         if self.knows(environ):
             return None
-        return self.shut() or Refusal("cookie", "This browser has not been unlocked.", "Enter the PIN from the terminal.")
+        return self.shut() or Refusal(
+            "cookie", "This browser has not been unlocked.", "Enter the PIN from the terminal."
+        )
 
     def knows(self, environ: Mapping[str, Any]) -> bool:
         """Tell whether the browser has been unlocked."""
@@ -2725,7 +2783,9 @@ class Guard:
         refusal = self.refuses_host(environ)
         if refusal or same(token, self.token):
             return refusal
-        return Refusal("token", "This link is from another start of devserve.", "Take the one that the terminal shows.")
+        return Refusal(
+            "token", "This link is from another start of devserve.", "Take the one that the terminal shows."
+        )
 
     # -- the cookie
 
@@ -2874,7 +2934,13 @@ class DebuggedApplication:
         return [*page_headers(kind, nonce), ("Content-Length", str(len(page)))], page
 
     def crash_text(
-        self, error: BaseException, environ: WSGIEnvironment, body: bytes, contexts: Iterable[Any], kind: str, nonce: str
+        self,
+        error: BaseException,
+        environ: WSGIEnvironment,
+        body: bytes,
+        contexts: Iterable[Any],
+        kind: str,
+        nonce: str,
     ) -> str:
         request = read_request(environ, body)
         if kind != "text/html":  # only a page can come back for its frames
@@ -2995,7 +3061,7 @@ class Exchange:
         """Take a step of the application's; when it fails and nothing is sent yet, let the page be the response."""
         try:
             return step()
-        except BaseException as error:  # noqa: BLE001  the debugger's broad catch: a view may raise anything
+        except BaseException as error:
             ctrl_c = isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
             if ctrl_c or self.sent:
                 raise
@@ -3260,8 +3326,8 @@ class Desk:
             reason = f"This frame is gone: devserve was reloaded, or {SHELF_LIMIT} other crashes came after it."
             raise Refused(Refusal("gone", reason, "Load the page again to make a new one.")) from None
 
-    PAGES: dict[str, Callable[["Desk"], Reply]] = {"alive": alive, "unlock": unlock, "console": console}
-    ACTIONS: dict[str, tuple[Callable[["Desk"], dict[str, Any]], bool]] = {  # and whether it takes the cookie
+    PAGES: dict[str, Callable[[Desk], Reply]] = {"alive": alive, "unlock": unlock, "console": console}
+    ACTIONS: dict[str, tuple[Callable[[Desk], dict[str, Any]], bool]] = {  # and whether it takes the cookie
         "pin": (pin, False),
         "variables": (variables, False),
         "source": (source, False),
@@ -3301,6 +3367,7 @@ MAX_CHUNK_LINE = 1024  # a chunk's size and its extensions, which nobody uses (4
 MAX_CHUNKED_BODY = 1024**3  # what an upload of unknown length may put into the temporary folder (413)
 SPOOL_MEMORY = 1024**2  # a chunked body up to here stays in memory
 DRAIN_LIMIT = 1024**2  # of an unread body is read away to keep the connection; past it, closing is cheaper
+LOGGED_LINE = 120  # of a head that was refused: enough to recognise who sent it
 READ_SIZE = 64 * 1024  # a loopback socket hands over about this much at once
 JOIN_LIMIT = 64 * 1024  # head and body up to here are joined into one send; past it the copy costs more than a send
 
@@ -3310,11 +3377,13 @@ HEAD_TIMEOUT = 30.0  # for the whole head: enough for a person who types it into
 BODY_TIMEOUT = 30.0  # between two pieces of a body
 SEND_TIMEOUT = 60.0  # a client that reads nothing for so long has gone
 IDLE_TIMEOUT = 75.0  # between two requests; longer than browsers and proxies keep theirs, so that they close first
+MOMENT = 0.005  # in which a busy client sends its next request; a reload may have to wait so long
 LINGER_TIMEOUT = 5.0  # reading away what a client still sends, so that the answer is not lost in a reset
 SPARE_TIMEOUT = 10.0  # a thread without a connection waits so long for the next one
 OUT_OF_DESCRIPTORS_PAUSE = 0.05  # before accepting again when the process has no descriptor left
 
 UNLOGGED = "devserve.unlogged"  # an application sets this key in the environ of a request that is not worth a line
+CAN_CATCH = hasattr(select, "poll")  # Windows has no poll, and after a timed-out read its sockets are undefined
 SERVER_NAME = f"devserve/{__version__}"
 BODILESS = frozenset({"204", "304"})  # RFC 9110 section 6.4.1; 1xx cannot come from an application
 
@@ -3507,6 +3576,9 @@ class BadRequest(Exception):
         self.status = status
 
 
+NO_LINE = ("-", "-")  # method and target, when there are none
+
+
 class Connection:
     """One client's connection: requests are read and answered on it one after the other, in order.
 
@@ -3524,9 +3596,10 @@ class Connection:
         self.is_stream = False  # an event stream: it never ends by itself, so a reload does not wait for it
         self.shaken = server.tls is None  # the TLS handshake is done, or none is needed
         self.buffer = b""  # bytes read from the socket that no request has taken yet
-        self.line = ("-", "-")  # method and target of the request in hand, for the log
+        self.line = NO_LINE  # method and target of the request in hand, for the log
         self.keep_alive = True
         self.input_left = False  # the client may have sent, or still be sending, what nobody will read
+        self.catches = CAN_CATCH and self.shaken  # TLS has a buffer of its own, which a read may not leave half full
         set_timeouts(sock)
         self.readable = watch(sock)
         self.environ = dict(server.base_environ)
@@ -3537,26 +3610,41 @@ class Connection:
         try:
             while self.keep_alive and self._begin():
                 self._answer()
-                if not self.buffer:
-                    self._rest()
         except (ClientGone, OSError):
             pass  # what could be said of it is in the log
 
     def _begin(self) -> bool:
-        """Watch the socket until a request may begin, and say whether one does.  Reads nothing before that."""
-        while not self.buffer:
+        """Wait until a request may begin, and say whether one does.
+
+        A busy client's next request is caught within `MOMENT` by reading at once, which saves it a system call.  The
+        connection counts as busy meanwhile, so that a reload waits for the end of that read; afterwards it watches.
+        """
+        self.started = time.perf_counter()
+        if self.buffer:
+            return True
+        if self.catches and self.server.gate.is_set():
+            try:
+                self.buffer = self.sock.recv(READ_SIZE)
+            except BlockingIOError:  # the moment is over
+                return self._watch()
+            self.started = time.perf_counter()
+            return bool(self.buffer)
+        return self._watch()
+
+    def _watch(self) -> bool:
+        """Watch the socket until a request may begin.  Reads nothing before that."""
+        while True:
+            self._rest()
+            self.server.gate.wait()  # closed: as a rule the process image is replaced while we wait
             if not self.readable(self.timeout):
                 return False
             self.started = time.perf_counter()
             if self.server.gate.is_set():
-                if not self.shaken and not self._shake_hands():
-                    return False
-                self.buffer = self.sock.recv(READ_SIZE)
-                return bool(self.buffer)
-            self._rest()
-            self.server.gate.wait()  # as a rule the process image is replaced while we wait
-        self.started = time.perf_counter()
-        return True
+                break
+        if not self.shaken and not self._shake_hands():
+            return False
+        self.buffer = self.sock.recv(READ_SIZE)
+        return bool(self.buffer)
 
     def _rest(self) -> None:
         """Mark the connection as one that waits: nothing of a further request has been read."""
@@ -3579,22 +3667,22 @@ class Connection:
     def _answer(self) -> None:
         """Read one request and answer it."""
         try:
-            environ, body = self._read_request()
+            head, environ, body = self._read_request()
         except BadRequest as error:
             self.refuse(error)
             return
         turn = self.server.turn
         if turn is None:
-            self._run(environ, body)
+            self._run(head, environ, body)
         else:
             with turn:
-                self._run(environ, body)
+                self._run(head, environ, body)
 
-    def _run(self, environ: Environ, body: Optional[Body]) -> None:
+    def _run(self, head: Head, environ: Environ, body: Optional[Body]) -> None:
         """Call the application and send what it answers; whatever goes wrong, exactly one log line is written."""
-        response = Response(self, environ, body)
+        response = Response(self, head, body)
         try:
-            response.run(self.server.app)
+            response.run(self.server.app, environ)
         except ClientGone:
             self.keep_alive = False
             response.answer_silence()
@@ -3604,27 +3692,31 @@ class Connection:
             response.answer_failure()
         finally:
             self.ended = time.perf_counter()
+            self.is_stream = False
             if UNLOGGED not in environ:
                 seconds = self.ended - self.started
                 self.server.terminal.access(*self.line, response.status[:3] or "-", response.sent, seconds)
         self.timeout = IDLE_TIMEOUT
-        if body is not None and body.unread:
+        if body is not None:
             self.keep_alive = self.keep_alive and body.drain(DRAIN_LIMIT)
-            self.input_left = not self.keep_alive
+            self.input_left = not self.keep_alive  # or an empty line, which old clients send after a body
 
-    def _read_request(self) -> tuple[Environ, Optional[Body]]:
-        """Take one request's head off the connection; return its environ, and its body if it has one."""
-        self.line = ("-", "-")
-        self.is_stream = False
+    def _read_request(self) -> tuple[Head, Environ, Optional[Body]]:
+        """Take one request's head off the connection; return it, its environ, and its body if it has one."""
+        self.line = NO_LINE
         raw = self._read_head()
-        head = remembered_head(raw) if len(raw) <= REMEMBERED_HEAD else parse_head(raw)
-        self.line = (head.method, head.target)
+        try:
+            head = remembered_head(raw) if len(raw) <= REMEMBERED_HEAD else parse_head(raw)
+        except BadRequest:
+            self.line = opening_words(raw)
+            raise
+        self.line = head.line
         self.keep_alive = head.keep_alive
         environ = {**self.environ, **head.environ}
         if head.length == 0:
             environ["wsgi.input"] = io.BytesIO()
-            return environ, None
-        return environ, self._open_body(environ, head.length, head.expects)
+            return head, environ, None
+        return head, environ, self._open_body(environ, head.length, head.expects)
 
     def _read_head(self) -> bytes:
         """Return the next request's head without the empty line that ends it; what follows stays in the buffer."""
@@ -3648,6 +3740,7 @@ class Connection:
             if data.startswith(b"\r\n"):
                 data = data[2:]
                 continue
+            self.buffer = data  # for the log, should this go wrong
             check_beginning(data)
             left = deadline - time.perf_counter()
             if left <= 0 or not self.readable(left):
@@ -3678,13 +3771,23 @@ class Connection:
         if data:
             self.buffer = self.buffer[size:]
             return data
-        try:
-            data = self.sock.recv(min(size, READ_SIZE))
-        except OSError as error:
-            raise ClientGone(str(error)) from error
-        if not data:
+        piece = bytearray(min(size, READ_SIZE))
+        return bytes(piece[: self.receive_into(piece, len(piece))])
+
+    def receive_into(self, buffer: Any, size: int) -> int:
+        """Read up to `size` bytes, at least one, past those in the buffer; raise `ClientGone` when none come."""
+        while True:
+            try:
+                count = self.sock.recv_into(buffer, size)
+                break
+            except BlockingIOError as error:
+                if not self.readable(BODY_TIMEOUT):
+                    raise ClientGone(f"nothing came for {BODY_TIMEOUT:.0f} s") from error
+            except OSError as error:
+                raise ClientGone(str(error)) from error
+        if not count:
             raise ClientGone("the client closed the connection")
-        return data
+        return count
 
     def send(self, data: Union[bytes, memoryview]) -> None:
         """Send all of `data`; raise `ClientGone` when the client does not take it."""
@@ -3709,8 +3812,11 @@ class Connection:
         """Answer a request that was not understood, or not accepted, and end the connection."""
         self.keep_alive = False
         self.input_left = True
+        if self.line is NO_LINE:
+            self.line = opening_words(self.buffer)
         text = f"{error.status[4:]}: {error}\n".encode("utf-8", "replace")
         said = understand(error.status, (*PLAIN_TEXT, ("Content-Length", str(len(text)))))
+        text = b"" if self.line[0] == "HEAD" else text
         try:
             self.send(final_head(int(time.time()), error.status, said, b"Connection: close\r\n") + text)
         except ClientGone:
@@ -3724,19 +3830,31 @@ class Connection:
     def close(self) -> None:
         """End the connection so that what was sent arrives: a socket closed with input unread sends a reset."""
         self.started = self.started or time.perf_counter()  # from here on it is nothing to hand over
-        if self.input_left or self.buffer:
-            self._linger()
+        try:
+            if self.shaken and self.server.tls is not None:
+                self._close_tls()
+            if self.input_left or self.buffer or self.readable(0):
+                self._linger()
+        except (OSError, ValueError):
+            pass  # it has gone
         self.sock.close()
+
+    def _close_tls(self) -> None:
+        """Send close_notify (RFC 9112 section 9.8), without waiting for the client's."""
+        self.sock.setblocking(False)
+        try:
+            self.sock.unwrap()  # type: ignore[attr-defined]
+        except OSError:
+            pass  # as a rule: the client's has not come yet
 
     def _linger(self) -> None:
         """Say that nothing more is coming, and read on until the client has understood (RFC 9112 section 9.6)."""
-        try:
-            self.sock.shutdown(socket.SHUT_WR)
-            deadline = time.monotonic() + LINGER_TIMEOUT
-            while self.readable(deadline - time.monotonic()) and self.sock.recv(READ_SIZE):
-                pass
-        except OSError:
-            pass  # it has gone
+        self.sock.shutdown(socket.SHUT_WR)
+        deadline = time.monotonic() + LINGER_TIMEOUT
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0 or not self.readable(left) or not self.sock.recv(READ_SIZE):
+                return
 
     def cut(self) -> None:
         """End the connection at once, from any thread."""
@@ -3749,11 +3867,7 @@ class Connection:
         """Say whether a waiting connection can be handed over; one inside TLS cannot, and is closed cleanly."""
         if self.server.tls is None or not self.shaken:
             return True
-        try:
-            self.sock.setblocking(False)
-            self.sock.unwrap()  # type: ignore[attr-defined]  # sends close_notify, and does not wait for the client's
-        except (OSError, ValueError):
-            pass
+        self._close_tls()
         self.cut()
         return False
 
@@ -3771,16 +3885,22 @@ CARRIAGE_RETURN = 0x0D
 TEXT = bytes(set(range(0x20, 0x100)) - {0x7F}) + b"\t"  # what may stand in a line; the rest are control characters
 FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 section 5.6.2
 HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z\-._~!$&'()*+;=%]*)(?::[0-9]*)?")  # RFC 3986 section 3.2.2
-ABSOLUTE = re.compile(r"https?://([^/?#@]+)(/?[^#]*)", re.IGNORECASE)  # a target as sent to a proxy
+ABSOLUTE = re.compile(r"https?://([^/?#@]+)((?:[/?][^#]*)?)", re.IGNORECASE)  # a target as sent to a proxy
 ONCE = frozenset({"HTTP_HOST", "CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING"})  # twice, they would mean two messages
 CHUNKED = -1  # as a body's length
+
+
+def opening_words(data: bytes) -> tuple[str, str]:
+    """Return what stands for method and target in a head that was refused, for the log; not too much of it."""
+    method, _, rest = data[:LOGGED_LINE].partition(b"\r\n")[0].decode("latin-1").partition(" ")
+    return escape_controls(method) or "-", rest or "-"
 
 
 class Head(NamedTuple):
     """A request's head, understood."""
 
-    method: str
-    target: str  # as it was sent
+    line: tuple[str, str]  # method, and target as it was sent
+    http11: bool
     keep_alive: bool
     length: int  # of the body in bytes, or CHUNKED
     expects: bool  # the client waits for `100 Continue`
@@ -3799,8 +3919,8 @@ def parse_head(raw: bytes) -> Head:
     check_host(fields.get("HTTP_HOST"), http11)
     length = body_length(fields, http11)
     return Head(
-        method=method,
-        target=target,
+        line=(method, target),
+        http11=http11,
         keep_alive=wants_keep_alive(fields.get("HTTP_CONNECTION"), http11),
         length=length,
         expects=length != 0 and expects(fields, http11),
@@ -3858,6 +3978,8 @@ def parse_request_line(line: str) -> tuple[str, str, bool]:
     if len(parts) != 3 or not all(parts) or not FIELD_NAME.fullmatch(parts[0]):
         raise BadRequest("the request line is not 'METHOD target HTTP/1.1'")
     method, target, version = parts
+    if method == "CONNECT":
+        raise BadRequest("CONNECT is for proxies")
     if version not in ("HTTP/1.1", "HTTP/1.0"):
         raise BadRequest(f"{version!r} is not HTTP/1.1 or HTTP/1.0")
     return method, target, version == "HTTP/1.1"
@@ -3882,7 +4004,8 @@ def merged(key: str, first: str, second: str) -> str:
     """Return the value of a header that came twice (RFC 9110 section 5.3); refuse those that frame the message."""
     if key in ONCE:
         raise BadRequest(f"{key.replace('HTTP_', '').replace('_', '-').title()} came twice")
-    return f"{first}; {second.strip()}" if key == "HTTP_COOKIE" else f"{first},{second.strip()}"
+    separator = "; " if key == "HTTP_COOKIE" else ","
+    return first + separator + second.strip(" \t")
 
 
 def local_target(method: str, target: str, fields: dict[str, str]) -> str:
@@ -3940,7 +4063,7 @@ def path_and_query(target: str) -> dict[str, str]:
     if "%" in path:
         from urllib.parse import unquote_to_bytes
 
-        path = unquote_to_bytes(path).decode("latin-1")
+        path = unquote_to_bytes(path.encode("latin-1")).decode("latin-1")
     return {"PATH_INFO": path if path != "*" else "", "QUERY_STRING": query}
 
 
@@ -3996,13 +4119,7 @@ class Body(io.RawIOBase):
             data = connection.receive(size)
             buffer[: len(data)] = data
             return len(data)
-        try:
-            count = connection.sock.recv_into(buffer, size)
-        except OSError as error:
-            raise ClientGone(f"{self.unread} bytes of the body did not come: {error}") from error
-        if not count:
-            raise ClientGone(f"the client left with {self.unread} bytes of the body unsent")
-        return count
+        return connection.receive_into(buffer, size)
 
     def readall(self) -> bytes:
         whole = bytearray(self.unread) if self.unread <= SPOOL_MEMORY else bytearray()
@@ -4022,14 +4139,17 @@ class Body(io.RawIOBase):
             self.expected = False
             self.connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def will_close(self) -> bool:
-        """Say whether the rest of the body is too much to be read away, so that the connection has to end."""
-        return self.unread > DRAIN_LIMIT or (self.expected and self.unread > 0)
+    def closes_connection(self) -> bool:
+        """Say, as the response begins, whether what is left of the body makes the connection end after it.
+
+        It does when it is too much to be read away, and when the client was never told to send it: an interim response
+        cannot follow a final one (RFC 9110 section 15.2), and it may send the body all the same.
+        """
+        uninvited, self.expected = self.expected, False
+        return self.unread > DRAIN_LIMIT or (uninvited and self.unread > 0)
 
     def drain(self, limit: int) -> bool:
         """Read away what the application left, up to `limit` bytes; say whether the next request can follow."""
-        if self.expected and self.unread:
-            return False
         while self.unread and limit > 0:
             piece = self.connection.receive(min(self.unread, READ_SIZE))
             self.unread -= len(piece)
@@ -4043,18 +4163,22 @@ class Dechunker:
     def __init__(self, connection: Connection, body: Body) -> None:
         self.connection = connection
         self.body = body
+        self.data = b""  # what has been read
+        self.position = 0  # and how far it has been understood
 
-    def spool(self) -> Any:
+    def spool(self) -> WholeInput:
         """Return the whole body as a file, at its end.  Raises `BadRequest` on bad framing and past the limit."""
         from tempfile import SpooledTemporaryFile
 
         spool = SpooledTemporaryFile(max_size=SPOOL_MEMORY)
-        self.body.invite()
+        self.data, self.connection.buffer = self.connection.buffer, b""
         try:
+            self.body.invite()
             self._copy(spool)
         except ClientGone as error:
             spool.close()
             raise BadRequest(f"the chunked body broke off: {error}") from error
+        self.connection.buffer = self.data[self.position :]
         return WholeInput(spool)
 
     def _copy(self, spool: Any) -> None:
@@ -4067,11 +4191,17 @@ class Dechunker:
             if size == 0:
                 return self._skip_trailer()
             while size:
-                piece = self.connection.receive(size)
-                spool.write(piece)
-                size -= len(piece)
+                size -= spool.write(self._piece(size))
             if self._line(2):
                 raise BadRequest("a chunk longer than its size")
+
+    def _piece(self, size: int) -> bytes:
+        """Return up to `size` bytes, at least one."""
+        if self.position == len(self.data):
+            self.data, self.position = self.connection.receive(READ_SIZE), 0
+        piece = self.data[self.position : self.position + size]
+        self.position += len(piece)
+        return piece
 
     def _chunk_size(self) -> int:
         digits, semicolon, _ = self._line(MAX_CHUNK_LINE).partition(b";")
@@ -4093,15 +4223,16 @@ class Dechunker:
 
     def _line(self, limit: int) -> bytes:
         """Return the next line without its CRLF; one longer than `limit` is refused."""
-        connection = self.connection
-        data = connection.buffer
-        while b"\r\n" not in data[: limit + 2]:
-            if b"\n" in data or len(data) >= limit + 2:
+        while True:
+            end = self.data.find(b"\r\n", self.position)
+            if 0 <= end <= self.position + limit:
+                break
+            rest = self.data[self.position :]
+            if b"\n" in rest or len(rest) > limit + 1:
                 raise BadRequest("a line of the chunked body is too long or does not end in CRLF")
-            connection.buffer = b""
-            data += connection.receive(READ_SIZE)
-            connection.buffer = data
-        line, _, connection.buffer = data.partition(b"\r\n")
+            self.data, self.position = rest + self.connection.receive(READ_SIZE), 0
+        line = self.data[self.position : end]
+        self.position = end + 2
         check_controls(line, 0)
         return line
 
@@ -4161,20 +4292,21 @@ class Response:
     sent = 0  # bytes of the body on the wire
     head_sent = False
     chunked = False
+    overlong = False  # there is more of the body than its declared length
     one_piece = False  # the application's iterable has a single piece, which tells the length
 
-    def __init__(self, connection: Connection, environ: Environ, body: Optional[Body]) -> None:
+    def __init__(self, connection: Connection, head: Head, body: Optional[Body]) -> None:
         self.connection = connection
-        self.environ = environ
+        self.head = head  # and not the environ, which is the application's to change
         self.body = body
-        self.bodiless = environ["REQUEST_METHOD"] == "HEAD"
+        self.bodiless = head.line[0] == "HEAD"
         self.said = NOTHING_SAID
 
-    def run(self, app: WSGIApplication) -> None:
+    def run(self, app: WSGIApplication, environ: Environ) -> None:
         """Call the application and send its answer; its iterable is closed exactly once, whatever happens."""
-        if self.environ["REQUEST_URI"] == "*":
+        if self.head.line[1] == "*":
             return self._answer_options()
-        app_iter = app(self.environ, self.start_response)
+        app_iter = app(environ, self.start_response)
         try:
             if isinstance(app_iter, FileWrapper) and self._can_send_file(app_iter):
                 self._send_file(app_iter.filelike)
@@ -4215,7 +4347,10 @@ class Response:
                 exc_info = None  # no cycle through the traceback
         elif self.status:
             raise AssertionError("start_response was called twice; only with exc_info may it be called again")
-        self.said = understand(status, tuple(headers))
+        try:
+            self.said = understand(status, tuple(headers))
+        except TypeError:  # a header that is a list cannot be remembered; one that is no str says so now
+            self.said = understand.__wrapped__(status, headers)
         self.status = status
         self.length = self.said.length
         if self.said.is_stream:
@@ -4226,23 +4361,27 @@ class Response:
         """Send a piece of the body, and the head before the first one; the bytes are on the wire on return."""
         if not isinstance(data, bytes):
             raise TypeError(f"the application must yield bytes, not {type(data).__name__}: {data!r:.80}")
-        head = b"" if self.head_sent else self._head(len(data))
+        size = len(data)
+        head = b"" if self.head_sent else self._head(size)
         if self.bodiless:
             data = b""
-        elif 0 <= self.length < self.sent + len(data):
+        elif 0 <= self.length < self.sent + size:
             data = self._truncated(data)
-        self._send(head, data)
+        elif head and size <= JOIN_LIMIT and not self.chunked:  # as most responses are: one piece, one send
+            self.sent = size
+            return self.connection.send(head + data)
+        return self._send(head, data)
 
     def _truncated(self, data: bytes) -> bytes:
         """Return what the declared length leaves room for; the rest would be taken for the next response."""
-        self.connection.keep_alive = False
-        room = self.length - self.sent
-        if room >= 0 and len(data) > room:
-            line = " ".join(self.connection.line)
-            self.connection.server.terminal.warn(
-                f"{escape_controls(line)}: the body is longer than its Content-Length of {self.length}; the rest is left out"
+        connection = self.connection
+        connection.keep_alive = False
+        if not self.overlong:
+            self.overlong = True
+            connection.server.terminal.warn(
+                f"{connection.describe()}: the body is longer than its Content-Length of {self.length}; the rest is left out"
             )
-        return data[:room]
+        return data[: self.length - self.sent]
 
     def _send(self, head: bytes, data: bytes) -> None:
         if not data:
@@ -4266,13 +4405,13 @@ class Response:
         if not self.status:
             raise AssertionError("the application sent a body before it called start_response")
         self.head_sent = True
-        http11 = self.environ["SERVER_PROTOCOL"] == "HTTP/1.1"
+        http11 = self.head.http11
         framing = b""
         if self.status[:3] in BODILESS:
             self.bodiless = True
         elif self.length < 0:
             framing = self._framing(first_piece, http11)
-        if self.body is not None and self.body.will_close():
+        if self.body is not None and self.body.closes_connection():
             connection.keep_alive = False
         if not connection.keep_alive:
             framing += b"Connection: close\r\n"
@@ -4324,7 +4463,8 @@ class Response:
         if self.bodiless:
             return self.connection.send(head)
         self.connection.send(head)
-        self.sent += self.connection.send_file(file, here, min(size, self.length))
+        if self.length:
+            self.sent += self.connection.send_file(file, here, min(size, self.length))
 
     # -- failures
 
@@ -4364,7 +4504,7 @@ NOTHING_SAID = ResponseHead(b"", frozenset(), -1, False)
 
 
 @functools.lru_cache(maxsize=256)  # most answers of an application begin alike, and the checks are dear
-def understand(status: str, headers: tuple[tuple[str, str], ...]) -> ResponseHead:
+def understand(status: str, headers: Iterable[tuple[str, str]]) -> ResponseHead:
     """Check a status and headers, and return them as they go on the wire.
 
     Raises ValueError or TypeError for what is no HTTP: a control character would let a value become a header.
@@ -4378,7 +4518,9 @@ def understand(status: str, headers: tuple[tuple[str, str], ...]) -> ResponseHea
         if not isinstance(value, str):
             raise TypeError(f"the value of the header {name} must be str, not {value!r}")
         if key == "content-length":
-            length = declared_length(value, length)
+            again, length = length >= 0, declared_length(value, length)
+            if again:
+                continue  # twice the same, and once is enough (RFC 9110 section 8.6)
         elif key == "content-type":
             is_stream = value.startswith("text/event-stream")
         lines.append(f"{name}: {value}\r\n")
@@ -4469,19 +4611,22 @@ def remote(address: Any) -> tuple[str, str]:
 def set_timeouts(sock: socket.socket) -> None:
     """Bound each wait of a blocking socket in the kernel: `settimeout` would cost a poll before each call.
 
-    Sends leave at once: with Nagle's algorithm the last segment of a response waits for the client's delayed ACK.
+    A read waits only for the moment in which a next request is caught; whoever reads on watches in between.  Sends leave at once: with Nagle's algorithm the last segment of a response waits for the client's delayed ACK.
     """
-    for option, seconds in ((socket.SO_RCVTIMEO, BODY_TIMEOUT), (socket.SO_SNDTIMEO, SEND_TIMEOUT)):
-        whole = int(seconds)
-        value = struct.pack("=I", whole * 1000) if sys.platform == "win32" else struct.pack("@ll", whole, 0)
-        sock.setsockopt(socket.SOL_SOCKET, option, value)
+    reading = MOMENT if CAN_CATCH else BODY_TIMEOUT
+    for option, seconds in ((socket.SO_RCVTIMEO, reading), (socket.SO_SNDTIMEO, SEND_TIMEOUT)):
+        whole, part = divmod(round(seconds * 1_000_000), 1_000_000)
+        milliseconds = struct.pack("=I", round(seconds * 1000))
+        sock.setsockopt(
+            socket.SOL_SOCKET, option, milliseconds if sys.platform == "win32" else struct.pack("@ll", whole, part)
+        )
     if sock.family != getattr(socket, "AF_UNIX", None):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def watch(sock: socket.socket) -> Callable[[float], bool]:
     """Return a function that waits up to so many seconds and says whether `sock` has something to read."""
-    if sys.platform == "win32" or not hasattr(select, "poll"):
+    if not CAN_CATCH:
         return lambda seconds: bool(select.select([sock], [], [], max(seconds, 0))[0])
     poller = select.poll()
     poller.register(sock, select.POLLIN)
@@ -4898,7 +5043,7 @@ class Files:
         self.full = False
         self._library_root = os.path.dirname(os.__file__) + os.sep
         self._names: set[str] = set()
-        self._scanned = since + CLOCK_STEP
+        self._scanned = since
         self._noted: set[str] = set()
         self._linked: set[tuple[str, Tree]] = set()
         self._queue: deque[tuple[str, Tree, bool]] = deque()
@@ -4974,7 +5119,7 @@ class Files:
             self.library.append(path)  # its first look is its turn in the ring: a start must not pay for 1,500 of them
             self.states[path] = None
             return
-        self.add(path, since=self._scanned - CLOCK_STEP)
+        self.add(path, since=max(self.since, self._scanned - CLOCK_STEP))
         self.add_tree(os.path.dirname(path), BESIDE)
 
     def is_library(self, path: str) -> bool:
@@ -5042,7 +5187,7 @@ class Files:
         except OSError as error:
             self.warn(f"cannot look into {folder}: {error.strerror}")
 
-    def _meet(self, entry: "os.DirEntry[str]", tree: Tree, new: bool) -> None:
+    def _meet(self, entry: os.DirEntry[str], tree: Tree, new: bool) -> None:
         if is_folder(entry):
             if tree.deep and is_walked(entry) and not self._seen_link(entry, tree):
                 self.add_tree(entry.path, tree, new)
@@ -5051,7 +5196,7 @@ class Files:
             if tree.follow or new:
                 self.add(entry.path, new=new)
 
-    def _seen_link(self, entry: "os.DirEntry[str]", tree: Tree) -> bool:
+    def _seen_link(self, entry: os.DirEntry[str], tree: Tree) -> bool:
         """Tell whether this is a link to a folder that was already walked by a link: so loops come to an end."""
         if not entry.is_symlink():
             return False
@@ -5061,7 +5206,7 @@ class Files:
         return seen
 
 
-def is_folder(entry: "os.DirEntry[str]") -> bool:
+def is_folder(entry: os.DirEntry[str]) -> bool:
     """Tell whether an entry is a folder or a link to one; a link in a circle is none."""
     try:
         return entry.is_dir()
@@ -5069,7 +5214,7 @@ def is_folder(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
-def is_walked(entry: "os.DirEntry[str]") -> bool:
+def is_walked(entry: os.DirEntry[str]) -> bool:
     """Tell whether a folder may hold a project's files: no cache, no repository, no virtual environment of any name."""
     if entry.name in NOT_WALKED or entry.name.endswith(NOT_WALKED_ENDINGS):
         return False
@@ -5089,7 +5234,7 @@ def module_file(module: Any) -> str:
     return os.path.abspath(path) if isinstance(path, str) else ""
 
 
-def compile_exclude(pattern: str) -> "re.Pattern[str]":
+def compile_exclude(pattern: str) -> re.Pattern[str]:
     """Return what finds the paths that an exclude pattern names; `*` also matches a separator, as in Flask."""
     import fnmatch
 
@@ -5342,35 +5487,55 @@ def module_places(name: str) -> Iterator[str]:
             yield from (path, path + ".py", os.path.join(path, "__init__.py"))
 
 
-# --- Starting again
+# --- Starting again: how this process was started
 
-STAMP = "DEVSERVE_HANDOVER"  # "pid:fd" of the image before; a child of the application has another pid
-PARENT = "DEVSERVE_SUPERVISOR"  # "pid:read:write": the line to the parent under `supervise`
+STAMP = "DEVSERVE_HANDOVER"  # "pid:letter:code", descriptors that the image before left; a child has another pid
+PARENT = "DEVSERVE_SUPERVISOR"  # "pid:read:write", the line to the parent under `supervise`
 MAGIC = b"devserve handover 1\n"
-RELOAD_STATUS = 75  # the exit status that asks `supervise` for another round; EX_TEMPFAIL: "try again"
-EXIT_SECONDS = 2.0  # for exit handlers and flushing: a handler that joins a child that never ends must not hold a reload
+RELOAD_STATUS = 75  # the exit status that asks `supervise` for another round; EX_TEMPFAIL, "try again"
+EXIT_SECONDS = 2.0  # for exit handlers and flushing: one that joins a child that never ends must not hold a reload
 ORPHAN_SECONDS = 5.0  # from the death of the parent to the unasked end of the child
+UNDERTAKER_INTERVAL = 1.0  # seconds between two looks for dead children of earlier images
 PASSED_LIMIT = 250  # sockets in one message between processes; Linux takes 253
 
-# A script is compiled at every start, an imported module is not.  This starts one from the module cache, in the
-# `__main__` that a script gets, with the argv and the sys.path of a script: `python -c BOOT devserve.py ARGUMENTS`.
+# A script is compiled at every start, and a cache may be missing (a folder that cannot be written, Python's -B).  So
+# the compiled devserve.py crosses the exec as well, and BOOT runs it as what it was: in the `__main__` of a script,
+# with its argv.  The command is `python FLAGS -c BOOT FIRST-OF-SYS.PATH devserve.py ARGUMENTS`.
 BOOT = """\
 import os, sys
-from importlib.machinery import SourceFileLoader
-del sys.argv[0]
-if sys.path[:1] == [""]:
-    sys.path[0] = os.path.dirname(os.path.realpath(sys.argv[0]))
-__file__ = os.path.abspath(sys.argv[0])
-__loader__ = SourceFileLoader("__main__", __file__)
-exec(__loader__.get_code("__main__"))
+def boot():
+    if sys.path[:1] == [""]:
+        sys.path[0] = sys.argv[1]
+    del sys.argv[:2]
+    source = os.stat(sys.argv[0])
+    fd = os.environ.get("DEVSERVE_HANDOVER", "").rpartition(":")[2]
+    if fd:
+        import marshal
+        with open(int(fd), "rb", closefd=False) as file:
+            file.seek(0)
+            if file.readline() == b"%d %d\\n" % (source.st_mtime_ns, source.st_size):
+                return marshal.loads(file.read())
+    from importlib.machinery import SourceFileLoader
+    return SourceFileLoader("__main__", os.path.abspath(sys.argv[0])).get_code("__main__")
+code = boot()
+__file__ = code.co_filename
+exec(code)
 """
 
 
 class Handover(NamedTuple):
-    """What crosses into the next image: open sockets by role, and notes.  The descriptors are closed by their user."""
+    """What crosses into the next image: open sockets by role, and notes."""
 
     sockets: dict[str, list[int]]
     notes: dict[str, str]
+
+
+class Program(NamedTuple):
+    """The compiled devserve.py, when it is the program itself."""
+
+    code: CodeType
+    mark: bytes  # mtime and size of its source, the first line of the file that BOOT reads
+    fd: int  # that file; -1 before the first reload
 
 
 class Launch(NamedTuple):
@@ -5382,32 +5547,31 @@ class Launch(NamedTuple):
     environ: dict[str, str]
     umask: int
     mask: frozenset[int]  # blocked signals
-    ignored: frozenset[int]  # ignored signals; an exec keeps them ignored, whatever the program set since
+    ignored: frozenset[int]  # an exec keeps signals ignored, whoever did it
     inheritable: frozenset[int]  # descriptors that the starter meant us to have
     blocking: dict[int, bool]  # of the standard streams
     terminals: tuple[int, ...]  # the standard streams that are a terminal
     attributes: Optional[list[Any]]  # of the terminal on standard input
     started: float  # wall clock; the files were loaded after this
-    early: bool  # captured before any application code ran
-    script: Optional["Script"]  # set when devserve.py itself is the script
+    early: bool  # captured before any code of the application ran
+    program: Optional[Program]
     line: Optional[tuple[int, int]]  # descriptors to the parent under `supervise`
     handover: Optional[Handover]  # what the image before has left
 
     @classmethod
-    def capture(cls, *, early: bool = False) -> "Launch":
+    def capture(cls, *, early: bool = False) -> Launch:
         """Note how this process was started, and take what the image before has left.
 
-        Call it once, first of all, in the main thread; with `early` when no application code has run yet.  Signals that
-        the restart held back stay blocked until `release_signals`.
+        Call it once, first of all, in the main thread; with `early` when no code of the application has run yet.
+        Signals that the restart held back stay blocked until `release_signals`.
         """
-        line, packed = open_line() or (None, take_packed())
-        script = Script.find()
+        line, packed, code = take_stamps()
         ignored = ignored_signals()
         umask = os.umask(0o077)
         os.umask(umask)
         launch = cls(
             executable=sys.executable,
-            command=start_command(script),
+            command=start_command(),
             cwd=first_cwd(early),
             environ=first_environ(early),
             umask=umask,
@@ -5419,9 +5583,9 @@ class Launch(NamedTuple):
             attributes=terminal_attributes(),
             started=packed.get("left", time.time() - time.process_time()),
             early=early,
-            script=script,
+            program=own_program(code),
             line=line,
-            handover=Handover(packed["sockets"], packed["notes"]) if "sockets" in packed else None,
+            handover=Handover(packed["sockets"], packed["notes"]) if packed else None,
         )
         launch._undo(ignored, packed.get("children", []))
         return launch
@@ -5452,62 +5616,20 @@ class Launch(NamedTuple):
             threading.Thread(target=end_with_parent, args=(self.line[0],), name="devserve line", daemon=True).start()
 
 
-class Script(NamedTuple):
-    """devserve.py when it is the script itself: its code, with what the module cache needs to know of the source."""
-
-    path: str
-    code: CodeType
-    mtime: int
-    size: int
-
-    @classmethod
-    def find(cls) -> Optional["Script"]:
-        """Return the script, or None when devserve was started as a module or imported."""
-        if __name__ != "__main__" or __spec__ is not None:
-            return None
-        frame = sys._getframe()
-        while frame.f_back is not None and not (frame.f_code.co_name == "<module>" and frame.f_globals is globals()):
-            frame = frame.f_back
-        status = os.stat(__file__)
-        return cls(__file__, frame.f_code, int(status.st_mtime), status.st_size)
-
-    def cache(self) -> None:
-        """Leave the compiled script in the module cache (PEP 552), for BOOT, unless it is there or may not be."""
-        from importlib.util import MAGIC_NUMBER, cache_from_source
-
-        header = MAGIC_NUMBER + b"".join(n.to_bytes(4, "little") for n in (0, self.mtime & 0xFFFFFFFF, self.size))
-        try:
-            target = cache_from_source(self.path)
-            if sys.dont_write_bytecode or read_start(target, len(header)) == header:
-                return
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            with open(f"{target}.{os.getpid()}", "wb") as file:
-                file.write(header + marshal.dumps(self.code))
-            os.replace(file.name, target)
-        except (OSError, NotImplementedError):
-            pass  # a folder that cannot be written: BOOT compiles, and the restart takes a little longer
-
-
-def read_start(path: str, size: int) -> bytes:
-    """Return the first bytes of a file, none when it is missing."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(size)
-    except FileNotFoundError:
-        return b""
-
-
-def start_command(script: Optional[Script]) -> list[str]:
+def start_command() -> list[str]:
     """Return the command that starts this program again, the interpreter's flags included."""
     words = original_command()
-    if script is not None:
-        flags = words[1 : len(words) - len(sys.argv)]
-        words = [words[0], *(flags[:-2] if flags[-2:] == ["-c", BOOT] else flags), "-c", BOOT, *sys.argv]
+    before = words[1 : len(words) - len(sys.argv) + 1]  # all but the interpreter and the program's own arguments
+    if __name__ == "__main__" and before[-4:-2] != ["-c", BOOT]:
+        if before[-2:-1] == ["-m"]:
+            return [sys.executable, *before[:-2], "-c", BOOT, os.getcwd(), *sys.argv]
+        folder = os.path.dirname(os.path.realpath(sys.argv[0]))
+        return [sys.executable, *before[:-1], "-c", BOOT, folder, *sys.argv]
     return [sys.executable, *words[1:]]
 
 
 def original_command() -> list[str]:
-    """Return the words that the interpreter was started with; Python tells them since 3.10, Linux always."""
+    """Return the words that the interpreter was started with: Python knows them since 3.10, Linux always."""
     if sys.version_info >= (3, 10):
         return list(sys.orig_argv)
     try:
@@ -5522,14 +5644,30 @@ def rebuilt_command() -> list[str]:
     import subprocess
 
     main = sys.modules["__main__"]
-    spec = getattr(main, "__spec__", None)
-    name = spec.name[: -len(".__main__")] if spec is not None and spec.name.endswith(".__main__") else spec and spec.name
-    program = ["-m", str(name)] if name else [os.path.abspath(getattr(main, "__file__", sys.argv[0]))]
-    return [sys.executable, *subprocess._args_from_interpreter_flags(), *program, *sys.argv[1:]]  # type: ignore[attr-defined]
+    name: str = getattr(getattr(main, "__spec__", None), "name", "")
+    name = name[: -len(".__main__")] if name.endswith(".__main__") else name
+    program = ["-m", name] if name else [os.path.abspath(getattr(main, "__file__", sys.argv[0]))]
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    return [sys.executable, *flags, *program, *sys.argv[1:]]
+
+
+def own_program(fd: int) -> Optional[Program]:
+    """Return the code that devserve.py runs as the program; None when it was imported."""
+    frame: Optional[FrameType] = sys._getframe()
+    while frame is not None and not (frame.f_code.co_name == "<module>" and frame.f_globals is globals()):
+        frame = frame.f_back
+    if frame is None or __name__ != "__main__":
+        return None
+    source = os.stat(__file__)
+    mark = b"%d %d\n" % (source.st_mtime_ns, source.st_size)
+    if sys.platform != "win32" and fd >= 0 and os.pread(fd, len(mark), 0) != mark:
+        os.close(fd)  # devserve.py itself has changed, and BOOT has compiled it
+        fd = -1
+    return Program(frame.f_code, mark, fd)
 
 
 def first_cwd(early: bool) -> str:
-    """Return the working directory at the start, also when the script that was named relative to it has left it."""
+    """Return the working directory at the start, also when the script, named relative to it, has left it since."""
     main_file = str(getattr(sys.modules["__main__"], "__file__", None) or "")
     named = os.sep + sys.argv[0] if sys.argv and sys.argv[0] else ""
     if not early and named and main_file.endswith(named) and not os.path.exists(sys.argv[0]):
@@ -5541,16 +5679,16 @@ def first_cwd(early: bool) -> str:
 
 
 def first_environ(early: bool) -> dict[str, str]:
-    """Return the environment at the start.  Linux still knows it when application code has changed it meanwhile."""
-    here = dict(os.environ)
+    """Return the environment at the start.  Linux still knows it after the application has changed its own."""
     try:
         with open("/proc/self/environ", "rb") as file:
             words = [] if early else [word.partition(b"=") for word in file.read().split(b"\0")[:-1]]
     except OSError:
-        return here
-    whole = bool(words) and all(equals for _, equals, _ in words)  # a changed process title may lie over it
-    first = {os.fsdecode(key): os.fsdecode(value) for key, _, value in words if os.fsdecode(key) not in (STAMP, PARENT)}
-    return first if whole else here
+        words = []
+    if not words or not all(equals for _, equals, _ in words):  # a program that sets its title may overwrite it
+        return dict(os.environ)
+    first = {os.fsdecode(key): os.fsdecode(value) for key, _, value in words}
+    return {key: value for key, value in first.items() if key not in (STAMP, PARENT)}
 
 
 def ignored_signals() -> set[int]:
@@ -5604,20 +5742,7 @@ def terminal_attributes() -> Optional[list[Any]]:
     return termios.tcgetattr(0)
 
 
-def restore_terminal(attributes: Optional[list[Any]]) -> None:
-    """Give the terminal its attributes back, unless it is another job's now: writing would stop this one."""
-    if sys.platform == "win32" or attributes is None:
-        return
-    import termios
-
-    try:
-        if os.tcgetpgrp(0) == os.getpgrp():
-            termios.tcsetattr(0, termios.TCSANOW, attributes)
-    except (OSError, termios.error):
-        pass  # the terminal has been closed
-
-
-# --- The leap
+# --- The leap into the next image
 
 
 def restart_process(launch: Launch, handover: Handover) -> NoReturn:
@@ -5644,22 +5769,15 @@ def say_goodbye(leave: Callable[[], NoReturn]) -> NoReturn:
     try:
         atexit._run_exitfuncs()
     finally:  # Python 3.9 raises the last handler's error, which has been printed
-        flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, OSError, ValueError):  # None, a closed pipe, closed
+                stream.flush()
         late.cancel()
         leave()
 
 
-def flush() -> None:
-    """Write out what the standard streams hold."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (AttributeError, OSError, ValueError):  # None, a closed pipe, closed
-            continue
-
-
 class Leap:
-    """The step into the next image.  Whichever thread comes first takes it: the caller, or the one that ran out of time."""
+    """The step into the next image.  Whichever thread comes first takes it: the caller's, or the one for lateness."""
 
     def __init__(self, launch: Launch, handover: Handover) -> None:
         self.launch = launch
@@ -5670,61 +5788,57 @@ class Leap:
     def go(self) -> NoReturn:
         """Start anew, or raise OSError."""
         with self.lock:
-            if self.launch.script is not None:
-                self.launch.script.cache()
             if self.launch.line is not None:
-                self._end_for_parent(self.launch.line[1])
-            if sys.platform != "win32":
+                send_letter(self.launch.line[1], self._packed(), self.fds[:PASSED_LIMIT])
+                os._exit(RELOAD_STATUS)
+            if sys.platform == "win32":
+                raise OSError(errno.EINVAL, "this system does not replace a process by another")
+            umask, mask = os.umask(self.launch.umask), blocked_signals()
+            try:
                 self._exec()
-            raise OSError(errno.ENOTSUP, "this system does not replace a process by another")
+            except OSError:
+                os.umask(umask)
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                for fd in filter(is_open, self.fds):
+                    os.set_inheritable(fd, False)
+                raise
 
     def _packed(self) -> bytes:
-        launch = self.launch
         words = {
             "sockets": self.handover.sockets,
             "notes": self.handover.notes,
             "left": time.time(),
-            "mask": sorted(launch.mask),
-            "ignored": sorted(launch.ignored),
+            "mask": sorted(self.launch.mask),
+            "ignored": sorted(self.launch.ignored),
             "children": children(),
         }
         return MAGIC + marshal.dumps(words)
-
-    def _end_for_parent(self, line: int) -> NoReturn:
-        send_letter(line, self._packed(), self.fds[:PASSED_LIMIT])
-        os._exit(RELOAD_STATUS)
 
     if sys.platform != "win32":
 
         def _exec(self) -> NoReturn:
             launch = self.launch
-            umask, mask = os.umask(launch.umask), signal.pthread_sigmask(signal.SIG_BLOCK, ())
-            letter = -1
-            try:
-                letter = anonymous_file(self._packed())
-                self._open_only({*self.fds, letter})
-                reap()
-                restore_terminal(launch.attributes)
-                for fd, blocking in launch.blocking.items():
-                    if is_open(fd):
-                        os.set_blocking(fd, blocking)
-                for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
-                    signal.setitimer(timer, 0)
-                if os.path.isdir(launch.cwd):
-                    os.chdir(launch.cwd)
-                held = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM} if launch.early else set()
-                signal.pthread_sigmask(signal.SIG_SETMASK, launch.mask | held)
-                environ = {**launch.environ, STAMP: f"{os.getpid()}:{letter}"}
-                os.execve(launch.executable, launch.command, environ)
-            except OSError:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-                os.umask(umask)
-                for fd in (*self.fds, letter):
-                    if is_open(fd):
-                        os.set_inheritable(fd, False)
-                raise
+            letter, code = anonymous_file(self._packed()), self._code()
+            self._open_only({*self.fds, letter, code} - {-1})
+            reap()
+            restore_terminal(launch)
+            for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+                signal.setitimer(timer, 0)
+            if os.path.isdir(launch.cwd):
+                os.chdir(launch.cwd)
+            held = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM} if launch.early else set()
+            signal.pthread_sigmask(signal.SIG_SETMASK, launch.mask | held)
+            stamp = f"{os.getpid()}:{letter}:{code if code >= 0 else ''}"
+            os.execve(launch.executable, launch.command, {**launch.environ, STAMP: stamp})
+
+    def _code(self) -> int:
+        program = self.launch.program
+        if program is None or program.fd >= 0:
+            return program.fd if program else -1
+        return anonymous_file(program.mark + marshal.dumps(program.code))
 
     def _open_only(self, crossing: set[int]) -> None:
+        """Let these descriptors cross and, of the others, only those that were meant to at the first start."""
         for fd in inheritable_descriptors():
             if fd not in crossing and fd not in self.launch.inheritable:
                 os.set_inheritable(fd, False)
@@ -5746,22 +5860,77 @@ def anonymous_file(data: bytes) -> int:
     return fd
 
 
-def take_packed() -> dict[str, Any]:
-    """Return what this very process left for itself before the exec; an empty dict when there is none.
+def restore_terminal(launch: Launch) -> None:
+    """Give the terminal its attributes back, unless it is another job's now, when writing would stop this one."""
+    if sys.platform == "win32":
+        return
+    for fd in filter(is_open, launch.blocking):
+        os.set_blocking(fd, launch.blocking[fd])
+    if launch.attributes is not None:
+        import termios
 
-    A child of the application may inherit the stamp, but has another pid.
-    """
-    pid, _, fd = os.environ.pop(STAMP, "").partition(":")
-    if pid != str(os.getpid()):
-        return {}
+        with contextlib.suppress(OSError, termios.error):  # the terminal has been closed
+            if os.tcgetpgrp(0) == os.getpgrp():
+                termios.tcsetattr(0, termios.TCSANOW, launch.attributes)
+
+
+def children() -> list[int]:
+    """Return the pids of this process's children, where the system tells (Linux)."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir("/proc/self/task"):
+            with open(f"/proc/self/task/{thread}/children", "rb") as file:
+                found.extend(map(int, file.read().split()))
+    return found
+
+
+def reap() -> None:
+    """Take leave of the children that have died.  For the moment before an exec, when nobody else can still do it."""
+    if sys.platform != "win32":
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+
+
+def bury(pids: list[int]) -> None:
+    """Reap the children of earlier images as they end, and no others: those belong to the application."""
+    while pids:
+        pids = [pid for pid in pids if not has_ended(pid)]
+        time.sleep(UNDERTAKER_INTERVAL)
+
+
+def has_ended(pid: int) -> bool:
+    """Reap one child if it has ended; tell whether it is gone."""
+    if sys.platform == "win32":
+        return True
     try:
-        with open(int(fd), "rb") as file:
-            file.seek(0)
-            packed = unpacked(file.read())
-    except (OSError, ValueError):
-        return {}
-    keep_sockets(packed)
-    return packed
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:  # the application has waited for any child
+        return True
+
+
+# --- Arriving in the next image
+
+
+def take_stamps() -> tuple[Optional[tuple[int, int]], dict[str, Any], int]:
+    """Return the line to a parent, the words of the image before, and the descriptor of the compiled program.
+
+    Both stamps name a process: the environment of a child of the application may hold them too.
+    """
+    parent, _, line = os.environ.pop(PARENT, "").partition(":")
+    pid, _, fds = os.environ.pop(STAMP, "").partition(":")
+    if line and (sys.platform == "win32" or parent == str(os.getppid())):
+        read, write = open_line(line)
+        return (read, write), keep_sockets(unpacked(receive_letter(read))), -1
+    letter, _, code = fds.partition(":")
+    if pid != str(os.getpid()):
+        return None, {}, -1
+    with open(int(letter), "rb") as file:
+        file.seek(0)
+        packed = keep_sockets(unpacked(file.read()))
+    if code:
+        os.set_inheritable(int(code), False)
+    return None, packed, int(code or -1)
 
 
 def unpacked(data: bytes) -> dict[str, Any]:
@@ -5770,51 +5939,16 @@ def unpacked(data: bytes) -> dict[str, Any]:
     return words
 
 
-def keep_sockets(packed: dict[str, Any]) -> None:
+def keep_sockets(packed: dict[str, Any]) -> dict[str, Any]:
     """Leave, of the descriptors handed over, those that are open sockets, and let no further exec or child have them."""
     for role, fds in packed.get("sockets", {}).items():
         packed["sockets"][role] = [fd for fd in fds if is_open(fd) and stat.S_ISSOCK(os.fstat(fd).st_mode)]
         for fd in packed["sockets"][role]:
             os.set_inheritable(fd, False)
+    return packed
 
 
-def children() -> list[int]:
-    """Return the pids of this process's children, where the system tells (Linux)."""
-    found: list[int] = []
-    try:
-        for thread in os.listdir("/proc/self/task"):
-            with open(f"/proc/self/task/{thread}/children", "rb") as file:
-                found.extend(map(int, file.read().split()))
-    except OSError:
-        pass
-    return found
-
-
-def reap() -> None:
-    """Take leave of the children that have died.  For the moment before an exec, when nobody else can still do it."""
-    if sys.platform != "win32":
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        except ChildProcessError:
-            pass
-
-
-def bury(pids: list[int]) -> None:
-    """Reap the children of earlier images as they end, and no others: those belong to the application."""
-    if sys.platform != "win32":
-        while pids:
-            for pid in list(pids):
-                try:
-                    ended = os.waitpid(pid, os.WNOHANG)[0] == pid
-                except ChildProcessError:  # the application has waited for any child
-                    ended = True
-                if ended:
-                    pids.remove(pid)
-            time.sleep(1.0)
-
-
-# --- Where exec does not replace
+# --- Where exec does not replace: a parent that starts children
 
 
 def supervise(launch: Launch) -> int:
@@ -5826,7 +5960,7 @@ def supervise(launch: Launch) -> int:
 
 
 class Supervisor:
-    """A parent that keeps nothing but what its children leave for each other: a letter and sockets."""
+    """A parent that keeps nothing but what its children leave for each other: a letter, and sockets where it can."""
 
     def __init__(self, launch: Launch) -> None:
         self.launch = launch
@@ -5842,8 +5976,10 @@ class Supervisor:
                 signal.signal(getattr(signal, name), self._relay)
         while True:
             status = self._round()
-            if status != RELOAD_STATUS or self.stopped_by:
-                return 128 + self.stopped_by if status == RELOAD_STATUS else 128 - status if status < 0 else status
+            if self.stopped_by and status == RELOAD_STATUS:
+                return 128 + self.stopped_by
+            if status != RELOAD_STATUS:
+                return 128 - status if status < 0 else status  # a negative status is the signal that killed it
 
     def _relay(self, number: int, frame: object) -> None:
         if number != getattr(signal, "SIGHUP", None):
@@ -5852,9 +5988,22 @@ class Supervisor:
             self.child.send_signal(number)
 
     def _round(self) -> int:
+        ours, theirs, word = new_line()
+        self._start(theirs, word)
+        reader = threading.Thread(target=self._read, args=(ours[0],), daemon=True)
+        with contextlib.suppress(BrokenPipeError):  # the child died at once
+            send_letter(ours[1], self.letter)
+        self.letter, self.fds = b"", []
+        reader.start()
+        status: int = self.child.wait()
+        reader.join(EXIT_SECONDS if status == RELOAD_STATUS else 0.0)
+        for fd in set(ours):
+            os.close(fd)
+        return status
+
+    def _start(self, theirs: set[int], word: str) -> None:
         import subprocess
 
-        ours, theirs, word = new_line()
         environ = {**self.launch.environ, PARENT: f"{os.getpid()}:{word}"}
         passed: dict[str, Any] = {"close_fds": False} if sys.platform == "win32" else {"pass_fds": [*theirs, *self.fds]}
         self.child = subprocess.Popen(self.launch.command, env=environ, cwd=self.launch.cwd, **passed)
@@ -5862,21 +6011,10 @@ class Supervisor:
             self.child.send_signal(self.stopped_by)
         for fd in {*theirs, *self.fds}:
             os.close(fd)
-        reader = threading.Thread(target=self._read, args=(ours[0],), daemon=True)
-        try:
-            send_letter(ours[1], self.letter)
-            reader.start()
-            status: int = self.child.wait()
-            if status == RELOAD_STATUS:
-                reader.join(EXIT_SECONDS)
-        except BrokenPipeError:
-            status = self.child.wait()
-        for fd in set(ours):
-            os.close(fd)
-        return status
 
     def _read(self, line: int) -> None:
-        self.letter, self.fds = receive_letter(line)
+        fds: list[int] = []
+        self.letter, self.fds = receive_letter(line, fds), fds
 
 
 def reaches_children() -> bool:
@@ -5887,7 +6025,7 @@ def reaches_children() -> bool:
 
 
 def new_line() -> tuple[tuple[int, int], set[int], str]:
-    """Return a line between two processes: our ends to read and to write, theirs, and the word that tells them theirs."""
+    """Return our ends of a line between two processes, to read and to write, their ends, and the word for theirs."""
     if sys.platform == "win32":
         import msvcrt
 
@@ -5900,67 +6038,56 @@ def new_line() -> tuple[tuple[int, int], set[int], str]:
     return (one, one), {other}, f"{other}:{other}"
 
 
-def open_line() -> Optional[tuple[tuple[int, int], dict[str, Any]]]:
-    """Return a supervised process's line to its parent and what the child before has left; None when there is no parent."""
-    parent, _, word = os.environ.pop(PARENT, "").partition(":")
-    if not word or (sys.platform != "win32" and parent != str(os.getppid())):  # an heir of the environment alone
-        return None
-    read, write = (int(number) for number in word.split(":"))
+def open_line(word: str) -> tuple[int, int]:
+    """Return a child's ends of the line, to read and to write; nobody inherits them further."""
+    read, write = map(int, word.split(":"))
     if sys.platform == "win32":
         import msvcrt
 
         read, write = msvcrt.open_osfhandle(read, os.O_RDONLY), msvcrt.open_osfhandle(write, 0)
     os.set_inheritable(read, False)
     os.set_inheritable(write, False)
-    packed = unpacked(receive_letter(read)[0])
-    keep_sockets(packed)
-    return (read, write), packed
+    return read, write
 
 
 def send_letter(line: int, data: bytes, fds: Iterable[int] = ()) -> None:
-    """Send a letter, and sockets where the system can pass them."""
+    """Send a letter, and sockets along with its first byte where the system can pass them."""
     data = len(data).to_bytes(8, "big") + data
-    fds = list(fds)
-    if sys.platform != "win32" and fds:
+    if sys.platform != "win32":
         with socket.socket(fileno=os.dup(line)) as end:
-            socket.send_fds(end, [data[:1]], fds)
-        data = data[1:]
+            data = data[socket.send_fds(end, [data[:1]], list(fds)) :]
     while data:
         data = data[os.write(line, data) :]
 
 
-def receive_letter(line: int) -> tuple[bytes, list[int]]:
-    """Wait for a letter; return it, with the sockets that came along in place of those that it names."""
-    fds: list[int] = []
+def receive_letter(line: int, fds: Optional[list[int]] = None) -> bytes:
+    """Wait for a letter, empty when none comes; put the sockets that came along in `fds` and their numbers in it."""
     data = b""
     if sys.platform != "win32":
         with socket.socket(fileno=os.dup(line)) as end:
-            data, fds = socket.recv_fds(end, 1, PASSED_LIMIT)[:2]
+            data, passed, _, _ = socket.recv_fds(end, 1, PASSED_LIMIT)
+        if fds is not None:
+            fds.extend(passed)
     while len(data) < 8 or len(data) < 8 + int.from_bytes(data[:8], "big"):
         more = os.read(line, 1 << 16)
         if not more:
-            return b"", fds
+            return b""
         data += more
-    return renumbered(data[8:], fds), fds
+    return renumbered(data[8:], fds) if fds else data[8:]
 
 
 def renumbered(letter: bytes, fds: list[int]) -> bytes:
     """Return the letter with the numbers that its sockets have in this process."""
-    packed = unpacked(letter)
-    if not packed or not fds:
-        return letter
-    new = iter(fds)
-    packed["sockets"] = {role: [fd for _, fd in zip(old, new)] for role, old in packed["sockets"].items()}
+    packed, new = unpacked(letter), iter(fds)
+    packed["sockets"] = {role: list(itertools.islice(new, len(old))) for role, old in packed["sockets"].items()}
     return MAGIC + marshal.dumps(packed)
 
 
 def end_with_parent(line: int) -> None:
     """End this process soon after its parent has died, so that no orphan keeps the port."""
-    try:
+    with contextlib.suppress(OSError):
         while os.read(line, 1):
             pass
-    except OSError:
-        pass
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(ORPHAN_SECONDS)
     os._exit(1)
@@ -5993,16 +6120,44 @@ def run(app: WSGIApplication, host: str = "127.0.0.1", port: int = 5000, debug: 
         terminal.warn("devserve is serving already; the call of devserve.run is left out")
         return
     config = config_from_keywords(host=host, port=port, debug=debug, **options)
-    launch = Launch.capture()
+    status = start(lambda: config, lambda _: app, Launch.capture(), terminal, in_code=True)
+    if status:
+        raise SystemExit(status)
+
+
+def serve_command(read: Callable[[Terminal], Config]) -> int:
+    """Serve what a command line asks for, as `read` understands it; return the exit status."""
+    terminal = Terminal()
+    launch = Launch.capture(early=True)
+    return start(
+        lambda: read(terminal), lambda config: load_app(config.app, debug=config.debug), launch, terminal, in_code=False
+    )
+
+
+def start(
+    configure: Callable[[], Config],
+    load: Callable[[Config], WSGIApplication],
+    launch: Launch,
+    terminal: Terminal,
+    *,
+    in_code: bool,
+) -> int:
+    """Live one process image's life; return its exit status: 2 after a mistake that the person can mend."""
     try:
+        config = configure()
+        terminal.quiet = config.quiet
         if config.reload and launch.must_supervise:
-            raise SystemExit(supervise(launch))
-        Hall(config, terminal, launch).serve(lambda: app, in_code=True)
+            return supervise(launch)
+        hall = Hall(config, terminal, launch)
+        try:
+            return hall.serve(lambda: load(config), in_code=in_code)
+        finally:
+            hall.close()
     except DevserveError as error:
         terminal.error(str(error))
-        raise SystemExit(2) from None
+        return 2
     except KeyboardInterrupt:
-        pass
+        return 0
 
 
 def make_server(app: WSGIApplication, host: str = "127.0.0.1", port: int = 0, **options: Any) -> DevServer:
@@ -6037,6 +6192,8 @@ def config_from_keywords(**options: Any) -> Config:
 
 
 def open_server(config: Config, listener: socket.socket, app: WSGIApplication, terminal: Terminal) -> DevServer:
+    if config.key and not config.cert:
+        raise DevserveError(f"--key {config.key} needs the certificate too: add --cert FILE")
     tls = tls_from_files(config.cert, config.key) if config.cert else None
     return DevServer(listener, app, terminal, threads=config.threads, tls=tls)
 
@@ -6068,6 +6225,7 @@ class Hall:
         self.handover = launch.handover
         self.notes = self.handover.notes if self.handover else {}
         self.reloaded = bool(self.handover)
+        self.socket_file = self.notes.get("socket_file", "")  # ours to remove at the end
         self.listener = self._listener()
         self.server = open_server(config, self.listener, lobby, terminal)
         self.scheme = "https" if config.cert else "http"
@@ -6081,7 +6239,10 @@ class Hall:
     def _listener(self) -> socket.socket:
         if self.handover and self.handover.sockets["listener"]:
             return socket.socket(fileno=self.handover.sockets["listener"][0])
-        return listen(self.config.host, self.config.port, again=command_for_port)
+        listener = listen(self.config.host, self.config.port, again=command_for_port)
+        if listener.getsockname() == socket_path(self.config.host):
+            self.socket_file = socket_path(self.config.host)
+        return listener
 
     def _guard(self) -> Guard:
         hosts = trusted_hosts(self.config, self.listener)
@@ -6126,7 +6287,7 @@ class Hall:
         """Return the application, or one that tells what broke it.  At the first start a failure is the end: None."""
         try:
             return load()
-        except BaseException as error:  # noqa: BLE001 - a module that calls sys.exit() is broken like any other
+        except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
             if not self.reloaded and isinstance(error, DevserveError):
@@ -6173,7 +6334,7 @@ class Hall:
         """Close the gate and let a new image of this process take over; returns only when that cannot be done."""
         self.terminal.say(f"{tell_paths(paths)} changed, reloading")
         waiting = self.server.close_gate(GRACE)
-        notes = {"since": repr(time.time()), **(self.guard.remember() if self.guard else {})}
+        notes = {"since": repr(time.time()), "socket_file": self.socket_file, **(self.guard.remember() if self.guard else {})}
         if self.watcher:
             notes["watched"] = self.watcher.remember()
         sockets = {"listener": [self.listener.fileno()], "waiting": [sock.fileno() for sock in waiting]}
@@ -6224,16 +6385,23 @@ class Hall:
 
     def _stop(self, number: int, frame: Any) -> None:
         """End the process at once: whatever the application does, one signal is enough."""
-        self.leave()
+        self._let_go()
         end_process(0)
 
-    def leave(self) -> None:
+    def close(self) -> None:
+        """Stop serving and watching, for a program that goes on."""
+        if self.watcher:
+            self.watcher.stop()
+        if self.acceptor.is_alive():
+            self.server.shutdown()
+        self._let_go()
+
+    def _let_go(self) -> None:
         """Close what others could still see: the listener, connections, the socket file."""
-        path = self.listener.getsockname()
         self.server.server_close()
         self.terminal.flush()
-        if isinstance(path, str) and path and os.path.exists(path):
-            os.unlink(path)
+        if self.socket_file and os.path.exists(self.socket_file):
+            os.unlink(self.socket_file)
 
     def _hang_up(self, number: int, frame: Any) -> None:
         """Reload by hand; but a terminal that was closed sends SIGHUP too, and then there is nobody to serve."""
@@ -6281,7 +6449,7 @@ def command_for_port(port: int) -> str:
 # 12. The command line
 #
 # Options and DEVSERVE_* variables become a `Config`; mistakes become one line and exit status 2.  The only room that
-# knows argparse.  May know the configuration and the hall.  At its end stands the demo, an application to try it with.
+# knows argparse.  May know the configuration, the environment files and the hall.  At its end stands the demo, an application to try it with.
 # =====================================================================================================================
 
 if TYPE_CHECKING:
@@ -6294,19 +6462,7 @@ FALSE = frozenset({"0", "false", "no", "off", ""})
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit status: 0 after Ctrl-C, 1 when the application fails to start, 2 for a
     mistake in the command."""
-    launch = Launch.capture(early=True)
-    terminal = Terminal()
-    try:
-        config = read_command(sys.argv[1:] if argv is None else argv, terminal.warn)
-        if config.reload and launch.must_supervise:
-            return supervise(launch)
-        terminal.quiet = config.quiet
-        return Hall(config, terminal, launch).serve(lambda: load_app(config.app, debug=config.debug))
-    except DevserveError as error:
-        terminal.error(str(error))
-        return 2
-    except KeyboardInterrupt:
-        return 0
+    return serve_command(lambda terminal: read_command(sys.argv[1:] if argv is None else argv, terminal.warn))
 
 
 def read_command(argv: Sequence[str], warn: Callable[[str], None]) -> Config:
@@ -6343,9 +6499,10 @@ def read_command(argv: Sequence[str], warn: Callable[[str], None]) -> Config:
 
 def chosen_app(given: argparse.Namespace) -> str:
     """Return APP or --app; the word `run` of Flask's command line is accepted and means nothing."""
-    words = [word for word in given.words if word != "run" or os.path.exists("run.py") and not given.app]
+    words = [word for word in given.words if word != "run" or (os.path.exists("run.py") and not given.app)]
     if len(words) + bool(given.app) > 1:
-        raise DevserveError(f"more than one application: {' and '.join([*words, given.app]).rstrip(' and')}; name one")
+        named = " and ".join([*words, *([given.app] if given.app else [])])
+        raise DevserveError(f"more than one application: {named}; name one")
     return words[0] if words else str(given.app)
 
 

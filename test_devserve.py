@@ -1,0 +1,6110 @@
+"""Tests of devserve.  The standard library is enough: python3 test_devserve.py
+
+Tests that need a package or a program from outside are skipped with the reason when it is missing; with
+DEVSERVE_REQUIRE_ALL=1 (as in CI) a missing one is a failure.
+"""
+
+import contextlib
+import decimal
+import gc
+import gzip
+import html
+import html.parser
+import http.client
+import importlib
+import io
+import json
+import os
+import pathlib
+import random
+import re
+import select
+import shutil
+import signal
+import socket
+import socketserver
+import ssl
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+import traceback
+import unittest
+import unittest.mock
+import urllib.parse
+import urllib.request
+import weakref
+import wsgiref.simple_server
+import wsgiref.util
+import wsgiref.validate
+import zipfile
+from collections.abc import Iterable, Iterator
+from typing import Any, Callable, NamedTuple, Optional, TypeVar, Union
+from unittest import mock
+from wsgiref.util import setup_testing_defaults
+from wsgiref.validate import validator
+
+import devserve
+
+DEADLINE = 20.0  # seconds that anything may take before a test fails; generous, since machines under load are slow
+REQUIRE_ALL = os.environ.get("DEVSERVE_REQUIRE_ALL") == "1"
+SCRIPT = pathlib.Path(devserve.__file__).resolve()
+
+
+Test = TypeVar("Test", bound=Callable[..., Any])
+
+
+def needs(module: str) -> Callable[[Test], Test]:
+    """Skip the decorated test when `module` cannot be imported, or let it fail when nothing may be missing."""
+    import importlib.util
+
+    present = importlib.util.find_spec(module) is not None
+    return unittest.skipUnless(present or REQUIRE_ALL, f"needs the package {module}")
+
+
+def eventually(condition: Callable[[], Any], what: str, deadline: float = DEADLINE) -> Any:
+    """Return the first true value of `condition`; fail, naming `what`, when there is none before the deadline."""
+    end = time.monotonic() + deadline
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {deadline} s: {what}")
+        time.sleep(0.01)
+
+
+class Folder(unittest.TestCase):
+    """A test with an empty folder of its own, `self.folder`, and a way to write files in it."""
+
+    def setUp(self) -> None:
+        holder = tempfile.TemporaryDirectory(prefix="devserve test é ")
+        self.addCleanup(holder.cleanup)
+        self.folder = pathlib.Path(holder.name).resolve()
+
+    def write(self, name: str, text: str) -> pathlib.Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text), encoding="utf-8")
+        return path
+
+
+class Served:
+    """A devserve process started as a person starts it: command line, folder, output read line by line.
+
+    `url` waits for the start-up line that names the address.  `log` is all of standard error and output so far.
+    """
+
+    def __init__(self, *arguments: str, cwd: pathlib.Path, script: Optional[list[str]] = None, port: bool = True,
+                 env: Optional[dict[str, str]] = None, flags: tuple[str, ...] = ()) -> None:
+        command = [sys.executable, *flags, *(script or [str(SCRIPT)]), *arguments] + (["--port", "0"] if port else [])
+        environ = {k: v for k, v in os.environ.items() if not k.startswith(("DEVSERVE_", "FLASK_"))}
+        environ.update({"PYTHONIOENCODING": "utf-8", **(env or {})})
+        self.process = subprocess.Popen(command, cwd=cwd, env=environ, stdin=subprocess.DEVNULL,
+                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self.chunks: list[bytes] = []
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in iter(self.process.stdout.readline, b""):
+            self.chunks.append(line)
+
+    @property
+    def log(self) -> str:
+        return b"".join(self.chunks).decode("utf-8", "replace")
+
+    def wait_for(self, pattern: str, deadline: float = DEADLINE) -> "re.Match[str]":
+        """Return the first match of `pattern` in the log."""
+        def look() -> Any:
+            return re.search(pattern, self.log) or (self.process.poll() is not None and not self.reader.is_alive() and self._dead(pattern))
+        return eventually(look, f"{pattern!r} in the log:\n{self.log}", deadline)
+
+    def _dead(self, pattern: str) -> None:
+        if not re.search(pattern, self.log):
+            raise AssertionError(f"the process ended with {self.process.returncode}, no {pattern!r} in:\n{self.log}")
+
+    @property
+    def url(self) -> str:
+        return self.wait_for(r"(https?://[^\s/]+)").group(1)
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rsplit(":", 1)[1])
+
+    def get(self, path: str = "/", **headers: str) -> str:
+        with urllib.request.urlopen(urllib.request.Request(self.url + path, headers=headers), timeout=DEADLINE) as answer:
+            text: str = answer.read().decode("utf-8", "replace")
+            return text
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(DEADLINE)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            self.reader.join(DEADLINE)
+            if self.process.stdout:
+                self.process.stdout.close()
+        return self.process.returncode
+
+    def __enter__(self) -> "Served":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+
+# =====================================================================================================================
+# 3. Finding the application
+# =====================================================================================================================
+
+FINDING_WSGI = """
+def app(environ, start_response):
+    start_response("200 OK", [])
+    return [b"app"]
+"""
+
+
+class FindingFolder(Folder):
+    """A folder that is the current one, with imports, environment and path put back after each test."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(self.folder)
+        environ = {k: v for k, v in os.environ.items() if not k.startswith(("DEVSERVE_", "FLASK_"))}
+        for patch in (
+            unittest.mock.patch.dict(os.environ, environ, clear=True),
+            unittest.mock.patch.dict(sys.modules),
+            unittest.mock.patch.object(sys, "path", list(sys.path)),
+            unittest.mock.patch.object(sys, "dont_write_bytecode", True),
+        ):
+            patch.start()
+            self.addCleanup(patch.stop)
+
+    def load(self, spec: str = "", **options: Any) -> Any:
+        importlib.invalidate_caches()
+        return devserve.load_app(spec, **options)
+
+    def body(self, spec: str = "") -> str:
+        environ: dict[str, Any] = {}
+        setup_testing_defaults(environ)
+        return b"".join(self.load(spec)(environ, lambda status, headers, exc_info=None: None)).decode()
+
+    def refused(self, spec: str, *words: str) -> str:
+        """Load `spec`, which must be refused in one line that has all of `words`; return the line."""
+        with self.assertRaises(devserve.DevserveError) as caught:
+            self.load(spec)
+        line = str(caught.exception)
+        self.assertNotIn("\n", line)
+        for word in words:
+            self.assertIn(word, line)
+        return line
+
+    def app_file(self, name: str, body: str = "app") -> pathlib.Path:
+        return self.write(name, FINDING_WSGI.replace('b"app"', f'"{body}".encode()'))
+
+
+class FindingByTarget(FindingFolder):
+    def test_module_in_the_current_folder(self) -> None:
+        self.app_file("hello.py")
+        self.assertEqual(self.body("hello"), "app")
+        self.assertEqual(self.body("hello:app"), "app")
+
+    def test_module_in_a_package(self) -> None:
+        self.write("site_a/__init__.py", "")
+        self.app_file("site_a/web/__init__.py", "package")
+        self.app_file("site_a/web/views.py", "views")
+        self.assertEqual(self.body("site_a.web"), "package")
+        self.assertEqual(self.body("site_a.web.views:app"), "views")
+
+    def test_module_in_a_namespace_package(self) -> None:
+        self.app_file("space/inner/hello.py")
+        self.assertEqual(self.body("space.inner.hello"), "app")
+
+    def test_files_relative_absolute_and_outside_the_current_folder(self) -> None:
+        path = self.app_file("elsewhere/hello.py")
+        os.mkdir("here")
+        os.chdir("here")
+        self.assertEqual(self.body(f"{path}:app"), "app")
+        self.assertEqual(self.body("../elsewhere/hello.py"), "app")
+        self.assertEqual(sys.path[:2], [str(path.parent), str(self.folder / "here")])
+
+    def test_file_without_its_suffix(self) -> None:
+        self.app_file("src/hello.py")
+        self.assertEqual(self.body("src/hello:app"), "app")
+
+    def test_file_names_with_dots_spaces_and_letters_of_any_language(self) -> None:
+        self.write("beside.py", "word = 'beside'")
+        for name in ("my.app.v2.py", "my app.py", "приложение.py", "größe 2.py", "dash-ed.py", "2nd.py", "site.wsgi"):
+            with self.subTest(name):
+                self.write(
+                    name,
+                    "from beside import word\nfrom sys import modules\nassert __name__ in modules\n"
+                    "def app(environ, start_response):\n    return [word.encode()]",
+                )
+                self.assertEqual(self.body(f"{name}:app"), "beside")
+                self.assertEqual(self.body(str(self.folder / name)), "beside")
+
+    def test_file_in_a_package_is_imported_under_its_package_name(self) -> None:
+        self.write("root/pack/__init__.py", "")
+        self.write("root/pack/near.py", "word = 'near'")
+        for name in ("views.py", "views.old.py"):
+            self.write(
+                f"root/pack/{name}",
+                "from .near import word\n"
+                "def app(environ, start_response):\n    return [f'{__name__} {word}'.encode()]",
+            )
+        self.assertEqual(self.body("root/pack/views.py"), "pack.views near")
+        self.assertEqual(self.body("root/pack/views.old.py"), "pack.views_old near")
+        self.assertEqual(sys.path[0], str(self.folder / "root"))
+
+    def test_folders_packages_and_plain_ones(self) -> None:
+        self.app_file("pack/__init__.py", "package")
+        self.app_file("plain/wsgi.py", "plain")
+        for spec, body in (
+            ("pack", "package"),
+            ("./pack", "package"),
+            ("pack/", "package"),
+            ("plain", "plain"),
+            (str(self.folder / "plain") + ":app", "plain"),
+        ):
+            with self.subTest(spec):
+                self.assertEqual(self.body(spec), body)
+
+    def test_file_named_like_a_module_of_the_standard_library(self) -> None:
+        import code
+
+        for name in ("code.py", "time.py", "re.py", "__main__.py"):
+            with self.subTest(name):
+                self.app_file(name, name)
+                self.assertEqual(self.body(name), name)
+        self.assertIs(sys.modules["code"], code)
+
+    def test_windows_drive_letters_and_colons(self) -> None:
+        for spec, expected in {
+            r"C:\x\app.py:app": (r"C:\x\app.py", "app"),
+            r"C:\x\app.py": (r"C:\x\app.py", ""),
+            "C:/x/app.py:make('a:b')": ("C:/x/app.py", "make('a:b')"),
+            "hello:make('a:b')": ("hello", "make('a:b')"),
+            "hello": ("hello", ""),
+            ":app": ("", "app"),
+        }.items():
+            with self.subTest(spec):
+                self.assertEqual(devserve.split_spec(spec), expected)
+
+    @unittest.skipIf(sys.platform == "win32", "no colons in Windows file names")
+    def test_colon_in_an_existing_path(self) -> None:
+        self.app_file("a:b/hello.py")
+        self.assertEqual(self.body("a:b/hello.py:app"), "app")
+
+    def test_without_a_spec_the_environment_then_the_default_files(self) -> None:
+        self.app_file("wsgi.py", "wsgi")
+        self.assertEqual(self.body(), "wsgi")
+        self.app_file("app.py", "app")
+        self.assertEqual(self.body(), "app")
+        self.assertEqual(self.body(":app"), "app")
+        self.app_file("other.py", "flask")
+        os.environ["FLASK_APP"] = "other"
+        self.assertEqual(self.body(), "flask")
+        self.app_file("ours.py", "devserve")
+        os.environ["DEVSERVE_APP"] = "ours:app"
+        self.assertEqual(self.body(), "devserve")
+
+    def test_django_project_is_found_by_its_manage_py(self) -> None:
+        self.write("manage.py", "")
+        self.app_file("mysite/wsgi.py", "django")
+        self.write("mysite/__init__.py", "")
+        self.assertEqual(self.body(), "django")
+
+    def test_current_folder_comes_first_and_once_on_the_path(self) -> None:
+        self.app_file("hello.py")
+        sys.path[:] = ["", "/somewhere", str(self.folder), *sys.path]
+        self.load("hello")
+        self.load("hello.py")
+        self.assertEqual(sys.path[:2], [str(self.folder), "/somewhere"])
+        self.assertEqual(sys.path.count(str(self.folder)), 1)
+        self.assertNotIn("", sys.path)
+
+
+class FindingByName(FindingFolder):
+    def test_order_of_discovery(self) -> None:
+        lines = [
+            "def create_app():\n    return lambda environ, start_response: [b'create_app']\n",
+            "def application(environ, start_response):\n    return [b'application']\n",
+            "def app(environ, start_response):\n    return [b'app']\n",
+        ]
+        for count, name in enumerate(("create_app", "application", "app"), 1):
+            with self.subTest(name):
+                self.write(
+                    f"order{count}.py", "def make_app(): raise Exception('comes last')\n" + "".join(lines[:count])
+                )
+                self.assertEqual(self.body(f"order{count}"), name)
+
+    def test_dotted_names_and_factories_with_literals(self) -> None:
+        self.write(
+            "hello.py",
+            """
+            class holder:
+                def create(*args, **kwargs):
+                    return lambda environ, start_response: [repr((args, kwargs)).encode()]
+                class inner:
+                    def app(environ, start_response):
+                        return [b"inner"]
+            create = holder.create
+        """,
+        )
+        self.assertEqual(self.body("hello:holder.inner.app"), "inner")
+        self.assertEqual(self.body("hello:create()"), "((), {})")
+        self.assertEqual(
+            self.body("""hello:holder.create("a:b", -1, [None], key={'x': (1.5,)}, on=True)"""),
+            "(('a:b', -1, [None]), {'key': {'x': (1.5,)}, 'on': True})",
+        )
+
+    def test_factory_named_without_parentheses(self) -> None:
+        self.write(
+            "hello.py",
+            """
+            def create_app(config=None, *more): return lambda environ, start_response: [b"made"]
+            def build(config=None, testing=False): return create_app()
+            def app(): return create_app()
+        """,
+        )
+        for spec in ("hello", "hello:create_app", "hello:build", "hello:app"):
+            with self.subTest(spec):
+                self.assertEqual(self.body(spec), "made")
+
+    def test_application_class_of_pep_3333(self) -> None:
+        self.write(
+            "hello.py",
+            """
+            class app:
+                def __init__(self, environ, start_response): pass
+                def __iter__(self): yield b"iterated"
+        """,
+        )
+        self.assertEqual(self.body("hello"), "iterated")
+
+    def test_application_whose_signature_says_nothing(self) -> None:
+        self.write(
+            "hello.py",
+            """
+            import functools
+            def three(word, environ, start_response): return [word]
+            app = functools.partial(three, b"partial")
+            def decorated(*args): return three(b"decorated", *args)
+            class Site:
+                def __call__(self, environ, start_response): return [b"object"]
+                def method(self, environ, start_response): return [b"method"]
+            site = Site()
+        """,
+        )
+        for spec, body in (
+            ("hello", "partial"),
+            ("hello:decorated", "decorated"),
+            ("hello:site", "object"),
+            ("hello:site.method", "method"),
+        ):
+            with self.subTest(spec):
+                self.assertEqual(self.body(spec), body)
+
+
+class FindingMistakes(FindingFolder):
+    def test_no_such_module_with_the_nearest(self) -> None:
+        self.app_file("hello.py")
+        self.app_file("pack/sub.py")
+        self.write("pack/__init__.py", "")
+        self.refused("helo:app", "no module 'helo'", "did you mean 'hello'?")
+        self.refused("pakc.sub", "no module 'pakc.sub'", "did you mean 'pack.sub'?")
+        self.refused("pack.subb", "no module 'pack.subb'", "did you mean 'pack.sub'?")
+        self.refused("hello.app", "no module 'hello.app'", "did you mean 'hello:app'?")
+        self.refused("quite_different", "no module 'quite_different'", "give the path")
+        for odd in ("..hello", "hello.", "hello..x", "."):
+            self.refused(odd)
+
+    def test_no_such_file_with_the_nearest(self) -> None:
+        self.app_file("src/hello.py")
+        self.refused("src/helo.py:app", "no file 'src/helo.py'", "hello.py'?")
+        self.refused("nowhere/zzz.py", "no file 'nowhere/zzz.py'", "check the path")
+        self.refused(r"C:\x\app.py:app", "no file", "app.py")
+
+    def test_nothing_to_serve_in_the_folder(self) -> None:
+        self.refused("", "no app.py and no wsgi.py", str(self.folder))
+        os.mkdir("empty")
+        self.refused("./empty", "no app.py and no wsgi.py", "empty")
+
+    def test_no_such_name_with_the_nearest(self) -> None:
+        self.app_file("hello.py")
+        self.refused("hello:ap", "no 'ap' in 'hello'", "did you mean 'app'?")
+        self.refused("hello:wsgi_thing", "no 'wsgi_thing' in 'hello'", "it has app")
+        self.refused("hello:app.zzz", "no 'zzz' in 'hello:app'")
+        self.refused("hello:no()", "no 'no' in 'hello'")
+
+    def test_what_is_no_application(self) -> None:
+        self.write(
+            "hello.py",
+            """
+            import os
+            class Site:
+                def __call__(self, environ, start_response): pass
+            def view(request): pass
+            number = 42
+            nothing = None
+            def build(): return 42
+        """,
+        )
+        self.refused("hello:os", "'hello:os' is a module", "'os:app'")
+        self.refused("hello:Site", "'hello:Site' is a class", "Site()")
+        self.refused("hello:number", "'hello:number' is not callable", "int")
+        self.refused("hello:nothing", "'hello:nothing' is not callable", "NoneType")
+        self.refused("hello:view", "'hello:view' does not take (environ, start_response)")
+        self.refused("hello:build", "what 'hello:build()' returned is not callable")
+        self.refused("hello:number()", "'hello:number' is not callable")
+        self.refused("hello", "no application in 'hello'", "hello:NAME")
+        self.write("simple.py", "def demo(environ, start_response): pass")
+        self.refused("simple", "did you mean 'simple:demo'?")
+        self.write("project/__init__.py", "")
+        self.app_file("project/wsgi.py")
+        self.refused("project", "did you mean 'project.wsgi'?")
+
+    def test_wrong_arguments_are_told_from_a_type_error_inside(self) -> None:
+        self.write(
+            "hello.py",
+            """
+            def create_app(config): return config + 1
+            class Site:
+                def __init__(self, name): len(name)
+        """,
+        )
+        self.refused("hello", "wrong arguments for 'hello:create_app'", "config", 'create_app("text", key=1)')
+        self.refused("hello:create_app(1, 2)", "wrong arguments for 'hello:create_app(1, 2)'", "takes 1")
+        self.refused("hello:Site()", "wrong arguments for 'hello:Site()'", "name")
+        for spec in ("hello:create_app('text')", "hello:Site(1)"):
+            with self.subTest(spec), self.assertRaises(TypeError):
+                self.load(spec)
+
+    def test_arguments_that_are_no_literals(self) -> None:
+        self.write("hello.py", "def make(*args, **kwargs): raise AssertionError('called')")
+        for call in (
+            "make(os)",
+            "make(x())",
+            "make(1",
+            "make(*[1])",
+            "make(**{'a': 1})",
+            "make({[]: 1})",
+            "make()()",
+            "make().x()",
+            "make(1)+1",
+        ):
+            with self.subTest(call):
+                self.refused(f"hello:{call}", "cannot read", call)
+        for name in ("a b", "x[0]", "1", "a..b", "app.", "lambda: 1"):
+            with self.subTest(name):
+                self.refused(f"hello:{name}", "names no application", name)
+
+    def test_asynchronous_applications(self) -> None:
+        self.write(
+            "hello.py",
+            """
+            async def function(scope, receive, send): pass
+            async def generator(scope, receive, send): yield
+            def plain(scope, receive, send): return function(scope, receive, send)
+            class Site:
+                async def __call__(self, scope, receive, send): pass
+            site = Site()
+            async def create_app(): return site
+            def build(): return site
+        """,
+        )
+        for name in ("function", "generator", "plain", "site", "create_app", "build", "build()"):
+            with self.subTest(name):
+                self.refused(
+                    f"hello:{name}", f"hello:{name}", "is an ASGI application; devserve serves WSGI: use", "uvicorn"
+                )
+        self.write("only.py", "from hello import Site\nasync def helper(): pass\napi = Site()")
+        self.refused("only", "'only:api' is an ASGI application")
+
+    def test_exceptions_of_the_application_come_out_untouched(self) -> None:
+        self.write("uses_missing.py", "import missing_elsewhere")
+        self.write("pack/__init__.py", "import pack.missing")
+        self.write("half.py", "from os import no_such_name")
+        self.write("typo.py", "def app(:\n")
+        self.write("fails.py", "1 / 0")
+        self.write("exits.py", "import sys\nsys.exit('bye')")
+        self.write("dotted.name.py", "1 / 0")
+        self.write("factory.py", "def create_app(): raise KeyError('inside')")
+        self.write("attribute.py", "None.x")
+        for spec, kind in (
+            ("uses_missing", ModuleNotFoundError),
+            ("pack.missing", ModuleNotFoundError),
+            ("half", ImportError),
+            ("typo", SyntaxError),
+            ("fails:app", ZeroDivisionError),
+            ("exits", SystemExit),
+            ("dotted.name.py", ZeroDivisionError),
+            ("factory", KeyError),
+            ("attribute.py:x", AttributeError),
+        ):
+            with self.subTest(spec), self.assertRaises(kind) as caught:
+                self.load(spec)
+            self.assertNotIsInstance(caught.exception, devserve.DevserveError)
+            self.assertIsNone(caught.exception.__context__)
+
+    def test_traceback_of_a_failed_import_has_only_the_application_beside_devserve(self) -> None:
+        ours = (__file__, devserve.__file__)  # not even importlib's frames stand between
+        for name in ("fails.py", "dotted.name.py"):
+            path = self.write(name, "1 / 0")
+            with self.subTest(name):
+                frames = traceback.extract_tb(self.failure(lambda: self.load(name)).__traceback__)
+                self.assertEqual([frame.filename for frame in frames if frame.filename not in ours], [str(path)])
+
+    def test_broken_app_raises_the_same_error_without_growing(self) -> None:
+        self.write("fails.py", "1 / 0")
+        app = devserve.BrokenApp(self.failure(lambda: self.load("fails")))
+        first, second, third = (self.failure(lambda: app({}, None)) for _ in range(3))
+        self.assertTrue(first is second is third is app.error)
+        depths = []
+        for _ in range(3):
+            depths.append(len(traceback.extract_tb(self.failure(lambda: app({}, None)).__traceback__)))
+        self.assertEqual(len(set(depths)), 1)
+        self.assertTrue(app.deferred)
+
+    def failure(self, call: Callable[[], Any]) -> BaseException:
+        """Return what `call` raises with its traceback, which `assertRaises` would take away."""
+        try:
+            call()
+        except ZeroDivisionError as error:
+            return error
+        raise AssertionError("nothing was raised")
+
+
+class FindingEnvFiles(FindingFolder):
+    def values(self, text: str) -> dict[str, str]:
+        """Return what an environment file sets in an environment of HOME_TOWN only."""
+        self.write(".env", "").write_bytes(text.encode("utf-8"))
+        with unittest.mock.patch.dict(os.environ, {"HOME_TOWN": "Ulm"}, clear=True):
+            devserve.read_env_files()
+            return {key: value for key, value in os.environ.items() if key != "HOME_TOWN"}
+
+    def test_forms_of_a_line(self) -> None:
+        for text, expected in {
+            "A=1": "1",
+            "A = 1 ": "1",
+            "export A=1": "1",
+            "  A=": "",
+            "'A'=1": "1",
+            "A=a b # c": "a b",
+            "A=a#b": "a#b",
+            "A=#b": "#b",
+            "A= # b": "",
+            "A='a # b' # c": "a # b",
+            'A="a\\tb\\"c\\\\"#d': 'a\tb"c\\',
+            "A='it\\'s\\n'": "it's\\n",
+            "A=\u00e9\u4e2d": "\u00e9\u4e2d",
+            "\ufeffA=1": "1",
+            "A=1\r\nB=2\r\n": "1",
+            "# A=0\n\nA=1\n": "1",
+            "A=1\nA=2": "2",
+            "A='1\n2'": "1\n2",
+            'A="1\\\n2"': "1\\\n2",
+            "A=x=y": "x=y",
+            "A=in ${HOME_TOWN}!": "in Ulm!",
+            "A='${HOME_TOWN}'": "Ulm",
+            "B=b\nA=${B}c": "bc",
+            "A=${NO}x": "x",
+            "A=${NO:-else}": "else",
+            "A=${HOME_TOWN:-else}": "Ulm",
+            "A=$HOME_TOWN": "$HOME_TOWN",
+            "A=${": "${",
+        }.items():
+            with self.subTest(text):
+                self.assertEqual(self.values(text).get("A"), expected)
+
+    @needs("dotenv")
+    def test_reads_as_python_dotenv_does(self) -> None:
+        import dotenv
+
+        text = (
+            "A=1\nB = two # c\nexport C='x ${A}'\nD=\"q\\n${B}\\x\" # d\nE=${C}${NO:-e}\n'F'=6\nG=#g\nH=\"a\nb\"\nI=\nJ=j#j #j\n"
+            "HOME_TOWN=Bonn\nK=${HOME_TOWN}\nL='\\a\\\\b'\nM=\"\\\\n\"\n N=$A\nO=a'b'\n"
+        )
+        expected = dict(os.environ)
+        with unittest.mock.patch.dict(os.environ, {"HOME_TOWN": "Ulm"}, clear=True):
+            path = self.write("theirs.env", "")
+            path.write_text(text, encoding="utf-8")
+            dotenv.load_dotenv(path)
+            expected = {key: value for key, value in os.environ.items() if key != "HOME_TOWN"}
+        self.assertEqual(self.values(text), expected)
+
+    def test_precedence(self) -> None:
+        os.environ["A"] = "shell"
+        self.write(".flaskenv", "A=flaskenv\nB=flaskenv\nC=flaskenv\nD=flaskenv")
+        self.write(".env", "A=env\nB=env\nC=env")
+        self.write("mine.env", "A=mine\nB=mine\nE=${C}")
+        self.assertEqual(devserve.read_env_files("mine.env"), [])
+        self.assertEqual([os.environ[name] for name in "ABCDE"], ["shell", "mine", "env", "flaskenv", ""])
+
+    def test_bad_line_is_a_warning_that_names_file_and_line_and_no_secret(self) -> None:
+        path = self.write(".env", "A=1\nsecret words\nB='secret\nC=3\n=secret\nD='4' secret\n")
+        warnings = devserve.read_env_files()
+        self.assertEqual(
+            [line.partition(" is left out")[0] for line in warnings], [f"{path}, line {n}" for n in (2, 3, 5, 6)]
+        )
+        self.assertNotIn("secret", "".join(warnings))
+        self.assertEqual((os.environ["A"], os.environ["C"]), ("1", "3"))
+
+    def test_missing_env_file_is_an_error_and_others_may_be_missing(self) -> None:
+        with self.assertRaisesRegex(devserve.DevserveError, "no file 'no.env'"):
+            devserve.read_env_files("no.env")
+        os.mkdir(".env")
+        self.assertEqual(devserve.read_env_files(), [])
+
+    def test_file_that_is_no_text_is_a_warning(self) -> None:
+        (self.folder / ".env").write_bytes("A=1".encode("utf-16"))
+        (warning,) = devserve.read_env_files()
+        self.assertIn("UTF-8", warning)
+        (self.folder / ".env").write_bytes(b"A=1\0\nB=2")
+        (warning,) = devserve.read_env_files()
+        self.assertIn("line 1", warning)
+        self.assertEqual(os.environ["B"], "2")
+
+    def test_files_to_watch_are_named_absolutely(self) -> None:
+        names = [str(self.folder / name) for name in ("mine.env", ".env", ".flaskenv")]
+        self.assertEqual(devserve.env_files("mine.env"), names)
+        self.assertEqual(devserve.env_files(""), names[1:])
+
+
+class FindingFrameworks(FindingFolder):
+    """Each framework's application is found, and under debug its exceptions reach the WSGI callable around it."""
+
+    def outcome(self, text: str, path: str = "/") -> str:
+        """Serve the module `text` in a process of its own, since frameworks keep state; return what becomes of a GET."""
+        self.write("site_app.py", text)
+        self.write(
+            "check.py",
+            f"""
+            import sys
+            sys.path.insert(0, {str(SCRIPT.parent)!r})
+            import devserve
+            from wsgiref.util import setup_testing_defaults
+            try:
+                app = devserve.load_app("site_app", debug=True)
+            except devserve.DevserveError as error:
+                sys.exit(print("refused", error))
+            for _ in range(2):
+                environ = {{"PATH_INFO": {path!r}, "wsgi.errors": sys.stderr}}
+                setup_testing_defaults(environ)
+                try:
+                    answer = app(environ, lambda status, *more: print(status))
+                    print("answered", b"".join(answer)[:99])
+                except BaseException as error:
+                    print("raised", type(error).__name__)
+            """,
+        )
+        command = [sys.executable, "check.py"]
+        run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=3 * DEADLINE)
+        return run.stdout.decode()
+
+    def raises(self, text: str) -> None:
+        """Demand that the view's Boom comes out of the application, time and again, and is printed by nobody."""
+        self.assertEqual(self.outcome(text).split(), ["raised", "Boom"] * 2)
+
+    @needs("flask")
+    def test_flask(self) -> None:
+        self.raises("""
+            import flask, os
+            class Boom(Exception): pass
+            assert os.environ["FLASK_DEBUG"] == "1"
+            site = also = flask.Flask(__name__)
+            @site.route("/")
+            def view(): raise Boom
+        """)
+
+    @needs("flask")
+    def test_flask_inside_middleware(self) -> None:
+        self.raises("""
+            import flask
+            from werkzeug.middleware.proxy_fix import ProxyFix
+            class Boom(Exception): pass
+            site = flask.Flask(__name__)
+            site.config["DEBUG"] = False
+            @site.route("/")
+            def view(): raise Boom
+            app = ProxyFix(ProxyFix(site))
+        """)
+
+    @needs("flask")
+    def test_several_flask_applications_must_be_chosen_from(self) -> None:
+        outcome = self.outcome("import flask\nshop = flask.Flask('a')\nblog = flask.Flask('b')\n")
+        self.assertIn("'site_app' holds the applications shop, blog; choose one: 'site_app:shop'", outcome)
+
+    @needs("bottle")
+    def test_bottle(self) -> None:
+        self.raises("""
+            import bottle
+            class Boom(Exception): pass
+            site = bottle.Bottle()
+            @site.route("/")
+            def view(): raise Boom
+        """)
+
+    @needs("bottle")
+    def test_bottle_without_an_application_object(self) -> None:
+        self.raises("""
+            from bottle import route
+            class Boom(Exception): pass
+            @route("/")
+            def view(): raise Boom
+        """)
+
+    @needs("falcon")
+    def test_falcon(self) -> None:
+        self.raises("""
+            import falcon
+            class Boom(Exception): pass
+            class View:
+                def on_get(self, request, response): raise Boom
+            site = falcon.App()
+            site.add_route("/", View())
+        """)
+
+    @needs("falcon")
+    def test_falcon_keeps_an_error_handler_of_the_application(self) -> None:
+        self.assertIn(
+            "answered b'handled'",
+            self.outcome("""
+            import falcon
+            class View:
+                def on_get(self, request, response): raise KeyError
+            def handler(request, response, error, params): response.text = "handled"
+            app = falcon.App()
+            app.add_route("/", View())
+            app.add_error_handler(Exception, handler)
+            """),
+        )
+
+    @needs("pyramid")
+    def test_pyramid(self) -> None:
+        self.raises("""
+            from pyramid.config import Configurator
+            class Boom(Exception): pass
+            def view(request): raise Boom
+            def make_app(settings=None):
+                config = Configurator()
+                config.add_route("home", "/")
+                config.add_view(view, route_name="home")
+                return config.make_wsgi_app()
+        """)
+
+    @needs("cherrypy")
+    def test_cherrypy(self) -> None:
+        text = """
+            import cherrypy
+            class Boom(Exception): pass
+            class Root:
+                @cherrypy.expose
+                def index(self): raise Boom
+            """
+        self.raises(text + "site = cherrypy.Application(Root(), '')")
+        self.raises(text + "cherrypy.tree.mount(Root(), '/')")
+
+    @needs("web")
+    def test_webpy(self) -> None:
+        self.raises("""
+            import web
+            class Boom(Exception): pass
+            class index:
+                def GET(self): raise Boom
+            app = web.application(("/", "index"), globals())
+        """)
+
+    DJANGO = """
+        from django.conf import settings
+        class Boom(Exception): pass
+        settings.configure(DEBUG=True, SECRET_KEY="x", ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], {more}
+                           MIDDLEWARE=["django.middleware.common.CommonMiddleware"])
+        from django.urls import path
+        def view(request): raise Boom
+        urlpatterns = [path("", view)]
+        from django.core.wsgi import get_wsgi_application
+        application = get_wsgi_application()
+    """
+
+    @needs("django")
+    def test_django(self) -> None:
+        self.raises(self.DJANGO.format(more=""))
+
+    @needs("django")
+    def test_django_keeps_its_page_when_the_settings_say_so(self) -> None:
+        outcome = self.outcome(self.DJANGO.format(more="DEBUG_PROPAGATE_EXCEPTIONS=False,"))
+        self.assertIn("500 Internal Server Error\nanswered", outcome)
+        self.assertNotIn("raised", outcome)
+
+    @needs("django")
+    def test_django_serves_the_static_files_of_its_applications(self) -> None:
+        names = ("staticfiles", "admin", "auth", "contenttypes", "sessions", "messages")
+        more = f"STATIC_URL='static/', INSTALLED_APPS={['django.contrib.' + name for name in names]},"
+        outcome = self.outcome(self.DJANGO.format(more=more), "/static/admin/css/base.css")
+        self.assertIn("200 OK", outcome)
+        self.assertIn("DJANGO Admin styles", outcome)
+
+    @needs("quart")
+    def test_quart_is_told_to_be_asynchronous(self) -> None:
+        outcome = self.outcome("import quart\napp = quart.Quart(__name__)")
+        self.assertIn("refused 'site_app:app' is an ASGI application", outcome)
+
+    @needs("fastapi")
+    def test_fastapi_is_told_to_be_asynchronous(self) -> None:
+        outcome = self.outcome("import fastapi\napi = fastapi.FastAPI()")
+        self.assertIn("refused 'site_app:api' is an ASGI application", outcome)
+
+
+# =====================================================================================================================
+# 4. Reading a traceback
+# =====================================================================================================================
+
+SECRET = "hunter2-xyzzy"  # what must never be seen
+HOSTILE_TEXT = "</pre><script>alert(1)</script>\"'><img src=x onerror=alert(2)>\x00\ud800\x1b[31m\u202e"
+
+
+def failure_of(function: Callable[..., Any], *arguments: Any) -> BaseException:
+    """Return what a call raises."""
+    try:
+        function(*arguments)
+    except BaseException as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+class Reading(Folder):
+    """A test with modules that fail, and a report about their failures."""
+
+    def module(self, source: str, name: str = "views.py") -> dict[str, Any]:
+        path = self.write(name, source)
+        namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
+        exec(compile(path.read_bytes(), str(path), "exec"), namespace)
+        return namespace
+
+    def crash(self, source: str, name: str = "views.py") -> BaseException:
+        """Return what `view` of a module raises."""
+        return failure_of(self.module(source, name)["view"])
+
+    def read(self, source: str) -> devserve.Problem:
+        return devserve.read_report(self.crash(source)).problems[-1]
+
+
+def values(frame: devserve.FrameView) -> dict[str, Optional[str]]:
+    return {variable.name: variable.value for variable in frame.variables}
+
+
+class ReadingProblems(Reading):
+    def test_tells_type_message_place_and_source(self) -> None:
+        problem = self.read("""\
+            def view():
+                number = 1
+                return number / 0
+            """)
+        frame = problem.frames[-1]
+        self.assertEqual((problem.type, problem.message), ("ZeroDivisionError", "division by zero"))
+        self.assertEqual((frame.lineno, frame.name, frame.app, frame.kind), (3, "view", True, "python"))
+        self.assertEqual(frame.filename, str(self.folder / "views.py"))
+        self.assertEqual(
+            [line.text for line in frame.source], ["def view():", "    number = 1", "    return number / 0"]
+        )
+        self.assertEqual(values(frame), {"number": "1"})
+
+    def test_qualifies_the_type_by_its_module(self) -> None:
+        problem = self.read("import decimal\ndef view():\n    decimal.Decimal('x')\n")
+        self.assertEqual(problem.type, "decimal.InvalidOperation")
+
+    @unittest.skipUnless(hasattr((lambda: 0).__code__, "co_positions"), "needs positions of expressions")
+    def test_marks_the_failing_expression_in_characters(self) -> None:
+        frame = self.read("def view():\n    return 'é€😀' and (1 / 0) + 2\n").frames[-1]
+        line = "    return 'é€😀' and (1 / 0) + 2"
+        self.assertEqual(frame.marks, (devserve.Mark(2, line.index("1 / 0"), line.index("1 / 0") + 5),))
+
+    @unittest.skipUnless(hasattr((lambda: 0).__code__, "co_positions"), "needs positions of expressions")
+    def test_marks_an_expression_of_several_lines(self) -> None:
+        frame = self.read("def view():\n    x = max(1,\n            key=2,\n        )\n").frames[-1]
+        self.assertEqual([mark.number for mark in frame.marks], [2, 3, 4])
+        self.assertEqual((frame.marks[0].start, frame.marks[1].start, frame.marks[2].end), (8, 12, 9))
+
+    def test_marks_nothing_when_it_is_the_whole_line(self) -> None:
+        self.assertEqual(self.read("def view():\n    undefined_name\n").frames[-1].marks, ())
+
+    def test_names_methods_by_their_class(self) -> None:
+        problem = self.read("class Shop:\n    def sell(self): 1 / 0\ndef view(): Shop().sell()\n")
+        self.assertEqual(problem.frames[-1].name, "Shop.sell")
+
+    def test_tells_causes_and_contexts_oldest_first(self) -> None:
+        report = devserve.read_report(
+            self.crash("""\
+            def view():
+                try:
+                    try:
+                        {}['a']
+                    except KeyError as error:
+                        raise ValueError('b') from error
+                except ValueError:
+                    raise RuntimeError('c')
+            """)
+        )
+        told = [(problem.type, problem.relation) for problem in report.problems]
+        self.assertEqual(told, [("KeyError", ""), ("ValueError", "cause"), ("RuntimeError", "context")])
+
+    def test_leaves_out_a_suppressed_context(self) -> None:
+        error = self.crash("def view():\n    try: 1 / 0\n    except ZeroDivisionError: raise ValueError from None\n")
+        self.assertEqual([problem.type for problem in devserve.read_report(error).problems], ["ValueError"])
+
+    def test_ends_in_a_circle_of_causes(self) -> None:
+        first, second = ValueError("a"), ValueError("b")
+        first.__cause__, second.__cause__ = second, first
+        self.assertEqual([p.message for p in devserve.read_report(first).problems], ["b", "a"])
+
+    def test_bounds_a_chain_without_end(self) -> None:
+        error = ValueError("0")
+        for number in range(500):
+            after = ValueError(str(number))
+            after.__context__ = error
+            error = after
+        problems = devserve.read_report(error).problems
+        self.assertEqual((len(problems), problems[-1].message), (devserve.CHAIN_LIMIT, "499"))
+
+    def test_tells_notes_also_those_that_are_no_text(self) -> None:
+        error = ValueError("x")
+        error.__notes__ = ["first\nsecond", 3]  # type: ignore[attr-defined]
+        self.assertEqual(devserve.read_report(error).problems[0].notes, ("first\nsecond", "3"))
+        error.__notes__ = 4  # type: ignore[attr-defined]
+        self.assertEqual(devserve.read_report(error).problems[0].notes, ("4",))
+
+    def test_tells_groups_within_groups_with_frames(self) -> None:
+        class BaseExceptionGroup(Exception):  # as the backport for Python 3.10 and earlier has it
+            def __init__(self, message: str, exceptions: list[BaseException]) -> None:
+                super().__init__(message)
+                self.exceptions = tuple(exceptions)
+
+        inner = BaseExceptionGroup("inner", [failure_of(lambda: 1 / 0), failure_of(lambda: {}["x"])])
+        problem = devserve.read_report(BaseExceptionGroup("outer", [ValueError("v"), inner])).problems[-1]
+        self.assertEqual([chain[-1].type for chain in problem.members][0], "ValueError")
+        leaves = [chain[-1] for chain in problem.members[1][-1].members]
+        self.assertEqual([leaf.type for leaf in leaves], ["ZeroDivisionError", "KeyError"])
+        self.assertTrue(all(leaf.frames for leaf in leaves))
+
+    @unittest.skipIf(sys.version_info < (3, 11), "needs exception groups")
+    def test_tells_the_interpreters_groups_and_bounds_them(self) -> None:
+        group = ExceptionGroup("many", [ValueError(str(n)) for n in range(1000)])  # noqa: F821
+        problem = devserve.read_report(group).problems[-1]
+        self.assertEqual(len(problem.members) + problem.unlisted, 1000)
+        self.assertLessEqual(len(problem.members), devserve.MEMBERS_LIMIT)
+        deep: BaseException = ValueError("leaf")
+        for _ in range(100):
+            deep = ExceptionGroup("deep", [deep, ValueError("x")])  # type: ignore[type-var,list-item]  # noqa: F821
+        self.assertTrue(devserve.read_report(deep).problems)
+
+    def test_folds_recursion_and_keeps_its_last_round(self) -> None:
+        problem = self.read("def down(n):\n    return down(n + 1)\ndef view():\n    down(0)\n")
+        self.assertEqual(problem.type, "RecursionError")
+        folded = [frame for frame in problem.frames if frame.repeats]
+        self.assertEqual([frame.period for frame in folded], [1])
+        self.assertGreater(folded[0].repeats, 500)
+        self.assertLess(len(problem.frames), 8)
+
+    def test_folds_functions_that_call_each_other(self) -> None:
+        problem = self.read("def a(): b()\ndef b(): c()\ndef c(): a()\ndef view(): a()\n")
+        self.assertEqual([frame.period for frame in problem.frames if frame.repeats], [3])
+
+    def test_bounds_a_deep_traceback_that_does_not_repeat(self) -> None:
+        functions = "\n".join(f"def f{n}(): return f{n + 1}()" for n in range(300))
+        problem = self.read(f"{functions}\ndef f300(): 1 / 0\ndef view(): f0()\n")
+        self.assertEqual((len(problem.frames), problem.frames[-1].name), (devserve.FRAMES_LIMIT, "f300"))
+        self.assertEqual([f.repeats for f in problem.frames if f.repeats], [302 + 1 - devserve.FRAMES_LIMIT])
+
+    def test_hides_frames_that_ask_for_it(self) -> None:
+        problem = self.read("""\
+            def wrapper(function):
+                __traceback_hide__ = True
+                function()
+            def view():
+                wrapper(lambda: 1 / 0)
+            """)
+        self.assertEqual(
+            [frame.name for frame in problem.frames[-2:]],
+            ["view", "view.<locals>.<lambda>"][-2:] if sys.version_info >= (3, 11) else ["view", "<lambda>"],
+        )
+
+    def test_tells_the_application_from_libraries(self) -> None:
+        problem = self.read("import json\ndef view():\n    json.loads('{')\n")
+        kinds = [frame.app for frame in problem.frames if "views.py" in frame.filename or "json" in frame.filename]
+        self.assertEqual(kinds[0], True)
+        self.assertFalse(any(kinds[1:]))
+        self.assertFalse(devserve.is_app("/project/venv/lib/python3.12/site-packages/flask/app.py"))
+        self.assertFalse(devserve.is_app(r"C:\project\venv\Lib\site-packages\flask\app.py"))
+        self.assertFalse(devserve.is_app("<frozen importlib._bootstrap>"))
+        self.assertTrue(devserve.is_app("/project/venv-like/src/site.py"))
+
+    def test_reads_only_the_innermost_frame_of_the_application(self) -> None:
+        problem = self.read("import json\ndef view():\n    text = '{'\n    json.loads(text)\n")
+        read = [frame for frame in problem.frames if any(variable.value for variable in frame.variables)]
+        self.assertEqual([frame.name for frame in read], ["view"])
+        library = problem.frames[-1]
+        self.assertTrue(library.variables and all(variable.type for variable in library.variables))
+
+    def test_tells_arguments_from_other_variables(self) -> None:
+        frame = self.read("""\
+            def called(a, /, b, *rest, c=3, **more):
+                local = 1
+                1 / 0
+            def view():
+                called(1, 2, 5, d=4)
+            """).frames[-1]
+        self.assertEqual({v.name for v in frame.variables if v.argument}, {"a", "b", "rest", "c", "more"})
+        self.assertEqual([v.name for v in frame.variables if not v.argument], ["local"])
+
+    def test_lists_of_a_module_only_what_it_holds(self) -> None:
+        error = failure_of(self.module, "import os\nclass K: pass\ndef f(): pass\nvalue = 3\n1 / 0\n")
+        names = [variable.name for variable in devserve.read_report(error).problems[-1].frames[-1].variables]
+        self.assertEqual(names, ["value"])
+
+    def test_keeps_every_listed_frame(self) -> None:
+        kept: list[devserve.Place] = []
+
+        def keep(place: devserve.Place) -> str:
+            kept.append(place)
+            return f"id{len(kept)}"
+
+        problem = devserve.read_report(self.crash("def view():\n    1 / 0\n"), None, keep).problems[-1]
+        self.assertEqual([frame.id for frame in problem.frames], [f"id{n + 1}" for n in range(len(kept))])
+        self.assertEqual(kept[-1].frame.f_code.co_name, "view")
+
+
+class ReadingSyntaxErrors(Reading):
+    def syntax(self, error: BaseException) -> devserve.FrameView:
+        frame = devserve.read_report(error).problems[-1].frames[-1]
+        self.assertEqual(frame.kind, "syntax")
+        return frame
+
+    def test_points_at_the_place_in_the_file(self) -> None:
+        path = self.write("broken.py", "fine = 1\nbroken = = 2\n")
+        frame = self.syntax(failure_of(lambda: compile(path.read_text(), str(path), "exec")))
+        self.assertEqual((frame.filename, frame.lineno, frame.app), (str(path), 2, True))
+        self.assertEqual([line.text for line in frame.source], ["fine = 1", "broken = = 2"])
+        self.assertEqual([(mark.number, mark.start) for mark in frame.marks], [(2, 9)])
+
+    def test_shows_the_text_that_it_carries_when_there_is_no_file(self) -> None:
+        frame = self.syntax(failure_of(lambda: compile("x = 1 +", "<string>", "exec")))
+        self.assertEqual([line.text for line in frame.source], ["x = 1 +"])
+        self.assertEqual(len(frame.marks), 1)
+
+    def test_does_without_the_place_in_the_message(self) -> None:
+        error = failure_of(lambda: compile("x = = 1", "<string>", "exec"))
+        self.assertNotIn("line 1", devserve.read_report(error).problems[-1].message)
+
+    def test_survives_attributes_that_make_no_sense(self) -> None:
+        for details in [
+            ("f", 10**9, 5, "x"),
+            ("f", -3, -5, "x"),
+            ("f", 1, 10**9, "x"),
+            (None, None, None, None),
+            (3, "x", "y", 4),
+            ("\x00", 1, 1, "x"),
+            ("f", 1, 1, HOSTILE_TEXT),
+        ]:
+            with self.subTest(details):
+                self.assertTrue(devserve.read_report(SyntaxError("m", details)).problems)
+
+
+class ReadingHints(Reading):
+    def hint(self, body: str) -> str:
+        return self.read("def view():\n" + textwrap.indent(textwrap.dedent(body), "    ")).hint
+
+    def test_suggests_names(self) -> None:
+        self.assertEqual(self.hint("customer = 1\ncustomr"), "Did you mean: 'customer'?")
+        self.assertEqual(self.hint("pront(1)"), "Did you mean: 'print'?")
+        self.assertEqual(self.hint("completely_different_thing"), "")
+
+    def test_suggests_an_import(self) -> None:
+        self.assertEqual(self.hint("json.loads"), "Did you forget to import 'json'?")
+
+    def test_suggests_an_attribute_of_self(self) -> None:
+        source = "class K:\n    def __init__(self): self.total = 1\n    def go(self): total\ndef view(): K().go()\n"
+        self.assertEqual(self.read(source).hint, "Did you mean: 'self.total'?")
+
+    def test_suggests_attributes_without_running_a_property(self) -> None:
+        problem = self.read("""\
+            class Customer:
+                address = 1
+                @property
+                def adress_book(self): raise SystemExit
+                def __dir__(self): raise SystemExit
+            def view():
+                customer = Customer()
+                customer.addres
+            """)
+        self.assertEqual(problem.hint, "Did you mean: 'address'?")
+
+    def test_suggests_what_a_module_has(self) -> None:
+        self.assertEqual(self.hint("from os import pathh"), "Did you mean: 'path'?")
+        self.assertEqual(self.hint("import jsonn"), "Did you mean: 'json'?")
+
+    def test_suggests_a_key_of_the_dictionary_in_the_failing_line(self) -> None:
+        self.assertEqual(
+            self.hint("settings = {'debug': 1}\nother = {'debugs': 1}\nsettings['debg']"), "Did you mean: 'debug'?"
+        )
+        self.assertEqual(self.hint("import os\nos.environ['DEVSERVE_NO_SUCH']"), "")
+        with_environ = "import os\nos.environ['HOMEE_OF_TEST'] = 'x'\nos.environ['HOMEE_OF_TES']"
+        self.addCleanup(os.environ.pop, "HOMEE_OF_TEST", None)
+        self.assertEqual(self.hint(with_environ), "Did you mean: 'HOMEE_OF_TEST'?")
+
+    def test_shows_the_signature_beside_a_wrong_call(self) -> None:
+        source = "class Shop:\n    def sell(self, item, *, price=1): pass\ndef view():\n    shop = Shop()\n    shop.sell()\n"
+        self.assertIn("sell(self, item, *, price=1)", self.read(source).frames[-1].signature)
+        source = "class Shop:\n    def __init__(self, name): pass\ndef view():\n    Shop()\n"
+        self.assertIn("__init__(self, name)", self.read(source).frames[-1].signature)
+        self.assertEqual(self.read("def view():\n    'a' + 1\n").frames[-1].signature, "")
+
+    def test_survives_a_default_whose_repr_raises(self) -> None:
+        source = "class B:\n    def __repr__(self): 1 / 0\ndef f(a, b=B()): pass\ndef view():\n    f()\n"
+        self.assertIn("ZeroDivisionError", self.read(source).frames[-1].signature)
+
+
+class ReadingSources(Reading):
+    def test_says_why_there_is_no_source(self) -> None:
+        frames = devserve.read_report(failure_of(lambda: exec("1 / 0"))).problems[-1].frames
+        self.assertEqual((frames[-1].source, frames[-1].filename), ((), "<string>"))
+        self.assertIn("exec", frames[-1].missing)
+        error = self.crash("def view():\n    1 / 0\n")
+        (self.folder / "views.py").unlink()
+        frame = devserve.read_report(error).problems[-1].frames[-1]
+        self.assertEqual((frame.source, frame.missing), ((), "The file is not there."))
+
+    def test_says_when_the_file_has_become_shorter(self) -> None:
+        error = self.crash("\n\n\n\ndef view():\n    1 / 0\n")
+        self.write("views.py", "x = 1")
+        self.assertIn("changed", devserve.read_report(error).problems[-1].frames[-1].missing)
+
+    def test_reads_the_encoding_that_a_file_declares(self) -> None:
+        path = self.folder / "latin.py"
+        path.write_bytes(b"# -*- coding: latin-1 -*-\nname = '\xe9'\n")
+        self.assertEqual(devserve.read_source(str(path))[0][1], "name = 'é'")
+        path.write_bytes(b"\xef\xbb\xbfname = '\xc3\xa9'\r\nb = 1\rc = 2")
+        self.assertEqual(devserve.read_source(str(path))[0], ["name = 'é'", "b = 1", "c = 2"])
+
+    def test_shows_what_no_codec_takes_as_escapes(self) -> None:
+        for data in (b"x = '\xe9\xff'\n", b"# coding: no-such-codec\nx = '\xe9\xff'\n"):
+            path = self.folder / "odd.py"
+            path.write_bytes(data)
+            with self.subTest(data):
+                self.assertIn(r"x = '\xe9\xff'", devserve.read_source(str(path))[0])
+
+    def test_opens_no_device_and_no_pipe(self) -> None:
+        self.assertEqual(devserve.read_source("/dev/zero")[0], [])
+        self.assertEqual(devserve.read_source(str(self.folder))[0], [])
+        self.assertEqual(devserve.read_source("a\x00b")[0], [])
+
+    def test_cuts_a_line_that_is_too_long(self) -> None:
+        frame = self.read(f"def view():\n    x = '{'y' * 100_000}'; 1 / 0\n").frames[-1]
+        self.assertLess(max(len(line.text) for line in frame.source), 1000)
+
+
+class ReadingValues(unittest.TestCase):
+    def test_shows_ordinary_values_as_repr_does(self) -> None:
+        for value in [
+            1,
+            1.5,
+            "a'b",
+            b"x",
+            None,
+            True,
+            [1, [2]],
+            (1,),
+            (),
+            {},
+            {"a": {1}},
+            set(),
+            frozenset({1}),
+            1j,
+            decimal.Decimal("1.5"),
+            range(3),
+            pathlib.PurePosixPath("a"),
+            "é\n\t",
+        ]:
+            with self.subTest(value):
+                self.assertEqual(devserve.safe_repr(value), "{}" if value == set() else repr(value))
+
+    def test_tells_what_became_of_a_repr_that_fails(self) -> None:
+        class Raises:
+            def __repr__(self) -> str:
+                raise ValueError("no repr today")
+
+        class Exits:
+            def __repr__(self) -> str:
+                raise SystemExit
+
+        class Wrong:
+            def __repr__(self) -> str:
+                return 3  # type: ignore[return-value]
+
+        class Worse(Exception):
+            def __str__(self) -> str:
+                raise self
+
+        class Worst:
+            def __repr__(self) -> str:
+                raise Worse
+
+        self.assertIn("ValueError: no repr today", devserve.safe_repr(Raises()))
+        self.assertIn("SystemExit", devserve.safe_repr(Exits()))
+        self.assertIn("TypeError", devserve.safe_repr(Wrong()))
+        self.assertIn("Worse", devserve.safe_repr(Worst()))
+        self.assertTrue(devserve.safe_repr([1, Raises(), 2]).startswith("[1, (its repr raised"))
+
+    def test_leaves_a_hanging_repr_behind(self) -> None:
+        release = threading.Event()
+
+        class Hangs:
+            def __repr__(self) -> str:
+                release.wait(DEADLINE)
+                return "done"
+
+        self.addCleanup(release.set)
+        begin = time.monotonic()
+        self.assertIn("takes longer", devserve.safe_repr(Hangs(), deadline=0.05))
+        self.assertLess(time.monotonic() - begin, 2)
+
+    def test_runs_a_bounded_number_of_helpers(self) -> None:
+        release = threading.Event()
+
+        class Hangs:
+            def __repr__(self) -> str:
+                release.wait(DEADLINE)
+                return "done"
+
+        self.addCleanup(lambda: eventually(lambda: not helpers(), "the helpers end"))
+        self.addCleanup(release.set)
+
+        def helpers() -> list[threading.Thread]:
+            return [thread for thread in threading.enumerate() if isinstance(thread, devserve.Helper)]
+
+        for _ in range(3 * devserve.STUCK_LIMIT):
+            devserve.safe_repr(Hangs(), deadline=0.001)
+        self.assertLessEqual(len(helpers()), devserve.STUCK_LIMIT)
+        self.assertIn("hang", devserve.safe_repr(1))
+
+    def test_looks_at_no_more_than_it_shows(self) -> None:
+        class Counted:
+            count = 0
+
+            def __repr__(self) -> str:
+                Counted.count += 1
+                return "x" * 10
+
+        text = devserve.safe_repr([Counted() for _ in range(100_000)])
+        self.assertLess(Counted.count, 1000)
+        self.assertIn("100,000 items", text)
+        self.assertLess(len(devserve.safe_repr("x" * 50_000_000)), 4000)
+        self.assertLess(len(devserve.safe_repr(dict.fromkeys(range(10000), "x" * 1000))), 4000)
+
+    def test_bounds_a_repr_of_50_megabytes_and_an_enormous_number(self) -> None:
+        class Big:
+            def __repr__(self) -> str:
+                return "x" * 50_000_000
+
+        self.assertLess(len(devserve.safe_repr(Big(), deadline=5.0)), 4000)
+        begin = time.monotonic()
+        self.assertIn("bits", devserve.safe_repr(1 << 10_000_000))
+        self.assertLess(time.monotonic() - begin, 1)
+
+    def test_ends_in_containers_that_hold_themselves(self) -> None:
+        value: list[Any] = []
+        value.append(value)
+        mapping: dict[str, Any] = {"self": value}
+        mapping["again"] = mapping
+        self.assertLess(len(devserve.safe_repr(value) + devserve.safe_repr(mapping)), 5000)
+
+    def test_shows_what_cannot_be_encoded_as_escapes(self) -> None:
+        class Odd:
+            def __repr__(self) -> str:
+                return HOSTILE_TEXT
+
+        text = devserve.safe_repr([HOSTILE_TEXT, Odd()])
+        text.encode("utf-8")
+        self.assertFalse({"\x00", "\ud800", "\x1b", "\u202e"} & set(text))
+
+    def test_is_not_led_astray_by_a_proxy_or_a_metaclass(self) -> None:
+        class Meta(type):
+            def __getattribute__(cls, name: str) -> Any:
+                raise SystemExit(name)
+
+        class Strange(metaclass=Meta):
+            pass
+
+        class Proxy:
+            @property
+            def __class__(self) -> Any:  # type: ignore[override]
+                raise SystemExit
+
+        self.assertEqual(devserve.type_name(Strange).rpartition(".")[2], "Strange")
+        for value in (Strange(), Proxy(), Strange):
+            self.assertIsInstance(devserve.safe_repr(value), str)
+
+        def view() -> None:
+            strange, proxy = Strange(), Proxy()
+            strange.x, proxy  # type: ignore[attr-defined]
+
+        self.assertTrue(devserve.read_report(failure_of(view)).problems)
+
+    def test_runs_a_repr_in_the_context_of_the_request(self) -> None:
+        import contextvars
+
+        variable = contextvars.ContextVar("variable", default="outside")
+
+        class Proxy:
+            def __repr__(self) -> str:
+                return variable.get()
+
+        token = variable.set("inside")
+        self.addCleanup(variable.reset, token)
+        self.assertEqual(devserve.safe_repr(Proxy()), "inside")
+
+    def test_survives_a_message_that_is_hostile(self) -> None:
+        class Silent(Exception):
+            def __str__(self) -> str:
+                raise RuntimeError("no message today")
+
+        class Hanging(Exception):
+            def __str__(self) -> str:
+                time.sleep(1.5)
+                return ""
+
+        self.assertIn("no message today", devserve.read_report(Silent()).problems[0].message)
+        self.assertIn("takes longer", devserve.read_report(Hanging()).problems[0].message)
+        problem = devserve.read_report(ValueError(HOSTILE_TEXT + "x" * 1_000_000)).problems[0]
+        self.assertLess(len(problem.message), 12_000)
+        problem.message.encode("utf-8")
+
+
+class ReadingSecrets(Reading):
+    def test_knows_secrets_by_their_names(self) -> None:
+        for name in [
+            "password",
+            "PASSWD",
+            "userPassword",
+            "api_key",
+            "apiKey",
+            "SECRET_KEY",
+            "access_token",
+            "csrftoken",
+            "HTTP_AUTHORIZATION",
+            "HTTP_COOKIE",
+            "Cookie",
+            "X-Api-Key",
+            "session",
+            "sessionid",
+            "signature",
+            "credentials",
+            "private_key",
+            "AWS_SECRET_ACCESS_KEY",
+            "key",
+            "auth",
+            "pwd",
+        ]:
+            with self.subTest(name):
+                self.assertTrue(devserve.is_secret(name))
+        for name in ["monkey", "keyboard", "author", "passenger", "compass", "path", "x", "", "spinning", "HTTP_HOST"]:
+            with self.subTest(name):
+                self.assertFalse(devserve.is_secret(name))
+
+    def test_masks_values_wherever_they_are(self) -> None:
+        class User:
+            def __repr__(self) -> str:
+                return f"User(name='n', password='{SECRET}', token={SECRET!r})"
+
+        for value in [
+            {"password": SECRET},
+            {"a": [{"b": {"api_key": SECRET}}]},
+            [("Authorization", SECRET)],
+            {b"cookie": SECRET},
+            ("token", SECRET),
+            f"http://x/?a=1&token={SECRET}&b=2",
+            User(),
+            [User()],
+            f"secret={SECRET}",
+        ]:
+            with self.subTest(value):
+                text = devserve.safe_repr(value)
+                self.assertNotIn(SECRET, text)
+                self.assertIn(devserve.MASK, text)
+        self.assertEqual(devserve.safe_repr(SECRET, name="password"), devserve.MASK)
+        self.assertEqual(devserve.safe_repr([SECRET], name="tokens"), devserve.MASK)
+
+    def test_shows_that_a_secret_is_missing(self) -> None:
+        for value in (None, "", False):
+            self.assertEqual(devserve.safe_repr(value, name="token"), repr(value))
+
+    def test_masks_locals_headers_environ_and_forms(self) -> None:
+        error = self.crash(
+            f"""\
+            def view(password='{SECRET}'):
+                config = {{'db': {{'password': password}}}}
+                1 / 0
+            """.replace(f"'{SECRET}'", f"'{SECRET[:7]}' + '{SECRET[7:]}'")
+        )
+        environ = {
+            "REQUEST_METHOD": "POST",
+            "PATH_INFO": "/p",
+            "QUERY_STRING": f"token={SECRET}&a=1",
+            "HTTP_HOST": "h",
+            "HTTP_COOKIE": SECRET,
+            "HTTP_AUTHORIZATION": f"Bearer {SECRET}",
+            "HTTP_REFERER": f"http://x/?key={SECRET}",
+            "wsgi.url_scheme": "http",
+            "myapp.secret": SECRET,
+            "myapp.config": {"password": SECRET},
+            "CONTENT_TYPE": "application/x-www-form-urlencoded",
+        }
+        request = devserve.read_request(environ, f"name=n&password={SECRET}".encode())
+        report = devserve.read_report(error, request)
+        self.assertNotIn(SECRET, repr(report))
+        self.assertEqual(request.form, (("name", "n"), ("password", devserve.MASK)))
+        self.assertEqual(request.url, f"http://h/p?token={devserve.MASK}&a=1")
+        for written in (devserve.write_text(report), devserve.write_markdown(report), devserve.write_json(report)):
+            self.assertNotIn(SECRET, written)
+
+    def test_reads_forms_of_each_kind(self) -> None:
+        def form(kind: str, body: bytes) -> dict[str, str]:
+            return dict(devserve.read_request({"CONTENT_TYPE": kind}, body).form)
+
+        multipart = (
+            b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\nvalue\r\n'
+            b'--b\r\nContent-Disposition: form-data; name="f"; filename="x.png"\r\nContent-Type: image/png\r\n\r\n\x89PNG\r\n--b--'
+        )
+        self.assertEqual(form("multipart/form-data; boundary=b", multipart), {"a": "value", "f": "(the file x.png)"})
+        self.assertEqual(form("application/json", b'{"a": 1, "token": "t"}'), {"a": "1", "token": devserve.MASK})
+        self.assertEqual(form("application/json", b"[1"), {"JSON": "'[1'"})
+        self.assertEqual(form("text/plain", b"a=1"), {})
+
+
+class ReadingTemplates(Reading):
+    def template(self, error: BaseException) -> devserve.FrameView:
+        found = [
+            frame
+            for problem in devserve.read_report(error).problems
+            for frame in problem.frames
+            if frame.kind == "template"
+        ]
+        self.assertTrue(found)
+        return found[-1]
+
+    @needs("jinja2")
+    def test_shows_the_line_of_a_jinja2_template(self) -> None:
+        import jinja2
+
+        self.write("page.html", "<ul>\n{% for item in items %}\n<li>{{ 1 / item }}</li>\n{% endfor %}\n")
+        environment = jinja2.Environment(loader=jinja2.FileSystemLoader(str(self.folder)))
+        frame = self.template(failure_of(lambda: environment.get_template("page.html").render(items=[0])))
+        self.assertEqual((frame.lineno, os.path.basename(frame.filename), frame.app), (3, "page.html", True))
+        self.assertIn("<li>{{ 1 / item }}</li>", [line.text for line in frame.source])
+        self.assertEqual(values(frame)["item"], "0")
+        self.write("broken.html", "<p>\n{% if %}\n")
+        frame = self.template(failure_of(lambda: environment.get_template("broken.html")))
+        self.assertEqual(frame.lineno, 2)
+
+    @needs("mako")
+    def test_shows_the_line_of_a_mako_template(self) -> None:
+        from mako.lookup import TemplateLookup
+
+        path = self.write("page.mako", "<p>\n% for item in items:\n<b>${1 / item}</b>\n% endfor\n")
+        lookup = TemplateLookup([str(self.folder)])
+        frame = self.template(failure_of(lambda: lookup.get_template("page.mako").render(items=[0])))
+        self.assertEqual((frame.lineno, frame.filename), (3, str(path)))
+        self.assertIn("<b>${1 / item}</b>", [line.text for line in frame.source])
+
+    @needs("django")
+    def test_shows_the_line_of_a_django_template(self) -> None:
+        from django.template import Engine
+
+        path = self.write("page.html", "<p>\n{% load nothing_like_it %}\n</p>\n")
+        engine = Engine(dirs=[str(self.folder)], debug=True)
+        frame = self.template(failure_of(lambda: engine.get_template("page.html")))
+        self.assertEqual((frame.lineno, frame.filename), (2, str(path)))
+        self.assertEqual([line.text for line in frame.source], ["<p>", "{% load nothing_like_it %}", "</p>"])
+        self.assertEqual([(mark.start, mark.end) for mark in frame.marks], [(0, 26)])
+
+
+class ReadingCost(Reading):
+    def test_reads_a_thousand_frames_quickly(self) -> None:
+        error = self.crash(
+            "def down(n):\n    payload = list(range(n))\n    return down(n + 1)\ndef view():\n    down(0)\n"
+        )
+        times = []
+        for _ in range(5):
+            begin = time.perf_counter()
+            report = devserve.read_report(error)
+            times.append(time.perf_counter() - begin)
+        self.assertLess(min(times), 0.1)
+        self.assertLess(len(repr(report)), 50_000)
+
+    def test_room_4_holds_no_less_than_sign(self) -> None:
+        text = SCRIPT.read_text(encoding="utf-8")
+        room = text[text.index("\n# 4. Reading a traceback") : text.index("\n# 5. ")]
+        self.assertNotIn("<", room)
+
+
+# =====================================================================================================================
+# 5. Writing the page
+# =====================================================================================================================
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "\"'><img src=x onerror=alert(1)>",
+    "</textarea></template></style></title><!-- ",
+    "&lt;b&gt; &amp; &#60;",
+    "{path} {0} {__class__} %s",
+    "nul \0 surrogate \ud800 bidi \u202e escape \x1b[31m",
+    "``` ~~~ # [a](javascript:x) <b>",
+)
+VOID = {"meta", "link", "input", "br", "img"}
+
+
+class Skeleton(html.parser.HTMLParser):
+    """The tags and attribute names of a page, without any of its text: what an attacker would have to change."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, tuple[str, ...]]] = []
+        self.open: list[str] = []
+        self.unbalanced: list[str] = []
+        self.values: list[tuple[str, str, Optional[str]]] = []
+        self.text: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: "list[tuple[str, Optional[str]]]") -> None:
+        self.tags.append((tag, tuple(name for name, _ in attrs)))
+        self.values += [(tag, name, value) for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.unbalanced.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def frame_view(text: str = "x", **changes: Any) -> "devserve.FrameView":
+    values = dict(
+        id="f1",
+        kind="template",
+        filename=f"/srv/{text}.py",
+        lineno=2,
+        name=text,
+        module=text,
+        app=True,
+        source=(devserve.SourceLine(1, text), devserve.SourceLine(2, text), devserve.SourceLine(3, text)),
+        missing="",
+        marks=(devserve.Mark(2, 1, 3),),
+        variables=(
+            devserve.Variable(text, text, text, True),
+            devserve.Variable(text, text, None, False),
+        ),
+        unlisted=3,
+        signature=text,
+        period=2,
+        repeats=7,
+    )
+    return devserve.FrameView(**{**values, **changes})
+
+
+def crash_report(text: str = "x", frames: "Optional[Iterable[devserve.FrameView]]" = None) -> "devserve.Report":
+    """A report in which every text is `text`: a chain, a group, a request."""
+    views = tuple(frames) if frames is not None else (frame_view(text, app=False), frame_view(text, kind="python"))
+    inner = devserve.Problem(text, text, text, (text,), "", views, (), 0)
+    outer = devserve.Problem(text, text, text, (text, text), "cause", views, ((inner, inner._replace(relation="context")),), 4)
+    rows = ((text, text), (text, text))
+    request = devserve.Request("POST", text, rows, rows, rows)
+    return devserve.Report((inner, outer), request, rows, "2026-01-02T03:04:05+0000")
+
+
+def page_of(report: "devserve.Report", **state: str) -> str:
+    console = devserve.ConsoleState(**{"state": "locked", "secret": "s", "reason": "", "remedy": "", **state})
+    return devserve.write_page(report, console=console, generation="g", nonce="abc", prefix="/__devserve__")
+
+
+def raised(action: Any) -> BaseException:
+    try:
+        action()
+    except BaseException as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def untagged(markup: str) -> str:
+    return html.unescape(re.sub("<[^>]*>", "", markup))
+
+
+class PageDoor(unittest.TestCase):
+    def test_escape_shows_exactly_the_text(self) -> None:
+        for text in HOSTILE[:5]:
+            escaped = devserve.escape(text)
+            self.assertEqual(html.unescape(escaped), text)
+            self.assertFalse(set(escaped) & set("<>\"'"))
+
+    def test_escape_writes_nul_and_lone_surrogates_out(self) -> None:
+        self.assertEqual(devserve.escape("a\0b\udc80c"), "a\\x00b\\udc80c")
+
+    def test_markup_passes_the_door_unchanged_and_once_only(self) -> None:
+        once = devserve.escape("<b>")
+        self.assertEqual(devserve.escape(once), "&lt;b&gt;")
+        self.assertEqual(devserve.fill("<i>{text}</i>", text=once), "<i>&lt;b&gt;</i>")
+
+    def test_joining_with_plain_text_is_no_way_around_the_door(self) -> None:
+        self.assertNotIsInstance(devserve.escape("a") + "<b>", devserve.Markup)
+        self.assertEqual(devserve.escape(devserve.escape("a") + "<b>"), "a&lt;b&gt;")
+
+    def test_fill_reads_no_braces_in_what_it_fills_in(self) -> None:
+        self.assertEqual(devserve.fill("<b>{a}</b>{b}", a="{b} {b.__class__}", b=1), "<b>{b} {b.__class__}</b>1")
+
+    def test_fill_complains_about_a_word_that_nobody_gave(self) -> None:
+        with self.assertRaises(KeyError):
+            devserve.fill("{forgotten}", given="x")
+
+
+class PageHostileText(unittest.TestCase):
+    def test_hostile_text_changes_no_tag_and_no_attribute(self) -> None:
+        for text in (*HOSTILE, "\n".join(HOSTILE) * 3):
+            with self.subTest(text=text):
+                harmless = re.sub(r"[^\n]", "x", text)
+                self.assertEqual(
+                    Skeleton(page_of(crash_report(text, [frame_view(text)]))).tags,
+                    Skeleton(page_of(crash_report(harmless, [frame_view(harmless)]))).tags,
+                )
+
+    def test_hostile_source_gets_no_tags_but_those_of_its_colours(self) -> None:
+        for text in HOSTILE:
+            tags = {tag for tag, _ in Skeleton(devserve.write_source(frame_view(text, kind="python"))).tags}
+            self.assertLessEqual(tags, {"pre", "code", "span", "i", "mark"})
+
+    def test_hostile_state_and_prefix_stay_in_their_attributes(self) -> None:
+        console = devserve.ConsoleState("closed", *['"><script>alert(1)</script>'] * 3)
+        page = devserve.console_page(console=console, generation='"><b>', nonce="abc", prefix='/"><b>')
+        plain = devserve.ConsoleState("closed", "", "x", "x")
+        harmless = devserve.console_page(console=plain, generation="x", nonce="abc", prefix="/x")
+        self.assertEqual(Skeleton(page).tags, Skeleton(harmless).tags)
+        notice = devserve.notice_page("<script>", '"><script>', nonce="abc")
+        self.assertEqual(Skeleton(notice).tags, Skeleton(devserve.notice_page("x", "x", nonce="abc")).tags)
+
+    def test_every_form_can_be_encoded_and_holds_no_nul(self) -> None:
+        for text in HOSTILE:
+            report = crash_report(text)
+            self.assertNotIn("\0", page_of(report))
+            page_of(report).encode("utf-8")
+            json.dumps(devserve.write_json(report)).encode("ascii")
+
+    def test_a_megabyte_of_message_and_values_makes_no_heavy_page(self) -> None:
+        def fail() -> None:
+            long = "<script>" * 131_072
+            raise ValueError(long, [long])
+
+        page = page_of(devserve.read_report(raised(fail)))
+        self.assertLess(len(page.encode("utf-8")), 200_000)
+        self.assertEqual([tag for tag, _ in Skeleton(page).tags].count("script"), 1)
+
+    def test_markdown_fences_are_longer_than_any_run_of_backticks_inside(self) -> None:
+        text = devserve.write_markdown(crash_report("a\n`````\n# b `` c"))
+        fences = re.findall(r"^`{3,}(?=\w*$)", text, re.MULTILINE)
+        self.assertTrue(all(len(fence) in (5, 6) for fence in fences), fences)
+        self.assertEqual(len([fence for fence in fences if len(fence) == 6]) % 2, 0)
+        self.assertTrue(text.startswith("# ``` a ````` # b `` c: a") or text.startswith("# `````` "), text[:60])
+
+
+class PagePaper(unittest.TestCase):
+    def pages(self) -> dict[str, str]:
+        console = devserve.ConsoleState("open", "s", "", "")
+        return {
+            "crash": page_of(crash_report()),
+            "console": devserve.console_page(console=console, generation="g", nonce="abc", prefix="/p"),
+            "notice": devserve.notice_page("Title", "Text", nonce="abc"),
+        }
+
+    def test_pages_are_well_formed(self) -> None:
+        for name, page in self.pages().items():
+            with self.subTest(name):
+                skeleton = Skeleton(page)
+                self.assertEqual((skeleton.unbalanced, skeleton.open), ([], []))
+                ids = [value for _, attribute, value in skeleton.values if attribute == "id"]
+                self.assertEqual(len(ids), len(set(ids)), "an id occurs twice")
+
+    def test_pages_obey_the_strict_policy(self) -> None:
+        for name, page in self.pages().items():
+            with self.subTest(name):
+                for tag, attribute, value in Skeleton(page).values:
+                    self.assertFalse(attribute == "style" or attribute.startswith("on"), f"<{tag} {attribute}={value}>")
+                    if attribute in ("src", "href", "action"):
+                        self.assertRegex(value or "", r"^(#|/|data:image/)")
+                for tag, names in Skeleton(page).tags:
+                    if tag in ("script", "style"):
+                        self.assertEqual(names, ("nonce",))
+                self.assertNotRegex(page, r"url\(|@import|\beval\(|new Function")
+
+    def test_style_and_script_together_are_light(self) -> None:
+        self.assertLess(len(devserve.STYLE) + len(devserve.SCRIPT), 35_000)
+
+    def test_an_ordinary_page_is_light_and_written_at_once(self) -> None:
+        def deep(n: int) -> Any:
+            return json.loads("{") if n == 0 else deep(n - 1)
+
+        def other(n: int) -> Any:
+            return deep(n) if n % 2 else list(map(other, [n - 1]))
+
+        report = devserve.read_report(raised(lambda: other(20)))
+        times = []
+        for _ in range(5):
+            begin = time.perf_counter()
+            page = page_of(report)
+            times.append(time.perf_counter() - begin)
+        self.assertLess(len(page.encode("utf-8")), 100_000)
+        self.assertLess(min(times), 0.1)
+
+    def test_a_recursion_error_makes_a_light_page_that_counts_the_repeats(self) -> None:
+        def first(n: int) -> int:
+            return second(n + 1)
+
+        def second(n: int) -> int:
+            return first(n + 1)
+
+        page = page_of(devserve.read_report(raised(lambda: first(0))))
+        self.assertLess(len(page.encode("utf-8")), 300_000)
+        self.assertRegex(page, r"The 2 frames below again, \d{3} times")
+
+    def test_without_scripts_the_page_shows_source_and_values(self) -> None:
+        def fail(basket: str) -> None:
+            raise KeyError(basket)
+
+        page = page_of(devserve.read_report(raised(lambda: fail("unlikely value"))))
+        self.assertRegex(page, r"<dt[^>]*>basket</dt><dd>&#39;unlikely value&#39;</dd>")
+        body = page.split("<body", 1)[1].split("<template", 1)[0]
+        for tag in re.findall(r"<[^>]* hidden[^>]*>", body):
+            self.assertIn('id="news"', tag)
+
+
+class PageContents(unittest.TestCase):
+    def test_what_failed_last_comes_first_and_its_causes_below(self) -> None:
+        page = page_of(crash_report())
+        wordings = re.findall(r'<span class="wording">([^<]*)', page)
+        self.assertIn("Caused by", wordings)
+        self.assertIn("Raised while handling", wordings)
+        newest_frame = page.index('data-frame="f1"')
+        self.assertLess(page.index("<h1>"), newest_frame)
+        self.assertLess(newest_frame, page.index('<span class="wording">Caused by'))
+
+    def test_members_of_a_group_are_all_linked_from_the_top(self) -> None:
+        skeleton = Skeleton(page_of(crash_report()))
+        links = [value for tag, name, value in skeleton.values if tag == "a" and name == "href" and value and value[0] == "#"]
+        ids = {value for _, name, value in skeleton.values if name == "id"}
+        self.assertEqual(len(links), 3)  # the cause, the member and its cause
+        self.assertLessEqual({link[1:] for link in links}, ids)
+
+    def test_application_frames_are_open_and_runs_of_library_frames_folded(self) -> None:
+        library = frame_view(app=False, repeats=0, module="flask.app", kind="python")
+        own = frame_view(repeats=0, kind="python")
+        markup = devserve.write_stack([*(library._replace(lineno=n) for n in (3, 4, 5)), own, library])
+        kinds = re.findall(r'<details class="(fold|frame [a-z ]+)"( open)?', markup)
+        self.assertEqual(
+            kinds,
+            [
+                ("frame library hot", ""),
+                ("frame ours hot", " open"),
+                ("fold", ""),
+                *[("frame library", "")] * 3,
+            ],
+        )
+        self.assertIn("3 frames <span>flask.app</span>", markup)
+
+    def test_the_raising_frame_is_open_when_none_is_the_applications(self) -> None:
+        library = frame_view(app=False, repeats=0, kind="python")
+        markup = devserve.write_stack([library, library._replace(lineno=3)])
+        self.assertEqual(re.findall(r"<details [^>]* open", markup), ['<details class="frame library hot" open'])
+
+    def test_the_failing_expression_is_marked_on_each_of_its_lines(self) -> None:
+        lines = (devserve.SourceLine(7, "    total = add(one,"), devserve.SourceLine(8, "                two)"))
+        marks = (devserve.Mark(7, 12, 20), devserve.Mark(8, 16, 20))
+        markup = devserve.write_source(frame_view(kind="python", lineno=7, source=lines, marks=marks, signature="add(a)"))
+        self.assertEqual(re.findall("<mark>(.*?)</mark>", markup), ["add(one,", "two)"])
+        self.assertEqual(re.findall('class="l at" data-n="([0-9]+)"', markup), ["7", "8"])
+        self.assertIn("add(a)", markup)
+
+    def test_names_on_the_failing_line_stand_out_among_the_values(self) -> None:
+        lines = (devserve.SourceLine(2, "total = price * count"),)
+        names = ("price", "count", "other")
+        variables = tuple(devserve.Variable(name, "int", "1", True) for name in names)
+        markup = devserve.write_variables(frame_view(source=lines, variables=variables, unlisted=0))
+        self.assertEqual(re.findall(r'class="used"><dt[^>]*>(\w+)', markup), ["price", "count"])
+
+    def test_library_paths_are_shortened_and_links_keep_the_whole(self) -> None:
+        path = os.path.join(os.sep, "venv", "lib", "site-packages", "flask", "app.py")
+        self.assertEqual(devserve.short_path(path), os.path.join("flask", "app.py"))
+        markup = devserve.write_frame(frame_view(filename=path), opened=True)
+        self.assertIn(f'data-path="{path}"', markup)
+
+    def test_a_name_that_is_no_file_has_no_editor_link(self) -> None:
+        self.assertNotIn("data-path", devserve.write_frame(frame_view(filename="<string>"), opened=True))
+
+    def test_the_text_is_what_the_interpreter_prints(self) -> None:
+        def inner() -> None:
+            raise KeyError("missing")
+
+        def outer() -> None:
+            try:
+                inner()
+            except KeyError as error:
+                raise RuntimeError("outer") from error
+
+        error = raised(outer)
+        expected = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        names = r"PageContents\.test_the_text_is_what_the_interpreter_prints\.<locals>\."
+        told = re.sub(names, "", devserve.write_text(devserve.read_report(error)))
+        carets = re.compile(r"^ *[~^]+ *\n", re.MULTILINE)
+        self.assertTrue(carets.sub("", told).startswith(carets.sub("", expected)), told)
+
+    def test_json_names_everything(self) -> None:
+        told = json.loads(devserve.write_json(crash_report()))
+        self.assertEqual(told["problems"][1]["relation"], "cause")
+        self.assertEqual(told["problems"][1]["frames"][0]["source"][0], {"number": 1, "text": "x"})
+        self.assertEqual(told["request"]["method"], "POST")
+
+    def test_markdown_holds_place_values_traceback_request_and_versions(self) -> None:
+        text = devserve.write_markdown(crash_report("word"))
+        for part in ("# `word: word`", "## `/srv/word.py:2` in `word`", ">    2 word", "word = word", "## Traceback", "POST word"):
+            self.assertIn(part, text)
+
+    def test_the_emergency_page_asks_nothing_of_the_error(self) -> None:
+        class Rude(Exception):
+            def __str__(self) -> str:
+                raise AssertionError("asked")
+
+            __repr__ = __str__
+
+        self.assertIn("Rude", devserve.emergency_page(Rude(), "the traceback"))
+
+
+class PageColours(unittest.TestCase):
+    def windows(self) -> Iterable[list[str]]:
+        lines = SCRIPT.read_text(encoding="utf-8").splitlines()
+        for start in range(0, len(lines), 23):
+            window = lines[start : start + 11]
+            yield window
+            yield [line[3:] for line in window]
+            yield [line[: len(line) // 2] for line in window]
+
+    def test_any_window_of_any_source_is_shown_exactly(self) -> None:
+        for window in self.windows():
+            for text, spans in zip(window, devserve.colour(window)):
+                self.assertEqual(untagged(devserve.paint(text, spans, 3, 9)), text)
+
+    def test_broken_source_is_shown_exactly(self) -> None:
+        broken = ("def f(:", "'", '"""', "x = (]", "0777 1_a $ ?", "\tif\\", "f'{'", "    a\n  b", "\x0c", "é = 'ü' # ü", "")
+        for first in broken:
+            for second in broken:
+                lines = [*first.split("\n"), *second.split("\n"), "return 1"]
+                for text, spans in zip(lines, devserve.colour(lines)):
+                    self.assertEqual(untagged(devserve.paint(text, spans, 0, 0)), text)
+
+    def test_keywords_strings_numbers_and_comments_are_told_apart(self) -> None:
+        lines = ["def f(x):  # why", '    return "a" + 1']
+        markup = "".join(devserve.paint(text, spans, 0, 0) for text, spans in zip(lines, devserve.colour(lines)))
+        self.assertEqual(
+            re.findall(r'<i class="(\w)">([^<]*)', html.unescape(markup)),
+            [("k", "def"), ("d", "f"), ("c", "# why"), ("k", "return"), ("s", '"a"'), ("n", "1")],
+        )
+
+    def test_a_window_that_begins_in_a_docstring_colours_it_as_one(self) -> None:
+        lines = ["    if this is prose, it isn't code", '    """', "    return None"]
+        self.assertEqual(devserve.colour(lines), [[(0, 35, "s")], [(0, 7, "s")], [(4, 10, "k"), (11, 15, "k")]])
+
+
+# =====================================================================================================================
+# 6. The console
+# =====================================================================================================================
+
+CAN_INTERRUPT = sys.implementation.name == "cpython"
+
+
+class ConsolePrompt(unittest.TestCase):
+    def setUp(self) -> None:
+        streams = sys.stdin, sys.stdout, sys.stderr
+        self.addCleanup(
+            lambda: (
+                setattr(sys, "stdin", streams[0])
+                or setattr(sys, "stdout", streams[1])
+                or setattr(sys, "stderr", streams[2])
+            )
+        )
+        self.console = devserve.Console({"number": 41})
+
+    def typed(self, code: str) -> str:
+        evaluation = self.console.run(textwrap.dedent(code))
+        self.assertFalse(evaluation.more, code)
+        return evaluation.output
+
+    def test_shows_the_value_of_an_expression(self) -> None:
+        self.assertEqual(self.typed("number + 1"), "42\n")
+        self.assertEqual(self.typed("None"), "")
+        self.assertEqual(self.typed(""), "")
+
+    def test_remembers_assignments_and_the_last_value(self) -> None:
+        self.typed("a = 5")
+        self.assertEqual(self.typed("a * number"), "205\n")
+        self.assertEqual(self.typed("_ + 1"), "206\n")
+
+    def test_lets_functions_and_comprehensions_see_all_names(self) -> None:
+        self.assertEqual(self.typed("[number + k for k in range(2)]"), "[41, 42]\n")
+        self.typed("def double():\n    return number * 2\n")
+        self.assertEqual(self.typed("(lambda: double() + number)()"), "123\n")
+
+    def test_asks_for_more_until_a_block_is_complete(self) -> None:
+        for code in (
+            "for k in range(3):",
+            "for k in range(3):\n    print(k)",
+            "x = (1,",
+            "'''open",
+            "if 1:\n    if 2:\n        3",
+            "@property",
+            "try:\n    1",
+        ):
+            with self.subTest(code):
+                self.assertEqual(self.console.run(code), devserve.Evaluation("", True))
+        self.assertEqual(self.typed("for k in range(3):\n    print(k)\n"), "0\n1\n2\n")
+
+    def test_runs_several_statements_that_were_pasted(self) -> None:
+        self.assertEqual(self.typed("a = 1\na\nfor k in 'xy':\n    print(k)\na + 1"), "1\nx\ny\n2\n")
+
+    def test_shows_tracebacks_without_its_own_frames(self) -> None:
+        text = self.typed("def fail(): 1 / 0\n")
+        text = self.typed("fail()")
+        self.assertTrue(
+            text.startswith('Traceback (most recent call last):\n  File "<console>", line 1, in <module>\n'), text
+        )
+        self.assertTrue(text.endswith("ZeroDivisionError: division by zero\n"))
+        self.assertNotIn("devserve", text)
+
+    def test_shows_syntax_errors_with_their_place(self) -> None:
+        text = self.typed("a = = 1")
+        self.assertIn("SyntaxError", text)
+        self.assertIn("a = = 1", text)
+        for code in ("\x00", "x = '\ud800'", "(" * 10_000, "def f():\nreturn", "return 1", "await x", "\ud800"):
+            with self.subTest(code[:10]):
+                self.assertIsInstance(self.console.run(code).output, str)
+
+    def test_survives_whatever_the_code_raises(self) -> None:
+        for code in (
+            "exit()",
+            "raise SystemExit(3)",
+            "raise KeyboardInterrupt",
+            "raise GeneratorExit",
+            "raise MemoryError",
+            "def f(): f()\n\nf()",
+            "class E(BaseException):\n    def __str__(self): raise self\n\nraise E()",
+        ):
+            with self.subTest(code):
+                self.assertTrue(self.typed(code))
+        self.assertEqual(self.typed("number"), "41\n")
+        self.assertFalse(sys.stdin is not None and sys.stdin.closed)
+
+    def test_captures_what_this_evaluation_prints_and_nothing_else(self) -> None:
+        begun, ended = threading.Event(), threading.Event()
+        elsewhere = io.StringIO()
+        self.addCleanup(setattr, sys, "stdout", sys.stdout)
+        sys.stdout = elsewhere
+        self.console.namespace.update(begun=begun, ended=ended)
+
+        def print_elsewhere() -> None:
+            begun.wait(DEADLINE)
+            print("from the application")
+            ended.set()
+
+        thread = threading.Thread(target=print_elsewhere)
+        thread.start()
+        text = self.typed("import sys\nprint('one')\nbegun.set()\nended.wait(20)\nprint('two', file=sys.stderr)")
+        thread.join()
+        self.assertEqual(text, "one\nTrue\ntwo\n")
+        self.assertEqual(elsewhere.getvalue(), "from the application\n")
+
+    def test_bounds_the_output(self) -> None:
+        text = self.typed("for k in range(100_000): print('x' * 100)\n")
+        self.assertLess(len(text), devserve.OUTPUT_LIMIT + 200)
+        self.assertIn("not kept", text)
+        self.assertLess(len(self.typed("'x' * 50_000_000")), devserve.OUTPUT_LIMIT + 200)
+
+    def test_reads_nothing_from_the_terminal(self) -> None:
+        self.assertIn("EOFError", self.typed("input('name: ')"))
+        self.assertEqual(
+            self.typed("import sys\nsys.stdin.read(), sys.stdin.readline(), list(sys.stdin), sys.stdin.isatty()"),
+            "('', '', [], False)\n",
+        )
+
+    @unittest.skipUnless(CAN_INTERRUPT, "needs an interpreter that can interrupt a thread")
+    def test_interrupts_an_evaluation_that_runs_away(self) -> None:
+        begun = threading.Event()
+        self.console.namespace["begun"] = begun
+        evaluations: list[devserve.Evaluation] = []
+        code = "begun.set()\nwhile True: pass\n"
+        thread = threading.Thread(target=lambda: evaluations.append(self.console.run(code)))
+        thread.start()
+        self.assertTrue(begun.wait(DEADLINE))
+        self.assertTrue(self.console.interrupt())
+        thread.join(DEADLINE)
+        self.assertIn("KeyboardInterrupt", evaluations[0].output)
+        self.assertFalse(self.console.interrupt())
+        self.assertEqual(self.typed("number"), "41\n")
+
+    def test_does_not_wait_for_what_cannot_be_interrupted(self) -> None:
+        begun, release = threading.Event(), threading.Event()
+        self.console.namespace.update(begun=begun, release=release)
+        self.addCleanup(release.set)
+        evaluations: list[devserve.Evaluation] = []
+        code = "begun.set()\nrelease.wait(60)"
+        thread = threading.Thread(target=lambda: evaluations.append(self.console.run(code)))
+        thread.start()
+        begun.wait(DEADLINE)
+        self.console.interrupt()
+        thread.join(DEADLINE)
+        self.assertIn("cannot be interrupted", evaluations[0].output)
+        release.set()
+        self.assertEqual(self.typed("number"), "41\n")
+
+    def test_takes_turns(self) -> None:
+        threads = [threading.Thread(target=self.console.run, args=("number += 1",)) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(DEADLINE)
+        self.assertEqual(self.typed("number"), "61\n")
+
+    def test_keeps_its_state_over_fifty_evaluations(self) -> None:
+        for _ in range(50):
+            self.typed("number += 1")
+        self.assertEqual(self.typed("number"), "91\n")
+
+    def test_enters_the_frameworks_contexts(self) -> None:
+
+        events = []
+
+        class Context:
+            def __enter__(self) -> None:
+                events.append("enter")
+
+            def __exit__(self, *exc_info: object) -> None:
+                events.append("exit")
+
+        console = devserve.Console({"events": events}, [Context()])
+        self.assertEqual(console.run("events").output, "['enter']\n")
+        console.run("1 / 0")
+        self.assertEqual(events, ["enter", "exit", "enter", "exit"])
+
+
+class ConsoleCompletion(unittest.TestCase):
+    def complete(self, code: str, **namespace: Any) -> list[str]:
+        start, matches = devserve.Console(namespace).complete(code)
+        return [code[:start] + match for match in matches]
+
+    def test_completes_names_keywords_and_builtins(self) -> None:
+        self.assertEqual(self.complete("custo", customer=1, custom=2), ["custom", "customer"])
+        self.assertEqual(self.complete("1 + prin"), ["1 + print"])
+        self.assertEqual(self.complete("nonl"), ["nonlocal"])
+
+    def test_completes_attributes_of_attributes(self) -> None:
+        class Shop:
+            def __init__(self) -> None:
+                self.address = "x"
+
+            def sell(self) -> None: ...
+
+        self.assertEqual(self.complete("f(shop.s", shop=Shop()), ["f(shop.sell"])
+        self.assertEqual(
+            self.complete("shop.address.isal", shop=Shop()), ["shop.address.isalnum", "shop.address.isalpha"]
+        )
+        self.assertEqual(self.complete("sys.stdi", sys=sys), ["sys.stdin"])
+
+    def test_hides_private_names_until_they_are_asked_for(self) -> None:
+        class Shop:
+            _hidden = 1
+            shown = 2
+
+        self.assertEqual(self.complete("s.", s=Shop()), ["s.shown"])
+        self.assertEqual(self.complete("s._h", s=Shop()), ["s._hidden"])
+
+    def test_runs_no_property(self) -> None:
+        class Trap:
+            @property
+            def spring(self) -> Any:
+                raise SystemExit
+
+            def __getattr__(self, name: str) -> Any:
+                raise SystemExit
+
+            def __dir__(self) -> Any:
+                raise SystemExit
+
+        self.assertEqual(self.complete("trap.spri", trap=Trap()), ["trap.spring"])
+        self.assertEqual(self.complete("trap.spring.x", trap=Trap()), [])
+
+    def test_survives_anything(self) -> None:
+        for code in ("", ".", "..", "1.", "a.b.", "x" * 10_000, "é", "\x00", "\ud800", "()."):
+            self.assertIsInstance(self.complete(code), list)
+
+
+class ConsoleShelf(unittest.TestCase):
+    def place(self, payload: object = None) -> devserve.Place:
+        try:
+            1 / 0
+        except ZeroDivisionError as error:
+            tb = error.__traceback__
+            assert tb is not None
+            return devserve.Place(tb.tb_frame, tb.tb_lineno, tb.tb_lasti)
+        raise AssertionError
+
+    def test_opens_a_console_in_the_frame(self) -> None:
+        shelf = devserve.FrameShelf()
+        id = shelf.open().keep(self.place("the payload"))
+        self.assertEqual(shelf.console(id).run("payload").output, "'the payload'\n")
+        self.assertIs(shelf.console(id), shelf.console(id))
+
+    def test_lets_the_oldest_crash_go(self) -> None:
+        shelf = devserve.FrameShelf()
+        ids = [shelf.open().keep(self.place(n)) for n in range(devserve.SHELF_LIMIT + 1)]
+        self.assertRaises(KeyError, shelf.console, ids[0])
+        self.assertEqual(shelf.console(ids[1]).run("payload").output, "1\n")
+
+    def test_gives_ids_that_nobody_guesses(self) -> None:
+        shelf = devserve.FrameShelf()
+        ids = {shelf.open().keep(self.place()) for _ in range(100)}
+        self.assertEqual(len(ids), 100)
+        self.assertTrue(all(len(id) >= 18 for id in ids))
+        for wrong in ("", "-", "app", "0-0", f"{min(ids)}9", f"{shelf.open().id}--1", f"{shelf.open().id}-²"):
+            self.assertRaises(KeyError, shelf.console, wrong)
+
+    def test_frees_what_crashes_held_even_in_circles(self) -> None:
+        class Payload:
+            def __init__(self) -> None:
+                self.data = bytearray(b"x" * 5_000_000)
+
+        alive: weakref.WeakSet[Payload] = weakref.WeakSet()
+
+        def crash() -> None:
+            payload = Payload()
+            alive.add(payload)
+            try:
+                1 / 0
+            except ZeroDivisionError as error:
+                kept = error  # the frame holds the exception that holds the frame
+                raise
+
+        shelf = devserve.FrameShelf()
+        for _ in range(100):
+            devserve.read_report(failure_of(crash), None, shelf.open().keep)
+            self.assertLessEqual(len(alive), devserve.SHELF_LIMIT + 2 * devserve.COLLECT_EVERY)
+        del shelf
+        gc.collect()
+        self.assertEqual(len(alive), 0)
+
+
+# =====================================================================================================================
+# 7. The guard
+# =====================================================================================================================
+
+
+class DebugAnswer(NamedTuple):
+    status: int
+    headers: "http.client.HTTPMessage"
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        return self.body.decode("utf-8")
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class ThreadedWSGIServer(socketserver.ThreadingMixIn, wsgiref.simple_server.WSGIServer):
+    daemon_threads = True
+
+
+class QuietHandler(wsgiref.simple_server.WSGIRequestHandler):
+    def log_message(self, *arguments: Any) -> None: ...
+
+    def get_stderr(self) -> io.StringIO:  # type: ignore[override]
+        return self.server.errors  # type: ignore[attr-defined,no-any-return]
+
+
+class Debugged(unittest.TestCase):
+    """A test of the debugger under another server than devserve's, the standard library's, with its validator."""
+
+    pin = ""
+    trusted_hosts: tuple[str, ...] = ()
+
+    def app(self, environ: Any, start_response: Any) -> Any:
+        """Fail, with a local variable that the console can see."""
+        number = 41
+        return number / 0
+
+    def setUp(self) -> None:
+        self.server = wsgiref.simple_server.make_server("127.0.0.1", 0, None, ThreadedWSGIServer, QuietHandler)
+        self.server.errors = io.StringIO()  # type: ignore[attr-defined]
+        self.addCleanup(self.server.server_close)
+        self.port = self.server.server_port
+        self.guard = devserve.Guard.fresh(self.pin, self.port, self.trusted_hosts)
+        self.terminal = io.StringIO()
+        self.install(lambda environ, start_response: self.app(environ, start_response))
+        thread = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        self.addCleanup(thread.join)
+        self.addCleanup(self.server.shutdown)
+
+    def install(self, app: Any, validate: bool = True) -> None:
+        terminal = devserve.Terminal(self.terminal)
+        self.debugger = devserve.DebuggedApplication(app, guard=self.guard, terminal=terminal)
+        self.server.set_app(wsgiref.validate.validator(self.debugger) if validate else self.debugger)
+
+    def ask(
+        self, path: str = "/", method: str = "GET", body: Optional[bytes] = None, **headers: Optional[str]
+    ) -> DebugAnswer:
+        """Send a request as a browser does; a header of None is left out, `_` in a name stands for `-`."""
+        sent = {
+            "Host": f"localhost:{self.port}",
+            "Accept": "text/html",
+            **{k.replace("_", "-"): v for k, v in headers.items()},
+        }
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)
+        self.addCleanup(connection.close)
+        connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+        for name, value in sent.items():
+            if value is not None:
+                connection.putheader(name, value.encode("latin-1"))
+        if body is not None:
+            connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders(body)
+        response = connection.getresponse()
+        answer = DebugAnswer(response.status, response.headers, response.read())
+        connection.close()
+        return answer
+
+    @property
+    def cookie(self) -> str:
+        return self.guard.cookie({}).partition(";")[0]
+
+    def post(self, name: str, asked: Any = None, **headers: Optional[str]) -> DebugAnswer:
+        """Send what the page's script in an unlocked browser sends, but for the headers given."""
+        sent: dict[str, Optional[str]] = {
+            "Accept": "*/*",
+            "Content_Type": "application/json",
+            "Origin": f"http://localhost:{self.port}",
+            "Sec_Fetch_Site": "same-origin",
+            "X_Devserve_Secret": self.guard.secret,
+            "Cookie": self.cookie,
+        }
+        body = asked if isinstance(asked, bytes) else json.dumps(asked or {}).encode()
+        return self.ask(f"/__devserve__/{name}", body=body, **{"method": "POST", **sent, **headers})  # type: ignore[arg-type]
+
+    def frame(self, **headers: str) -> str:
+        """Crash, and return the id of the innermost frame."""
+        ids = re.findall(r"[0-9a-f]{16}-\d+", self.ask(**headers).text)
+        return max(ids, key=lambda id: int(id.partition("-")[2]))
+
+
+class GuardRules(Debugged):
+    """One test for each way in; all of them send what would work but for one thing."""
+
+    asked = {"frame": "app", "code": "1 + 1"}
+
+    def assert_refused(self, error: str, answer: DebugAnswer) -> None:
+        self.assertGreaterEqual(answer.status, 400)
+        self.assertEqual(answer.json["error"], error)
+        self.assertEqual({*answer.json}, {"error", "reason", "remedy"})
+        self.assertFalse([name for name in answer.headers if name.lower().startswith("access-control")])
+        self.assertNotIn("Set-Cookie", answer.headers)
+
+    def test_guard_lets_its_own_page_in(self) -> None:
+        answer = self.post("eval", self.asked)
+        self.assertEqual((answer.status, answer.json["output"]), (200, "2\n"))
+
+    def test_guard_refuses_without_the_cookie(self) -> None:
+        for cookie in (
+            None,
+            "",
+            "x=y",
+            f"devserve_{self.port}=",
+            f"devserve_{self.port}={self.guard.pin}",
+            f"devserve_{self.port}={self.guard.secret}",
+            f"devserve_{self.port}={self.guard.token}",
+            "=;=;;",
+        ):
+            with self.subTest(cookie):
+                self.assert_refused("cookie", self.post("eval", self.asked, Cookie=cookie))
+
+    def test_guard_refuses_the_cookie_of_another_port(self) -> None:
+        value = self.cookie.partition("=")[2]
+        self.assert_refused("cookie", self.post("eval", self.asked, Cookie=f"devserve_{self.port + 1}={value}"))
+
+    def test_guard_finds_its_cookie_among_others(self) -> None:
+        cookies = f"a=b; devserve_{self.port}=old; {self.cookie}; devserve_1=x"
+        self.assertEqual(self.post("eval", self.asked, Cookie=cookies).status, 200)
+
+    def test_guard_refuses_without_the_secret(self) -> None:
+        for secret in (None, "", "x", self.guard.pin, self.guard.secret[:-1], "é\xff"):
+            with self.subTest(secret):
+                self.assert_refused("secret", self.post("eval", self.asked, X_Devserve_Secret=secret))
+
+    def test_guard_refuses_all_methods_but_post(self) -> None:
+        for method in ("GET", "PUT", "DELETE", "PATCH", "OPTIONS", "post"):
+            with self.subTest(method):
+                self.assert_refused("method", self.post("eval", self.asked, method=method))
+
+    def test_guard_gives_a_cors_preflight_no_permission(self) -> None:
+        answer = self.ask(
+            "/__devserve__/eval",
+            "OPTIONS",
+            Accept="*/*",
+            Origin="http://evil.example",
+            Access_Control_Request_Method="POST",
+            Access_Control_Request_Headers="x-devserve-secret,content-type",
+        )
+        self.assert_refused("method", answer)
+
+    def test_guard_refuses_a_foreign_origin(self) -> None:
+        for origin in (
+            "http://evil.example",
+            "null",
+            "",
+            f"http://localhost:{self.port + 1}",
+            "http://localhost",
+            f"http://evil.example:{self.port}",
+            f"http://localhost:{self.port}.evil.example",
+            f"http://localhost:{self.port}/",
+            f"http://127.0.0.1:{self.port}",
+            f"file://localhost:{self.port}",
+            f"localhost:{self.port}",
+            f"http://x@localhost:{self.port}",
+            f"http://localhost:{self.port}, http://evil.example",
+        ):
+            with self.subTest(origin):
+                self.assert_refused("origin", self.post("eval", self.asked, Origin=origin))
+
+    def test_guard_refuses_a_request_without_origin(self) -> None:
+        self.assert_refused("origin", self.post("eval", self.asked, Origin=None, Sec_Fetch_Site=None))
+        for site in ("cross-site", "same-site", "none", ""):
+            with self.subTest(site):
+                self.assert_refused("origin", self.post("eval", self.asked, Origin=None, Sec_Fetch_Site=site))
+                self.assert_refused("origin", self.post("eval", self.asked, Sec_Fetch_Site=site))
+
+    def test_guard_takes_a_browsers_word_for_a_hidden_origin(self) -> None:
+        self.assertEqual(self.post("eval", self.asked, Origin=None).status, 200)
+        self.assertEqual(self.post("eval", self.asked, Sec_Fetch_Site=None).status, 200)
+
+    def test_guard_refuses_what_a_form_can_send(self) -> None:
+        for kind in (
+            "application/x-www-form-urlencoded",
+            "multipart/form-data; boundary=b",
+            "text/plain",
+            "text/plain; x=application/json",
+            "application/jsonp",
+            "",
+            None,
+        ):
+            with self.subTest(kind):
+                self.assert_refused("type", self.post("eval", self.asked, Content_Type=kind))
+        self.assertEqual(self.post("eval", self.asked, Content_Type="Application/JSON; charset=utf-8").status, 200)
+
+    def test_guard_refuses_a_foreign_or_missing_host(self) -> None:
+        for host in (
+            None,
+            "",
+            "evil.example",
+            f"evil.example:{self.port}",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example",
+            "evillocalhost",
+            "127.0.0.256",
+            "127.0.0.1x",
+            "0.0.0.0",
+            "127.1",
+            "2130706433",
+            "0x7f.0.0.1",
+            "[::2]",
+            "[localhost]",
+            "localhost@evil.example",
+            "evil.example/localhost",
+            "localhost, evil.example",
+            "localhost:80:80",
+            "localhost#",
+            "local host",
+            "10.0.0.1",
+            "169.254.169.254",
+        ):
+            with self.subTest(host):
+                origin = f"http://{host}"
+                self.assert_refused("host", self.post("eval", self.asked, Host=host, Origin=origin))
+
+    def test_guard_trusts_the_names_of_loopback(self) -> None:
+        for host in (
+            "localhost",
+            "LOCALHOST:1",
+            "localhost.:5",
+            "app.localhost",
+            "127.0.0.1",
+            "127.1.2.3:99",
+            "[::1]",
+            "[::1]:5000",
+        ):
+            with self.subTest(host):
+                answer = self.post("eval", self.asked, Host=host, Origin=f"http://{host}")
+                self.assertEqual(answer.status, 200)
+
+    def test_guard_reads_no_forwarded_host(self) -> None:
+        forwarded = {
+            "X_Forwarded_Host": "localhost",
+            "Forwarded": "host=localhost",
+            "X_Host": "localhost",
+            "X_Original_Host": "localhost",
+        }
+        answer = self.post("eval", self.asked, Host="evil.example", Origin="http://evil.example", **forwarded)
+        self.assert_refused("host", answer)
+        self.assertIn("--trusted-host evil.example", answer.json["remedy"])
+        self.assertNotIn(self.guard.secret, self.ask(Host="evil.example", **forwarded).text)
+
+    def test_guard_protects_each_endpoint_that_acts(self) -> None:
+        for name in ("eval", "complete", "interrupt"):
+            self.assert_refused("cookie", self.post(name, self.asked, Cookie=None))
+        for name in ("eval", "complete", "interrupt", "variables", "source", "pin"):
+            with self.subTest(name):
+                self.assert_refused("secret", self.post(name, self.asked, X_Devserve_Secret=None))
+                self.assert_refused("method", self.post(name, self.asked, method="GET"))
+                self.assert_refused("origin", self.post(name, self.asked, Origin="http://evil.example"))
+                self.assert_refused("host", self.post(name, self.asked, Host="evil.example"))
+                self.assert_refused("type", self.post(name, self.asked, Content_Type="text/plain"))
+
+    def test_guard_answers_at_no_other_address(self) -> None:
+        for path in (
+            "",
+            "x",
+            "../etc/passwd",
+            "..%2f..%2fetc/passwd",
+            "eval/",
+            "eval/x",
+            "EVAL",
+            "%65val/",
+            "style.css",
+            "__class__",
+            "reply",
+        ):
+            with self.subTest(path):
+                self.assert_refused("unknown", self.post(path, self.asked))
+        self.assertEqual(self.post("eval", {**self.asked, "frame": "../app"}).json["error"], "gone")
+
+    def test_guard_takes_nothing_from_the_address(self) -> None:
+        path = f"eval?frame=app&code=1&secret={self.guard.secret}&token={self.guard.token}&pin={self.guard.pin}"
+        self.assert_refused("secret", self.post(path, self.asked, X_Devserve_Secret=None))
+
+    def test_guard_refuses_bodies_that_are_no_question(self) -> None:
+        for body in (
+            b"",
+            b"[]",
+            b"3",
+            b"{",
+            b"\xff",
+            b"{}",
+            b'{"frame": 3, "code": "1"}',
+            b'{"frame": "app", "code": null}',
+            b"[" * 100_000,
+            b'{"frame": "app", "code": "' + b" " * 1_000_001 + b'"}',
+        ):
+            with self.subTest(body[:20]):
+                self.assert_refused("body", self.post("eval", body))
+
+
+class GuardPin(Debugged):
+    def try_pin(self, pin: Any, **headers: Optional[str]) -> DebugAnswer:
+        return self.post("pin", {"pin": pin}, **{"Cookie": None, **headers})
+
+    def test_pin_unlocks_the_browser(self) -> None:
+        answer = self.try_pin(self.guard.pin)
+        self.assertEqual((answer.status, answer.json), (200, {"console": "open"}))
+        cookie = answer.headers["Set-Cookie"]
+        self.assertEqual(cookie.partition("=")[0], f"devserve_{self.port}")
+        self.assertEqual(cookie.partition("; ")[2], "Path=/; HttpOnly; SameSite=Strict")
+        answer = self.post("eval", {"frame": "app", "code": "2"}, Cookie=cookie.partition(";")[0])
+        self.assertEqual(answer.status, 200)
+
+    def test_pin_may_be_typed_with_and_without_dashes(self) -> None:
+        plain = self.guard.pin.replace("-", "")
+        self.assertRegex(self.guard.pin, r"^\d{3}-\d{3}-\d{3}$")
+        for pin in (plain, f" {plain[:3]} {plain[3:]} "):
+            self.assertEqual(self.try_pin(pin).status, 200)
+
+    def test_pin_is_random(self) -> None:
+        guards = [devserve.Guard.fresh() for _ in range(50)]
+        for words in (
+            {guard.pin for guard in guards},
+            {guard.secret for guard in guards},
+            {guard.token for guard in guards},
+        ):
+            self.assertEqual(len(words), 50)
+        self.assertTrue(all(len(guard.token) >= 32 for guard in guards))
+
+    def test_ten_wrong_pins_shut_it_for_the_right_one_too(self) -> None:
+        for left in range(9, 0, -1):
+            answer = self.try_pin("000")
+            self.assertEqual((answer.status, answer.json["error"]), (403, "pin"))
+            self.assertIn(str(left), answer.json["reason"])
+        self.assertEqual(self.try_pin("000").json["error"], "shut")
+        answer = self.try_pin(self.guard.pin)
+        self.assertEqual((answer.status, answer.json["error"]), (403, "shut"))
+        self.assertNotIn("Set-Cookie", answer.headers)
+        self.assertEqual(self.ask(f"/__devserve__/unlock?token={self.guard.token}").status, 303)
+
+    def test_an_unlocked_browser_stays_so_when_it_is_shut(self) -> None:
+        for _ in range(12):
+            self.try_pin("000")
+        self.assertEqual(self.post("eval", {"frame": "app", "code": "2"}).status, 200)
+        self.assertEqual(self.post("eval", {"frame": "app", "code": "2"}, Cookie=None).json["error"], "shut")
+
+    def test_a_right_pin_forgives_wrong_ones(self) -> None:
+        for _ in range(3):
+            for _ in range(9):
+                self.try_pin("000")
+            self.assertEqual(self.try_pin(self.guard.pin).status, 200)
+
+    def test_parallel_guesses_are_counted_one_by_one(self) -> None:
+        guard = devserve.Guard.fresh()
+        start = threading.Barrier(40)
+        refusals: list[Any] = []
+
+        def guess() -> None:
+            start.wait(DEADLINE)
+            refusals.append(guard.try_pin("000"))
+
+        threads = [threading.Thread(target=guess) for _ in range(40)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(DEADLINE)
+        self.assertEqual(sum(refusal.error == "pin" for refusal in refusals), devserve.PIN_FAILURES - 1)
+        self.assertEqual(guard.failures, devserve.PIN_FAILURES)
+
+    def test_guesses_stay_counted_over_a_reload(self) -> None:
+        for _ in range(6):
+            self.guard.try_pin("000")
+        again = devserve.Guard.recall(self.guard.remember(), self.port)
+        self.assertEqual(
+            (again.pin, again.secret, again.token, again.failures),
+            (self.guard.pin, self.guard.secret, self.guard.token, 6),
+        )
+        self.assertTrue(again.knows({"HTTP_COOKIE": self.cookie}))
+        self.assertTrue(devserve.Guard.recall({}).pin)
+
+    def test_guesses_from_elsewhere_are_not_even_counted(self) -> None:
+        for headers in ({"Origin": "http://evil.example"}, {"X_Devserve_Secret": None}, {"Host": "evil.example"}):
+            for _ in range(12):
+                self.try_pin("000", **headers)
+        self.assertEqual(self.try_pin(self.guard.pin).status, 200)
+
+    def test_odd_guesses_are_wrong_guesses(self) -> None:
+        for pin in ("", "\ud800", "\x00", "é" * 10_000, "off"):
+            self.assertIn(self.try_pin(pin).json["error"], ("pin", "shut"))
+        self.assertEqual(self.try_pin(3).json["error"], "body")
+
+    def test_a_pin_of_ones_own_and_none_at_all(self) -> None:
+        self.assertIsNone(devserve.Guard.fresh("open sesame").try_pin("open sesame"))
+        off = devserve.Guard.fresh("off")
+        self.assertTrue(off.knows({}))
+        self.assertIsNotNone(off.refuses({"REQUEST_METHOD": "POST", "HTTP_HOST": "localhost"}, cookie=True))
+        self.assertNotIn(off.token, off.greeting("http://localhost:1"))
+
+    def test_cookie_is_secure_over_https(self) -> None:
+        self.assertTrue(self.guard.cookie({"wsgi.url_scheme": "https"}).endswith("; Secure"))
+
+
+class GuardLink(Debugged):
+    def test_link_unlocks_and_leaves_the_address_bar(self) -> None:
+        link = self.guard.unlock_url(f"http://localhost:{self.port}")
+        answer = self.ask(link.partition(str(self.port))[2])
+        self.assertEqual((answer.status, answer.headers["Location"]), (303, "/__devserve__/console"))
+        self.assertEqual(answer.headers["Cache-Control"], "no-store")
+        self.assertEqual(answer.headers["Referrer-Policy"], "no-referrer")
+        cookie = answer.headers["Set-Cookie"].partition(";")[0]
+        page = self.ask("/__devserve__/console", Cookie=cookie)
+        self.assertEqual(page.status, 200)
+        self.assertIn(self.guard.secret, page.text)
+
+    def test_link_with_a_wrong_token_does_nothing(self) -> None:
+        for query in (
+            "",
+            "?token=",
+            "?token=x",
+            f"?token={self.guard.pin}",
+            f"?token={self.guard.secret}",
+            "?token=%ff%00",
+            f"?token=x&token={self.guard.token}",
+            f"?t={self.guard.token}",
+        ):
+            with self.subTest(query):
+                answer = self.ask(f"/__devserve__/unlock{query}")
+                self.assertEqual(answer.status, 403)
+                self.assertNotIn("Set-Cookie", answer.headers)
+                self.assertNotIn(self.guard.token, answer.text)
+                self.assertIn("text/html", answer.headers["Content-Type"])
+
+    def test_link_works_on_a_trusted_host_only(self) -> None:
+        answer = self.ask(f"/__devserve__/unlock?token={self.guard.token}", Host="evil.example")
+        self.assertEqual((answer.status, answer.headers["Set-Cookie"]), (403, None))
+
+    def test_link_used_by_another_site_only_sets_the_cookie(self) -> None:
+        answer = self.ask(
+            f"/__devserve__/unlock?token={self.guard.token}",
+            Origin="http://evil.example",
+            Sec_Fetch_Site="cross-site",
+            Referer="http://evil.example/",
+        )
+        self.assertEqual((answer.status, answer.body), (303, b""))
+        self.assertFalse([name for name in answer.headers if name.lower().startswith("access-control")])
+
+    def test_link_takes_get_only(self) -> None:
+        self.assertEqual(self.ask(f"/__devserve__/unlock?token={self.guard.token}", "POST", b"").status, 405)
+
+
+class GuardWords(Debugged):
+    """The PIN, the token and the cookie's value are in no page and no log; the secret only where it must be."""
+
+    trusted_hosts = ("shop.example", "[2001:db8::1]")
+
+    def test_pin_and_token_are_in_no_page(self) -> None:
+        frame = self.frame()
+        answers = [
+            *(self.ask(Accept=accept) for accept in ("text/html", "*/*", "text/markdown", "application/json")),
+            self.ask("/__devserve__/console"),
+            self.ask("/__devserve__/console", Cookie=self.cookie),
+            self.ask("/__devserve__/alive"),
+            self.ask(Cookie=self.cookie),
+            self.post("variables", {"frame": frame}),
+            self.post("source", {"frame": frame, "lines": 9}),
+            self.post("pin", {"pin": self.guard.pin}),
+            self.post("pin", {"pin": "1"}),
+        ]
+        for answer in answers:
+            for word in (self.guard.pin, self.guard.pin.replace("-", ""), self.guard.token, self.guard.cookie_value()):
+                self.assertNotIn(word, answer.text)
+        for word in (self.guard.pin, self.guard.token, self.guard.secret, self.guard.cookie_value()):
+            self.assertNotIn(word, self.terminal.getvalue() + self.server.errors.getvalue())  # type: ignore[attr-defined]
+
+    def test_secret_is_only_in_pages_of_trusted_hosts(self) -> None:
+        self.assertIn(self.guard.secret, self.ask().text)
+        self.assertIn(self.guard.secret, self.ask(Host=f"shop.example:{self.port}").text)
+        self.assertIn(self.guard.secret, self.ask(Host="[2001:db8::1]").text)
+        for host in (None, "evil.example", "sub.shop.example", "shop.example.evil.example"):
+            page = self.ask(Host=host)
+            self.assertEqual(page.status, 500)
+            self.assertNotIn(self.guard.secret, page.text)
+        for accept in ("*/*", "text/markdown", "application/json"):
+            self.assertNotIn(self.guard.secret, self.ask(Accept=accept).text)
+        self.assertEqual(self.ask("/__devserve__/console", Host="evil.example").status, 403)
+
+    def test_page_of_a_foreign_host_says_what_would_help(self) -> None:
+        page = self.ask(Host="192.168.1.7:5000").text
+        self.assertIn("ZeroDivisionError", page)
+        self.assertIn("--trusted-host 192.168.1.7", page)
+
+    def test_pages_may_not_be_framed_kept_or_guessed(self) -> None:
+        for answer in (
+            self.ask(),
+            self.ask("/__devserve__/console"),
+            self.ask("/__devserve__/alive"),
+            self.post("eval", {}),
+        ):
+            policy = answer.headers["Content-Security-Policy"]
+            for rule in ("default-src 'none'", "frame-ancestors 'none'", "base-uri 'none'"):
+                self.assertIn(rule, policy)
+            self.assertNotIn("unsafe", policy)
+            self.assertEqual(answer.headers["X-Frame-Options"], "DENY")
+            self.assertEqual(answer.headers["X-Content-Type-Options"], "nosniff")
+            self.assertEqual(answer.headers["Referrer-Policy"], "no-referrer")
+            self.assertEqual(answer.headers["Cache-Control"], "no-store")
+
+    def test_nonce_is_new_each_time(self) -> None:
+        self.assertEqual(len({self.ask().headers["Content-Security-Policy"] for _ in range(5)}), 5)
+
+
+# =====================================================================================================================
+# 8. The debugger
+# =====================================================================================================================
+
+
+class Markup(html.parser.HTMLParser):
+    """Which elements and attributes a page has."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.scripts = 0
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, Optional[str]]]) -> None:
+        self.tags.add(tag)
+        self.attributes.update(name for name, _ in attrs)
+        self.scripts += tag == "script"
+
+
+class DebuggerPages(Debugged):
+    def test_page_tells_what_failed(self) -> None:
+        answer = self.ask("/some/path?a=1")
+        self.assertEqual((answer.status, answer.headers["Content-Type"]), (500, "text/html; charset=utf-8"))
+        self.assertEqual(int(answer.headers["Content-Length"]), len(answer.body))
+        for text in ("ZeroDivisionError", "division by zero", "number", "/some/path"):
+            self.assertIn(text, answer.text)
+        self.assertIn("ZeroDivisionError: division by zero", self.terminal.getvalue())
+        self.assertIn("GET /some/path", self.terminal.getvalue())
+        self.assertNotIn("/devserve.py", self.terminal.getvalue())
+
+    def test_answers_in_the_type_that_the_client_prefers(self) -> None:
+        browser = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"
+        for accept, kind in {
+            browser: "text/html",
+            "*/*": "text/plain",
+            None: "text/plain",
+            "": "text/plain",
+            "image/png": "text/plain",
+            "text/markdown": "text/markdown",
+            "text/markdown, */*": "text/markdown",
+            "application/json": "application/json",
+            "application/json, text/plain, */*": "application/json",
+            "text/html;q=0.1, application/json;q=0.9": "application/json",
+            "text/html;q=0, */*": "text/plain",
+            "TEXT/HTML": "text/html",
+            "text/*": "text/plain",
+            "text/html;q=x": "text/plain",
+            "text/html;q=0.5, */*;q=0.9": "text/plain",
+            "text/html;level=1": "text/html",
+            ",;,;q=": "text/plain",
+        }.items():
+            with self.subTest(accept):
+                answer = self.ask(Accept=accept)
+                self.assertEqual((answer.status, answer.headers["Content-Type"]), (500, f"{kind}; charset=utf-8"))
+                self.assertIn("ZeroDivisionError", answer.text)
+
+    def test_answers_head_without_a_body(self) -> None:
+        self.assertEqual(self.ask(method="HEAD").body, b"")
+        self.assertEqual(self.ask("/__devserve__/alive", "HEAD").body, b"")
+
+    def test_page_shows_the_form_without_its_secrets(self) -> None:
+        def app(environ: Any, start_response: Any) -> Any:
+            environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
+            raise ValueError("after reading")
+
+        self.app = app  # type: ignore[method-assign]
+        kind = "application/x-www-form-urlencoded"
+        page = self.ask(
+            "/buy", "POST", f"colour=green&password={SECRET}".encode(), Content_Type=kind, Cookie=f"a={SECRET}"
+        ).text
+        self.assertIn("green", page)
+        self.assertNotIn(SECRET, page)
+
+    def test_hostile_texts_never_become_markup(self) -> None:
+        attack = HOSTILE_TEXT + "x" * 1_000_000
+        kind = type("Attack<script>", (Exception,), {"__module__": "mod<script>"})
+        friendly = Markup(self.ask().text)
+
+        def app(environ: Any, start_response: Any) -> Any:
+            code = compile(
+                "def f(**k):\n    a = k\n    raise error",
+                HOSTILE_TEXT.replace("\x00", "").replace("\ud800", ""),
+                "exec",
+            )
+            error = kind(attack)
+            error.__notes__ = [attack]
+            error.__cause__ = KeyError(attack)
+            namespace: dict[str, Any] = {"error": error, "__name__": attack}
+            exec(code, namespace)
+            namespace["f"](**{attack[:500].replace("\ud800", ""): attack, "b": [attack, {attack: attack}]})
+
+        self.app = app  # type: ignore[method-assign]
+        for accept in ("text/html", "text/plain", "text/markdown", "application/json"):
+            answer = self.ask(
+                "/%3Cscript%3E",
+                Accept=accept,
+                X_Attack="<script>alert(1)</script>",
+                Cookie="<script>",
+                User_Agent="<img onerror=x>",
+            )
+            self.assertEqual(answer.status, 500)
+            self.assertLess(len(answer.body), 300_000)
+            self.assertNotIn("\x00", answer.text)
+            if accept == "text/html":
+                self.assertIn("Attack", answer.text)
+                page = Markup(answer.text)
+                self.assertEqual(page.scripts, friendly.scripts)
+                self.assertFalse(page.attributes & {"onerror", "onclick", "onload", "style"})
+                self.assertFalse(page.tags & {"img", "iframe", "object", "embed", "base"})
+
+    def test_page_of_endless_recursion_is_small_and_quick(self) -> None:
+        def down(n: int) -> int:
+            values = list(range(100))
+            return down(n + 1) + len(values)
+
+        self.app = lambda environ, start_response: down(0)  # type: ignore[method-assign]
+        times = []
+        for _ in range(4):
+            begin = time.perf_counter()
+            answer = self.ask()
+            times.append(time.perf_counter() - begin)
+        self.assertIn("RecursionError", answer.text)
+        self.assertLess(len(answer.body), 300_000)
+        self.assertLess(min(times), 0.2)
+
+    def test_a_fault_in_the_page_itself_gives_plain_text(self) -> None:
+        from unittest import mock
+
+        with mock.patch.object(devserve, "read_report", side_effect=MemoryError("no page today")):
+            answer = self.ask()
+        self.assertEqual((answer.status, answer.headers["Content-Type"]), (500, "text/plain; charset=utf-8"))
+        self.assertIn("ZeroDivisionError: division by zero", answer.text)
+        self.assertIn("MemoryError", answer.text)
+
+    def test_alive_tells_the_generation(self) -> None:
+        answer = self.ask("/__devserve__/alive")
+        self.assertEqual(answer.json, {"generation": self.debugger.generation, "console": "locked"})
+        self.assertIn(self.debugger.generation, self.ask().text)
+        self.assertEqual(self.ask("/__devserve__/alive", Cookie=self.cookie).json["console"], "open")
+        self.assertEqual(self.ask("/__devserve__/alive", Host="evil.example").json["console"], "closed")
+        before = self.debugger.generation
+        self.install(self.app)
+        self.assertNotEqual(self.debugger.generation, before)
+
+    def test_endpoints_lie_under_the_mount_point(self) -> None:
+        def mount(environ: Any, start_response: Any) -> Any:
+            wsgiref.util.shift_path_info(environ)
+            return self.debugger(environ, start_response)
+
+        self.server.set_app(mount)
+        self.assertIn("/mount/__devserve__", self.ask("/mount/x").text)
+        self.assertEqual(self.ask("/mount/__devserve__/alive").status, 200)
+        answer = self.ask(f"/mount/__devserve__/unlock?token={self.guard.token}")
+        self.assertEqual(answer.headers["Location"], "/mount/__devserve__/console")
+
+    def test_a_path_that_only_begins_alike_is_the_applications(self) -> None:
+        self.assertIn("ZeroDivisionError", self.ask("/__devserve__x").text)
+
+    def test_makes_a_guard_and_tells_its_pin_when_it_gets_none(self) -> None:
+        output = io.StringIO()
+        debugger = devserve.DebuggedApplication(self.app, terminal=devserve.Terminal(output))
+        self.assertIn(debugger.guard.pin, output.getvalue())
+
+    def test_does_not_print_what_was_printed_before(self) -> None:
+        def app(environ: Any, start_response: Any) -> Any:
+            raise ImportError("printed at the import")
+
+        app.deferred = True  # type: ignore[attr-defined]
+        self.install(app)
+        self.assertIn("printed at the import", self.ask().text)
+        self.assertEqual(self.terminal.getvalue(), "")
+
+    def test_console_is_closed_where_several_processes_serve(self) -> None:
+        state = self.debugger.console_state({"HTTP_HOST": "localhost", "wsgi.multiprocess": True})
+        self.assertEqual((state.state, state.secret), ("closed", ""))
+
+
+class DebuggerConsole(Debugged):
+    def eval(self, frame: str, code: str) -> str:
+        answer = self.post("eval", {"frame": frame, "code": code})
+        self.assertEqual(answer.status, 200, answer.text)
+        return str(answer.json["output"])
+
+    def test_evaluates_in_the_frame(self) -> None:
+        frame = self.frame()
+        self.assertEqual(self.eval(frame, "number + 1"), "42\n")
+        self.eval(frame, "number = 7")
+        self.assertEqual(self.eval(frame, "number"), "7\n")
+        self.assertEqual(self.post("eval", {"frame": frame, "code": "if 1:"}).json, {"output": "", "more": True})
+
+    def test_two_browsers_keep_their_own_state(self) -> None:
+        frames = self.frame(), self.frame()
+        for n in range(50):
+            for frame in frames:
+                self.eval(frame, f"number += {1 + frames.index(frame)}")
+        self.assertEqual([self.eval(frame, "number") for frame in frames], ["91\n", "141\n"])
+
+    def test_has_a_console_for_the_application_alone(self) -> None:
+        self.assertIn("function", self.eval("app", "app"))
+        self.assertEqual(self.ask("/__devserve__/console", Cookie=self.cookie).status, 200)
+
+    def test_completes(self) -> None:
+        answer = self.post("complete", {"frame": self.frame(), "code": "1 + numb"}).json
+        self.assertEqual(answer, {"start": 4, "matches": ["number"]})
+
+    def test_interrupts_from_another_connection(self) -> None:
+        if not CAN_INTERRUPT:
+            self.skipTest("needs an interpreter that can interrupt a thread")
+        outputs: list[str] = []
+        thread = threading.Thread(target=lambda: outputs.append(self.eval("app", "while True: pass\n")))
+        thread.start()
+        eventually(
+            lambda: self.post("interrupt", {"frame": "app"}).json["interrupted"], "the evaluation is interrupted"
+        )
+        thread.join(DEADLINE)
+        self.assertIn("KeyboardInterrupt", outputs[0])
+
+    def test_reads_variables_when_asked(self) -> None:
+        answer = self.post("variables", {"frame": self.frame()}, Cookie=None)
+        self.assertIn("41", answer.json["html"])
+
+    def test_shows_more_source_when_asked(self) -> None:
+        frame = self.frame()
+        few, many = (self.post("source", {"frame": frame, "lines": lines}, Cookie=None).json for lines in (3, 400))
+        self.assertLess(len(few["html"]), len(many["html"]))
+        self.assertFalse(few["all"])
+        for lines in (0, -1, 10**9, "x", None, 1.5, True):
+            self.assertEqual(self.post("source", {"frame": frame, "lines": lines}).status, 200)
+
+    def test_says_when_a_frame_is_gone(self) -> None:
+        frame = self.frame()
+        for _ in range(devserve.SHELF_LIMIT):
+            self.ask()
+        for name in ("eval", "complete", "interrupt", "variables", "source"):
+            answer = self.post(name, {"frame": frame, "code": "1"})
+            self.assertEqual((answer.status, answer.json["error"]), (410, "gone"))
+
+    def test_crashes_of_programs_do_not_push_out_those_of_pages(self) -> None:
+        frame = self.frame()
+        for _ in range(devserve.SHELF_LIMIT):
+            self.ask(Accept="application/json")
+        self.assertEqual(self.eval(frame, "number"), "41\n")
+
+    def test_reaches_each_leaf_of_a_group(self) -> None:
+        class BaseExceptionGroup(Exception):
+            exceptions: tuple[BaseException, ...] = ()
+
+        def leaf(value: int) -> None:
+            inside = value
+            raise ValueError(inside)
+
+        group = BaseExceptionGroup("both")
+        group.exceptions = tuple(failure_of(leaf, value) for value in (1, 2))
+
+        def app(environ: Any, start_response: Any) -> Any:
+            raise group
+
+        self.app = app  # type: ignore[method-assign]
+        ids = sorted(set(re.findall(r"[0-9a-f]{16}-\d+", self.ask().text)))
+        found = {self.eval(id, "inside") for id in ids}
+        self.assertLessEqual({"1\n", "2\n"}, found)
+
+
+class DebuggerTransparency(Debugged):
+    """A response that does not fail is not touched."""
+
+    def environ(self) -> dict[str, Any]:
+        environ: dict[str, Any] = {}
+        wsgiref.util.setup_testing_defaults(environ)
+        return environ
+
+    def test_passes_lists_and_files_through_as_they_are(self) -> None:
+        chunks = [b"a", b"b"]
+        file = wsgiref.util.FileWrapper(io.BytesIO(b"x"))
+
+        def start_response(*arguments: Any) -> Any: ...
+
+        for response in (chunks, (b"a",), file):
+
+            def app(environ: Any, start_response: Any, response: Any = response) -> Any:
+                start_response("200 OK", [])
+                return response
+
+            environ = {**self.environ(), "wsgi.file_wrapper": wsgiref.util.FileWrapper}
+            self.assertIs(devserve.DebuggedApplication(app, guard=self.guard)(environ, start_response), response)
+
+    def test_passes_each_chunk_before_the_next_is_asked_for(self) -> None:
+        events: list[str] = []
+
+        def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+            start_response("200 OK", [])
+            for n in range(3):
+                events.append(f"made {n}")
+                yield b"%d" % n
+
+        for chunk in devserve.DebuggedApplication(app, guard=self.guard)(self.environ(), lambda *a: None):  # type: ignore[arg-type]
+            events.append(f"sent {chunk.decode()}")
+        self.assertEqual(events, ["made 0", "sent 0", "made 1", "sent 1", "made 2", "sent 2"])
+
+    def test_passes_status_headers_and_bytes_on(self) -> None:
+        def app(environ: Any, start_response: Any) -> Any:
+            write = start_response("202 Fine", [("Content-Type", "text/x"), ("X-A", "1"), ("X-A", "2")])
+            write(b"written ")
+            return (part for part in (b"", b"and ", b"yielded"))
+
+        self.app = app  # type: ignore[method-assign]
+        answer = self.ask()
+        self.assertEqual(
+            (answer.status, answer.body, answer.headers.get_all("X-A")), (202, b"written and yielded", ["1", "2"])
+        )
+
+    def test_passes_the_request_body_on(self) -> None:
+        def app(environ: Any, start_response: Any) -> Any:
+            stream = environ["wsgi.input"]
+            body = stream.readline() + stream.read(3) + b"".join(stream.readlines(4))
+            start_response("200 OK", [("Content-Type", "text/plain")])
+            return [body]
+
+        sent = b"one\ntwo\nthree"
+        self.install(lambda environ, start_response: app({**environ, "wsgi.input": io.BytesIO(sent)}, start_response))
+        self.assertEqual(self.ask().body, sent)
+        recorded = devserve.RecordedBody(io.BytesIO(b"x" * 1_000_000))
+        self.assertEqual(sum(len(line) for line in recorded), 1_000_000)
+        self.assertEqual(len(recorded.kept), devserve.RECORDED_BODY)
+
+    def test_closes_what_the_application_returned(self) -> None:
+        closed: list[str] = []
+
+        class Response:
+            def __init__(self, fail: bool) -> None:
+                self.fail = fail
+
+            def __iter__(self) -> Iterator[bytes]:
+                if self.fail:
+                    raise ValueError
+                yield b"x"
+
+            def close(self) -> None:
+                closed.append("closed")
+
+        for fail in (False, True):
+
+            def app(environ: Any, start_response: Any, fail: bool = fail) -> Any:
+                start_response("200 OK", [("Content-Type", "text/plain")])
+                return Response(fail)
+
+            self.app = app  # type: ignore[method-assign]
+            self.assertEqual(self.ask().status, 500 if fail else 200)
+        self.assertEqual(closed, ["closed", "closed"])
+
+    def test_costs_a_healthy_request_little(self) -> None:
+        def app(environ: Any, start_response: Any) -> Any:
+            start_response("200 OK", [])
+            return [b"x"]
+
+        debugged = devserve.DebuggedApplication(app, guard=self.guard)
+        environ = self.environ()
+
+        def cost(call: Any) -> float:
+            best = 1.0
+            for _ in range(5):
+                begin = time.perf_counter()
+                for _ in range(500):
+                    call(environ, lambda *arguments: None)
+                best = min(best, time.perf_counter() - begin)
+            return best / 500
+
+        self.assertLess(cost(debugged) - cost(app), 50e-6)  # seconds; a Flask view that says hello takes about 100e-6
+
+
+class DebuggerFailures(Debugged):
+    """Wherever an application fails, the client sees a page or a cut, never a lie."""
+
+    def fails(self, app: Callable[[Any, Any], Any], error: str) -> None:
+        self.app = app  # type: ignore[method-assign]
+        answer = self.ask()
+        self.assertEqual(answer.status, 500)
+        self.assertIn(error, answer.text)
+        self.assertIn(error, self.terminal.getvalue())
+
+    def test_in_the_first_step_of_a_generator(self) -> None:
+        def app(environ: Any, start_response: Any) -> Any:
+            start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "5"), ("X-Gone", "1")])
+            raise LookupError("at once")
+            yield b"never"
+
+        self.fails(app, "LookupError: at once".split(":")[0])
+        self.assertIsNone(self.ask().headers["X-Gone"])
+
+    def test_after_start_response_and_an_empty_chunk(self) -> None:
+        self.install(self.app, validate=False)
+        sent: list[Any] = []
+
+        def start_response(*arguments: Any) -> Any:
+            sent.append(arguments)
+
+        def app(environ: Any, start_response: Any) -> Any:
+            start_response("200 OK", [])
+            yield b""
+            raise LookupError("late")
+
+        environ: dict[str, Any] = {}
+        wsgiref.util.setup_testing_defaults(environ)
+        body = b"".join(
+            devserve.DebuggedApplication(app, guard=self.guard, terminal=devserve.Terminal(self.terminal))(
+                environ, start_response
+            )
+        )
+        self.assertIn(b"late", body)
+        self.assertEqual([arguments[0] for arguments in sent], ["200 OK", "500 Internal Server Error"])
+        self.assertIsInstance(sent[1][2][1], LookupError)
+
+    def test_after_the_first_chunk_the_server_gets_the_exception(self) -> None:
+        def app(environ: Any, start_response: Any) -> Any:
+            start_response("200 OK", [])
+            yield b"first"
+            raise LookupError("in mid-stream")
+
+        environ: dict[str, Any] = {}
+        wsgiref.util.setup_testing_defaults(environ)
+        response = iter(devserve.DebuggedApplication(app, guard=self.guard)(environ, lambda *a: None))  # type: ignore[arg-type]
+        self.assertEqual(next(response), b"first")
+        self.assertRaisesRegex(LookupError, "in mid-stream", next, response)
+
+    def test_after_write_the_server_gets_the_exception(self) -> None:
+        def app(environ: Any, start_response: Any) -> Any:
+            start_response("200 OK", [])(b"first")
+            raise LookupError("after write")
+
+        environ: dict[str, Any] = {}
+        wsgiref.util.setup_testing_defaults(environ)
+        debugged = devserve.DebuggedApplication(app, guard=self.guard)
+        self.assertRaisesRegex(LookupError, "after write", debugged, environ, lambda *a: lambda data: None)
+
+    def test_in_close_the_server_gets_the_exception(self) -> None:
+        class Response:
+            def __iter__(self) -> Iterator[bytes]:
+                yield b"x"
+
+            def close(self) -> None:
+                raise LookupError("in close")
+
+        def app(environ: Any, start_response: Any) -> Any:
+            start_response("200 OK", [])
+            return Response()
+
+        environ: dict[str, Any] = {}
+        wsgiref.util.setup_testing_defaults(environ)
+        response = devserve.DebuggedApplication(app, guard=self.guard)(environ, lambda *a: None)  # type: ignore[arg-type]
+        self.assertEqual(b"".join(response), b"x")
+        self.assertRaisesRegex(LookupError, "in close", response.close)  # type: ignore[attr-defined]
+
+    def test_responses_that_are_none(self) -> None:
+        def returns(value: Any, start: bool = True) -> Callable[[Any, Any], Any]:
+            def app(environ: Any, start_response: Any) -> Any:
+                if start:
+                    start_response("200 OK", [("Content-Type", "text/plain")])
+                return value
+
+            return app
+
+        for value, words in (
+            ("text", "returned str"),
+            (b"bytes", "returned bytes"),
+            (None, "not iterable"),
+            (3, "not iterable"),
+            (["text"], "sends str"),
+            (iter(["text"]), "sends str"),
+            ([None], "sends NoneType"),
+            ([b"x", 3], "sends int"),
+        ):
+            with self.subTest(value):
+                self.fails(returns(value), words)
+        for value in ([b"x"], iter([b"x"]), [], iter([])):
+            with self.subTest(value):
+                self.fails(returns(value, start=False), "without having called start_response")
+
+    def test_exceptions_that_are_no_errors(self) -> None:
+        for kind in (
+            SystemExit,
+            KeyboardInterrupt,
+            GeneratorExit,
+            StopIteration,
+            MemoryError,
+            RecursionError,
+            BaseException,
+        ):
+            with self.subTest(kind):
+
+                def app(environ: Any, start_response: Any, kind: type[BaseException] = kind) -> Any:
+                    raise kind("from the view")
+
+                def late(environ: Any, start_response: Any, kind: type[BaseException] = kind) -> Any:
+                    start_response("200 OK", [("Content-Type", "text/plain")])
+                    raise kind("from the view")
+                    yield b""
+
+                self.fails(app, kind.__name__)
+                self.fails(late, kind.__name__)
+
+    def test_ctrl_c_in_the_main_thread_passes(self) -> None:
+        def app(environ: Any, start_response: Any) -> Any:
+            raise KeyboardInterrupt
+
+        environ: dict[str, Any] = {}
+        wsgiref.util.setup_testing_defaults(environ)
+        self.assertRaises(
+            KeyboardInterrupt, devserve.DebuggedApplication(app, guard=self.guard), environ, lambda *a: None
+        )
+
+    def test_a_terminal_that_is_gone_keeps_no_page_back(self) -> None:
+        broken = io.StringIO()
+        broken.close()
+        self.debugger.terminal = devserve.Terminal(broken)
+        self.assertEqual(self.ask().status, 500)
+
+    def test_holds_no_memory_of_crashes_long_past(self) -> None:
+        import weakref
+
+        class Payload:
+            pass
+
+        alive: weakref.WeakSet[Payload] = weakref.WeakSet()
+
+        def app(environ: Any, start_response: Any) -> Any:
+            payload = Payload()
+            alive.add(payload)
+            environ["app.payload"] = payload
+            raise ValueError
+
+        self.app = app  # type: ignore[method-assign]
+        for _ in range(40):
+            self.ask()
+        self.assertLessEqual(len(alive), devserve.SHELF_LIMIT + 2 * devserve.COLLECT_EVERY)
+
+
+class DebuggerFrameworks(Folder):
+    """With each framework's real package: an exception in a view reaches the page."""
+
+    def crash_in(self, source: str, *, check: str = "") -> None:
+        """Run a module that makes `app`, ask for /, and find the failing line on the page; each in its own process."""
+        self.write("site_under_test.py", source)
+        self.write(
+            "run_it.py",
+            """\
+            import io, sys, wsgiref.util
+            import devserve
+            app = devserve.load_app("site_under_test:app", debug=True)
+            environ = {}
+            wsgiref.util.setup_testing_defaults(environ)
+            environ.update(HTTP_ACCEPT="text/html", HTTP_HOST="localhost", SERVER_PORT="80")
+            told = []
+            debugger = devserve.DebuggedApplication(app, guard=devserve.Guard.fresh("", 80), terminal=devserve.Terminal(io.StringIO()))
+            response = debugger(environ, lambda status, headers, exc_info=None: told.append(status))
+            page = b"".join(response).decode()
+            print(told[-1], len(page))
+            print(page)
+            """,
+        )
+        environ = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(SCRIPT.parent), str(self.folder)]),
+            "PYTHONIOENCODING": "utf-8",
+        }
+        done = subprocess.run(
+            [sys.executable, "run_it.py"], cwd=self.folder, env=environ, capture_output=True, timeout=60
+        )
+        page = done.stdout.decode("utf-8")
+        self.assertTrue(page.startswith("500"), done.stderr.decode("utf-8", "replace") + page[:2000])
+        self.assertIn("ZeroDivisionError", page)
+        self.assertIn("colour_of_view", page)  # a local variable of the view
+        self.assertIn("green", page)
+        self.assertLess(len(page), 100_000)
+
+    @needs("flask")
+    def test_flask(self) -> None:
+        self.crash_in("""\
+            import flask
+            app = flask.Flask(__name__)
+            @app.route("/")
+            def view():
+                colour_of_view = "green"
+                return 1 / 0
+            """)
+
+    @needs("django")
+    def test_django(self) -> None:
+        self.crash_in("""\
+            from django.conf import settings
+            settings.configure(DEBUG=True, SECRET_KEY="x", ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"],
+                               DEBUG_PROPAGATE_EXCEPTIONS=True, MIDDLEWARE=["django.middleware.common.CommonMiddleware"])
+            from django.core.wsgi import get_wsgi_application
+            from django.urls import path
+            def view(request):
+                colour_of_view = "green"
+                return 1 / 0
+            urlpatterns = [path("", view)]
+            app = get_wsgi_application()
+            """)
+
+    @needs("bottle")
+    def test_bottle(self) -> None:
+        self.crash_in("""\
+            import bottle
+            app = bottle.Bottle()
+            @app.route("/")
+            def view():
+                colour_of_view = "green"
+                return 1 / 0
+            """)
+
+    @needs("pyramid")
+    def test_pyramid(self) -> None:
+        self.crash_in("""\
+            from pyramid.config import Configurator
+            def view(request):
+                colour_of_view = "green"
+                return 1 / 0
+            with Configurator() as config:
+                config.add_route("home", "/")
+                config.add_view(view, route_name="home")
+                app = config.make_wsgi_app()
+            """)
+
+    @needs("falcon")
+    def test_falcon(self) -> None:
+        self.crash_in("""\
+            import falcon
+            class View:
+                def on_get(self, request, response):
+                    colour_of_view = "green"
+                    return 1 / 0
+            app = falcon.App()
+            app.add_route("/", View())
+            """)
+
+    @needs("cherrypy")
+    def test_cherrypy(self) -> None:
+        self.crash_in("""\
+            import cherrypy
+            class Root:
+                @cherrypy.expose
+                def index(self):
+                    colour_of_view = "green"
+                    return 1 / 0
+            cherrypy.config.update({"environment": "embedded"})
+            app = cherrypy.Application(Root(), "")
+            """)
+
+    @needs("web")
+    def test_webpy(self) -> None:
+        self.crash_in("""\
+            import web
+            class View:
+                def GET(self):
+                    colour_of_view = "green"
+                    return 1 / 0
+            app = web.application(("/", "View"), globals())
+            """)
+
+    @needs("flask")
+    def test_flask_context_is_there_in_the_console(self) -> None:
+        import flask
+
+        app = flask.Flask(__name__)
+        app.debug = True
+
+        @app.route("/buy", methods=["POST"])
+        def buy() -> Any:
+            flask.g.colour = "green"
+            raise ValueError(flask.request.form["size"])
+
+        environ: dict[str, Any] = {}
+        wsgiref.util.setup_testing_defaults(environ)
+        body = b"size=xl"
+        environ.update(
+            {
+                "PATH_INFO": "/buy",
+                "REQUEST_METHOD": "POST",
+                "HTTP_ACCEPT": "text/html",
+                "wsgi.input": io.BytesIO(body),
+                "CONTENT_LENGTH": str(len(body)),
+                "CONTENT_TYPE": "application/x-www-form-urlencoded",
+            }
+        )
+        debugger = devserve.DebuggedApplication(
+            app, guard=devserve.Guard.fresh(), terminal=devserve.Terminal(io.StringIO())
+        )
+        page = b"".join(debugger(environ, lambda *a: None)).decode()  # type: ignore[arg-type]
+        frames = re.findall(r"[0-9a-f]{16}-\d+", page)
+        console = debugger.console(max(frames, key=lambda id: int(id.partition("-")[2])))
+        console.namespace["flask"] = flask
+        self.assertEqual(console.run("flask.request.form['size'], flask.g.colour").output, "('xl', 'green')\n")
+        self.assertEqual(console.run("flask.url_for('buy')").output, "'/buy'\n")
+        self.assertEqual(
+            debugger.console("app").run("import flask\nflask.current_app.name == app.name").output, "True\n"
+        )
+
+
+# =====================================================================================================================
+# 9. The server
+#
+# What is right is what RFC 9110, RFC 9112 and PEP 3333 say; everything is looked at from outside, over raw sockets.
+# =====================================================================================================================
+
+App = Callable[..., Any]
+ACCESS = re.compile(r"\d\d:\d\d:\d\d (\S+) (.+) (\d\d\d|-) (\d+) [\d.]+ms")
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+LAST = b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+class Cut(Exception):
+    """The connection ended before the answer was whole."""
+
+
+class Answer(NamedTuple):
+    status: int
+    reason: str
+    headers: list[tuple[str, str]]
+    body: bytes
+
+    def all(self, name: str) -> list[str]:
+        return [value for key, value in self.headers if key.lower() == name.lower()]
+
+    def get(self, name: str) -> Optional[str]:
+        """Return the value of a header that may come once at most."""
+        values = self.all(name)
+        assert len(values) <= 1, f"{name} came {len(values)} times"
+        return values[0] if values else None
+
+
+class Wire:
+    """A raw connection: bytes go out as they are, and answers are taken apart strictly."""
+
+    def __init__(self, server: Any, context: Optional[ssl.SSLContext] = None, timeout: float = DEADLINE) -> None:
+        self.sock: Any = socket.create_connection(("127.0.0.1", server.server_port), timeout)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if context:
+            self.sock = context.wrap_socket(self.sock, server_hostname="localhost", suppress_ragged_eofs=False)
+        self.file = self.sock.makefile("rb")
+
+    def send(self, *pieces: Union[bytes, str], pause: float = 0.0) -> "Wire":
+        for piece in pieces:
+            self.sock.sendall(piece.encode("latin-1") if isinstance(piece, str) else piece)
+            if pause:
+                time.sleep(pause)
+        return self
+
+    def end(self) -> "Wire":
+        """Send no more, and go on reading."""
+        self.sock.shutdown(socket.SHUT_WR)
+        return self
+
+    def line(self) -> str:
+        line = self.file.readline(65537)
+        if not line.endswith(b"\r\n"):
+            raise Cut(f"in a line: {line!r}")
+        assert b"\r" not in line[:-2], line
+        return line[:-2].decode("latin-1")
+
+    def head(self) -> Answer:
+        """Read the head of an answer; its body stays unread."""
+        version, status, reason = re.fullmatch(r"(HTTP/1\.1) (\d{3}) (.*)", self.line()).groups()  # type: ignore[union-attr]
+        headers = []
+        for line in iter(self.line, ""):
+            name, value = re.fullmatch(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+): ?(.*)", line).groups()  # type: ignore[union-attr]
+            headers.append((name, value))
+        return Answer(int(status), reason, headers, b"")
+
+    def exactly(self, count: int) -> bytes:
+        data = self.file.read(count)
+        if len(data) < count:
+            raise Cut(f"{len(data)} bytes of {count}")
+        return bytes(data)
+
+    def chunk(self) -> bytes:
+        size = int(self.line(), 16)
+        data = self.exactly(size)
+        assert self.line() == ""
+        return data
+
+    def answer(self, method: str = "GET") -> Answer:
+        """Read one whole answer by its framing."""
+        head = self.head()
+        length, coding = head.get("Content-Length"), head.get("Transfer-Encoding")
+        assert length is None or coding is None, head
+        if method == "HEAD" or head.status in (204, 304) or head.status < 200:
+            return head
+        if coding:
+            assert coding == "chunked", head
+            return head._replace(body=b"".join(iter(self.chunk, b"")))
+        return head._replace(body=self.file.read() if length is None else self.exactly(int(length)))
+
+    def rest(self) -> bytes:
+        """Read all that comes until the server ends the connection."""
+        return bytes(self.file.read())
+
+    def close(self) -> None:
+        self.file.close()
+        self.sock.close()
+
+    def __enter__(self) -> "Wire":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class ServerCase(Folder):
+    """A test with servers in this process; `self.log` is what the terminal of the last one showed."""
+
+    def serve(self, app: App, *, wait: float = 0.02, **options: Any) -> Any:
+        server = devserve.make_server(app, **options)
+        self.stream = io.StringIO()
+        server.terminal = devserve.Terminal(self.stream)
+        thread = threading.Thread(target=server.serve_forever, args=(wait,), daemon=True)
+        thread.start()
+
+        def stop() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join(DEADLINE)
+
+        self.addCleanup(stop)
+        self.server = server
+        return server
+
+    @property
+    def log(self) -> str:
+        return self.stream.getvalue()
+
+    def wire(self, *sent: Union[bytes, str], **options: Any) -> Wire:
+        wire = Wire(self.server, **options)
+        self.addCleanup(wire.close)
+        return wire.send(*sent)
+
+    def ask(self, request: Union[bytes, str] = GET, method: str = "GET") -> Answer:
+        """Send a request on a connection of its own and return its answer."""
+        with Wire(self.server) as wire:
+            return wire.send(request).answer(method)
+
+    def lines(self, count: int) -> list[tuple[str, ...]]:
+        """Wait for `count` lines of the request log, and return them: method, target, status, size."""
+
+        def found() -> Any:
+            lines = [ACCESS.fullmatch(line) for line in self.log.splitlines()]
+            return [line.groups() for line in lines if line]
+
+        eventually(lambda: len(found()) >= count, f"{count} lines in the log:\n{self.log}")
+        self.assertEqual(len(found()), count, self.log)
+        return found()  # type: ignore[no-any-return]
+
+    def patch(self, name: str, value: Any) -> None:
+        """Set a limit of devserve for this test."""
+        patcher = mock.patch.object(devserve, name, value)
+        patcher.start()
+        self.addCleanup(patcher.stop)
+
+
+def hello(environ: dict[str, Any], start_response: App) -> list[bytes]:
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"hello"]
+
+
+def echo(environ: dict[str, Any], start_response: App) -> list[bytes]:
+    """Answer with method, path and body."""
+    body = environ["wsgi.input"].read()
+    start_response("200 OK", [("Content-Type", "application/octet-stream")])
+    return [f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']} ".encode("latin-1") + body]
+
+
+class Recorder:
+    """An application that answers 200 and remembers the path and the body of each request."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, bytes]] = []
+
+    def __call__(self, environ: dict[str, Any], start_response: App) -> list[bytes]:
+        self.seen.append((environ["PATH_INFO"], environ["wsgi.input"].read()))
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [b"ok"]
+
+
+class Pieces:
+    """An application's iterable that counts how often it is closed; an exception among the pieces is raised."""
+
+    def __init__(self, *pieces: Any) -> None:
+        self.pieces = pieces
+        self.closed = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for piece in self.pieces:
+            if isinstance(piece, BaseException):
+                raise piece
+            yield piece() if callable(piece) else piece
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def answering(result: Any, *headers: tuple[str, str], status: str = "200 OK") -> App:
+    """Return an application that answers with `result`; an exception is raised."""
+
+    def app(environ: dict[str, Any], start_response: App) -> Any:
+        start_response(status, list(headers))
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    return app
+
+
+def post(headers: str, body: Union[bytes, str] = b"", version: str = "1.1") -> bytes:
+    """Return a POST of /first with header lines; Host is among them."""
+    body = body.encode("latin-1") if isinstance(body, str) else body
+    head = "".join(f"{line}\r\n" for line in ["Host: x", *headers.split("\n")] if line)
+    return f"POST /first HTTP/{version}\r\n{head}\r\n".encode("latin-1") + body
+
+
+def chunked(body: Union[bytes, str], headers: str = "") -> bytes:
+    """Return a POST whose chunked body is `body` as it stands, framing included."""
+    return post(f"Transfer-Encoding: chunked\n{headers}", body)
+
+
+CHUNKS = "5\r\nhello\r\n0\r\n\r\n"
+
+# name: the bytes.  Each is refused with a status of the 400 class (505 for a version) and a closed connection.
+MALFORMED: dict[str, Union[bytes, str]] = {
+    # two framings
+    "both Content-Length and Transfer-Encoding": post("Content-Length: 5\nTransfer-Encoding: chunked", CHUNKS),
+    "the same the other way round": post("Transfer-Encoding: chunked\nContent-Length: 15", CHUNKS),
+    "two lengths that differ": post("Content-Length: 5\nContent-Length: 6", "hello!"),
+    "two lengths in a list": post("Content-Length: 5, 6", "hello!"),
+    # no number
+    "a length with a plus": post("Content-Length: +5", "hello"),
+    "a negative length": post("Content-Length: -5", "hello"),
+    "a hexadecimal length": post("Content-Length: 0x5", "hello"),
+    "a length with an underscore": post("Content-Length: 5_0", "hello"),
+    "a length with a space inside": post("Content-Length: 5 0", "hello"),
+    "an empty length": post("Content-Length:", "hello"),
+    "a length with a fraction": post("Content-Length: 5.0", "hello"),
+    "a length in superscript": post("Content-Length: \xb2", "he"),
+    "a length with a letter": post("Content-Length: 5a", "hello"),
+    "a length past every number": post("Content-Length: " + "9" * 400, "hello"),
+    "a length followed by a no-break space": post("Content-Length: 5\xa0", "hello"),
+    "a length of a quoted string": post('Content-Length: "5"', "hello"),
+    # transfer codings
+    "xchunked": post("Transfer-Encoding: xchunked", CHUNKS),
+    "chunked, identity": post("Transfer-Encoding: chunked, identity", CHUNKS),
+    "identity": post("Transfer-Encoding: identity", CHUNKS),
+    "gzip, chunked": post("Transfer-Encoding: gzip, chunked", CHUNKS),
+    "gzip alone": post("Transfer-Encoding: gzip", CHUNKS),
+    "chunked twice": post("Transfer-Encoding: chunked, chunked", CHUNKS),
+    "chunked twice in two lines": post("Transfer-Encoding: chunked\nTransfer-Encoding: chunked", CHUNKS),
+    "chunked after identity in two lines": post("Transfer-Encoding: identity\nTransfer-Encoding: chunked", CHUNKS),
+    "an empty coding": post("Transfer-Encoding:", CHUNKS),
+    "chunked with a parameter": post("Transfer-Encoding: chunked;q=1", CHUNKS),
+    "chunked with a no-break space": post("Transfer-Encoding: chunked\xa0", CHUNKS),
+    "chunked with a vertical tab": post("Transfer-Encoding: \x0bchunked", CHUNKS),
+    "chunked in quotes": post('Transfer-Encoding: "chunked"', CHUNKS),
+    "chunked for HTTP/1.0": post("Transfer-Encoding: chunked", CHUNKS, version="1.0"),
+    # chunks
+    "a chunk size that is no number": chunked("xyz\r\nhello\r\n0\r\n\r\n"),
+    "an empty chunk size": chunked("\r\nhello\r\n0\r\n\r\n"),
+    "a negative chunk size": chunked("-5\r\nhello\r\n0\r\n\r\n"),
+    "a chunk size with a plus": chunked("+5\r\nhello\r\n0\r\n\r\n"),
+    "a chunk size with 0x": chunked("0x5\r\nhello\r\n0\r\n\r\n"),
+    "a chunk size with an underscore": chunked("0_5\r\nhello\r\n0\r\n\r\n"),
+    "a chunk size with a leading space": chunked(" 5\r\nhello\r\n0\r\n\r\n"),
+    "a huge chunk size": chunked("fffffffffffffffff\r\nhello\r\n0\r\n\r\n"),
+    "a chunk size past 64 bits": chunked("10000000000000005\r\nhello\r\n0\r\n\r\n"),
+    "a chunk size past the limit": chunked("ffffffffffffffff\r\nhello\r\n0\r\n\r\n"),
+    "a chunk longer than its size": chunked("3\r\nhello\r\n0\r\n\r\n"),
+    "a chunk shorter than its size": chunked("7\r\nhello\r\n0\r\n\r\n"),
+    "a chunk that ends in LF": chunked("5\r\nhello\n0\r\n\r\n"),
+    "a chunk size that ends in LF": chunked("5\nhello\r\n0\r\n\r\n"),
+    "a last chunk that ends in LF": chunked("5\r\nhello\r\n0\n\r\n"),
+    "a chunk extension with LF": chunked("5;a\nb\r\nhello\r\n0\r\n\r\n"),
+    "a chunk extension with CR": chunked("5;a\rb\r\nhello\r\n0\r\n\r\n"),
+    "a chunk extension without end": chunked("5;" + "a" * 100_000),
+    "a trailer without a colon": chunked("5\r\nhello\r\n0\r\nbad\r\n\r\n"),
+    "a trailer with a space before the colon": chunked("5\r\nhello\r\n0\r\nA : b\r\n\r\n"),
+    "a trailer with a bare LF": chunked("5\r\nhello\r\n0\r\nA: b\nC: d\r\n\r\n"),
+    "a folded trailer": chunked("5\r\nhello\r\n0\r\nA: b\r\n c\r\n\r\n"),
+    "a trailer with NUL": chunked("5\r\nhello\r\n0\r\nA: \0\r\n\r\n"),
+    "trailers without end": chunked("5\r\nhello\r\n0\r\n" + "A: b\r\n" * 5000 + "\r\n"),
+    # lines and fields
+    "bare LF": "GET / HTTP/1.1\nHost: x\n\n",
+    "bare LF after the request line": "GET / HTTP/1.1\nHost: x\r\n\r\n",
+    "bare LF between fields": "GET / HTTP/1.1\r\nHost: x\nA: b\r\n\r\n",
+    "bare LF at the end of the head": "GET / HTTP/1.1\r\nHost: x\r\n\nA: b\r\n\r\n",
+    "bare CR between fields": "GET / HTTP/1.1\r\nHost: x\rA: b\r\n\r\n",
+    "bare CR in a value": "GET / HTTP/1.1\r\nHost: x\r\nA: b\rc\r\n\r\n",
+    "CR CR LF": "GET / HTTP/1.1\r\r\nHost: x\r\r\n\r\r\n",
+    "NUL in a value": "GET / HTTP/1.1\r\nHost: x\r\nA: b\0c\r\n\r\n",
+    "NUL in a name": "GET / HTTP/1.1\r\nHost: x\r\nA\0: b\r\n\r\n",
+    "NUL in the target": "GET /\0 HTTP/1.1\r\nHost: x\r\n\r\n",
+    "ESC in a value": "GET / HTTP/1.1\r\nHost: x\r\nA: \x1b[31m\r\n\r\n",
+    "DEL in a value": "GET / HTTP/1.1\r\nHost: x\r\nA: \x7f\r\n\r\n",
+    "a folded line": "GET / HTTP/1.1\r\nHost: x\r\nA: b\r\n c\r\n\r\n",
+    "a line folded with a tab": "GET / HTTP/1.1\r\nHost: x\r\nA: b\r\n\tc\r\n\r\n",
+    "a first header line that is folded": "GET / HTTP/1.1\r\n Host: x\r\n\r\n",
+    "a space before the colon": "GET / HTTP/1.1\r\nHost: x\r\nA : b\r\n\r\n",
+    "a space before the colon of Content-Length": post("Content-Length : 5", "hello"),
+    "a tab before the colon": "GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding\t: chunked\r\n\r\n0\r\n\r\n",
+    "a header without a colon": "GET / HTTP/1.1\r\nHost: x\r\nbad\r\n\r\n",
+    "an empty name": "GET / HTTP/1.1\r\nHost: x\r\n: b\r\n\r\n",
+    "a name with a letter outside ASCII": "GET / HTTP/1.1\r\nHost: x\r\n\xe9: b\r\n\r\n",
+    "a name with a bracket": "GET / HTTP/1.1\r\nHost: x\r\nA[]: b\r\n\r\n",
+    "a name with a space": "GET / HTTP/1.1\r\nHost: x\r\nA b: c\r\n\r\n",
+    # the request line
+    "HTTP/0.9": "GET /\r\n\r\n",
+    "HTTP/0.9 as a version": "GET / HTTP/0.9\r\nHost: x\r\n\r\n",
+    "HTTP/1.2": "GET / HTTP/1.2\r\nHost: x\r\n\r\n",
+    "HTTP/1.10": "GET / HTTP/1.10\r\nHost: x\r\n\r\n",
+    "HTTP/01.1": "GET / HTTP/01.1\r\nHost: x\r\n\r\n",
+    "HTTP/2.0": "GET / HTTP/2.0\r\nHost: x\r\n\r\n",
+    "the preface of HTTP/2": "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "http/1.1": "GET / http/1.1\r\nHost: x\r\n\r\n",
+    "HTTP/1.1 with a digit outside ASCII": "GET / HTTP/1.\xb9\r\nHost: x\r\n\r\n",
+    "HTTP/1": "GET / HTTP/1\r\nHost: x\r\n\r\n",
+    "another protocol": "GET / ICY/1.1\r\nHost: x\r\n\r\n",
+    "two spaces": "GET  / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a space at the end of the line": "GET / HTTP/1.1 \r\nHost: x\r\n\r\n",
+    "a space in front of the line": " GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a space in the target": "GET /a b HTTP/1.1\r\nHost: x\r\n\r\n",
+    "tabs for spaces": "GET\t/\tHTTP/1.1\r\nHost: x\r\n\r\n",
+    "a form feed for a space": "GET\x0c/\x0cHTTP/1.1\r\nHost: x\r\n\r\n",
+    "a no-break space for a space": "GET\xa0/\xa0HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a method with a brace": "G{T / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a method with a letter outside ASCII": "G\xc9T / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "an empty method": " / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "no target": "GET HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a target without a slash": "GET first HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a fragment in the target": "GET /a#b HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a star for another method than OPTIONS": "GET * HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a scheme that is not served": "GET ftp://x/ HTTP/1.1\r\nHost: x\r\n\r\n",
+    "an absolute target without a host": "GET http:/// HTTP/1.1\r\nHost: x\r\n\r\n",
+    "an absolute target with a user": "GET http://user@x/ HTTP/1.1\r\nHost: x\r\n\r\n",
+    "CONNECT": "CONNECT x:443 HTTP/1.1\r\nHost: x:443\r\n\r\n",
+    "CONNECT with a path": "CONNECT /first HTTP/1.1\r\nHost: x\r\n\r\n",
+    # the host
+    "no Host": "GET / HTTP/1.1\r\nA: b\r\n\r\n",
+    "no field at all": "GET / HTTP/1.1\r\n\r\n",
+    "no Host with an absolute target": "GET http://x/ HTTP/1.1\r\n\r\n",
+    "two Hosts": "GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
+    "two Hosts that are alike": "GET / HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n",
+    "a Host with a path": "GET / HTTP/1.1\r\nHost: x/y\r\n\r\n",
+    "a Host with a user": "GET / HTTP/1.1\r\nHost: u@x\r\n\r\n",
+    "a Host with a space": "GET / HTTP/1.1\r\nHost: x y\r\n\r\n",
+    "a Host that is a list": "GET / HTTP/1.1\r\nHost: x, y\r\n\r\n",
+    "a Host with a port of letters": "GET / HTTP/1.1\r\nHost: x:http\r\n\r\n",
+    "a Host with two ports": "GET / HTTP/1.1\r\nHost: x:80:80\r\n\r\n",
+    # what is no HTTP
+    "garbage": b"\xff\xfe\x00\x01\r\n\r\n",
+    "a TLS handshake": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 200,
+    "an expectation that nobody knows": post("Expect: coffee\nContent-Length: 5", "hello"),
+}
+TOO_LARGE: dict[str, tuple[Union[bytes, str], int]] = {
+    "a request line": (f"GET /{'a' * 100_000} HTTP/1.1\r\nHost: x\r\n\r\n", 414),
+    "a request line just over the limit": (f"GET /{'a' * 17_000} HTTP/1.1\r\nHost: x\r\n\r\n", 414),
+    "a request line without end": ("GET /" + "a" * 200_000, 414),
+    "a header line": (f"GET / HTTP/1.1\r\nHost: x\r\nA: {'b' * 100_000}\r\n\r\n", 431),
+    "a header line without end": (f"GET / HTTP/1.1\r\nHost: x\r\nA: {'b' * 200_000}", 431),
+    "the head of many lines": ("GET / HTTP/1.1\r\nHost: x\r\n" + f"A: {'b' * 1000}\r\n" * 100 + "\r\n", 431),
+    "the number of header lines": ("GET / HTTP/1.1\r\nHost: x\r\n" + "A: b\r\n" * 1000 + "\r\n", 431),
+}
+
+# name: the bytes, and the path and body that the application must see.
+ODD_BUT_GOOD: dict[str, tuple[Union[bytes, str], tuple[str, bytes]]] = {
+    "Chunked": (post("Transfer-Encoding: Chunked", CHUNKS), ("/first", b"hello")),
+    "CHUNKED and a tab": (post("TRANSFER-ENCODING:\tCHUNKED\t", CHUNKS), ("/first", b"hello")),
+    "spaces around a length": (post("Content-Length:   5  ", "hello"), ("/first", b"hello")),
+    "no space before a length": (post("Content-Length:5", "hello"), ("/first", b"hello")),
+    "a length with a leading zero": (post("Content-Length: 005", "hello"), ("/first", b"hello")),
+    "a length of nothing": (post("Content-Length: 0"), ("/first", b"")),
+    "a POST without a length": (post(""), ("/first", b"")),
+    "a GET with a body": ("GET /a HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello", ("/a", b"hello")),
+    "a body of HTTP": (post(f"Content-Length: {len(GET)}", GET), ("/first", GET)),
+    "no chunks": (chunked("0\r\n\r\n"), ("/first", b"")),
+    "chunk sizes in either case": (chunked("A\r\n0123456789\r\nb\r\n0123456789a\r\n00\r\n\r\n"), ("/first", b"01234567890123456789a")),
+    "chunk extensions": (chunked('5;a;b=c;d="e"\r\nhello\r\n0;x\r\n\r\n'), ("/first", b"hello")),
+    "leading zeros of a chunk size": (chunked("0005\r\nhello\r\n000\r\n\r\n"), ("/first", b"hello")),
+    "trailers": (chunked("5\r\nhello\r\n0\r\nA: b\r\nContent-Length: 99\r\nHost: evil\r\n\r\n"), ("/first", b"hello")),
+    "CRLF in a chunk": (chunked("4\r\n\r\n\r\n\r\n0\r\n\r\n"), ("/first", b"\r\n\r\n")),
+    "an empty line in front": ("\r\nGET /a HTTP/1.1\r\nHost: x\r\n\r\n", ("/a", b"")),
+    "an empty value": ("GET /a HTTP/1.1\r\nHost: x\r\nA:\r\n\r\n", ("/a", b"")),
+    "an empty Host": ("GET /a HTTP/1.1\r\nHost:\r\n\r\n", ("/a", b"")),
+    "a Host with a port": ("GET /a HTTP/1.1\r\nHost: x:80\r\n\r\n", ("/a", b"")),
+    "an IPv6 Host": ("GET /a HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", ("/a", b"")),
+    "a name of odd characters": ("GET /a HTTP/1.1\r\nHost: x\r\n!#$%&'*+-.^`|~: b\r\n\r\n", ("/a", b"")),
+    "a value outside ASCII": ("GET /a HTTP/1.1\r\nHost: x\r\nA: \xe9\xff\r\n\r\n", ("/a", b"")),
+    "an unknown method": ("BREW /a HTTP/1.1\r\nHost: x\r\n\r\n", ("/a", b"")),
+    "an absolute target": ("GET http://y:81/a?b HTTP/1.1\r\nHost: x\r\n\r\n", ("/a", b"")),
+    "an absolute target without a path": ("GET HTTP://y HTTP/1.1\r\nHost: x\r\n\r\n", ("/", b"")),
+    "a target of slashes": ("GET //a//b/../c HTTP/1.1\r\nHost: x\r\n\r\n", ("//a//b/../c", b"")),
+    "an escaped slash and NUL": ("GET /a%2Fb%00 HTTP/1.1\r\nHost: x\r\n\r\n", ("/a/b\0", b"")),
+    "a bad escape": ("GET /%zz%4 HTTP/1.1\r\nHost: x\r\n\r\n", ("/%zz%4", b"")),
+    "HTTP/1.0 without a Host": ("GET /a HTTP/1.0\r\n\r\n", ("/a", b"")),
+    "an expectation of nothing": ("GET /a HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n\r\n", ("/a", b"")),
+    "a request line of 8,000 bytes": (f"GET /{'a' * 8000} HTTP/1.1\r\nHost: x\r\n\r\n", ("/" + "a" * 8000, b"")),
+    "a cookie of 30,000 bytes": (f"GET /a HTTP/1.1\r\nHost: x\r\nCookie: {'b' * 30_000}\r\n\r\n", ("/a", b"")),
+    "100 header lines": ("GET /a HTTP/1.1\r\nHost: x\r\n" + "A: b\r\n" * 100 + "\r\n", ("/a", b"")),
+}
+
+
+class ServerFraming(ServerCase):
+    """One framing of a message, or a refusal: never a 2xx, a 500, a hang or a traceback, and one line in the log."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.app = Recorder()
+        self.serve(self.app)
+
+    def check_refused(self, request: Union[bytes, str]) -> Answer:
+        """Send a request and another behind it; one answer must come, and then the end."""
+        self.app.seen.clear()
+        before = len(self.log.splitlines())
+        with Wire(self.server) as wire:
+            with contextlib.suppress(OSError):  # it may be refused before it has been sent whole
+                wire.send(request, LAST)
+            answer = wire.answer()
+            self.assertEqual(wire.rest(), b"", "more than one answer")
+        self.assertTrue(400 <= answer.status < 500 or answer.status in (501, 505), answer)
+        self.assertEqual(answer.get("Connection"), "close")
+        self.assertEqual(self.app.seen, [], "the application was called")
+        self.assertEqual(self.lines(before + 1)[-1][2], str(answer.status))
+        self.assertEqual(len(self.log.splitlines()), before + 1, "one line, and no traceback")
+        return answer
+
+    def test_every_malformed_request_is_refused_once(self) -> None:
+        for name, request in MALFORMED.items():
+            with self.subTest(name):
+                self.check_refused(request)
+
+    def test_malformed_requests_are_refused_on_a_connection_that_was_used_before(self) -> None:
+        for name in ("both Content-Length and Transfer-Encoding", "bare LF", "a huge chunk size", "no Host"):
+            with self.subTest(name), Wire(self.server) as wire:
+                self.assertEqual(wire.send(GET).answer().body, b"ok")
+                wire.send(MALFORMED[name], LAST)
+                self.assertEqual(wire.answer().status, 400)
+                self.assertEqual(wire.rest(), b"")
+
+    def test_what_is_too_large_is_refused_with_its_own_status(self) -> None:
+        for name, (request, status) in TOO_LARGE.items():
+            with self.subTest(name):
+                self.assertEqual(self.check_refused(request).status, status)
+
+    def test_a_chunked_body_past_its_limit_is_413(self) -> None:
+        self.patch("MAX_CHUNKED_BODY", 10)
+        self.assertEqual(self.check_refused(chunked("6\r\nhello!\r\n6\r\nhello!\r\n0\r\n\r\n")).status, 413)
+
+    def test_no_truncated_request_is_taken_for_a_whole_one(self) -> None:
+        """Whatever a client sent when it half-closed: no 2xx for a part of a request, no hang."""
+        for whole in (post("Content-Length: 5", "hello"), chunked(CHUNKS)):
+            for cut in range(1, len(whole)):
+                with Wire(self.server) as wire:
+                    rest = wire.send(whole[:cut]).end().rest()
+                self.assertRegex(rest, rb"^HTTP/1\.1 4\d\d |^$", whole[:cut])
+        self.assertNotIn("Traceback", self.log)
+
+    def test_odd_but_good_requests_are_understood(self) -> None:
+        for name, (request, seen) in ODD_BUT_GOOD.items():
+            with self.subTest(name), Wire(self.server) as wire:
+                self.app.seen.clear()
+                wire.send(request, LAST)
+                self.assertEqual(wire.answer().status, 200)
+                if "HTTP/1.0" not in name:
+                    self.assertEqual(wire.answer().status, 200, "the next request on the connection")
+                    self.assertEqual(self.app.seen[1:], [("/last", b"")])
+                self.assertEqual(wire.rest(), b"")
+                self.assertEqual(self.app.seen[0], seen)
+
+    def test_a_request_means_the_same_however_its_bytes_arrive(self) -> None:
+        requests = {
+            "plain": b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n",
+            "a body": post("Content-Length: 5", "hello"),
+            "chunks": chunked("3;x\r\nhel\r\n2\r\nlo\r\n0\r\nA: b\r\n\r\n"),
+            "an empty line in front": b"\r\nGET /a HTTP/1.1\r\nHost: x\r\n\r\n",
+        }
+        for name, request in requests.items():
+            with self.subTest(name), Wire(self.server) as wire:
+                for position in range(len(request)):
+                    wire.send(request[position : position + 1], pause=0.001)
+                self.assertEqual(wire.answer().status, 200)
+                self.assertEqual(wire.send(LAST).answer().status, 200)
+                self.assertEqual(wire.rest(), b"")
+
+    def test_a_refused_head_request_gets_no_body(self) -> None:
+        with Wire(self.server) as wire:
+            wire.send("HEAD / HTTP/1.1\r\n\r\n")
+            self.assertEqual(wire.answer("HEAD").status, 400)
+            self.assertEqual(wire.rest(), b"")
+
+    def test_a_refusal_says_why(self) -> None:
+        self.assertIn(b"Host", self.check_refused(MALFORMED["no Host"]).body)
+        self.assertIn("Host", self.log)
+
+    def test_options_star_is_answered_by_the_server(self) -> None:
+        with Wire(self.server) as wire:
+            wire.send("OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", LAST)
+            self.assertEqual(wire.answer().body, b"")
+            self.assertEqual(wire.answer().body, b"ok")
+        self.assertEqual(self.app.seen, [("/last", b"")])
+        self.assertIn("OPTIONS * 200 0", self.log)
+
+    def test_tokens_that_differ_for_lenient_parsers_do_not_reach_the_application_as_framing(self) -> None:
+        """Names with an underscore are dropped, so that none passes itself off as a header that frames or trusts."""
+        self.app.seen.clear()
+        with Wire(self.server) as wire:
+            wire.send(post("Content_Length: 5\nTransfer_Encoding: chunked"), LAST)
+            self.assertEqual(wire.answer().status, 200)
+            self.assertEqual(wire.answer().status, 200)
+        self.assertEqual(self.app.seen, [("/first", b""), ("/last", b"")])
+
+    def test_a_million_one_byte_chunks_do_not_hold_the_processor(self) -> None:
+        body = b"1\r\na\r\n" * 50_000 + b"0\r\n\r\n"
+        before = time.process_time()
+        with Wire(self.server) as wire:
+            self.assertEqual(wire.send(chunked(body)).answer().status, 200)
+        self.assertEqual(len(self.app.seen[0][1]), 50_000)
+        self.assertLess(time.process_time() - before, 5.0)
+
+
+class ServerConnections(ServerCase):
+    """Keep-alive, pipelining, bodies that nobody read, clients that go or dawdle."""
+
+    def test_persistence_follows_version_and_header(self) -> None:
+        self.serve(hello)
+        table = [
+            ("1.1", "", True), ("1.1", "close", False), ("1.1", "Close", False), ("1.1", "keep-alive", True),
+            ("1.1", "upgrade, close", False), ("1.1", "x-closed", True),
+            ("1.0", "", False), ("1.0", "close", False), ("1.0", "keep-alive", True), ("1.0", "Keep-Alive", True),
+            ("1.0", "keep-alive, close", False),
+        ]  # fmt: skip
+        for version, connection, persists in table:
+            header = f"Connection: {connection}\r\n" if connection else ""
+            with self.subTest(version=version, connection=connection), Wire(self.server) as wire:
+                wire.send(f"GET / HTTP/{version}\r\nHost: x\r\n{header}\r\n")
+                answer = wire.answer()
+                self.assertEqual(answer.body, b"hello")
+                if persists:
+                    self.assertEqual(answer.get("Connection"), "keep-alive" if version == "1.0" else None)
+                    self.assertEqual(wire.send(LAST).answer().body, b"hello")
+                else:
+                    self.assertEqual(answer.get("Connection"), "close")
+                self.assertEqual(wire.rest(), b"")
+
+    def test_ten_pipelined_requests_are_answered_in_order(self) -> None:
+        self.serve(echo)
+        requests = [f"GET /{n} HTTP/1.1\r\nHost: x\r\n\r\n" for n in range(10)]
+        wire = self.wire("".join(requests))
+        self.assertEqual([wire.answer().body for _ in range(10)], [b"GET /%d " % n for n in range(10)])
+
+    def test_pipelined_requests_with_bodies_read_or_not_are_answered_in_order(self) -> None:
+        def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            start_response("200 OK", [])
+            number = int(environ["PATH_INFO"][1:])
+            return [b"%d %s" % (number, environ["wsgi.input"].read((0, 2, -1)[number % 3]))]
+
+        self.serve(app)
+        framings = ["Content-Length: 5\r\n\r\nhello", f"Transfer-Encoding: chunked\r\n\r\n{CHUNKS}"]
+        wire = self.wire("".join(f"POST /{n} HTTP/1.1\r\nHost: x\r\n{framings[n % 2]}" for n in range(12)))
+        expected = [b"%d %s" % (n, (b"", b"he", b"hello")[n % 3]) for n in range(12)]
+        self.assertEqual([wire.answer().body for _ in range(12)], expected)
+
+    def test_a_small_body_that_nobody_read_leaves_the_connection_usable(self) -> None:
+        self.serve(hello)
+        wire = self.wire(post("Content-Length: 100000"), b"x" * 100_000)
+        self.assertEqual(wire.answer().body, b"hello")
+        self.assertEqual(wire.send(LAST).answer().body, b"hello")
+
+    def test_a_large_body_that_nobody_reads_ends_the_connection_after_the_answer(self) -> None:
+        self.serve(hello)
+        size = devserve.DRAIN_LIMIT * 8
+        wire = self.wire(post(f"Content-Length: {size}"))
+        wire.send(b"x" * size)  # as simple clients do: everything is sent before the answer is read
+        answer = wire.answer()
+        self.assertEqual((answer.body, answer.get("Connection")), (b"hello", "close"))
+        self.assertEqual(wire.rest(), b"")
+
+    def test_what_is_drained_is_bounded(self) -> None:
+        self.patch("DRAIN_LIMIT", 1000)
+        self.serve(hello)
+        for size, persists in ((1000, True), (1001, False)):
+            with self.subTest(size=size), Wire(self.server) as wire:
+                answer = wire.send(post(f"Content-Length: {size}"), b"x" * size).answer()
+                self.assertEqual(answer.get("Connection"), None if persists else "close")
+
+    def test_a_client_that_sends_for_ever_is_left_after_a_while(self) -> None:
+        self.patch("LINGER_TIMEOUT", 0.3)
+        self.serve(hello)
+        wire = self.wire(post("Content-Length: 999999999999"))
+        end = time.monotonic() + DEADLINE
+        with self.assertRaises(OSError):
+            while time.monotonic() < end:
+                wire.send(b"x" * 100_000)
+
+    def test_an_answer_survives_input_that_nobody_read(self) -> None:
+        """Old clients send a CRLF behind the body; a close with that unread would reset what is under way."""
+        arrived = threading.Event()
+
+        def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            environ["wsgi.input"].read()
+            arrived.wait(DEADLINE)
+            start_response("200 OK", [("Content-Length", "8000000")])
+            return [b"x" * 8_000_000]
+
+        self.serve(app)
+        wire = self.wire(post("Connection: close\nContent-Length: 5"))
+        wire.send(b"hell", b"o\r\n", pause=0.05)
+        arrived.set()
+        wire.head()
+        left = 8_000_000
+        while not self.log:  # read until the server is done: then the rest is in the kernel alone
+            left -= len(wire.exactly(min(50_000, left)))
+        time.sleep(0.1)  # it has closed by now, if it closes without waiting
+        self.assertEqual(len(wire.exactly(left)), left)
+        self.assertEqual(wire.rest(), b"")
+
+    def test_a_failure_with_a_further_request_waiting_arrives_whole(self) -> None:
+        entered, go_on = threading.Event(), threading.Event()
+
+        def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            entered.set()
+            go_on.wait(DEADLINE)
+            raise ValueError("broken")
+
+        self.serve(app)
+        wire = self.wire(GET)
+        entered.wait(DEADLINE)
+        wire.send(GET, pause=0.05)
+        go_on.set()
+        self.assertEqual(wire.answer().status, 500)
+        self.assertRegex(wire.rest(), rb"^$|^HTTP/1.1 500 ")
+
+    # -- 100-continue
+
+    def test_continue_is_sent_once_and_only_when_the_application_reads(self) -> None:
+        reading, read = threading.Event(), threading.Event()
+
+        def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            reading.wait(DEADLINE)
+            body = environ["wsgi.input"].read(2)
+            body += environ["wsgi.input"].read()
+            read.set()
+            start_response("200 OK", [])
+            return [body]
+
+        self.serve(app)
+        wire = self.wire(post("Expect: 100-continue\nContent-Length: 5"))
+        wire.sock.settimeout(0.2)
+        with self.assertRaises(OSError):
+            wire.sock.recv(1)
+        wire.sock.settimeout(DEADLINE)
+        reading.set()
+        wire.file = wire.sock.makefile("rb")
+        self.assertEqual((wire.line(), wire.line()), ("HTTP/1.1 100 Continue", ""))
+        wire.send("hello")
+        self.assertEqual(wire.answer().body, b"hello")
+        self.assertEqual(wire.send(LAST).head().status, 200)
+
+    def test_continue_is_sent_for_a_chunked_body(self) -> None:
+        self.serve(echo)
+        wire = self.wire(chunked("", "Expect: 100-Continue"))  # in any case of letters
+        self.assertEqual((wire.line(), wire.line()), ("HTTP/1.1 100 Continue", ""))
+        self.assertEqual(wire.send(CHUNKS).answer().body, b"POST /first hello")
+
+    def test_no_continue_when_the_application_does_not_read(self) -> None:
+        self.serve(hello)
+        wire = self.wire(post("Expect: 100-continue\nContent-Length: 5"))
+        answer = wire.answer()
+        self.assertEqual((answer.status, answer.get("Connection")), (200, "close"))
+        self.assertEqual(wire.rest(), b"")
+
+    def test_no_continue_for_http_1_0(self) -> None:
+        self.serve(echo)
+        wire = self.wire(post("Expect: 100-continue\nContent-Length: 5", version="1.0"))
+        time.sleep(0.05)
+        self.assertEqual(wire.send("hello").answer().body, b"POST /first hello")
+
+    def test_no_continue_in_the_middle_of_an_answer(self) -> None:
+        def app(environ: dict[str, Any], start_response: App) -> Iterator[bytes]:
+            start_response("200 OK", [("Content-Length", "10")])
+            yield b"hello"
+            yield environ["wsgi.input"].read()
+
+        self.serve(app)
+        wire = self.wire(post("Expect: 100-continue\nContent-Length: 5"))
+        self.assertEqual(wire.head().status, 200)
+        self.assertEqual(wire.exactly(5), b"hello")
+        self.assertEqual(wire.send("world").exactly(5), b"world")
+
+    # -- clients that go away
+
+    def test_a_client_that_leaves_in_the_middle_of_an_answer_is_logged_once_without_a_traceback(self) -> None:
+        gone = threading.Event()
+        pieces = Pieces(b"first", lambda: gone.wait(DEADLINE) and b"x" * 1000, *[b"x" * 100_000] * 200)
+        self.serve(answering(pieces))
+        wire = self.wire(GET)
+        wire.head()
+        wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        wire.close()
+        gone.set()
+        self.lines(1)
+        self.assertNotIn("Traceback", self.log)
+        eventually(lambda: pieces.closed == 1, "close() of what the application returned")
+
+    def test_a_client_that_leaves_in_the_middle_of_its_body_is_logged_once_without_a_traceback(self) -> None:
+        for name, request in (("length", post("Content-Length: 50", "hello")), ("chunks", chunked("5\r\nhel"))):
+            with self.subTest(name):
+                self.serve(echo)
+                self.wire(request).close()
+                self.assertIn(self.lines(1)[0][2], ("400", "-"))
+                self.assertNotIn("Traceback", self.log)
+
+    def test_a_client_that_half_closes_gets_all_its_answers(self) -> None:
+        self.serve(echo)
+        wire = self.wire(GET, post("Content-Length: 5", "hello")).end()
+        self.assertEqual(wire.answer().body, b"GET / ")
+        self.assertEqual(wire.answer().body, b"POST /first hello")
+        self.assertEqual(wire.rest(), b"")
+
+    def test_a_body_that_is_cut_off_is_400_and_never_a_success(self) -> None:
+        self.serve(echo)
+        wire = self.wire(post("Content-Length: 50", "hello")).end()
+        self.assertEqual(wire.answer().status, 400)
+
+    def test_connections_without_a_request_leave_no_line(self) -> None:
+        self.serve(hello)
+        self.wire().close()
+        self.wire().end().rest()
+        self.wire("\r\n").end().rest()
+        self.ask()
+        self.lines(1)
+
+    # -- waiting
+
+    def test_a_silent_client_is_let_go(self) -> None:
+        self.patch("FIRST_BYTE_TIMEOUT", 0.2)
+        self.serve(hello)
+        self.assertEqual(self.wire().rest(), b"")
+        self.assertEqual(self.log, "")
+
+    def test_an_idle_connection_is_let_go(self) -> None:
+        self.patch("IDLE_TIMEOUT", 0.2)
+        self.serve(hello)
+        wire = self.wire(GET)
+        self.assertEqual(wire.answer().body, b"hello")
+        self.assertEqual(wire.rest(), b"")
+        self.lines(1)
+
+    def test_a_head_of_a_byte_at_a_time_ends_with_408(self) -> None:
+        self.patch("HEAD_TIMEOUT", 0.4)
+        self.serve(hello)
+        wire = self.wire()
+        began = time.monotonic()
+        with contextlib.suppress(OSError):
+            for byte in b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: " + b"x" * 500:
+                wire.send(bytes([byte]), pause=0.05)
+                if wire.sock in select.select([wire.sock], [], [], 0)[0]:
+                    break
+        self.assertEqual(wire.answer().status, 408)
+        self.assertLess(time.monotonic() - began, 5.0)
+        self.assertEqual(self.lines(1)[0][2], "408")
+
+    def test_a_body_that_stops_coming_ends_with_400(self) -> None:
+        self.patch("BODY_TIMEOUT", 1.0)
+        for name, request in (("length", post("Content-Length: 50", "hello")), ("chunks", chunked("5\r\nhel"))):
+            with self.subTest(name):
+                self.serve(echo)
+                self.assertIn(self.wire(request).answer().status, (400, 408))
+                self.assertNotIn("Traceback", self.log)
+                self.lines(1)
+
+    def test_a_client_that_takes_no_byte_is_let_go(self) -> None:
+        self.patch("SEND_TIMEOUT", 1.0)
+        pieces = Pieces(*[b"x" * 1_000_000] * 100)
+        self.serve(answering(pieces))
+        self.wire(GET)
+        self.lines(1)
+        eventually(lambda: pieces.closed == 1, "close() of what the application returned")
+        self.assertNotIn("Traceback", self.log)
+
+    def test_a_slow_request_holds_up_no_other(self) -> None:
+        entered, go_on = threading.Event(), threading.Event()
+
+        def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            if environ["PATH_INFO"] == "/slow":
+                entered.set()
+                go_on.wait(DEADLINE)
+            return hello(environ, start_response)
+
+        self.serve(app)
+        slow = self.wire("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        self.assertTrue(entered.wait(DEADLINE))
+        for _ in range(3):
+            self.assertEqual(self.ask().body, b"hello")
+        go_on.set()
+        self.assertEqual(slow.answer().body, b"hello")
+
+    def test_two_hundred_idle_connections_and_a_new_one_is_served(self) -> None:
+        self.serve(hello)
+        idle = [self.wire() for _ in range(100)]
+        used = [self.wire(GET) for _ in range(100)]
+        for wire in used:
+            self.assertEqual(wire.answer().body, b"hello")
+        self.assertEqual(self.ask().body, b"hello")
+        for wire in (idle[0], idle[-1], used[0], used[-1]):
+            self.assertEqual(wire.send(GET).answer().body, b"hello")
+
+    @unittest.skipIf(sys.platform == "win32", "Windows has no such limit")
+    def test_running_out_of_descriptors_does_not_end_the_service(self) -> None:
+        self.write("small.py", """
+            import resource
+            resource.setrlimit(resource.RLIMIT_NOFILE, (48, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+            def app(environ, start_response):
+                start_response("200 OK", [])
+                return [b"hello"]
+        """)
+        with Served("small", cwd=self.folder) as served, contextlib.ExitStack() as stack:
+            port = served.port
+            for _ in range(60):
+                stack.enter_context(socket.create_connection(("127.0.0.1", port), DEADLINE))
+            self.assertEqual(served.get(), "hello")
+            self.assertEqual(served.get(), "hello")
+            self.assertNotIn("Traceback", served.log)
+
+    def test_without_threads_requests_never_overlap_and_idle_connections_block_nobody(self) -> None:
+        inside, overlaps = [0], [0]
+
+        def app(environ: dict[str, Any], start_response: App) -> Iterator[bytes]:
+            inside[0] += 1
+            overlaps[0] = max(overlaps[0], inside[0])
+            time.sleep(0.01)
+            start_response("200 OK", [])
+            yield b"hello" if environ["wsgi.multithread"] is False else b"bad"
+            time.sleep(0.01)
+            inside[0] -= 1
+
+        self.serve(app, threads=False)
+        idle = self.wire(GET)
+        self.assertEqual(idle.answer().body, b"hello")
+        wires = [self.wire(GET) for _ in range(8)]
+        self.assertEqual([wire.answer().body for wire in wires], [b"hello"] * 8)
+        self.assertEqual(overlaps, [1])
+
+    def test_many_clients_at_once_get_their_own_answers(self) -> None:
+        self.serve(echo)
+        wrong: list[str] = []
+
+        def client(name: str) -> None:
+            with Wire(self.server) as wire:
+                for n in range(20):
+                    body = f"{name}{n}" * (n * 50 + 1)
+                    answer = wire.send(post(f"Content-Length: {len(body)}", body)).answer()
+                    if answer.body != f"POST /first {body}".encode():
+                        wrong.append(body)
+
+        threads = [threading.Thread(target=client, args=(f"c{n}-",)) for n in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(DEADLINE)
+        self.assertEqual(wrong, [])
+        self.assertEqual(len(self.lines(240)), 240)
+
+    def test_a_server_in_code_is_a_context_manager_that_ends_its_connections(self) -> None:
+        with devserve.make_server(hello, quiet=True) as server:
+            thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+            thread.start()
+            wire = Wire(server)
+            self.assertEqual(wire.send(GET).answer().body, b"hello")
+            server.shutdown()
+            thread.join(DEADLINE)
+        self.assertEqual(wire.rest(), b"")
+        wire.close()
+        with self.assertRaises(OSError):
+            socket.create_connection(("127.0.0.1", server.server_port), 1.0)
+
+
+class ServerGate(ServerCase):
+    """What a reload needs: the gate closes, connections that wait are handed on, none loses a byte."""
+
+    def test_a_closed_gate_lets_requests_finish_and_returns_the_connections_that_wait(self) -> None:
+        entered, go_on = threading.Event(), threading.Event()
+
+        def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            if environ["PATH_INFO"] == "/slow":
+                entered.set()
+                go_on.wait(DEADLINE)
+            return hello(environ, start_response)
+
+        server = self.serve(app)
+        waiting = self.wire(GET)
+        waiting.answer()
+        fresh = self.wire()
+        slow = self.wire("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        entered.wait(DEADLINE)
+        eventually(lambda: len(server.connections) == 3, "three connections")
+        threading.Timer(0.1, go_on.set).start()
+        sockets = server.close_gate(DEADLINE)
+        self.assertTrue(go_on.is_set(), "the running request was waited for")
+        self.assertEqual(slow.answer().body, b"hello")
+        for wire in (waiting, fresh):
+            wire.send(GET, LAST)
+        late = self.wire(LAST)
+        ports = {sock.getpeername()[1] for sock in sockets}
+        self.assertEqual(ports, {w.sock.getsockname()[1] for w in (waiting, fresh, slow)})
+        copies = [sock.dup() for sock in sockets]
+        successor = devserve.DevServer(server.socket.dup(), answering([b"new"]), server.terminal)
+        thread = threading.Thread(target=successor.serve_forever, args=(0.02,), daemon=True)
+        successor.adopt(copies)
+        thread.start()
+        try:
+            for wire in (waiting, fresh):
+                self.assertEqual([wire.answer().body, wire.answer().body], [b"new", b"new"])
+            self.assertEqual(late.answer().body, b"new", "a client that came while the gate was closed")
+        finally:
+            successor.shutdown()
+            successor.server_close()
+            server.open_gate()
+
+    def test_a_request_past_its_grace_is_cut_and_the_log_says_so(self) -> None:
+        entered, go_on = threading.Event(), threading.Event()
+        self.addCleanup(go_on.set)
+        self.serve(answering(Pieces(b"a", lambda: entered.set() or (go_on.wait(DEADLINE) and b"b"))))  # type: ignore[func-returns-value]
+        wire = self.wire(GET)
+        entered.wait(DEADLINE)
+        began = time.monotonic()
+        self.server.close_gate(0.3)
+        self.assertLess(time.monotonic() - began, 5.0)
+        with self.assertRaises(Cut):
+            wire.answer()
+        self.assertIn("grace", self.log)
+        self.server.open_gate()
+
+    def test_an_event_stream_gets_no_grace(self) -> None:
+        go_on = threading.Event()
+        self.addCleanup(go_on.set)
+        self.serve(answering(Pieces(b"data: 1\n\n", lambda: go_on.wait(DEADLINE) and b""), ("Content-Type", "text/event-stream")))
+        wire = self.wire(GET)
+        wire.head()
+        wire.chunk()
+        began = time.monotonic()
+        self.server.close_gate(10.0)
+        self.assertLess(time.monotonic() - began, 3.0)
+        self.server.open_gate()
+
+    def test_a_gate_that_opens_again_serves_whoever_waited(self) -> None:
+        self.serve(hello)
+        wire = self.wire(GET)
+        wire.answer()
+        self.server.close_gate(1.0)
+        wire.send(GET)
+        late = self.wire(GET)
+        self.server.open_gate()
+        self.assertEqual(wire.answer().body, b"hello")
+        self.assertEqual(late.answer().body, b"hello")
+
+
+class ServerEnviron(ServerCase):
+    """PEP 3333's environ."""
+
+    def environ(self, request: Union[bytes, str] = GET, **options: Any) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+
+        def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            found.update(environ)
+            found["type"] = type(environ)
+            found["body"] = environ["wsgi.input"].read()
+            return hello(environ, start_response)
+
+        self.serve(app, **options)
+        self.assertEqual(self.ask(request).status, 200)
+        return found
+
+    def test_every_key_has_its_type(self) -> None:
+        request = "POST /a%20b/%C3%A9?q=%20&r HTTP/1.1\r\nHost: x:1\r\nContent-Type: a/b\r\nContent-Length: 5\r\nX-Two: 2\r\n\r\nhello"
+        environ = self.environ(request)
+        expected = {
+            "REQUEST_METHOD": "POST", "SCRIPT_NAME": "", "PATH_INFO": "/a b/\xc3\xa9", "QUERY_STRING": "q=%20&r",
+            "CONTENT_TYPE": "a/b", "CONTENT_LENGTH": "5", "SERVER_NAME": "127.0.0.1",
+            "SERVER_PORT": str(self.server.server_port), "SERVER_PROTOCOL": "HTTP/1.1", "REMOTE_ADDR": "127.0.0.1",
+            "HTTP_HOST": "x:1", "HTTP_X_TWO": "2", "wsgi.version": (1, 0), "wsgi.url_scheme": "http",
+            "wsgi.multithread": True, "wsgi.multiprocess": False, "wsgi.run_once": False,
+            "wsgi.input_terminated": True, "type": dict, "body": b"hello",
+        }  # fmt: skip
+        for key, value in expected.items():
+            with self.subTest(key):
+                self.assertEqual(environ.get(key), value)
+                self.assertIs(type(environ[key]), type(value))
+        self.assertRegex(environ["REMOTE_PORT"], r"^\d+$")
+        for name in ("write", "writelines", "flush"):
+            self.assertTrue(callable(getattr(environ["wsgi.errors"], name)))
+        self.assertTrue(callable(environ["wsgi.file_wrapper"]))
+        self.assertNotIn("HTTP_CONTENT_TYPE", environ)
+        self.assertNotIn("HTTP_CONTENT_LENGTH", environ)
+
+    def test_all_values_of_variables_are_plain_strings(self) -> None:
+        environ = self.environ("GET /\xe9?\xe9 HTTP/1.0\r\nX: \xff\xe9\r\n\r\n")
+        for key, value in environ.items():
+            if key.isupper():
+                self.assertIs(type(value), str, key)
+                value.encode("latin-1")
+        self.assertEqual(environ["HTTP_X"], "\xff\xe9")
+        self.assertEqual(environ["PATH_INFO"], "/\xe9")
+        self.assertEqual(environ["SERVER_PROTOCOL"], "HTTP/1.0")
+
+    def test_a_path_with_raw_and_escaped_letters_is_unquoted_once(self) -> None:
+        table = {
+            "/a%2520b": "/a%20b", "/%C3%A9": "/\xc3\xa9", "/\xc3\xa9": "/\xc3\xa9", "/\xc3\xa9%20a": "/\xc3\xa9 a",
+            "/%FF%fe": "/\xff\xfe", "/a+b": "/a+b", "/a;b=c": "/a;b=c", "/%": "/%", "//": "//", "/?a?b": "/", "/a%3Fb": "/a?b",
+        }  # fmt: skip
+        self.serve(lambda environ, start_response: hello(environ, start_response) and [environ["PATH_INFO"].encode("latin-1")])
+        for target, path in table.items():
+            with self.subTest(target):
+                self.assertEqual(self.ask(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n").body.decode("latin-1"), path)
+
+    def test_a_header_that_comes_twice_is_joined(self) -> None:
+        request = "GET / HTTP/1.1\r\nHost: x\r\nA: b\r\nCookie: c=1\r\na: \td \t\r\nCookie: d=2\r\nE: \xc3\xa0\r\nE: \xc3\xa0\r\n\r\n"
+        environ = self.environ(request)
+        self.assertEqual(re.split(", ?", environ["HTTP_A"]), ["b", "d"])
+        self.assertEqual(environ["HTTP_COOKIE"], "c=1; d=2")
+        self.assertEqual(re.split(", ?", environ["HTTP_E"]), ["\xc3\xa0", "\xc3\xa0"])
+
+    def test_what_could_pass_itself_off_as_something_else_is_dropped(self) -> None:
+        environ = self.environ("GET / HTTP/1.1\r\nHost: x\r\nProxy: http://evil\r\nX_Real_Ip: 1\r\nREMOTE_ADDR: 1\r\nX-Fine: 1\r\n\r\n")
+        self.assertEqual(environ["HTTP_X_FINE"], "1")
+        for key in ("HTTP_PROXY", "HTTP_X_REAL_IP", "HTTP_REMOTE_ADDR"):
+            self.assertNotIn(key, environ)
+        self.assertEqual(environ["REMOTE_ADDR"], "127.0.0.1")
+
+    def test_the_host_of_an_absolute_target_overrules_the_header(self) -> None:
+        self.assertEqual(self.environ("GET http://y:81/a?b HTTP/1.1\r\nHost: x\r\n\r\n")["HTTP_HOST"], "y:81")
+
+    def test_a_chunked_body_has_its_length_and_its_coding_is_gone(self) -> None:
+        environ = self.environ(chunked("3\r\nhel\r\n2\r\nlo\r\n0\r\nX: y\r\n\r\n"))
+        self.assertEqual((environ["CONTENT_LENGTH"], environ["body"]), ("5", b"hello"))
+        self.assertNotIn("HTTP_TRANSFER_ENCODING", environ)
+        self.assertNotIn("HTTP_X", environ)
+        self.assertIs(environ["wsgi.input_terminated"], True)
+
+    def test_nothing_of_one_request_is_seen_by_the_next(self) -> None:
+        def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            seen = sorted(key for key in environ if key in ("CONTENT_TYPE", "HTTP_A", "mine", "HTTP_COOKIE"))
+            environ["mine"] = environ["HTTP_A"] = 1
+            start_response("200 OK", [])
+            return [repr(seen).encode()]
+
+        self.serve(app)
+        wire = self.wire("GET / HTTP/1.1\r\nHost: x\r\nA: b\r\nContent-Type: c\r\nCookie: d\r\n\r\n", GET, GET)
+        self.assertEqual([wire.answer().body for _ in range(3)], [b"['CONTENT_TYPE', 'HTTP_A', 'HTTP_COOKIE']", b"[]", b"[]"])
+
+    def test_an_application_may_do_with_its_environ_what_it_likes(self) -> None:
+        def app(environ: dict[str, Any], start_response: App) -> Iterator[bytes]:
+            environ.clear()
+            environ["REQUEST_METHOD"] = "HEAD"
+            environ["SERVER_PROTOCOL"] = 1
+            start_response("200 OK", [])
+            yield b"hel"
+            yield b"lo"
+
+        self.serve(app)
+        self.assertEqual(self.ask().body, b"hello")
+        self.assertEqual(self.ask("GET / HTTP/1.0\r\n\r\n").body, b"hello")
+        self.assertEqual(self.lines(2)[0][:3], ("GET", "/", "200"))
+
+    def test_an_application_under_wsgiref_validate_has_no_complaint(self) -> None:
+        def app(environ: dict[str, Any], start_response: App) -> Any:
+            body = environ["wsgi.input"].read(-1)
+            lines = environ["wsgi.input"].readlines() + [environ["wsgi.input"].readline()]
+            environ["wsgi.errors"].write("")
+            environ["wsgi.errors"].flush()
+            write = start_response("200 OK", [("Content-Type", "text/plain")])
+            write(b"body: ")
+            return iter([body, *lines])
+
+        self.serve(validator(app))
+        requests = [GET, post("Content-Length: 5", "hello"), chunked(CHUNKS), "HEAD / HTTP/1.0\r\n\r\n", post("Content-Length: 0"),
+                    "GET /a%20b?c=d HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\n\r\n"]  # fmt: skip
+        for request in requests:
+            with self.subTest(request):
+                method = str(request[:4], "ascii") if isinstance(request, bytes) else request[:4]
+                answer = self.ask(request, method.strip())
+                self.assertEqual(answer.status, 200, self.log)
+        self.assertNotIn("Traceback", self.log)
+
+
+# What an application may do with wsgi.input; io.BytesIO tells the right result.
+INPUT: dict[str, Callable[[Any], Any]] = {
+    "read()": lambda f: f.read(),
+    "read(-1)": lambda f: f.read(-1),
+    "read(0)": lambda f: (f.read(0), f.read()),
+    "read(3)": lambda f: (f.read(3), f.read(1), f.read()),
+    "read(n) past the end": lambda f: f.read(10**7),
+    "read after the end": lambda f: (f.read(), f.read(), f.read(5), f.readline(), f.readlines(), list(f)),
+    "read by single bytes": lambda f: [f.read(1) for _ in range(50)],
+    "readline()": lambda f: [f.readline() for _ in range(8)],
+    "readline(n)": lambda f: [f.readline(n) for n in (0, 1, 2, 3, 1000, -1, 100_000)],
+    "readlines()": lambda f: f.readlines(),
+    "readlines(hint)": lambda f: f.readlines(1) + f.readlines(4) + f.readlines(),
+    "iteration": list,
+    "next and read": lambda f: (next(f, None), f.read(2), f.readline(), f.read()),
+    "read in blocks": lambda f: list(iter(lambda: f.read(4096), b"")),
+}
+BODIES = {
+    "nothing": b"",
+    "no newline": b"hello",
+    "lines": b"a\nbb\n\nccc\r\nd",
+    "a newline": b"\n",
+    "many lines": b"".join(b"%d\n" % n for n in range(30_000)),
+    "a long line": b"x" * 200_000 + b"\ny",
+    "over the spool's memory": b"0123456789abcde\n" * 80_000,
+}
+
+
+class ServerInput(ServerCase):
+    """wsgi.input reads as a file that ends where the body ends."""
+
+    def test_every_way_to_read_gives_what_a_file_gives(self) -> None:
+        results: list[Any] = []
+
+        def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            results.append(INPUT[environ["HTTP_X_DO"]](environ["wsgi.input"]))
+            return hello(environ, start_response)
+
+        self.serve(app)
+        with Wire(self.server) as wire:
+            for kind, body in BODIES.items():
+                half = len(body) // 2
+                framings = {
+                    "length": (f"Content-Length: {len(body)}", body),
+                    "chunks": ("Transfer-Encoding: chunked", chunks_of(body[:half], body[half:])),
+                }
+                for (name, operation), (framing, (header, sent)) in ((o, f) for o in INPUT.items() for f in framings.items()):
+                    if len(body) > 10**6 and name not in ("read()", "iteration", "read in blocks"):
+                        continue
+                    with self.subTest(body=kind, operation=name, framing=framing):
+                        wire.send(post(f"{header}\nX-Do: {name}"), sent)
+                        self.assertEqual(wire.answer().status, 200, self.log[-2000:])
+                        expected = operation(io.BytesIO(body))
+                        self.assertTrue(results.pop() == expected, "not what io.BytesIO gives")
+
+    def test_a_read_past_the_length_does_not_wait(self) -> None:
+        self.serve(lambda environ, sr: hello(environ, sr) and [b"%r" % environ["wsgi.input"].read(100)])
+        wire = self.wire(post("Content-Length: 5", "hello"))  # the connection stays open
+        self.assertEqual(wire.answer().body, b"b'hello'")
+
+    def test_a_line_is_given_as_soon_as_it_is_there(self) -> None:
+        def app(environ: dict[str, Any], start_response: App) -> Iterator[bytes]:
+            start_response("200 OK", [])
+            yield environ["wsgi.input"].readline()
+            yield environ["wsgi.input"].read()
+
+        self.serve(app)
+        wire = self.wire(post("Content-Length: 12", "first\n"))
+        self.assertEqual(wire.head().status, 200)
+        self.assertEqual(wire.chunk(), b"first\n")
+        wire.send("second")
+        self.assertEqual(wire.chunk(), b"second")
+
+    def test_a_body_survives_in_pieces_of_any_size(self) -> None:
+        self.serve(echo)
+        body = bytes(random.Random(1).randrange(256) for _ in range(3000))
+        for size in (1, 7, 1000):
+            with self.subTest(size=size), Wire(self.server) as wire:
+                pieces = [body[n : n + size] for n in range(0, len(body), size)]
+                wire.send(chunked(chunks_of(*pieces)))
+                self.assertEqual(wire.answer().body, b"POST /first " + body)
+                wire.send(post(f"Content-Length: {len(body)}"), *pieces)
+                self.assertEqual(wire.answer().body, b"POST /first " + body)
+
+    def test_a_declared_length_that_is_a_lie_costs_no_memory(self) -> None:
+        self.serve(echo)
+        self.assertEqual(self.wire(post("Content-Length: 900000000000000"), "hello").end().answer().status, 400)
+        self.assertNotIn("Traceback", self.log)
+
+    def test_the_input_may_be_closed_by_the_application(self) -> None:
+        def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            environ["wsgi.input"].read(1)
+            environ["wsgi.input"].close()
+            return hello(environ, start_response)
+
+        self.serve(app)
+        wire = self.wire(post("Content-Length: 5", "hello"), chunked(CHUNKS), GET)
+        self.assertEqual([wire.answer().body for _ in range(3)], [b"hello"] * 3)
+
+
+def chunks_of(*pieces: bytes) -> bytes:
+    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in (*filter(None, pieces), b""))
+
+
+class ServerResponses(ServerCase):
+    """PEP 3333's start_response, write, iterables, and how the answers are framed."""
+
+    def crash(self, app: App, request: Union[bytes, str] = GET, method: str = "GET") -> Answer:
+        """Ask a broken application: a 500, one line, a traceback without devserve's frames, and the server lives."""
+        self.serve(app)
+        answer = self.ask(request, method)
+        self.assertEqual(answer.status, 500)
+        self.assertEqual(answer.get("Connection"), "close")
+        self.assertIn("Traceback", self.log)
+        self.assertEqual(self.lines(1)[0][2], "500")
+        self.server.app = hello
+        self.assertEqual(self.ask().body, b"hello")
+        return answer
+
+    # -- start_response
+
+    def test_start_response_twice_is_an_error(self) -> None:
+        def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            start_response("200 OK", [])
+            start_response("201 Created", [])
+            return [b"no"]
+
+        self.crash(app)
+
+    def test_start_response_with_exc_info_before_the_headers_replaces_them(self) -> None:
+        def app(environ: dict[str, Any], start_response: App) -> Iterator[bytes]:
+            start_response("200 OK", [("X-First", "1"), ("Content-Length", "99")])
+            yield b""  # sends nothing
+            try:
+                raise ValueError("broken")
+            except ValueError:
+                start_response("503 Sorry", [("X-Second", "2")], sys.exc_info())
+            yield b"sor"
+            yield b"ry"
+
+        self.serve(app)
+        answer = self.ask()
+        self.assertEqual((answer.status, answer.reason, answer.body), (503, "Sorry", b"sorry"))
+        self.assertEqual((answer.get("X-First"), answer.get("X-Second")), (None, "2"))
+
+    def test_start_response_with_exc_info_after_the_headers_raises_it_and_cuts(self) -> None:
+        def app(environ: dict[str, Any], start_response: App) -> Iterator[bytes]:
+            start_response("200 OK", [])
+            yield b"first"
+            try:
+                raise ValueError("the original mistake")
+            except ValueError:
+                start_response("500 Sorry", [], sys.exc_info())
+            yield b"never"
+
+        self.serve(app)
+        wire = self.wire(GET)
+        with self.assertRaises(Cut):
+            wire.answer()
+        self.assertIn("ValueError: the original mistake", eventually(lambda: self.log, "a log"))
+        self.assertEqual(self.lines(1)[0][2], "200")
+
+    def test_headers_wait_for_the_first_piece_that_is_not_empty(self) -> None:
+        go_on = threading.Event()
+
+        def app(environ: dict[str, Any], start_response: App) -> Iterator[bytes]:
+            start_response("200 OK", [])
+            yield b""
+            go_on.wait(DEADLINE)
+            yield b"late"
+
+        self.serve(app)
+        wire = self.wire(GET)
+        self.assertEqual(select.select([wire.sock], [], [], 0.15)[0], [], "the headers have been sent")
+        go_on.set()
+        self.assertEqual(wire.answer().body, b"late")
+
+    def test_start_response_may_be_called_by_the_first_iteration(self) -> None:
+        def app(environ: dict[str, Any], start_response: App) -> Iterator[bytes]:
+            start_response("200 OK", [("Content-Length", "2")])
+            yield b"ok"
+
+        self.serve(app)
+        self.assertEqual(self.ask().body, b"ok")
+
+    def test_write_sends_at_once_and_goes_before_the_iterable(self) -> None:
+        go_on = threading.Event()
+
+        def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            write = start_response("200 OK", [])
+            write(b"one")
+            go_on.wait(DEADLINE)
+            write(b"")
+            write(b"two")
+            return [b"three"]
+
+        self.serve(app)
+        wire = self.wire(GET)
+        wire.head()
+        self.assertEqual(wire.chunk(), b"one")
+        go_on.set()
+        self.assertEqual([wire.chunk() for _ in range(3)], [b"two", b"three", b""])
+
+    def test_write_with_a_declared_length_is_framed_by_it(self) -> None:
+        def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            start_response("200 OK", [("Content-Length", "6")])(b"one")
+            return [b"two"]
+
+        self.serve(app)
+        wire = self.wire(GET, LAST)
+        self.assertEqual([wire.answer().body, wire.answer().body], [b"onetwo"] * 2)
+
+    # -- close()
+
+    def test_close_is_called_exactly_once_whatever_happens(self) -> None:
+        cases: dict[str, tuple[Pieces, list[tuple[str, str]], str, Union[bytes, str]]] = {
+            "a good answer": (Pieces(b"a", b"b"), [], "200 OK", GET),
+            "nothing": (Pieces(), [], "200 OK", GET),
+            "an exception at once": (Pieces(ValueError("broken")), [], "200 OK", GET),
+            "an exception later": (Pieces(b"a", ValueError("broken")), [], "200 OK", GET),
+            "SystemExit": (Pieces(b"a", SystemExit(3)), [], "200 OK", GET),
+            "a str": (Pieces(b"a", "b"), [], "200 OK", GET),
+            "None": (Pieces(None), [], "200 OK", GET),
+            "too much": (Pieces(b"abc", b"def"), [("Content-Length", "2")], "200 OK", GET),
+            "too little": (Pieces(b"abc"), [("Content-Length", "5")], "200 OK", GET),
+            "HEAD": (Pieces(b"abc", b"def"), [], "200 OK", "HEAD / HTTP/1.1\r\nHost: x\r\n\r\n"),
+            "204": (Pieces(b"abc"), [], "204 No Content", GET),
+            "304": (Pieces(), [], "304 Not Modified", GET),
+        }
+        for name, (pieces, headers, status, request) in cases.items():
+            with self.subTest(name):
+                self.serve(answering(pieces, *headers, status=status))
+                self.wire(request).end().rest()
+                self.lines(1)
+                eventually(lambda: pieces.closed, "close()")  # noqa: B023
+                self.assertEqual(pieces.closed, 1)
+
+    def test_close_that_fails_is_shown_and_the_answer_stays_whole(self) -> None:
+        class Stubborn(Pieces):
+            def close(self) -> None:
+                super().close()
+                raise ValueError("cannot close")
+
+        pieces = Stubborn(b"abc", b"def")
+        self.serve(answering(pieces))
+        self.assertEqual(self.ask().body, b"abcdef")
+        eventually(lambda: "ValueError: cannot close" in self.log, "the traceback")
+        self.lines(1)
+        self.assertEqual(pieces.closed, 1)
+
+    def test_close_is_called_after_the_last_byte_was_sent(self) -> None:
+        class Late(Pieces):
+            def close(self) -> None:
+                go_on.wait(DEADLINE)
+                super().close()
+
+        go_on = threading.Event()
+        pieces = Late(b"abc")
+        self.serve(answering(pieces))
+        wire = self.wire(GET)
+        self.assertEqual(wire.answer().body, b"abc")
+        self.assertEqual(pieces.closed, 0)
+        go_on.set()
+        eventually(lambda: pieces.closed == 1, "close()")
+
+    # -- framing
+
+    def test_a_body_of_one_piece_has_a_length(self) -> None:
+        for result, body in (([b"hello"], b"hello"), ((b"hello",), b"hello"), ([], b""), ([b""], b""), (Pieces(), b"")):
+            with self.subTest(result):
+                self.serve(answering(result))
+                wire = self.wire(GET, LAST)
+                answer = wire.answer()
+                self.assertEqual((answer.get("Content-Length"), answer.body), (str(len(body)), body))
+                self.assertEqual(wire.answer().body, body)
+
+    def test_a_body_of_unknown_length_is_chunked_for_1_1_and_ends_with_the_connection_for_1_0(self) -> None:
+        for result in (lambda: iter([b"ab", b"", b"c"]), lambda: Pieces(b"ab", b"", b"c"), lambda: [b"ab", b"c"]):
+            self.serve(lambda environ, start_response: answering(result())(environ, start_response))  # noqa: B023
+            wire = self.wire(GET, LAST)
+            for connection in (None, "close"):
+                answer = wire.answer()
+                self.assertEqual((answer.get("Transfer-Encoding"), answer.get("Content-Length")), ("chunked", None))
+                self.assertEqual((answer.body, answer.get("Connection")), (b"abc", connection))
+            wire = self.wire("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+            answer = wire.answer()
+            self.assertEqual((answer.body, answer.get("Connection"), answer.get("Transfer-Encoding")), (b"abc", "close", None))
+
+    def test_head_sends_the_head_of_get_and_no_body(self) -> None:
+        cases: list[tuple[Any, list[tuple[str, str]]]] = [
+            ([b"hello"], []), ([b"hello"], [("Content-Length", "5")]), ([], [("Content-Length", "5")]), ([b""], [("Content-Length", "5")]),
+            ([b"a", b"b"], []), ([], []),
+        ]  # fmt: skip
+        for result, headers in cases:
+            for version in ("1.1", "1.0"):
+                with self.subTest(result=result, headers=headers, version=version):
+                    self.serve(answering(result, *headers))
+                    wire = self.wire(f"HEAD / HTTP/{version}\r\nHost: x\r\nConnection: keep-alive\r\n\r\n")
+                    answer = wire.answer("HEAD")
+                    self.assertEqual(answer.status, 200)
+                    self.assertIn(answer.get("Content-Length"), (None, "5"))
+                    if headers:
+                        self.assertEqual(answer.get("Content-Length"), "5")
+                    wire.send("HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                    self.assertRegex(wire.rest(), rb"(?s)^HTTP/1.1 200 OK\r\n.*\r\n\r\n$|^$")
+                    self.lines(2 if answer.get("Connection") != "close" else 1)
+                    self.assertNotIn("Traceback", self.log)
+
+    def test_204_and_304_have_no_body(self) -> None:
+        for status in ("204 No Content", "304 Not Modified"):
+            for result in ([], [b""], [b"bad"], Pieces(b"bad", b"worse")):
+                for headers in ([], [("Content-Length", "3" if status[0] == "3" else "0")]):
+                    with self.subTest(status=status, result=result, headers=headers):
+                        self.serve(answering(result, *headers, status=status))
+                        wire = self.wire(GET, LAST)
+                        answer = wire.answer()
+                        self.assertEqual(answer.status, int(status[:3]))
+                        self.assertIsNone(answer.get("Transfer-Encoding"))
+                        self.assertEqual(answer.get("Content-Length"), "3" if headers and status[0] == "3" else None)
+                        self.assertEqual(wire.answer().status, int(status[:3]))
+                        self.assertEqual(wire.rest(), b"")
+
+    def test_more_than_declared_is_left_out_and_told_once(self) -> None:
+        for result in ([b"hello world"], Pieces(b"hel", b"lo wor", b"ld"), Pieces(*[b"hello"] * 50)):
+            with self.subTest(result):
+                self.serve(answering(result, ("Content-Length", "5")))
+                wire = self.wire(GET, LAST)
+                self.assertEqual(wire.answer().body, b"hello")
+                self.assertEqual(wire.rest(), b"", "nothing may pass for the next answer")
+                self.lines(1)
+                self.assertEqual(self.log.count("warning"), 1, self.log)
+
+    def test_less_than_declared_is_cut(self) -> None:
+        for result in ([b"hello"], Pieces(b"hel", b"lo"), []):
+            for version in ("1.1", "1.0"):
+                with self.subTest(result=result, version=version):
+                    self.serve(answering(result, ("Content-Length", "9")))
+                    wire = self.wire(f"GET / HTTP/{version}\r\nHost: x\r\n\r\n", LAST)
+                    with self.assertRaises(Cut):
+                        answer = wire.answer()
+                        if answer.status == 500:  # nothing was sent yet: an honest answer is as good
+                            raise Cut
+                    eventually(lambda: "declared" in self.log, "a word in the log")
+                    self.lines(1)
+
+    def test_an_application_that_breaks_after_its_headers_is_cut(self) -> None:
+        for headers in ([], [("Content-Length", "99")]):
+            for version in ("1.1", "1.0"):
+                with self.subTest(headers=headers, version=version):
+                    self.serve(answering(Pieces(b"begun", ValueError("broken")), *headers))
+                    wire = self.wire(f"GET / HTTP/{version}\r\nHost: x\r\n\r\n", LAST)
+                    rest = wire.rest()
+                    self.assertEqual(rest.count(b"HTTP/1.1"), 1)
+                    self.assertFalse(rest.endswith(b"0\r\n\r\n"), "a chunked body that ends as if it were whole")
+                    eventually(lambda: "ValueError: broken" in self.log, "the traceback")
+                    self.lines(1)
+
+    # -- headers
+
+    def test_date_and_server_are_added(self) -> None:
+        self.serve(hello)
+        answer = self.ask()
+        self.assertRegex(answer.get("Date") or "", r"^(Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d [A-Z][a-z][a-z] \d{4} \d\d:\d\d:\d\d GMT$")
+        self.assertEqual(answer.get("Server"), f"devserve/{devserve.__version__}")
+
+    def test_date_and_server_of_the_application_win(self) -> None:
+        date = "Mon, 01 Jan 2024 00:00:00 GMT"
+        self.serve(answering([b"x"], ("date", date), ("SERVER", "mine")))
+        answer = self.ask()
+        self.assertEqual((answer.get("Date"), answer.get("Server")), (date, "mine"))
+
+    def test_headers_keep_their_order_case_and_repetition(self) -> None:
+        headers = [("Set-Cookie", "a=1"), ("X-a", "1"), ("Set-Cookie", "b=2"), ("X-A", "\xe9\tz"), ("X-Empty", "")]
+        self.serve(answering([b"x"], *headers))
+        self.assertEqual([h for h in self.ask().headers if h in headers], headers)
+
+    def test_two_equal_lengths_are_sent_as_one(self) -> None:
+        self.serve(answering([b"x"], ("Content-Length", "1"), ("content-length", "1")))
+        self.assertEqual(self.ask().get("Content-Length"), "1")
+
+    def test_headers_that_are_not_http_are_refused(self) -> None:
+        bad: list[tuple[Any, Any]] = [
+            ("X-A", "a\r\nSet-Cookie: evil=1"), ("X-A", "a\nb"), ("X-A", "a\rb"), ("X-A", "\0"), ("X-A", "\x1b[0m"), ("X-A", "\x7f"),
+            ("X-A", "\u20ac"), ("X-A", b"bytes"), ("X-A", None), ("X-A", 5), (b"X-A", "a"), ("X A", "a"), ("X-A:", "a"), ("", "a"),
+            ("X-A\r\nB", "a"), ("X-\xe9", "a"), ("X-A\n", "a"),
+            ("Content-Length", "5x"), ("Content-Length", "-1"), ("Content-Length", "+5"), ("Content-Length", ""),
+            ("Content-Length", "\u0665"), ("Content-Length", "5, 5"), ("Content-Length", 5),
+        ]  # fmt: skip
+        for header in bad:
+            with self.subTest(header):
+                answer = self.crash(answering([b"hello"], header))
+                self.assertEqual(answer.all("Set-Cookie"), [])
+        self.crash(answering([b"hello"], ("Content-Length", "5"), ("Content-Length", "4")))
+
+    def test_hop_by_hop_headers_are_refused(self) -> None:
+        names = ("Connection", "Keep-Alive", "Proxy-Authenticate", "TE", "Trailers", "Transfer-Encoding", "Upgrade", "transfer-encoding")
+        for name in names:
+            with self.subTest(name):
+                self.crash(answering([b"5\r\nhello\r\n0\r\n\r\n"], (name, "chunked")))
+
+    def test_a_bad_status_is_refused(self) -> None:
+        for status in ("200", "", "OK", "20 OK", "2000 OK", "200OK", " 200 OK", "200 OK\r\nX: y", "200 OK\n", "+20 OK", "100 Continue",
+                       "101 Switching", "\u0662\u0660\u0660 OK", "200 \u20ac", b"200 OK", 200, None):  # fmt: skip
+            with self.subTest(status):
+                self.crash(answering([b"hello"], status=status))  # type: ignore[arg-type]
+
+    def test_a_reason_may_be_empty_or_any_text(self) -> None:
+        for status in ("200 ", "404 Nicht gefunden", "299 \xe9\t!"):
+            with self.subTest(status):
+                self.serve(answering([b"x"], status=status))
+                answer = self.ask()
+                self.assertEqual((f"{answer.status} {answer.reason}", answer.body), (status, b"x"))
+
+    # -- broken applications
+
+    def test_a_broken_application_is_a_500_with_a_traceback(self) -> None:
+        def silent(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            return [b"never started"]
+
+        def silent_and_empty(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            return []
+
+        broken: dict[str, App] = {
+            "an exception": answering(ValueError("broken")),
+            "SystemExit": answering(SystemExit(0)),
+            "KeyboardInterrupt": answering(KeyboardInterrupt()),
+            "GeneratorExit": answering(GeneratorExit()),
+            "a str": answering("text"),
+            "a list of str": answering(["text"]),
+            "an empty str in a list": answering([""]),
+            "bytes": answering(b"bytes"),
+            "None": answering(None),
+            "a number": answering(5),
+            "a list of None": answering([None]),
+            "a bytearray": answering([bytearray(b"x")]),
+            "no start_response": silent,
+            "no start_response and no body": silent_and_empty,
+            "the wrong arguments": lambda: None,
+            "no callable": 5,  # type: ignore[dict-item]
+            "recursion": lambda environ, start_response: (f := lambda: f())(),
+        }
+        for name, app in broken.items():
+            with self.subTest(name):
+                if name == "bytes":  # an iterable of ints, or, for the lenient, a body
+                    self.serve(app)
+                    self.assertIn(self.ask().status, (200, 500))
+                else:
+                    answer = self.crash(app)
+                    self.assertTrue((answer.get("Content-Type") or "").startswith("text/plain"))
+                    self.assertNotIn(b"Traceback", answer.body)
+
+    def test_the_traceback_begins_with_the_applications_own_frame(self) -> None:
+        def view(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            raise ValueError("broken")
+
+        self.crash(view)
+        self.assertIn("in view", self.log)
+        self.assertNotIn("devserve.py", self.log.replace("test_devserve.py", ""))
+        self.assertEqual(self.log.count("Traceback"), 1)
+
+    def test_a_broken_application_under_head_gets_no_body(self) -> None:
+        self.crash(answering(ValueError("broken")), "HEAD / HTTP/1.1\r\nHost: x\r\n\r\n", "HEAD")
+
+    def test_an_exception_whose_text_fails_is_still_an_answer(self) -> None:
+        class Odd(Exception):
+            def __str__(self) -> str:
+                raise RuntimeError("no text")
+
+        self.crash(answering(Odd()))
+
+    def test_an_oserror_of_the_application_is_no_lost_client(self) -> None:
+        for error in (OSError("disk"), ConnectionError("database"), BrokenPipeError("pipe"), TimeoutError("late")):
+            with self.subTest(error):
+                self.crash(answering(error))
+
+    def test_the_app_may_be_replaced_while_serving(self) -> None:
+        self.serve(hello)
+        wire = self.wire(GET)
+        wire.answer()
+        self.server.app = answering([b"other"])
+        self.assertEqual(wire.send(GET).answer().body, b"other")
+
+    # -- streaming
+
+    def test_a_piece_is_on_the_wire_before_the_next_is_made(self) -> None:
+        for version in ("1.1", "1.0"):
+            for headers in ([], [("Content-Length", "9")], [("Content-Type", "text/event-stream")]):
+                with self.subTest(version=version, headers=headers):
+                    steps = [threading.Event() for _ in range(3)]
+                    made: list[int] = []
+
+                    def app(environ: dict[str, Any], start_response: App) -> Iterator[bytes]:
+                        start_response("200 OK", headers)  # noqa: B023
+                        for number, step in enumerate(steps):  # noqa: B023
+                            step.wait(DEADLINE)
+                            made.append(number)  # noqa: B023
+                            yield b"<%d>" % number
+
+                    self.serve(app)
+                    wire = self.wire(f"GET / HTTP/{version}\r\nHost: x\r\n\r\n")
+                    for number, step in enumerate(steps):
+                        self.assertEqual(len(made), number)
+                        step.set()
+                        head = wire.head() if number == 0 else head
+                        data = wire.chunk() if head.get("Transfer-Encoding") else wire.exactly(3)
+                        self.assertEqual(data, b"<%d>" % number)
+
+    def test_a_small_answer_leaves_in_one_packet(self) -> None:
+        """A head and a body sent apart meet Nagle's algorithm and delayed acknowledgements: 40 ms an answer."""
+        self.serve(hello)
+        sent: list[int] = []
+        original = devserve.Connection.send
+
+        def send(connection: Any, data: Any) -> None:
+            sent.append(len(data))
+            original(connection, data)
+
+        with mock.patch.object(devserve.Connection, "send", send):
+            self.assertEqual(self.ask().body, b"hello")
+        self.assertEqual(len(sent), 1)
+
+    def test_keep_alive_requests_do_not_wait_for_acknowledgements(self) -> None:
+        self.serve(answering([b"a", b"b"]))
+        wire = self.wire()
+        began = time.monotonic()
+        for _ in range(50):
+            wire.send(GET).answer()
+        self.assertLess(time.monotonic() - began, 50 * 0.04)
+
+    def test_a_large_answer_arrives_whole(self) -> None:
+        body = bytes(range(256)) * 40_000
+        for result in ([body], [body[:5], body[5:]]):
+            self.serve(answering(result))
+            self.assertTrue(self.ask().body == body)
+
+
+class ServerFiles(ServerCase):
+    """wsgi.file_wrapper: the kernel copies a plain file, everything else is read."""
+
+    CONTENT = b"".join(b"line %d\n" % n for n in range(20_000))
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.path = self.folder / "file.bin"
+        self.path.write_bytes(self.CONTENT)
+        self.sent: list[Any] = []
+        original = socket.socket.sendfile
+
+        def sendfile(sock: Any, *arguments: Any, **options: Any) -> int:
+            self.sent.append(arguments)
+            return original(sock, *arguments, **options)
+
+        patcher = mock.patch.object(socket.socket, "sendfile", sendfile)
+        patcher.start()
+        self.addCleanup(patcher.stop)
+
+    def check(self, make: Callable[[], Any], body: bytes, *headers: tuple[str, str], by_kernel: Optional[bool] = None) -> Answer:
+        """Serve a file twice on a connection; it must be closed each time."""
+        files: list[Any] = []
+
+        def app(environ: dict[str, Any], start_response: App) -> Any:
+            start_response("200 OK", list(headers))
+            files.append(make())
+            return environ["wsgi.file_wrapper"](files[-1], 4096)
+
+        self.sent.clear()
+        self.serve(app)
+        wire = self.wire(GET, LAST)
+        answer = wire.answer()
+        self.assertTrue(answer.body == body, f"{len(answer.body)} bytes for {len(body)}; {self.log}")
+        self.assertTrue(wire.answer().body == body)
+        self.assertEqual(wire.rest(), b"")
+        self.assertEqual(self.lines(2)[0][3], str(len(body)))
+        self.assertNotIn("Traceback", self.log)
+        for file in files:
+            eventually(lambda: getattr(file, "closed", True), "the file closed")  # noqa: B023
+        if by_kernel is not None:
+            self.assertEqual(bool(self.sent), by_kernel)
+        return answer
+
+    def test_a_plain_file_goes_by_the_kernel_with_its_length(self) -> None:
+        answer = self.check(lambda: open(self.path, "rb"), self.CONTENT, by_kernel=True)
+        self.assertEqual(answer.get("Content-Length"), str(len(self.CONTENT)))
+
+    def test_an_unbuffered_file_goes_by_the_kernel(self) -> None:
+        self.check(lambda: open(self.path, "rb", buffering=0), self.CONTENT, by_kernel=True)
+
+    def test_a_file_is_sent_from_its_position_on(self) -> None:
+        def opened() -> Any:
+            file = open(self.path, "rb")
+            file.read(10)
+            return file
+
+        self.check(opened, self.CONTENT[10:])
+        self.check(opened, self.CONTENT[10:], ("Content-Length", str(len(self.CONTENT) - 10)))
+
+    def test_a_declared_length_bounds_the_file(self) -> None:
+        for length in (5, 1, 0, len(self.CONTENT)):
+            with self.subTest(length):
+                self.check(lambda: open(self.path, "rb"), self.CONTENT[:length], ("Content-Length", str(length)))
+
+    def test_a_declared_length_beyond_the_file_is_cut(self) -> None:
+        self.serve(lambda e, sr: sr("200 OK", [("Content-Length", "999999")]) and e["wsgi.file_wrapper"](open(self.path, "rb")))
+        with self.assertRaises(Cut):
+            self.wire(GET).answer()
+        self.lines(1)
+
+    def test_an_empty_file(self) -> None:
+        self.path.write_bytes(b"")
+        self.check(lambda: open(self.path, "rb"), b"")
+
+    def test_a_file_at_its_end(self) -> None:
+        def opened() -> Any:
+            file = open(self.path, "rb")
+            file.seek(0, 2)
+            return file
+
+        self.check(opened, b"")
+
+    def test_a_gzip_file_is_unpacked_and_never_copied_raw(self) -> None:
+        packed = self.folder / "file.gz"
+        packed.write_bytes(gzip.compress(self.CONTENT))
+        self.check(lambda: gzip.open(packed), self.CONTENT, by_kernel=False)
+
+    def test_a_file_in_memory_and_an_object_with_read_alone(self) -> None:
+        self.check(lambda: io.BytesIO(self.CONTENT), self.CONTENT, by_kernel=False)
+
+        class Reader:
+            def __init__(self) -> None:
+                self.read = io.BytesIO(b"abc").read
+
+        self.check(Reader, b"abc", by_kernel=False)
+
+    def test_a_temporary_file(self) -> None:
+        def made() -> Any:
+            file = tempfile.TemporaryFile()
+            file.write(self.CONTENT)
+            file.seek(0)
+            return file
+
+        self.check(made, self.CONTENT)
+
+    def test_a_named_temporary_file(self) -> None:
+        def made() -> Any:
+            file = tempfile.NamedTemporaryFile()
+            file.write(self.CONTENT)
+            file.seek(5)
+            return file
+
+        self.check(made, self.CONTENT[5:])
+
+    @unittest.skipUnless(os.path.exists("/proc/self/status"), "needs /proc")
+    def test_a_file_without_a_size(self) -> None:
+        self.serve(lambda e, sr: sr("200 OK", []) and e["wsgi.file_wrapper"](open("/proc/self/status", "rb")))
+        self.assertIn(b"Threads:", self.ask().body)
+
+    @unittest.skipIf(sys.platform == "win32", "pipes")
+    def test_a_pipe(self) -> None:
+        def made() -> Any:
+            reader, writer = os.pipe()
+            os.write(writer, b"through a pipe")
+            os.close(writer)
+            return open(reader, "rb")
+
+        self.check(made, b"through a pipe", by_kernel=False)
+
+    def test_head_and_304_send_nothing_of_the_file(self) -> None:
+        for status, method in (("200 OK", "HEAD"), ("304 Not Modified", "GET")):
+            with self.subTest(status):
+                self.serve(lambda e, sr: sr(status, []) and e["wsgi.file_wrapper"](open(self.path, "rb")))  # noqa: B023
+                wire = self.wire(f"{method} / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                wire.answer(method)
+                self.assertEqual(wire.rest(), b"")
+                self.assertNotIn("Traceback", self.log)
+
+    def test_after_write_the_file_follows(self) -> None:
+        self.serve(lambda e, sr: (sr("200 OK", [])(b"before "), e["wsgi.file_wrapper"](open(self.path, "rb")))[1])
+        self.assertTrue(self.ask().body == b"before " + self.CONTENT)
+
+    def test_a_client_that_leaves_while_a_file_is_sent_is_logged_once(self) -> None:
+        self.path.write_bytes(b"x" * 30_000_000)
+        self.serve(lambda e, sr: sr("200 OK", []) and e["wsgi.file_wrapper"](open(self.path, "rb")))
+        wire = self.wire(GET)
+        wire.exactly(1000)
+        wire.close()
+        self.lines(1)
+        self.assertNotIn("Traceback", self.log)
+
+
+# A certificate for localhost, valid until 2124, and its key: made for these tests, worth nothing.
+CERTIFICATE = """\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg+drNQOLtVtFAN/By
+7uR4eMbfHN9mwoPi5f1iQJNB9eahRANCAATwj4C4oQCdOFc5fok5mPGlTblWKEpv
+6/1IwZL1SigXMl/tkE8xFN+Aj7d0LpY1unltAID6eWhT+MB9q8V1oGEY
+-----END PRIVATE KEY-----
+-----BEGIN CERTIFICATE-----
+MIIBnDCCAUGgAwIBAgIUf3Pzbrh7lgXg53/N46cXjoYhxVowCgYIKoZIzj0EAwIw
+FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyNDA1MzMwOFoYDzIxMjYxMDMx
+MDUzMzA4WjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
+PQMBBwNCAATwj4C4oQCdOFc5fok5mPGlTblWKEpv6/1IwZL1SigXMl/tkE8xFN+A
+j7d0LpY1unltAID6eWhT+MB9q8V1oGEYo28wbTAdBgNVHQ4EFgQU7W0Yrn7RXmg6
+IOQjeG1B6UO7NowwHwYDVR0jBBgwFoAU7W0Yrn7RXmg6IOQjeG1B6UO7NowwGgYD
+VR0RBBMwEYIJbG9jYWxob3N0hwR/AAABMA8GA1UdEwEB/wQFMAMBAf8wCgYIKoZI
+zj0EAwIDSQAwRgIhAPpaitFi0QXX9UWiY9AtG6F3faZred22NgxUIuI0LkPSAiEA
+v/faTvmg0eJnGGdHH3x7Jm6Ayb84WK5+sd2UuEaD8KY=
+-----END CERTIFICATE-----
+"""
+
+
+class ServerTls(ServerCase):
+    """HTTPS with a certificate from a file."""
+
+    def serve_tls(self, app: App) -> None:
+        self.pem = self.write("cert.pem", CERTIFICATE)
+        self.serve(app, cert=str(self.pem))
+        self.context = ssl.create_default_context(cafile=str(self.pem))
+
+    def test_requests_are_served_and_the_environ_says_https(self) -> None:
+        self.serve_tls(lambda e, sr: hello(e, sr) and [e["wsgi.url_scheme"].encode() + e["wsgi.input"].read()])
+        wire = self.wire(GET, post("Content-Length: 5", "hello"), chunked(CHUNKS), context=self.context)
+        self.assertEqual([wire.answer().body for _ in range(3)], [b"https", b"httpshello", b"httpshello"])
+
+    def test_large_bodies_pass_both_ways(self) -> None:
+        body = bytes(range(256)) * 8000
+        self.serve_tls(echo)
+        wire = self.wire(post(f"Content-Length: {len(body)}"), body, context=self.context)
+        self.assertTrue(wire.answer().body == b"POST /first " + body)
+
+    def test_pipelined_requests_do_not_get_stuck_in_the_decrypted_bytes(self) -> None:
+        self.serve_tls(echo)
+        wire = self.wire(b"".join(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % n for n in range(10)), context=self.context)
+        self.assertEqual([wire.answer().body for _ in range(10)], [b"GET /%d " % n for n in range(10)])
+        big = post("Content-Length: 70000", b"x" * 70_000)  # several records; the first recv does not take all
+        wire.send(big + GET)
+        self.assertEqual(len(wire.answer().body), 70_012)
+        self.assertEqual(wire.answer().body, b"GET / ")
+
+    def test_a_file_is_sent(self) -> None:
+        path = self.write("file.txt", "content " * 50_000)
+        self.serve_tls(lambda e, sr: sr("200 OK", []) and e["wsgi.file_wrapper"](open(path, "rb")))
+        self.assertTrue(self.wire(GET, context=self.context).answer().body == path.read_bytes())
+
+    def test_a_piece_is_on_the_wire_before_the_next_is_made(self) -> None:
+        go_on = threading.Event()
+        self.serve_tls(answering(Pieces(b"one", lambda: go_on.wait(DEADLINE) and b"two")))
+        wire = self.wire(GET, context=self.context)
+        wire.head()
+        self.assertEqual(wire.chunk(), b"one")
+        go_on.set()
+        self.assertEqual(wire.chunk(), b"two")
+
+    def test_the_end_is_announced_so_that_no_answer_looks_cut(self) -> None:
+        self.serve_tls(answering(iter([b"a", b"b"])))
+        wire = self.wire("GET / HTTP/1.0\r\n\r\n", context=self.context)
+        self.assertEqual(wire.answer().body, b"ab")  # raises SSLEOFError without a close_notify
+
+    def test_an_answer_that_breaks_looks_cut(self) -> None:
+        self.serve_tls(answering(Pieces(b"a", ValueError("broken"))))
+        wire = self.wire(GET, context=self.context)
+        with self.assertRaises((Cut, OSError)):
+            wire.answer()
+
+    def test_a_silent_client_freezes_nobody(self) -> None:
+        self.serve_tls(hello)
+        self.wire()
+        self.wire(b"\x16\x03")
+        self.assertEqual(self.wire(GET, context=self.context).answer().body, b"hello")
+
+    def test_plain_http_is_told_so(self) -> None:
+        self.serve_tls(hello)
+        answer = self.ask()
+        self.assertEqual(answer.status, 400)
+        self.assertIn(b"https", answer.body.lower())
+        self.assertEqual(self.lines(1)[0][2], "400")
+
+    def test_garbage_in_the_handshake_ends_the_connection_quietly(self) -> None:
+        self.serve_tls(hello)
+        wire = self.wire(b"\x16\x03\x01\x00\x05hello")
+        with contextlib.suppress(ConnectionError):
+            wire.rest()
+        self.assertEqual(self.wire(GET, context=self.context).answer().body, b"hello")
+        self.assertNotIn("Traceback", self.log)
+
+
+class ServerUnderFuzz(ServerCase):
+    """Random requests: whatever comes, an HTTP answer or nothing, at once, and no traceback."""
+
+    SEEDS = [
+        GET,
+        post("Content-Length: 5", "hello"),
+        chunked("5;x\r\nhello\r\n3\r\nabc\r\n0\r\nA: b\r\n\r\n"),
+        b"HEAD /a?b HTTP/1.0\r\nConnection: keep-alive\r\nCookie: a=b\r\n\r\n",
+        b"GET http://x/a%20b HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\nabc" + GET,
+    ]
+    SPICE = [b"\r", b"\n", b"\r\n", b"\0", b" ", b"\t", b":", b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"0\r\n\r\n",
+             b"\xff", b"-", b"+", b",", b";", b"%", b"#", b"*", b"HTTP/1.1", b"\r\n\r\n", b"\x16\x03\x01", b"9" * 30]  # fmt: skip
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.serve(echo)
+
+    def check(self, data: bytes) -> None:
+        with Wire(self.server, timeout=10.0) as wire:
+            with contextlib.suppress(ConnectionError, BrokenPipeError):
+                wire.send(data).end()
+            try:
+                rest = wire.rest()
+            except ConnectionError:
+                rest = b""
+        self.assertRegex(rest, rb"^$|^HTTP/1\.1 [1245]\d\d ", data)
+        self.assertNotIn(b"HTTP/1.1 500", rest, data)
+        self.assertNotIn("Traceback", self.log, data)
+
+    def mutated(self, chance: random.Random) -> bytes:
+        data = bytearray(chance.choice(self.SEEDS))
+        for _ in range(chance.randint(1, 4)):
+            at = chance.randrange(len(data) + 1)
+            kind = chance.randrange(4)
+            if kind == 0:
+                data[at:at] = chance.choice(self.SPICE)
+            elif kind == 1:
+                del data[at : at + chance.randint(1, 4)]
+            elif kind == 2 and at < len(data):
+                data[at] = chance.randrange(256)
+            else:
+                data[at : at + 2] = chance.choice(self.SPICE)
+        return bytes(data)
+
+    def test_mutated_requests_crash_and_hang_nothing(self) -> None:
+        chance = random.Random(20_260_101)
+        for _ in range(400):
+            self.check(self.mutated(chance))
+        self.assertEqual(self.ask().body, b"GET / ")
+
+    @needs("hypothesis")
+    def test_hypothesis_finds_no_request_that_crashes_or_hangs(self) -> None:
+        from hypothesis import HealthCheck, given, settings
+        from hypothesis import strategies as st
+
+        piece = st.one_of(st.sampled_from(self.SEEDS), st.sampled_from(self.SPICE), st.binary(max_size=20))
+
+        @settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(st.lists(piece, min_size=1, max_size=6), st.integers(0, 400))
+        def check(pieces: list[bytes], cut: int) -> None:
+            data = b"".join(pieces)
+            self.check(data[: len(data) - cut] if cut < 50 else data)
+
+        check()
+
+    @needs("hypothesis")
+    @needs("h11")
+    def test_heads_mean_what_h11_takes_them_for(self) -> None:
+        import h11
+        from hypothesis import HealthCheck, given, settings
+        from hypothesis import strategies as st
+
+        seen: list[dict[str, Any]] = []
+
+        def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            seen.append({**environ, "body": environ["wsgi.input"].read()})
+            return hello(environ, start_response)
+
+        self.server.app = app
+        token = st.text("!#$%&'*+-.^`|~0123456789abcXYZ", min_size=1, max_size=8)
+        path = st.text("abz09-._~%/:@!$&'()*+,;=", max_size=12)
+        value = st.text("ab \t\"\\,;:=\xe9\xff()<>@", max_size=12).map(lambda text: text.strip(" \t"))
+        reserved = {"host", "content-length", "transfer-encoding", "expect", "connection", "proxy", "content-type", "upgrade"}
+        fields = st.lists(st.tuples(token.filter(lambda name: name.lower() not in reserved), value), max_size=6)
+        framing = st.sampled_from([("", b""), ("Content-Length: 5\r\n", b"hello"), ("Transfer-Encoding: chunked\r\n", CHUNKS.encode())])
+        space = st.sampled_from(["", " ", "\t", "  "])
+
+        @settings(max_examples=200, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(token, path, st.one_of(st.none(), path), fields, framing, space)
+        def check(method: str, path: str, query: Optional[str], fields: Any, framing: tuple[str, bytes], space: str) -> None:
+            if method.upper() == "CONNECT":
+                return
+            target = f"/{path}" + ("" if query is None else f"?{query}")
+            lines = "".join(f"{name}:{space}{value}{space}\r\n" for name, value in fields)
+            head = f"{method} {target} HTTP/1.1\r\nHost: x\r\n{lines}{framing[0]}\r\n".encode("latin-1")
+            theirs = h11.Connection(h11.SERVER)
+            theirs.receive_data(head + framing[1])
+            event = theirs.next_event()
+            assert isinstance(event, h11.Request)
+            data = theirs.next_event()
+            body = bytes(data.data) if isinstance(data, h11.Data) else b""
+            with Wire(self.server) as wire:
+                self.assertEqual(wire.send(head, framing[1]).answer(method).status, 200, head)
+            ours = seen.pop()
+            self.assertEqual(ours["REQUEST_METHOD"].encode(), event.method)
+            self.assertEqual(ours["RAW_URI"].encode("latin-1"), event.target)
+            joined: dict[str, list[str]] = {}
+            for name, text in event.headers:
+                if b"_" not in name:
+                    joined.setdefault("HTTP_" + name.decode().upper().replace("-", "_"), []).append(text.decode("latin-1"))
+            for key, texts in joined.items():
+                if key not in ("HTTP_CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING"):
+                    self.assertEqual(ours[key], (";" + " " if key == "HTTP_COOKIE" else ",").join(texts))
+            self.assertEqual(ours["body"], body)
+            self.assertEqual(ours["PATH_INFO"], urllib.parse.unquote_to_bytes(f"/{path}".encode("latin-1")).decode("latin-1"))
+            self.assertEqual(ours["QUERY_STRING"], query or "")
+
+        check()
+
+
+class ServerLog(ServerCase):
+    """The request log: one line a request, whatever the request holds."""
+
+    def test_a_line_tells_time_method_path_status_size_and_duration(self) -> None:
+        self.serve(hello)
+        self.ask("GET /a?b=c HTTP/1.1\r\nHost: x\r\n\r\n")
+        self.assertEqual(self.lines(1), [("GET", "/a?b=c", "200", "5")])
+
+    def test_a_target_cannot_drive_the_terminal_or_forge_a_line(self) -> None:
+        self.serve(hello)
+        for target in ("/\x9b31m", "/\x85", "/\xc2\x9b", "/\xe2\x80\xa8", "/\xe2\x80\xae", "/%0d%0aforged", "/\xad"):
+            self.ask(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n")
+        self.assertEqual(len(self.lines(7)), 7)
+        self.assertEqual(len(self.log.splitlines()), 7)
+        self.assertTrue(all(c == "\n" or c.isprintable() for c in self.log), ascii(self.log))
+
+    def test_letters_of_a_target_are_shown(self) -> None:
+        self.serve(hello)
+        self.ask("GET /caf\xc3\xa9 HTTP/1.1\r\nHost: x\r\n\r\n")
+        self.assertEqual(self.lines(1)[0][1], "/café")
+
+    def test_quiet_servers_log_no_request_but_show_crashes(self) -> None:
+        self.serve(answering(ValueError("broken")))
+        self.server.terminal.quiet = True
+        self.ask()
+        eventually(lambda: "ValueError: broken" in self.log, "the traceback")
+        self.assertIsNone(ACCESS.search(self.log))
+
+
+# =====================================================================================================================
+# The real world: applications and clients that other people wrote, each served from its own folder by the command
+# line.  They need the packages of the dev group and a few programs; what each one is here for stands in its docstring.
+# =====================================================================================================================
+
+CLIENT_PATIENCE = 120.0  # seconds that a client program may take; the longest takes ten on a quiet machine
+
+
+def program(name: str) -> str:
+    """Return where a program lies, beside the interpreter or on PATH; its bare name when it is nowhere."""
+    return shutil.which(name, path=os.path.dirname(sys.executable)) or shutil.which(name) or name
+
+
+def needs_program(name: str) -> Callable[[Test], Test]:
+    """Skip the decorated test when there is no such program, or let it fail when nothing may be missing."""
+    return unittest.skipUnless(os.path.isabs(program(name)) or REQUIRE_ALL, f"needs the program {name}")
+
+
+class RealWorld(Folder):
+    """An application in `self.folder`, served from there, and what its clients have in common."""
+
+    def serve(self, *arguments: str, **options: Any) -> Served:
+        """Start devserve in the folder; it is stopped at the test's end and must have printed no traceback."""
+        served = Served(*arguments, cwd=self.folder, **options)
+        self.addCleanup(self._stop, served)
+        return served
+
+    def _stop(self, served: Served) -> None:
+        served.stop()
+        self.assertNotIn("Traceback", served.log)
+
+    def client(self, name: str, *arguments: str, where: str = ".", **environ: str) -> str:
+        """Run a client program in the folder to its end and return what it printed; fail with that if it failed."""
+        done = subprocess.run(
+            [program(name), *arguments],
+            cwd=self.folder / where,
+            env={**os.environ, "HOME": str(self.folder), **environ},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=CLIENT_PATIENCE,
+        )
+        output = done.stdout.decode("utf-8", "replace")
+        self.assertEqual(done.returncode, 0, f"{name} {' '.join(arguments)} printed:\n{output}")
+        return output
+
+    def python(self, *arguments: str, where: str = ".", **environ: str) -> str:
+        """Run Python as a client."""
+        return self.client(sys.executable, *arguments, where=where, **environ)
+
+
+class RealWorldTools(RealWorld):
+    """Programs that speak more of HTTP than a browser does."""
+
+    @needs("wsgidav")
+    @needs_program("litmus")
+    def test_wsgidav_passes_the_whole_litmus_suite(self) -> None:
+        """WebDAV: bodies that the application leaves unread, 100-continue, methods that nobody else uses."""
+        self.write(
+            "dav.py",
+            """
+            from wsgidav.wsgidav_app import WsgiDAVApp
+
+            app = WsgiDAVApp({
+                "provider_mapping": {"/": "files"},
+                "simple_dc": {"user_mapping": {"*": True}},
+                "property_manager": True,
+                "lock_storage": True,
+                "verbose": 1,
+            })
+            """,
+        )
+        (self.folder / "files").mkdir()
+        output = self.client("litmus", "-k", self.serve("dav:app").url + "/")
+        counts = re.findall(r"summary for `(\w+)': of (\d+) tests run: (\d+) passed", output)
+        self.assertEqual([name for name, _, _ in counts], ["basic", "copymove", "props", "locks", "http"], output)
+        self.assertTrue(all(run == passed for _, run, passed in counts), output)
+        self.assertNotIn("WARNING", output)
+
+    @needs("dulwich")
+    @needs_program("git")
+    def test_git_pushes_megabytes_to_dulwich_and_clones_them(self) -> None:
+        """A push of more than git's http.postBuffer (1 MB) arrives as a chunked body, a fetch as a gzipped one."""
+        self.write(
+            "gitserver.py",
+            """
+            from dulwich.repo import Repo
+            from dulwich.server import DictBackend
+            from dulwich.web import make_wsgi_chain
+
+            repository = Repo.init_bare("served.git", mkdir=True)
+            settings = repository.get_config()
+            settings.set("http", "receivepack", True)
+            settings.write_to_path()
+            application = make_wsgi_chain(DictBackend({"/served.git": repository}))
+            """,
+        )
+        url = self.serve("gitserver").url + "/served.git"
+        noise = os.urandom(3 * 1024**2)  # nothing that compresses
+        (self.folder / "mine").mkdir()
+        (self.folder / "mine" / "noise").write_bytes(noise)
+        self.git("init", "-q", "-b", "main", "mine")
+        self.git("-C", "mine", "add", ".")
+        self.git("-C", "mine", "commit", "-q", "-m", "Noise")
+        self.git("-C", "mine", "push", "-q", url, "main")
+        self.git("clone", "-q", "-b", "main", url, "theirs")
+        self.assertEqual((self.folder / "theirs" / "noise").read_bytes(), noise)
+        self.write("theirs/more", "A second commit\n")
+        self.git("-C", "theirs", "add", ".")
+        self.git("-C", "theirs", "commit", "-q", "-m", "More")
+        self.git("-C", "theirs", "push", "-q", url, "main")
+        self.git("-C", "mine", "pull", "-q", url, "main")
+        self.assertEqual((self.folder / "mine" / "more").read_text(encoding="utf-8"), "A second commit\n")
+
+    def git(self, *arguments: str) -> str:
+        person = ("-c", "user.name=A person", "-c", "user.email=person@example.org")
+        return self.client("git", *person, *arguments, GIT_CONFIG_NOSYSTEM="1", GIT_TERMINAL_PROMPT="0")
+
+    @needs("mercurial")
+    @unittest.skipIf(sys.implementation.name == "pypy", "a system's mercurial, which PyPy sees, is made for CPython")
+    def test_hg_clones_from_hgweb_and_pushes_to_it(self) -> None:
+        """hgweb streams its answers through `write()` and generators, and takes arguments in many headers."""
+        self.write("hgrc", "[web]\nallow-push = *\npush_ssl = false\n[ui]\nusername = A person\n")
+        self.write(
+            "hgserver.py",
+            """
+            from mercurial.hgweb import hgweb
+
+            application = hgweb(b"served", name=b"served")
+            """,
+        )
+        self.hg("init", "served")
+        noise = os.urandom(2 * 1024**2)
+        (self.folder / "served" / "noise").write_bytes(noise)
+        self.hg("-R", "served", "commit", "-A", "-m", "Noise")
+        served = self.serve("hgserver", env={"HGRCPATH": "hgrc"})
+        self.hg("clone", served.url, "mine")
+        self.assertEqual((self.folder / "mine" / "noise").read_bytes(), noise)
+        (self.folder / "mine" / "more").write_bytes(noise[::-1])
+        self.hg("-R", "mine", "commit", "-A", "-m", "More")
+        self.hg("-R", "mine", "push", served.url)
+        self.assertIn("More", self.hg("-R", "served", "log"))
+        self.assertIn("Noise", served.get("/log"))
+
+    def hg(self, *arguments: str) -> str:
+        return self.client("hg", *arguments, HGRCPATH=str(self.folder / "hgrc"))
+
+    @needs("pypiserver")
+    @needs("twine")
+    def test_twine_uploads_to_pypiserver_and_pip_installs_from_it(self) -> None:
+        """A multipart upload, a redirect, and a package index as pip reads it."""
+        (self.folder / "packages").mkdir()
+        self.write(
+            "index.py",
+            """
+            import pypiserver
+
+            app = pypiserver.app(roots=["packages"], authenticate=[], password_file=".")
+            """,
+        )
+        served = self.serve("index")
+        wheel = self.wheel("tiny")
+        upload = ("-m", "twine", "upload", "--non-interactive", "--disable-progress-bar", "-u", "a", "-p", "b")
+        self.python(*upload, "--repository-url", served.url + "/", str(wheel))
+        self.assertTrue((self.folder / "packages" / wheel.name).exists())
+        install = ("-m", "pip", "install", "--no-deps", "--no-cache-dir", "--disable-pip-version-check")
+        nowhere_else = {"PIP_CONFIG_FILE": os.devnull, "PIP_EXTRA_INDEX_URL": "", "PIP_FIND_LINKS": ""}
+        index = ("--index-url", served.url + "/simple/", "--target", "installed")
+        self.python(*install, *index, "tiny", **nowhere_else)
+        self.assertEqual((self.folder / "installed" / "tiny.py").read_text(encoding="utf-8"), "SIZE = 1\n")
+
+    def wheel(self, name: str) -> pathlib.Path:
+        """Make the smallest wheel there is, a module that holds one line."""
+        path = self.folder / f"{name}-1.0-py3-none-any.whl"
+        with zipfile.ZipFile(path, "w") as wheel:
+            wheel.writestr(f"{name}.py", "SIZE = 1\n")
+            info = f"{name}-1.0.dist-info"
+            wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+            wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(f"{info}/RECORD", "")
+        return path
+
+    @needs("radicale")
+    @needs("caldav")
+    def test_radicale_keeps_a_calendar_for_caldav(self) -> None:
+        """CalDAV: PROPFIND, REPORT, MKCALENDAR and PUT, with XML bodies, from the caldav library."""
+        self.write(
+            "radicale.conf",
+            """
+            [auth]
+            type = none
+            [storage]
+            filesystem_folder = collections
+            [logging]
+            level = warning
+            """,
+        )
+        self.write("calendars.py", "from radicale import application\n")
+        served = self.serve("calendars", env={"RADICALE_CONFIG": "radicale.conf"})
+        self.write("client.py", CALDAV_CLIENT)
+        self.assertEqual(self.python("client.py", served.url).split(), ["Meeting", "Moved", "0"])
+
+    @needs("httpbin")
+    @needs("requests")
+    @needs("pytest")
+    @needs("pytest_mock")
+    def test_httpbin_passes_the_tests_of_requests_over_http_and_https(self) -> None:
+        """The requests library's own tests that use httpbin: cookies, redirects, digest, chunked uploads, timeouts."""
+        source = self.source_of_requests()
+        certificates = source / "tests" / "certs" / "valid"
+        certificate = ("--cert", str(certificates / "server" / "server.pem"))
+        key = ("--key", str(certificates / "server" / "server.key"))
+        plain = self.serve("httpbin:app")
+        secure = self.serve("httpbin:app", *certificate, *key)
+        self.write("served_httpbin.py", HTTPBIN_PLUGIN)
+        options = ("-q", "-p", "no:cacheprovider", "-p", "no:httpbin", "-p", "served_httpbin", "-W", "ignore")
+        places = {
+            "HTTPBIN": plain.url,
+            "HTTPBIN_SECURE": secure.url.replace("127.0.0.1", "localhost"),
+            "HTTPBIN_CA": str(certificates / "ca" / "ca.crt"),
+            "PYTHONPATH": str(self.folder),
+        }
+        output = self.python("-m", "pytest", *options, "tests/test_requests.py", where=str(source), **places)
+        passed = re.search(r"(\d+) passed", output)
+        self.assertGreater(int(passed[1]) if passed else 0, 180, output)
+
+    def source_of_requests(self) -> pathlib.Path:
+        """Return the unpacked source distribution of the requests that is installed; its wheel has no tests."""
+        from importlib.metadata import version
+
+        wanted = f"requests=={version('requests')}"
+        self.python("-m", "pip", "download", "-q", "--no-deps", "--no-binary", "requests", "-d", "sdist", wanted)
+        (archive,) = (self.folder / "sdist").glob("*.tar.gz")
+        shutil.unpack_archive(str(archive), str(self.folder / "sdist"))
+        return self.folder / "sdist" / archive.name[: -len(".tar.gz")]
+
+
+CALDAV_CLIENT = '''\
+import sys
+from datetime import datetime
+
+import caldav
+
+MEETING = """BEGIN:VCALENDAR
+VERSION:2.0
+PRODID:a test
+BEGIN:VEVENT
+UID:one
+DTSTAMP:20300101T000000Z
+DTSTART:20300101T100000Z
+DTEND:20300101T110000Z
+SUMMARY:Meeting
+END:VEVENT
+END:VCALENDAR
+"""
+
+calendar = caldav.DAVClient(sys.argv[1] + "/", username="person", password="any").principal().make_calendar("Work")
+calendar.save_event(MEETING)
+(event,) = calendar.search(start=datetime(2029, 12, 31), end=datetime(2030, 1, 2), event=True)
+print(event.vobject_instance.vevent.summary.value)
+event.vobject_instance.vevent.summary.value = "Moved"
+event.save()
+print(calendar.events()[0].vobject_instance.vevent.summary.value)
+event.delete()
+print(len(calendar.events()))
+'''
+
+HTTPBIN_PLUGIN = '''\
+"""Gives the tests of requests an httpbin that runs already, and leaves out those that need none, or a far host."""
+import os
+
+import pytest
+
+
+class Place:
+    def __init__(self, url):
+        self.url = url
+
+
+@pytest.fixture
+def httpbin():
+    return Place(os.environ["HTTPBIN"])
+
+
+@pytest.fixture
+def httpbin_secure():
+    return Place(os.environ["HTTPBIN_SECURE"])
+
+
+@pytest.fixture
+def httpbin_ca_bundle(monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", os.environ["HTTPBIN_CA"])
+
+
+def pytest_collection_modifyitems(items):
+    items[:] = [i for i in items if any("httpbin" in f for f in i.fixturenames) and "_connect" not in i.name]
+'''
+
+
+class Visitor:
+    """A person at a browser, as far as forms go: keeps cookies, follows redirects, sends hidden fields back."""
+
+    def __init__(self, url: str) -> None:
+        import requests
+
+        self.url = url
+        self.session = requests.Session()
+
+    def get(self, path: str, **options: Any) -> Any:
+        return self.session.get(self.url + path, timeout=DEADLINE, **options)
+
+    def send(self, path: str, files: Any = None, **fields: str) -> Any:
+        """Open the page at `path`, fill in its form, send it, and return the page that comes of it."""
+        hidden = {}
+        for tag in re.findall(r"<input[^>]*type=.?hidden[^>]*>", self.get(path).text):
+            found = dict(re.findall(r'(name|value)="([^"]*)"', tag))
+            hidden[found["name"]] = found.get("value", "")
+        data = {**hidden, **fields}
+        return self.session.post(self.url + path, data=data, files=files, timeout=DEADLINE)
+
+
+class RealWorldFrameworks(RealWorld):
+    """A small but whole application of each framework, used as its visitors would."""
+
+    @needs("flask")
+    @needs("requests")
+    def test_flask_application_with_accounts_forms_and_flashes(self) -> None:
+        for name, text in FLASK_JOURNAL.items():
+            self.write(name, text)
+        served = self.serve("journal")
+        ada, bob = Visitor(served.url), Visitor(served.url)
+        self.assertIn("You are Ada Müller now", ada.send("/register", name="Ada Müller", password="one").text)
+        self.assertIn("That name is taken", bob.send("/register", name="Ada Müller", password="two").text)
+        self.assertIn("Wrong name or password", bob.send("/login", name="Ada Müller", password="two").text)
+        self.assertIn("You are Bob now", bob.send("/register", name="Bob", password="two").text)
+        self.assertIn("<b>Pläne</b>", ada.send("/write", title="Pläne", text="Line one\nLine two").text)
+        self.assertIn("<b>Pläne</b>", bob.get("/").text)
+        self.assertEqual(bob.send("/entry/1", title="Mine", text="").status_code, 403)
+        self.assertIn("<b>Plans</b>", ada.send("/entry/1", title="Plans", text="x" * 200_000).text)
+        self.assertEqual(len(bob.get("/entry/1/text").text), 200_000)
+        self.assertNotIn("Plans", ada.send("/entry/1/delete").text)
+        self.assertIn("You are nobody now", ada.send("/logout").text)
+        self.assertEqual(ada.get("/write").url, served.url + "/login")
+        self.assertEqual(bob.get("/entry/7").status_code, 404)
+        style = bob.get("/static/style.css")
+        self.assertEqual(
+            (style.headers["Content-Type"], style.text.strip()), ("text/css; charset=utf-8", "b { color: teal }")
+        )
+        self.assertEqual(
+            bob.get("/static/style.css", headers={"If-None-Match": style.headers["ETag"]}).status_code, 304
+        )
+
+    @needs("django")
+    @needs("requests")
+    def test_fresh_django_project_with_its_admin(self) -> None:
+        """`django-admin startproject`, migrate, a superuser; then log in to the admin and add a user there."""
+        self.python("-m", "django", "startproject", "shop", ".")
+        self.python("manage.py", "migrate", "--verbosity", "0")
+        account = {"DJANGO_SUPERUSER_PASSWORD": "only here", "PYTHONIOENCODING": "utf-8"}
+        self.python("manage.py", "createsuperuser", "--noinput", "--username", "ada", "--email", "a@b.org", **account)
+        served = self.serve("shop.wsgi")
+        ada = Visitor(served.url)
+        self.assertIn("The install worked successfully", ada.get("/").text)
+        self.assertIn("csrfmiddlewaretoken", ada.get("/admin/").text)
+        self.assertIn("CSRF", ada.session.post(served.url + "/admin/login/", data={"username": "ada"}).text)
+        self.assertIn("Please enter the correct", ada.send("/admin/login/", username="ada", password="no").text)
+        self.assertIn(
+            "Site administration", ada.send("/admin/login/?next=/admin/", username="ada", password="only here").text
+        )
+        secret = "correct horse battery"
+        added = ada.send("/admin/auth/user/add/", username="grace", password1=secret, password2=secret)
+        self.assertIn("was added successfully", added.text)
+        self.assertIn("grace", ada.get("/admin/auth/user/?q=grace").text)
+        self.assertIn("2 users", ada.get("/admin/auth/user/").text)
+        self.assertIn("Logged out", ada.session.post(served.url + "/admin/logout/", data=self.token(ada)).text)
+
+    def token(self, visitor: Visitor) -> dict[str, str]:
+        return {"csrfmiddlewaretoken": visitor.session.cookies["csrftoken"]}
+
+    @needs("bottle")
+    @needs("requests")
+    def test_bottle_application_with_upload_download_and_cookies(self) -> None:
+        self.write("shelf.py", BOTTLE_SHELF)
+        served = self.serve("shelf.py")
+        ada = Visitor(served.url)
+        picture = bytes(range(256)) * 1024
+        stored = ada.send("/", files={"file": ("grün.bin", picture)}, note="Größe")
+        self.assertEqual(stored.json(), {"name": "stored", "size": len(picture), "note": "Größe"})
+        self.assertEqual(ada.get("/stored").content, picture)
+        part = ada.get("/stored", headers={"Range": "bytes=256-511"})
+        self.assertEqual((part.status_code, part.content), (206, picture[:256]))
+        self.assertEqual(ada.get("/count").text + ada.get("/count").text, "12")
+        self.assertEqual(ada.get("/count", cookies={"count": "forged"}).status_code, 200)
+        self.assertEqual(ada.get("/hello/W%C3%B6rld%2Fx?a=%26&a=2").json(), ["Wörld/x", ["&", "2"]])
+        self.assertEqual(ada.session.put(served.url + "/echo", data=iter([b"in ", b"pieces"])).text, "in pieces")
+        self.assertEqual(ada.session.head(served.url + "/stored").headers["Content-Length"], str(len(picture)))
+        self.assertEqual(ada.session.delete(served.url + "/echo").status_code, 405)
+        self.assertEqual(ada.get("/slowly").text, "one two three")
+
+    @needs("pyramid")
+    @needs("requests")
+    def test_pyramid_application_made_by_a_factory(self) -> None:
+        self.write("guestbook/__init__.py", PYRAMID_GUESTBOOK)
+        self.write("guestbook/static/style.css", "b { color: teal }\n")
+        served = self.serve('guestbook:main("Visitors of 2030")')
+        ada = Visitor(served.url)
+        self.assertIn("<h1>Visitors of 2030</h1>", ada.get("/").text)
+        self.assertEqual(ada.session.post(served.url + "/sign", data={"name": "Eve"}).status_code, 400)
+        page = ada.send("/sign", name="Ada <3")
+        self.assertEqual(page.history[0].status_code, 303)
+        self.assertIn("<li>Ada &lt;3</li>", page.text)
+        self.assertIn("Thank you, Ada &lt;3", page.text)
+        self.assertNotIn("Thank you", ada.get("/").text)
+        self.assertEqual(ada.get("/visitors.json").json(), ["Ada <3"])
+        self.assertEqual(ada.get("/static/style.css").text, "b { color: teal }\n")
+        self.assertEqual(ada.get("/static/../__init__.py").status_code, 404)
+        self.assertEqual(ada.get("/nowhere").status_code, 404)
+
+
+FLASK_JOURNAL = {
+    "journal/__init__.py": '''\
+        """A journal that several people keep: accounts, sessions, forms, flashed messages, SQLite."""
+        import sqlite3
+
+        from flask import Flask, abort, flash, g, redirect, render_template, request, session, url_for
+        from werkzeug.security import check_password_hash, generate_password_hash
+
+        TABLES = """
+            create table if not exists person (name text primary key, password text);
+            create table if not exists entry (id integer primary key, author text, title text, text text);
+        """
+
+
+        def create_app():
+            app = Flask(__name__)
+            app.secret_key = "for a test"
+
+            @app.before_request
+            def open_database():
+                g.db = sqlite3.connect("journal.sqlite")
+                g.db.row_factory = sqlite3.Row
+                g.db.executescript(TABLES)
+
+            @app.teardown_request
+            def close_database(error):
+                g.db.close()
+
+            def execute(statement, *values):
+                with g.db:
+                    return g.db.execute(statement, values)
+
+            def enter(name):
+                session.clear()
+                session["name"] = name
+                flash(f"You are {name} now")
+                return redirect(url_for("index"))
+
+            def page(**values):
+                return render_template("page.html", **values)
+
+            @app.get("/")
+            def index():
+                return page(entries=execute("select * from entry"))
+
+            @app.route("/register", methods=["GET", "POST"])
+            def register():
+                if request.method == "GET":
+                    return page(fields=["name", "password"])
+                name, password = request.form["name"], generate_password_hash(request.form["password"])
+                try:
+                    execute("insert into person values (?, ?)", name, password)
+                except sqlite3.IntegrityError:
+                    flash("That name is taken")
+                    return page(fields=["name", "password"])
+                return enter(name)
+
+            @app.route("/login", methods=["GET", "POST"])
+            def login():
+                if request.method == "POST":
+                    name = request.form["name"]
+                    found = execute("select * from person where name = ?", name).fetchone()
+                    if found and check_password_hash(found["password"], request.form["password"]):
+                        return enter(name)
+                    flash("Wrong name or password")
+                return page(fields=["name", "password"])
+
+            @app.route("/logout", methods=["GET", "POST"])
+            def logout():
+                return enter("nobody") if request.method == "POST" else page(fields=[])
+
+            @app.route("/write", methods=["GET", "POST"])
+            def write():
+                if session.get("name", "nobody") == "nobody":
+                    return redirect(url_for("login"))
+                if request.method == "GET":
+                    return page(fields=["title", "text"])
+                values = session["name"], request.form["title"], request.form["text"]
+                execute("insert into entry (author, title, text) values (?, ?, ?)", *values)
+                return redirect(url_for("index"))
+
+            def own_entry(number):
+                found = execute("select * from entry where id = ?", number).fetchone()
+                if found is None:
+                    abort(404)
+                if request.method == "POST" and found["author"] != session.get("name"):
+                    abort(403)
+                return found
+
+            @app.route("/entry/<int:number>", methods=["GET", "POST"])
+            def entry(number):
+                found = own_entry(number)
+                if request.method == "GET":
+                    return page(entries=[found], fields=["title", "text"])
+                values = request.form["title"], request.form["text"], number
+                execute("update entry set title = ?, text = ? where id = ?", *values)
+                return redirect(url_for("index"))
+
+            @app.get("/entry/<int:number>/text")
+            def text(number):
+                return own_entry(number)["text"]
+
+            @app.route("/entry/<int:number>/delete", methods=["GET", "POST"])
+            def delete(number):
+                own_entry(number)
+                if request.method == "POST":
+                    execute("delete from entry where id = ?", number)
+                return redirect(url_for("index"))
+
+            return app
+        ''',
+    "journal/templates/page.html": """\
+        <!doctype html>
+        <title>Journal</title>
+        <link rel="stylesheet" href="{{ url_for('static', filename='style.css') }}">
+        {% for message in get_flashed_messages() %}<p>{{ message }}</p>{% endfor %}
+        {% for entry in entries %}<p><b>{{ entry.title }}</b> by {{ entry.author }}</p>{% endfor %}
+        <form method="post">{% for name in fields %}<input name="{{ name }}">{% endfor %}<button>Send</button></form>
+        """,
+    "journal/static/style.css": "b { color: teal }\n",
+}
+
+BOTTLE_SHELF = '''\
+    """A shelf for one file: upload, download in parts, a signed cookie, an answer in pieces."""
+    import json
+
+    from bottle import Bottle, HTTPResponse, request, response, static_file
+
+    app = Bottle()
+
+
+    @app.get("/")
+    def form():
+        return "<form method=post enctype=multipart/form-data><input name=note><input type=file name=file></form>"
+
+
+    @app.post("/")
+    def upload():
+        upload = request.files.file
+        upload.save("stored", overwrite=True)
+        with open("stored", "rb") as stored:
+            return {"name": stored.name, "size": len(stored.read()), "note": request.forms.note}
+
+
+    @app.get("/stored")
+    def download():
+        return static_file("stored", root=".", mimetype="application/octet-stream")
+
+
+    @app.get("/count")
+    def count():
+        number = (request.get_cookie("count", secret="for a test") or 0) + 1
+        response.set_cookie("count", number, secret="for a test")
+        return str(number)
+
+
+    @app.get("/hello/<name:path>")
+    def hello(name):
+        return json.dumps([name, request.query.getall("a")])
+
+
+    @app.put("/echo")
+    def echo():
+        return request.body.read()
+
+
+    @app.get("/slowly")
+    def slowly():
+        yield "one "
+        yield "two "
+        yield "three"
+'''
+
+PYRAMID_GUESTBOOK = '''\
+    """A guest book: routes, a session, protection against forged forms, JSON, static files."""
+    from html import escape
+
+    from pyramid.config import Configurator
+    from pyramid.csrf import get_csrf_token
+    from pyramid.httpexceptions import HTTPSeeOther
+    from pyramid.response import Response
+    from pyramid.session import SignedCookieSessionFactory
+
+    VISITORS = []
+
+
+    def book(request):
+        names = "".join(f"<li>{escape(name)}</li>" for name in VISITORS)
+        thanks = "".join(f"<p>{escape(text)}</p>" for text in request.session.pop_flash())
+        return Response(f"<h1>{request.registry.settings['title']}</h1><ul>{names}</ul>{thanks}")
+
+
+    def form(request):
+        token = get_csrf_token(request)
+        hidden = f'<input type="hidden" name="csrf_token" value="{token}">'
+        return Response(f'<form method="post">{hidden}<input name="name"></form>')
+
+
+    def sign(request):
+        VISITORS.append(request.POST["name"])
+        request.session.flash(f"Thank you, {request.POST['name']}")
+        return HTTPSeeOther(request.route_url("book"))
+
+
+    def main(title):
+        config = Configurator(settings={"title": title})
+        config.set_session_factory(SignedCookieSessionFactory("for a test"))
+        config.set_default_csrf_options(require_csrf=True)
+        config.add_route("book", "/")
+        config.add_route("sign", "/sign")
+        config.add_route("visitors", "/visitors.json")
+        config.add_view(book, route_name="book")
+        config.add_view(form, route_name="sign", request_method="GET")
+        config.add_view(sign, route_name="sign", request_method="POST")
+        config.add_view(lambda request: VISITORS, route_name="visitors", renderer="json")
+        config.add_static_view("static", "guestbook:static")
+        return config.make_wsgi_app()
+'''
+
+
+if __name__ == "__main__":
+    unittest.main()
