@@ -86,6 +86,12 @@ from wsgiref.util import FileWrapper, is_hop_by_hop
 __version__ = "0.1.0"
 __all__ = ["Config", "DebuggedApplication", "DevServer", "DevserveError", "load_app", "make_server", "run"]
 
+if TYPE_CHECKING:  # the words of PEP 3333, which every room may use
+    from _typeshed import OptExcInfo
+    from _typeshed.wsgi import StartResponse, WSGIApplication
+
+    Environ = dict[str, Any]
+
 
 # =====================================================================================================================
 # 1. Configuration
@@ -147,7 +153,8 @@ class Terminal:
         self.coloured = wants_colour(self.stream)
         self._clock = (0, "")  # the second, and its text: a strftime a second is enough
         self._gathered: deque[str] = deque()  # lines of the request log that are not written yet
-        self._writing = threading.Lock()
+        self._writing = threading.RLock()
+        self._is_writing = False
         self._written_at = 0.0
         self._wake = threading.Event()  # there is something gathered
         self._writer: Optional[threading.Thread] = None
@@ -158,14 +165,17 @@ class Terminal:
         self.flush()
 
     def flush(self) -> None:
-        """Write what has been gathered."""
+        """Write what has been gathered.  What a signal handler says in the middle of a line is written after it."""
         with self._writing:
-            lines = []
-            while self._gathered:
-                lines.append(self._gathered.popleft())
-            if lines:
-                self._write("\n".join(lines) + "\n")
-                self._written_at = time.monotonic()
+            if self._is_writing:
+                return
+            self._is_writing = True
+            try:
+                while self._gathered:
+                    self._write("".join(f"{self._gathered.popleft()}\n" for _ in range(len(self._gathered))))
+                    self._written_at = time.monotonic()
+            finally:
+                self._is_writing = False
 
     def _write(self, text: str) -> None:
         try:
@@ -805,6 +815,7 @@ REPR_LIMIT = 1_500  # characters of a value: about what fits on a screen when it
 INLINE_LIMIT = 400  # characters of a value that is in the page from the start
 REPR_DEADLINE = 0.5  # seconds for the values of one frame, when asked for
 INLINE_DEADLINE = 0.1  # seconds for what is in the page from the start: a hanging repr may cost no more than this
+REPORT_DEADLINE = 0.5  # seconds for all of a page's values and messages together
 REPR_ROUNDS = 3  # times that reading goes on with the next value after one has hung
 STUCK_LIMIT = 16  # helper threads at once; more than this hang, or are wanted, only when something is badly wrong
 DEPTH_LIMIT = 6  # containers within containers
@@ -816,14 +827,14 @@ PROBLEMS_LIMIT = 100  # exceptions of one report, counting groups within groups
 FRAMES_LIMIT = 60  # frames of one exception after folding, half of them from either end
 PERIOD_LIMIT = 8  # functions that call each other in a circle, for folding; longer circles meet FRAMES_LIMIT
 FORM_LIMIT = 50  # fields of a form
-SECRET_STEMS = re.compile(
-    "passw|passphrase|secret|token|credential|authoriz|cookie|signature|api_?key|access_?key|private_?key|session_?id",
-    re.IGNORECASE,
+SECRET_STEMS = (
+    "passw|passphrase|secret|token|credential|authoriz|cookie|signature|api_?key|access_?key|private_?key|session_?id"
 )
 SECRET_WORDS = frozenset("pass pwd pw key keys api auth session private csrf jwt otp pin".split())
 MASK = "••••••••"
 OPENER = "\x3c"  # the less-than sign, with which names such as that of exec's file begin
 MODULE = OPENER + "module>"  # what the interpreter calls the code of a module itself
+CO_VARARGS, CO_VARKEYWORDS = 4, 8  # flags of code objects: it takes *args, **kwargs (as in the module inspect)
 NOT_THERE = object()
 Outcome = TypeVar("Outcome")
 
@@ -915,6 +926,8 @@ class Place(NamedTuple):
 
 
 Keep = Callable[[Place], str]  # keeps a place and returns the id under which it can be asked for
+Source = tuple[list[str], str]  # the lines of a file, and why there are none
+Sources = dict[str, Source]  # by filename: what has been read for this report
 
 
 def read_report(error: BaseException, request: Optional[Request] = None, keep: Keep = lambda place: "") -> Report:
@@ -924,49 +937,56 @@ def read_report(error: BaseException, request: Optional[Request] = None, keep: K
 
 
 class Reading:
-    """The reading of one report: what it may still spend."""
+    """The reading of one report: what it may still spend, and what it has read already."""
 
     def __init__(self, keep: Keep) -> None:
         self.keep = keep
         self.left = PROBLEMS_LIMIT
+        self.until = time.monotonic() + REPORT_DEADLINE
+        self.sources: Sources = {}
+
+    def deadline(self) -> float:
+        """Return the seconds that the next foreign code may take; little when much has hung before."""
+        return max(0.005, min(INLINE_DEADLINE, self.until - time.monotonic()))
 
     def chain(self, error: BaseException, depth: int = 0) -> tuple[Problem, ...]:
         """Return `error` and its causes and contexts, the oldest first."""
-        linked = list(reversed(linked_exceptions(error)))[-self.left :]
+        linked = linked_exceptions(error)[: self.left]
         self.left -= len(linked)
-        return tuple(self.problem(each, relation, depth) for each, relation in linked)
+        return tuple(self.problem(each, relation, depth) for each, relation in reversed(linked))
 
     def problem(self, error: BaseException, relation: str, depth: int) -> Problem:
         """Return one exception with its frames and, when it is a group, its members."""
         places = places_of(error)
         members = group_members(error)
         told: list[tuple[Problem, ...]] = []
-        for member in members[:MEMBERS_LIMIT] if depth < DEPTH_LIMIT else ():
+        for member in () if depth >= DEPTH_LIMIT else members[:MEMBERS_LIMIT]:
             if self.left > 0:
                 told.append(self.chain(member, depth + 1))
         return Problem(
-            type_name(type(error)),
-            message_of(error),
-            hint_for(error, places),
-            notes_of(error),
-            relation,
-            self.frames(error, places),
-            tuple(told),
-            len(members) - len(told),
+            type=type_name(type(error)),
+            message=message_of(error, self.deadline()),
+            hint=hint_for(error, places),
+            notes=notes_of(error, self.deadline()),
+            relation=relation,
+            frames=(*self.frames(error, places), *own_place(error)),
+            members=tuple(told),
+            unlisted=len(members) - len(told),
         )
 
-    def frames(self, error: BaseException, places: list[Place]) -> tuple[FrameView, ...]:
+    def frames(self, error: BaseException, places: list[Place]) -> list[FrameView]:
         """Return the views of `places`, recursion folded, the values of the application's innermost frame read."""
+        views = []
         folded = fold(places)
-        views = [view_place(place, id=self.keep(place)) for place, _, _ in folded]
-        views = [view._replace(period=p, repeats=n) for view, (_, p, n) in zip(views, folded)]
+        for place, period, repeats in folded:
+            view = view_place(place, id=self.keep(place), sources=self.sources)
+            views.append(view._replace(period=period, repeats=repeats))
         own = [number for number, view in enumerate(views) if view.app] or list(range(len(views)))
-        if own:
-            frame = folded[own[-1]][0].frame
-            views[own[-1]] = with_values(views[own[-1]], frame, INLINE_LIMIT, INLINE_DEADLINE)
+        for number in own[-1:]:
+            views[number] = with_values(views[number], folded[number][0].frame, INLINE_LIMIT, self.deadline())
         if views and isinstance(error, TypeError):
             views[-1] = views[-1]._replace(signature=signature_for(error, places[-1]))
-        return tuple(views) + tuple(own_place(error))
+        return views
 
 
 # What was raised
@@ -977,14 +997,14 @@ def linked_exceptions(error: BaseException) -> list[tuple[BaseException, str]]:
     found: list[tuple[BaseException, str]] = []
     seen: set[int] = set()
     each: Optional[BaseException] = error
-    while each is not None and len(found) < CHAIN_LIMIT:
+    while each is not None and len(found) != CHAIN_LIMIT:
         seen.add(id(each))
         cause, context = each.__cause__, None if each.__suppress_context__ else each.__context__
         before = cause if cause is not None else context
         before = None if before is None or id(before) in seen else before
         found.append((each, "" if before is None else "context" if cause is None else "cause"))
         each = before
-    return found[:-1] + [(found[-1][0], "")]
+    return [*found[:-1], (found[-1][0], "")]
 
 
 def group_members(error: BaseException) -> tuple[BaseException, ...]:
@@ -1013,7 +1033,10 @@ def is_machinery(code: CodeType) -> bool:
 def hidden(frame: FrameType) -> bool:
     """Tell whether the frame asks to be left out, as pytest, Werkzeug and others let it."""
     name, code = "__traceback_hide__", frame.f_code
-    return name in code.co_varnames + code.co_names and frame.f_locals.get(name) not in (None, False)
+    if name not in code.co_varnames + code.co_names:
+        return False
+    value = frame.f_locals.get(name)
+    return value is not None and value is not False
 
 
 def fold(places: list[Place]) -> list[tuple[Place, int, int]]:
@@ -1049,41 +1072,36 @@ def circle(keys: list[tuple[CodeType, int]], at: int) -> tuple[int, int]:
     return 1, 1
 
 
-def message_of(error: BaseException) -> str:
+def message_of(error: BaseException, deadline: float) -> str:
     """Return the message; of a SyntaxError without the place, which is shown by itself."""
-    job = lambda: str(error)  # noqa: E731
     if isinstance(error, SyntaxError) and type(error.msg) is str and type(error).__str__ is SyntaxError.__str__:
         return shown_text(error.msg, MESSAGE_LIMIT)
-    return mask_query(shown_text(run_bounded({"": job}, INLINE_DEADLINE)[""], MESSAGE_LIMIT))
+    return mask_query(shown_text(run_bounded({"": partial(str, error)}, deadline)[""], MESSAGE_LIMIT))
 
 
-def notes_of(error: BaseException) -> tuple[str, ...]:
+def notes_of(error: BaseException, deadline: float) -> tuple[str, ...]:
     """Return the notes that were added (PEP 678); one that is no text is shown as its repr."""
     notes = vars(error).get("__notes__", ())
     notes = notes if isinstance(notes, (list, tuple)) else (notes,)
-    jobs = {str(n): text_job(note) for n, note in enumerate(notes[:NOTES_LIMIT])}
-    return tuple(shown_text(text, MESSAGE_LIMIT) for text in run_bounded(jobs, INLINE_DEADLINE).values())
-
-
-def text_job(value: object) -> Callable[[], str]:
-    """Return what makes a text of `value`: itself when it is one."""
-    return lambda: value if isinstance(value, str) else describe(value, MESSAGE_LIMIT)
+    jobs = {
+        str(n): partial(str if type(note) is str else describe, note) for n, note in enumerate(notes[:NOTES_LIMIT])
+    }
+    return tuple(shown_text(text, MESSAGE_LIMIT) for text in run_bounded(jobs, deadline).values())
 
 
 # Where it was raised
 
 
-def view_place(place: Place, *, id: str = "", around: Optional[int] = None) -> FrameView:
+def view_place(
+    place: Place, *, id: str = "", around: Optional[int] = None, sources: Optional[Sources] = None
+) -> FrameView:
     """Return the view of one frame, its variables named but not read; `around` lines of source on each side."""
     frame, code = place.frame, place.frame.f_code
     filename, lineno, name = template_line(place) or (code.co_filename, place.lineno, "")
-    app = not is_machinery(code) and is_app(
-        str(frame.f_globals.get("__file__") or filename) if filename[:1] == OPENER else filename
-    )
-    lines, missing = read_source(filename, frame.f_globals)
-    window, missing = source_window(
-        lines, lineno, (LINES_AROUND if app else LIBRARY_LINES_AROUND) if around is None else around, missing
-    )
+    app = is_app_frame(frame, filename)
+    around = around or (LINES_AROUND if app else LIBRARY_LINES_AROUND)
+    lines, missing = read_source(filename, frame.f_globals, sources)
+    window, missing = source_window(lines, lineno, around, missing)
     variables = variables_of(frame)
     module = frame.f_globals.get("__name__")
     return FrameView(
@@ -1096,7 +1114,7 @@ def view_place(place: Place, *, id: str = "", around: Optional[int] = None) -> F
         app=app,
         source=window,
         missing=missing,
-        marks=() if name or not window else clip(expression_of(place, lines), lines, window),
+        marks=() if name else clip(expression_of(place, lines), lines, window),
         variables=tuple(variables[:VARIABLES_LIMIT]),
         unlisted=max(0, len(variables) - VARIABLES_LIMIT),
     )
@@ -1107,14 +1125,16 @@ def with_values(
 ) -> FrameView:
     """Return the view with the values of its variables read from `frame`."""
     values = frame.f_locals
-    jobs = {v.name: value_job(values[v.name], v.name, limit) for v in view.variables if v.name in values}
+    jobs = {v.name: partial(describe, values[v.name], limit, v.name) for v in view.variables if v.name in values}
     texts = run_bounded(jobs, deadline)
     return view._replace(variables=tuple(v._replace(value=texts.get(v.name)) for v in view.variables))
 
 
-def value_job(value: object, name: str, limit: int) -> Callable[[], str]:
-    """Return what makes the repr of `value`, for a helper thread."""
-    return lambda: describe(value, limit, name)
+def is_app_frame(frame: FrameType, filename: str) -> bool:
+    """Tell the application's own code; what came from exec belongs to the module that its globals are of."""
+    if filename[:1] == OPENER:
+        filename = str(frame.f_globals.get("__file__") or filename)
+    return not is_machinery(frame.f_code) and is_app(filename)
 
 
 def is_app(filename: str) -> bool:
@@ -1136,19 +1156,34 @@ def qualified_name(frame: FrameType) -> str:
     return code.co_name
 
 
-def read_source(filename: str, module_globals: Optional[Mapping[str, Any]] = None) -> tuple[list[str], str]:
-    """Return the lines of a source file, or none and a sentence why.  Undecodable bytes are shown as escapes."""
-    try:
-        if os.path.isfile(filename):
-            with open(filename, "rb") as file:
-                return decode_source(file.read(SOURCE_LIMIT)), ""
-    except OSError as error:
-        return [], f"The file cannot be read: {error.strerror}."
-    if os.path.exists(filename) or "\0" in filename:  # a device or a pipe, which may have no end
-        return [], "This is no file."
-    import linecache  # knows what doctest and interactive shells registered, and asks the loader of a zip file
+def read_source(
+    filename: str, module_globals: Optional[Mapping[str, Any]] = None, sources: Optional[Sources] = None
+) -> Source:
+    """Return the lines of a source file, or none and a sentence why.  What is in `sources` is not read again."""
+    sources = {} if sources is None else sources
+    if filename not in sources:
+        try:
+            sources[filename] = read_file(filename) or read_registered(filename, dict(module_globals or {}))
+        except OSError as error:
+            sources[filename] = [], f"The file cannot be read: {error.strerror}."
+    return sources[filename]
 
-    lines, _ = caught(lambda: linecache.getlines(filename, dict(module_globals or {})))
+
+def read_file(filename: str) -> Optional[Source]:
+    """Return the lines of a file; None when there is none of that name.  Raises OSError."""
+    if os.path.isfile(filename):
+        with open(filename, "rb") as file:
+            return decode_source(file.read(SOURCE_LIMIT)), ""
+    if os.path.exists(filename) or "\0" in filename:
+        return [], "This is no file."  # but a device or a pipe, which may have no end
+    return None
+
+
+def read_registered(filename: str, module_globals: dict[str, Any]) -> Source:
+    """Return the lines that doctest or an interactive shell registered, or that a loader has in a zip file."""
+    import linecache
+
+    lines, _ = caught(lambda: linecache.getlines(filename, module_globals))
     if lines:
         return [line.rstrip("\r\n") for line in lines], ""
     if filename[:1] != OPENER:
@@ -1159,7 +1194,10 @@ def read_source(filename: str, module_globals: Optional[Mapping[str, Any]] = Non
 
 
 def decode_source(data: bytes) -> list[str]:
-    """Return the lines of a Python source in the encoding that it declares (PEP 263), UTF-8 if none."""
+    """Return the lines of a Python source in the encoding that it declares (PEP 263), UTF-8 if none.
+
+    Bytes that it does not fit are shown as escapes.
+    """
     declared = re.match(rb"(?:[^\n]*\n)?[ \t\f]*#[^\n]*?coding[:=][ \t]*([-\w.]+)", data)
     encoding = declared.group(1).decode() if declared else "utf-8"
     data = data[3:] if data.startswith(b"\xef\xbb\xbf") else data
@@ -1183,7 +1221,7 @@ def source_window(lines: list[str], lineno: int, around: int, missing: str) -> t
 
 def source_text(line: str) -> str:
     """Return a source line as it can be shown."""
-    return shown_text(line if len(line) <= LINE_LIMIT else line[: LINE_LIMIT - 1] + "…", LINE_LIMIT * 10)
+    return shown_text(line[: LINE_LIMIT - 1] + "…" if len(line) > LINE_LIMIT else line, LINE_LIMIT * 10)
 
 
 def expression_of(place: Place, lines: list[str]) -> list[Mark]:
@@ -1195,9 +1233,8 @@ def expression_of(place: Place, lines: list[str]) -> list[Mark]:
         if spot is not None and None not in spot:
             first, last, start, end = (number or 0 for number in spot)
             if first == place.lineno and len(lines) >= last:
-                return spread(
-                    first, characters(lines[first - 1], start), last, characters(lines[last - 1], end), lines
-                )
+                start, end = characters(lines[first - 1], start), characters(lines[last - 1], end)
+                return spread(first, start, last, end, lines)
     return []
 
 
@@ -1209,14 +1246,11 @@ def characters(line: str, offset: int) -> int:
 def spread(first: int, start: int, last: int, end: int, lines: list[str]) -> list[Mark]:
     """Return one mark for each line of a stretch; none when it is one whole line, which tells nothing."""
     marks = []
-    for number in range(first, last + 1):
-        line = lines[number - 1]
-        indent, length = len(line) - len(line.lstrip()), len(line.rstrip())
-        marks.append(
-            Mark(number, start if number == first else indent, min(length, end) if number == last else length)
-        )
-    line = lines[first - 1]
-    whole = first == last and line[: marks[0].start].strip() == "" == line[marks[0].end :].strip()
+    for number, line in enumerate(lines[first - 1 : last], first):
+        left = start if number == first else len(line) - len(line.lstrip())
+        right = min(end, len(line.rstrip())) if number == last else len(line.rstrip())
+        marks.append(Mark(number, left, right))
+    whole = first == last and lines[first - 1].strip() == lines[first - 1][start:end]
     return [] if whole else [mark for mark in marks if mark.end > mark.start]
 
 
@@ -1233,24 +1267,21 @@ def clip(marks: list[Mark], lines: list[str], window: tuple[SourceLine, ...]) ->
 
 def variables_of(frame: FrameType) -> list[Variable]:
     """Return the names of a frame and their types; of a module only what it holds, not what it imports and defines."""
-    code, values = frame.f_code, frame.f_locals
-    count = (
-        code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 4) + bool(code.co_flags & 8)
-    )  # *args, **kwargs
-    arguments = [name for name in code.co_varnames[:count] if name in values]
-    others = [
-        name
-        for name in values
-        if isinstance(name, str) and name not in arguments and telling(name, values[name], frame)
-    ]
+    code = frame.f_code
+    values: Mapping[Any, Any] = frame.f_locals  # a module may hold names that are no text
+    starred = bool(code.co_flags & CO_VARARGS) + bool(code.co_flags & CO_VARKEYWORDS)
+    arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + starred]
+    names = [name for name in arguments if name in values]
+    names += [name for name in values if name not in arguments and telling(name, values[name], frame)]
     return [
-        Variable(shown_text(name, NAME_LIMIT), type_name(type(values[name])), None, True) for name in arguments
-    ] + [Variable(shown_text(name, NAME_LIMIT), type_name(type(values[name])), None, False) for name in others]
+        Variable(shown_text(name, NAME_LIMIT), type_name(type(values[name])), None, name in arguments)
+        for name in names
+    ]
 
 
-def telling(name: str, value: object, frame: FrameType) -> bool:
+def telling(name: object, value: object, frame: FrameType) -> bool:
     """Tell whether a local is worth a line."""
-    if name.startswith((".", "__")):  # a comprehension's iterator, the cell of super()
+    if not isinstance(name, str) or name.startswith((".", "__")):  # a comprehension's iterator, the cell of super()
         return False
     imported = issubclass(type(value), (ModuleType, FunctionType, type))  # isinstance would ask a proxy's __class__
     return frame.f_code.co_name != MODULE or not imported
@@ -1279,21 +1310,19 @@ def stated_place(kind: str, filename: str, lineno: int, name: str, lines: Option
 
 def syntax_place(error: SyntaxError, filename: str, lineno: int) -> FrameView:
     """Return where a SyntaxError points, with its caret; the text that it carries stands in for a missing file."""
-    text = [""] * (lineno - 1) + [error.text.rstrip("\n")] if isinstance(error.text, str) and lineno < 10_000 else None
+    carried = isinstance(error.text, str) and lineno in range(1, 100_000)
+    text = [""] * (lineno - 1) + [str(error.text).rstrip("\n")] if carried else None
     view = stated_place("syntax", filename, lineno, "", text)
-    line = next((line.text for line in view.source if line.number == lineno), "")
-    last, end = getattr(error, "end_lineno", None), getattr(error, "end_offset", None)
+    length = next((len(line.text) for line in view.source if line.number == lineno), 0)
     start = error.offset - 1 if isinstance(error.offset, int) else -1
-    end = (
-        end - 1
-        if isinstance(end, int) and last == lineno and end - 1 > start
-        else len(line)
-        if isinstance(last, int) and last > lineno
-        else start + 1
-    )
-    if start >= len(line):  # the end of the line was unexpected: point behind its last character
-        start, end = len(line) - 1, len(line)
-    return view._replace(marks=(Mark(lineno, start, min(end, len(line))),) if start >= 0 and line else ())
+    start = min(start, length - 1)  # an unexpected end of the line: point at its last character
+    last, stop = getattr(error, "end_lineno", None), getattr(error, "end_offset", None)  # from Python 3.10 on
+    end = start + 1
+    if isinstance(last, int) and last > lineno:
+        end = length
+    elif isinstance(stop, int) and last == lineno:
+        end = min(max(stop - 1, end), length)
+    return view._replace(marks=(Mark(lineno, start, end),) if start >= 0 else ())
 
 
 def template_line(place: Place) -> Optional[tuple[str, int, str]]:
@@ -1330,35 +1359,26 @@ def django_place(debug: dict[str, Any]) -> FrameView:
 
 def hint_for(error: BaseException, places: list[Place]) -> str:
     """Return what the interpreter would suggest (bpo-38530), on every version, and for a KeyError the nearest key."""
-    text = error.args[0] if error.args and type(error.args[0]) is str else ""
+    text = error.args[0][:MESSAGE_LIMIT] if error.args and type(error.args[0]) is str else ""
     if isinstance(error, KeyError):
-        keys = (key for place in caller_first(places) for key in keys_near(place))
-        return suggestion(text, keys)
-    if not places or isinstance(error, UnboundLocalError):
-        return ""
-    name = vars_or_attribute(error, "name") or next(
-        iter(re.findall(r"'(\w+)'(?: from |$)|name '(\w+)'", text)), ("", "")
-    )
+        return suggestion(text, (key for place in caller_first(places) for key in keys_near(place)))
     if isinstance(error, ImportError):
         return import_hint(error, text)
-    if isinstance(error, (NameError, AttributeError)):
-        wanted = name if isinstance(name, str) else name[0] or name[1]
-        return (name_hint if isinstance(error, NameError) else attribute_hint)(error, wanted, places[-1].frame)
-    return ""
+    if not places or isinstance(error, UnboundLocalError):
+        return ""
+    said = re.search(r"(?:name|attribute) '(\w+)'", text)  # before Python 3.10 only the message has the name
+    wanted = str(getattr(error, "name", None) or (said.group(1) if said else ""))
+    if isinstance(error, NameError):
+        return name_hint(wanted, places[-1].frame)
+    return attribute_hint(error, wanted, places[-1].frame) if isinstance(error, AttributeError) else ""
 
 
-def vars_or_attribute(error: BaseException, name: str) -> Any:
-    """Return an attribute that the interpreter sets on newer versions; None on older ones."""
-    return getattr(error, name, None)
-
-
-def name_hint(error: BaseException, wanted: str, frame: FrameType) -> str:
+def name_hint(wanted: str, frame: FrameType) -> str:
     """Suggest a name that exists where `wanted` does not."""
-    builtins = frame.f_builtins
     owner = frame.f_locals.get("self", NOT_THERE)
-    if owner is not NOT_THERE and wanted in names_of(owner):
+    if owner is not NOT_THERE and wanted in holding(owner):
         return f"Did you mean: 'self.{wanted}'?"
-    found = suggestion(wanted, [*frame.f_locals, *frame.f_globals, *builtins])
+    found = suggestion(wanted, [*frame.f_locals, *frame.f_globals, *frame.f_builtins])
     if not found and wanted in getattr(sys, "stdlib_module_names", sys.modules):
         return f"Did you forget to import '{wanted}'?"
     return found
@@ -1368,10 +1388,11 @@ def attribute_hint(error: BaseException, wanted: str, frame: FrameType) -> str:
     """Suggest an attribute; before 3.10 the error does not tell of which object, so one of that type is looked for."""
     owner = getattr(error, "obj", NOT_THERE)
     if owner is NOT_THERE:
-        kind = re.match(r"'(\w+)' object", str(error.args[0]) if error.args else "")
-        same = (v for v in frame.f_locals.values() if kind and type(v).__name__ == kind.group(1))
+        said = re.match(r"'(\w+)' object", str(error.args[0]) if error.args else "")
+        kind = said.group(1) if said else ""
+        same = (value for value in frame.f_locals.values() if type_name(type(value)).rpartition(".")[2] == kind)
         owner = next(same, NOT_THERE)
-    return suggestion(wanted, names_of(owner)) if owner is not NOT_THERE else ""
+    return suggestion(wanted, holding(owner)) if owner is not NOT_THERE else ""
 
 
 def import_hint(error: ImportError, text: str) -> str:
@@ -1391,13 +1412,13 @@ def suggestion(wanted: str, known: Iterable[Any]) -> str:
     from itertools import islice
 
     names = [name for name in islice(known, 5_000) if type(name) is str and name != wanted]
-    near = get_close_matches(wanted, names, 1, 0.7) if wanted and len(wanted) < NAME_LIMIT else []
+    near = [] if len(wanted) > NAME_LIMIT else get_close_matches(wanted, names, 1, 0.7)
     return f"Did you mean: '{shown_text(near[0], NAME_LIMIT)}'?" if near else ""
 
 
 def caller_first(places: list[Place]) -> list[Place]:
     """Return the innermost places down to the application's own: a mapping's __getitem__ may lie between."""
-    own = [n for n, place in enumerate(places) if is_app(place.frame.f_code.co_filename)]
+    own = [n for n, place in enumerate(places) if is_app_frame(place.frame, place.frame.f_code.co_filename)]
     return list(reversed(places[own[-1] :] if own else places[-1:]))
 
 
@@ -1430,13 +1451,8 @@ def resolved(code: str, frame: FrameType) -> Iterator[Any]:
             yield value
 
 
-def names_of(value: object) -> dict[str, Any]:
-    """Return the attributes that a value has, as they are stored."""
-    return {name: held for name, held in holding(value).items() if type(name) is str}
-
-
 def holding(value: object) -> dict[str, Any]:
-    """Return the dictionaries of a value, its class and its bases as one; no descriptor and no __dir__ is run."""
+    """Return what a value, its class and its bases hold, as it is stored; no descriptor and no __dir__ is run."""
     kind = value if issubclass(type(value), type) else type(value)
     held: dict[str, Any] = {}
     for each in reversed(type.__dict__["__mro__"].__get__(kind)):
@@ -1465,7 +1481,7 @@ def signature_for(error: TypeError, place: Place) -> str:
     for value in resolved(failing_code(place), place.frame):
         function = called_function(value)
         if function is not None and said.group(1) in (function.__qualname__, function.__name__):
-            return run_bounded({"": lambda: signature_text(function)}, INLINE_DEADLINE)[""]
+            return run_bounded({"": partial(signature_text, function)}, INLINE_DEADLINE)[""]
     return ""
 
 
@@ -1494,13 +1510,13 @@ def safe_repr(value: object, limit: int = REPR_LIMIT, deadline: float = REPR_DEA
 
     Masked when `name` says that it is a secret.  About `limit` characters long.
     """
-    return run_bounded({name: value_job(value, name, limit)}, deadline)[name]
+    return run_bounded({name: partial(describe, value, limit, name)}, deadline)[name]
 
 
 class Helper(threading.Thread):
     """Runs jobs one after another, so that one that hangs can be left behind."""
 
-    def __init__(self, jobs: dict[str, Callable[[], str]]) -> None:
+    def __init__(self, jobs: Mapping[str, Callable[[], str]]) -> None:
         super().__init__(name="devserve-repr", daemon=True)
         from contextvars import copy_context  # frameworks' proxies mean the request of the context that they are in
 
@@ -1509,12 +1525,15 @@ class Helper(threading.Thread):
         self.abandoned = False
 
     def run(self) -> None:
-        for name, job in self.jobs.items():
-            if not self.abandoned:
-                self.texts[name] = self.context.run(attempt, job)
+        try:
+            for name, job in self.jobs.items():
+                if not self.abandoned:
+                    self.texts[name] = self.context.run(attempt, job)
+        except KeyboardInterrupt:  # from `interrupt_thread`, which came a moment after the job had ended
+            pass
 
 
-def run_bounded(jobs: dict[str, Callable[[], str]], deadline: float) -> dict[str, str]:
+def run_bounded(jobs: Mapping[str, Callable[[], str]], deadline: float) -> dict[str, str]:
     """Return what the jobs return.  One that is not done in `deadline` seconds is left behind with a word about it."""
     texts: dict[str, str] = {}
     for _ in range(REPR_ROUNDS):
@@ -1530,7 +1549,7 @@ def run_bounded(jobs: dict[str, Callable[[], str]], deadline: float) -> dict[str
         texts.update(helper.texts)
         if helper.is_alive():
             hanging = next((name for name in todo if name not in texts), "")
-            texts.setdefault(hanging, f"(not read: its repr takes longer than {deadline:g} s)")
+            texts.setdefault(hanging, f"(not read: it takes longer than {deadline:.2g} s)")
             interrupt_thread(helper.ident)
     return {name: texts.get(name, "(not read: too many others take too long)") for name in jobs}
 
@@ -1552,11 +1571,11 @@ def attempt(job: Callable[[], str]) -> str:
     if error is None and issubclass(type(text), str):
         return str.__str__(text)
     said = f": {error.args[0][:NAME_LIMIT]}" if error and error.args and type(error.args[0]) is str else ""
-    return shown_text(f"(its repr raised {type_name(type(error))}{said})", MESSAGE_LIMIT)
+    return shown_text(f"(reading it raised {type_name(type(error))}{said})", MESSAGE_LIMIT)
 
 
 def caught(job: Callable[[], Outcome]) -> tuple[Optional[Outcome], Optional[BaseException]]:
-    """Return what other people's code returns, or what it raises, which may be anything: the broad catch of this room."""
+    """Return what other people's code returns, or what it raises, be that anything: the broad catch of this room."""
     try:
         return job(), None
     except BaseException as error:  # noqa: BLE001
@@ -1570,7 +1589,7 @@ def describe(value: object, limit: int = REPR_LIMIT, name: str = "") -> str:
         texts.append(piece)
         size += len(piece)
         if size > limit:
-            count = f" ({len(value):,} items)" if type(value) in (list, tuple, set, frozenset, dict) else ""  # type: ignore[arg-type]
+            count = f" ({len(value):,} items)" if isinstance(value, (list, tuple, set, frozenset, dict)) else ""
             return shown_text("".join(texts), limit * 2) + "…" + count
     return shown_text("".join(texts), limit * 2)
 
@@ -1639,7 +1658,8 @@ def key_name(key: object) -> str:
 def is_secret(name: str) -> bool:
     """Tell whether a name says that what it names is nobody else's business."""
     words = re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
-    return bool(SECRET_STEMS.search(name)) or not SECRET_WORDS.isdisjoint(word.lower() for word in words)
+    stem = re.search(SECRET_STEMS, name, re.IGNORECASE)
+    return stem is not None or not SECRET_WORDS.isdisjoint(word.lower() for word in words)
 
 
 def harmless(value: object) -> bool:
@@ -1703,7 +1723,7 @@ def read_request(environ: Mapping[str, Any], body: bytes = b"") -> Request:
         if key.startswith("HTTP_") or key in ("CONTENT_TYPE", "CONTENT_LENGTH"):
             headers.append((key.replace("HTTP_", "", 1).replace("_", "-").title(), value))
         else:
-            rest[key] = value_job(value, key, INLINE_LIMIT)
+            rest[key] = partial(describe, value, INLINE_LIMIT, key)
     return Request(
         shown_text(str(environ.get("REQUEST_METHOD", "")), NAME_LIMIT),
         request_url(environ),
@@ -1738,8 +1758,8 @@ def form_fields(content_type: str, body: bytes) -> Iterator[tuple[str, str]]:
 
         yield from (field(name, value) for name, value in parse_qsl(text, True)[:FORM_LIMIT])
     elif content_type.startswith("multipart/form-data"):
-        part = r'name="([^"]*)"(?:; *filename="([^"]*)")?[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n(.*?)(?=\r\n--|\Z)'
-        for name, filename, value in re.findall(part, text, re.DOTALL)[:FORM_LIMIT]:
+        part = r'^[^\r\n]*?[; ]name="([^"\r\n]*)"(?:; *filename="([^"\r\n]*)")?[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n(.*?)(?=\r\n--|\Z)'
+        for name, filename, value in re.findall(part, text, re.DOTALL | re.MULTILINE)[:FORM_LIMIT]:
             yield field(name, f"(the file {filename})" if filename else value)
     elif "json" in content_type and text:
         yield from json_fields(text)
@@ -1792,6 +1812,8 @@ LONG_LINES = 5  # and lines
 SHOWN_TEXT = 140  # characters of it that are shown folded
 OPEN_FRAMES = 12  # application frames that start open: more would bury the rest of the page
 OPEN_MEMBERS = 3  # members of an exception group that start open, for the same reason
+INDENTS = 5  # depths of indentation that the rest of a wrapped line keeps: STYLE has that many
+
 ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;", "\0": "\\x00"})
 WORDINGS = {"cause": "Caused by", "context": "Raised while handling"}
 SENTENCES = {  # Python's own, for the text: there the oldest comes first
@@ -1822,9 +1844,8 @@ def escape(text: Union[str, int]) -> Markup:
     """Return `text` as HTML that shows exactly it, in an element or a quoted attribute; markup comes back as it is."""
     if isinstance(text, Markup):
         return text
-    return Markup(
-        str(text).translate(ENTITIES).encode("utf-8", "backslashreplace").decode("utf-8")
-    )  # no lone surrogates
+    text = str(text).encode("utf-8", "backslashreplace").decode("utf-8")  # lone surrogates have no UTF-8
+    return Markup(text.translate(ENTITIES))
 
 
 def fill(template: str, **values: Union[str, int]) -> Markup:
@@ -1850,7 +1871,7 @@ def write_page(report: Report, *, console: ConsoleState, generation: str, nonce:
         again="Reload" if method in ("GET", "HEAD") else "Send again",
         editors=Markup(EDITORS),
         type=write_type(newest.type),
-        message=write_message(newest.message),
+        message=fill(MESSAGE, text=fold_text(newest.message)),
         remarks=joined([write_remarks(newest), write_overview(report.problems)]),
         exceptions=write_problems(report.problems, "e"),
         around=write_around(report),
@@ -1863,9 +1884,8 @@ def write_page(report: Report, *, console: ConsoleState, generation: str, nonce:
 
 def console_page(*, console: ConsoleState, generation: str, nonce: str, prefix: str) -> str:
     """Return the page with a console for the application alone."""
-    return write_sheet(
-        "Console", fill(CONSOLE), "GET", console=console, generation=generation, nonce=nonce, prefix=prefix
-    )
+    content = fill(CONSOLE)
+    return write_sheet("Console", content, "GET", console=console, generation=generation, nonce=nonce, prefix=prefix)
 
 
 def notice_page(title: str, text: str, *, nonce: str) -> str:
@@ -1882,10 +1902,7 @@ def write_sheet(
         title=title,
         content=content,
         method=method,
-        console=console.state,
-        secret=console.secret,
-        reason=console.reason,
-        remedy=console.remedy,
+        **console._asdict(),
         generation=generation,
         nonce=nonce,
         prefix=prefix,
@@ -1899,10 +1916,6 @@ def write_type(name: str) -> Markup:
     return fill(TYPE, module=module + dot, name=own)
 
 
-def write_message(message: str) -> Markup:
-    return fold_text(message) if is_long(message) else fill(MESSAGE, text=message)
-
-
 def write_remarks(problem: Problem) -> Markup:
     hint = fill(HINT, text=problem.hint) if problem.hint else Markup()
     return joined([hint, *(fill(NOTE, text=fold_text(note)) for note in problem.notes)])
@@ -1911,10 +1924,8 @@ def write_remarks(problem: Problem) -> Markup:
 def write_overview(problems: Sequence[Problem]) -> Markup:
     """Return links to the causes and the members of groups, so that the root of it all is seen without scrolling."""
     links = [
-        fill(
-            LINK, wording=wording, anchor=anchor, type=write_type(problem.type), message=one_line(problem.message, 120)
-        )
-        for anchor, wording, problem in tree_of(problems, "e")
+        fill(LINK, wording=wording, anchor=anchor, type=write_type(each.type), message=one_line(each.message, 120))
+        for anchor, wording, each in tree_of(problems, "e")
     ]
     return fill(LINKS, links=joined(links[1:])) if links[1:] else Markup()
 
@@ -1924,8 +1935,7 @@ def tree_of(problems: Sequence[Problem], anchor: str) -> Iterator[tuple[str, str
     for place, wording, problem in newest_first(problems, anchor):
         yield place, wording, problem
         for number, chain in enumerate(problem.members, 1):
-            inner = tree_of(chain, f"{place}.{number}")
-            for where, how, each in inner:
+            for where, how, each in tree_of(chain, f"{place}.{number}"):
                 yield where, how if how[:1].isalpha() else f"{number}.{how}", each
 
 
@@ -1952,7 +1962,7 @@ def write_problems(problems: Sequence[Problem], anchor: str) -> Markup:
 
 
 def write_heading(wording: str, problem: Problem) -> Markup:
-    message, remarks = write_message(problem.message), write_remarks(problem)
+    message, remarks = fill(MESSAGE, text=fold_text(problem.message)), write_remarks(problem)
     return fill(HEADING, wording=wording, type=write_type(problem.type), message=message, remarks=remarks)
 
 
@@ -1972,13 +1982,9 @@ def write_members(problem: Problem, anchor: str) -> Markup:
         )
         for number, chain in enumerate(problem.members, 1)
     )
+    title = counted(len(problem.members) + problem.unlisted, "exception")
     unlisted = fill(ABSENT, text=f"and {counted(problem.unlisted, 'more exception')}") if problem.unlisted else ""
-    return fill(
-        MEMBERS,
-        title=counted(len(problem.members) + problem.unlisted, "exception"),
-        members=members,
-        unlisted=unlisted,
-    )
+    return fill(MEMBERS, title=title, members=members, unlisted=unlisted)
 
 
 # ---- Frames ---------------------------------------------------------------------------------------------------------
@@ -2025,7 +2031,8 @@ def write_frame(frame: FrameView, *, opened: bool, hot: bool = False) -> Markup:
         file=file,
         lineno=frame.lineno,
         function=frame.name,
-        edit=write_edit_link(frame, file),
+        column=frame.marks[0].start + 1 if frame.marks else 1,
+        edit=fill(EDIT, file=file) if os.path.isabs(frame.filename) else "",
         body=write_body(frame, unread),
         more=Markup(MORE) if frame.id and frame.source else "",
     )
@@ -2036,7 +2043,7 @@ def write_body(frame: FrameView, unread: bool) -> Markup:
     """Return source and values side by side.  Types stand in for values not yet read, where the frame is open."""
     if frame.kind != "python":
         return write_source(frame)
-    variables = Markup(UNREAD) if unread and not frame.app else write_variables(frame)
+    variables = Markup() if unread and not frame.app else write_variables(frame)
     later = Markup(" later" if unread and frame.id else "")
     return fill(HALVES, source=write_source(frame), variables=variables, later=later)
 
@@ -2048,13 +2055,6 @@ def write_repeats(frame: FrameView) -> Markup:
         return fill(REPEAT, text=f"{counted(frame.repeats, 'frame')} not shown")
     again = "frame below" if frame.period == 1 else f"{frame.period} frames below"
     return fill(REPEAT, text=f"The {again} again, {frame.repeats:,} times")
-
-
-def write_edit_link(frame: FrameView, file: str) -> Markup:
-    if not os.path.isabs(frame.filename):
-        return Markup()
-    column = frame.marks[0].start + 1 if frame.marks else 1
-    return fill(EDIT, path=frame.filename, lineno=frame.lineno, column=column, file=file)
 
 
 def short_path(filename: str) -> str:
@@ -2074,23 +2074,23 @@ def write_source(view: FrameView) -> Markup:
     """Return the window of source: failing line and expression marked, the callee's signature below."""
     if not view.source:
         return fill(ABSENT, text=view.missing)
-    source = list(view.source)
-    while len(source) > 1 and not source[0].text.strip():
-        del source[0]
-    while len(source) > 1 and not source[-1].text.strip():
-        del source[-1]
-    margin = min((len(text) - len(text.lstrip()) for _, text in source if text.strip()), default=0)
-    texts = [text[margin:] for _, text in source]
+    margin = min((indent_of(text) for _, text in view.source if text.strip()), default=0)
+    texts = [text[margin:] for _, text in view.source]
     colours = colour(texts) if view.kind != "template" else [[] for _ in texts]
     marks = {mark.number: (mark.start - margin, mark.end - margin) for mark in view.marks}
     lines = []
-    for (number, _), text, spans in zip(source, texts, colours):
+    for (number, _), text, spans in zip(view.source, texts, colours):
         at = number == view.lineno or number in marks
+        indent = min(indent_of(text) // 4, INDENTS)
         painted = paint(text, spans, *marks.get(number, (0, 0)))
-        lines.append(fill(LINE, at=" at" if at else "", number=number, text=painted))
+        lines.append(fill(LINE, at=" at" if at else "", indent=indent, number=number, text=painted))
         if view.signature and number == view.lineno:
-            lines.append(fill(SIGNATURE, text=view.signature))
+            lines.append(fill(SIGNATURE, indent=indent, margin=text[: indent_of(text)], text=view.signature))
     return fill(SOURCE, lines=joined(lines))
+
+
+def indent_of(text: str) -> int:
+    return len(text) - len(text.lstrip())
 
 
 def paint(text: str, spans: Sequence[Span], start: int, end: int) -> Markup:
@@ -2133,7 +2133,7 @@ def colour(lines: Sequence[str]) -> list[list[Span]]:
                     add_spans(spans, lines, (first + token.start[0] - 1, token.start[1]), token.string, kind)
                 row, before = first + token.end[0] - 1, token.string
             break
-        except (SyntaxError, tokenize.TokenError):
+        except (SyntaxError, ValueError, tokenize.TokenError):
             first = row + 1
     return spans
 
@@ -2166,8 +2166,8 @@ def add_spans(spans: list[list[Span]], lines: Sequence[str], start: tuple[int, i
     row, column = start
     for part in text.split("\n"):
         if row < len(lines):
-            indent = len(lines[row]) - len(lines[row].lstrip())
-            spans[row].append((indent + column, indent + column + len(part), kind))
+            begin = indent_of(lines[row]) + column
+            spans[row].append((begin, begin + len(part), kind))
         row, column = row + 1, 0
 
 
@@ -2210,13 +2210,9 @@ def write_table(title: str, rows: Sequence[tuple[str, str]], *, opened: bool) ->
     return fill(TABLE, title=title, count=len(rows), rows=lines, open=Markup(" open" if opened else ""))
 
 
-def is_long(text: str) -> bool:
-    return len(text) > LONG_TEXT or text.count("\n") >= LONG_LINES
-
-
 def fold_text(text: str) -> Markup:
     """Return the text; a long one behind its beginning."""
-    if not is_long(text):
+    if len(text) <= LONG_TEXT and text.count("\n") < LONG_LINES:
         return escape(text)
     start = "\n".join(text[:SHOWN_TEXT].split("\n")[:LONG_LINES])
     return fill(LONG, start=start, size=f"{len(text):,} characters", text=text)
@@ -2268,11 +2264,10 @@ def text_of_frame(frame: FrameView) -> Iterator[str]:
     marks = {mark.number: mark for mark in frame.marks}
     for number, text in frame.source:
         if number == frame.lineno:
-            margin = len(text) - len(text.lstrip())
             yield "    " + text.strip()
             mark = marks.get(number)
             if mark and text.strip() != text[mark.start : mark.end].strip():
-                yield "    " + " " * (mark.start - margin) + "^" * max(1, mark.end - mark.start)
+                yield "    " + " " * (mark.start - indent_of(text)) + "^" * max(1, mark.end - mark.start)
     if frame.signature:
         yield f"    (takes {frame.signature})"
     if frame.repeats:
@@ -2289,10 +2284,8 @@ def write_markdown(report: Report) -> str:
         parts.append(fence(problem.hint))
     place = next((frame for frame in reversed(problem.frames) if frame.app), None)
     if place:
-        parts += [
-            f"## {code(f'{place.filename}:{place.lineno}')} in {code(place.name)}",
-            fence(excerpt(place), "python"),
-        ]
+        parts.append(f"## {code(f'{place.filename}:{place.lineno}')} in {code(place.name)}")
+        parts.append(fence(excerpt(place), "python"))
         values = [f"{v.name} = {v.value}" for v in place.variables if v.value is not None]
         parts += ["Values there:", fence("\n".join(values))] if values else []
     parts += ["## Traceback", fence("\n".join(text_of_chain(report.problems)))]
@@ -2305,21 +2298,25 @@ def write_markdown(report: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def excerpt(frame: FrameView) -> Markup:
+def excerpt(frame: FrameView) -> str:
     """Return the window of source with its numbers and an arrow at the failing line."""
     return "\n".join(f"{'>' if number == frame.lineno else ' '}{number:5} {text}" for number, text in frame.source)
 
 
 def fence(text: str, language: str = "") -> str:
     """Return `text` as a code block of Markdown, whose fence is longer than any in it."""
-    ticks = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    ticks = "`" * max(3, 1 + longest_ticks(text))
     return f"{ticks}{language}\n{text}\n{ticks}"
 
 
 def code(text: str) -> str:
     """Return one line of text as code of Markdown."""
-    ticks = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    ticks = "`" * (1 + longest_ticks(text))
     return f"{ticks} {text} {ticks}" if "`" in text else f"`{text}`"
+
+
+def longest_ticks(text: str) -> int:
+    return max((len(run) for run in re.findall("`+", text)), default=0)
 
 
 def write_json(report: Report) -> str:
@@ -2433,7 +2430,7 @@ class Console:
         word = re.search(r"(?:[^\W\d]\w*\.)*\w*$", code)
         path, start = (word.group().split("."), word.start()) if word else ([""], len(code))
         names = names_below(self.namespace, path[:-1])
-        found = sorted(name for name in names if name.startswith(path[-1]) and (path[-1] or name[:1] != "_"))
+        found = sorted(name for name in map(str, names) if name.startswith(path[-1]) and (path[-1] or name[:1] != "_"))
         return start, [".".join([*path[:-1], name]) for name in found[:COMPLETIONS_LIMIT]]
 
 
@@ -2482,7 +2479,7 @@ def names_below(namespace: dict[str, Any], path: list[str]) -> Iterable[str]:
     value = namespace.get(path[0], vars(builtins).get(path[0], NOT_THERE))
     for name in path[1:]:
         value = NOT_THERE if value is NOT_THERE else stored_attribute(value, name)
-    return () if value is NOT_THERE else names_of(value)
+    return () if value is NOT_THERE else holding(value)
 
 
 class Evaluator(threading.Thread):
@@ -2503,7 +2500,10 @@ class Evaluator(threading.Thread):
         for name in ("stdin", "stdout", "stderr"):
             if not isinstance(getattr(sys, name), Stream):
                 setattr(sys, name, Stream(getattr(sys, name)))
-        self.more = self.console.evaluate(self.code)
+        try:
+            self.more = self.console.evaluate(self.code)
+        except KeyboardInterrupt:  # an interrupt that came a moment after the end
+            pass
 
     def result(self) -> Evaluation:
         """Start, and return what came of it; after an interrupt without effect, what came of it so far."""
@@ -2670,7 +2670,7 @@ class Refusal(NamedTuple):
 
 
 class Guard:
-    """Holds what opens the console and says who may.  Its counts hold across threads, and by `remember` across reloads."""
+    """Holds what opens the console and says who may; counts guesses across threads and, by `remember`, across reloads."""
 
     def __init__(
         self, pin: str, secret: str, token: str, port: int, trusted_hosts: Iterable[str] = (), failures: int = 0
@@ -2679,7 +2679,7 @@ class Guard:
         self.secret = secret
         self.token = token
         self.port = port
-        self.trusted_hosts = frozenset(host.strip("[]").rstrip(".").lower() for host in trusted_hosts)
+        self.trusted_hosts = frozenset(host_name(host) or host.lower() for host in trusted_hosts)
         self.failures = failures
         self.lock = threading.Lock()
 
@@ -2757,7 +2757,7 @@ class Guard:
         name, expected = self.cookie_name(environ), self.cookie_value()
         pairs = (pair.strip().partition("=") for pair in str(environ.get("HTTP_COOKIE", "")).split(";"))
         sent = [value for key, _, value in pairs if key == name]
-        return self.pin == PIN_OFF or any([same(value, expected) for value in sent])
+        return self.pin == PIN_OFF or any(same(value, expected) for value in sent)
 
     def shut(self) -> Optional[Refusal]:
         """Say no when the PIN has been wrong too often."""
@@ -2904,7 +2904,7 @@ class DebuggedApplication:
         self.guard = guard or Guard.fresh()
         self.generation = generation or os.urandom(8).hex()
         self.shelf = FrameShelf()
-        self.app_console = Console({"__name__": "__console__", "app": app}, contexts_of(app))
+        self.app_console: Optional[Console] = None
         if guard is None:
             self.terminal.say(f"devserve: the debugger's PIN is {self.guard.pin}")
 
@@ -2916,37 +2916,12 @@ class DebuggedApplication:
 
     def console(self, id: str) -> Console:
         """Return the console of a frame, or of the application alone.  Raises KeyError when the frame is gone."""
-        return self.app_console if id == "app" else self.shelf.console(id)
-
-    def crash_response(
-        self, error: BaseException, environ: WSGIEnvironment, body: bytes, contexts: Iterable[Any]
-    ) -> tuple[list[tuple[str, str]], bytes]:
-        """Return the headers and the body that tell of a crash, in the type that the client prefers."""
-        kind, nonce = preferred_type(environ.get("HTTP_ACCEPT", "")), os.urandom(16).hex()
-        text, trouble = caught(lambda: self.crash_text(error, environ, body, contexts, kind, nonce))
-        if trouble is not None:
-            import traceback
-
-            kind = "text/plain"
-            crash, _ = caught(lambda: "".join(traceback.format_exception(type(error), error, error.__traceback__)))
-            text = emergency_page(trouble, crash or type_name(type(error)))
-        page = (text or "").encode("utf-8", "backslashreplace")
-        return [*page_headers(kind, nonce), ("Content-Length", str(len(page)))], page
-
-    def crash_text(
-        self,
-        error: BaseException,
-        environ: WSGIEnvironment,
-        body: bytes,
-        contexts: Iterable[Any],
-        kind: str,
-        nonce: str,
-    ) -> str:
-        request = read_request(environ, body)
-        if kind != "text/html":  # only a page can come back for its frames
-            return WRITERS[kind](read_report(error, request))
-        report = read_report(error, request, self.shelf.open(contexts).keep)
-        return write_page(report, nonce=nonce, **self.surroundings(environ))
+        if id != "app":
+            return self.shelf.console(id)
+        if self.app_console is None:
+            contexts, _ = caught(lambda: contexts_of(self.app))
+            self.app_console = Console({"__name__": "__console__", "app": self.app}, contexts or ())
+        return self.app_console
 
     # -- what a page needs to know
 
@@ -2994,7 +2969,7 @@ class Exchange:
         self.body = record_body(environ)
         self.contexts: list[Any] = []
         self.started = self.sent = False
-        self.app_iter: Iterable[bytes] = ()
+        self.app_iter: Any = ()
         self.chunks: Iterator[Any] = iter(())
 
     def begin(self) -> Iterable[bytes]:
@@ -3008,10 +2983,10 @@ class Exchange:
             for chunk in self.app_iter:
                 check_chunk(chunk)
             self.check_started()
-            return self.app_iter
+            return self.app_iter  # type: ignore[no-any-return]
         wrapper = self.environ.get("wsgi.file_wrapper")
         if isinstance(wrapper, type) and isinstance(self.app_iter, wrapper):  # the server has a faster way to send it
-            return self.app_iter
+            return self.app_iter  # type: ignore[return-value]
         if isinstance(self.app_iter, (str, bytes)):
             kind = type(self.app_iter).__name__
             raise TypeError(f"the application returned {kind}, not a list of bytes or another iterable of bytes")
@@ -3049,7 +3024,7 @@ class Exchange:
             return None
         check_chunk(chunk)
         self.sent = self.sent or bool(chunk)
-        return chunk  # type: ignore[no-any-return]
+        return chunk  # type: ignore[return-value]
 
     def close(self) -> None:
         """Close the application's iterable, as a server must (PEP 3333)."""
@@ -3061,7 +3036,7 @@ class Exchange:
         """Take a step of the application's; when it fails and nothing is sent yet, let the page be the response."""
         try:
             return step()
-        except BaseException as error:
+        except BaseException as error:  # the debugger's broad catch: a view may raise anything
             ctrl_c = isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
             if ctrl_c or self.sent:
                 raise
@@ -3073,15 +3048,36 @@ class Exchange:
 
         Raises the exception again when the server has sent the headers after all (PEP 3333, start_response).
         """
-        debugger, environ = self.debugger, {**self.environ, **self.place}
-        what = f"{environ.get('REQUEST_METHOD')} {environ['SCRIPT_NAME']}{environ['PATH_INFO']}"
-        if not getattr(debugger.app, "deferred", False):
-            caught(lambda: debugger.terminal.crash(error, what))
-        environ.pop(PRESERVE_CONTEXT, None)
-        headers, page = debugger.crash_response(error, environ, bytes(self.body.kept), self.contexts)
-        self.start_response("500 Internal Server Error", headers, (type(error), error, error.__traceback__))
+        self.environ = {**self.environ, **self.place}
+        self.environ.pop(PRESERVE_CONTEXT, None)
+        method = self.environ.get("REQUEST_METHOD")
+        if not getattr(self.debugger.app, "deferred", False):
+            what = f"{method} {self.environ['SCRIPT_NAME']}{self.environ['PATH_INFO']}"
+            caught(lambda: self.debugger.terminal.crash(error, what))
+        headers, page = self.response_about(error)
+        self.start_response("500 Internal Server Error", headers, sys.exc_info())
         self.started = True
-        self.chunks = iter(() if environ.get("REQUEST_METHOD") == "HEAD" else (page,))
+        self.chunks = iter(() if method == "HEAD" else (page,))
+
+    def response_about(self, error: BaseException) -> tuple[list[tuple[str, str]], bytes]:
+        """Return headers and body, in the type that the client prefers; plain text when no page can be made."""
+        kind, nonce = preferred_type(self.environ.get("HTTP_ACCEPT", "")), os.urandom(16).hex()
+        text, trouble = caught(lambda: self.text_about(error, kind, nonce))
+        if trouble is not None:
+            import traceback
+
+            kind = "text/plain"
+            crash, _ = caught(lambda: "".join(traceback.format_exception(type(error), error, error.__traceback__)))
+            text = emergency_page(trouble, crash or type_name(type(error)))
+        page = (text or "").encode("utf-8", "backslashreplace")
+        return [*page_headers(kind, nonce), ("Content-Length", str(len(page)))], page
+
+    def text_about(self, error: BaseException, kind: str, nonce: str) -> str:
+        request = read_request(self.environ, bytes(self.body.kept))
+        if kind != "text/html":  # only a page can come back for its frames
+            return WRITERS[kind](read_report(error, request))
+        report = read_report(error, request, self.debugger.shelf.open(self.contexts).keep)
+        return write_page(report, nonce=nonce, **self.debugger.surroundings(self.environ))
 
 
 def check_chunk(chunk: object) -> None:
@@ -3129,7 +3125,7 @@ def record_body(environ: WSGIEnvironment) -> RecordedBody:
 
 
 def preferred_type(accept: str) -> str:
-    """Return which of our content types an Accept header prefers (RFC 9110, 12.5.1); plain text unless it names one."""
+    """Return which of our content types an Accept header prefers (RFC 9110, 12.5.1); plain text if it names none."""
     wanted: dict[str, float] = {}
     for part in accept.lower().split(",")[:50]:
         kind, *parameters = (piece.strip() for piece in part.split(";"))
@@ -3153,10 +3149,14 @@ WRITERS: dict[str, Callable[[Report], str]] = {
 
 
 def page_headers(kind: str, nonce: str) -> list[tuple[str, str]]:
-    """Return the headers of all that the debugger sends: nothing is kept, framed, guessed, referred or loaded."""
+    """Return the headers of all that the debugger sends: nothing is kept, framed, guessed or loaded from elsewhere.
+
+    Forms and referrers of the same origin are let be: a browser that sends a failed POST again counts it as a form of
+    the page, and without a referrer it would send `Origin: null`, which frameworks refuse.
+    """
     policy = (
-        f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     )
     return [
         ("Content-Type", f"{kind}; charset=utf-8"),
@@ -3164,7 +3164,7 @@ def page_headers(kind: str, nonce: str) -> list[tuple[str, str]]:
         ("Content-Security-Policy", policy),
         ("X-Content-Type-Options", "nosniff"),
         ("X-Frame-Options", "DENY"),
-        ("Referrer-Policy", "no-referrer"),
+        ("Referrer-Policy", "same-origin"),
     ]
 
 
@@ -3206,13 +3206,13 @@ class Desk:
 
     def reply(self, name: str) -> Reply:
         """Find the endpoint and have the guard asked before anything else happens."""
-        if name in self.PAGES:
+        if name in PAGES:
             if self.environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
                 raise Refused(Refusal("method", "This address takes GET only.", "Follow the link or load the page."))
-            return self.PAGES[name](self)
-        if name not in self.ACTIONS:
+            return PAGES[name](self)
+        if name not in ACTIONS:
             raise Refused(Refusal("unknown", "There is nothing at this address.", "Load the page again."))
-        action, cookie = self.ACTIONS[name]
+        action, cookie = ACTIONS[name]
         refusal = self.guard.refuses(self.environ, cookie=cookie)
         if refusal:
             raise Refused(refusal)
@@ -3326,15 +3326,16 @@ class Desk:
             reason = f"This frame is gone: devserve was reloaded, or {SHELF_LIMIT} other crashes came after it."
             raise Refused(Refusal("gone", reason, "Load the page again to make a new one.")) from None
 
-    PAGES: dict[str, Callable[[Desk], Reply]] = {"alive": alive, "unlock": unlock, "console": console}
-    ACTIONS: dict[str, tuple[Callable[[Desk], dict[str, Any]], bool]] = {  # and whether it takes the cookie
-        "pin": (pin, False),
-        "variables": (variables, False),
-        "source": (source, False),
-        "eval": (eval, True),
-        "complete": (complete, True),
-        "interrupt": (interrupt, True),
-    }
+
+PAGES: dict[str, Callable[[Desk], Reply]] = {"alive": Desk.alive, "unlock": Desk.unlock, "console": Desk.console}
+ACTIONS: dict[str, tuple[Callable[[Desk], dict[str, Any]], bool]] = {  # with whether it takes the cookie
+    "pin": (Desk.pin, False),
+    "variables": (Desk.variables, False),
+    "source": (Desk.source, False),
+    "eval": (Desk.eval, True),
+    "complete": (Desk.complete, True),
+    "interrupt": (Desk.interrupt, True),
+}
 
 
 def as_json(value: dict[str, Any], status: str = "200 OK") -> Reply:
@@ -3386,13 +3387,6 @@ UNLOGGED = "devserve.unlogged"  # an application sets this key in the environ of
 CAN_CATCH = hasattr(select, "poll")  # Windows has no poll, and after a timed-out read its sockets are undefined
 SERVER_NAME = f"devserve/{__version__}"
 BODILESS = frozenset({"204", "304"})  # RFC 9110 section 6.4.1; 1xx cannot come from an application
-
-if TYPE_CHECKING:
-    from _typeshed import OptExcInfo
-    from _typeshed.wsgi import StartResponse, WSGIApplication
-
-    Environ = dict[str, Any]
-
 
 class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
     """A threaded WSGI server on a listening socket.
@@ -3525,19 +3519,23 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
         """
         with self.accepting:
             self.gate.clear()
+        closed = time.perf_counter()
+        given_up: set[Connection] = set()
         while True:
             self.finished.clear()
             # One look at each: a connection seen at rest stays so, since the gate is closed; one that has just been
             # woken by its client says so by `finished` and is at rest at the next look.
             looks = [(connection, connection.started) for connection in list(self.connections)]
-            busy = [connection for connection, started in looks if started]
-            left = max((connection.grace_left(grace) for connection in busy), default=0.0)
-            for connection in busy:
-                if connection.grace_left(grace) <= 0:
-                    self._cut_short(connection)
-            if left <= 0:
+            busy = {connection for connection, started in looks if started} - given_up
+            # Counted from the closing at the latest: a client that pipelines without end begins one after the other.
+            ends = {c: min(c.started, closed) + (0 if c.is_stream else grace) for c in busy}
+            late = {connection for connection, end in ends.items() if end <= time.perf_counter()}
+            for connection in late:
+                self._cut_short(connection)
+            given_up |= late
+            if busy == late:
                 return [connection.sock for connection, started in looks if not started and connection.can_cross()]
-            self.finished.wait(left)
+            self.finished.wait(max(0.0, min(ends[c] for c in busy - late) - time.perf_counter()))
 
     def _cut_short(self, connection: Connection) -> None:
         if not connection.is_stream:
@@ -3633,18 +3631,21 @@ class Connection:
 
     def _watch(self) -> bool:
         """Watch the socket until a request may begin.  Reads nothing before that."""
+        gate = self.server.gate
         while True:
             self._rest()
-            self.server.gate.wait()  # closed: as a rule the process image is replaced while we wait
-            if not self.readable(self.timeout):
-                return False
+            gate.wait()  # closed: as a rule the process image is replaced while we wait
+            came = self.readable(self.timeout)
             self.started = time.perf_counter()
-            if self.server.gate.is_set():
-                break
-        if not self.shaken and not self._shake_hands():
-            return False
-        self.buffer = self.sock.recv(READ_SIZE)
-        return bool(self.buffer)
+            if not gate.is_set():
+                continue
+            if not came:
+                return False
+            if self.shaken:
+                self.buffer = self.sock.recv(READ_SIZE)
+                return bool(self.buffer)
+            if not self._shake_hands():
+                return False
 
     def _rest(self) -> None:
         """Mark the connection as one that waits: nothing of a further request has been read."""
@@ -3871,10 +3872,6 @@ class Connection:
         self.cut()
         return False
 
-    def grace_left(self, grace: float) -> float:
-        """Return how many seconds the request in hand may still take."""
-        return 0.0 if self.is_stream else self.started + grace - time.perf_counter()
-
     def describe(self) -> str:
         return escape_controls(" ".join(self.line))
 
@@ -3975,7 +3972,7 @@ def parse_request_line(line: str) -> tuple[str, str, bool]:
     if len(line) > MAX_REQUEST_LINE:
         raise BadRequest("the request line is too long", "414 URI Too Long")
     parts = line.split(" ")
-    if len(parts) != 3 or not all(parts) or not FIELD_NAME.fullmatch(parts[0]):
+    if len(parts) != 3 or "\t" in line or not all(parts) or not FIELD_NAME.fullmatch(parts[0]):
         raise BadRequest("the request line is not 'METHOD target HTTP/1.1'")
     method, target, version = parts
     if method == "CONNECT":
@@ -4048,7 +4045,7 @@ def wants_keep_alive(connection: Optional[str], http11: bool) -> bool:
 def expects(fields: dict[str, str], http11: bool) -> bool:
     """Say whether the client waits for `100 Continue` before it sends the body (RFC 9110 section 10.1.1)."""
     expectation = fields.get("HTTP_EXPECT")
-    if expectation is None or not http11:
+    if not expectation or not http11:
         return False
     if expectation.lower() != "100-continue":
         raise BadRequest(f"the expectation {expectation!r} is not understood", "417 Expectation Failed")
@@ -4626,7 +4623,7 @@ def set_timeouts(sock: socket.socket) -> None:
 
 def watch(sock: socket.socket) -> Callable[[float], bool]:
     """Return a function that waits up to so many seconds and says whether `sock` has something to read."""
-    if not CAN_CATCH:
+    if sys.platform == "win32" or not CAN_CATCH:
         return lambda seconds: bool(select.select([sock], [], [], max(seconds, 0))[0])
     poller = select.poll()
     poller.register(sock, select.POLLIN)
@@ -4708,7 +4705,7 @@ def listen_on_path(path: str) -> socket.socket:
     if sys.platform == "win32":
         raise DevserveError(f"unix:{path}: Windows has no socket files for Python; use --host 127.0.0.1")
     if os.path.exists(path):
-        remove_stale_socket(path)
+        remove_stale_socket(path, socket.AF_UNIX)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.bind(path)
@@ -4719,12 +4716,10 @@ def listen_on_path(path: str) -> socket.socket:
     return sock
 
 
-def remove_stale_socket(path: str) -> None:
-    import stat
-
+def remove_stale_socket(path: str, family: int) -> None:
     if not stat.S_ISSOCK(os.stat(path).st_mode):
         raise DevserveError(f"{path!r} exists and is no socket; choose another path after unix:")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
         try:
             probe.connect(path)
@@ -4757,6 +4752,7 @@ def socket_of_systemd() -> Optional[socket.socket]:
 def bind_error(error: OSError, host: str, port: int, again: Callable[[int], str]) -> DevserveError:
     """Turn a failed bind into the line that says what to do; Windows has numbers of its own."""
     number = getattr(error, "winerror", None) or error.errno
+    host = host.strip("[]")
     place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if number in (errno.EADDRINUSE, 10048) or (number == 10013 and port_holder(port)):
         free = next_free_port(host, port)
@@ -4903,11 +4899,11 @@ def tls_from_files(cert: str, key: str) -> Callable[[socket.socket], socket.sock
 # =====================================================================================================================
 # 10. The reloader
 #
-# Two halves that share nothing but this room.  The first watches: `Files` knows what is watched and in which state it
-# was last accepted, `Watcher` is the thread that looks, waits for the writing to end and says what changed.  The second
-# starts again: `Launch` is how this process was started, `Handover` what crosses into the next image, `restart_process`
-# the way there (one `os.execve`, same process), `supervise` the loop that does it where exec does not replace.  The room
-# gets paths and callbacks; what is served, and to whom, it never learns.  To watch by inotify, replace `Watcher._look`.
+# Two halves.  The first watches: `Files` knows what is watched and in which state it was last accepted; `Watcher` is
+# the thread that looks, waits for the writing to end and says what changed.  The second starts anew: `Launch` is how
+# this process was started, `Handover` what crosses into the next image, `restart_process` the way there (one
+# `os.execve`, same process), `supervise` the loop that does it where exec does not replace.  The room gets paths and
+# callbacks; who is served, and what, it never learns.  To watch by inotify, replace `Watcher._look`.
 # =====================================================================================================================
 
 INTERVAL = 0.04  # seconds between two looks: with SETTLE a save is noticed after 40 ms on average
@@ -4916,9 +4912,11 @@ SETTLE = 0.02  # seconds without a further change that end a save; editors write
 SETTLE_LIBRARY = 0.25  # the same for installed packages, whose installers pause between files
 SETTLE_LIMIT = 1.0  # a file that is written without end must not hold a reload for ever
 DOUBTFUL_LOOKS = 5  # a file that is gone or empty is believed after so many: editors rename, or truncate and write
-LIBRARY_PERIOD = 3.0  # seconds in which each file of an installed package has been looked at once
-LOOKING = 0.0075  # share of one core that looking may cost; with the waking up it stays below 1 %
-HOT = 12  # the files edited last are looked at each time, since the next edit is most likely to one of them
+LIBRARY_PERIOD = 4.0  # seconds in which each file of an installed package has been looked at once
+LOOKING = 0.007  # share of one core that looking may cost; with the waking up it stays below 1 %
+LOOKING_AT_MANY = 0.02  # the same when there are more than MANY files of the project's own, named by --extra-files
+MANY = 2000  # files: as many are looked at in turn without a noticeable delay
+HOT = 10  # the files edited last are looked at each time, since the next edit is most likely to one of them
 EXPLORING = 0.005  # seconds a look that may go into listing folders: requests must not wait for it
 LEARNING = 8  # files a look whose content is read for the first time
 CONTENT_LIMIT = 1 << 20  # bytes; larger files are known by size and time alone
@@ -4929,11 +4927,13 @@ SELF_WRITTEN = 10  # reloads in a row that one file may cause during start-up be
 CLOCK_STEP = 0.01  # seconds that a file's time may lag behind the clock: kernels stamp with their last tick
 
 NOT_WALKED = frozenset(
-    "__pycache__ node_modules bower_components site-packages dist-packages .git .hg .svn .bzr .jj .tox .nox .venv .eggs"
+    "__pycache__ node_modules bower_components site-packages dist-packages .git .hg .svn .bzr .jj .tox .nox .eggs .venv"
     " .mypy_cache .ruff_cache .pytest_cache .hypothesis .ipynb_checkpoints .idea .vscode .vs .direnv .cache".split()
 )
 NOT_WALKED_ENDINGS = (".dist-info", ".egg-info")
-LITTER = re.compile(r"\.#|#.*#$|.*~$|.*\.sw[a-z]$|.*___jb_\w+___$|4913$|\.DS_Store$|.*\.py[co]$|flycheck_|\.goutputstream")
+LITTER = re.compile(
+    r"\.#|#.*#$|.*~$|.*\.sw[a-z]$|.*___jb_\w+___$|4913$|\.DS_Store$|.*\.py[co]$|flycheck_|\.goutputstream"
+)
 
 Snapshot = Optional[tuple[int, int, int]]  # mtime in ns, size, inode; None when there is no such file
 Digest = Optional[tuple[int, int]]  # size and CRC of a file's bytes; None when they are not known
@@ -5029,7 +5029,9 @@ class Files:
     that was edited while it was being loaded, becomes a change like any other.
     """
 
-    def __init__(self, warn: Callable[[str], None], since: float, exclude_patterns: Iterable[str], remembered: str) -> None:
+    def __init__(
+        self, warn: Callable[[str], None], since: float, exclude_patterns: Iterable[str], remembered: str
+    ) -> None:
         self.warn = warn
         self.since = since
         self.cwd = os.getcwd()
@@ -5215,7 +5217,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def is_walked(entry: os.DirEntry[str]) -> bool:
-    """Tell whether a folder may hold a project's files: no cache, no repository, no virtual environment of any name."""
+    """Tell whether a folder may hold project files: no cache, no repository, no virtual environment of any name."""
     if entry.name in NOT_WALKED or entry.name.endswith(NOT_WALKED_ENDINGS):
         return False
     return not os.path.exists(os.path.join(entry.path, "pyvenv.cfg"))
@@ -5352,9 +5354,16 @@ class Watcher(threading.Thread):
         own, library = self.files.own, self.files.library
         if len(own) != self._counted:
             self._count()
-        allowed = int(LOOKING * INTERVAL / max(self._cost, 1e-7)) - len(self._hot)
-        installed = self._next("library", library, 1 + int(len(library) * INTERVAL / LIBRARY_PERIOD))
-        return self._hot + self._next("own", own, max(allowed - len(installed), HOT)) + self._first_looks(installed)
+        installed = self._first_looks(
+            self._next("library", library, 1 + int(len(library) * INTERVAL / LIBRARY_PERIOD))
+        )
+        left = int(self._budget() * INTERVAL / max(self._cost, 1e-7)) - len(installed)
+        if len(own) <= max(left, HOT):
+            return own + installed
+        return self._hot + self._next("own", own, max(left - HOT, HOT)) + installed
+
+    def _budget(self) -> float:
+        return LOOKING if len(self.files.own) < MANY else LOOKING_AT_MANY
 
     def _next(self, name: str, ring: list[str], count: int) -> list[str]:
         if count >= len(ring):
@@ -5387,7 +5396,9 @@ class Watcher(threading.Thread):
             found.discard(folder)
             self.files.list_again(folder)
             self.files.explore(EXPLORING)
-            inside = [path for path in self.files.own if os.path.dirname(path) == folder and path not in self.files.trees]
+            inside = [
+                path for path in self.files.own if os.path.dirname(path) == folder and path not in self.files.trees
+            ]
             found.update(path for path in inside if snapshot(path) != states[path])
         return found
 
@@ -5406,7 +5417,7 @@ class Watcher(threading.Thread):
                 break
             last = now
             time.sleep(step)
-            suspects |= self._different(files.own[:FILES_LIMIT // 50])
+            suspects |= self._different(files.own[:MANY])
         self._accept({path: state for path, state in last.items() if state != files.states[path]})
 
     def _accept(self, news: dict[str, Snapshot]) -> None:
@@ -5444,7 +5455,7 @@ class Watcher(threading.Thread):
         return None
 
     def _learn(self) -> None:
-        """Read some files whose content is not known yet, so that a save of the same bytes can be told from an edit."""
+        """Read some files whose content is not known yet, to tell a save of the same bytes from an edit."""
         for _ in range(min(LEARNING, len(self._unread))):
             path = self._unread.pop()
             known = digest(path)
@@ -5452,16 +5463,14 @@ class Watcher(threading.Thread):
                 self._digests[path] = known
 
     def _warn_when_late(self, explored: bool) -> None:
-        if self._warned or not explored or len(self.files.own) < 2000:
-            return
-        self._warned = True
-        late = len(self.files.own) * self._cost / LOOKING
-        if late > LATE:
+        late = len(self.files.own) * self._cost / self._budget()
+        if explored and late > LATE and not self._warned:
+            self._warned = True
             self.warn(f"{len(self.files.own):,} files are watched: a change may be seen {late:.0f} s late")
 
 
 def mending_files(error: Optional[BaseException]) -> list[str]:
-    """Return the files that could mend a failed import: those in the tracebacks, and where a missing module belongs."""
+    """Return what could mend a failed import: the files in the tracebacks, and where a missing module belongs."""
     found: list[str] = []
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
@@ -5555,6 +5564,7 @@ class Launch(NamedTuple):
     started: float  # wall clock; the files were loaded after this
     early: bool  # captured before any code of the application ran
     program: Optional[Program]
+    alarm: Alarm
     line: Optional[tuple[int, int]]  # descriptors to the parent under `supervise`
     handover: Optional[Handover]  # what the image before has left
 
@@ -5584,6 +5594,7 @@ class Launch(NamedTuple):
             started=packed.get("left", time.time() - time.process_time()),
             early=early,
             program=own_program(code),
+            alarm=Alarm(packed.get("alarm", -1), packed.get("stops", [])),
             line=line,
             handover=Handover(packed["sockets"], packed["notes"]) if packed else None,
         )
@@ -5603,6 +5614,7 @@ class Launch(NamedTuple):
     def release_signals(self) -> None:
         """Let in the signals that the restart held back.  Call it when the signal handlers are in place."""
         if sys.platform != "win32":
+            self.alarm.arm()
             signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
 
     def _undo(self, ignored: set[int], children: list[int]) -> None:
@@ -5614,6 +5626,37 @@ class Launch(NamedTuple):
             threading.Thread(target=bury, args=(children,), name="devserve undertaker", daemon=True).start()
         if self.line is not None:
             threading.Thread(target=end_with_parent, args=(self.line[0],), name="devserve line", daemon=True).start()
+
+
+class Alarm:
+    """Lets a signal that came in the last moment of an image take effect in the next one.
+
+    The interpreter notes a signal at once, but the handler runs later, when the main thread has its turn, and the exec
+    may come first.  The pipe holds the numbers of the signals that came; its reading end crosses the exec.
+    """
+
+    def __init__(self, fd: int, stops: list[int]) -> None:
+        self.missed: set[int] = set()
+        self.handlers: dict[int, Any] = {}
+        if fd >= 0:
+            with open(fd, "rb", buffering=0) as pipe:
+                self.missed = set(stops).intersection(pipe.read(1 << 16) or b"")  # None when no signal came
+        self.read = self.write = -1
+        if sys.platform != "win32":  # where a parent starts the next image, and nothing crosses
+            self.read, self.write = os.pipe()
+            for end in (self.read, self.write):
+                os.set_blocking(end, False)
+
+    def arm(self) -> None:
+        """Begin to note signals, now that their handlers are in place; send those again that the last image missed."""
+        self.handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        signal.set_wakeup_fd(self.write, warn_on_full_buffer=False)
+        for number in self.missed:
+            os.kill(os.getpid(), number)
+
+    def stops(self) -> list[int]:
+        """Return the signals whose handler still is the one that ends the process: when one came, it has not run yet."""
+        return [int(number) for number, handler in self.handlers.items() if signal.getsignal(number) is handler]
 
 
 def start_command() -> list[str]:
@@ -5762,7 +5805,7 @@ def end_process(status: int) -> NoReturn:
 
 
 def say_goodbye(leave: Callable[[], NoReturn]) -> NoReturn:
-    """Run the exit handlers, flush, and leave; after EXIT_SECONDS leave from another thread, whatever they wait for."""
+    """Run the exit handlers, flush, leave; after EXIT_SECONDS leave from another thread, whatever they wait for."""
     late = threading.Timer(EXIT_SECONDS, leave)
     late.daemon = True
     late.start()
@@ -5811,6 +5854,8 @@ class Leap:
             "mask": sorted(self.launch.mask),
             "ignored": sorted(self.launch.ignored),
             "children": children(),
+            "alarm": -1 if self.launch.line else self.launch.alarm.read,  # another process has other descriptors
+            "stops": self.launch.alarm.stops(),
         }
         return MAGIC + marshal.dumps(words)
 
@@ -5819,7 +5864,7 @@ class Leap:
         def _exec(self) -> NoReturn:
             launch = self.launch
             letter, code = anonymous_file(self._packed()), self._code()
-            self._open_only({*self.fds, letter, code} - {-1})
+            self._open_only({*self.fds, letter, code, launch.alarm.read} - {-1})
             reap()
             restore_terminal(launch)
             for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
@@ -5940,7 +5985,7 @@ def unpacked(data: bytes) -> dict[str, Any]:
 
 
 def keep_sockets(packed: dict[str, Any]) -> dict[str, Any]:
-    """Leave, of the descriptors handed over, those that are open sockets, and let no further exec or child have them."""
+    """Keep, of the descriptors handed over, those that are open sockets, and let no child have them."""
     for role, fds in packed.get("sockets", {}).items():
         packed["sockets"][role] = [fd for fd in fds if is_open(fd) and stat.S_ISSOCK(os.fstat(fd).st_mode)]
         for fd in packed["sockets"][role]:
@@ -6005,7 +6050,9 @@ class Supervisor:
         import subprocess
 
         environ = {**self.launch.environ, PARENT: f"{os.getpid()}:{word}"}
-        passed: dict[str, Any] = {"close_fds": False} if sys.platform == "win32" else {"pass_fds": [*theirs, *self.fds]}
+        passed: dict[str, Any] = (
+            {"close_fds": False} if sys.platform == "win32" else {"pass_fds": [*theirs, *self.fds]}
+        )
         self.child = subprocess.Popen(self.launch.command, env=environ, cwd=self.launch.cwd, **passed)
         if self.stopped_by:  # it came while the child was being started
             self.child.send_signal(self.stopped_by)
@@ -6102,6 +6149,7 @@ def end_with_parent(line: int) -> None:
 # =====================================================================================================================
 
 GRACE = 5.0  # seconds from its own start that a request may take while a reload waits for it
+WAKE_INTERVAL = 0.5  # seconds; a signal that comes just before the main thread falls asleep is handled no later
 IMPORT_PATIENCE = 10.0  # seconds of importing after a reload before clients are told where the import is
 
 IN_CODE_ONLY = {"use_reloader": "reload", "use_debugger": "debugger", "threaded": "threads", "ssl_context": "cert"}
@@ -6231,7 +6279,8 @@ class Hall:
         self.scheme = "https" if config.cert else "http"
         self.guard = self._guard() if config.debugger else None
         self.watcher = self._watcher() if config.reload else None
-        self.acceptor = threading.Thread(target=self.server.serve_forever, name="devserve acceptor", daemon=True)
+        self.acceptor = threading.Thread(target=self._accept, name="devserve acceptor", daemon=True)
+        self.ended = threading.Event()  # the acceptor has
         self.starting = threading.Lock()  # the acceptor is started once, by whoever needs it first
 
     # -- what the machines are made from
@@ -6241,7 +6290,7 @@ class Hall:
             return socket.socket(fileno=self.handover.sockets["listener"][0])
         listener = listen(self.config.host, self.config.port, again=command_for_port)
         if listener.getsockname() == socket_path(self.config.host):
-            self.socket_file = socket_path(self.config.host)
+            self.socket_file = os.path.abspath(socket_path(self.config.host))
         return listener
 
     def _guard(self) -> Guard:
@@ -6276,11 +6325,11 @@ class Hall:
         if app is None:
             return 1
         self.install(app)
-        if self.reloaded:
+        if self.reloaded and not isinstance(app, BrokenApp):
             self._tell_reload_time()
         self._start()
-        while self.acceptor.is_alive():
-            self.acceptor.join(WAKE_INTERVAL)
+        while not self.ended.wait(WAKE_INTERVAL):
+            pass
         return 0
 
     def load(self, load: Callable[[], WSGIApplication]) -> Optional[WSGIApplication]:
@@ -6308,6 +6357,8 @@ class Hall:
         """Let requests from now on go to `app`, through the debugger when there is one."""
         if self.guard:
             app = DebuggedApplication(app, guard=self.guard, terminal=self.terminal)
+        elif isinstance(app, BrokenApp):
+            app = apology(app.error)
         self.server.app = app
 
     def _start(self) -> None:
@@ -6316,6 +6367,12 @@ class Hall:
                 if self.handover:
                     self.server.adopt(socket.socket(fileno=fd) for fd in self.handover.sockets["waiting"])
                 self.acceptor.start()
+
+    def _accept(self) -> None:
+        try:
+            self.server.serve_forever()
+        finally:
+            self.ended.set()
 
     def _explain_a_long_import(self) -> None:
         """Serve, while an import does not end, pages that say where it is; the import's own end replaces them."""
@@ -6333,16 +6390,18 @@ class Hall:
     def reload(self, paths: list[str]) -> None:
         """Close the gate and let a new image of this process take over; returns only when that cannot be done."""
         self.terminal.say(f"{tell_paths(paths)} changed, reloading")
-        waiting = self.server.close_gate(GRACE)
         notes = {"since": repr(time.time()), "socket_file": self.socket_file, **(self.guard.remember() if self.guard else {})}
         if self.watcher:
             notes["watched"] = self.watcher.remember()
-        sockets = {"listener": [self.listener.fileno()], "waiting": [sock.fileno() for sock in waiting]}
-        try:
-            restart_process(self.launch, Handover(sockets, notes))
-        except OSError as error:
-            self.terminal.error(f"cannot start Python again ({error}); the old code serves on")
-            self.server.open_gate()
+        with self.starting:  # so that nobody adopts meanwhile what the last image handed over
+            waiting = [sock.fileno() for sock in self.server.close_gate(GRACE)]
+            if self.handover and not self.acceptor.ident:
+                waiting += self.handover.sockets["waiting"]
+            try:
+                restart_process(self.launch, Handover({"listener": [self.listener.fileno()], "waiting": waiting}, notes))
+            except OSError as error:
+                self.terminal.error(f"cannot start Python again ({error}); the old code serves on")
+                self.server.open_gate()
 
     def show_broken(self, error: SyntaxError) -> None:
         """Show the mistake in a file that was just saved; the process lives on until a save mends it."""
@@ -6384,21 +6443,27 @@ class Hall:
         self.launch.release_signals()
 
     def _stop(self, number: int, frame: Any) -> None:
-        """End the process at once: whatever the application does, one signal is enough."""
-        self._let_go()
+        """End the process at once: whatever the application does, one signal is enough.
+
+        A thread does it, as the signal may have interrupted the main thread in the middle of a line for the terminal.
+        """
+        threading.Thread(target=self._end, name="devserve end", daemon=True).start()
+
+    def _end(self) -> None:
+        self._tidy_up()
         end_process(0)
 
     def close(self) -> None:
         """Stop serving and watching, for a program that goes on."""
         if self.watcher:
             self.watcher.stop()
-        if self.acceptor.is_alive():
+        if self.acceptor.ident:
             self.server.shutdown()
-        self._let_go()
-
-    def _let_go(self) -> None:
-        """Close what others could still see: the listener, connections, the socket file."""
         self.server.server_close()
+        self._tidy_up()
+
+    def _tidy_up(self) -> None:
+        """Leave nothing behind that outlives a process: half a log, the socket file."""
         self.terminal.flush()
         if self.socket_file and os.path.exists(self.socket_file):
             os.unlink(self.socket_file)
@@ -6407,17 +6472,30 @@ class Hall:
         """Reload by hand; but a terminal that was closed sends SIGHUP too, and then there is nobody to serve."""
         if self.launch.terminal_is_gone():
             self._stop(number, frame)
-        assert self.watcher is not None
-        self.watcher.reload_now("SIGHUP")
-
-
-WAKE_INTERVAL = 0.5 if sys.platform == "win32" else None  # seconds; Windows delivers Ctrl-C only between waits
+        elif self.watcher:
+            self.watcher.reload_now("SIGHUP")
 
 
 def lobby(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
     """The application before there is one; no request reaches it, since nothing is accepted until then."""
     start_response("503 Service Unavailable", [("Content-Type", "text/plain"), ("Retry-After", "1")])
     return [b"The application is being loaded.\n"]
+
+
+def apology(error: BaseException) -> WSGIApplication:
+    """Return an application that says in one line of text why there is none; the traceback is the terminal's."""
+    import traceback
+
+    line = "".join(traceback.format_exception_only(type(error), error)).strip().rpartition("\n")[2]
+    if isinstance(error, SyntaxError) and error.filename:
+        line += f" ({os.path.basename(error.filename)}, line {error.lineno})"
+    text = f"The application cannot be loaded: {line}\nThe terminal shows where.\n".encode("utf-8", "backslashreplace")
+
+    def answer(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        start_response("500 Internal Server Error", [*PLAIN_TEXT, ("Cache-Control", "no-store")])
+        return [text]
+
+    return answer
 
 
 def tell_paths(paths: list[str]) -> str:
@@ -6618,10 +6696,11 @@ def demo_price(query: str) -> str:
 # =====================================================================================================================
 # 13. Appendix: paper
 #
-# What a browser is sent, as plain text: the templates, then STYLE, then SCRIPT.  There is no Python in this room: a word
-# in braces is filled in by room 5, which escapes it.  Nobody needs to read Python to redesign the page.
-# The Content-Security-Policy allows one style and one script by nonce, so no style="" and no onclick="" will work here.
-# Without its script the page still shows everything but the values of folded frames; `.js` marks what needs the script.
+# What a browser is sent, as plain text: the templates, then STYLE, then SCRIPT.  There is no Python in this room: a
+# word in braces is filled in by room 5, which escapes it, and a backslash at the end of a line joins it with the next.
+# Nobody needs to read Python to redesign the page.  Its Content-Security-Policy allows one style and one script, by
+# nonce, so neither style="" nor onclick="" works.  Without the script the page still shows everything but the values
+# of library frames; the class `js` marks what needs it.
 # =====================================================================================================================
 
 PAGE = """<!doctype html>
@@ -6630,24 +6709,26 @@ PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
-<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 9 9'%3E%3Ccircle cx='4.5' \
-cy='4.5' r='3.5' fill='%23d3392c'/%3E%3C/svg%3E">
+<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 9 9'%3E%3Ccircle \
+cx='4.5' cy='4.5' r='3.5' fill='%23d3392c'/%3E%3C/svg%3E">
 <style nonce="{nonce}">{style}</style>
 </head>
 <body data-prefix="{prefix}" data-secret="{secret}" data-generation="{generation}" data-method="{method}" \
-data-console="{console}">
+data-console="{state}">
 {content}
 <template id="prompt"><div class="console">
 <div class="printed" role="log" aria-label="Console output" tabindex="0" hidden></div>
 <form><span class="sign" aria-hidden="true">&gt;&gt;&gt;</span>
-<textarea rows="1" aria-label="Python in this frame" spellcheck="false" autocapitalize="off" autocomplete="off"></textarea>
+<textarea rows="1" aria-label="Python in this frame" spellcheck="false" autocapitalize="off" autocomplete="off">\
+</textarea>
 <button type="button" class="stop" hidden>Interrupt</button></form>
 <p class="choices" role="status"></p>
 </div></template>
 <template id="locked"><div class="console">
 <button type="button" class="sign">&gt;&gt;&gt; <span>The console is locked. Unlock it…</span></button>
 <form hidden><label>PIN <input size="12" autocomplete="off" autocapitalize="off" spellcheck="false"></label>
-<button>Unlock</button> <span class="why" role="status">The terminal shows it, and a link that unlocks in one click.</span></form>
+<button>Unlock</button> <span class="why" role="status">The terminal shows it, and a link that unlocks in one \
+click.</span></form>
 </div></template>
 <template id="closed"><div class="console"><p class="why">{reason} {remedy}</p></div></template>
 <script nonce="{nonce}">{script}</script>
@@ -6743,7 +6824,7 @@ NOTE = """<p class="note">{text}</p>"""
 LINKS = """<ul class="links">{links}</ul>"""
 LINK = """<li>{wording} <a href="#{anchor}">{type} {message}</a></li>"""
 
-# One exception: the newest has the page's heading; its causes have their own, and the members of a group a line that opens.
+# One exception: the newest has the page's heading; its causes have their own, members of a group a line that opens.
 EXCEPTION = """<section class="exception" id="{anchor}" aria-label="{type}">
 {heading}{members}{stack}
 </section>"""
@@ -6756,20 +6837,19 @@ MEMBER = """<details class="member"{open}><summary><span class="number">{number}
 {remarks}{exceptions}</details>"""
 
 # A frame, frames folded, a recursion folded.
-FRAME = """<details class="frame {kind}"{open} data-frame="{id}">
-<summary><span class="place" title="{path}"><span class="folder">{folder}</span>{file}<span class="line">:{lineno}</span>\
-</span> <span class="function">{function}</span></summary>
+FRAME = """<details class="frame {kind}"{open} data-frame="{id}" data-line="{lineno}" data-column="{column}">
+<summary><span class="place" title="{path}"><span class="folder">{folder}</span>{file}<span class="line">\
+:{lineno}</span></span> <span class="function">{function}</span></summary>
 <div class="acts js">{more}{edit}</div>
 <div class="body">{body}</div>
 </details>"""
 HALVES = """<div class="halves"><div class="code">{source}</div><div class="values{later}">{variables}</div></div>"""
-EDIT = """<a class="edit" data-path="{path}" data-line="{lineno}" data-column="{column}">\
-Open<span class="unseen"> {file} in the editor</span></a>"""
+EDIT = """<a class="edit">Edit<span class="unseen"> {file}</span></a>"""
 FOLD = """<details class="fold"><summary>{count} <span>{modules}</span></summary>{frames}</details>"""
 REPEAT = """<p class="repeat">{text}</p>"""
 SOURCE = """<pre class="source"><code>{lines}</code></pre>"""
-LINE = """<span class="l{at}" data-n="{number}">{text}</span>"""
-SIGNATURE = """<span class="l takes">takes {text}</span>"""
+LINE = """<span class="l i{indent}{at}" data-n="{number}">{text}</span>"""
+SIGNATURE = """<span class="l i{indent} at takes">{margin}↳ takes {text}</span>"""
 COLOURED = """<i class="{kind}">{text}</i>"""
 MARK = """<mark>{text}</mark>"""
 ABSENT = """<p class="nothing">{text}</p>"""
@@ -6779,17 +6859,17 @@ MORE = """<button type="button" class="widen">More source</button>"""
 VALUES = """<h3>{title}</h3><dl>{rows}</dl>"""
 VALUE = """<div{used}><dt title="{type}">{name}</dt><dd>{text}</dd></div>"""
 ONLY_TYPE = """<em>{type}</em>"""
-UNREAD = """<p class="nothing">Values are read when this is opened, by the page's script.</p>"""
 
 # Any text that is long: its beginning, and all of it when opened.
-LONG = """<details class="long"><summary><span class="start">{start}…</span><span class="more">{size}</span></summary>{text}\
-</details>"""
+LONG = """<details class="long"><summary><span class="start">{start}…</span><span class="more">{size}</span></summary>\
+{text}</details>"""
 
 # Around the exception: request, environ, copies.
-TABLE = """<details class="table"{open}><summary>{title} <span class="count">{count}</span></summary><dl>{rows}</dl></details>"""
+TABLE = """<details class="table"{open}><summary>{title} <span class="count">{count}</span></summary>\
+<dl>{rows}</dl></details>"""
 ROW = """<div><dt>{name}</dt><dd>{text}</dd></div>"""
-COPY = """<details class="table"><summary>{title}</summary><textarea id="{id}" readonly rows="16" aria-label="{title}" \
-spellcheck="false">{text}</textarea></details>"""
+COPY = """<details class="table"><summary>{title}</summary><textarea id="{id}" readonly rows="16" \
+aria-label="{title}" spellcheck="false">{text}</textarea></details>"""
 
 STYLE = """
 :root { color-scheme: light dark; --desk: #f5f5f3; --paper: #fff; --ink: #1d1e20; --soft: #5c5f66; --rule: #e1e1dc;
@@ -6805,7 +6885,8 @@ STYLE = """
 body { margin: 0 auto; max-width: 1360px; padding: 14px 28px 28px; background: var(--desk); color: var(--ink);
   font: 14px/1.5 var(--sans) }
 p, h1, h2, h3, dl, dd, ol, pre { margin: 0; padding: 0; font: inherit }
-a { color: var(--link); text-decoration-color: color-mix(in srgb, currentColor 40%, transparent); text-underline-offset: 3px }
+a { color: var(--link); text-decoration-color: color-mix(in srgb, currentColor 40%, transparent);
+  text-underline-offset: 3px }
 :focus-visible { outline: 2px solid var(--link); outline-offset: 1px; border-radius: 3px }
 html:not(.js) .js, [hidden] { display: none !important }
 .unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%) }
@@ -6820,28 +6901,30 @@ button:hover, .menu > summary:hover { border-color: var(--soft) }
 .request b { color: var(--ink) }
 .tools { display: flex; flex-wrap: wrap; gap: 6px; align-items: center; position: relative }
 #state { color: var(--soft); font-size: 13px; margin-right: 6px }
+#state:empty { display: none }
 .menu > summary { list-style: none }
 .menu > summary::-webkit-details-marker { display: none }
-.menu > div { position: absolute; z-index: 2; right: 0; top: 32px; width: min(340px, 90vw); padding: 12px; display: grid;
-  gap: 10px; background: var(--paper); border: 1px solid var(--rule); border-radius: 7px; box-shadow: 0 8px 30px #0003 }
+.menu > div { position: absolute; z-index: 2; right: 0; top: 32px; width: min(340px, 90vw); padding: 12px;
+  display: grid; gap: 10px; background: var(--paper); border: 1px solid var(--rule); border-radius: 7px;
+  box-shadow: 0 8px 30px #0003 }
 .menu label { display: grid; gap: 3px; font-size: 13px; color: var(--soft) }
 h1 { margin: 20px 0 14px; font: 19px/1.45 var(--mono); overflow-wrap: anywhere }
 .type { color: var(--red); font-weight: 600 }
 .type span { font-weight: 400 }
-.message, .long { white-space: pre-wrap }
+.message { white-space: pre-wrap }
 .long > summary { list-style: none }
 .long[open] > summary > .start { display: none }
+html:not(.js) .later:empty::before { content: "Reading the values needs scripts"; color: var(--soft) }
 em { font-style: normal; color: var(--comment) }
 .more { margin-left: 8px; color: var(--link); font: 13px var(--sans); white-space: nowrap }
-.hint, .note, .call { margin: -6px 0 14px; max-width: 110ch; white-space: pre-wrap; overflow-wrap: anywhere }
+.hint, .note { margin: -6px 0 14px; max-width: 110ch; white-space: pre-wrap; overflow-wrap: anywhere }
 .hint::before { content: "→ "; color: var(--red) }
 .note { padding-left: 12px; border-left: 3px solid var(--rule); font: 13px/1.55 var(--mono) }
-.call { display: grid; grid-template-columns: auto 1fr; gap: 1px 12px; font: 13px/1.55 var(--mono) }
-.call dt { font-family: var(--sans); color: var(--soft) }
 .links { margin: -6px 0 14px; padding: 0; list-style: none; font-size: 13px; color: var(--soft) }
 .links a { font-family: var(--mono); overflow-wrap: anywhere }
 #news { position: sticky; top: 8px; z-index: 3; display: flex; flex-wrap: wrap; gap: 8px 14px; align-items: center;
-  margin-bottom: 12px; padding: 8px 14px; background: var(--warm); border: 1px solid var(--warm-rule); border-radius: 7px }
+  margin-bottom: 12px; padding: 8px 14px; background: var(--warm); border: 1px solid var(--warm-rule);
+  border-radius: 7px }
 
 /* Frames */
 .exception { margin-bottom: 20px }
@@ -6876,20 +6959,22 @@ summary:hover::before { border-color: var(--ink) }
 .nothing { padding: 6px 0; color: var(--soft); font-size: 13px }
 .body { padding: 0 0 2px }
 .halves { display: grid; grid-template-columns: minmax(0, 1.55fr) minmax(0, 1fr) }
-.code { padding-bottom: 6px }
+.code { padding: 1px 0 6px }
 .source { font: 13px/1.6 var(--mono); tab-size: 4 }
 .source code { font: inherit }
-.l { display: block; position: relative; padding: 0 12px 0 64px; min-height: 1.6em; white-space: pre-wrap;
-  overflow-wrap: anywhere }
-.l::before { content: attr(data-n); position: absolute; left: 0; width: 48px; text-align: right; color: var(--comment);
-  font-size: 12px }
+.l { display: block; position: relative; padding: 0 12px 0 calc(var(--gutter) + var(--hang));
+  text-indent: calc(0ch - var(--hang)); min-height: 1.6em; white-space: pre-wrap; overflow-wrap: anywhere;
+  --gutter: 64px; --hang: 4ch }
+.l::before { content: attr(data-n); position: absolute; left: 0; width: calc(var(--gutter) - 16px); text-indent: 0;
+  text-align: right; color: var(--comment); font-size: 12px }
+.i1 { --hang: 8ch } .i2 { --hang: 12ch } .i3 { --hang: 16ch } .i4 { --hang: 20ch } .i5 { --hang: 24ch }
 .l.at { background: var(--warm); box-shadow: inset 3px 0 var(--warm-rule) }
 .l.at::before { color: var(--ink) }
 mark { background: none; color: inherit; padding: 1px 0; box-shadow: inset 0 -2px var(--warm-rule) }
 .hot .l.at { background: var(--blush); box-shadow: inset 3px 0 var(--red) }
 .hot .l.at::before { color: var(--red) }
 .hot mark { background: var(--mark); border-radius: 2px; box-shadow: inset 0 -2px var(--red) }
-.l.takes { color: var(--soft) }
+.takes { font-style: italic }
 i { font-style: normal }
 .k { color: var(--keyword) } .s { color: var(--string) } .n { color: var(--number) } .d { color: var(--name) }
 .c { color: var(--comment); font-style: italic }
@@ -6898,7 +6983,7 @@ h3 { font: 12px/1.6 var(--sans); color: var(--soft) }
 dl + h3 { margin-top: 8px }
 .values dl { display: grid; grid-template-columns: fit-content(40%) minmax(0, 1fr) }
 .values dl > div { display: contents }
-.values dt { padding-right: 14px }
+.values dt { padding-right: 14px; min-width: 84px }
 dt, dd { font: 13px/1.6 var(--mono) }
 dt { color: var(--soft); overflow-wrap: anywhere }
 dd { white-space: pre-wrap; overflow-wrap: anywhere }
@@ -6917,12 +7002,14 @@ dd { white-space: pre-wrap; overflow-wrap: anywhere }
 .console { border-top: 1px solid var(--rule); padding: 5px 14px 5px 30px; font: 13px/1.6 var(--mono) }
 .console form { display: flex; flex-wrap: wrap; gap: 8px; align-items: flex-start }
 .console textarea { flex: 1; min-width: 0; padding: 0 4px; border: 0; resize: none; background: none; color: inherit;
-  font: inherit; overflow: hidden; caret-color: var(--red) }
+  font: inherit; overflow: hidden; outline: none }
+.console:focus-within { box-shadow: inset 3px 0 var(--link) }
+.choices { color: var(--soft) }
+.choices:empty { display: none }
 .sign { color: var(--soft); font: inherit }
 button.sign { border: 0; background: none; padding: 0 }
 .sign span, .why { font: 13px/1.6 var(--sans) }
 .why { color: var(--soft); align-self: center }
-.locked-form { margin: 4px 0 }
 .printed { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 420px; overflow-y: auto }
 .printed .typed { color: var(--soft) }
 .printed .failed { color: var(--red) }
@@ -6933,19 +7020,22 @@ button.sign { border: 0; background: none; padding: 0 }
 .table > summary { position: relative; padding: 5px 30px; list-style: none; font-size: 13px }
 .table > dl { padding: 0 30px 10px }
 .table dl > div { display: grid; gap: 14px; grid-template-columns: minmax(0, 210px) minmax(0, 1fr) }
-.table textarea { width: calc(100% - 60px); margin: 0 30px 12px; padding: 8px; font: 12.5px/1.5 var(--mono); color: inherit;
-  background: var(--desk); border: 1px solid var(--rule); border-radius: 5px }
-footer { display: flex; flex-wrap: wrap; gap: 2px 24px; justify-content: space-between; margin-top: 14px; font-size: 12.5px;
-  color: var(--soft) }
-kbd { font: 12px var(--mono); border: 1px solid var(--rule); border-radius: 3px; padding: 0 4px; background: var(--paper) }
+.table textarea { width: calc(100% - 60px); margin: 0 30px 12px; padding: 8px; font: 12.5px/1.5 var(--mono);
+  color: inherit; background: var(--desk); border: 1px solid var(--rule); border-radius: 5px }
+footer { display: flex; flex-wrap: wrap; gap: 2px 24px; justify-content: space-between; margin-top: 14px;
+  font-size: 12.5px; color: var(--soft) }
+kbd { font: 12px var(--mono); border: 1px solid var(--rule); border-radius: 3px; padding: 0 4px;
+  background: var(--paper) }
 
 @media (max-width: 760px) {
   body { padding: 10px 10px 24px }
+  .tools button, .menu > summary { padding: 2px 6px; font-size: 12px }
   h1 { font-size: 17px; margin: 14px 0 12px }
   .halves { grid-template-columns: minmax(0, 1fr) }
-  .values { border-left: 0; border-top: 1px solid var(--rule); padding-top: 6px }
-  .l { padding-left: 46px }
+  .values { border-left: 0; border-top: 1px solid var(--rule); padding: 6px 12px 8px 30px }
+  .l { --gutter: 46px }
   .l::before { width: 34px }
+  .i3, .i4, .i5 { --hang: 14ch }
   .frame > summary, .fold > summary { padding-right: 30px }
   .acts { position: static; padding: 0 12px 4px 30px }
   .table dl > div { grid-template-columns: minmax(0, 1fr); gap: 0; margin-bottom: 4px }
@@ -6970,7 +7060,7 @@ async function ask(what, message) {
   if (!answer.ok) throw reply;
   return reply;
 }
-const words = refusal => refusal.reason ? refusal.reason + " " + (refusal.remedy || "") : "The server does not answer.";
+const words = refusal => refusal.reason ? `${refusal.reason} ${refusal.remedy || ""}` : "The server does not answer.";
 
 // Copying.
 for (const button of all("[data-copy]")) on(button, "click", async () => {
@@ -6996,7 +7086,8 @@ function aimLinks() {
   find("#own").hidden = editor.value !== "";
   find("#editor-name").textContent = ": " + editor.selectedOptions[0].text;
   for (const edit of all("a.edit")) {
-    const {path, line, column} = edit.dataset;
+    const frame = edit.closest(".frame"), path = find(".place", frame).title;
+    const {line, column} = frame.dataset;
     const local = here && path.startsWith(there) ? here + path.slice(there.length) : path;
     const safe = local.replace(/\\/g, "/").replace(/^(?!\/)/, "/").split("/").map(encodeURIComponent).join("/");
     edit.href = link.replace("{path}", safe.replace(/%3A/g, ":")).replace("{line}", line).replace("{column}", column);
@@ -7026,7 +7117,11 @@ async function readValues(values) {
     values.textContent = words(refusal);
   }
 }
-if (page.secret) for (const values of all(".values.later")) viewer.observe(values);
+for (const values of all(".values.later")) {
+  if (page.secret) viewer.observe(values);
+  else if (!values.textContent) values.textContent = "Not read, since this page may not ask.";
+}
+for (const button of all(".widen")) button.hidden = !page.secret;
 
 for (const button of all(".widen")) on(button, "click", async () => {
   const frame = button.closest(".frame");
@@ -7081,7 +7176,8 @@ function makePrompt(frame) {
       const reply = await ask("eval", {frame, code});
       if (reply.more) {
         const last = code.split("\n").pop();
-        return write("\n" + last.match(/^[ \t]*/)[0] + (last.trimEnd().endsWith(":") ? "    " : ""), input.value.length);
+        const deeper = last.trimEnd().endsWith(":") ? "    " : "";
+        return write("\n" + last.match(/^[ \t]*/)[0] + deeper, input.value.length);
       }
       print(code.trimEnd().replace(/^/gm, "... ").replace("...", ">>>"), "typed");
       if (reply.output) print(reply.output.replace(/\n$/, ""), "");
@@ -7103,7 +7199,8 @@ function makePrompt(frame) {
     let common = reply.matches[0];
     for (const match of reply.matches) while (!match.startsWith(common)) common = common.slice(0, -1);
     if (common.length >= caret - reply.start) write(common, reply.start, caret);
-    matches.textContent = reply.matches.length > 1 ? reply.matches.join("  ") : "";
+    const shown = reply.matches.map(match => match.split(".").pop());
+    matches.textContent = shown.length > 1 ? shown.join("  ") : "";
   }
   function recall(step) {
     if (place === past.length) draft = input.value;
@@ -7140,8 +7237,10 @@ function makeLock() {
   on(button, "click", () => { button.hidden = true; form.hidden = false; input.focus(); });
   on(form, "submit", async event => {
     event.preventDefault();
+    const frame = box.closest(".frame");
     try {
-      setConsole((await ask("pin", {pin: input.value})).console, box.closest(".frame"));
+      setConsole((await ask("pin", {pin: input.value})).console);
+      find("textarea", frame).focus();
     } catch (refusal) {
       why.textContent = words(refusal);
       input.select();
@@ -7150,7 +7249,7 @@ function makeLock() {
   return box;
 }
 
-function setConsole(state, focused) {
+function setConsole(state) {
   if (state === page.console && find(".console")) return;
   page.console = state;
   for (const old of all(".console")) old.remove();
@@ -7159,12 +7258,12 @@ function setConsole(state, focused) {
     if (state === "closed" ? find(".console") : !id) continue;  // the reason why it is closed is given once
     find(".body", frame).append(state === "open" ? makePrompt(id) : state === "locked" ? makeLock() : stamp("closed"));
   }
-  if (focused) find("textarea", focused).focus();
 }
 setConsole(page.console);
 
 // Keys: none while something is typed.
-const heads = () => all(".frame > summary, .fold > summary, .member > summary").filter(head => head.getClientRects().length);
+const heads = () => all(".frame > summary, .fold > summary, .member > summary")
+  .filter(head => head.getClientRects().length);
 function step(by) {
   const list = heads();
   const now = list.indexOf(document.activeElement);
@@ -7179,8 +7278,14 @@ function frameAtHand() {
 const keys = {
   j: () => step(1),
   k: () => step(-1),
-  c: () => { const box = find(".console", frameAtHand()) || find(".console"); find("textarea, button, input", box).focus(); },
-  e: () => { const link = find(".edit", frameAtHand()); if (link) link.click(); },
+  c: () => {
+    const field = find(".console textarea, .console button:not([hidden])", frameAtHand());
+    if (field) field.focus();
+  },
+  e: () => {
+    const link = find(".edit", frameAtHand());
+    if (link) link.click();
+  },
 };
 on(document, "keydown", event => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea, select")) return;
@@ -7207,16 +7312,17 @@ function renew() {
 }
 async function watch() {
   clearTimeout(timer);
+  const before = page.console;  // a PIN may be taken while the answer is under way
   try {
     const now = await (await fetch(page.prefix + "/alive", {cache: "no-store"})).json();
     if (now.generation !== page.generation) return renew();
-    if (now.console !== page.console) setConsole(now.console);
+    if (page.console === before && now.console !== before) setConsole(now.console);
     failures = 0;
   } catch {
     failures += 1;
   }
   state.textContent = failures > 10 ? "The server does not answer" : failures ? "Reloading…" : "";
-  timer = setTimeout(watch, document.hidden ? 2000 : 300);
+  timer = setTimeout(watch, document.hidden ? 2000 : failures > 10 ? 1000 : 300);
 }
 on(document, "visibilitychange", () => { if (!document.hidden && news.hidden) watch(); });
 watch();
