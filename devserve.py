@@ -66,13 +66,11 @@ import time
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from queue import Empty, SimpleQueue
 from types import CodeType, FrameType, FunctionType, MemberDescriptorType, MethodType, ModuleType, TracebackType
 from typing import (
     TYPE_CHECKING,
     Any,
     Callable,
-    ContextManager,
     NamedTuple,
     NoReturn,
     Optional,
@@ -644,7 +642,7 @@ def wsgi_callable(app: Any) -> Any:
 
 
 def with_static_files(app: Any) -> Any:
-    """Return the callable, with the static files of a Django project that is in debug mode, as its runserver has it."""
+    """Return the callable, with the static files of a Django project in debug mode, as its runserver has it."""
     if framework_of(app) == "django.core.handlers.wsgi.WSGIHandler":
         settings = sys.modules["django.conf"].settings
         if settings.DEBUG and "django.contrib.staticfiles" in settings.INSTALLED_APPS:
@@ -834,7 +832,7 @@ SECRET_WORDS = frozenset("pass pwd pw key keys api auth session private csrf jwt
 MASK = "••••••••"
 OPENER = "\x3c"  # the less-than sign, with which names such as that of exec's file begin
 MODULE = OPENER + "module>"  # what the interpreter calls the code of a module itself
-CO_VARARGS, CO_VARKEYWORDS = 4, 8  # flags of code objects: it takes *args, **kwargs (as in the module inspect)
+TAKES_ARGS, TAKES_KWARGS = 4, 8  # flags of code objects: it takes *args, **kwargs (as in the module inspect)
 NOT_THERE = object()
 Outcome = TypeVar("Outcome")
 
@@ -1269,7 +1267,7 @@ def variables_of(frame: FrameType) -> list[Variable]:
     """Return the names of a frame and their types; of a module only what it holds, not what it imports and defines."""
     code = frame.f_code
     values: Mapping[Any, Any] = frame.f_locals  # a module may hold names that are no text
-    starred = bool(code.co_flags & CO_VARARGS) + bool(code.co_flags & CO_VARKEYWORDS)
+    starred = bool(code.co_flags & TAKES_ARGS) + bool(code.co_flags & TAKES_KWARGS)
     arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + starred]
     names = [name for name in arguments if name in values]
     names += [name for name in values if name not in arguments and telling(name, values[name], frame)]
@@ -1679,7 +1677,7 @@ def mask_query(text: str) -> str:
 
 
 def mask_text(text: str) -> str:
-    """Mask what a foreign repr shows as the value of a name: User(password='…'), {'token': '…'}, ('cookie', '…')."""
+    """Mask what a foreign repr shows as a name's value: User(password='…'), {'token': '…'}, ('cookie', '…')."""
     value = r"""(b?'(?:[^'\\]|\\.)*'?|b?"(?:[^"\\]|\\.)*"?|(?:(?:Bearer|Basic|Digest|Token) )?[^\s,;&)}\]'"]+)"""
     return re.sub(r"([\w\-]{1,60})(['\"]?\s*[=:]\s*|['\"],\s*)" + value, hide_value("{1}{2}", 1), text)
 
@@ -1758,7 +1756,10 @@ def form_fields(content_type: str, body: bytes) -> Iterator[tuple[str, str]]:
 
         yield from (field(name, value) for name, value in parse_qsl(text, True)[:FORM_LIMIT])
     elif content_type.startswith("multipart/form-data"):
-        part = r'^[^\r\n]*?[; ]name="([^"\r\n]*)"(?:; *filename="([^"\r\n]*)")?[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n(.*?)(?=\r\n--|\Z)'
+        part = (
+            r'^[^\r\n]*?[; ]name="([^"\r\n]*)"(?:; *filename="([^"\r\n]*)")?[^\r\n]*\r\n'
+            r"(?:[^\r\n]+\r\n)*\r\n(.*?)(?=\r\n--|\Z)"
+        )
         for name, filename, value in re.findall(part, text, re.DOTALL | re.MULTILINE)[:FORM_LIMIT]:
             yield field(name, f"(the file {filename})" if filename else value)
     elif "json" in content_type and text:
@@ -2061,7 +2062,7 @@ def short_path(filename: str) -> str:
     """Return the path as people name it: below site-packages, the library or the working directory."""
     roots = [os.path.dirname(os.__file__), os.getcwd()]
     for packages in ("site-packages", "dist-packages"):
-        before, found, after = filename.partition(os.sep + packages + os.sep)
+        _, found, after = filename.partition(os.sep + packages + os.sep)
         if found:
             return after
     for root in roots:
@@ -2368,7 +2369,9 @@ class Busy(Exception):
 class Console:
     """One prompt.  What it assigns stays; rebinding a variable does not reach the frame, changing its object does."""
 
-    def __init__(self, namespace: dict[str, Any], contexts: Iterable[ContextManager[Any]] = ()) -> None:
+    def __init__(
+        self, namespace: dict[str, Any], contexts: Iterable[contextlib.AbstractContextManager[Any]] = ()
+    ) -> None:
         self.namespace = namespace  # one dictionary: functions and comprehensions see what is defined at the prompt
         self.contexts = contexts  # those that the framework was in when it failed, such as Flask's request
         self.turn = threading.Lock()
@@ -2572,7 +2575,7 @@ class Stream:
 class Crash:
     """The frames of one crash and the consoles that were opened in them."""
 
-    def __init__(self, contexts: Iterable[ContextManager[Any]]) -> None:
+    def __init__(self, contexts: Iterable[contextlib.AbstractContextManager[Any]]) -> None:
         self.id = os.urandom(8).hex()  # nobody may guess it: a page can ask for its own frames only
         self.contexts = list(contexts)
         self.places: list[Place] = []
@@ -2592,7 +2595,7 @@ class FrameShelf:
         self.crashes: OrderedDict[str, Crash] = OrderedDict()
         self.count = 0
 
-    def open(self, contexts: Iterable[ContextManager[Any]] = ()) -> Crash:
+    def open(self, contexts: Iterable[contextlib.AbstractContextManager[Any]] = ()) -> Crash:
         """Return a place on the shelf for a new crash."""
         crash = Crash(contexts)
         with self.lock:
@@ -2637,16 +2640,16 @@ class FrameShelf:
 # Who may use the console, which is to say: run any code as the person at the keyboard.  Decisions only; what is
 # answered is written elsewhere.  Knows nothing but the standard library.  The rules, and the way in that each closes:
 #
-# | rule                                                   | closes                                                    |
-# |--------------------------------------------------------|-----------------------------------------------------------|
-# | Host is loopback, the bound one, or --trusted-host     | DNS rebinding; X-Forwarded-Host and the like are not read |
-# | POST only                                              | images, links, forms by GET, prefetching                  |
-# | Origin equals Host; without one, Sec-Fetch-Site says   | forms and scripts of other sites and other ports          |
-# |   same-origin; and it never says anything else         |                                                           |
-# | Content-Type is application/json                       | forms, text/plain: what a browser sends without preflight |
-# | X-Devserve-Secret is the process's secret              | whoever has not read one of our pages, CORS preflights    |
-# | the cookie, for what runs code                         | whoever has read a page, but neither PIN nor link         |
-# | ten wrong PINs and it is shut until a restart          | guessing, also in parallel and across reloads             |
+# | rule                                                  | closes                                                    |
+# |-------------------------------------------------------|-----------------------------------------------------------|
+# | Host is loopback, the bound one, or --trusted-host    | DNS rebinding; X-Forwarded-Host and the like are not read |
+# | POST only                                             | images, links, forms by GET, prefetching                  |
+# | Origin equals Host; without one, Sec-Fetch-Site says  | forms and scripts of other sites and other ports          |
+# |   same-origin; and it never says anything else        |                                                           |
+# | Content-Type is application/json                      | forms, text/plain: what a browser sends without preflight |
+# | X-Devserve-Secret is the process's secret             | whoever has not read one of our pages, CORS preflights    |
+# | the cookie, for what runs code                        | whoever has read a page, but neither PIN nor link         |
+# | ten wrong PINs and it is shut until a restart         | guessing, also in parallel and across reloads             |
 #
 # The PIN (30 bits) is for typing, the token (128 bits) for the link on the terminal, which works even when the PIN is
 # shut, since it cannot be guessed.  The cookie cannot be computed from the PIN, is HttpOnly, SameSite=Strict and named
@@ -2654,9 +2657,7 @@ class FrameShelf:
 # a page; the secret is, but only when the page's Host is trusted.
 # =====================================================================================================================
 
-PIN_DIGITS = (
-    9  # read off the terminal and typed once; ten guesses find it with a probability of one in a hundred million
-)
+PIN_DIGITS = 9  # read off the terminal and typed once; ten guesses find it once in a hundred million times
 PIN_FAILURES = 10  # wrong PINs until it is shut
 PIN_OFF = "off"
 
@@ -2670,7 +2671,7 @@ class Refusal(NamedTuple):
 
 
 class Guard:
-    """Holds what opens the console and says who may; counts guesses across threads and, by `remember`, across reloads."""
+    """Holds what opens the console, and says who may.  Its count of guesses holds over threads and reloads."""
 
     def __init__(
         self, pin: str, secret: str, token: str, port: int, trusted_hosts: Iterable[str] = (), failures: int = 0
@@ -2872,9 +2873,6 @@ def same(given: str, expected: str) -> bool:
 # one in `close`.  Under PREFIX are the endpoints that the page uses.  May know the terminal (2) and the rooms 4 to 7.
 # =====================================================================================================================
 
-if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-
 PREFIX = "/__devserve__"
 RECORDED_BODY = 65_536  # bytes of a request's body that are kept for the page: any form, the beginning of an upload
 REQUEST_LIMIT = 1_000_000  # bytes of what the page may send: code that was pasted
@@ -2908,7 +2906,7 @@ class DebuggedApplication:
         if guard is None:
             self.terminal.say(f"devserve: the debugger's PIN is {self.guard.pin}")
 
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
         if path.startswith(PREFIX) and path[len(PREFIX) :][:1] in ("", "/"):
             return Desk(self, environ).answer(start_response)
@@ -2958,19 +2956,22 @@ def contexts_of(app: Any) -> list[Any]:
     return [maker()] if callable(maker) else []
 
 
+NO_CHUNKS: Iterator[Any] = iter(())
+
+
 class Exchange:
     """One request and its response, which is iterated over as the application's own would be."""
 
-    def __init__(self, debugger: DebuggedApplication, environ: WSGIEnvironment, start_response: StartResponse) -> None:
+    def __init__(self, debugger: DebuggedApplication, environ: Environ, start_response: StartResponse) -> None:
         self.debugger = debugger
         self.environ = environ
         self.start_response = start_response
-        self.place = {key: environ.get(key, "") for key in ("SCRIPT_NAME", "PATH_INFO")}  # frameworks shift them
+        self.script_name, self.path = environ.get("SCRIPT_NAME", ""), environ.get("PATH_INFO", "")  # others shift them
         self.body = record_body(environ)
         self.contexts: list[Any] = []
         self.started = self.sent = False
         self.app_iter: Any = ()
-        self.chunks: Iterator[Any] = iter(())
+        self.chunks: Iterator[Any] = NO_CHUNKS
 
     def begin(self) -> Iterable[bytes]:
         """Call the application; return its iterable itself where nothing can fail in it any more, else this one."""
@@ -2983,6 +2984,7 @@ class Exchange:
             for chunk in self.app_iter:
                 check_chunk(chunk)
             self.check_started()
+            self.contexts.clear()
             return self.app_iter  # type: ignore[no-any-return]
         wrapper = self.environ.get("wsgi.file_wrapper")
         if isinstance(wrapper, type) and isinstance(self.app_iter, wrapper):  # the server has a faster way to send it
@@ -2997,12 +2999,11 @@ class Exchange:
         """Be the application's start_response; the `write` that it returns sends the headers."""
         write = self.start_response(status, headers, *exc_info)
         self.started = True
+        return partial(self.write, write)
 
-        def noted(data: bytes) -> object:
-            self.sent = True
-            return write(data)
-
-        return noted
+    def write(self, write: Callable[[bytes], object], data: bytes) -> object:
+        self.sent = True
+        return write(data)
 
     def check_started(self) -> None:
         if not self.started:
@@ -3020,14 +3021,15 @@ class Exchange:
         chunk = next(self.chunks, NOT_THERE)
         self.check_started()
         if chunk is NOT_THERE:
-            self.chunks = iter(())
+            self.chunks = NO_CHUNKS
             return None
         check_chunk(chunk)
         self.sent = self.sent or bool(chunk)
         return chunk  # type: ignore[return-value]
 
     def close(self) -> None:
-        """Close the application's iterable, as a server must (PEP 3333)."""
+        """Close the application's iterable, as a server must; let go of contexts that refer to the environ."""
+        self.contexts.clear()
         close = getattr(self.app_iter, "close", None)
         if close is not None:
             close()
@@ -3048,11 +3050,11 @@ class Exchange:
 
         Raises the exception again when the server has sent the headers after all (PEP 3333, start_response).
         """
-        self.environ = {**self.environ, **self.place}
+        self.environ = {**self.environ, "SCRIPT_NAME": self.script_name, "PATH_INFO": self.path}
         self.environ.pop(PRESERVE_CONTEXT, None)
         method = self.environ.get("REQUEST_METHOD")
         if not getattr(self.debugger.app, "deferred", False):
-            what = f"{method} {self.environ['SCRIPT_NAME']}{self.environ['PATH_INFO']}"
+            what = f"{method} {self.script_name}{self.path}"
             caught(lambda: self.debugger.terminal.crash(error, what))
         headers, page = self.response_about(error)
         self.start_response("500 Internal Server Error", headers, sys.exc_info())
@@ -3073,7 +3075,7 @@ class Exchange:
         return [*page_headers(kind, nonce), ("Content-Length", str(len(page)))], page
 
     def text_about(self, error: BaseException, kind: str, nonce: str) -> str:
-        request = read_request(self.environ, bytes(self.body.kept))
+        request = read_request(self.environ, bytes(self.body.kept) if self.body else b"")
         if kind != "text/html":  # only a page can come back for its frames
             return WRITERS[kind](read_report(error, request))
         report = read_report(error, request, self.debugger.shelf.open(self.contexts).keep)
@@ -3113,11 +3115,11 @@ class RecordedBody:
         return (self.record(line) for line in self.stream)
 
 
-def record_body(environ: WSGIEnvironment) -> RecordedBody:
-    """Have what the application reads of the request's body recorded, if there is a body."""
-    body = RecordedBody(environ.get("wsgi.input"))
-    if environ.get("CONTENT_LENGTH") not in (None, "", "0") or environ.get("wsgi.input_terminated"):
-        environ["wsgi.input"] = body
+def record_body(environ: Environ) -> Optional[RecordedBody]:
+    """Have what the application reads of the request's body recorded; None when there is no body."""
+    if environ.get("CONTENT_LENGTH") in (None, "", "0") and not environ.get("wsgi.input_terminated"):
+        return None
+    environ["wsgi.input"] = body = RecordedBody(environ["wsgi.input"])
     return body
 
 
@@ -3187,7 +3189,7 @@ class Refused(Exception):
 class Desk:
     """One request for an endpoint."""
 
-    def __init__(self, debugger: DebuggedApplication, environ: WSGIEnvironment) -> None:
+    def __init__(self, debugger: DebuggedApplication, environ: Environ) -> None:
         self.debugger = debugger
         self.guard = debugger.guard
         self.environ = environ
@@ -3388,6 +3390,7 @@ CAN_CATCH = hasattr(select, "poll")  # Windows has no poll, and after a timed-ou
 SERVER_NAME = f"devserve/{__version__}"
 BODILESS = frozenset({"204", "304"})  # RFC 9110 section 6.4.1; 1xx cannot come from an application
 
+
 class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
     """A threaded WSGI server on a listening socket.
 
@@ -3418,7 +3421,7 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
         self.finished = threading.Event()  # with the gate closed: some request has ended, look again
         self.turn = threading.Lock() if not threads else None  # held by the one request that runs
         self.connections: set[Connection] = set()
-        self.spares: deque[SimpleQueue[Optional[Connection]]] = deque()  # one mailbox for each thread without work
+        self.spares: deque[Spare] = deque()  # the threads without work
         self.accepting = threading.Lock()  # held while a connection is between the kernel's queue and `connections`
         self.base_environ = base_environ(listener, threads=threads, https=tls is not None)
 
@@ -3460,28 +3463,24 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         """Give a connection to a thread that has none; start a thread when there is none to spare."""
         try:
-            self.spares.pop().put(request)
+            self.spares.pop().give(request)
         except IndexError:
             threading.Thread(target=self._carry, args=(request,), name="devserve connection", daemon=True).start()
 
     def _carry(self, connection: Optional[Connection]) -> None:
         """Serve one connection after another; end when for a while there is none."""
-        mailbox: SimpleQueue[Optional[Connection]] = SimpleQueue()
+        spare = Spare()
         while connection is not None:
             self.process_request_thread(connection, connection.address)  # type: ignore[arg-type]
-            connection = None
-            self.spares.append(mailbox)
-            try:
-                connection = mailbox.get(timeout=SPARE_TIMEOUT)
-            except Empty:
-                connection = self._withdraw(mailbox)
+            self.spares.append(spare)
+            connection = spare.take(SPARE_TIMEOUT) or self._withdraw(spare)
 
-    def _withdraw(self, mailbox: SimpleQueue[Optional[Connection]]) -> Optional[Connection]:
-        """Take `mailbox` off the list; return the connection that came in the last moment, if one did."""
+    def _withdraw(self, spare: Spare) -> Optional[Connection]:
+        """Take a thread off the list; return the connection that it was given in the last moment, if it was."""
         try:
-            self.spares.remove(mailbox)
+            self.spares.remove(spare)
         except ValueError:
-            return mailbox.get()
+            return spare.take(-1)
         return None
 
     def finish_request(self, request: Any, client_address: Any) -> None:
@@ -3507,7 +3506,7 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
         for connection in list(self.connections):
             connection.cut()
         while self.spares:
-            self.spares.pop().put(None)
+            self.spares.pop().give(None)
 
     # -- handing over: what a reload needs
 
@@ -3557,6 +3556,26 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
             connection = self._register(sock, address)
             connection.timeout = IDLE_TIMEOUT
             self.process_request(connection, address)
+
+
+class Spare:
+    """A thread that waits for a connection.  (`queue` would cost a start 2 ms.)"""
+
+    def __init__(self) -> None:
+        self.connection: Optional[Connection] = None
+        self.bell = threading.Lock()
+        self.bell.acquire()
+
+    def give(self, connection: Optional[Connection]) -> None:
+        self.connection = connection
+        self.bell.release()
+
+    def take(self, timeout: float) -> Optional[Connection]:
+        """Return the next connection; None when the timeout is over (-1: never), and when the server is closed."""
+        if not self.bell.acquire(timeout=timeout):
+            return None
+        connection, self.connection = self.connection, None
+        return connection
 
 
 # -- a connection
@@ -4167,11 +4186,14 @@ class Dechunker:
         """Return the whole body as a file, at its end.  Raises `BadRequest` on bad framing and past the limit."""
         from tempfile import SpooledTemporaryFile
 
-        spool = SpooledTemporaryFile(max_size=SPOOL_MEMORY)
+        spool = SpooledTemporaryFile(max_size=SPOOL_MEMORY)  # noqa: SIM115 - WholeInput closes it
         self.data, self.connection.buffer = self.connection.buffer, b""
         try:
             self.body.invite()
             self._copy(spool)
+        except BadRequest:
+            spool.close()
+            raise
         except ClientGone as error:
             spool.close()
             raise BadRequest(f"the chunked body broke off: {error}") from error
@@ -4317,7 +4339,9 @@ class Response:
 
     def _answer_options(self) -> None:
         """Answer `OPTIONS *`, which asks about the server and not about a resource (RFC 9110 section 9.3.7)."""
-        self.start_response("200 OK", [("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"), ("Content-Length", "0")])
+        self.start_response(
+            "200 OK", [("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"), ("Content-Length", "0")]
+        )
         self._finish()
 
     def _send_pieces(self, app_iter: Iterable[bytes]) -> None:
@@ -4335,7 +4359,7 @@ class Response:
         exc_info: Optional[OptExcInfo] = None,
         /,
     ) -> Callable[[bytes], None]:
-        """PEP 3333's start_response.  What is not an HTTP head is refused here, where the traceback shows who said it."""
+        """PEP 3333's start_response.  What is no HTTP head is refused here, where the traceback shows who said it."""
         if exc_info:
             try:
                 if self.head_sent and exc_info[1] is not None:
@@ -4376,7 +4400,8 @@ class Response:
         if not self.overlong:
             self.overlong = True
             connection.server.terminal.warn(
-                f"{connection.describe()}: the body is longer than its Content-Length of {self.length}; the rest is left out"
+                f"{connection.describe()}: the body is longer than its Content-Length of {self.length}; "
+                "the rest is left out"
             )
         return data[: self.length - self.sent]
 
@@ -4454,13 +4479,11 @@ class Response:
         here = file.tell() if file.seekable() else -1
         size = os.fstat(file.fileno()).st_size - here
         if here < 0 or size <= 0:  # a pipe, or a file of /proc, whose size is not known before it is read
-            return self._send_pieces(iter(functools.partial(file.read, READ_SIZE), b""))
+            self._send_pieces(iter(functools.partial(file.read, READ_SIZE), b""))
+            return
         self.one_piece = self.length < 0
-        head = self._head(size)
-        if self.bodiless:
-            return self.connection.send(head)
-        self.connection.send(head)
-        if self.length:
+        self.connection.send(self._head(size))
+        if self.length and not self.bodiless:
             self.sent += self.connection.send_file(file, here, min(size, self.length))
 
     # -- failures
@@ -4608,7 +4631,8 @@ def remote(address: Any) -> tuple[str, str]:
 def set_timeouts(sock: socket.socket) -> None:
     """Bound each wait of a blocking socket in the kernel: `settimeout` would cost a poll before each call.
 
-    A read waits only for the moment in which a next request is caught; whoever reads on watches in between.  Sends leave at once: with Nagle's algorithm the last segment of a response waits for the client's delayed ACK.
+    A read waits only for the moment in which a next request is caught; whoever reads on watches in between.  Sends
+    leave at once: with Nagle's algorithm the last segment of a response waits for the client's delayed ACK.
     """
     reading = MOMENT if CAN_CATCH else BODY_TIMEOUT
     for option, seconds in ((socket.SO_RCVTIMEO, reading), (socket.SO_SNDTIMEO, SEND_TIMEOUT)):
@@ -4683,9 +4707,11 @@ def listen_on_address(family: int, address: Any) -> socket.socket:
 
 
 def resolve(host: str, port: int) -> tuple[int, Any]:
-    """Return family and address of a host; IPv4 goes first, since clients on macOS and Windows try it for localhost."""
+    """Return family and address of a host; IPv4 goes first, as clients on macOS and Windows try it for localhost."""
     try:
-        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        name = host.strip("[]")
+        plain = name.encode() if name.isascii() else name  # a str has the codec for foreign letters imported: 2 ms
+        found = socket.getaddrinfo(plain, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise DevserveError(f"the host {host!r} does not resolve ({error}); try --host 127.0.0.1") from error
     family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
@@ -4794,7 +4820,9 @@ def holder_by_proc(port: int) -> str:
             with open(table, encoding="ascii") as lines:
                 rows = [line.split() for line in lines][1:]
             # columns: 1 local address:port in hexadecimal, 3 state (0A: listening), 9 inode
-            inodes |= {f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and int(row[1].split(":")[1], 16) == port}
+            inodes |= {
+                f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and int(row[1].split(":")[1], 16) == port
+            }
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             links = (os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd"))
@@ -4906,9 +4934,9 @@ def tls_from_files(cert: str, key: str) -> Callable[[socket.socket], socket.sock
 # callbacks; who is served, and what, it never learns.  To watch by inotify, replace `Watcher._look`.
 # =====================================================================================================================
 
-INTERVAL = 0.04  # seconds between two looks: with SETTLE a save is noticed after 40 ms on average
+INTERVAL = 0.05  # seconds between two looks: with SETTLE a save is noticed after 40 ms on average
 STARTING = 0.01  # the same while modules are still being imported: what is edited then may be loaded or not
-SETTLE = 0.02  # seconds without a further change that end a save; editors write in a few ms
+SETTLE = 0.015  # seconds without a further change that end a save; editors write in a few ms
 SETTLE_LIBRARY = 0.25  # the same for installed packages, whose installers pause between files
 SETTLE_LIMIT = 1.0  # a file that is written without end must not hold a reload for ever
 DOUBTFUL_LOOKS = 5  # a file that is gone or empty is believed after so many: editors rename, or truncate and write
@@ -4924,11 +4952,13 @@ COMPILE_SECONDS = 0.1  # a switch of branches that changes hundreds of files lea
 FILES_LIMIT = 100_000  # watched files; at about 300 bytes each this bounds the memory at 30 MB
 LATE = 3.0  # seconds until a change is surely seen, from which on a warning is due
 SELF_WRITTEN = 10  # reloads in a row that one file may cause during start-up before it is taken as written by the app
+REMEMBERED = 50  # files whose content the next image is told: the last edited ones, not a whole switch of branches
 CLOCK_STEP = 0.01  # seconds that a file's time may lag behind the clock: kernels stamp with their last tick
 
 NOT_WALKED = frozenset(
-    "__pycache__ node_modules bower_components site-packages dist-packages .git .hg .svn .bzr .jj .tox .nox .eggs .venv"
-    " .mypy_cache .ruff_cache .pytest_cache .hypothesis .ipynb_checkpoints .idea .vscode .vs .direnv .cache".split()
+    "__pycache__ node_modules bower_components site-packages dist-packages .git .hg .svn .bzr .jj .tox .nox .eggs"
+    " .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .ipynb_checkpoints .idea .vscode .vs .direnv"
+    " .cache".split()
 )
 NOT_WALKED_ENDINGS = (".dist-info", ".egg-info")
 LITTER = re.compile(
@@ -5072,8 +5102,8 @@ class Files:
     def first_state(self, path: str, since: float) -> Snapshot:
         """Return the state to start from: None, which makes it a change, when the file was written after `since`.
 
-        Times in the future say nothing, so they never cause a reload after a reload.  A file that has the content
-        that it had at the last such reload was written by the application itself while it was imported.
+        Times in the future say nothing, so they never cause a reload after a reload.  What has the content that the
+        image before saw last is no change; the application may write it each time that it is imported.
         """
         try:
             status = os.stat(path)
@@ -5094,8 +5124,11 @@ class Files:
         return None
 
     def remember(self) -> str:
-        """Return, for the next image's `remembered`, which files were written while this one imported them."""
-        words = ((path, digest(path), times) for path, times in self.early.items())
+        """Return, for the next image's `remembered`, the content of the files that were written lately.
+
+        So a file that is touched, or written again by the application, while the next image imports it, is no change.
+        """
+        words = ((path, digest(path), times) for path, times in list(self.early.items())[-REMEMBERED:])
         return "\n".join(f"{known[0]} {known[1]} {times} {path}" for path, known, times in words if known)
 
     def excluded(self, path: str) -> bool:
@@ -5444,6 +5477,7 @@ class Watcher(threading.Thread):
             if path.endswith(".py"):
                 forget_bytecode(path)
             self._digests[path] = digest(path)
+            self.files.early.setdefault(path, 0)
         self.changed(pending)
 
     def _first_error(self) -> Optional[SyntaxError]:
@@ -5503,6 +5537,9 @@ PARENT = "DEVSERVE_SUPERVISOR"  # "pid:read:write", the line to the parent under
 MAGIC = b"devserve handover 1\n"
 RELOAD_STATUS = 75  # the exit status that asks `supervise` for another round; EX_TEMPFAIL, "try again"
 EXIT_SECONDS = 2.0  # for exit handlers and flushing: one that joins a child that never ends must not hold a reload
+HEED_SECONDS = 0.2  # for the main thread to act on a signal that came while another thread was about to exec
+HEEDED = {int(getattr(signal, name)) for name in ("SIGHUP", "SIGINT", "SIGTERM") if hasattr(signal, name)}
+LEAVING = threading.Lock()  # held by whoever ends this image; only a restart that fails gives it back
 ORPHAN_SECONDS = 5.0  # from the death of the parent to the unasked end of the child
 UNDERTAKER_INTERVAL = 1.0  # seconds between two looks for dead children of earlier images
 PASSED_LIMIT = 250  # sockets in one message between processes; Linux takes 253
@@ -5564,8 +5601,9 @@ class Launch(NamedTuple):
     started: float  # wall clock; the files were loaded after this
     early: bool  # captured before any code of the application ran
     program: Optional[Program]
-    alarm: Alarm
     line: Optional[tuple[int, int]]  # descriptors to the parent under `supervise`
+    bell: tuple[int, int]  # a pipe in which the interpreter notes signals at once, before any handler runs
+    rung: bytes  # the signals that came too late for the image before
     handover: Optional[Handover]  # what the image before has left
 
     @classmethod
@@ -5576,6 +5614,7 @@ class Launch(NamedTuple):
         Signals that the restart held back stay blocked until `release_signals`.
         """
         line, packed, code = take_stamps()
+        rung = last_rings(packed.get("bell", -1))
         ignored = ignored_signals()
         umask = os.umask(0o077)
         os.umask(umask)
@@ -5594,8 +5633,9 @@ class Launch(NamedTuple):
             started=packed.get("left", time.time() - time.process_time()),
             early=early,
             program=own_program(code),
-            alarm=Alarm(packed.get("alarm", -1), packed.get("stops", [])),
             line=line,
+            bell=new_bell(),
+            rung=rung,
             handover=Handover(packed["sockets"], packed["notes"]) if packed else None,
         )
         launch._undo(ignored, packed.get("children", []))
@@ -5607,15 +5647,22 @@ class Launch(NamedTuple):
         wished = sys.platform == "win32" or self.environ.get("DEVSERVE_RELOADER") == "spawn"
         return wished and self.line is None
 
+    @property
+    def carries_ballast(self) -> bool:
+        """Tell whether the interpreter has just compiled devserve.py as a script, of which 15 MB of waste remain."""
+        fresh = self.program is not None and self.program.fd < 0 and __spec__ is None
+        return fresh and self.line is None and sys.platform != "win32"
+
     def terminal_is_gone(self) -> bool:
         """Tell whether the terminal that this was started on has been closed."""
         return bool(self.terminals) and not any(map(os.isatty, self.terminals))
 
     def release_signals(self) -> None:
-        """Let in the signals that the restart held back.  Call it when the signal handlers are in place."""
+        """Let in the signals that came during the restart.  Call it when the signal handlers are in place."""
         if sys.platform != "win32":
-            self.alarm.arm()
             signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
+        for number in self.rung:
+            signal.raise_signal(number)
 
     def _undo(self, ignored: set[int], children: list[int]) -> None:
         """Put right what an exec carries along: signals that the application ignored, children that it left."""
@@ -5626,37 +5673,6 @@ class Launch(NamedTuple):
             threading.Thread(target=bury, args=(children,), name="devserve undertaker", daemon=True).start()
         if self.line is not None:
             threading.Thread(target=end_with_parent, args=(self.line[0],), name="devserve line", daemon=True).start()
-
-
-class Alarm:
-    """Lets a signal that came in the last moment of an image take effect in the next one.
-
-    The interpreter notes a signal at once, but the handler runs later, when the main thread has its turn, and the exec
-    may come first.  The pipe holds the numbers of the signals that came; its reading end crosses the exec.
-    """
-
-    def __init__(self, fd: int, stops: list[int]) -> None:
-        self.missed: set[int] = set()
-        self.handlers: dict[int, Any] = {}
-        if fd >= 0:
-            with open(fd, "rb", buffering=0) as pipe:
-                self.missed = set(stops).intersection(pipe.read(1 << 16) or b"")  # None when no signal came
-        self.read = self.write = -1
-        if sys.platform != "win32":  # where a parent starts the next image, and nothing crosses
-            self.read, self.write = os.pipe()
-            for end in (self.read, self.write):
-                os.set_blocking(end, False)
-
-    def arm(self) -> None:
-        """Begin to note signals, now that their handlers are in place; send those again that the last image missed."""
-        self.handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        signal.set_wakeup_fd(self.write, warn_on_full_buffer=False)
-        for number in self.missed:
-            os.kill(os.getpid(), number)
-
-    def stops(self) -> list[int]:
-        """Return the signals whose handler still is the one that ends the process: when one came, it has not run yet."""
-        return [int(number) for number, handler in self.handlers.items() if signal.getsignal(number) is handler]
 
 
 def start_command() -> list[str]:
@@ -5746,6 +5762,34 @@ def blocked_signals() -> set[int]:
     return {int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())}
 
 
+def new_bell() -> tuple[int, int]:
+    """Return the ends of a new pipe in which the interpreter notes each signal at once."""
+    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
+        return -1, -1
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    return read, write
+
+
+def listen_to(bell: int) -> bytes:
+    """Return which of the signals that concern a server were noted in a pipe."""
+    try:
+        noted = os.read(bell, 1 << 16)
+    except OSError:
+        return b""
+    return bytes(number for number in noted if number in HEEDED)
+
+
+def last_rings(bell: int) -> bytes:
+    """Return which signals the image before noted when it was too late to act, and be done with its pipe."""
+    rung = listen_to(bell)
+    if is_open(bell):
+        os.close(bell)
+    return rung
+
+
 def is_open(fd: int) -> bool:
     """Tell whether a descriptor is in use."""
     try:
@@ -5796,11 +5840,20 @@ def restart_process(launch: Launch, handover: Handover) -> NoReturn:
     """
     if not os.access(launch.executable or os.devnull, os.X_OK):
         raise FileNotFoundError(errno.ENOENT, "the interpreter is gone", launch.executable)
-    say_goodbye(Leap(launch, handover).go)
+    LEAVING.acquire()
+    try:
+        say_goodbye(Leap(launch, handover).go)
+    finally:
+        LEAVING.release()
 
 
 def end_process(status: int) -> NoReturn:
-    """End this process now, whatever its threads do; exit handlers run first, and the streams are flushed."""
+    """End this process now, whatever its threads do; exit handlers run first, and the streams are flushed.
+
+    A process that is about to end or to restart ends without more ado.
+    """
+    if not LEAVING.acquire(blocking=False):
+        os._exit(status)
     say_goodbye(lambda: os._exit(status))
 
 
@@ -5854,8 +5907,7 @@ class Leap:
             "mask": sorted(self.launch.mask),
             "ignored": sorted(self.launch.ignored),
             "children": children(),
-            "alarm": -1 if self.launch.line else self.launch.alarm.read,  # another process has other descriptors
-            "stops": self.launch.alarm.stops(),
+            "bell": self.launch.bell[0],
         }
         return MAGIC + marshal.dumps(words)
 
@@ -5864,16 +5916,17 @@ class Leap:
         def _exec(self) -> NoReturn:
             launch = self.launch
             letter, code = anonymous_file(self._packed()), self._code()
-            self._open_only({*self.fds, letter, code, launch.alarm.read} - {-1})
+            self._open_only({*filter(is_open, self.fds), letter, code, launch.bell[0]} - {-1})
             reap()
             restore_terminal(launch)
             for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
                 signal.setitimer(timer, 0)
             if os.path.isdir(launch.cwd):
                 os.chdir(launch.cwd)
-            held = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM} if launch.early else set()
-            signal.pthread_sigmask(signal.SIG_SETMASK, launch.mask | held)
             stamp = f"{os.getpid()}:{letter}:{code if code >= 0 else ''}"
+            if set(listen_to(launch.bell[0])) - {signal.SIGHUP}:
+                time.sleep(HEED_SECONDS)
+            signal.pthread_sigmask(signal.SIG_SETMASK, launch.mask | (HEEDED if launch.early else set()))
             os.execve(launch.executable, launch.command, {**launch.environ, STAMP: stamp})
 
     def _code(self) -> int:
@@ -6148,6 +6201,7 @@ def end_with_parent(line: int) -> None:
 # are here.
 # =====================================================================================================================
 
+AT_FIRST = "at first"  # among the notes: nothing has been served or loaded yet
 GRACE = 5.0  # seconds from its own start that a request may take while a reload waits for it
 WAKE_INTERVAL = 0.5  # seconds; a signal that comes just before the main thread falls asleep is handled no later
 IMPORT_PATIENCE = 10.0  # seconds of importing after a reload before clients are told where the import is
@@ -6159,8 +6213,8 @@ def run(app: WSGIApplication, host: str = "127.0.0.1", port: int = 5000, debug: 
     """Serve `app` until Ctrl-C, like `app.run()` of the frameworks; with `debug` it reloads and explains exceptions.
 
     `options` are the command line's, with underscores: reload, debugger, threads, cert, key, extra_files,
-    exclude_patterns, pin, trusted_hosts, quiet.  As the code that calls this runs again at each reload, an exception in
-    it ends the process.  Raises TypeError for an unknown option; a port in use and the like end the process with one
+    exclude_patterns, pin, trusted_hosts, quiet.  As the code that calls this runs again at each reload, an exception
+    in it ends the process.  Raises TypeError for an unknown option; a port in use and the like end the process with one
     line and exit status 2.
     """
     terminal = Terminal(quiet=bool(options.get("quiet")))
@@ -6178,7 +6232,11 @@ def serve_command(read: Callable[[Terminal], Config]) -> int:
     terminal = Terminal()
     launch = Launch.capture(early=True)
     return start(
-        lambda: read(terminal), lambda config: load_app(config.app, debug=config.debug), launch, terminal, in_code=False
+        lambda: read(terminal),
+        lambda config: load_app(config.app, debug=config.debug),
+        launch,
+        terminal,
+        in_code=False,
     )
 
 
@@ -6196,6 +6254,8 @@ def start(
         terminal.quiet = config.quiet
         if config.reload and launch.must_supervise:
             return supervise(launch)
+        if config.reload and launch.carries_ballast:
+            restart_process(launch, Handover({"listener": [], "waiting": []}, {AT_FIRST: ""}))
         hall = Hall(config, terminal, launch)
         try:
             return hall.serve(lambda: load(config), in_code=in_code)
@@ -6217,7 +6277,11 @@ def make_server(app: WSGIApplication, host: str = "127.0.0.1", port: int = 0, **
     config = config_from_keywords(host=host, port=port, **options)
     terminal = Terminal(quiet=config.quiet)
     listener = listen(config.host, config.port, again=lambda free: f"port={free}")
-    server = open_server(config, listener, app, terminal)
+    try:
+        server = open_server(config, listener, app, terminal)
+    except DevserveError:
+        listener.close()
+        raise
     if config.debugger:
         guard = Guard.fresh(config.pin, server.server_port, trusted_hosts(config, listener))
         server.app = DebuggedApplication(app, guard=guard, terminal=terminal)
@@ -6272,7 +6336,7 @@ class Hall:
         self.launch = launch
         self.handover = launch.handover
         self.notes = self.handover.notes if self.handover else {}
-        self.reloaded = bool(self.handover)
+        self.reloaded = self.handover is not None and AT_FIRST not in self.notes
         self.socket_file = self.notes.get("socket_file", "")  # ours to remove at the end
         self.listener = self._listener()
         self.server = open_server(config, self.listener, lobby, terminal)
@@ -6382,15 +6446,24 @@ class Hall:
             frame = sys._current_frames().get(main.ident or 0)
             place = f"{frame.f_code.co_filename}, line {frame.f_lineno}" if frame else "an unknown place"
             self.terminal.warn(f"still importing after {IMPORT_PATIENCE:.0f} s, at {place}")
-            self.install(BrokenApp(TimeoutError(f"the import has not ended after {IMPORT_PATIENCE:.0f} s; it is at {place}")))
+            self.install(
+                BrokenApp(TimeoutError(f"the import has not ended after {IMPORT_PATIENCE:.0f} s; it is at {place}"))
+            )
             self._start()
 
     # -- reloading
 
     def reload(self, paths: list[str]) -> None:
         """Close the gate and let a new image of this process take over; returns only when that cannot be done."""
+        if not os.path.isdir(self.launch.cwd):
+            self.terminal.warn(f"the folder {self.launch.cwd} is gone; the old code serves on")
+            return
         self.terminal.say(f"{tell_paths(paths)} changed, reloading")
-        notes = {"since": repr(time.time()), "socket_file": self.socket_file, **(self.guard.remember() if self.guard else {})}
+        notes = {
+            "since": repr(time.time()),
+            "socket_file": self.socket_file,
+            **(self.guard.remember() if self.guard else {}),
+        }
         if self.watcher:
             notes["watched"] = self.watcher.remember()
         with self.starting:  # so that nobody adopts meanwhile what the last image handed over
@@ -6398,7 +6471,9 @@ class Hall:
             if self.handover and not self.acceptor.ident:
                 waiting += self.handover.sockets["waiting"]
             try:
-                restart_process(self.launch, Handover({"listener": [self.listener.fileno()], "waiting": waiting}, notes))
+                restart_process(
+                    self.launch, Handover({"listener": [self.listener.fileno()], "waiting": waiting}, notes)
+                )
             except OSError as error:
                 self.terminal.error(f"cannot start Python again ({error}); the old code serves on")
                 self.server.open_gate()
@@ -6422,7 +6497,9 @@ class Hall:
             return
         addresses = urls(self.listener, self.scheme)
         say = self.terminal.say
-        say(f"devserve {__version__} serves {self.config.app or 'the application'} on {addresses[0]} (Ctrl-C stops it)")
+        say(
+            f"devserve {__version__} serves {self.config.app or 'the application'} on {addresses[0]} (Ctrl-C stops it)"
+        )
         for address in addresses[1:]:
             say(f"  and on {address}")
         if len(addresses) > 1:
@@ -6432,7 +6509,7 @@ class Hall:
             say(self.guard.greeting(addresses[0]))
 
     def _take_signals(self, in_code: bool) -> None:
-        """Stop on SIGTERM and Ctrl-C, reload on SIGHUP; in code, Ctrl-C stays the KeyboardInterrupt that `run` ends on."""
+        """Stop on SIGTERM and Ctrl-C, reload on SIGHUP; in code, Ctrl-C stays the exception on which `run` ends."""
         if threading.current_thread() is not threading.main_thread():
             return
         signal.signal(signal.SIGTERM, self._stop)
@@ -6503,8 +6580,8 @@ def tell_paths(paths: list[str]) -> str:
     first = paths[0]
     try:
         first = min(first, os.path.relpath(first), key=len)
-    except ValueError:
-        pass  # another drive
+    except (ValueError, OSError):
+        pass  # another drive, or the working directory has gone
     return escape_controls(first) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
 
 
@@ -6527,7 +6604,8 @@ def command_for_port(port: int) -> str:
 # 12. The command line
 #
 # Options and DEVSERVE_* variables become a `Config`; mistakes become one line and exit status 2.  The only room that
-# knows argparse.  May know the configuration, the environment files and the hall.  At its end stands the demo, an application to try it with.
+# knows argparse.  May know the configuration, the environment files and the hall.  At its end stands the demo,
+# an application to try it with.
 # =====================================================================================================================
 
 if TYPE_CHECKING:
@@ -6592,11 +6670,22 @@ def command_parser() -> argparse.ArgumentParser:
         def error(self, message: str) -> Any:
             raise DevserveError(f"{message} (see --help)")
 
-    parser = Parser(prog="devserve", usage="%(prog)s [APP] [options]", description=DESCRIPTION, epilog=EPILOG)
+    parser = Parser(
+        prog="devserve",
+        usage="%(prog)s [APP] [options]",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=terminal_width()),
+    )
     defaults = Config()
     add = parser.add_argument
-    add("words", metavar="APP", nargs="*", help="module, package.module or path/to/file.py, each with an optional "
-        ':name, :dotted.name or :factory("argument"); without it $DEVSERVE_APP, $FLASK_APP, app.py, wsgi.py')
+    add(
+        "words",
+        metavar="APP",
+        nargs="*",
+        help="module, package.module or path/to/file.py, each with an optional "
+        ':name, :dotted.name or :factory("argument"); without it $DEVSERVE_APP, $FLASK_APP, app.py, wsgi.py',
+    )
     add("-A", "--app", default="", help="the same as APP")
     add("-H", "--host", default=defaults.host, help="address, name, or unix:PATH (default: %(default)s)")
     add("-p", "--port", default=defaults.port, type=port_number, help="0 picks a free one (default: %(default)s)")
@@ -6604,24 +6693,52 @@ def command_parser() -> argparse.ArgumentParser:
     add("-d", "--debug", action=flag, default=False, help="turn the reloader and the debugger on")
     add("--reload", action=flag, help="restart when a file is saved (as --debug)")
     add("--debugger", action=flag, help="show exceptions as pages with a console (as --debug)")
-    add("--extra-files", metavar="PATH", action="extend", type=path_list, help="also watch these files, folders and "
-        f"globs; may be repeated, or separated by {os.pathsep!r}")
+    add(
+        "--extra-files",
+        metavar="PATH",
+        action="extend",
+        type=path_list,
+        help=f"also watch these files, folders and globs; may be repeated, or separated by {os.pathsep!r}",
+    )
     add("--exclude-patterns", metavar="GLOB", action="extend", type=path_list, help="never watch these")
-    add("--with-threads", action="store_true", dest="threads", default=True, help="serve requests at the same time "
-        "(default)")
+    add(
+        "--with-threads",
+        action="store_true",
+        dest="threads",
+        default=True,
+        help="serve requests at the same time (default)",
+    )
     add("--without-threads", action="store_false", dest="threads", default=True, help="run one request at a time")
     add("--cert", metavar="FILE", default="", help="serve HTTPS with this certificate (PEM)")
     add("--key", metavar="FILE", default="", help="the certificate's key, when it is in another file")
-    add("-e", "--env-file", metavar="FILE", default="", help="set environment variables from FILE, and from .env and "
-        ".flaskenv, unless they are set")
+    add(
+        "-e",
+        "--env-file",
+        metavar="FILE",
+        default="",
+        help="set environment variables from FILE, and from .env and .flaskenv, unless they are set",
+    )
     add("--pin", default="", help="the console's PIN instead of a random one, or off")
-    add("--trusted-host", metavar="HOST", action="append", help="a host name, besides localhost, whose pages may use "
-        "the console; may be repeated")
+    add(
+        "--trusted-host",
+        metavar="HOST",
+        action="append",
+        help="a host name, besides localhost, whose pages may use the console; may be repeated",
+    )
     add("-q", "--quiet", action="store_true", help="no request log")
     add("--version", action="version", version=f"devserve {__version__}")
     return parser
 
 
+def terminal_width() -> int:
+    """Return the columns for the help.  Left alone, argparse imports shutil and all its compressors for this: 5 ms."""
+    try:
+        return os.get_terminal_size(1).columns - 2
+    except (OSError, ValueError):  # not a terminal
+        return HELP_WIDTH
+
+
+HELP_WIDTH = 98
 DESCRIPTION = "The development server for WSGI applications. For local development only, never for production."
 EPILOG = "Each long option can be set as DEVSERVE_OPTION in the environment. Try: devserve devserve:demo --debug"
 
@@ -7345,7 +7462,7 @@ DEMO_PAGE = """<!doctype html>
 <p>This page is the demo of devserve: an ordinary WSGI application, in the same file.</p>
 <ul>
   <li><a href="/stream">A streaming page</a>: a line a second, each on the wire before the next is made.</li>
-  <li><a href="/fail?fruit=peers">A page that fails</a>: with <code>--debug</code> you see where, and with which values.</li>
+  <li><a href="/fail?fruit=peers">A page that fails</a>: with <code>--debug</code> you see where, and why.</li>
   <li><a href="/__devserve__/console">The console</a>: with <code>--debug</code>, for whoever reads the terminal.</li>
 </ul>
 <p>Now your own: <code>python devserve.py hello:app --debug</code></p>

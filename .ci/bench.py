@@ -49,6 +49,7 @@ PACKAGES = tuple("flask werkzeug django bottle waitress hupper gunicorn cheroot 
 DEADLINE = 30.0  # seconds until a server must answer its first request; 1,800 modules take a slow machine a while
 SOCKET_TIMEOUT = 10.0  # seconds that one answer may take
 RELOAD_DEADLINE = 15.0  # seconds until a save must show: the slowest peer takes three
+PATIENCE = 15.0  # seconds of turns that a server gets within a row
 POLL = 0.003  # seconds between two looks at whether a server answers yet; it limits how finely starts are told apart
 
 
@@ -88,7 +89,7 @@ SERVERS = (
         ("bottle",),
     ),
     Server("waitress", "{python} -m " + WAITRESS, "", ("waitress",), quick=True),
-    Server("waitress, hupper", "", "{python} -m hupper -m " + WAITRESS, ("waitress", "hupper")),
+    Server("waitress, hupper", "", "{scripts}/hupper -m " + WAITRESS, ("waitress", "hupper")),
     Server("gunicorn sync", GUNICORN, GUNICORN + " --reload", ("gunicorn",)),
     Server(
         "gunicorn gthread", GUNICORN + " --threads 8", GUNICORN + " --threads 8 --reload", ("gunicorn",), quick=True
@@ -543,6 +544,8 @@ def load_page(port: int, paths: list[str], connections: int = 6) -> float:
                 answer = whole_answer(key.data, ended=not piece)
                 if answer is not None:
                     selector.unregister(sock)
+                    if not answer.persistent:
+                        sock.close()  # gunicorn's sync worker waits for that before it takes the next
                     take_next(selector, stack, sock if answer.persistent else None, port, waiting)
                 elif not piece:
                     raise Failed("a file broke off")
@@ -697,8 +700,8 @@ class Bench:
                 if option not in self.options:
                     raise Failed(f"devserve has no {option} yet")
         port = free_port()
-        names = {"python": self.python, "devserve": str(self.devserve), "port": str(port), "module": module}
-        command = [word.format(**names) for word in shlex.split(template)]
+        names = {"python": self.python, "scripts": os.path.dirname(self.python), "devserve": str(self.devserve)}
+        command = [word.format(port=port, module=module, **names) for word in shlex.split(template)]
         running = Running(name, command, port, folder, self.variables(module))
         self.stack.callback(running.stop)
         return running
@@ -753,8 +756,8 @@ class Bench:
         """A peer that fails costs its own cell of the table, not the run."""
         try:
             yield
-        except (Failed, OSError, ValueError, subprocess.TimeoutExpired) as error:
-            self.note(name, str(error))
+        except (Failed, OSError, ValueError, LookupError, subprocess.SubprocessError) as error:
+            self.note(name, str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}")
 
     def note(self, name: str, text: str) -> None:
         if text and text not in self.notes.get(name, ""):
@@ -762,12 +765,19 @@ class Bench:
             self.notes[name] = f"{self.notes[name]}; {text}" if name in self.notes else text
 
     def in_turns(self, servers: list[Running], measure: Callable[[Running], Any], rounds: int) -> dict[str, list[Any]]:
-        """Measure A B C A B C …: what disturbs the machine for a while disturbs all alike."""
+        """Measure A B C A B C …: what disturbs the machine for a while disturbs all alike.
+
+        A server that has used up its patience has no further turns, so that one that crawls does not hold up the run.
+        """
         found: dict[str, list[Any]] = {}
+        spent = dict.fromkeys([running.name for running in servers], 0.0)
         for _ in range(rounds):
             for running in servers:
-                with self.forgiving(running.name):
-                    found.setdefault(running.name, []).append(measure(running))
+                if spent[running.name] < PATIENCE:
+                    began = time.perf_counter()
+                    with self.forgiving(running.name):
+                        found.setdefault(running.name, []).append(measure(running))
+                    spent[running.name] += time.perf_counter() - began
         return found
 
     def medians(self, column: str, found: dict[str, list[float]]) -> dict[str, float]:
@@ -892,7 +902,7 @@ def static(bench: Bench) -> list[Line]:
     paths = [f"/small/{n}.css" for n in range(SMALL_FILES)]
     with bench.servers():
         servers = bench.start_all(reload=False, leave_out=(YARDSTICK,))
-        found = bench.in_turns(servers, lambda s: load_page(s.port, paths) * 1000, bench.rounds(15, 3))
+        found = bench.in_turns(servers, lambda s: load_page(s.port, paths) * 1000, bench.rounds(9, 3))
         return [
             as_good(
                 f"a page of {SMALL_FILES} small files, 6 connections",
@@ -957,7 +967,7 @@ def start(bench: Bench) -> list[Line]:
     """From the command to the first answer."""
     commands = [*bench.peers(reload=False, leave_out=(YARDSTICK,)), (AS_MODULE, DEVSERVE_MODULE)]
     found: dict[str, list[float]] = {}
-    for _ in range(bench.rounds(7, 2)):
+    for _ in range(bench.rounds(5, 2)):
         found.setdefault("bare import", []).append(bare_import(bench, bench.project, "hello"))
         for name, command in commands:
             with bench.servers(), bench.forgiving(name):
@@ -1005,7 +1015,7 @@ def help_text(bench: Bench) -> list[Line]:
     return lines
 
 
-BARE = "bare import"  # takes its turns like a server
+BARE = "bare import"
 SAVES = (("hello", "hello", 4, 2), ("flask_hello", "Flask", 4, 0), ("large", f"{MODULES:,} modules", 3, 1))
 
 
@@ -1021,16 +1031,16 @@ def save(bench: Bench) -> list[Line]:
 
 
 def save_in_turns(bench: Bench, module: str, rounds: int) -> dict[str, list[float]]:
-    """Return the milliseconds of each save of each server, and of bare imports between them."""
+    """Return the milliseconds of each save of each server, and of a bare import after each of the first's."""
     servers = bench.start_all(reload=True, module=module)
-    found: dict[str, list[float]] = {}
-    for _ in range(rounds):
-        for running in servers:
-            with bench.forgiving(running.name):
-                found.setdefault(running.name, []).append(save_to_answer(running, module) * 1000)
-            if running is servers[0]:
-                found.setdefault(BARE, []).append(bare_import(bench, running.folder, module) * 1000)
-    return found
+    bare: list[float] = []
+
+    def measure(running: Running) -> float:
+        if running is servers[0]:
+            bare.append(bare_import(bench, running.folder, module) * 1000)
+        return save_to_answer(running, module) * 1000
+
+    return {**bench.in_turns(servers, measure, rounds), BARE: bare}
 
 
 def save_line(title: str, medians: dict[str, float]) -> Line:
@@ -1070,44 +1080,36 @@ CLIENTS = 4
 
 def reloads(bench: Bench) -> list[Line]:
     """Clients that ask without pause while the application is saved again and again."""
-    found: dict[str, float] = {}
-    details: dict[str, str] = {}
-    saves = {True: 3, False: 10}[bench.quick]
+    found: dict[str, dict[str, int]] = {}
+    mine, theirs = bench.rounds(10, 3), 3
     for name, command in bench.peers(reload=True):
         with bench.servers(), bench.forgiving(name):
             running = bench.start(name, command, bench.new_project(f"reloads-{len(os.listdir(bench.folder))}"))
             running.wait()
-            counts = fail_counts(running, saves if name == "devserve" else min(saves, 3))
-            found[name] = counts["failed"]
-            details[name] = f"{counts['refused']} refused, {counts['cut']} reset or cut, {counts['status']} errors"
-    bench.results["failed in 3 reloads"] = {n: v for n, v in found.items() if n != "devserve"}
-    name, peer = best_peer(found, least=True)
-    return [
-        Line(
-            f"requests that failed across {saves} reloads, {CLIENTS} clients",
-            details.get("devserve", "n/a"),
-            f"{name}: {number(peer)} across {min(saves, 3)}",
-            "0",
-            found.get("devserve", 1) == 0,
-        )
-    ]
+            found[name] = fail_counts(bench, running, mine if name == "devserve" else theirs)
+    failed = {name: float(sum(counts.values()) - counts["answered"]) for name, counts in found.items()}
+    bench.results[f"failed in {theirs} reloads"] = {n: v for n, v in failed.items() if n != "devserve"}
+    counts, (name, peer) = found.get("devserve", {}), best_peer(failed, least=True)
+    told = ", ".join(f"{count:,} {kind}" for kind, count in counts.items()) or "n/a"
+    title = f"requests across {mine} reloads, {CLIENTS} clients"
+    return [Line(title, told, f"{name}: {number(peer)} failed in {theirs}", "0 failed", failed.get("devserve") == 0)]
 
 
-def fail_counts(running: Running, saves: int) -> dict[str, int]:
-    """Save so often under load; count the requests that were refused, reset or cut, or answered with an error."""
-    counts = {"refused": 0, "cut": 0, "status": 0, "answered": 0}
+def fail_counts(bench: Bench, running: Running, saves: int) -> dict[str, int]:
+    """Save so often under load; count what became of the requests."""
+    counts = {"answered": 0, "refused": 0, "reset or cut": 0, "answered with an error": 0}
     lock, stop = threading.Lock(), threading.Event()
     clients = [threading.Thread(target=keep_asking, args=(running.port, counts, lock, stop)) for _ in range(CLIENTS)]
     for client in clients:
         client.start()
     try:
-        for _ in range(saves):
-            save_to_answer(running, "hello")
+        with bench.forgiving(running.name):
+            for _ in range(saves):
+                save_to_answer(running, "hello")
     finally:
         stop.set()
         for client in clients:
             client.join(SOCKET_TIMEOUT + 1)
-    counts["failed"] = counts["refused"] + counts["cut"] + counts["status"]
     return counts
 
 
@@ -1119,12 +1121,12 @@ def keep_asking(port: int, counts: dict[str, int], lock: threading.Lock, stop: t
         try:
             sock = sock or connect(port)
             answer = exchange(sock, request("/version"))
-            kind = "answered" if answer.status == 200 else "status"
+            kind = "answered" if answer.status == 200 else "answered with an error"
             keep = answer.persistent
         except ConnectionRefusedError:
             kind, keep = "refused", False
         except OSError:
-            kind, keep = "cut", False
+            kind, keep = "reset or cut", False
         if sock is not None and not keep:
             sock.close()
             sock = None
@@ -1184,7 +1186,7 @@ def memory(bench: Bench) -> list[Line]:
 def growth(bench: Bench) -> list[Line]:
     """How cost grows with work: the exponent of a power law through the measurements; 1 is linear."""
     rows: list[tuple[str, Callable[[Running, int], float], tuple[int, ...], str]] = [
-        ("requests on one connection", many_requests, (1000, 2000, 4000, 8000), ""),
+        ("requests on one connection", many_requests, (500, 1000, 2000, 4000), ""),
         ("connections", many_connections, (100, 200, 400, 800), ""),
         ("bytes of an upload", upload_of, (2**21, 2**22, 2**23, 2**24, 2**25), ""),
         ("frames of a traceback", crash_of, (100, 200, 400, 800), " --debugger"),
@@ -1346,6 +1348,7 @@ def main() -> int:
     if sys.platform == "win32":
         raise SystemExit("bench: process groups and signals are needed; run it on Linux or macOS")
     raise_descriptor_limit()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the servers are ended too
     bench = Bench(given.devserve.resolve(), given.quick)
     chosen = [name for name in ROWS if not given.only or name.startswith(tuple(given.only.split(",")))]
     lines: list[Line] = []
