@@ -3412,6 +3412,9 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
     ) -> None:
         super().__init__(listener.getsockname(), socketserver.BaseRequestHandler)  # which `finish_request` replaces
         self.socket = listener
+        self.options_inherited = sys.platform == "linux" and isinstance(listener.getsockname(), tuple)
+        if self.options_inherited:
+            set_options(listener)  # once, for all that it accepts: three system calls less for each connection
         self.socket.setblocking(False)  # a client may be gone between poll and accept
         self.app = app
         self.terminal = terminal
@@ -3447,6 +3450,15 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
                     self._shed_load()
                 raise
             return self._register(sock, address), address
+
+    def service_actions(self) -> None:
+        """Take what else waits in the kernel's queue, without a poll for each."""
+        while self.gate.is_set():
+            try:
+                request, address = self.get_request()
+            except OSError:
+                return
+            self.process_request(request, address)
 
     def _register(self, sock: socket.socket, address: Any) -> Connection:
         connection = Connection(sock, address, self)
@@ -3617,7 +3629,8 @@ class Connection:
         self.keep_alive = True
         self.input_left = False  # the client may have sent, or still be sending, what nobody will read
         self.catches = CAN_CATCH and self.shaken  # TLS has a buffer of its own, which a read may not leave half full
-        set_timeouts(sock)
+        if not server.options_inherited:
+            set_options(sock)
         self.readable = watch(sock)
         self.environ = dict(server.base_environ)
         self.environ["REMOTE_ADDR"], self.environ["REMOTE_PORT"] = remote(address)
@@ -4628,7 +4641,7 @@ def remote(address: Any) -> tuple[str, str]:
     return (address[0], str(address[1])) if isinstance(address, tuple) else ("", "")
 
 
-def set_timeouts(sock: socket.socket) -> None:
+def set_options(sock: socket.socket) -> None:
     """Bound each wait of a blocking socket in the kernel: `settimeout` would cost a poll before each call.
 
     A read waits only for the moment in which a next request is caught; whoever reads on watches in between.  Sends
@@ -6214,8 +6227,8 @@ def run(app: WSGIApplication, host: str = "127.0.0.1", port: int = 5000, debug: 
 
     `options` are the command line's, with underscores: reload, debugger, threads, cert, key, extra_files,
     exclude_patterns, pin, trusted_hosts, quiet.  As the code that calls this runs again at each reload, an exception
-    in it ends the process.  Raises TypeError for an unknown option; a port in use and the like end the process with one
-    line and exit status 2.
+    in it ends the process.  Raises TypeError for an unknown option; a port in use and the like end the process with
+    one line and exit status 2.
     """
     terminal = Terminal(quiet=bool(options.get("quiet")))
     if imported_by_devserve():
