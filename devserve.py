@@ -4947,24 +4947,27 @@ def tls_from_files(cert: str, key: str) -> Callable[[socket.socket], socket.sock
 # callbacks; who is served, and what, it never learns.  To watch by inotify, replace `Watcher._look`.
 # =====================================================================================================================
 
-INTERVAL = 0.05  # seconds between two looks: with SETTLE a save is noticed after 40 ms on average
+INTERVAL = 0.045  # seconds between two looks: with SETTLE a save is noticed after 40 ms on average
 STARTING = 0.01  # the same while modules are still being imported: what is edited then may be loaded or not
 SETTLE = 0.015  # seconds without a further change that end a save; editors write in a few ms
 SETTLE_LIBRARY = 0.25  # the same for installed packages, whose installers pause between files
 SETTLE_LIMIT = 1.0  # a file that is written without end must not hold a reload for ever
 DOUBTFUL_LOOKS = 5  # a file that is gone or empty is believed after so many: editors rename, or truncate and write
 LIBRARY_PERIOD = 4.0  # seconds in which each file of an installed package has been looked at once
-LOOKING = 0.007  # share of one core that looking may cost; with the waking up it stays below 1 %
+LOOKING = 0.006  # share of one core that looking may cost; with the waking up it stays below 1 %
 LOOKING_AT_MANY = 0.02  # the same when there are more than MANY files of the project's own, named by --extra-files
 MANY = 2000  # files: as many are looked at in turn without a noticeable delay
 HOT = 10  # the files edited last are looked at each time, since the next edit is most likely to one of them
+FEW = 200  # files that can be looked at again, while a save settles, without making the reload late
+MEASURED = 8  # of so many looks one is timed: the thread's clock costs as much as looking at a file
 EXPLORING = 0.005  # seconds a look that may go into listing folders: requests must not wait for it
 LEARNING = 8  # files a look whose content is read for the first time
 CONTENT_LIMIT = 1 << 20  # bytes; larger files are known by size and time alone
 COMPILE_SECONDS = 0.1  # a switch of branches that changes hundreds of files leaves the rest to the import itself
 FILES_LIMIT = 100_000  # watched files; at about 300 bytes each this bounds the memory at 30 MB
 LATE = 3.0  # seconds until a change is surely seen, from which on a warning is due
-SELF_WRITTEN = 10  # reloads in a row that one file may cause during start-up before it is taken as written by the app
+SELF_WRITTEN = 40  # reloads in a row that one file may cause during start-up before it is taken as written by the app:
+# somebody who saves as soon as the new code answers looks the same for a while
 REMEMBERED = 50  # files whose content the next image is told: the last edited ones, not a whole switch of branches
 CLOCK_STEP = 0.01  # seconds that a file's time may lag behind the clock: kernels stamp with their last tick
 
@@ -5342,6 +5345,7 @@ class Watcher(threading.Thread):
         self._counted = 0
         self._turns = {"own": 0, "library": 0}
         self._cost = 5e-6  # seconds a file, a first guess; measured from then on
+        self._looks = 0
         self._digests: dict[str, Digest] = {}
         self._unread: list[str] = []
         self._pending: set[str] = set()
@@ -5371,7 +5375,6 @@ class Watcher(threading.Thread):
         self._stopped = True
 
     def run(self) -> None:
-        interval = STARTING
         while not self._stopped:
             importing = self.files.adopt()
             while self._errands:
@@ -5382,18 +5385,21 @@ class Watcher(threading.Thread):
                 self._settle(suspects)
             if self._demand:
                 self._deliver([self._demand])
-            self._learn()
-            self._warn_when_late(explored)
-            interval = STARTING if importing else INTERVAL
-            time.sleep(interval)
+            if self._unread:
+                self._learn()
+            if explored and not self._warned:
+                self._warn_when_late()
+            time.sleep(STARTING if importing else INTERVAL)
 
     def _look(self) -> set[str]:
         """Look at the files whose turn it is and return those that differ.  Folders that differ are listed again."""
-        began = time.thread_time()
         paths = self._whose_turn()
+        self._looks += 1
+        if self._looks % MEASURED or not paths:
+            return self._different(paths)
+        began = time.thread_time()
         different = self._different(paths)
-        if paths:
-            self._cost += 0.1 * ((time.thread_time() - began) / len(paths) - self._cost)
+        self._cost += 0.2 * ((time.thread_time() - began) / len(paths) - self._cost)
         return different
 
     def _whose_turn(self) -> list[str]:
@@ -5439,6 +5445,9 @@ class Watcher(threading.Thread):
         states = self.files.states
         found = {path for path in paths if snapshot(path) != states[path]}
         for folder in [path for path in found if path in self.files.trees]:
+            if os.path.isfile(folder):  # a package has become a module
+                del self.files.trees[folder]
+                continue
             found.discard(folder)
             self.files.list_again(folder)
             self.files.explore(EXPLORING)
@@ -5463,8 +5472,16 @@ class Watcher(threading.Thread):
                 break
             last = now
             time.sleep(step)
-            suspects |= self._different(files.own[:MANY])
+            suspects |= self._different(self._neighbours(suspects))
         self._accept({path: state for path, state in last.items() if state != files.states[path]})
+
+    def _neighbours(self, suspects: set[str]) -> list[str]:
+        """Return where else the same save may have written: anywhere, when it is no longer a single file."""
+        own = self.files.own[:MANY]
+        if len(suspects) > 1 or len(own) <= FEW:
+            return own
+        folders = {os.path.dirname(path) for path in suspects}
+        return [*self._hot, *(path for path in own if os.path.dirname(path) in folders)][:FEW]
 
     def _accept(self, news: dict[str, Snapshot]) -> None:
         self.files.states.update(news)
@@ -5509,9 +5526,9 @@ class Watcher(threading.Thread):
             if self.files.states[path] == snapshot(path):
                 self._digests[path] = known
 
-    def _warn_when_late(self, explored: bool) -> None:
+    def _warn_when_late(self) -> None:
         late = len(self.files.own) * self._cost / self._budget()
-        if explored and late > LATE and not self._warned:
+        if late > LATE:
             self._warned = True
             self.warn(f"{len(self.files.own):,} files are watched: a change may be seen {late:.0f} s late")
 
