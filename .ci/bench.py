@@ -265,20 +265,27 @@ def write_project(folder: Path) -> None:
 
 
 def project_of(package: str, count: int, library: str = "") -> str:
-    """Return the text of an application that imports so many modules of a package, and those of a library."""
-    lines = ["import importlib\n"]
-    lines += [f"for n in range({count}):\n    importlib.import_module(f'{package}.m{{n}}')\n"]
-    if library:
-        lines += [f"for n in range({MODULES}):\n    importlib.import_module(f'{library}.m{{n}}')\n"]
-    return "".join(lines) + HELLO
+    """Return the text of an application that imports so many modules of a package, and those of a library.
+
+    Its version is the highest that it or one of its modules has.
+    """
+    lines = ["import importlib\n\nVERSIONS = []\n"]
+    for name, size in ((package, count), (library, MODULES)):
+        if name:
+            lines += [f"for n in range({size}):\n    module = importlib.import_module(f'{name}.m{{n}}')\n"]
+            lines += ["    VERSIONS.append(getattr(module, 'VERSION', 0))\n"]
+    return "".join([*lines, HELLO, "\n\nVERSION = max(VERSION, *VERSIONS)\n"])
 
 
 def write_package(folder: Path, count: int) -> None:
-    """Write a package of so many modules."""
+    """Write a package of so many modules, a day old: in a project that one works on, few files are fresh."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "__init__.py").touch()
+    yesterday = time.time() - 86400
     for number in range(count):
-        (folder / f"m{number}.py").write_text(MODULE.format(number=number), "utf-8")
+        path = folder / f"m{number}.py"
+        path.write_text(MODULE.format(number=number), "utf-8")
+        os.utime(path, (yesterday, yesterday))
 
 
 # =====================================================================================================================
@@ -368,6 +375,7 @@ class Running:
         self.name = name
         self.port = port
         self.folder = folder
+        self.version = 0  # of the application, raised by each save
         self.began = time.perf_counter()
         self.log = folder / f"log-{port}.txt"
         with open(self.log, "wb") as log:
@@ -1016,21 +1024,26 @@ def help_text(bench: Bench) -> list[Line]:
 
 
 BARE = "bare import"
-SAVES = (("hello", "hello", 4, 2), ("flask_hello", "Flask", 4, 0), ("large", f"{MODULES:,} modules", 3, 1))
+SAVES = (  # module, title, files that are edited in turn, rounds, rounds of --quick
+    ("hello", "hello", "hello.py", 4, 2),
+    ("flask_hello", "Flask", "flask_hello.py", 4, 0),
+    ("large", f"{MODULES:,} modules", "large.py", 4, 2),
+    ("large", f"{MODULES:,} modules, another file each time", "large_parts/m{n}.py", 3, 0),
+)
 
 
 def save(bench: Bench) -> list[Line]:
     """From a save to the first answer of the new code, a request every few milliseconds."""
     lines = []
-    for module, title, full, quick in SAVES:
+    for module, title, file, full, quick in SAVES:
         if bench.rounds(full, quick):
             with bench.servers():
-                found = save_in_turns(bench, module, bench.rounds(full, quick))
+                found = save_in_turns(bench, module, file, bench.rounds(full, quick))
             lines.append(save_line(title, bench.medians(f"save, {title}, ms", found)))
     return lines
 
 
-def save_in_turns(bench: Bench, module: str, rounds: int) -> dict[str, list[float]]:
+def save_in_turns(bench: Bench, module: str, file: str, rounds: int) -> dict[str, list[float]]:
     """Return the milliseconds of each save of each server, and of a bare import after each of the first's."""
     servers = bench.start_all(reload=True, module=module)
     bare: list[float] = []
@@ -1038,7 +1051,7 @@ def save_in_turns(bench: Bench, module: str, rounds: int) -> dict[str, list[floa
     def measure(running: Running) -> float:
         if running is servers[0]:
             bare.append(bare_import(bench, running.folder, module) * 1000)
-        return save_to_answer(running, module) * 1000
+        return save_to_answer(running, file) * 1000
 
     return {**bench.in_turns(servers, measure, rounds), BARE: bare}
 
@@ -1051,10 +1064,10 @@ def save_line(title: str, medians: dict[str, float]) -> Line:
     return Line(f"save to new response, {title}", f"{number(mine)} ms", others, "import + 90 ms, ahead of all", met)
 
 
-def save_to_answer(running: Running, module: str) -> float:
+def save_to_answer(running: Running, file: str) -> float:
     """Save a new version and return the seconds until a request is answered by it."""
     time.sleep(0.3)  # a server that has just restarted may not watch yet; whether it does is not measured here
-    wanted = save_version(running.folder / f"{module}.py")
+    wanted = save_version(running, file)
     began = time.perf_counter()
     while time.perf_counter() - began < RELOAD_DEADLINE:
         with contextlib.suppress(OSError):
@@ -1064,15 +1077,17 @@ def save_to_answer(running: Running, module: str) -> float:
     raise Failed(f"a save was not seen within {RELOAD_DEADLINE:.0f} s")
 
 
-def save_version(path: Path) -> bytes:
-    """Write the next version of an application; return what it answers.
+def save_version(running: Running, file: str) -> bytes:
+    """Write the next version into a file, for which {n} is another number each time; return what is to be answered.
 
     Each version is one byte longer: a .pyc file is found stale by whole seconds and size, and saves come fast here.
     """
-    text = path.read_text("utf-8")
-    version = int(re.search(r"^VERSION = (\d+)", text, re.M)[1]) + 1  # type: ignore[index]
-    path.write_text(re.sub(r"^VERSION = \d+", f"VERSION = {version}", text, flags=re.M) + "#", "utf-8")
-    return b"version %d." % version
+    running.version += 1
+    path = running.folder / file.format(n=running.version * 37 % MODULES)
+    text, line = path.read_text("utf-8"), f"VERSION = {running.version}"
+    changed, count = re.subn(r"^VERSION = \d+", line, text, count=1, flags=re.MULTILINE)
+    path.write_text(changed + "#" if count else f"{text}\n{line}\n", "utf-8")
+    return b"version %d." % running.version
 
 
 CLIENTS = 4
@@ -1105,7 +1120,7 @@ def fail_counts(bench: Bench, running: Running, saves: int) -> dict[str, int]:
     try:
         with bench.forgiving(running.name):
             for _ in range(saves):
-                save_to_answer(running, "hello")
+                save_to_answer(running, "hello.py")
     finally:
         stop.set()
         for client in clients:
@@ -1184,7 +1199,7 @@ def memory(bench: Bench) -> list[Line]:
 
 
 def growth(bench: Bench) -> list[Line]:
-    """How cost grows with work: the exponent of a power law through the measurements; 1 is linear."""
+    """How cost grows with work: the exponent of a power law through the least times of five; 1 is linear."""
     rows: list[tuple[str, Callable[[Running, int], float], tuple[int, ...], str]] = [
         ("requests on one connection", many_requests, (500, 1000, 2000, 4000), ""),
         ("connections", many_connections, (100, 200, 400, 800), ""),
@@ -1196,8 +1211,8 @@ def growth(bench: Bench) -> list[Line]:
         with bench.servers(), bench.forgiving("devserve"):
             running = bench.start("devserve", DEVSERVE + option, bench.project)
             running.wait()
-            times = [statistics.median(measure(running, n) for _ in range(3)) for n in sizes]
-            lines.append(growth_line(title, sizes, times, "ms", 1000))
+            times = [[measure(running, n) for n in sizes] for _ in range(5)]
+            lines.append(growth_line(title, sizes, [min(column) for column in zip(*times)], "ms", 1000))
     if os.path.exists("/proc/self/stat"):
         with bench.servers(), bench.forgiving("devserve"):
             lines.append(watched_files(bench))
@@ -1321,7 +1336,7 @@ def table_of_all(bench: Bench) -> str:
         cells = [number(bench.results[c][name]) if name in bench.results[c] else "" for c in columns]
         rows.append(f"| {name} | " + " | ".join(cells) + " |")
     notes = [f"{name}: n/a where empty because of: {text}" for name, text in bench.notes.items()]
-    return "\n".join([*rows, *(["", *notes] if notes else [])])
+    return "\n".join([*(rows if columns else []), *(["", *notes] if notes else [])])
 
 
 def raise_descriptor_limit() -> None:
