@@ -5720,7 +5720,7 @@ def start_command() -> list[str]:
 def original_command() -> list[str]:
     """Return the words that the interpreter was started with: Python knows them since 3.10, Linux always."""
     if sys.version_info >= (3, 10):
-        return list(sys.orig_argv)
+        return list(sys.orig_argv)  # novermin: 3.9 is answered below
     try:
         with open("/proc/self/cmdline", "rb") as file:
             return [os.fsdecode(word) for word in file.read().split(b"\0")[:-1]]

@@ -6545,7 +6545,7 @@ class ReloaderExtraFiles(ReloaderWatching):
 
 
 class ReloaderFailedImports(ReloaderWatching):
-    def fail(self, module: str, **options: Any) -> devserve.Watcher:  # type: ignore[override]
+    def fail(self, module: str, **options: Any) -> Any:  # type: ignore[override]
         watcher = self.start(**options)
         try:
             __import__(module)
