@@ -6430,7 +6430,7 @@ class Hall:
         """Return the application, or one that tells what broke it.  At the first start a failure is the end: None."""
         try:
             return load()
-        except BaseException as error:
+        except BaseException as error:  # a module that calls sys.exit() is broken like any other
             if isinstance(error, KeyboardInterrupt):
                 raise
             if not self.reloaded and isinstance(error, DevserveError):
