@@ -4948,6 +4948,8 @@ def tls_from_files(cert: str, key: str) -> Callable[[socket.socket], socket.sock
 # =====================================================================================================================
 
 INTERVAL = 0.045  # seconds between two looks: with SETTLE a save is noticed after 40 ms on average
+EAGER = 0.025  # the same for a while after a reload, since whoever has just saved will save again
+EAGER_SECONDS = 60.0  # that while; afterwards, idle means idle
 STARTING = 0.01  # the same while modules are still being imported: what is edited then may be loaded or not
 SETTLE = 0.015  # seconds without a further change that end a save; editors write in a few ms
 SETTLE_LIBRARY = 0.25  # the same for installed packages, whose installers pause between files
@@ -5332,8 +5334,11 @@ class Watcher(threading.Thread):
         also: Iterable[str] = (),
         since: Optional[float] = None,
         remembered: str = "",
+        eager: bool = False,
     ) -> None:
         super().__init__(name="devserve watcher", daemon=True)
+        self._eager_until = time.monotonic() + EAGER_SECONDS if eager else 0.0
+        self._interval = INTERVAL
         self.changed = changed
         self.broken = broken
         self.warn = warn
@@ -5389,7 +5394,8 @@ class Watcher(threading.Thread):
                 self._learn()
             if explored and not self._warned:
                 self._warn_when_late()
-            time.sleep(STARTING if importing else INTERVAL)
+            self._interval = EAGER if time.monotonic() < self._eager_until else INTERVAL
+            time.sleep(STARTING if importing else self._interval)
 
     def _look(self) -> set[str]:
         """Look at the files whose turn it is and return those that differ.  Folders that differ are listed again."""
@@ -5407,9 +5413,9 @@ class Watcher(threading.Thread):
         if len(own) != self._counted:
             self._count()
         installed = self._first_looks(
-            self._next("library", library, 1 + int(len(library) * INTERVAL / LIBRARY_PERIOD))
+            self._next("library", library, 1 + int(len(library) * self._interval / LIBRARY_PERIOD))
         )
-        left = int(self._budget() * INTERVAL / max(self._cost, 1e-7)) - len(installed)
+        left = int(self._budget() * self._interval / max(self._cost, 1e-7)) - len(installed)
         if len(own) <= max(left, HOT):
             return own + installed
         return self._hot + self._next("own", own, max(left - HOT, HOT)) + installed
@@ -6403,6 +6409,7 @@ class Hall:
             also=env_files(self.config.env_file),
             since=self.launch.started,
             remembered=self.notes.get("watched", ""),
+            eager=self.reloaded,
         )
 
     # -- the life
