@@ -6513,6 +6513,7 @@ class Hall:
                 )
             except OSError as error:
                 self.terminal.error(f"cannot start Python again ({error}); the old code serves on")
+            finally:  # reached only when it failed; whatever the reason, requests must not hang
                 self.server.open_gate()
 
     def show_broken(self, error: SyntaxError) -> None:

@@ -55,6 +55,9 @@ from wsgiref.validate import validator
 
 import devserve
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in a background job, whose children would inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 DEADLINE = 20.0  # seconds that anything may take before a test fails; generous, since machines under load are slow
 REQUIRE_ALL = os.environ.get("DEVSERVE_REQUIRE_ALL") == "1"
 SCRIPT = pathlib.Path(devserve.__file__).resolve()
