@@ -8701,7 +8701,7 @@ class ReloadLosesNothing(Reload):
             with socket.create_connection(("127.0.0.1", port)) as sock, ReloadWire(served, sock) as fresh:
                 self.assertEqual(fresh.ask()["version"], version)
 
-    @unittest.skipUnless(shutil.which("openssl"), "needs the program openssl")
+    @unittest.skipUnless(shutil.which("openssl") or REQUIRE_ALL, "needs the program openssl")
     def test_tls_connections_are_closed_while_idle_and_cleanly(self) -> None:
         import ssl
 
