@@ -4838,8 +4838,9 @@ def holder_by_proc(port: int) -> str:
             }
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            links = (os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd"))
-            if not inodes.isdisjoint(links):
+            with os.scandir(f"/proc/{pid}/fd") as entries:
+                holds = not inodes.isdisjoint([os.readlink(entry.path) for entry in entries])
+            if holds:
                 with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as name:
                     return f" by {name.read().strip()} (pid {pid})"
         except OSError:
