@@ -7347,7 +7347,14 @@ function makePrompt(frame) {
       work(false);
     }
   }
-  const interrupt = () => ask("interrupt", {frame}).catch(refusal => print(words(refusal), "failed"));
+  async function interrupt() {
+    try {
+      const reply = await ask("interrupt", {frame});
+      if (!reply.interrupted && busy) setTimeout(interrupt, 100);  // it came before the evaluation had begun
+    } catch (refusal) {
+      print(words(refusal), "failed");
+    }
+  }
   async function complete() {
     const caret = input.selectionStart;
     const reply = await ask("complete", {frame, code: input.value.slice(0, caret)}).catch(() => ({matches: []}));
