@@ -4969,8 +4969,7 @@ CONTENT_LIMIT = 1 << 20  # bytes; larger files are known by size and time alone
 COMPILE_SECONDS = 0.1  # a switch of branches that changes hundreds of files leaves the rest to the import itself
 FILES_LIMIT = 100_000  # watched files; at about 300 bytes each this bounds the memory at 30 MB
 LATE = 3.0  # seconds until a change is surely seen, from which on a warning is due
-SELF_WRITTEN = 40  # reloads in a row that one file may cause during start-up before it is taken as written by the app:
-# somebody who saves as soon as the new code answers looks the same for a while
+SELF_WRITTEN = 10  # reloads in a row that one file may cause during an import before it is taken as written by the app
 REMEMBERED = 50  # files whose content the next image is told: the last edited ones, not a whole switch of branches
 CLOCK_STEP = 0.01  # seconds that a file's time may lag behind the clock: kernels stamp with their last tick
 
@@ -5091,6 +5090,7 @@ class Files:
         self.trees: dict[str, list[Tree]] = {}
         self.remembered = recall(remembered)
         self.early: dict[str, int] = {}
+        self.imported = float("inf")  # wall clock: when the import ended, after which nobody but a person edits
         self.full = False
         self._library_root = os.path.dirname(os.__file__) + os.sep
         self._names: set[str] = set()
@@ -5132,6 +5132,8 @@ class Files:
         touched = status.st_mtime if sys.platform == "win32" else status.st_ctime  # nobody can set the ctime back
         if not since <= touched <= time.time() or stat.S_ISDIR(status.st_mode):
             return state
+        if touched > self.imported:
+            return None
         known, times = self.remembered.get(path, (None, 0))
         if known is not None and known == digest(path):
             self.early[path] = 0
@@ -5367,6 +5369,10 @@ class Watcher(threading.Thread):
         """Watch whatever could mend an import that ended in `error`: the files it names, and the project's modules."""
         self.watch(mending_files(error))
         self._errands.append(self.files.add_project)
+
+    def import_ended(self) -> None:
+        """Take what is written from now on for a person's edits, however soon they follow each other."""
+        self.files.imported = time.time()
 
     def reload_now(self, reason: str) -> None:
         """Call `changed([reason])` soon, whether or not anything changed.  A signal handler may call this."""
@@ -6426,6 +6432,8 @@ class Hall:
         app = self.load(load)
         if app is None:
             return 1
+        if self.watcher:
+            self.watcher.import_ended()
         self.install(app)
         if self.reloaded and not isinstance(app, BrokenApp):
             self._tell_reload_time()
