@@ -3537,16 +3537,16 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
             # One look at each: a connection seen at rest stays so, since the gate is closed; one that has just been
             # woken by its client says so by `finished` and is at rest at the next look.
             looks = [(connection, connection.started) for connection in list(self.connections)]
-            busy = {connection for connection, started in looks if started} - given_up
+            busy = {connection: started for connection, started in looks if started and connection not in given_up}
             # Counted from the closing at the latest: a client that pipelines without end begins one after the other.
-            ends = {c: min(c.started, closed) + (0 if c.is_stream else grace) for c in busy}
+            ends = {c: min(started, closed) + (0 if c.is_stream else grace) for c, started in busy.items()}
             late = {connection for connection, end in ends.items() if end <= time.perf_counter()}
             for connection in late:
                 self._cut_short(connection)
             given_up |= late
-            if busy == late:
+            if len(busy) == len(late):
                 return [connection.sock for connection, started in looks if not started and connection.can_cross()]
-            self.finished.wait(max(0.0, min(ends[c] for c in busy - late) - time.perf_counter()))
+            self.finished.wait(max(0.0, min(ends[c] for c in ends.keys() - late) - time.perf_counter()))
 
     def _cut_short(self, connection: Connection) -> None:
         if not connection.is_stream:
