@@ -3581,7 +3581,7 @@ class DebuggerTransparency(Debugged):
 
             self.app = app
             self.assertEqual(self.ask().status, 500 if fail else 200)
-        self.assertEqual(closed, ["closed", "closed"])
+        eventually(lambda: closed == ["closed", "closed"], "two closings, of which the client does not hear")
 
     def test_leaves_no_circle_behind_that_only_the_collector_frees(self) -> None:
         class Context:
