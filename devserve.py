@@ -2024,7 +2024,7 @@ def write_frame(frame: FrameView, *, opened: bool, hot: bool = False) -> Markup:
     unread = any(variable.value is None for variable in frame.variables)
     view = fill(
         FRAME,
-        kind=("ours" if frame.app else "library") + (" hot" if hot else ""),
+        kind=("ours" if frame.app else "foreign") + (" hot" if hot else ""),
         open=Markup(" open" if opened else ""),
         id=frame.id,
         path=frame.filename,
@@ -5072,7 +5072,7 @@ EVERYTHING = Tree(is_wanted, deep=True, follow=True)  # a folder given to --extr
 class Files:
     """Every path that is watched, with the state in which it was last accepted.  Used by the watcher's thread alone.
 
-    `own` are the project's files and the listed folders, `library` those of the standard library and of installed
+    `own` are the project's files and the listed folders, `installed` those of the standard library and of installed
     packages.  A state of None for a file that exists makes the next look report it: this is how a file that is new, or
     that was edited while it was being loaded, becomes a change like any other.
     """
@@ -5086,7 +5086,7 @@ class Files:
         self.excludes = [compile_exclude(pattern) for pattern in exclude_patterns]
         self.states: dict[str, Snapshot] = {}
         self.own: list[str] = []
-        self.library: list[str] = []
+        self.installed: list[str] = []
         self.trees: dict[str, list[Tree]] = {}
         self.remembered = recall(remembered)
         self.early: dict[str, int] = {}
@@ -5172,7 +5172,8 @@ class Files:
         if not path or path in self.states or self.excluded(path):
             return
         if self.is_library(path):
-            self.library.append(path)  # its first look is its turn in the ring: a start must not pay for 1,500 of them
+            # Its first look is its turn in the ring: a start must not pay for 1,500 of them.
+            self.installed.append(path)
             self.states[path] = None
             return
         self.add(path, since=max(self.since, self._scanned - CLOCK_STEP))
@@ -5416,7 +5417,7 @@ class Watcher(threading.Thread):
         return different
 
     def _whose_turn(self) -> list[str]:
-        own, library = self.files.own, self.files.library
+        own, library = self.files.own, self.files.installed
         if len(own) != self._counted:
             self._count()
         installed = self._first_looks(
@@ -7112,7 +7113,7 @@ summary:hover::before { border-color: var(--ink) }
 .ours > summary .place { font-weight: 600 }
 .ours > summary .folder, .ours > summary .line { font-weight: 400 }
 .function { color: var(--name) }
-.library > summary .place, .library > summary .function { color: var(--soft) }
+.foreign > summary .place, .foreign > summary .function { color: var(--soft) }
 .fold > summary, .repeat { color: var(--soft); font-size: 13px }
 .fold > summary span { font: 12.5px/1.6 var(--mono) }
 .fold > .frame { background: color-mix(in srgb, var(--desk) 55%, var(--paper)) }

@@ -2296,7 +2296,7 @@ class PageContents(unittest.TestCase):
     def test_the_raising_frame_is_open_when_none_is_the_applications(self) -> None:
         library = frame_view(app=False, repeats=0, kind="python")
         markup = devserve.write_stack([library, library._replace(lineno=3)])
-        self.assertEqual(re.findall(r"<details [^>]* open", markup), ['<details class="frame library hot" open'])
+        self.assertEqual(re.findall(r"<details [^>]* open", markup), ['<details class="frame foreign hot" open'])
 
     def test_the_failing_expression_is_marked_on_each_of_its_lines(self) -> None:
         lines = (devserve.SourceLine(7, "    total = add(one,"), devserve.SourceLine(8, "                two)"))
@@ -6662,7 +6662,7 @@ class ReloaderBadInput(ReloaderWatching):
         for number in range(300):
             self.write(f"own/m{number}.py", "")
         self.start(extra_files=["own"], seen=["own/m299.py"])
-        self.watcher.files.library.extend([os.__file__] * 1500)
+        self.watcher.files.installed.extend([os.__file__] * 1500)
         self.watcher.files.states[os.__file__] = devserve.snapshot(os.__file__)
         eventually(lambda: not self.watcher._unread, "everything is read")
         clock = time.pthread_getcpuclockid(self.watcher.ident)
@@ -6678,18 +6678,18 @@ class ReloaderTiers(unittest.TestCase):
         files.cwd = os.path.join(os.sep, *cwd.split("/"))
         return files
 
-    def library(self, cwd: str, path: str) -> bool:
+    def is_library(self, cwd: str, path: str) -> bool:
         return self.files(cwd).is_library(os.path.join(os.sep, *path.split("/")))
 
     def test_installed_packages_are_looked_at_seldom_wherever_they_lie(self) -> None:
-        self.assertTrue(self.library("srv/app", "srv/app/venv/lib/python3.9/site-packages/flask/app.py"))
-        self.assertTrue(self.library("srv/app", "usr/lib/python3/dist-packages/six.py"))
+        self.assertTrue(self.is_library("srv/app", "srv/app/venv/lib/python3.9/site-packages/flask/app.py"))
+        self.assertTrue(self.is_library("srv/app", "usr/lib/python3/dist-packages/six.py"))
         self.assertTrue(self.files("srv/app").is_library(os.__file__))
 
     def test_the_project_is_looked_at_often_wherever_it_lies(self) -> None:
-        self.assertFalse(self.library("srv/env-app", "srv/env-app/main.py"))
-        self.assertFalse(self.library("opt/site-packages/app", "opt/site-packages/app/main.py"))
-        self.assertFalse(self.library("srv/app", "home/me/editable/lib.py"))
+        self.assertFalse(self.is_library("srv/env-app", "srv/env-app/main.py"))
+        self.assertFalse(self.is_library("opt/site-packages/app", "opt/site-packages/app/main.py"))
+        self.assertFalse(self.is_library("srv/app", "home/me/editable/lib.py"))
 
 
 @unittest.skipUnless(EXECS, "needs an exec that replaces")
@@ -7825,7 +7825,7 @@ def key(environ):
     return price(basket[0], count=len(basket))
 
 
-def library(environ):
+def is_library(environ):
     json.loads('{"a": ')
 
 
@@ -8020,10 +8020,10 @@ class BrowserPage(InBrowser):
     def test_without_scripts_everything_opens_and_the_values_are_there(self) -> None:
         page = self.open("/library", self.window(java_script_enabled=False))
         self.assertIn("app(environ, start_response)", page.locator("body").inner_text())
-        head = page.locator(".library > summary").first
-        self.assertFalse(page.locator(".library .source").first.is_visible())
+        head = page.locator(".foreign > summary").first
+        self.assertFalse(page.locator(".foreign .source").first.is_visible())
         head.click()
-        self.assertTrue(page.locator(".library .source").first.is_visible())
+        self.assertTrue(page.locator(".foreign .source").first.is_visible())
         page.locator(".table > summary", has_text="As Markdown").click()
         self.assertIn("## Traceback", page.locator("#as-markdown").input_value())
         self.assertFalse(page.get_by_text("Copy Markdown").is_visible())
@@ -8063,9 +8063,9 @@ class BrowserPage(InBrowser):
         self.open("/library")
         self.until("document.querySelectorAll('.ours .values dd em').length === 0")
         before = len(asked)
-        self.page.locator(".library > summary").first.click()
-        self.until("document.querySelector('.library .values dd')")
-        self.assertIn("self", self.page.locator(".library .values").first.inner_text())
+        self.page.locator(".foreign > summary").first.click()
+        self.until("document.querySelector('.foreign .values dd')")
+        self.assertIn("self", self.page.locator(".foreign .values").first.inner_text())
         self.assertEqual(len(asked), before + 1)
 
     def test_more_of_the_source_comes_on_demand(self) -> None:
