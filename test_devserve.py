@@ -2285,10 +2285,10 @@ class PageContents(unittest.TestCase):
         self.assertEqual(
             kinds,
             [
-                ("frame library hot", ""),
+                ("frame foreign hot", ""),
                 ("frame ours hot", " open"),
                 ("fold", ""),
-                *[("frame library", "")] * 3,
+                *[("frame foreign", "")] * 3,
             ],
         )
         self.assertIn("3 frames <span>flask.app</span>", markup)
