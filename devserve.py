@@ -135,6 +135,7 @@ class DevserveError(Exception):
 STATUS_COLOURS = {"1": "2", "2": "", "3": "36", "4": "33", "5": "1;31"}
 
 
+CRASH_PATIENCE = 2.0  # seconds for an exception's own text, which may hang as any code may
 LOG_INTERVAL = 0.01  # seconds that a line may wait for its neighbours: less than the eye, or a test, can see
 
 
@@ -194,10 +195,7 @@ class Terminal:
 
     def crash(self, error: BaseException, context: str = "") -> None:
         """Write the plain traceback of `error` without devserve's own frames; `context` says what was being done."""
-        import traceback
-
-        lines = traceback.format_exception(type(error), error, application_traceback(error))
-        text = "".join(lines).rstrip("\n")
+        text = "".join(traceback_lines(error)).rstrip("\n")
         self.say(f"{self.colour(escape_controls(context), '1;31')}\n{text}" if context else text)
 
     def access(self, method: str, target: str, status: str, size: int, seconds: float) -> None:
@@ -252,6 +250,25 @@ def escape_controls(text: str) -> str:
     except UnicodeEncodeError:
         pass
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def traceback_lines(error: BaseException) -> list[str]:
+    """Return the plain traceback of `error`; of one whose own text does not come in time, what stands before it."""
+    import traceback
+
+    tb = application_traceback(error)
+    lines: list[str] = []
+    helper = threading.Thread(
+        target=lambda: lines.extend(traceback.format_exception(type(error), error, tb)),
+        name="devserve crash",
+        daemon=True,
+    )
+    try:
+        helper.start()
+        helper.join(CRASH_PATIENCE)
+    except RuntimeError:  # no thread can be started: out of memory, or at the interpreter's end
+        return traceback.format_exception(type(error), error, tb)
+    return lines or [*traceback.format_tb(tb), f"{type(error).__name__}: (its text takes too long)\n"]
 
 
 def application_traceback(error: BaseException) -> Optional[TracebackType]:

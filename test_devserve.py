@@ -471,6 +471,26 @@ class TerminalLines(unittest.TestCase):
         text = self.shown(lambda t: t.access("GET", "/a?b", "200", 5, 0.0123))
         self.assertRegex(text, r"^\d\d:\d\d:\d\d GET /a\?b 200 5 12\.3ms\n$")
 
+    def test_an_exception_whose_text_hangs_is_told_all_the_same(self) -> None:
+        end = threading.Event()
+        self.addCleanup(end.set)
+
+        class Hangs(Exception):
+            def __str__(self) -> str:
+                end.wait()
+                return ""
+
+        def crash(terminal: Any) -> None:
+            try:
+                raise Hangs
+            except Hangs as error:
+                terminal.crash(error, "GET /")
+
+        with mock.patch.object(devserve, "CRASH_PATIENCE", 0.2):
+            text = self.shown(crash)
+        self.assertIn("raise Hangs", text)
+        self.assertTrue(text.endswith("Hangs: (its text takes too long)\n"), text)
+
     def test_colours_only_on_a_terminal(self) -> None:
         with mock.patch.dict(os.environ, {"TERM": "xterm"}):
             os.environ.pop("NO_COLOR", None)
