@@ -6175,7 +6175,8 @@ class Supervisor:
 
     def _read(self, line: int) -> None:
         fds: list[int] = []
-        self.letter, self.fds = receive_letter(line, fds), fds
+        with contextlib.suppress(OSError):  # the line was closed, as the child was the last
+            self.letter, self.fds = receive_letter(line, fds), fds
 
 
 def reaches_children() -> bool:
