@@ -6266,6 +6266,7 @@ def end_with_parent(line: int) -> None:
 AT_FIRST = "at first"  # among the notes: nothing has been served or loaded yet
 GRACE = 5.0  # seconds from its own start that a request may take while a reload waits for it
 WAKE_INTERVAL = 0.5  # seconds; a signal that comes just before the main thread falls asleep is handled no later
+GREETING_PATIENCE = 1.0  # seconds; a mistake in the command is told in less, and then is the only line
 IMPORT_PATIENCE = 10.0  # seconds of importing after a reload before clients are told where the import is
 
 IN_CODE_ONLY = {"use_reloader": "reload", "use_debugger": "debugger", "threaded": "threads", "ssl_context": "cert"}
@@ -6407,6 +6408,7 @@ class Hall:
         self.watcher = self._watcher() if config.reload else None
         self.acceptor = threading.Thread(target=self._accept, name="devserve acceptor", daemon=True)
         self.ended = threading.Event()  # the acceptor has
+        self.greeting = threading.Lock()  # taken by whoever greets
         self.starting = threading.Lock()  # the acceptor is started once, by whoever needs it first
 
     # -- what the machines are made from
@@ -6445,12 +6447,15 @@ class Hall:
         self._take_signals(in_code)
         if self.watcher:
             self.watcher.start()
-        self._greet()
         if self.reloaded and not in_code:
             threading.Thread(target=self._explain_a_long_import, name="devserve patience", daemon=True).start()
-        app = self.load(load)
+        slow = threading.Timer(GREETING_PATIENCE, self._greet)
+        slow.daemon = True
+        slow.start()
+        app = self.load(load, slow.cancel)
         if app is None:
             return 1
+        self._greet()
         if self.watcher:
             self.watcher.import_ended()
         self.install(app)
@@ -6461,10 +6466,16 @@ class Hall:
             pass
         return 0
 
-    def load(self, load: Callable[[], WSGIApplication]) -> Optional[WSGIApplication]:
-        """Return the application, or one that tells what broke it.  At the first start a failure is the end: None."""
+    def load(self, load: Callable[[], WSGIApplication], loaded: Callable[[], None]) -> Optional[WSGIApplication]:
+        """Return the application, or one that tells what broke it.  At the first start a failure is the end: None.
+
+        `loaded` is called when either is known, before anything is said of it.
+        """
         try:
-            return load()
+            try:
+                return load()
+            finally:
+                loaded()
         except BaseException as error:  # a module that calls sys.exit() is broken like any other
             if isinstance(error, KeyboardInterrupt):
                 raise
@@ -6559,7 +6570,8 @@ class Hall:
     # -- the person at the keyboard
 
     def _greet(self) -> None:
-        if self.reloaded:
+        """Say what is served and where: once, when it is loaded, or while that takes its time."""
+        if self.reloaded or not self.greeting.acquire(blocking=False):
             return
         addresses = urls(self.listener, self.scheme)
         say = self.terminal.say
@@ -6842,8 +6854,10 @@ def option_value(action: argparse.Action, option: str, name: str) -> Any:
         return (text.lower() in TRUE) is not negative
     if action.dest == "trusted_host":
         return [host.strip() for host in text.split(",")]
-    convert = action.type
-    return convert(text) if callable(convert) else text
+    try:
+        return action.type(text) if callable(action.type) else text
+    except DevserveError as error:
+        raise DevserveError(str(error).replace(f"{option} {text}", f"{name}={text}")) from None
 
 
 # -- the demo

@@ -7741,7 +7741,10 @@ class CommandLineProcess(Folder):
         )
 
     def test_a_mistake_is_one_line_and_status_2(self) -> None:
+        self.write("hello.py", "app = lambda environ, start_response: []")
         for arguments in (
+            ["nowhere", "--port", "0"],
+            ["hello:ap", "--port", "0", "--debug"],
             ["--port", "70000"],
             ["--bogus"],
             ["hello", "--key", "k.pem"],
@@ -7752,6 +7755,11 @@ class CommandLineProcess(Folder):
                 done = self.run_command(*arguments)
                 self.assertEqual((done.returncode, done.stdout), (2, ""), done.stderr)
                 self.assertRegex(done.stderr, r"^devserve: error: [^\n]+\n$")
+
+    def test_a_mistake_in_a_variable_names_the_variable(self) -> None:
+        done = self.run_command("hello", DEVSERVE_PORT="x")
+        self.assertEqual(done.returncode, 2)
+        self.assertRegex(done.stderr, r"^devserve: error: DEVSERVE_PORT=x: [^\n]+\n$")
 
     def test_version(self) -> None:
         done = self.run_command("--version")
