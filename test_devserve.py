@@ -7853,7 +7853,7 @@ def key(environ):
     return price(basket[0], count=len(basket))
 
 
-def is_library(environ):
+def library(environ):
     json.loads('{"a": ')
 
 
