@@ -52,6 +52,7 @@ import functools
 import io
 import itertools
 import marshal
+import operator
 import os
 import re
 import select
@@ -67,28 +68,49 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import CodeType, FrameType, FunctionType, MemberDescriptorType, MethodType, ModuleType, TracebackType
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Callable,
-    NamedTuple,
-    NoReturn,
-    Optional,
-    TextIO,
-    TypeVar,
-    Union,
-)
 from wsgiref.handlers import format_date_time
 from wsgiref.util import FileWrapper, is_hop_by_hop
 
 __version__ = "0.1.0"
 __all__ = ["Config", "DebuggedApplication", "DevServer", "DevserveError", "load_app", "make_server", "run"]
 
-if TYPE_CHECKING:  # the words of PEP 3333, which every room may use
+TYPE_CHECKING = False  # type checkers take it for True; importing `typing`, and making classes by it, is 12 ms of 42
+
+if TYPE_CHECKING:
+    from typing import Any, Callable, NamedTuple, NoReturn, Optional, TextIO, TypeVar, Union
+
     from _typeshed import OptExcInfo
     from _typeshed.wsgi import StartResponse, WSGIApplication
 
-    Environ = dict[str, Any]
+    Environ = dict[str, Any]  # the words of PEP 3333, which every room may use
+else:
+
+    class NamedTuple(tuple):
+        """As much of `typing.NamedTuple` as is used here, without compiling a source for each class."""
+
+        __slots__ = ()
+
+        def __init_subclass__(cls):
+            cls._fields = tuple(cls.__annotations__)
+            cls._field_defaults = {name: vars(cls)[name] for name in cls._fields if name in vars(cls)}
+            for place, name in enumerate(cls._fields):
+                setattr(cls, name, property(operator.itemgetter(place)))
+
+        def __new__(cls, *values, **named):
+            rest = cls._fields[len(values) :]
+            given = {**cls._field_defaults, **named}
+            if len(values) > len(cls._fields) or not named.keys() <= set(rest) <= given.keys():
+                raise TypeError(f"{cls.__name__} takes {', '.join(cls._fields)}")
+            return tuple.__new__(cls, (*values, *(given[name] for name in rest)))
+
+        def __repr__(self):
+            return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._asdict().items())})"
+
+        def _replace(self, **named):
+            return type(self)(**{**self._asdict(), **named})
+
+        def _asdict(self):
+            return dict(zip(self._fields, self))
 
 
 # =====================================================================================================================
@@ -308,7 +330,8 @@ MIDDLEWARE_DEPTH = 8  # wrappers to look through for the framework inside; more 
 CO_ASYNC = 0x80 | 0x200  # inspect.CO_COROUTINE and CO_ASYNC_GENERATOR, without the cost of importing inspect
 CO_VARARGS = 0x04
 
-Arguments = tuple[list[Any], dict[str, Any]]  # of a factory: positional, by keyword
+if TYPE_CHECKING:
+    Arguments = tuple[list[Any], dict[str, Any]]  # of a factory: positional, by keyword
 
 
 def load_app(spec: str = "", *, debug: bool = False) -> WSGIApplication:
@@ -851,7 +874,9 @@ OPENER = "\x3c"  # the less-than sign, with which names such as that of exec's f
 MODULE = OPENER + "module>"  # what the interpreter calls the code of a module itself
 TAKES_ARGS, TAKES_KWARGS = 4, 8  # flags of code objects: it takes *args, **kwargs (as in the module inspect)
 NOT_THERE = object()
-Outcome = TypeVar("Outcome")
+
+if TYPE_CHECKING:
+    Outcome = TypeVar("Outcome")
 
 
 class SourceLine(NamedTuple):
@@ -940,9 +965,10 @@ class Place(NamedTuple):
     lasti: int
 
 
-Keep = Callable[[Place], str]  # keeps a place and returns the id under which it can be asked for
-Source = tuple[list[str], str]  # the lines of a file, and why there are none
-Sources = dict[str, Source]  # by filename: what has been read for this report
+if TYPE_CHECKING:
+    Keep = Callable[[Place], str]  # keeps a place and returns the id under which it can be asked for
+    Source = tuple[list[str], str]  # the lines of a file, and why there are none
+    Sources = dict[str, Source]  # by filename: what has been read for this report
 
 
 def read_report(error: BaseException, request: Optional[Request] = None, keep: Keep = lambda place: "") -> Report:
@@ -1839,7 +1865,8 @@ SENTENCES = {  # Python's own, for the text: there the oldest comes first
     "context": "During handling of the above exception, another exception occurred:",
 }
 
-Span = tuple[int, int, str]  # the columns from and to, and the class in STYLE
+if TYPE_CHECKING:
+    Span = tuple[int, int, str]  # the columns from and to, and the class in STYLE
 
 
 class ConsoleState(NamedTuple):
@@ -4958,17 +4985,20 @@ def tls_from_files(cert: str, key: str) -> Callable[[socket.socket], socket.sock
 # =====================================================================================================================
 # 10. The reloader
 #
-# Two halves.  The first watches: `Files` knows what is watched and in which state it was last accepted; `Watcher` is
-# the thread that looks, waits for the writing to end and says what changed.  The second starts anew: `Launch` is how
-# this process was started, `Handover` what crosses into the next image, `restart_process` the way there (one
-# `os.execve`, same process), `supervise` the loop that does it where exec does not replace.  The room gets paths and
-# callbacks; who is served, and what, it never learns.  To watch by inotify, replace `Watcher._look`.
+# Two halves.  The first watches: `Files` knows what is watched and in which state it was last accepted; `Herald`
+# waits until the kernel tells of a change or a look is due; `Watcher` is the thread that looks, waits for the writing
+# to end and says what changed.  The second starts anew: `Launch` is how this process was started, `Handover` what
+# crosses into the next image, `restart_process` the way there (one `os.execve`, same process), `supervise` the loop
+# that does it where exec does not replace.  The room gets paths and callbacks; who is served, and what, it never
+# learns.  To be told by inotify or kqueue, give `Herald` another inside.
 # =====================================================================================================================
 
 INTERVAL = 0.045  # seconds between two looks: with SETTLE a save is noticed after 40 ms on average
-EAGER = 0.025  # the same for a while after a reload, since whoever has just saved will save again
+TOLD_INTERVAL = 0.5  # the same where the kernel tells of changes: not of all, as writes to mapped memory
+TOLD_SHARE = 0.02  # share of one core that looks may cost when it tells without end, as of a log in the project
+EAGER = 0.025  # INTERVAL for a while after a reload, since whoever has just saved will save again
 EAGER_SECONDS = 60.0  # that while; afterwards, idle means idle
-STARTING = 0.01  # the same while modules are still being imported: what is edited then may be loaded or not
+STARTING = 0.01  # INTERVAL while modules are still being imported: what is edited then may be loaded or not
 SETTLE = 0.015  # seconds without a further change that end a save; editors write in a few ms
 SETTLE_LIBRARY = 0.25  # the same for installed packages, whose installers pause between files
 SETTLE_LIMIT = 1.0  # a file that is written without end must not hold a reload for ever
@@ -4982,6 +5012,7 @@ FEW = 200  # files that can be looked at again, while a save settles, without ma
 MEASURED = 8  # of so many looks one is timed: the thread's clock costs as much as looking at a file
 EXPLORING = 0.005  # seconds a look that may go into listing folders: requests must not wait for it
 LEARNING = 8  # files a look whose content is read for the first time
+LEARNING_INTERVAL = 0.1  # seconds between two looks meanwhile, where nothing else asks for them
 CONTENT_LIMIT = 1 << 20  # bytes; larger files are known by size and time alone
 COMPILE_SECONDS = 0.1  # a switch of branches that changes hundreds of files leaves the rest to the import itself
 FILES_LIMIT = 100_000  # watched files; at about 300 bytes each this bounds the memory at 30 MB
@@ -5000,8 +5031,9 @@ LITTER = re.compile(
     r"\.#|#.*#$|.*~$|.*\.sw[a-z]$|.*___jb_\w+___$|4913$|\.DS_Store$|.*\.py[co]$|flycheck_|\.goutputstream"
 )
 
-Snapshot = Optional[tuple[int, int, int]]  # mtime in ns, size, inode; None when there is no such file
-Digest = Optional[tuple[int, int]]  # size and CRC of a file's bytes; None when they are not known
+if TYPE_CHECKING:
+    Snapshot = Optional[tuple[int, int, int]]  # mtime in ns, size, inode; None when there is no such file
+    Digest = Optional[tuple[int, int]]  # size and CRC of a file's bytes; None when they are not known
 
 
 def snapshot(path: str) -> Snapshot:
@@ -5332,16 +5364,149 @@ def recall(text: str) -> dict[str, tuple[Digest, int]]:
     return {path: ((int(size), int(crc)), int(times)) for size, crc, times, path in found}
 
 
+# --- Being told
+
+F_SETOWN_EX, F_OWNER_TID = 15, 0  # fcntl(2); the module fcntl does not have them
+TELLING = frozenset(  # file systems all of whose changes go through this kernel, unlike those of a network or a host
+    b"bcachefs btrfs exfat ext2 ext3 ext4 f2fs jfs overlay ramfs reiserfs tmpfs vfat xfs zfs".split()
+)
+
+
+class Herald:
+    """Waits, and is woken when something changes in one of its folders, where the kernel tells: on Linux.
+
+    This is dnotify (`F_NOTIFY` in fcntl(2)), the one such service that can be had without a C library.  It costs a
+    descriptor a folder, and tells by a signal, SIGIO, here to the one thread that waits for it.  It does not say what
+    has changed: that is for a look to find out.  Make it in the main thread.
+    """
+
+    def __init__(self) -> None:
+        self.places: set[str] = set()  # the folders that are asked for
+        self.complete = False  # each of them is listened to, so that between two calls of `wait` nobody has to look
+        self._ears: dict[str, tuple[int, tuple[int, int]]] = {}  # folder: descriptor, device and inode
+        self._thread = 0
+        self._able = hasattr(signal, "sigtimedwait") and threading.current_thread() is threading.main_thread()
+        if sys.platform == "linux" and self._able:
+            signal.signal(signal.SIGIO, signal.SIG_IGN)  # one that comes when nobody waits must not end the process
+
+    def begin(self) -> None:
+        """Make the calling thread the one that waits."""
+        if sys.platform == "linux" and self._able:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGIO})  # so it stays pending, although ignored
+            self._thread = threading.get_ident()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait so long, or until something changes or `ring` is called; say whether that was so."""
+        if sys.platform == "linux" and self._thread:
+            return signal.sigtimedwait({signal.SIGIO}, seconds) is not None
+        time.sleep(seconds)
+        return False
+
+    def ring(self) -> None:
+        """End the wait, from any thread or signal handler."""
+        if sys.platform == "linux" and self._thread:
+            signal.pthread_kill(self._thread, signal.SIGIO)
+
+    def attend(self, paths: Iterable[str]) -> None:
+        """Listen to the folders of these paths also, and of what they link to."""
+        for path in paths:
+            self.places.add(os.path.dirname(path))
+            if os.path.islink(path):
+                self.places.add(os.path.dirname(os.path.realpath(path)))
+        self.renew()
+
+    def renew(self) -> None:
+        """Listen to each folder as it is now; for one that is gone, to the nearest that holds its place."""
+        if sys.platform != "linux" or not self._thread:
+            return
+        folders = {nearest_folder(place) for place in self.places}
+        for folder, (fd, identity) in list(self._ears.items()):
+            if folder not in folders or identity != folder_identity(folder):
+                os.close(fd)
+                del self._ears[folder]
+        new = folders - self._ears.keys()
+        if new and len(folders) <= os.sysconf("SC_OPEN_MAX") // 4:  # the application needs descriptors as well
+            mounts = mount_points()
+            for folder in new:
+                if file_system(os.path.realpath(folder), mounts) in TELLING:
+                    self._listen(folder)
+        self.complete = bool(folders) and folders == self._ears.keys()
+
+    if sys.platform == "linux":
+
+        def _listen(self, folder: str) -> None:
+            import fcntl
+
+            changes = fcntl.DN_MODIFY | fcntl.DN_CREATE | fcntl.DN_DELETE | fcntl.DN_RENAME | fcntl.DN_ATTRIB
+            try:
+                fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            except OSError:
+                return
+            try:
+                fcntl.fcntl(fd, F_SETOWN_EX, struct.pack("@ii", F_OWNER_TID, threading.get_native_id()))
+                fcntl.fcntl(fd, fcntl.F_NOTIFY, changes | fcntl.DN_MULTISHOT)
+            except OSError:  # a kernel without it
+                os.close(fd)
+                return
+            status = os.fstat(fd)
+            self._ears[folder] = fd, (status.st_dev, status.st_ino)
+
+    def end(self) -> None:
+        """Listen no more.  What is rung afterwards is ignored."""
+        self._thread = 0
+        self.complete = False
+        while self._ears:
+            os.close(self._ears.popitem()[1][0])
+
+
+def nearest_folder(path: str) -> str:
+    """Return `path` if it is a folder, else the nearest one above it that exists."""
+    while not os.path.isdir(path) and path != os.path.dirname(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def folder_identity(path: str) -> Optional[tuple[int, int]]:
+    """Return device and inode of what is at `path` now."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def mount_points() -> list[tuple[str, bytes]]:
+    """Return each place where a file system is mounted, and its type, in the order of mounting (proc(5))."""
+    found = []
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as file:
+        for line in file:
+            before, _, after = line.partition(b" - ")
+            place = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), before.split()[4])
+            found.append((os.fsdecode(place), after.split()[0]))
+    return found
+
+
+def file_system(path: str, mounts: list[tuple[str, bytes]]) -> bytes:
+    """Return the type of the file system that a real path lies on: of what was mounted last, the nearest above it."""
+    best, found = "", b""
+    for place, kind in mounts:
+        inside = path == place or path.startswith(place.rstrip("/") + "/")
+        if inside and len(place) >= len(best):
+            best, found = place, kind
+    return found
+
+
 # --- Looking
 
 
 class Watcher(threading.Thread):
     """Looks at files and says what changed.  Start it before the application is imported.
 
-    Each look takes the files edited last, and as many of the others in turn as LOOKING allows.  When one differs, it
-    looks again until nothing changes any more, leaves out what has its old content, and compiles the rest.  `changed`
-    is called in this thread with the sorted paths; watching goes on when it returns.  While a changed file does not
-    compile `broken` is called instead, and the next save that mends it calls `changed` whatever its content.
+    Where the kernel tells of changes it looks at once, at every file.  Elsewhere, and seldom there too, each look
+    takes the files edited last, and as many of the others in turn as LOOKING allows.  When one differs, it looks again
+    until nothing changes any more, leaves out what has its old content, and compiles the rest.  `changed` is called in
+    this thread with the sorted paths; watching goes on when it returns.  While a changed file does not compile
+    `broken` is called instead, and the next save that mends it calls `changed` whatever its content.
     """
 
     def __init__(
@@ -5360,6 +5525,9 @@ class Watcher(threading.Thread):
         super().__init__(name="devserve watcher", daemon=True)
         self._eager_until = time.monotonic() + EAGER_SECONDS if eager else 0.0
         self._interval = INTERVAL
+        self._herald = Herald()
+        self._attended = 0  # of the project's files, so many have the herald's attention
+        self._told = False  # something has changed, so this look is at everything
         self.changed = changed
         self.broken = broken
         self.warn = warn
@@ -5382,11 +5550,12 @@ class Watcher(threading.Thread):
     def watch(self, paths: Iterable[str]) -> None:
         """Watch these files too.  May be called from any thread, as may the methods that follow."""
         self._errands.append(functools.partial(self.files.add_all, [os.path.abspath(path) for path in paths]))
+        self._herald.ring()
 
     def failed(self, error: BaseException) -> None:
         """Watch whatever could mend an import that ended in `error`: the files it names, and the project's modules."""
-        self.watch(mending_files(error))
         self._errands.append(self.files.add_project)
+        self.watch(mending_files(error))
 
     def import_ended(self) -> None:
         """Take what is written from now on for a person's edits, however soon they follow each other."""
@@ -5395,6 +5564,7 @@ class Watcher(threading.Thread):
     def reload_now(self, reason: str) -> None:
         """Call `changed([reason])` soon, whether or not anything changed.  A signal handler may call this."""
         self._demand = reason
+        self._herald.ring()
 
     def remember(self) -> str:
         """Return what the next image's watcher is to be told (`remembered`)."""
@@ -5403,24 +5573,47 @@ class Watcher(threading.Thread):
     def stop(self) -> None:
         """End the thread, at the latest after its next look."""
         self._stopped = True
+        self._herald.ring()
 
     def run(self) -> None:
+        self._herald.begin()
         while not self._stopped:
+            began = time.thread_time()
             importing = self.files.adopt()
             while self._errands:
                 self._errands.popleft()()
             explored = self.files.explore(EXPLORING)
+            if not importing:
+                self._attend()
             suspects = self._look()
             if suspects:
                 self._settle(suspects)
+            elif self._told:  # of something else, perhaps without end
+                time.sleep(max(INTERVAL, (time.thread_time() - began) / TOLD_SHARE))
             if self._demand:
                 self._deliver([self._demand])
             if self._unread:
                 self._learn()
             if explored and not self._warned:
                 self._warn_when_late()
-            self._interval = EAGER if time.monotonic() < self._eager_until else INTERVAL
-            time.sleep(STARTING if importing else self._interval)
+            self._interval = self._next_interval(explored)
+            self._told = self._herald.wait(STARTING if importing else self._interval)
+        self._herald.end()
+
+    def _next_interval(self, explored: bool) -> float:
+        if self._herald.complete and explored:
+            return LEARNING_INTERVAL if self._unread else TOLD_INTERVAL
+        return EAGER if time.monotonic() < self._eager_until else INTERVAL
+
+    def _attend(self) -> None:
+        """Let the herald attend to what is new, and then look at everything, for what it could not tell before."""
+        own = self.files.own
+        if len(own) != self._attended:
+            self._herald.attend(own[self._attended :])
+            self._attended = len(own)
+            self._told = True
+        elif self._told:
+            self._herald.renew()
 
     def _look(self) -> set[str]:
         """Look at the files whose turn it is and return those that differ.  Folders that differ are listed again."""
@@ -5441,7 +5634,7 @@ class Watcher(threading.Thread):
             self._next("library", library, 1 + int(len(library) * self._interval / LIBRARY_PERIOD))
         )
         left = int(self._budget() * self._interval / max(self._cost, 1e-7)) - len(installed)
-        if len(own) <= max(left, HOT):
+        if self._told or len(own) <= max(left, HOT):
             return own + installed
         return self._hot + self._next("own", own, max(left - HOT, HOT)) + installed
 
@@ -5559,7 +5752,7 @@ class Watcher(threading.Thread):
 
     def _warn_when_late(self) -> None:
         late = len(self.files.own) * self._cost / self._budget()
-        if late > LATE:
+        if late > LATE and not self._herald.complete:
             self._warned = True
             self.warn(f"{len(self.files.own):,} files are watched: a change may be seen {late:.0f} s late")
 
@@ -5710,7 +5903,7 @@ class Launch(NamedTuple):
 
     @property
     def carries_ballast(self) -> bool:
-        """Tell whether the interpreter has just compiled devserve.py as a script, of which 15 MB of waste remain."""
+        """Tell whether devserve.py runs as a script, whose syntax tree the interpreter keeps to its end: 15 MB."""
         fresh = self.program is not None and self.program.fd < 0 and __spec__ is None
         return fresh and self.line is None and sys.platform != "win32"
 

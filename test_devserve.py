@@ -438,6 +438,36 @@ def imported(node: ast.AST) -> set[str]:
 
 
 # =====================================================================================================================
+# 1. Configuration
+# =====================================================================================================================
+
+
+class Configuration(unittest.TestCase):
+    def test_a_config_is_a_named_tuple_like_any_other(self) -> None:
+        config = devserve.Config("hello", port=80)
+        self.assertEqual((config.app, config.host, config.port, config[2]), ("hello", "127.0.0.1", 80, 80))
+        self.assertEqual(config, devserve.Config(*config))
+        self.assertEqual(config._asdict()["port"], 80)
+        self.assertIn("Config(app='hello', host='127.0.0.1', port=80, ", repr(config))
+        self.assertEqual(config._replace(port=81), devserve.Config("hello", port=81))
+        self.assertEqual(len(config), len(devserve.Config._fields))
+        with self.assertRaises(AttributeError):
+            config.port = 81  # type: ignore[misc]
+
+    def test_wrong_values_for_a_named_tuple_are_an_error_that_names_the_fields(self) -> None:
+        self.assertEqual(devserve.Handover({}, {"a": "b"}).notes, {"a": "b"})
+        wrong: list[tuple[list[Any], dict[str, Any]]] = [
+            ([], {}),
+            ([{}], {"host": ""}),
+            ([{}, {}, {}], {}),
+            ([{}], {"sockets": {}}),
+        ]
+        for values, named in wrong:
+            with self.subTest(values=values, named=named), self.assertRaisesRegex(TypeError, "takes sockets, notes"):
+                devserve.Handover(*values, **named)
+
+
+# =====================================================================================================================
 # 2. The terminal
 # =====================================================================================================================
 
@@ -6690,6 +6720,167 @@ class ReloaderBadInput(ReloaderWatching):
         time.sleep(3)
         share = (time.clock_gettime(clock) - cpu) / (time.monotonic() - began)
         self.assertLess(share, 0.02)  # about 0.008 on an idle machine; others' load makes each look dearer
+
+
+def polls(case: type[ReloaderWatching]) -> type[ReloaderWatching]:
+    """Return the same tests where the kernel does not tell of changes, as on a file system of another machine."""
+
+    class Polling(case):  # type: ignore[valid-type,misc]
+        def setUp(self) -> None:
+            patch: Any = mock.patch.object(devserve, "TELLING", frozenset())
+            patch.start()
+            self.addCleanup(patch.stop)
+            super().setUp()
+
+    Polling.__name__ = Polling.__qualname__ = f"{case.__name__}ByPolling"
+    return Polling
+
+
+ReloaderChangesByPolling = polls(ReloaderChanges)
+ReloaderBrokenFilesByPolling = polls(ReloaderBrokenFiles)
+ReloaderExtraFilesByPolling = polls(ReloaderExtraFiles)
+ReloaderFailedImportsByPolling = polls(ReloaderFailedImports)
+
+
+@unittest.skipUnless(sys.platform == "linux" and hasattr(signal, "sigtimedwait"), "the kernel does not tell")
+class ReloaderTold(ReloaderWatching):
+    """A watcher that never looks again by itself, so that it sees nothing but what the kernel tells."""
+
+    def setUp(self) -> None:
+        for name, value in (("TOLD_INTERVAL", 3600.0), ("LEARNING_INTERVAL", 0.001)):
+            patch = mock.patch.object(devserve, name, value)
+            patch.start()
+            self.addCleanup(patch.stop)
+        super().setUp()
+
+    def listen(self, *modules: str, **options: Any) -> None:
+        """Start, and wait until the watcher has looked at everything for the last time."""
+        self.start(*modules, **options)
+        eventually(lambda: self.watcher._interval == 3600.0, "nothing is left to look at")
+        self.assertTrue(self.watcher._herald.complete)
+
+    def test_an_edit_is_told(self) -> None:
+        self.write("told_a.py", "x = 1")
+        self.listen("told_a")
+        self.write("told_a.py", "x = 2")
+        self.assertEqual(self.said(), [["told_a.py"]])
+        self.write("told_a.py", "x = 3")
+        self.assertEqual(self.said(2)[1:], [["told_a.py"]])
+
+    def test_a_file_moved_into_place_and_one_that_is_gone_are_told(self) -> None:
+        self.write("told_b.py", "x = 1")
+        self.write("told_c.py", "x = 1")
+        self.listen("told_b", "told_c")
+        os.replace(self.write("elsewhere/new.py", "x = 2"), self.folder / "told_b.py")
+        self.assertEqual(self.said(), [["told_b.py"]])
+        (self.folder / "told_c.py").unlink()
+        self.assertEqual(self.said(2)[1:], [["told_c.py"]])
+
+    def test_a_folder_that_was_replaced_is_listened_to(self) -> None:
+        self.write("told_d/__init__.py", "")
+        self.write("told_d/part.py", "x = 1")
+        self.write("told_e.py", "import told_d.part")
+        self.listen("told_e")
+        shutil.copytree(self.folder / "told_d", self.folder / "copy")
+        self.write("copy/part.py", "x = 22")
+        os.rename(self.folder / "told_d", self.folder / "old")
+        os.rename(self.folder / "copy", self.folder / "told_d")
+        self.assertEqual(self.said(), [["told_d/part.py"]])
+        eventually(lambda: self.watcher._interval == 3600.0, "nothing is left to look at")
+        self.write("told_d/part.py", "x = 333")
+        self.assertEqual(self.said(2)[1:], [["told_d/part.py"]])
+
+    def test_the_target_of_a_link_is_listened_to(self) -> None:
+        self.write("elsewhere/target.txt", "1")
+        os.symlink("elsewhere/target.txt", self.folder / "link.txt")
+        self.listen(extra_files=["link.txt"], seen=["link.txt"])
+        self.write("elsewhere/target.txt", "2")
+        self.assertEqual(self.said(), [["link.txt"]])
+
+    def test_a_file_whose_folder_does_not_exist_yet_is_told(self) -> None:
+        self.write("there.txt", "")
+        self.listen(extra_files=["there.txt", "later/still/file.txt"], seen=["there.txt"])
+        self.write("later/still/file.txt", "here")
+        self.assertEqual(self.said(), [["later/still/file.txt"]])
+
+    def test_a_reload_by_hand_and_an_end_wait_for_nothing(self) -> None:
+        self.write("told_f.py", "")
+        self.listen("told_f")
+        self.watcher.reload_now("by hand")
+        eventually(lambda: self.calls == [["by hand"]], "the reload")
+        self.watcher.stop()
+        self.watcher.join(DEADLINE)
+        self.assertFalse(self.watcher.is_alive())
+        self.watcher.reload_now("when nobody listens")
+
+    def test_a_file_that_is_written_without_end_does_not_have_everything_looked_at_without_end(self) -> None:
+        self.write("told_g.py", "")
+        self.listen("told_g")
+        looks: list[float] = []
+        adopt = self.watcher.files.adopt
+
+        def counted() -> bool:
+            looks.append(time.monotonic())
+            return bool(adopt())
+
+        self.watcher.files.adopt = counted
+        with open(self.folder / "server.log", "a", encoding="utf-8") as log:
+            while len(looks) < 8:
+                print("a line", file=log, flush=True)
+        self.assertGreaterEqual(looks[-1] - looks[0], 6 * devserve.INTERVAL)
+        self.write("told_g.py", "x = 2")
+        self.assertEqual(self.said(), [["told_g.py"]])
+
+    def test_where_it_would_take_too_many_descriptors_it_polls(self) -> None:
+        self.write("told_h.py", "")
+        self.write("apart/file.txt", "")
+        with mock.patch("os.sysconf", return_value=7):
+            self.start("told_h", extra_files=["apart/file.txt"], seen=["apart/file.txt"])
+            eventually(lambda: not self.watcher._unread, "everything is read")
+            self.write("apart/file.txt", "changed")
+            self.assertEqual(self.said(), [["apart/file.txt"]])
+        self.assertFalse(self.watcher._herald.complete)
+
+    def test_no_descriptor_outlives_the_thread(self) -> None:
+        before = set(os.listdir("/proc/self/fd"))
+        self.write("told_i.py", "")
+        self.listen("told_i")
+        self.assertLess(len(before), len(os.listdir("/proc/self/fd")))
+        self.stop()
+        self.assertEqual(set(os.listdir("/proc/self/fd")), before)
+
+
+class ReloaderFileSystems(unittest.TestCase):
+    MOUNTS: ClassVar[list[tuple[str, bytes]]] = [
+        ("/", b"ext4"),
+        ("/mnt", b"tmpfs"),
+        ("/mnt/a b", b"9p"),
+        ("/srv", b"nfs4"),
+        ("/srv", b"xfs"),
+    ]
+
+    def test_a_folder_lies_on_the_nearest_mount_and_the_last_one_there(self) -> None:
+        for path, kind in (
+            ("/home/me", b"ext4"),
+            ("/", b"ext4"),
+            ("/mntx", b"ext4"),
+            ("/mnt", b"tmpfs"),
+            ("/mnt/a", b"tmpfs"),
+            ("/mnt/a b/c", b"9p"),
+            ("/srv/app", b"xfs"),
+        ):
+            with self.subTest(path):
+                self.assertEqual(devserve.file_system(path, self.MOUNTS), kind)
+
+    @unittest.skipUnless(sys.platform == "linux", "reads /proc")
+    def test_the_table_of_mounts_is_read(self) -> None:
+        table = (
+            b"21 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw\n"
+            b"36 21 0:40 / /mnt/a\\040b rw,nosuid - 9p share rw,trans=virtio\n"
+        )
+        with mock.patch("builtins.open", return_value=io.BytesIO(table)):
+            self.assertEqual(devserve.mount_points(), [("/", b"ext4"), ("/mnt/a b", b"9p")])
+        self.assertIn("/proc", dict(devserve.mount_points()))
 
 
 class ReloaderTiers(unittest.TestCase):
