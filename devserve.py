@@ -3875,15 +3875,24 @@ class Connection:
             raise ClientGone(str(error)) from error
 
     def send_file(self, file: Any, offset: int, count: int) -> int:
-        """Send `count` bytes of `file` by the kernel; return how many the file had."""
-        self.sock.settimeout(SEND_TIMEOUT)  # `socket.sendfile` waits for ever on a socket without
+        """Have the kernel send `count` bytes of `file`; return how many the file had, -1 when it cannot do that.
+
+        Not by `socket.sendfile`, which polls before each of hundreds of pieces, or else waits for ever for a client
+        that reads nothing.  Here the kernel bounds the waits, and as a rule one call sends the whole file.
+        """
+        if sys.platform == "win32":
+            return -1
+        sent, size = 0, 1
         try:
-            return self.sock.sendfile(file, offset, count)
+            while size and sent < count:
+                size = os.sendfile(self.sock.fileno(), file.fileno(), offset + sent, count - sent)
+                sent += size
         except OSError as error:
+            if not sent and not isinstance(error, (ConnectionError, BlockingIOError)):
+                return -1  # such a file system, or such a socket
             self.keep_alive = False
             raise ClientGone(str(error)) from error
-        finally:
-            self.sock.settimeout(None)
+        return sent
 
     def refuse(self, error: BadRequest) -> None:
         """Answer a request that was not understood, or not accepted, and end the connection."""
@@ -4532,16 +4541,18 @@ class Response:
         return plain and self.connection.server.tls is None and not self.head_sent and not self.bodiless
 
     def _send_file(self, file: Any) -> None:
-        """Send a file from its position on, through `socket.sendfile`; it declares its own length when nobody did."""
+        """Send a file from its position on, by the kernel if it can; it declares its own length when nobody did."""
         here = file.tell() if file.seekable() else -1
         size = os.fstat(file.fileno()).st_size - here
-        if here < 0 or size <= 0:  # a pipe, or a file of /proc, whose size is not known before it is read
-            self._send_pieces(iter(functools.partial(file.read, READ_SIZE), b""))
-            return
-        self.one_piece = self.length < 0
-        self.connection.send(self._head(size))
-        if self.length and not self.bodiless:
-            self.sent += self.connection.send_file(file, here, min(size, self.length))
+        sent = -1
+        if here >= 0 and size > 0:  # unlike a pipe, or a file of /proc, whose size is not known before it is read
+            self.one_piece = self.length < 0
+            self.connection.send(self._head(size))
+            sent = 0 if self.bodiless else self.connection.send_file(file, here, min(size, self.length))
+        if sent < 0:
+            self._send_pieces(file_pieces(file, self.length if self.length >= 0 else sys.maxsize))
+        else:
+            self.sent += sent
 
     # -- failures
 
@@ -4565,6 +4576,16 @@ class Response:
             self.write(text)
         except ClientGone:
             pass  # nobody is there to be told
+
+
+def file_pieces(file: Any, count: int) -> Iterator[bytes]:
+    """Yield the next `count` bytes of a file, or what there is of them."""
+    while count:
+        piece = file.read(min(READ_SIZE, count))
+        if not piece:
+            return
+        count -= len(piece)
+        yield piece
 
 
 class ResponseHead(NamedTuple):

@@ -5793,13 +5793,15 @@ class ServerFiles(ServerCase):
         self.path = self.folder / "file.bin"
         self.path.write_bytes(self.CONTENT)
         self.sent: list[Any] = []
-        original = socket.socket.sendfile
+        if sys.platform == "win32":
+            return
+        original = os.sendfile
 
-        def sendfile(sock: Any, *arguments: Any, **options: Any) -> int:
+        def sendfile(*arguments: int) -> int:
             self.sent.append(arguments)
-            return original(sock, *arguments, **options)
+            return original(*arguments)
 
-        patcher = mock.patch.object(socket.socket, "sendfile", sendfile)
+        patcher = mock.patch.object(os, "sendfile", sendfile)
         patcher.start()
         self.addCleanup(patcher.stop)
 
@@ -5825,7 +5827,7 @@ class ServerFiles(ServerCase):
         self.assertNotIn("Traceback", self.log)
         for file in files:
             eventually(lambda: getattr(file, "closed", True), "the file closed")
-        if by_kernel is not None:
+        if by_kernel is not None and sys.platform != "win32":
             self.assertEqual(bool(self.sent), by_kernel)
         return answer
 
@@ -5931,6 +5933,20 @@ class ServerFiles(ServerCase):
     def test_after_write_the_file_follows(self) -> None:
         self.serve(lambda e, sr: (sr("200 OK", [])(b"before "), e["wsgi.file_wrapper"](open(self.path, "rb")))[1])
         self.assertTrue(self.ask().body == b"before " + self.CONTENT)
+
+    @unittest.skipIf(sys.platform == "win32", "has no sendfile")
+    def test_a_file_that_the_kernel_cannot_copy_is_read(self) -> None:
+        with mock.patch.object(os, "sendfile", side_effect=OSError(errno.EINVAL, "Invalid argument")):
+            self.check(lambda: open(self.path, "rb"), self.CONTENT)
+            self.check(lambda: open(self.path, "rb"), self.CONTENT[:5000], ("Content-Length", "5000"))
+
+    def test_a_client_that_reads_nothing_of_a_file_is_given_up(self) -> None:
+        self.path.write_bytes(b"x" * 30_000_000)
+        with mock.patch.object(devserve, "SEND_TIMEOUT", 0.2):
+            self.serve(lambda e, sr: sr("200 OK", []) and e["wsgi.file_wrapper"](open(self.path, "rb")))
+        self.wire(GET).exactly(1000)
+        self.lines(1)
+        self.assertNotIn("Traceback", self.log)
 
     def test_a_client_that_leaves_while_a_file_is_sent_is_logged_once(self) -> None:
         self.path.write_bytes(b"x" * 30_000_000)
