@@ -6,7 +6,7 @@
     python3 .ci/bench.py --devserve PATH  another devserve.py than the repository's
 
 The first run makes a virtual environment with the peers in the cache folder; later runs reuse it.  Everything runs on
-the loopback interface, and everything that is compared runs in one go, in turns (A B A B …); the tables show medians.
+the loopback interface, and everything that is compared runs in one go, in turns (A B B A …); the tables show medians.
 devserve runs as a user would run it, with its request log on; the log of every server goes into a file.  Load comes
 from wrk where it is installed, else from a small client below.  A peer that cannot be installed or started is shown as
 n/a with the reason.  Linux alone tells the CPU time and the memory of a group of processes; elsewhere they are n/a.
@@ -20,6 +20,7 @@ import datetime
 import math
 import os
 import platform
+import random
 import re
 import selectors
 import shlex
@@ -773,14 +774,14 @@ class Bench:
             self.notes[name] = f"{self.notes[name]}; {text}" if name in self.notes else text
 
     def in_turns(self, servers: list[Running], measure: Callable[[Running], Any], rounds: int) -> dict[str, list[Any]]:
-        """Measure A B C A B C …: what disturbs the machine for a while disturbs all alike.
+        """Measure A B C, C A B, B C A, …: what disturbs the machine for a while disturbs all alike.
 
-        A server that has used up its patience has no further turns, so that one that crawls does not hold up the run.
+        The order differs from round to round, since a fast server leaves warm caches to the next.  A server that has used up its patience has no further turns, so that one that crawls does not hold up the run.
         """
         found: dict[str, list[Any]] = {}
         spent = dict.fromkeys([running.name for running in servers], 0.0)
-        for _ in range(rounds):
-            for running in servers:
+        for number in range(rounds):
+            for running in random.Random(number).sample(servers, len(servers)):
                 if spent[running.name] < PATIENCE:
                     began = time.perf_counter()
                     with self.forgiving(running.name):
@@ -880,7 +881,7 @@ def download(bench: Bench) -> list[Line]:
     with bench.servers():
         servers = bench.start_all(reload=False, leave_out=(YARDSTICK,))
         found = bench.in_turns(
-            servers, lambda s: FILE_SIZE / 1e6 / timed(lambda: drain(s.port, "/file")), bench.rounds(5, 3)
+            servers, lambda s: FILE_SIZE / 1e6 / timed(lambda: drain(s.port, "/file")), bench.rounds(9, 3)
         )
         return [as_good("a 50 MB file by wsgi.file_wrapper", bench.medians("file, MB/s", found), " MB/s")]
 
