@@ -3426,7 +3426,9 @@ SEND_TIMEOUT = 60.0  # a client that reads nothing for so long has gone
 IDLE_TIMEOUT = 75.0  # between two requests; longer than browsers and proxies keep theirs, so that they close first
 MOMENT = 0.005  # in which a busy client sends its next request; a reload may have to wait so long
 LINGER_TIMEOUT = 5.0  # reading away what a client still sends, so that the answer is not lost in a reset
+LINGER_MOMENT = 0.2  # the same when a reload waits: an answer crosses this machine in less
 SPARE_TIMEOUT = 10.0  # a thread without a connection waits so long for the next one
+GATE_LOOK = 0.5  # between two looks whether the server is to shut down, while the gate is closed; as in socketserver
 OUT_OF_DESCRIPTORS_PAUSE = 0.05  # before accepting again when the process has no descriptor left
 
 UNLOGGED = "devserve.unlogged"  # an application sets this key in the environ of a request that is not worth a line
@@ -3483,10 +3485,10 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
     # -- taking connections: socketserver calls these, in this order
 
     def get_request(self) -> tuple[Any, Any]:
-        self.gate.wait()
+        self.gate.wait(GATE_LOOK)
         with self.accepting:
             if not self.gate.is_set():
-                raise BlockingIOError(errno.EAGAIN, "the gate has just closed")
+                raise BlockingIOError(errno.EAGAIN, "the gate is closed")
             try:
                 sock, address = self.socket.accept()
             except OSError as error:
@@ -3521,7 +3523,16 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
         try:
             self.spares.pop().give(request)
         except IndexError:
-            threading.Thread(target=self._carry, args=(request,), name="devserve connection", daemon=True).start()
+            self._start_thread(request)
+
+    def _start_thread(self, connection: Connection) -> None:
+        thread = threading.Thread(target=self._carry, args=(connection,), name="devserve connection", daemon=True)
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError) as error:  # the system has no thread left; those that run serve on
+            self.terminal.warn(f"closed a connection: {error}")
+            connection.abort()
+            self._forget(connection)
 
     def _carry(self, connection: Optional[Connection]) -> None:
         """Serve one connection after another; end when for a while there is none."""
@@ -3529,22 +3540,28 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
         while connection is not None:
             self.process_request_thread(connection, connection.address)  # type: ignore[arg-type]
             self.spares.append(spare)
-            connection = spare.take(SPARE_TIMEOUT) or self._withdraw(spare)
+            connection = self._next(spare)
 
-    def _withdraw(self, spare: Spare) -> Optional[Connection]:
-        """Take a thread off the list; return the connection that it was given in the last moment, if it was."""
-        try:
-            self.spares.remove(spare)
-        except ValueError:
-            return spare.take(-1)
-        return None
+    def _next(self, spare: Spare) -> Optional[Connection]:
+        """Return a thread's next connection; None when none comes for a while, and when the server is closed."""
+        if not spare.bell.acquire(timeout=SPARE_TIMEOUT):
+            try:
+                self.spares.remove(spare)
+            except ValueError:  # it was taken from the list in the last moment
+                spare.bell.acquire()
+            else:
+                return None
+        return spare.connection
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         request.serve()
 
     def shutdown_request(self, request: Any) -> None:
         request.close()
-        self.connections.discard(request)
+        self._forget(request)
+
+    def _forget(self, connection: Connection) -> None:
+        self.connections.discard(connection)
         if not self.gate.is_set():
             self.finished.set()
 
@@ -3582,8 +3599,7 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
             # woken by its client says so by `finished` and is at rest at the next look.
             looks = [(connection, connection.started) for connection in list(self.connections)]
             busy = {connection: started for connection, started in looks if started and connection not in given_up}
-            # Counted from the closing at the latest: a client that pipelines without end begins one after the other.
-            ends = {c: min(started, closed) + (0 if c.is_stream else grace) for c, started in busy.items()}
+            ends = {c: self._deadline(c, started, closed, grace) for c, started in busy.items()}
             late = {connection for connection, end in ends.items() if end <= time.perf_counter()}
             for connection in late:
                 self._cut_short(connection)
@@ -3592,8 +3608,15 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
                 return [connection.sock for connection, started in looks if not started and connection.can_cross()]
             self.finished.wait(max(0.0, min(ends[c] for c in ends.keys() - late) - time.perf_counter()))
 
+    def _deadline(self, connection: Connection, started: float, closed: float, grace: float) -> float:
+        """Return how long a connection has; the gate closed at `closed`."""
+        if connection.ending:
+            return closed + LINGER_MOMENT
+        # From the closing at the latest: a client that pipelines without end begins one request after the other.
+        return min(started, closed) + (0 if connection.is_stream else grace)
+
     def _cut_short(self, connection: Connection) -> None:
-        if not connection.is_stream:
+        if not connection.is_stream and not connection.ending:
             self.terminal.warn(f"cut {connection.describe()}: still running after its grace")
         connection.cut()
 
@@ -3623,15 +3646,9 @@ class Spare:
         self.bell.acquire()
 
     def give(self, connection: Optional[Connection]) -> None:
+        """Wake it for a connection; None sends it home."""
         self.connection = connection
         self.bell.release()
-
-    def take(self, timeout: float) -> Optional[Connection]:
-        """Return the next connection; None when the timeout is over (-1: never), and when the server is closed."""
-        if not self.bell.acquire(timeout=timeout):
-            return None
-        connection, self.connection = self.connection, None
-        return connection
 
 
 # -- a connection
@@ -3671,8 +3688,11 @@ class Connection:
         self.buffer = b""  # bytes read from the socket that no request has taken yet
         self.line = NO_LINE  # method and target of the request in hand, for the log
         self.keep_alive = True
+        self.ending = False  # the last response has been sent
         self.input_left = False  # the client may have sent, or still be sending, what nobody will read
         self.catches = CAN_CATCH and self.shaken  # TLS has a buffer of its own, which a read may not leave half full
+        if sock.gettimeout() is not None or sys.platform != "linux":
+            sock.setblocking(True)  # the application set a default timeout; elsewhere a listener's mode is inherited
         if not server.options_inherited:
             set_options(sock)
         self.readable = watch(sock)
@@ -3683,7 +3703,10 @@ class Connection:
         """Answer requests until either side wants no more."""
         try:
             while self.keep_alive and self._begin():
-                self._answer()
+                if self.buffer[0] == CARRIAGE_RETURN and not self.buffer.replace(b"\r\n", b""):
+                    self.buffer = b""  # empty lines, which old clients send after a body, are no request yet
+                else:
+                    self._answer()
         except (ClientGone, OSError):
             pass  # what could be said of it is in the log
 
@@ -3754,6 +3777,10 @@ class Connection:
         else:
             with turn:
                 self._run(head, environ, body)
+        self.timeout = IDLE_TIMEOUT
+        if body is not None:
+            self.keep_alive = self.keep_alive and body.drain(DRAIN_LIMIT)
+            self.input_left = not self.keep_alive  # or an empty line, which old clients send after a body
 
     def _run(self, head: Head, environ: Environ, body: Optional[Body]) -> None:
         """Call the application and send what it answers; whatever goes wrong, exactly one log line is written."""
@@ -3773,10 +3800,6 @@ class Connection:
             if UNLOGGED not in environ:
                 seconds = self.ended - self.started
                 self.server.terminal.access(*self.line, response.status[:3] or "-", response.sent, seconds)
-        self.timeout = IDLE_TIMEOUT
-        if body is not None:
-            self.keep_alive = self.keep_alive and body.drain(DRAIN_LIMIT)
-            self.input_left = not self.keep_alive  # or an empty line, which old clients send after a body
 
     def _read_request(self) -> tuple[Head, Environ, Optional[Body]]:
         """Take one request's head off the connection; return it, its environ, and its body if it has one."""
@@ -3915,10 +3938,12 @@ class Connection:
 
     def close(self) -> None:
         """End the connection so that what was sent arrives: a socket closed with input unread sends a reset."""
+        self.ending = True
         self.started = self.started or time.perf_counter()  # from here on it is nothing to hand over
         try:
             if self.shaken and self.server.tls is not None:
                 self._close_tls()
+            self.sock.shutdown(socket.SHUT_WR)  # a child of the application may hold a copy of the socket
             if self.input_left or self.buffer or self.readable(0):
                 self._linger()
         except (OSError, ValueError):
@@ -3934,13 +3959,20 @@ class Connection:
             pass  # as a rule: the client's has not come yet
 
     def _linger(self) -> None:
-        """Say that nothing more is coming, and read on until the client has understood (RFC 9112 section 9.6)."""
-        self.sock.shutdown(socket.SHUT_WR)
+        """Read on until the client has understood that nothing more is coming (RFC 9112 section 9.6)."""
         deadline = time.monotonic() + LINGER_TIMEOUT
         while True:
             left = deadline - time.monotonic()
             if left <= 0 or not self.readable(left) or not self.sock.recv(READ_SIZE):
                 return
+
+    def abort(self) -> None:
+        """End the connection by a reset, from its own thread: the client sees a break and not an end."""
+        try:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
+        except OSError:
+            pass  # it has gone
+        self.sock.close()
 
     def cut(self) -> None:
         """End the connection at once, from any thread."""
@@ -4263,6 +4295,9 @@ class Dechunker:
         except ClientGone as error:
             spool.close()
             raise BadRequest(f"the chunked body broke off: {error}") from error
+        except OSError as error:  # as a rule, the temporary folder is full
+            spool.close()
+            raise BadRequest(f"the body cannot be stored: {error}", "507 Insufficient Storage") from error
         self.connection.buffer = self.data[self.position :]
         return WholeInput(spool)
 
@@ -4379,6 +4414,7 @@ class Response:
     chunked = False
     overlong = False  # there is more of the body than its declared length
     one_piece = False  # the application's iterable has a single piece, which tells the length
+    ended = False
 
     def __init__(self, connection: Connection, head: Head, body: Optional[Body]) -> None:
         self.connection = connection
@@ -4393,7 +4429,7 @@ class Response:
             return self._answer_options()
         app_iter = app(environ, self.start_response)
         try:
-            if isinstance(app_iter, FileWrapper) and self._can_send_file(app_iter):
+            if type(app_iter) is FileWrapper and self._can_send_file(app_iter):
                 self._send_file(app_iter.filelike)
             else:
                 self._send_pieces(app_iter)
@@ -4415,15 +4451,14 @@ class Response:
         for piece in app_iter:
             if piece or not isinstance(piece, bytes):
                 self.write(piece)
-                if self.bodiless:
-                    break  # the head has gone, and nothing follows it
+                if self.bodiless or self.overlong:
+                    break  # nothing follows the head, or what was declared
 
     def start_response(
         self,
         status: str,
         headers: list[tuple[str, str]],
         exc_info: Optional[OptExcInfo] = None,
-        /,
     ) -> Callable[[bytes], None]:
         """PEP 3333's start_response.  What is no HTTP head is refused here, where the traceback shows who said it."""
         if exc_info:
@@ -4435,9 +4470,10 @@ class Response:
         elif self.status:
             raise AssertionError("start_response was called twice; only with exc_info may it be called again")
         try:
-            self.said = understand(status, tuple(headers))
-        except TypeError:  # a header that is a list cannot be remembered; one that is no str says so now
-            self.said = understand.__wrapped__(status, headers)
+            said = understand(status, tuple(headers))
+        except TypeError:  # a header that is a list cannot be remembered; one that is no str says so below
+            said = None
+        self.said = said or understand.__wrapped__(status, headers)
         self.status = status
         self.length = self.said.length
         if self.said.is_stream:
@@ -4448,6 +4484,8 @@ class Response:
         """Send a piece of the body, and the head before the first one; the bytes are on the wire on return."""
         if not isinstance(data, bytes):
             raise TypeError(f"the application must yield bytes, not {type(data).__name__}: {data!r:.80}")
+        if self.ended:
+            raise RuntimeError("write() was called when the response had ended; it would garble the next one")
         size = len(data)
         head = b"" if self.head_sent else self._head(size)
         if self.bodiless:
@@ -4531,13 +4569,18 @@ class Response:
             self.connection.send(b"0\r\n\r\n")
         elif self.sent < self.length and not self.bodiless:
             raise RuntimeError(f"the application declared {self.length} bytes and sent {self.sent}")
+        self.ended = True
 
     # -- files
 
     def _can_send_file(self, wrapper: FileWrapper) -> bool:
-        """Say whether the kernel can copy the file: a plain one (a GzipFile has a descriptor too) without TLS."""
-        raw = getattr(wrapper.filelike, "raw", wrapper.filelike)
-        plain = isinstance(raw, io.FileIO) and not isinstance(wrapper.filelike, io.TextIOBase)
+        """Say whether the kernel can copy the file: a plain one (a GzipFile has a descriptor too) without TLS.
+
+        Not one whose class has a `read` of its own: what it returns need not be what the file holds.
+        """
+        file: Any = wrapper.filelike
+        file = file.file if type(file).__name__ == "_TemporaryFileWrapper" else file
+        plain = type(file) in (io.FileIO, io.BufferedReader, io.BufferedRandom)
         return plain and self.connection.server.tls is None and not self.head_sent and not self.bodiless
 
     def _send_file(self, file: Any) -> None:
@@ -4565,6 +4608,8 @@ class Response:
         """Answer for an application that failed; once its headers are out, the cut connection is the answer."""
         if not self.head_sent:
             self._replace("500 Internal Server Error", b"Internal Server Error\n")
+        elif self.length < 0 and not self.chunked:  # for HTTP/1.0, the end of the connection would be the body's
+            self.connection.abort()
         else:
             self.connection.cut()
 
@@ -4692,7 +4737,7 @@ def base_environ(listener: socket.socket, *, threads: bool, https: bool) -> Envi
         "SERVER_SOFTWARE": SERVER_NAME,
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": "https" if https else "http",
-        "wsgi.errors": sys.stderr,
+        "wsgi.errors": sys.stderr or io.StringIO(),  # it may have been closed at the start
         "wsgi.multithread": threads,
         "wsgi.multiprocess": False,
         "wsgi.run_once": False,

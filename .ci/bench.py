@@ -776,7 +776,8 @@ class Bench:
     def in_turns(self, servers: list[Running], measure: Callable[[Running], Any], rounds: int) -> dict[str, list[Any]]:
         """Measure A B C, C A B, B C A, …: what disturbs the machine for a while disturbs all alike.
 
-        The order differs from round to round, since a fast server leaves warm caches to the next.  A server that has used up its patience has no further turns, so that one that crawls does not hold up the run.
+        The order differs from round to round, since a fast server leaves warm caches to the next.  A server that has
+        used up its patience has no further turns, so that one that crawls does not hold up the run.
         """
         found: dict[str, list[Any]] = {}
         spent = dict.fromkeys([running.name for running in servers], 0.0)
