@@ -177,8 +177,7 @@ class Terminal:
         self._writing = threading.RLock()
         self._is_writing = False
         self._written_at = 0.0
-        self._wake = threading.Event()  # there is something gathered
-        self._writer: Optional[threading.Thread] = None
+        self._in_burst = False  # a thread writes what is gathered
 
     def say(self, text: str) -> None:
         """Write one line that informs.  A standard error that is closed or full is no reason to stop serving."""
@@ -230,25 +229,32 @@ class Terminal:
         tenths = round(seconds * 10_000)  # of a millisecond; formatting a float costs more than the rest of the line
         line = f"{self._clock[1]} {method} {escape_controls(target)} {status} {size} {tenths // 10}.{tenths % 10}ms"
         self._gathered.append(self.colour(line, STATUS_COLOURS.get(status[:1], "")) if self.coloured else line)
-        if self._wake.is_set():
+        if self._in_burst:
             return
         if time.monotonic() - self._written_at > LOG_INTERVAL:
             self.flush()
         else:
-            self._flush_soon()
+            self._begin_burst()
 
-    def _flush_soon(self) -> None:
-        self._wake.set()
-        if self._writer is None:
-            self._writer = threading.Thread(target=self._keep_flushing, name="devserve log", daemon=True)
-            self._writer.start()
-            atexit.register(self.flush)
-
-    def _keep_flushing(self) -> None:
-        while self._wake.wait():
-            time.sleep(LOG_INTERVAL)
-            self._wake.clear()
+    def _begin_burst(self) -> None:
+        self._in_burst = True
+        atexit.register(self.flush)
+        try:
+            threading.Thread(target=self._write_burst, name="devserve log", daemon=True).start()
+        except RuntimeError:  # the system has no thread left
+            self._in_burst = False
             self.flush()
+
+    def _write_burst(self) -> None:
+        """Write what is gathered, every LOG_INTERVAL until nothing more has come for as long."""
+        more = True
+        while more:
+            time.sleep(LOG_INTERVAL)
+            more = bool(self._gathered)
+            self.flush()
+        self._in_burst = False
+        self.flush()  # a line that came before the line above, and was left to this thread
+        atexit.unregister(self.flush)
 
     def colour(self, text: str, code: str) -> str:
         """Return `text` in the colour of an SGR `code` where the terminal shows colours."""
@@ -3467,7 +3473,7 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
         self.tls = tls
         self.gate = threading.Event()  # open: requests may begin
         self.gate.set()
-        self.finished = threading.Event()  # with the gate closed: some request has ended, look again
+        self.finished = threading.Event()  # with the gate closed: some request has ended
         self.turn = threading.Lock() if not threads else None  # held by the one request that runs
         self.connections: set[Connection] = set()
         self.spares: deque[Spare] = deque()  # the threads without work
@@ -3562,8 +3568,7 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
 
     def _forget(self, connection: Connection) -> None:
         self.connections.discard(connection)
-        if not self.gate.is_set():
-            self.finished.set()
+        self.look_again()
 
     close_request = shutdown_request
 
@@ -3607,6 +3612,11 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
             if len(busy) == len(late):
                 return [connection.sock for connection, started in looks if not started and connection.can_cross()]
             self.finished.wait(max(0.0, min(ends[c] for c in ends.keys() - late) - time.perf_counter()))
+
+    def look_again(self) -> None:
+        """Have `close_gate`, if somebody is in it, look at the connections again."""
+        if not self.gate.is_set():
+            self.finished.set()
 
     def _deadline(self, connection: Connection, started: float, closed: float, grace: float) -> float:
         """Return how long a connection has; the gate closed at `closed`."""
@@ -3749,8 +3759,7 @@ class Connection:
     def _rest(self) -> None:
         """Mark the connection as one that waits: nothing of a further request has been read."""
         self.started = 0.0
-        if not self.server.gate.is_set():
-            self.server.finished.set()
+        self.server.look_again()
 
     def _shake_hands(self) -> bool:
         """Do the TLS handshake in this connection's own thread, so that a silent client holds up nobody else."""
@@ -3939,6 +3948,7 @@ class Connection:
     def close(self) -> None:
         """End the connection so that what was sent arrives: a socket closed with input unread sends a reset."""
         self.ending = True
+        self.server.look_again()
         self.started = self.started or time.perf_counter()  # from here on it is nothing to hand over
         try:
             if self.shaken and self.server.tls is not None:
@@ -6244,8 +6254,10 @@ class Leap:
             if os.path.isdir(launch.cwd):
                 os.chdir(launch.cwd)
             stamp = f"{os.getpid()}:{letter}:{code if code >= 0 else ''}"
-            if set(listen_to(launch.bell[0])) - {signal.SIGHUP}:
+            late = bytes(number for number in listen_to(launch.bell[0]) if number != signal.SIGHUP)
+            if late:
                 time.sleep(HEED_SECONDS)
+                os.write(launch.bell[1], late)  # nobody has acted on it: the next image will
             signal.pthread_sigmask(signal.SIG_SETMASK, launch.mask | (HEEDED if launch.early else set()))
             os.execve(launch.executable, launch.command, {**launch.environ, STAMP: stamp})
 
@@ -6669,6 +6681,9 @@ class Hall:
         self.ended = threading.Event()  # the acceptor has
         self.greeting = threading.Lock()  # taken by whoever greets
         self.starting = threading.Lock()  # the acceptor is started once, by whoever needs it first
+        self.handlers: dict[int, Any] = {}  # of signals, as they were before
+        self.closing = False
+        self.status = 1  # until the acceptor has ended as it should
 
     # -- what the machines are made from
 
@@ -6723,7 +6738,7 @@ class Hall:
         self._start()
         while not self.ended.wait(WAKE_INTERVAL):
             pass
-        return 0
+        return self.status
 
     def load(self, load: Callable[[], WSGIApplication], loaded: Callable[[], None]) -> Optional[WSGIApplication]:
         """Return the application, or one that tells what broke it.  At the first start a failure is the end: None.
@@ -6770,6 +6785,7 @@ class Hall:
     def _accept(self) -> None:
         try:
             self.server.serve_forever()
+            self.status = 0
         finally:
             self.ended.set()
 
@@ -6806,9 +6822,10 @@ class Hall:
             if self.handover and not self.acceptor.ident:
                 waiting += self.handover.sockets["waiting"]
             try:
-                restart_process(
-                    self.launch, Handover({"listener": [self.listener.fileno()], "waiting": waiting}, notes)
-                )
+                if not self.closing:
+                    restart_process(
+                        self.launch, Handover({"listener": [self.listener.fileno()], "waiting": waiting}, notes)
+                    )
             except OSError as error:
                 self.terminal.error(f"cannot start Python again ({error}); the old code serves on")
             finally:  # reached only when it failed; whatever the reason, requests must not hang
@@ -6849,11 +6866,12 @@ class Hall:
         """Stop on SIGTERM and Ctrl-C, reload on SIGHUP; in code, Ctrl-C stays the exception on which `run` ends."""
         if threading.current_thread() is not threading.main_thread():
             return
-        signal.signal(signal.SIGTERM, self._stop)
+        wanted: dict[int, Callable[[int, Any], None]] = {signal.SIGTERM: self._stop}
         if not in_code:
-            signal.signal(signal.SIGINT, self._stop)
+            wanted[signal.SIGINT] = self._stop
         if sys.platform != "win32" and self.watcher:
-            signal.signal(signal.SIGHUP, self._hang_up)
+            wanted[signal.SIGHUP] = self._hang_up
+        self.handlers = {number: signal.signal(number, handler) for number, handler in wanted.items()}
         self.launch.release_signals()
 
     def _stop(self, number: int, frame: Any) -> None:
@@ -6864,23 +6882,29 @@ class Hall:
         threading.Thread(target=self._end, name="devserve end", daemon=True).start()
 
     def _end(self) -> None:
-        self._tidy_up()
-        end_process(0)
+        try:
+            self._tidy_up()
+        finally:
+            end_process(0)  # which writes the rest of the log, but does not wait for it without end
 
     def close(self) -> None:
         """Stop serving and watching, for a program that goes on."""
+        self.closing = True
         if self.watcher:
             self.watcher.stop()
         if self.acceptor.ident:
             self.server.shutdown()
         self.server.server_close()
         self._tidy_up()
+        self.terminal.flush()
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)  # None: not set by Python
 
     def _tidy_up(self) -> None:
-        """Leave nothing behind that outlives a process: half a log, the socket file."""
-        self.terminal.flush()
-        if self.socket_file and os.path.exists(self.socket_file):
-            os.unlink(self.socket_file)
+        """Leave no socket file behind."""
+        if self.socket_file:
+            with contextlib.suppress(OSError):  # somebody else has removed it, or put something in its place
+                os.unlink(self.socket_file)
 
     def _hang_up(self, number: int, frame: Any) -> None:
         """Reload by hand; but a terminal that was closed sends SIGHUP too, and then there is nobody to serve."""
@@ -7099,18 +7123,21 @@ def options_of_environment(parser: argparse.ArgumentParser) -> dict[str, Any]:
         for option in action.option_strings:
             name = f"DEVSERVE_{option[2:].upper().replace('-', '_')}"
             if option.startswith("--") and name in os.environ and action.dest not in ("app", "help", "version"):
-                found[action.dest] = option_value(action, option, name)
+                value = option_value(action, option, name)
+                if value is not None:
+                    found[action.dest] = value
     return found
 
 
 def option_value(action: argparse.Action, option: str, name: str) -> Any:
-    """Return the value that the variable `name` gives to an option; a flag takes yes and no."""
+    """Return the value that the variable `name` gives to an option, None for none; a flag takes yes and no."""
     text = os.environ[name]
     if action.nargs == 0:
         if text.lower() not in TRUE | FALSE:
             raise DevserveError(f"{name}={text}: not a yes or no; use 1 or 0")
+        wanted = text.lower() in TRUE
         negative = option.startswith("--no-") or option == "--without-threads"
-        return (text.lower() in TRUE) is not negative
+        return None if negative and not wanted else wanted is not negative  # not to be without: that says nothing
     if action.dest == "trusted_host":
         return [host.strip() for host in text.split(",")]
     try:

@@ -19,6 +19,7 @@ import http.client
 import importlib
 import importlib.util
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -4644,6 +4645,79 @@ class ServerFraming(ServerCase):
 class ServerConnections(ServerCase):
     """Keep-alive, pipelining, bodies that nobody read, clients that go or dawdle."""
 
+    def test_a_thread_that_cannot_be_started_costs_one_connection_and_not_the_server(self) -> None:
+        start, failed = threading.Thread.start, threading.Event()
+
+        def start_one_later(thread: threading.Thread) -> None:
+            if thread.name == "devserve connection" and not failed.is_set():
+                failed.set()
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        with mock.patch.object(threading.Thread, "start", start_one_later):
+            self.serve(hello)
+            with self.assertRaises((Cut, ConnectionError)):
+                self.wire(GET).answer()
+            self.assertEqual(self.ask().body, b"hello")
+        self.assertEqual(self.log.count("can't start new thread"), 1)
+
+    def test_a_default_timeout_of_the_application_is_not_the_connections(self) -> None:
+        self.addCleanup(socket.setdefaulttimeout, socket.getdefaulttimeout())
+        socket.setdefaulttimeout(0.05)
+        self.serve(hello)
+        wire = self.wire(timeout=DEADLINE)
+        time.sleep(0.2)  # longer than the default
+        self.assertEqual(wire.send(GET).answer().body, b"hello")
+        eventually(lambda: not any(c.started for c in self.server.connections), "it rests")
+        self.assertEqual(len(self.server.close_gate(5.0)), 1)
+        self.server.open_gate()
+
+    def test_threads_end_with_their_server(self) -> None:
+        before = {thread.ident for thread in threading.enumerate()}
+        server = devserve.make_server(hello)
+        server.terminal = devserve.Terminal(io.StringIO())
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        self.server = server
+        wires = [self.wire(GET, GET, GET) for _ in range(4)]
+        for wire in wires:
+            for _ in range(3):
+                wire.answer()
+            wire.close()
+        server.shutdown()
+        server.server_close()
+        eventually(lambda: {thread.ident for thread in threading.enumerate()} <= before, "no thread is left")
+
+    @unittest.skipUnless(hasattr(os, "fork"), "needs fork")
+    def test_a_child_of_the_application_does_not_keep_a_finished_connection_open(self) -> None:
+        children: list[int] = []
+
+        def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            pid = os.fork()
+            if not pid:
+                time.sleep(DEADLINE)
+                os._exit(0)
+            children.append(pid)
+            return hello(environ, start_response)
+
+        self.serve(app)
+        began = time.monotonic()
+        try:
+            self.assertTrue(self.wire(LAST).rest().endswith(b"hello"))
+        finally:
+            for pid in children:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+        self.assertLess(time.monotonic() - began, DEADLINE / 2)
+
+    def test_an_unread_body_that_is_read_away_keeps_nobody_waiting(self) -> None:
+        self.serve(hello, threads=False)
+        slow = self.wire("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
+        self.assertEqual(slow.answer().body, b"hello")
+        self.assertEqual(self.ask().body, b"hello")
+        slow.send(b"x" * 997, GET)
+        self.assertEqual(slow.answer().body, b"hello")
+
     def test_persistence_follows_version_and_header(self) -> None:
         self.serve(hello)
         table = [
@@ -5073,6 +5147,36 @@ class ServerGate(ServerCase):
         self.assertLess(time.monotonic() - began, 3.0)
         self.server.open_gate()
 
+    def test_a_connection_that_ends_is_hardly_waited_for(self) -> None:
+        self.serve(hello)
+        wire = self.wire("POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx")
+        self.assertEqual(wire.answer().body, b"hello")  # and this client keeps its end open
+        began = time.monotonic()
+        self.assertEqual(self.server.close_gate(DEADLINE), [])
+        self.assertLess(time.monotonic() - began, devserve.LINGER_TIMEOUT / 2)
+        self.assertNotIn("grace", self.log)
+        self.server.open_gate()
+
+    def test_empty_lines_after_a_body_are_no_request_in_flight(self) -> None:
+        self.serve(hello)
+        wire = self.wire("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx")
+        wire.answer()
+        for _ in range(2):
+            wire.send("\r\n\r\n")
+            eventually(lambda: not any(c.started for c in self.server.connections), "it rests")
+            self.assertEqual(len(self.server.close_gate(DEADLINE)), 1)
+            self.server.open_gate()
+            self.assertEqual(wire.send(GET).answer().body, b"hello")
+
+    def test_a_server_is_shut_down_while_its_gate_is_closed(self) -> None:
+        server = self.serve(hello)
+        server.close_gate(1.0)
+        self.wire(GET)
+        thread = threading.Thread(target=server.shutdown)
+        thread.start()
+        thread.join(DEADLINE)
+        self.assertFalse(thread.is_alive())
+
     def test_a_gate_that_opens_again_serves_whoever_waited(self) -> None:
         self.serve(hello)
         wire = self.wire(GET)
@@ -5249,6 +5353,19 @@ BODIES = {
 
 class ServerInput(ServerCase):
     """wsgi.input reads as a file that ends where the body ends."""
+
+    def test_a_chunked_body_that_cannot_be_stored_is_answered_507(self) -> None:
+        class Full(tempfile.SpooledTemporaryFile):  # type: ignore[type-arg]
+            def write(self, data: Any) -> int:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        self.serve(hello)
+        with mock.patch("tempfile.SpooledTemporaryFile", Full):
+            wire = self.wire("POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n")
+            answer = wire.answer()
+        self.assertEqual(answer.status, 507)
+        self.assertIn(b"No space left", answer.body)
+        self.lines(1)
 
     def test_every_way_to_read_gives_what_a_file_gives(self) -> None:
         results: list[Any] = []
@@ -5580,11 +5697,40 @@ class ServerResponses(ServerCase):
                 with self.subTest(headers=headers, version=version):
                     self.serve(answering(Pieces(b"begun", ValueError("broken")), *headers))
                     wire = self.wire(f"GET / HTTP/{version}\r\nHost: x\r\n\r\n", LAST)
+                    if not headers and version == "1.0":  # there an orderly end would make it a whole answer
+                        with self.assertRaises(ConnectionResetError):
+                            wire.rest()
+                        continue
                     rest = wire.rest()
                     self.assertEqual(rest.count(b"HTTP/1.1"), 1)
                     self.assertFalse(rest.endswith(b"0\r\n\r\n"), "a chunked body that ends as if it were whole")
                     eventually(lambda: "ValueError: broken" in self.log, "the traceback")
                     self.lines(1)
+
+    def test_what_is_written_after_the_end_of_a_response_never_reaches_the_client(self) -> None:
+        writes: list[Callable[[bytes], None]] = []
+
+        def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            writes.append(start_response("200 OK", []))
+            return [b"one", b"two"]
+
+        self.serve(app)
+        wire = self.wire(GET)
+        self.assertEqual(wire.answer().body, b"onetwo")
+        with self.assertRaisesRegex(RuntimeError, "ended"):
+            writes[0](b"late")
+        self.assertEqual(wire.send(GET).answer().body, b"onetwo")
+
+    def test_an_application_that_declared_a_length_is_asked_for_no_more(self) -> None:
+        pieces = itertools.count()
+        self.serve(lambda e, sr: sr("200 OK", [("Content-Length", "5")]) and (b"%d" % n for n in pieces))
+        self.assertEqual(self.ask().body, b"01234")
+        self.lines(1)
+        self.assertLess(next(pieces), 10)
+
+    def test_exc_info_may_be_given_by_name(self) -> None:
+        self.serve(lambda e, sr: sr("200 OK", [], exc_info=None) and [b"hello"])
+        self.assertEqual(self.ask().body, b"hello")
 
     # -- headers
 
@@ -5887,6 +6033,19 @@ class ServerFiles(ServerCase):
                 self.read = io.BytesIO(b"abc").read
 
         self.check(Reader, b"abc", by_kernel=False)
+
+    def test_an_object_with_a_read_or_an_iteration_of_its_own_is_asked(self) -> None:
+        class Shouting(io.FileIO):
+            def read(self, size: Any = -1) -> bytes:
+                return super().read(size).upper()
+
+        class Rewriting(wsgiref.util.FileWrapper):
+            def __next__(self) -> bytes:
+                return super().__next__().replace(b"line", b"LINE")
+
+        self.check(lambda: Shouting(self.path), self.CONTENT.upper(), by_kernel=False)
+        self.serve(lambda e, sr: sr("200 OK", []) and Rewriting(open(self.path, "rb"), 1 << 20))
+        self.assertTrue(self.ask().body == self.CONTENT.upper())
 
     def test_a_temporary_file(self) -> None:
         def made() -> Any:
@@ -7417,6 +7576,25 @@ class HallSignals(HallCase):
                 self.assertEqual(again.get(), "hello", "the port can be bound again at once")
 
     @unittest.skipIf(sys.platform == "win32", "signals of POSIX")
+    def test_a_terminal_that_takes_nothing_more_does_not_keep_it_alive(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        command = [sys.executable, str(SCRIPT), "hello", "--port", str(port)]
+        with subprocess.Popen(command, cwd=self.folder, stderr=subprocess.PIPE) as process:
+            assert process.stderr is not None
+            self.addCleanup(process.kill)
+            self.assertIn(b"serves hello", process.stderr.readline())
+            client = socket.create_connection(("127.0.0.1", port), DEADLINE)
+            self.addCleanup(client.close)
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 10_000)  # their log fills the pipe
+            client.settimeout(0.5)
+            with self.assertRaises(OSError):  # a timeout
+                while client.recv(1 << 20):
+                    pass
+            process.send_signal(signal.SIGTERM)
+            process.wait(DEADLINE)
+
+    @unittest.skipIf(sys.platform == "win32", "signals of POSIX")
     def test_a_signal_right_at_the_start_ends_it_too(self) -> None:
         """The handler may run while the main thread is in the middle of a start-up line."""
         for _ in range(4):
@@ -7727,6 +7905,37 @@ class HallInCode(HallCase):
         self.assertNotIn("acceptor", served.log)
 
     @unittest.skipIf(sys.platform == "win32", "signals of POSIX")
+    def test_ctrl_c_while_a_reload_waits_for_a_request_ends_the_program(self) -> None:
+        run = "devserve.run(app, port=0, reload=True)"
+        path = self.program(run, before="import time", after="print('goes on', flush=True)")
+        slow_view = "environ['PATH_INFO'] == '/slow' and time.sleep(2); start_response("
+        path.write_text(path.read_text().replace('start_response("', slow_view + '"'))
+        served = self.served(script=[str(path)], port=False)
+        address = ("127.0.0.1", served.port)
+        slow, late = (socket.create_connection(address, DEADLINE) for _ in range(2))
+        with slow, late:
+            slow.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+            time.sleep(0.2)
+            path.write_text(path.read_text() + "# changed\n")
+            served.wait_for("changed, reloading")
+            late.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            socket.create_connection(address, DEADLINE).close()
+            self.assertEqual(served.stop(), 0, served.log)
+        self.assertEqual(served.log.count("started"), 1, served.log)
+        self.assertIn("goes on", served.log)
+
+    @unittest.skipIf(sys.platform == "win32", "signals of POSIX")
+    def test_a_signal_handler_of_the_program_is_its_own_again_after_ctrl_c(self) -> None:
+        served = self.ran(
+            "devserve.run(app, port=0)",
+            before="import signal\n            signal.signal(signal.SIGTERM, print)",
+            after="print('handler', signal.getsignal(signal.SIGTERM) is print)",
+        )
+        served.get()
+        self.assertEqual(served.stop(), 0, served.log)
+        self.assertIn("handler True", served.log)
+
+    @unittest.skipIf(sys.platform == "win32", "signals of POSIX")
     def test_a_socket_file_is_removed_after_ctrl_c_in_code(self) -> None:
         with tempfile.TemporaryDirectory(prefix="ds") as folder:
             served = self.ran(f"devserve.run(app, host={'unix:' + folder + '/s'!r})")
@@ -7884,6 +8093,9 @@ class CommandLineOptions(Folder):
         ([], {"DEVSERVE_QUIET": "1"}, {"quiet": True}),
         ([], {"DEVSERVE_QUIET": "off"}, {}),
         ([], {"DEVSERVE_WITHOUT_THREADS": "1"}, {"threads": False}),
+        ([], {"DEVSERVE_WITHOUT_THREADS": "0"}, {}),
+        ([], {"DEVSERVE_NO_DEBUG": "", "DEVSERVE_NO_RELOAD": "0", "DEVSERVE_NO_DEBUGGER": "no"}, {}),
+        ([], {"DEVSERVE_DEBUG": "1", "DEVSERVE_NO_RELOAD": "0"}, {"debug": True, "reload": True, "debugger": True}),
         ([], {"DEVSERVE_WITH_THREADS": "0"}, {"threads": False}),
         (["--with-threads"], {"DEVSERVE_WITHOUT_THREADS": "1"}, {}),
         ([], {"DEVSERVE_EXTRA_FILES": f"a{os.pathsep}b"}, {"extra_files": ("a", "b")}),
