@@ -326,7 +326,7 @@ IMPORTLIB = os.path.join(os.path.dirname(os.__file__), "importlib", "__init__.py
 DEFAULT_FILES = ("app.py", "wsgi.py")  # where an application is looked for when none is named
 DEFAULT_NAMES = ("app", "application")  # what it is called there: Flask's habit, then PEP 3333's and mod_wsgi's
 FACTORIES = ("create_app", "make_app")  # Flask's and Pyramid's habit
-MIDDLEWARE_DEPTH = 8  # wrappers to look through for the framework inside; more is a loop
+WRAPPED_NAMES = ("app", "application", "wsgi_app")  # what middleware calls the application inside
 CO_ASYNC = 0x80 | 0x200  # inspect.CO_COROUTINE and CO_ASYNC_GENERATOR, without the cost of importing inspect
 CO_VARARGS = 0x04
 
@@ -334,13 +334,13 @@ if TYPE_CHECKING:
     Arguments = tuple[list[Any], dict[str, Any]]  # of a factory: positional, by keyword
 
 
-def load_app(spec: str = "", *, debug: bool = False) -> WSGIApplication:
+def load_app(spec: str = "", *, debug: bool = False, debugger: bool = False) -> WSGIApplication:
     """Return the application that `spec` names: `module`, `package.module` or `path/to/file.py`, each with an optional
     `:name`, `:dotted.name` or `:factory("literal", key=1)`.
 
     Without a `spec` $DEVSERVE_APP and $FLASK_APP are asked, then app.py and wsgi.py in the current folder.  With
-    `debug` the framework is told to let exceptions through.  Raises DevserveError for what the person can mend;
-    whatever the application's own code raises, SystemExit too, comes out as it is.
+    `debug` or `debugger` the framework is told to let exceptions through.  Raises DevserveError for what the person
+    can mend; whatever the application's own code raises, SystemExit too, comes out as it is.
     """
     if debug:
         os.environ.setdefault("FLASK_DEBUG", "1")  # before the import, since extensions ask while they are set up
@@ -349,10 +349,20 @@ def load_app(spec: str = "", *, debug: bool = False) -> WSGIApplication:
     target = target or default_file(os.curdir)
     module = import_target(target)
     found = named_app(module, target, name) if name else discovered_app(module, target)
-    if debug:
-        let_exceptions_through(found)
-    app: WSGIApplication = with_static_files(found) if debug else wsgi_callable(found)
-    return app
+    return prepared(found, debug=debug, debugger=debugger)
+
+
+def prepared(app: Any, *, debug: bool, debugger: bool) -> WSGIApplication:
+    """Return the callable of `app`; with `debug` or `debugger` its frameworks let exceptions through from now on.
+
+    With `debug` Flask is in its debug mode too, and a Django project's static files are served.
+    """
+    for inner in frameworks_in(app) if debug or debugger else ():
+        FRAMEWORKS[framework_of(inner)](inner)
+        if debug and framework_of(inner) == "flask.app.Flask":
+            inner.debug = True  # one that was made in code, before `run`, has not seen FLASK_DEBUG
+    ready: WSGIApplication = with_static_files(app) if debug else wsgi_callable(app)
+    return ready
 
 
 class BrokenApp:
@@ -696,18 +706,30 @@ def framework_of(thing: Any) -> str:
     return next((name for name in names if name in FRAMEWORKS), "")
 
 
-def let_exceptions_through(app: Any) -> None:
-    """Tell the framework of `app`, or of the application that `app` wraps, not to answer exceptions itself."""
-    for _ in range(MIDDLEWARE_DEPTH):
-        if framework_of(app):
-            FRAMEWORKS[framework_of(app)](app)
-            return
-        inside = getattr(app, "__dict__", {})
-        app = next((inside[name] for name in ("app", "application", "wsgi_app") if name in inside), None)
+def frameworks_in(app: Any) -> list[Any]:
+    """Return the frameworks' applications among `app` and all that it hands requests on to, each once."""
+    found: dict[int, Any] = {}
+    ahead = [app]
+    while ahead:
+        thing = ahead.pop()
+        if id(thing) not in found:
+            found[id(thing)] = thing
+            ahead += inner_apps(thing)
+    return [thing for thing in found.values() if framework_of(thing)]
+
+
+def inner_apps(app: Any) -> list[Any]:
+    """Return what `app` hands requests on to: what a middleware wraps, what Werkzeug's dispatcher has mounted."""
+    inside = getattr(app, "__dict__", {})
+    mounts = inside.get("mounts")
+    inner = [inside[name] for name in WRAPPED_NAMES if name in inside]
+    inner += mounts.values() if isinstance(mounts, dict) else ()
+    return [thing.__self__ if type(thing) is MethodType else thing for thing in inner]  # as in ProxyFix(app.wsgi_app)
 
 
 def open_flask(app: Any) -> None:
-    app.debug = True  # which makes it propagate, unless its PROPAGATE_EXCEPTIONS says no
+    if app.config.get("PROPAGATE_EXCEPTIONS") is None:  # else the application says so itself, or that it must not
+        app.config["PROPAGATE_EXCEPTIONS"] = True
 
 
 def open_bottle(app: Any) -> None:
@@ -6478,7 +6500,8 @@ def run(app: WSGIApplication, host: str = "127.0.0.1", port: int = 5000, debug: 
         terminal.warn("devserve is serving already; the call of devserve.run is left out")
         return
     config = config_from_keywords(host=host, port=port, debug=debug, **options)
-    status = start(lambda: config, lambda _: app, Launch.capture(), terminal, in_code=True)
+    load = partial(prepared, app, debug=config.debug, debugger=config.debugger)
+    status = start(lambda: config, lambda _: load(), Launch.capture(), terminal, in_code=True)
     if status:
         raise SystemExit(status)
 
@@ -6489,7 +6512,7 @@ def serve_command(read: Callable[[Terminal], Config]) -> int:
     launch = Launch.capture(early=True)
     return start(
         lambda: read(terminal),
-        lambda config: load_app(config.app, debug=config.debug),
+        lambda config: load_app(config.app, debug=config.debug, debugger=config.debugger),
         launch,
         terminal,
         in_code=False,
@@ -6528,9 +6551,11 @@ def make_server(app: WSGIApplication, host: str = "127.0.0.1", port: int = 0, **
     """Return a server for `app` that listens already; port 0 takes a free one, see `server_port`.
 
     Made for tests: `with make_server(app) as server`, then `serve_forever` in a thread and `shutdown`.  `options` are
-    threads, cert, key, quiet and debugger, as for `run`.  Raises `DevserveError` when the address cannot be bound.
+    threads, cert, key, quiet, debug and debugger, as for `run`.  Raises `DevserveError` when the address cannot be
+    bound.
     """
     config = config_from_keywords(host=host, port=port, **options)
+    app = prepared(app, debug=config.debug, debugger=config.debugger)
     terminal = Terminal(quiet=config.quiet)
     listener = listen(config.host, config.port, again=lambda free: f"port={free}")
     try:

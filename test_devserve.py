@@ -1194,7 +1194,7 @@ class FindingEnvFiles(FindingFolder):
 class FindingFrameworks(FindingFolder):
     """Each framework's application is found, and under debug its exceptions reach the WSGI callable around it."""
 
-    def outcome(self, text: str, path: str = "/") -> str:
+    def outcome(self, text: str, path: str = "/", options: str = "debug=True") -> str:
         """Serve the module `text` in its own process, since frameworks keep state; return what becomes of a GET."""
         self.write("site_app.py", text)
         self.write(
@@ -1205,7 +1205,7 @@ class FindingFrameworks(FindingFolder):
             import devserve
             from wsgiref.util import setup_testing_defaults
             try:
-                app = devserve.load_app("site_app", debug=True)
+                app = devserve.load_app("site_app", {options})
             except devserve.DevserveError as error:
                 sys.exit(print("refused", error))
             for _ in range(2):
@@ -1222,9 +1222,9 @@ class FindingFrameworks(FindingFolder):
         run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=3 * DEADLINE)
         return run.stdout.decode()
 
-    def raises(self, text: str) -> None:
+    def raises(self, text: str, **how: str) -> None:
         """Demand that the view's Boom comes out of the application, time and again, and is printed by nobody."""
-        self.assertEqual(self.outcome(text).split(), ["raised", "Boom"] * 2)
+        self.assertEqual(self.outcome(text, **how).split(), ["raised", "Boom"] * 2)
 
     @needs("flask")
     def test_flask(self) -> None:
@@ -1249,6 +1249,55 @@ class FindingFrameworks(FindingFolder):
             def view(): raise Boom
             app = ProxyFix(ProxyFix(site))
         """)
+
+    @needs("flask")
+    def test_flask_lets_exceptions_through_for_the_debugger_alone_and_is_not_told_to_debug(self) -> None:
+        text = """
+            import flask, os
+            class Boom(Exception): pass
+            assert "FLASK_DEBUG" not in os.environ
+            site = flask.Flask(__name__)
+            @site.route("/")
+            def view():
+                if not site.debug: raise Boom
+            """
+        self.raises(text, options="debugger=True")
+
+    @needs("flask")
+    def test_flask_keeps_its_handling_when_its_configuration_says_so(self) -> None:
+        outcome = self.outcome("""
+            import flask
+            site = flask.Flask(__name__)
+            site.config["PROPAGATE_EXCEPTIONS"] = False
+            @site.route("/")
+            def view(): 1 / 0
+            """)
+        self.assertIn("500 INTERNAL SERVER ERROR\nanswered", outcome)
+
+    DISPATCHED = """
+        import bottle, falcon, flask
+        from werkzeug.middleware.dispatcher import DispatcherMiddleware
+        class Boom(Exception): pass
+        def view(*_): raise Boom
+        site, shop, blog = flask.Flask("site"), bottle.Bottle(), falcon.App()
+        site.add_url_rule("/", view_func=view)
+        shop.route("/", callback=view)
+        blog.add_route("/", type("View", (), {"on_get": view})())
+        mounts = {"/shop": shop, "/blog": blog}
+    """
+
+    @needs("flask")
+    @needs("bottle")
+    @needs("falcon")
+    def test_each_application_under_a_dispatcher(self) -> None:
+        for line in (
+            "app = DispatcherMiddleware(site, mounts)",
+            "app = DispatcherMiddleware(site.wsgi_app, mounts)",
+            "app = site; site.wsgi_app = DispatcherMiddleware(site.wsgi_app, mounts)",
+        ):
+            for path in ("/", "/shop/", "/blog/"):
+                with self.subTest(line, path=path):
+                    self.raises(textwrap.dedent(self.DISPATCHED) + line, path=path)
 
     @needs("flask")
     def test_several_flask_applications_must_be_chosen_from(self) -> None:
@@ -7796,6 +7845,40 @@ class HallInCode(HallCase):
         with mock.patch.object(sys, "path", [str(self.folder), *sys.path]):
             app: Any = devserve.load_app(str(self.folder / "hello.py"))
         self.assertEqual(b"".join(app({}, lambda *arguments: None)), b"hello")
+
+    # What makes an `app` in code whose view fails; the frameworks themselves would answer "Internal Server Error".
+    FAILING: ClassVar[dict[str, str]] = {
+        "flask": "import flask; app = flask.Flask('hello'); app.add_url_rule('/', view_func=lambda: 1 / 0)",
+        "bottle": "import bottle; app = bottle.Bottle(); app.route('/', callback=lambda: 1 / 0)",
+        "falcon": "import falcon; app = falcon.App(); view = type('View', (), {'on_get': lambda *_: 1 / 0});"
+        " app.add_route('/', view())",
+        "web": "import web; index = type('index', (), {'GET': lambda _: 1 / 0});"
+        " app = web.application(('/', 'index'), globals())",
+    }
+
+    def failing_page(self, framework: str, call: str) -> str:
+        """Run the application of FAILING by `call`; return the page of its failing view."""
+        if not REQUIRE_ALL and importlib.util.find_spec(framework) is None:
+            self.skipTest(f"needs the package {framework}")
+        served = self.ran(f"{self.FAILING[framework]}; {call}")
+        with self.assertRaises(urllib.error.HTTPError) as caught:
+            served.get("/", Accept="text/html")
+        with caught.exception as answer:
+            return answer.read().decode()
+
+    def test_run_shows_the_debugger_for_frameworks_too(self) -> None:
+        for framework in self.FAILING:
+            for options in ("debug=True", "debugger=True"):
+                with self.subTest(framework, options=options):
+                    page = self.failing_page(framework, f"devserve.run(app, port=0, {options})")
+                    self.assertIn("ZeroDivisionError", page)
+
+    def test_make_server_shows_the_debugger_for_frameworks_too(self) -> None:
+        tell = "print(f'http://127.0.0.1:{server.server_port}/', flush=True)"
+        call = f"server = devserve.make_server(app, debugger=True); {tell}; server.serve_forever()"
+        for framework in self.FAILING:
+            with self.subTest(framework):
+                self.assertIn("ZeroDivisionError", self.failing_page(framework, call))
 
     def test_run_in_a_thread_serves_without_touching_signals(self) -> None:
         start = "threading.Thread(target=devserve.run, args=(app,), kwargs={'port': 0}, daemon=True).start()"
