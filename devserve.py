@@ -327,6 +327,7 @@ DEFAULT_FILES = ("app.py", "wsgi.py")  # where an application is looked for when
 DEFAULT_NAMES = ("app", "application")  # what it is called there: Flask's habit, then PEP 3333's and mod_wsgi's
 FACTORIES = ("create_app", "make_app")  # Flask's and Pyramid's habit
 WRAPPED_NAMES = ("app", "application", "wsgi_app")  # what middleware calls the application inside
+DECORATED = (FunctionType, functools._lru_cache_wrapper)  # what tells its own function by `__wrapped__`
 CO_ASYNC = 0x80 | 0x200  # inspect.CO_COROUTINE and CO_ASYNC_GENERATOR, without the cost of importing inspect
 CO_VARARGS = 0x04
 
@@ -611,16 +612,22 @@ def nothing_found(module: ModuleType, target: str) -> NoReturn:
 
 def app_or_made(thing: Any, target: str, name: str) -> Any:
     """Return the application itself or, where the name is a factory's, what it makes without arguments."""
-    if is_factory(thing):
+    if is_factory(thing, name):
         return checked(call_factory(thing, ([], {}), target, name), f"what '{target}:{name}()' returned")
     return checked(thing, f"'{target}:{name}'")
 
 
-def is_factory(thing: Any) -> bool:
+def is_factory(thing: Any, name: str) -> bool:
+    """Say whether `thing` makes applications: it is called so, or it needs no arguments, behind decorators perhaps."""
+    if name.rpartition(".")[2] in FACTORIES or getattr(thing, "__name__", "") in FACTORIES:
+        return callable(thing)
     shape = shape_of(thing)
-    if not isinstance(thing, (FunctionType, MethodType)) or shape is None:
+    while type(thing) in DECORATED and hasattr(thing, "__wrapped__") and (shape is None or shape.variable):
+        thing = thing.__wrapped__
+        shape = shape_of(thing)
+    if shape is None or shape.is_async or shape.variable or shape.required:
         return False
-    return not shape.is_async and (thing.__name__ in FACTORIES or (shape.required == 0 and not shape.variable))
+    return not shape.names or type(thing) in (FunctionType, MethodType)
 
 
 def call_factory(factory: Any, arguments: Arguments, target: str, name: str) -> Any:
@@ -675,13 +682,17 @@ class Shape(NamedTuple):
 
 def shape_of(thing: Any) -> Optional[Shape]:
     """Return how a function, a method or an object with `__call__` is called; None where no Python code says so."""
-    bound = 0 if isinstance(thing, FunctionType) else 1
-    function = thing if isinstance(thing, (FunctionType, MethodType)) else type(thing).__call__
-    function = getattr(function, "__func__", function)
+    kind = type(thing)
+    if kind in (FunctionType, MethodType):
+        called, bound = thing, kind is MethodType
+    else:
+        called = next((vars(base)["__call__"] for base in kind.__mro__ if "__call__" in vars(base)), None)
+        bound = not isinstance(called, staticmethod)
+    function = getattr(called, "__func__", called)
     if not isinstance(function, FunctionType):
         return None
     code = function.__code__
-    names = code.co_varnames[: code.co_argcount][bound:]
+    names = code.co_varnames[int(bound) : code.co_argcount]
     required = max(len(names) - len(function.__defaults__ or ()), 0)
     return Shape(names, required, bool(code.co_flags & CO_VARARGS), bool(code.co_flags & CO_ASYNC))
 

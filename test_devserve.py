@@ -890,6 +890,60 @@ class FindingByName(FindingFolder):
             with self.subTest(spec):
                 self.assertEqual(self.body(spec), "made")
 
+    def test_factory_behind_decorators(self) -> None:
+        self.write(
+            "hello.py",
+            """
+            import functools
+            def decorated(function):
+                @functools.wraps(function)
+                def wrapper(*args, **kwargs): return function(*args, **kwargs)
+                return wrapper
+            def site(environ, start_response): return [b"made"]
+            def make(config): return site
+            cached = functools.lru_cache(maxsize=None)(lambda: site)
+            twice = decorated(decorated(lambda config=None: site))
+            class Maker:
+                def __call__(self): return site
+            maker = Maker()
+            app = decorated(site)
+            @decorated
+            def view(request): return [b"made"]
+            request_application = functools.wraps(view)(lambda *args: view(args))
+            class Proxy:  # as Werkzeug's LocalProxy, whose `__wrapped__` is no factory
+                __wrapped__ = staticmethod(lambda: site)
+                def __call__(self, *args): return site(*args)
+            proxy = Proxy()
+        """,
+        )
+        for name in ("cached", "twice", "maker", "app", "request_application", "proxy"):
+            with self.subTest(name):
+                self.assertEqual(self.body(f"hello:{name}"), "made")
+        for line in ("lru_cache(maxsize=None)(lambda: site)", "partial(make, 'dev')"):
+            with self.subTest(line):
+                self.write(
+                    "late.py", f"import functools\nfrom hello import make, site\ncreate_app = functools.{line}\n"
+                )
+                sys.modules.pop("late", None)
+                for spec in ("late", "late:create_app"):
+                    self.assertEqual(self.body(spec), "made")
+
+    def test_call_that_is_a_static_method(self) -> None:
+        self.write(
+            "hello.py",
+            """
+            class Site:
+                @staticmethod
+                def __call__(environ, start_response): return [b"static"]
+            class Other:
+                @classmethod
+                def __call__(cls, environ, start_response): return [b"class"]
+            app, other = Site(), Other()
+        """,
+        )
+        self.assertEqual(self.body("hello"), "static")
+        self.assertEqual(self.body("hello:other"), "class")
+
     def test_application_class_of_pep_3333(self) -> None:
         self.write(
             "hello.py",
