@@ -451,7 +451,7 @@ def import_target(target: str) -> ModuleType:
 
 def means_a_file(target: str) -> bool:
     """Say whether `target` is a path; a bare name is one only where no module in the current folder has that name."""
-    if "/" in target or "\\" in target or target.endswith(".py") or target in (os.curdir, os.pardir):
+    if "/" in target or "\\" in target or target.endswith(".py") or target.startswith("."):
         return True
     if os.path.isfile(target + ".py") or os.path.isfile(os.path.join(target, "__init__.py")):
         return False
@@ -555,7 +555,9 @@ def named_app(module: ModuleType, target: str, name: str) -> Any:
     for index, part in enumerate(parts):
         try:
             thing = getattr(thing, part)
-        except AttributeError:
+        except AttributeError as error:
+            if raised_inside(error) and hasattr(type(thing), part):  # a property's own code; `__getattr__` has no name
+                raise
             holder = ":".join(filter(None, (target, ".".join(parts[:index]))))
             raise DevserveError(f"no {part!r} in {holder!r}; {spelling_hint(thing, part)}") from None
     if arguments is not None:
@@ -569,7 +571,8 @@ def spelling_hint(holder: Any, name: str) -> str:
     if near:
         return f"did you mean {near!r}?"
     usual = DEFAULT_NAMES + FACTORIES
-    likely = [known for known, thing in vars(holder).items() if known in usual or framework_of(thing)]
+    inside = getattr(holder, "__dict__", {})
+    likely = [known for known, thing in inside.items() if known in usual or framework_of(thing)]
     return f"it has {', '.join(likely)}" if likely else "check the spelling"
 
 
@@ -600,9 +603,10 @@ def framework_default() -> Any:
 def nothing_found(module: ModuleType, target: str) -> NoReturn:
     """Raise the error that names what in the module comes nearest to an application."""
     for name, thing in vars(module).items():
-        if not isinstance(thing, (type, FunctionType)) and is_asgi(thing):
+        kind = type(thing)  # isinstance would ask a lazy object, as Django's settings are, for its class
+        if not issubclass(kind, (type, FunctionType)) and is_asgi(thing):
             checked(thing, f"'{target}:{name}'")
-        if isinstance(thing, FunctionType) and thing.__code__.co_varnames[:1] in (("environ",), ("env",)):
+        if kind is FunctionType and thing.__code__.co_varnames[:1] in (("environ",), ("env",)):
             raise DevserveError(f"no application in {target!r}; did you mean '{target}:{name}'?")
     files = [file for folder in getattr(module, "__path__", ()) for file in DEFAULT_FILES if file in names_in(folder)]
     if files:

@@ -989,7 +989,7 @@ class FindingMistakes(FindingFolder):
         self.refused("pack.subb", "no module 'pack.subb'", "did you mean 'pack.sub'?")
         self.refused("hello.app", "no module 'hello.app'", "did you mean 'hello:app'?")
         self.refused("quite_different", "no module 'quite_different'", "give the path")
-        for odd in ("..hello", "hello.", "hello..x", "."):
+        for odd in ("..hello", ".hello", "hello.", "hello..x", "."):
             self.refused(odd)
 
     def test_no_such_file_with_the_nearest(self) -> None:
@@ -1009,6 +1009,13 @@ class FindingMistakes(FindingFolder):
         self.refused("hello:wsgi_thing", "no 'wsgi_thing' in 'hello'", "it has app")
         self.refused("hello:app.zzz", "no 'zzz' in 'hello:app'")
         self.refused("hello:no()", "no 'no' in 'hello'")
+        self.write("bare.py", "class Slots: __slots__ = ('z',)\nnumber, table, slots = 5, {}, Slots()")
+        for holder in ("number", "table", "slots"):
+            self.refused(f"bare:{holder}.application", f"no 'application' in 'bare:{holder}'", "check the spelling")
+
+    def test_no_such_name_where_code_of_the_application_answers_for_names(self) -> None:
+        self.write("hello.py", "def __getattr__(name): raise AttributeError(name)")
+        self.refused("hello:site", "no 'site' in 'hello'")
 
     def test_what_is_no_application(self) -> None:
         self.write(
@@ -1031,6 +1038,8 @@ class FindingMistakes(FindingFolder):
         self.refused("hello:build", "what 'hello:build()' returned is not callable")
         self.refused("hello:number()", "'hello:number' is not callable")
         self.refused("hello", "no application in 'hello'", "hello:NAME")
+        self.write("lazy.py", "class Lazy:\n    @property\n    def __class__(self): 1 / 0\nsettings = Lazy()")
+        self.refused("lazy", "no application in 'lazy'")
         self.write("simple.py", "def demo(environ, start_response): pass")
         self.refused("simple", "did you mean 'simple:demo'?")
         self.write("project/__init__.py", "")
@@ -1104,6 +1113,9 @@ class FindingMistakes(FindingFolder):
         self.write("dotted.name.py", "1 / 0")
         self.write("factory.py", "def create_app(): raise KeyError('inside')")
         self.write("attribute.py", "None.x")
+        self.write(
+            "prop.py", "class Holder:\n    @property\n    def site(self): return self.missing\nholder = Holder()"
+        )
         for spec, kind in (
             ("uses_missing", ModuleNotFoundError),
             ("pack.missing", ModuleNotFoundError),
@@ -1114,6 +1126,7 @@ class FindingMistakes(FindingFolder):
             ("dotted.name.py", ZeroDivisionError),
             ("factory", KeyError),
             ("attribute.py:x", AttributeError),
+            ("prop:holder.site", AttributeError),
         ):
             with self.subTest(spec), self.assertRaises(kind) as caught:
                 self.load(spec)
