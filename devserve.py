@@ -580,9 +580,13 @@ def discovered_app(module: ModuleType, target: str) -> Any:
     """Return `app`, `application`, the one framework object, or what a factory makes; in this order."""
     for name in DEFAULT_NAMES:
         thing = getattr(module, name, None)
-        if thing is not None and not isinstance(thing, ModuleType):
+        if not means_something_else(thing):
             return app_or_made(thing, target, name)
     found = {id(thing): name for name, thing in vars(module).items() if framework_of(thing)}  # each object once
+    for outer in (framework_default(), *(vars(module)[name] for name in list(found.values()))):
+        for inner in frameworks_in(outer):
+            if inner is not outer:
+                found.pop(id(inner), None)  # it is served with the one that it is mounted in
     if len(found) > 1:
         names = list(found.values())
         raise DevserveError(f"{target!r} holds the applications {', '.join(names)}; choose one: '{target}:{names[0]}'")
@@ -590,6 +594,11 @@ def discovered_app(module: ModuleType, target: str) -> Any:
         if hasattr(module, name):
             return app_or_made(getattr(module, name), target, name)
     return framework_default() or nothing_found(module, target)
+
+
+def means_something_else(thing: Any) -> bool:
+    """Say whether what is called `app` is none: nothing, a module, or the stack that `from bottle import *` brings."""
+    return thing is None or isinstance(thing, ModuleType) or thing is getattr(sys.modules.get("bottle"), "app", None)
 
 
 def framework_default() -> Any:
@@ -734,11 +743,13 @@ def frameworks_in(app: Any) -> list[Any]:
 
 
 def inner_apps(app: Any) -> list[Any]:
-    """Return what `app` hands requests on to: what a middleware wraps, what Werkzeug's dispatcher has mounted."""
+    """Return what `app` hands requests on to: what a middleware wraps, what a dispatcher or Bottle has mounted."""
     inside = getattr(app, "__dict__", {})
-    mounts = inside.get("mounts")
     inner = [inside[name] for name in WRAPPED_NAMES if name in inside]
+    mounts = inside.get("mounts")  # of Werkzeug's DispatcherMiddleware
     inner += mounts.values() if isinstance(mounts, dict) else ()
+    for route in app.routes if framework_of(app) == "bottle.Bottle" else ():
+        inner += (route.app, route.config.get("mountpoint.target"))
     return [thing.__self__ if type(thing) is MethodType else thing for thing in inner]  # as in ProxyFix(app.wsgi_app)
 
 

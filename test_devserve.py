@@ -1390,6 +1390,34 @@ class FindingFrameworks(FindingFolder):
             def view(): raise Boom
         """)
 
+    @needs("bottle")
+    def test_bottle_whose_names_are_all_imported(self) -> None:
+        self.raises("""
+            from bottle import *
+            class Boom(Exception): pass
+            @route("/")
+            def view(): raise Boom
+        """)
+
+    @needs("bottle")
+    def test_bottle_with_a_mounted_application_serves_both(self) -> None:
+        text = """
+            import bottle
+            class Boom(Exception): pass
+            shop = bottle.Bottle()
+            @bottle.route("/")
+            @shop.route("/view")
+            def view(): raise Boom
+            bottle.default_app()."""
+        for call, path in (
+            ("mount('/shop/', shop)", "/shop/"),
+            ("mount('/shop', shop)", "/shop/"),
+            ("merge(shop)", "/"),
+        ):
+            for route in ("/", path + "view"):
+                with self.subTest(call, route=route):
+                    self.raises(text + call, path=route)
+
     @needs("falcon")
     def test_falcon(self) -> None:
         self.raises("""
