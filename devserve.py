@@ -379,6 +379,33 @@ class BrokenApp:
         raise self.error.with_traceback(self.traceback)  # reset, or it would grow by the frames of every call
 
 
+@contextlib.contextmanager
+def servers_left_out(warn: Callable[[str], None]) -> Iterator[None]:
+    """Let a module that starts a server while it is imported, for want of a main guard, be imported to its end.
+
+    Flask has a switch for that; `bottle.run()`, wsgiref's servers and their like come to socketserver's loop.  Only
+    this thread's servers are left out: what a module runs in a thread of its own may well be meant.
+    """
+    importer, serve_forever = threading.current_thread(), socketserver.BaseServer.serve_forever
+
+    def leave_out(self: socketserver.BaseServer, poll_interval: float = 0.5) -> None:
+        if threading.current_thread() is not importer:
+            serve_forever(self, poll_interval)
+        else:
+            guard = "start it under if __name__ == '__main__':"
+            warn(f"the server that the import starts, on {self.server_address}, is left out; {guard}")
+
+    flask_knows = "FLASK_RUN_FROM_CLI" in os.environ
+    os.environ.setdefault("FLASK_RUN_FROM_CLI", "true")
+    socketserver.BaseServer.serve_forever = leave_out  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        socketserver.BaseServer.serve_forever = serve_forever  # type: ignore[method-assign]
+        if not flask_knows:
+            os.environ.pop("FLASK_RUN_FROM_CLI", None)  # what the application starts later may run on its own
+
+
 def split_spec(spec: str) -> tuple[str, str]:
     """Return `spec` as (module or file, name); a drive letter's colon and one in a file's own name divide nothing."""
     colons = [i for i, letter in enumerate(spec) if letter == ":" and spec[i + 1 : i + 2] not in ("\\", "/")]
@@ -6508,7 +6535,7 @@ AT_FIRST = "at first"  # among the notes: nothing has been served or loaded yet
 GRACE = 5.0  # seconds from its own start that a request may take while a reload waits for it
 WAKE_INTERVAL = 0.5  # seconds; a signal that comes just before the main thread falls asleep is handled no later
 GREETING_PATIENCE = 1.0  # seconds; a mistake in the command is told in less, and then is the only line
-IMPORT_PATIENCE = 10.0  # seconds of importing after a reload before clients are told where the import is
+IMPORT_PATIENCE = 10.0  # seconds of importing before it is told where the import is; few libraries take as long
 
 IN_CODE_ONLY = {"use_reloader": "reload", "use_debugger": "debugger", "threaded": "threads", "ssl_context": "cert"}
 
@@ -6536,13 +6563,12 @@ def serve_command(read: Callable[[Terminal], Config]) -> int:
     """Serve what a command line asks for, as `read` understands it; return the exit status."""
     terminal = Terminal()
     launch = Launch.capture(early=True)
-    return start(
-        lambda: read(terminal),
-        lambda config: load_app(config.app, debug=config.debug, debugger=config.debugger),
-        launch,
-        terminal,
-        in_code=False,
-    )
+
+    def load(config: Config) -> WSGIApplication:
+        with servers_left_out(terminal.warn):
+            return load_app(config.app, debug=config.debug, debugger=config.debugger)
+
+    return start(lambda: read(terminal), load, launch, terminal, in_code=False)
 
 
 def start(
@@ -6691,7 +6717,7 @@ class Hall:
         self._take_signals(in_code)
         if self.watcher:
             self.watcher.start()
-        if self.reloaded and not in_code:
+        if not in_code:
             threading.Thread(target=self._explain_a_long_import, name="devserve patience", daemon=True).start()
         slow = threading.Timer(GREETING_PATIENCE, self._greet)
         slow.daemon = True
@@ -6759,17 +6785,19 @@ class Hall:
             self.ended.set()
 
     def _explain_a_long_import(self) -> None:
-        """Serve, while an import does not end, pages that say where it is; the import's own end replaces them."""
-        main = threading.main_thread()
+        """Say where an import is that does not end.
+
+        After a reload pages say it too, until its own end replaces them; at the first start clients wait, as the
+        import of a large library may well take that long.
+        """
         time.sleep(IMPORT_PATIENCE)
         if not self.acceptor.ident:
-            frame = sys._current_frames().get(main.ident or 0)
-            place = f"{frame.f_code.co_filename}, line {frame.f_lineno}" if frame else "an unknown place"
+            place = main_thread_place()
             self.terminal.warn(f"still importing after {IMPORT_PATIENCE:.0f} s, at {place}")
-            self.install(
-                BrokenApp(TimeoutError(f"the import has not ended after {IMPORT_PATIENCE:.0f} s; it is at {place}"))
-            )
-            self._start()
+            if self.reloaded:
+                text = f"the import has not ended after {IMPORT_PATIENCE:.0f} s; it is at {place}"
+                self.install(BrokenApp(TimeoutError(text)))
+                self._start()
 
     # -- reloading
 
@@ -6873,6 +6901,15 @@ class Hall:
             self._stop(number, frame)
         elif self.watcher:
             self.watcher.reload_now("SIGHUP")
+
+
+def main_thread_place() -> str:
+    """Return where the main thread is: in the application's own code, which may have called a library that waits."""
+    innermost = frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None and not is_app_frame(frame, frame.f_code.co_filename):
+        frame = frame.f_back
+    frame = frame or innermost
+    return f"{frame.f_code.co_filename}, line {frame.f_lineno}" if frame else "an unknown place"
 
 
 def lobby(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:

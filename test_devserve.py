@@ -7814,6 +7814,78 @@ class HallPortInUse(HallCase):
             self.assertIn("already in use;", self.error(errno.EADDRINUSE))
 
 
+class HallImport(HallCase):
+    """What the module does while it is imported."""
+
+    APP = """
+        import os, threading
+        from wsgiref.simple_server import make_server
+        def app(environ, start_response):
+            start_response("200 OK", [])
+            return [b"hello ", os.environ.get("FLASK_RUN_FROM_CLI", "unset").encode()]
+    """
+
+    def module(self, text: str) -> None:
+        self.write("unguarded.py", textwrap.dedent(self.APP) + textwrap.dedent(text))
+
+    def test_server_that_the_module_starts_is_left_out_with_a_warning(self) -> None:
+        self.module("with make_server('127.0.0.1', 0, app) as server: server.serve_forever()")
+        served = self.served("unguarded")
+        self.assertEqual(served.get(), "hello unset")
+        self.assertRegex(served.log, r"warning: .*on \('127\.0\.0\.1', \d+\), is left out")
+
+    def test_server_that_the_module_starts_in_a_thread_serves(self) -> None:
+        self.module("""
+            server = make_server("127.0.0.1", 0, app)
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            print(f"beside: {server.server_port}.", flush=True)
+        """)
+        served = self.served("unguarded")
+        port = served.wait_for(r"beside: (\d+)\.").group(1)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=DEADLINE) as answer:
+            self.assertEqual(answer.read(), b"hello unset")
+        self.assertNotIn("left out", served.log)
+
+    @needs("flask")
+    def test_flask_run_without_a_main_guard_is_left_out(self) -> None:
+        self.module("""
+            import flask
+            app = flask.Flask("hello")
+            app.add_url_rule("/", view_func=lambda: flask.request.environ["SERVER_SOFTWARE"])
+            app.run(port=0)
+        """)
+        self.assertIn("devserve", self.served("unguarded").get())
+
+    @needs("bottle")
+    def test_bottle_run_without_a_main_guard_is_left_out(self) -> None:
+        self.module("""
+            import bottle
+            del app
+            bottle.route("/", callback=lambda: "bottle")
+            bottle.run(port=0, quiet=True)
+        """)
+        self.assertEqual(self.served("unguarded").get(), "bottle")
+
+    def test_import_that_takes_long_is_told_with_its_place_and_clients_wait(self) -> None:
+        self.module("import socket\nlisten = socket.create_server(('127.0.0.1', 0))\nprint(listen.getsockname())")
+        lines = (self.folder / "unguarded.py").read_text(encoding="utf-8").count("\n")
+        with (self.folder / "unguarded.py").open("a", encoding="utf-8") as file:
+            file.write("\nlisten.accept()\n")
+        start = (
+            f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import devserve; devserve.IMPORT_PATIENCE = 0.2"
+        )
+        script = self.write("impatient.py", f"{start}; sys.exit(devserve.main())")
+        served = self.served("unguarded", script=[str(script)], flags=("-u",))
+        served.wait_for(rf"warning: still importing after .*unguarded\.py, line {lines + 2}\b")
+        with socket.create_connection(("127.0.0.1", served.port), DEADLINE) as client:
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            port = int(served.wait_for(r"\('127\.0\.0\.1', (\d+)\)").group(1))
+            socket.create_connection(("127.0.0.1", port), DEADLINE).close()
+            client.settimeout(DEADLINE)
+            with client.makefile("rb") as file:
+                self.assertTrue(file.read().endswith(b"hello unset"))
+
+
 class HallInCode(HallCase):
     """run and make_server."""
 
