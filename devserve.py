@@ -332,7 +332,8 @@ IMPORTLIB = os.path.join(os.path.dirname(os.__file__), "importlib", "__init__.py
 DEFAULT_FILES = ("app.py", "wsgi.py")  # where an application is looked for when none is named
 DEFAULT_NAMES = ("app", "application")  # what it is called there: Flask's habit, then PEP 3333's and mod_wsgi's
 FACTORIES = ("create_app", "make_app")  # Flask's and Pyramid's habit
-MIDDLEWARE_DEPTH = 8  # wrappers to look through for the framework inside; more is a loop
+WRAPPED_NAMES = ("app", "application", "wsgi_app")  # what middleware calls the application inside
+DECORATED = (FunctionType, functools._lru_cache_wrapper)  # what tells its own function by `__wrapped__`
 CO_ASYNC = 0x80 | 0x200  # inspect.CO_COROUTINE and CO_ASYNC_GENERATOR, without the cost of importing inspect
 CO_VARARGS = 0x04
 
@@ -340,13 +341,13 @@ if TYPE_CHECKING:
     Arguments = tuple[list[Any], dict[str, Any]]  # of a factory: positional, by keyword
 
 
-def load_app(spec: str = "", *, debug: bool = False) -> WSGIApplication:
+def load_app(spec: str = "", *, debug: bool = False, debugger: bool = False) -> WSGIApplication:
     """Return the application that `spec` names: `module`, `package.module` or `path/to/file.py`, each with an optional
     `:name`, `:dotted.name` or `:factory("literal", key=1)`.
 
     Without a `spec` $DEVSERVE_APP and $FLASK_APP are asked, then app.py and wsgi.py in the current folder.  With
-    `debug` the framework is told to let exceptions through.  Raises DevserveError for what the person can mend;
-    whatever the application's own code raises, SystemExit too, comes out as it is.
+    `debug` or `debugger` the framework is told to let exceptions through.  Raises DevserveError for what the person
+    can mend; whatever the application's own code raises, SystemExit too, comes out as it is.
     """
     if debug:
         os.environ.setdefault("FLASK_DEBUG", "1")  # before the import, since extensions ask while they are set up
@@ -355,10 +356,20 @@ def load_app(spec: str = "", *, debug: bool = False) -> WSGIApplication:
     target = target or default_file(os.curdir)
     module = import_target(target)
     found = named_app(module, target, name) if name else discovered_app(module, target)
-    if debug:
-        let_exceptions_through(found)
-    app: WSGIApplication = with_static_files(found) if debug else wsgi_callable(found)
-    return app
+    return prepared(found, debug=debug, debugger=debugger)
+
+
+def prepared(app: Any, *, debug: bool, debugger: bool) -> WSGIApplication:
+    """Return the callable of `app`; with `debug` or `debugger` its frameworks let exceptions through from now on.
+
+    With `debug` Flask is in its debug mode too, and a Django project's static files are served.
+    """
+    for inner in frameworks_in(app) if debug or debugger else ():
+        FRAMEWORKS[framework_of(inner)](inner)
+        if debug and framework_of(inner) == "flask.app.Flask":
+            inner.debug = True  # one that was made in code, before `run`, has not seen FLASK_DEBUG
+    ready: WSGIApplication = with_static_files(app) if debug else wsgi_callable(app)
+    return ready
 
 
 class BrokenApp:
@@ -372,6 +383,33 @@ class BrokenApp:
 
     def __call__(self, *_: object) -> NoReturn:
         raise self.error.with_traceback(self.traceback)  # reset, or it would grow by the frames of every call
+
+
+@contextlib.contextmanager
+def servers_left_out(warn: Callable[[str], None]) -> Iterator[None]:
+    """Let a module that starts a server while it is imported, for want of a main guard, be imported to its end.
+
+    Flask has a switch for that; `bottle.run()`, wsgiref's servers and their like come to socketserver's loop.  Only
+    this thread's servers are left out: what a module runs in a thread of its own may well be meant.
+    """
+    importer, serve_forever = threading.current_thread(), socketserver.BaseServer.serve_forever
+
+    def leave_out(self: socketserver.BaseServer, poll_interval: float = 0.5) -> None:
+        if threading.current_thread() is not importer:
+            serve_forever(self, poll_interval)
+        else:
+            guard = "start it under if __name__ == '__main__':"
+            warn(f"the server that the import starts, on {self.server_address}, is left out; {guard}")
+
+    flask_knows = "FLASK_RUN_FROM_CLI" in os.environ
+    os.environ.setdefault("FLASK_RUN_FROM_CLI", "true")
+    socketserver.BaseServer.serve_forever = leave_out  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        socketserver.BaseServer.serve_forever = serve_forever  # type: ignore[method-assign]
+        if not flask_knows:
+            os.environ.pop("FLASK_RUN_FROM_CLI", None)  # what the application starts later may run on its own
 
 
 def split_spec(spec: str) -> tuple[str, str]:
@@ -446,7 +484,7 @@ def import_target(target: str) -> ModuleType:
 
 def means_a_file(target: str) -> bool:
     """Say whether `target` is a path; a bare name is one only where no module in the current folder has that name."""
-    if "/" in target or "\\" in target or target.endswith(".py") or target in (os.curdir, os.pardir):
+    if "/" in target or "\\" in target or target.endswith(".py") or target.startswith("."):
         return True
     if os.path.isfile(target + ".py") or os.path.isfile(os.path.join(target, "__init__.py")):
         return False
@@ -550,7 +588,9 @@ def named_app(module: ModuleType, target: str, name: str) -> Any:
     for index, part in enumerate(parts):
         try:
             thing = getattr(thing, part)
-        except AttributeError:
+        except AttributeError as error:
+            if raised_inside(error) and hasattr(type(thing), part):  # a property's own code; `__getattr__` has no name
+                raise
             holder = ":".join(filter(None, (target, ".".join(parts[:index]))))
             raise DevserveError(f"no {part!r} in {holder!r}; {spelling_hint(thing, part)}") from None
     if arguments is not None:
@@ -564,7 +604,8 @@ def spelling_hint(holder: Any, name: str) -> str:
     if near:
         return f"did you mean {near!r}?"
     usual = DEFAULT_NAMES + FACTORIES
-    likely = [known for known, thing in vars(holder).items() if known in usual or framework_of(thing)]
+    inside = getattr(holder, "__dict__", {})
+    likely = [known for known, thing in inside.items() if known in usual or framework_of(thing)]
     return f"it has {', '.join(likely)}" if likely else "check the spelling"
 
 
@@ -572,9 +613,13 @@ def discovered_app(module: ModuleType, target: str) -> Any:
     """Return `app`, `application`, the one framework object, or what a factory makes; in this order."""
     for name in DEFAULT_NAMES:
         thing = getattr(module, name, None)
-        if thing is not None and not isinstance(thing, ModuleType):
+        if not means_something_else(thing):
             return app_or_made(thing, target, name)
     found = {id(thing): name for name, thing in vars(module).items() if framework_of(thing)}  # each object once
+    for outer in (framework_default(), *(vars(module)[name] for name in list(found.values()))):
+        for inner in frameworks_in(outer):
+            if inner is not outer:
+                found.pop(id(inner), None)  # it is served with the one that it is mounted in
     if len(found) > 1:
         names = list(found.values())
         raise DevserveError(f"{target!r} holds the applications {', '.join(names)}; choose one: '{target}:{names[0]}'")
@@ -582,6 +627,11 @@ def discovered_app(module: ModuleType, target: str) -> Any:
         if hasattr(module, name):
             return app_or_made(getattr(module, name), target, name)
     return framework_default() or nothing_found(module, target)
+
+
+def means_something_else(thing: Any) -> bool:
+    """Say whether what is called `app` is none: nothing, a module, or the stack that `from bottle import *` brings."""
+    return thing is None or isinstance(thing, ModuleType) or thing is getattr(sys.modules.get("bottle"), "app", None)
 
 
 def framework_default() -> Any:
@@ -595,9 +645,10 @@ def framework_default() -> Any:
 def nothing_found(module: ModuleType, target: str) -> NoReturn:
     """Raise the error that names what in the module comes nearest to an application."""
     for name, thing in vars(module).items():
-        if not isinstance(thing, (type, FunctionType)) and is_asgi(thing):
+        kind = type(thing)  # isinstance would ask a lazy object, as Django's settings are, for its class
+        if not issubclass(kind, (type, FunctionType)) and is_asgi(thing):
             checked(thing, f"'{target}:{name}'")
-        if isinstance(thing, FunctionType) and thing.__code__.co_varnames[:1] in (("environ",), ("env",)):
+        if kind is FunctionType and thing.__code__.co_varnames[:1] in (("environ",), ("env",)):
             raise DevserveError(f"no application in {target!r}; did you mean '{target}:{name}'?")
     files = [file for folder in getattr(module, "__path__", ()) for file in DEFAULT_FILES if file in names_in(folder)]
     if files:
@@ -607,16 +658,22 @@ def nothing_found(module: ModuleType, target: str) -> NoReturn:
 
 def app_or_made(thing: Any, target: str, name: str) -> Any:
     """Return the application itself or, where the name is a factory's, what it makes without arguments."""
-    if is_factory(thing):
+    if is_factory(thing, name):
         return checked(call_factory(thing, ([], {}), target, name), f"what '{target}:{name}()' returned")
     return checked(thing, f"'{target}:{name}'")
 
 
-def is_factory(thing: Any) -> bool:
+def is_factory(thing: Any, name: str) -> bool:
+    """Say whether `thing` makes applications: it is called so, or it needs no arguments, behind decorators perhaps."""
+    if name.rpartition(".")[2] in FACTORIES or getattr(thing, "__name__", "") in FACTORIES:
+        return callable(thing)
     shape = shape_of(thing)
-    if not isinstance(thing, (FunctionType, MethodType)) or shape is None:
+    while type(thing) in DECORATED and hasattr(thing, "__wrapped__") and (shape is None or shape.variable):
+        thing = thing.__wrapped__
+        shape = shape_of(thing)
+    if shape is None or shape.is_async or shape.variable or shape.required:
         return False
-    return not shape.is_async and (thing.__name__ in FACTORIES or (shape.required == 0 and not shape.variable))
+    return not shape.names or type(thing) in (FunctionType, MethodType)
 
 
 def call_factory(factory: Any, arguments: Arguments, target: str, name: str) -> Any:
@@ -671,13 +728,17 @@ class Shape(NamedTuple):
 
 def shape_of(thing: Any) -> Optional[Shape]:
     """Return how a function, a method or an object with `__call__` is called; None where no Python code says so."""
-    bound = 0 if isinstance(thing, FunctionType) else 1
-    function = thing if isinstance(thing, (FunctionType, MethodType)) else type(thing).__call__
-    function = getattr(function, "__func__", function)
+    kind = type(thing)
+    if kind in (FunctionType, MethodType):
+        called, bound = thing, kind is MethodType
+    else:
+        called = next((vars(base)["__call__"] for base in kind.__mro__ if "__call__" in vars(base)), None)
+        bound = not isinstance(called, staticmethod)
+    function = getattr(called, "__func__", called)
     if not isinstance(function, FunctionType):
         return None
     code = function.__code__
-    names = code.co_varnames[: code.co_argcount][bound:]
+    names = code.co_varnames[int(bound) : code.co_argcount]
     required = max(len(names) - len(function.__defaults__ or ()), 0)
     return Shape(names, required, bool(code.co_flags & CO_VARARGS), bool(code.co_flags & CO_ASYNC))
 
@@ -702,18 +763,32 @@ def framework_of(thing: Any) -> str:
     return next((name for name in names if name in FRAMEWORKS), "")
 
 
-def let_exceptions_through(app: Any) -> None:
-    """Tell the framework of `app`, or of the application that `app` wraps, not to answer exceptions itself."""
-    for _ in range(MIDDLEWARE_DEPTH):
-        if framework_of(app):
-            FRAMEWORKS[framework_of(app)](app)
-            return
-        inside = getattr(app, "__dict__", {})
-        app = next((inside[name] for name in ("app", "application", "wsgi_app") if name in inside), None)
+def frameworks_in(app: Any) -> list[Any]:
+    """Return the frameworks' applications among `app` and all that it hands requests on to, each once."""
+    found: dict[int, Any] = {}
+    ahead = [app]
+    while ahead:
+        thing = ahead.pop()
+        if id(thing) not in found:
+            found[id(thing)] = thing
+            ahead += inner_apps(thing)
+    return [thing for thing in found.values() if framework_of(thing)]
+
+
+def inner_apps(app: Any) -> list[Any]:
+    """Return what `app` hands requests on to: what a middleware wraps, what a dispatcher or Bottle has mounted."""
+    inside = getattr(app, "__dict__", {})
+    inner = [inside[name] for name in WRAPPED_NAMES if name in inside]
+    mounts = inside.get("mounts")  # of Werkzeug's DispatcherMiddleware
+    inner += mounts.values() if isinstance(mounts, dict) else ()
+    for route in app.routes if framework_of(app) == "bottle.Bottle" else ():
+        inner += (route.app, route.config.get("mountpoint.target"))
+    return [thing.__self__ if type(thing) is MethodType else thing for thing in inner]  # as in ProxyFix(app.wsgi_app)
 
 
 def open_flask(app: Any) -> None:
-    app.debug = True  # which makes it propagate, unless its PROPAGATE_EXCEPTIONS says no
+    if app.config.get("PROPAGATE_EXCEPTIONS") is None:  # else the application says so itself, or that it must not
+        app.config["PROPAGATE_EXCEPTIONS"] = True
 
 
 def open_bottle(app: Any) -> None:
@@ -6538,7 +6613,7 @@ AT_FIRST = "at first"  # among the notes: nothing has been served or loaded yet
 GRACE = 5.0  # seconds from its own start that a request may take while a reload waits for it
 WAKE_INTERVAL = 0.5  # seconds; a signal that comes just before the main thread falls asleep is handled no later
 GREETING_PATIENCE = 1.0  # seconds; a mistake in the command is told in less, and then is the only line
-IMPORT_PATIENCE = 10.0  # seconds of importing after a reload before clients are told where the import is
+IMPORT_PATIENCE = 10.0  # seconds of importing before it is told where the import is; few libraries take as long
 
 IN_CODE_ONLY = {"use_reloader": "reload", "use_debugger": "debugger", "threaded": "threads", "ssl_context": "cert"}
 
@@ -6556,7 +6631,8 @@ def run(app: WSGIApplication, host: str = "127.0.0.1", port: int = 5000, debug: 
         terminal.warn("devserve is serving already; the call of devserve.run is left out")
         return
     config = config_from_keywords(host=host, port=port, debug=debug, **options)
-    status = start(lambda: config, lambda _: app, Launch.capture(), terminal, in_code=True)
+    load = partial(prepared, app, debug=config.debug, debugger=config.debugger)
+    status = start(lambda: config, lambda _: load(), Launch.capture(), terminal, in_code=True)
     if status:
         raise SystemExit(status)
 
@@ -6565,13 +6641,12 @@ def serve_command(read: Callable[[Terminal], Config]) -> int:
     """Serve what a command line asks for, as `read` understands it; return the exit status."""
     terminal = Terminal()
     launch = Launch.capture(early=True)
-    return start(
-        lambda: read(terminal),
-        lambda config: load_app(config.app, debug=config.debug),
-        launch,
-        terminal,
-        in_code=False,
-    )
+
+    def load(config: Config) -> WSGIApplication:
+        with servers_left_out(terminal.warn):
+            return load_app(config.app, debug=config.debug, debugger=config.debugger)
+
+    return start(lambda: read(terminal), load, launch, terminal, in_code=False)
 
 
 def start(
@@ -6606,9 +6681,11 @@ def make_server(app: WSGIApplication, host: str = "127.0.0.1", port: int = 0, **
     """Return a server for `app` that listens already; port 0 takes a free one, see `server_port`.
 
     Made for tests: `with make_server(app) as server`, then `serve_forever` in a thread and `shutdown`.  `options` are
-    threads, cert, key, quiet and debugger, as for `run`.  Raises `DevserveError` when the address cannot be bound.
+    threads, cert, key, quiet, debug and debugger, as for `run`.  Raises `DevserveError` when the address cannot be
+    bound.
     """
     config = config_from_keywords(host=host, port=port, **options)
+    app = prepared(app, debug=config.debug, debugger=config.debugger)
     terminal = Terminal(quiet=config.quiet)
     listener = listen(config.host, config.port, again=lambda free: f"port={free}")
     try:
@@ -6721,7 +6798,7 @@ class Hall:
         self._take_signals(in_code)
         if self.watcher:
             self.watcher.start()
-        if self.reloaded and not in_code:
+        if not in_code:
             threading.Thread(target=self._explain_a_long_import, name="devserve patience", daemon=True).start()
         slow = threading.Timer(GREETING_PATIENCE, self._greet)
         slow.daemon = True
@@ -6790,17 +6867,19 @@ class Hall:
             self.ended.set()
 
     def _explain_a_long_import(self) -> None:
-        """Serve, while an import does not end, pages that say where it is; the import's own end replaces them."""
-        main = threading.main_thread()
+        """Say where an import is that does not end.
+
+        After a reload pages say it too, until its own end replaces them; at the first start clients wait, as the
+        import of a large library may well take that long.
+        """
         time.sleep(IMPORT_PATIENCE)
         if not self.acceptor.ident:
-            frame = sys._current_frames().get(main.ident or 0)
-            place = f"{frame.f_code.co_filename}, line {frame.f_lineno}" if frame else "an unknown place"
+            place = main_thread_place()
             self.terminal.warn(f"still importing after {IMPORT_PATIENCE:.0f} s, at {place}")
-            self.install(
-                BrokenApp(TimeoutError(f"the import has not ended after {IMPORT_PATIENCE:.0f} s; it is at {place}"))
-            )
-            self._start()
+            if self.reloaded:
+                text = f"the import has not ended after {IMPORT_PATIENCE:.0f} s; it is at {place}"
+                self.install(BrokenApp(TimeoutError(text)))
+                self._start()
 
     # -- reloading
 
@@ -6912,6 +6991,15 @@ class Hall:
             self._stop(number, frame)
         elif self.watcher:
             self.watcher.reload_now("SIGHUP")
+
+
+def main_thread_place() -> str:
+    """Return where the main thread is: in the application's own code, which may have called a library that waits."""
+    innermost = frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None and not is_app_frame(frame, frame.f_code.co_filename):
+        frame = frame.f_back
+    frame = frame or innermost
+    return f"{frame.f_code.co_filename}, line {frame.f_lineno}" if frame else "an unknown place"
 
 
 def lobby(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:

@@ -891,6 +891,60 @@ class FindingByName(FindingFolder):
             with self.subTest(spec):
                 self.assertEqual(self.body(spec), "made")
 
+    def test_factory_behind_decorators(self) -> None:
+        self.write(
+            "hello.py",
+            """
+            import functools
+            def decorated(function):
+                @functools.wraps(function)
+                def wrapper(*args, **kwargs): return function(*args, **kwargs)
+                return wrapper
+            def site(environ, start_response): return [b"made"]
+            def make(config): return site
+            cached = functools.lru_cache(maxsize=None)(lambda: site)
+            twice = decorated(decorated(lambda config=None: site))
+            class Maker:
+                def __call__(self): return site
+            maker = Maker()
+            app = decorated(site)
+            @decorated
+            def view(request): return [b"made"]
+            request_application = functools.wraps(view)(lambda *args: view(args))
+            class Proxy:  # as Werkzeug's LocalProxy, whose `__wrapped__` is no factory
+                __wrapped__ = staticmethod(lambda: site)
+                def __call__(self, *args): return site(*args)
+            proxy = Proxy()
+        """,
+        )
+        for name in ("cached", "twice", "maker", "app", "request_application", "proxy"):
+            with self.subTest(name):
+                self.assertEqual(self.body(f"hello:{name}"), "made")
+        for line in ("lru_cache(maxsize=None)(lambda: site)", "partial(make, 'dev')"):
+            with self.subTest(line):
+                self.write(
+                    "late.py", f"import functools\nfrom hello import make, site\ncreate_app = functools.{line}\n"
+                )
+                sys.modules.pop("late", None)
+                for spec in ("late", "late:create_app"):
+                    self.assertEqual(self.body(spec), "made")
+
+    def test_call_that_is_a_static_method(self) -> None:
+        self.write(
+            "hello.py",
+            """
+            class Site:
+                @staticmethod
+                def __call__(environ, start_response): return [b"static"]
+            class Other:
+                @classmethod
+                def __call__(cls, environ, start_response): return [b"class"]
+            app, other = Site(), Other()
+        """,
+        )
+        self.assertEqual(self.body("hello"), "static")
+        self.assertEqual(self.body("hello:other"), "class")
+
     def test_application_class_of_pep_3333(self) -> None:
         self.write(
             "hello.py",
@@ -936,7 +990,7 @@ class FindingMistakes(FindingFolder):
         self.refused("pack.subb", "no module 'pack.subb'", "did you mean 'pack.sub'?")
         self.refused("hello.app", "no module 'hello.app'", "did you mean 'hello:app'?")
         self.refused("quite_different", "no module 'quite_different'", "give the path")
-        for odd in ("..hello", "hello.", "hello..x", "."):
+        for odd in ("..hello", ".hello", "hello.", "hello..x", "."):
             self.refused(odd)
 
     def test_no_such_file_with_the_nearest(self) -> None:
@@ -956,6 +1010,13 @@ class FindingMistakes(FindingFolder):
         self.refused("hello:wsgi_thing", "no 'wsgi_thing' in 'hello'", "it has app")
         self.refused("hello:app.zzz", "no 'zzz' in 'hello:app'")
         self.refused("hello:no()", "no 'no' in 'hello'")
+        self.write("bare.py", "class Slots: __slots__ = ('z',)\nnumber, table, slots = 5, {}, Slots()")
+        for holder in ("number", "table", "slots"):
+            self.refused(f"bare:{holder}.application", f"no 'application' in 'bare:{holder}'", "check the spelling")
+
+    def test_no_such_name_where_code_of_the_application_answers_for_names(self) -> None:
+        self.write("hello.py", "def __getattr__(name): raise AttributeError(name)")
+        self.refused("hello:site", "no 'site' in 'hello'")
 
     def test_what_is_no_application(self) -> None:
         self.write(
@@ -978,6 +1039,8 @@ class FindingMistakes(FindingFolder):
         self.refused("hello:build", "what 'hello:build()' returned is not callable")
         self.refused("hello:number()", "'hello:number' is not callable")
         self.refused("hello", "no application in 'hello'", "hello:NAME")
+        self.write("lazy.py", "class Lazy:\n    @property\n    def __class__(self): 1 / 0\nsettings = Lazy()")
+        self.refused("lazy", "no application in 'lazy'")
         self.write("simple.py", "def demo(environ, start_response): pass")
         self.refused("simple", "did you mean 'simple:demo'?")
         self.write("project/__init__.py", "")
@@ -1051,6 +1114,9 @@ class FindingMistakes(FindingFolder):
         self.write("dotted.name.py", "1 / 0")
         self.write("factory.py", "def create_app(): raise KeyError('inside')")
         self.write("attribute.py", "None.x")
+        self.write(
+            "prop.py", "class Holder:\n    @property\n    def site(self): return self.missing\nholder = Holder()"
+        )
         for spec, kind in (
             ("uses_missing", ModuleNotFoundError),
             ("pack.missing", ModuleNotFoundError),
@@ -1061,6 +1127,7 @@ class FindingMistakes(FindingFolder):
             ("dotted.name.py", ZeroDivisionError),
             ("factory", KeyError),
             ("attribute.py:x", AttributeError),
+            ("prop:holder.site", AttributeError),
         ):
             with self.subTest(spec), self.assertRaises(kind) as caught:
                 self.load(spec)
@@ -1195,7 +1262,7 @@ class FindingEnvFiles(FindingFolder):
 class FindingFrameworks(FindingFolder):
     """Each framework's application is found, and under debug its exceptions reach the WSGI callable around it."""
 
-    def outcome(self, text: str, path: str = "/") -> str:
+    def outcome(self, text: str, path: str = "/", options: str = "debug=True") -> str:
         """Serve the module `text` in its own process, since frameworks keep state; return what becomes of a GET."""
         self.write("site_app.py", text)
         self.write(
@@ -1206,7 +1273,7 @@ class FindingFrameworks(FindingFolder):
             import devserve
             from wsgiref.util import setup_testing_defaults
             try:
-                app = devserve.load_app("site_app", debug=True)
+                app = devserve.load_app("site_app", {options})
             except devserve.DevserveError as error:
                 sys.exit(print("refused", error))
             for _ in range(2):
@@ -1223,9 +1290,9 @@ class FindingFrameworks(FindingFolder):
         run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=3 * DEADLINE)
         return run.stdout.decode()
 
-    def raises(self, text: str) -> None:
+    def raises(self, text: str, **how: str) -> None:
         """Demand that the view's Boom comes out of the application, time and again, and is printed by nobody."""
-        self.assertEqual(self.outcome(text).split(), ["raised", "Boom"] * 2)
+        self.assertEqual(self.outcome(text, **how).split(), ["raised", "Boom"] * 2)
 
     @needs("flask")
     def test_flask(self) -> None:
@@ -1252,6 +1319,55 @@ class FindingFrameworks(FindingFolder):
         """)
 
     @needs("flask")
+    def test_flask_lets_exceptions_through_for_the_debugger_alone_and_is_not_told_to_debug(self) -> None:
+        text = """
+            import flask, os
+            class Boom(Exception): pass
+            assert "FLASK_DEBUG" not in os.environ
+            site = flask.Flask(__name__)
+            @site.route("/")
+            def view():
+                if not site.debug: raise Boom
+            """
+        self.raises(text, options="debugger=True")
+
+    @needs("flask")
+    def test_flask_keeps_its_handling_when_its_configuration_says_so(self) -> None:
+        outcome = self.outcome("""
+            import flask
+            site = flask.Flask(__name__)
+            site.config["PROPAGATE_EXCEPTIONS"] = False
+            @site.route("/")
+            def view(): 1 / 0
+            """)
+        self.assertIn("500 INTERNAL SERVER ERROR\nanswered", outcome)
+
+    DISPATCHED = """
+        import bottle, falcon, flask
+        from werkzeug.middleware.dispatcher import DispatcherMiddleware
+        class Boom(Exception): pass
+        def view(*_): raise Boom
+        site, shop, blog = flask.Flask("site"), bottle.Bottle(), falcon.App()
+        site.add_url_rule("/", view_func=view)
+        shop.route("/", callback=view)
+        blog.add_route("/", type("View", (), {"on_get": view})())
+        mounts = {"/shop": shop, "/blog": blog}
+    """
+
+    @needs("flask")
+    @needs("bottle")
+    @needs("falcon")
+    def test_each_application_under_a_dispatcher(self) -> None:
+        for line in (
+            "app = DispatcherMiddleware(site, mounts)",
+            "app = DispatcherMiddleware(site.wsgi_app, mounts)",
+            "app = site; site.wsgi_app = DispatcherMiddleware(site.wsgi_app, mounts)",
+        ):
+            for path in ("/", "/shop/", "/blog/"):
+                with self.subTest(line, path=path):
+                    self.raises(textwrap.dedent(self.DISPATCHED) + line, path=path)
+
+    @needs("flask")
     def test_several_flask_applications_must_be_chosen_from(self) -> None:
         outcome = self.outcome("import flask\nshop = flask.Flask('a')\nblog = flask.Flask('b')\n")
         self.assertIn("'site_app' holds the applications shop, blog; choose one: 'site_app:shop'", outcome)
@@ -1274,6 +1390,34 @@ class FindingFrameworks(FindingFolder):
             @route("/")
             def view(): raise Boom
         """)
+
+    @needs("bottle")
+    def test_bottle_whose_names_are_all_imported(self) -> None:
+        self.raises("""
+            from bottle import *
+            class Boom(Exception): pass
+            @route("/")
+            def view(): raise Boom
+        """)
+
+    @needs("bottle")
+    def test_bottle_with_a_mounted_application_serves_both(self) -> None:
+        text = """
+            import bottle
+            class Boom(Exception): pass
+            shop = bottle.Bottle()
+            @bottle.route("/")
+            @shop.route("/view")
+            def view(): raise Boom
+            bottle.default_app()."""
+        for call, path in (
+            ("mount('/shop/', shop)", "/shop/"),
+            ("mount('/shop', shop)", "/shop/"),
+            ("merge(shop)", "/"),
+        ):
+            for route in ("/", path + "view"):
+                with self.subTest(call, route=route):
+                    self.raises(text + call, path=route)
 
     @needs("falcon")
     def test_falcon(self) -> None:
@@ -7864,6 +8008,78 @@ class HallPortInUse(HallCase):
             self.assertIn("already in use;", self.error(errno.EADDRINUSE))
 
 
+class HallImport(HallCase):
+    """What the module does while it is imported."""
+
+    APP = """
+        import os, threading
+        from wsgiref.simple_server import make_server
+        def app(environ, start_response):
+            start_response("200 OK", [])
+            return [b"hello ", os.environ.get("FLASK_RUN_FROM_CLI", "unset").encode()]
+    """
+
+    def module(self, text: str) -> None:
+        self.write("unguarded.py", textwrap.dedent(self.APP) + textwrap.dedent(text))
+
+    def test_server_that_the_module_starts_is_left_out_with_a_warning(self) -> None:
+        self.module("with make_server('127.0.0.1', 0, app) as server: server.serve_forever()")
+        served = self.served("unguarded")
+        self.assertEqual(served.get(), "hello unset")
+        self.assertRegex(served.log, r"warning: .*on \('127\.0\.0\.1', \d+\), is left out")
+
+    def test_server_that_the_module_starts_in_a_thread_serves(self) -> None:
+        self.module("""
+            server = make_server("127.0.0.1", 0, app)
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            print(f"beside: {server.server_port}.", flush=True)
+        """)
+        served = self.served("unguarded")
+        port = served.wait_for(r"beside: (\d+)\.").group(1)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=DEADLINE) as answer:
+            self.assertEqual(answer.read(), b"hello unset")
+        self.assertNotIn("left out", served.log)
+
+    @needs("flask")
+    def test_flask_run_without_a_main_guard_is_left_out(self) -> None:
+        self.module("""
+            import flask
+            app = flask.Flask("hello")
+            app.add_url_rule("/", view_func=lambda: flask.request.environ["SERVER_SOFTWARE"])
+            app.run(port=0)
+        """)
+        self.assertIn("devserve", self.served("unguarded").get())
+
+    @needs("bottle")
+    def test_bottle_run_without_a_main_guard_is_left_out(self) -> None:
+        self.module("""
+            import bottle
+            del app
+            bottle.route("/", callback=lambda: "bottle")
+            bottle.run(port=0, quiet=True)
+        """)
+        self.assertEqual(self.served("unguarded").get(), "bottle")
+
+    def test_import_that_takes_long_is_told_with_its_place_and_clients_wait(self) -> None:
+        self.module("import socket\nlisten = socket.create_server(('127.0.0.1', 0))\nprint(listen.getsockname())")
+        lines = (self.folder / "unguarded.py").read_text(encoding="utf-8").count("\n")
+        with (self.folder / "unguarded.py").open("a", encoding="utf-8") as file:
+            file.write("\nlisten.accept()\n")
+        start = (
+            f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import devserve; devserve.IMPORT_PATIENCE = 0.2"
+        )
+        script = self.write("impatient.py", f"{start}; sys.exit(devserve.main())")
+        served = self.served("unguarded", script=[str(script)], flags=("-u",))
+        served.wait_for(rf"warning: still importing after .*unguarded\.py, line {lines + 2}\b")
+        with socket.create_connection(("127.0.0.1", served.port), DEADLINE) as client:
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            port = int(served.wait_for(r"\('127\.0\.0\.1', (\d+)\)").group(1))
+            socket.create_connection(("127.0.0.1", port), DEADLINE).close()
+            client.settimeout(DEADLINE)
+            with client.makefile("rb") as file:
+                self.assertTrue(file.read().endswith(b"hello unset"))
+
+
 class HallInCode(HallCase):
     """run and make_server."""
 
@@ -8021,6 +8237,40 @@ class HallInCode(HallCase):
         with mock.patch.object(sys, "path", [str(self.folder), *sys.path]):
             app: Any = devserve.load_app(str(self.folder / "hello.py"))
         self.assertEqual(b"".join(app({}, lambda *arguments: None)), b"hello")
+
+    # What makes an `app` in code whose view fails; the frameworks themselves would answer "Internal Server Error".
+    FAILING: ClassVar[dict[str, str]] = {
+        "flask": "import flask; app = flask.Flask('hello'); app.add_url_rule('/', view_func=lambda: 1 / 0)",
+        "bottle": "import bottle; app = bottle.Bottle(); app.route('/', callback=lambda: 1 / 0)",
+        "falcon": "import falcon; app = falcon.App(); view = type('View', (), {'on_get': lambda *_: 1 / 0});"
+        " app.add_route('/', view())",
+        "web": "import web; index = type('index', (), {'GET': lambda _: 1 / 0});"
+        " app = web.application(('/', 'index'), globals())",
+    }
+
+    def failing_page(self, framework: str, call: str) -> str:
+        """Run the application of FAILING by `call`; return the page of its failing view."""
+        if not REQUIRE_ALL and importlib.util.find_spec(framework) is None:
+            self.skipTest(f"needs the package {framework}")
+        served = self.ran(f"{self.FAILING[framework]}; {call}")
+        with self.assertRaises(urllib.error.HTTPError) as caught:
+            served.get("/", Accept="text/html")
+        with caught.exception as answer:
+            return answer.read().decode()
+
+    def test_run_shows_the_debugger_for_frameworks_too(self) -> None:
+        for framework in self.FAILING:
+            for options in ("debug=True", "debugger=True"):
+                with self.subTest(framework, options=options):
+                    page = self.failing_page(framework, f"devserve.run(app, port=0, {options})")
+                    self.assertIn("ZeroDivisionError", page)
+
+    def test_make_server_shows_the_debugger_for_frameworks_too(self) -> None:
+        tell = "print(f'http://127.0.0.1:{server.server_port}/', flush=True)"
+        call = f"server = devserve.make_server(app, debugger=True); {tell}; server.serve_forever()"
+        for framework in self.FAILING:
+            with self.subTest(framework):
+                self.assertIn("ZeroDivisionError", self.failing_page(framework, call))
 
     def test_run_in_a_thread_serves_without_touching_signals(self) -> None:
         start = "threading.Thread(target=devserve.run, args=(app,), kwargs={'port': 0}, daemon=True).start()"
