@@ -6623,16 +6623,19 @@ def run(app: WSGIApplication, host: str = "127.0.0.1", port: int = 5000, debug: 
 
     `options` are the command line's, with underscores: reload, debugger, threads, cert, key, extra_files,
     exclude_patterns, pin, trusted_hosts, quiet.  As the code that calls this runs again at each reload, an exception
-    in it ends the process.  Raises TypeError for an unknown option; a port in use and the like end the process with
-    one line and exit status 2.
+    in it ends the process.  Raises TypeError for an unknown option; a port in use, what is no WSGI application and the
+    like end the process with one line and exit status 2.
     """
     terminal = Terminal(quiet=bool(options.get("quiet")))
     if imported_by_devserve():
         terminal.warn("devserve is serving already; the call of devserve.run is left out")
         return
     config = config_from_keywords(host=host, port=port, debug=debug, **options)
-    load = partial(prepared, app, debug=config.debug, debugger=config.debugger)
-    status = start(lambda: config, lambda _: load(), Launch.capture(), terminal, in_code=True)
+
+    def load(config: Config) -> WSGIApplication:
+        return prepared(checked(app, f"{app!r:.80}"), debug=config.debug, debugger=config.debugger)
+
+    status = start(lambda: config, load, Launch.capture(), terminal, in_code=True)
     if status:
         raise SystemExit(status)
 
@@ -6665,9 +6668,9 @@ def start(
             return supervise(launch)
         if config.reload and launch.carries_ballast:
             restart_process(launch, Handover({"listener": [], "waiting": []}, {AT_FIRST: ""}))
-        hall = Hall(config, terminal, launch)
+        hall = Hall(config, terminal, launch, in_code=in_code)
         try:
-            return hall.serve(lambda: load(config), in_code=in_code)
+            return hall.serve(lambda: load(config))
         finally:
             hall.close()
     except DevserveError as error:
@@ -6687,12 +6690,9 @@ def make_server(app: WSGIApplication, host: str = "127.0.0.1", port: int = 0, **
     config = config_from_keywords(host=host, port=port, **options)
     app = prepared(app, debug=config.debug, debugger=config.debugger)
     terminal = Terminal(quiet=config.quiet)
-    listener = listen(config.host, config.port, again=lambda free: f"port={free}")
-    try:
-        server = open_server(config, listener, app, terminal)
-    except DevserveError:
-        listener.close()
-        raise
+    tls = tls_of(config)
+    listener = listen(config.host, config.port, again=keyword_for_port)
+    server = DevServer(listener, app, terminal, threads=config.threads, tls=tls)
     if config.debugger:
         guard = Guard.fresh(config.pin, server.server_port, trusted_hosts(config, listener))
         server.app = DebuggedApplication(app, guard=guard, terminal=terminal)
@@ -6708,17 +6708,18 @@ def config_from_keywords(**options: Any) -> Config:
             raise TypeError(f"devserve has no option {name!r}{hint}")
     debug = bool(options.get("debug"))
     options = {"reload": debug, "debugger": debug, **{k: v for k, v in options.items() if v is not None}}
+    options["port"] = int(options.get("port", Config().port))
     for name in ("extra_files", "exclude_patterns", "trusted_hosts"):
         value = options.get(name, ())
         options[name] = (value,) if isinstance(value, str) else tuple(map(os.fspath, value))
     return Config(**options)
 
 
-def open_server(config: Config, listener: socket.socket, app: WSGIApplication, terminal: Terminal) -> DevServer:
+def tls_of(config: Config) -> Optional[Callable[[socket.socket], socket.socket]]:
+    """Return the TLS handshake that a configuration asks for, None when it asks for none.  Raises `DevserveError`."""
     if config.key and not config.cert:
         raise DevserveError(f"--key {config.key} needs the certificate too: add --cert FILE")
-    tls = tls_from_files(config.cert, config.key) if config.cert else None
-    return DevServer(listener, app, terminal, threads=config.threads, tls=tls)
+    return tls_from_files(config.cert, config.key) if config.cert else None
 
 
 def trusted_hosts(config: Config, listener: socket.socket) -> list[str]:
@@ -6741,16 +6742,18 @@ def imported_by_devserve() -> bool:
 class Hall:
     """One process image's life: it takes over what the last one left, loads, serves, and leaves to the next."""
 
-    def __init__(self, config: Config, terminal: Terminal, launch: Launch) -> None:
+    def __init__(self, config: Config, terminal: Terminal, launch: Launch, *, in_code: bool = False) -> None:
         self.config = config
         self.terminal = terminal
         self.launch = launch
+        self.in_code = in_code
         self.handover = launch.handover
         self.notes = self.handover.notes if self.handover else {}
         self.reloaded = self.handover is not None and AT_FIRST not in self.notes
         self.socket_file = self.notes.get("socket_file", "")  # ours to remove at the end
+        tls = tls_of(config)
         self.listener = self._listener()
-        self.server = open_server(config, self.listener, lobby, terminal)
+        self.server = DevServer(self.listener, lobby, terminal, threads=config.threads, tls=tls)
         self.scheme = "https" if config.cert else "http"
         self.guard = self._guard() if config.debugger else None
         self.watcher = self._watcher() if config.reload else None
@@ -6767,7 +6770,8 @@ class Hall:
     def _listener(self) -> socket.socket:
         if self.handover and self.handover.sockets["listener"]:
             return socket.socket(fileno=self.handover.sockets["listener"][0])
-        listener = listen(self.config.host, self.config.port, again=command_for_port)
+        again = keyword_for_port if self.in_code else command_for_port
+        listener = listen(self.config.host, self.config.port, again=again)
         if listener.getsockname() == socket_path(self.config.host):
             self.socket_file = os.path.abspath(socket_path(self.config.host))
         return listener
@@ -6793,12 +6797,12 @@ class Hall:
 
     # -- the life
 
-    def serve(self, load: Callable[[], WSGIApplication], *, in_code: bool = False) -> int:
+    def serve(self, load: Callable[[], WSGIApplication]) -> int:
         """Load and serve until told to stop; return the exit status.  Clients wait while the application loads."""
-        self._take_signals(in_code)
+        self._take_signals()
         if self.watcher:
             self.watcher.start()
-        if not in_code:
+        if not self.in_code:
             threading.Thread(target=self._explain_a_long_import, name="devserve patience", daemon=True).start()
         slow = threading.Timer(GREETING_PATIENCE, self._greet)
         slow.daemon = True
@@ -6941,12 +6945,12 @@ class Hall:
         if self.guard:
             say(self.guard.greeting(addresses[0]))
 
-    def _take_signals(self, in_code: bool) -> None:
+    def _take_signals(self) -> None:
         """Stop on SIGTERM and Ctrl-C, reload on SIGHUP; in code, Ctrl-C stays the exception on which `run` ends."""
         if threading.current_thread() is not threading.main_thread():
             return
         wanted: dict[int, Callable[[int, Any], None]] = {signal.SIGTERM: self._stop}
-        if not in_code:
+        if not self.in_code:
             wanted[signal.SIGINT] = self._stop
         if sys.platform != "win32" and self.watcher:
             wanted[signal.SIGHUP] = self._hang_up
@@ -7032,6 +7036,11 @@ def tell_paths(paths: list[str]) -> str:
     except (ValueError, OSError):
         pass  # another drive, or the working directory has gone
     return escape_controls(first) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+
+
+def keyword_for_port(port: int) -> str:
+    """Return what to write in code for another port."""
+    return f"port={port}"
 
 
 def command_for_port(port: int) -> str:

@@ -8165,6 +8165,8 @@ class HallInCode(HallCase):
             "devserve.run(app, port=70000)",
             "devserve.run(app, host='nowhere.invalid')",
             "devserve.run(app, port=0, cert='missing.pem')",
+            "devserve.run('program:app', port=0)",
+            "devserve.run(devserve, port=0)",
         ):
             with self.subTest(call):
                 served = self.ran(call)
@@ -8172,6 +8174,19 @@ class HallInCode(HallCase):
                 served.reader.join(DEADLINE)
                 self.assertEqual(served.process.returncode, 2)
                 self.assertRegex(served.log, r"^started\ndevserve: error: [^\n]+\n$")
+
+    def test_a_used_port_in_code_is_told_with_the_keyword_for_a_free_one(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as used:
+            served = self.ran(f"devserve.run(app, port={used.getsockname()[1]})")
+            served.process.wait(DEADLINE)
+            served.reader.join(DEADLINE)
+        self.assertRegex(served.log, r"already in use[^\n]*; try: port=\d+\n$")
+
+    @unittest.skipIf(sys.platform == "win32", "has no socket files")
+    def test_a_bad_certificate_leaves_no_socket_file_behind(self) -> None:
+        with tempfile.TemporaryDirectory(prefix="ds") as folder:
+            self.failed("hello", "--host", f"unix:{folder}/s", "--cert", "missing.pem")
+            self.assertEqual(os.listdir(folder), [])
 
     def test_an_unknown_option_is_a_type_error_that_names_the_right_one(self) -> None:
         for function in (devserve.run, devserve.make_server):
