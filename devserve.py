@@ -5537,7 +5537,7 @@ class Herald:
         self._ears: dict[str, tuple[int, tuple[int, int]]] = {}  # folder: descriptor, device and inode
         self._thread = 0
         self._able = hasattr(signal, "sigtimedwait") and threading.current_thread() is threading.main_thread()
-        if sys.platform == "linux" and self._able:
+        if sys.platform == "linux" and self._able and signal.getsignal(signal.SIGIO) == signal.SIG_DFL:
             signal.signal(signal.SIGIO, signal.SIG_IGN)  # one that comes when nobody waits must not end the process
 
     def begin(self) -> None:
@@ -5739,8 +5739,8 @@ class Watcher(threading.Thread):
             suspects = self._look()
             if suspects:
                 self._settle(suspects)
-            elif self._told:  # of something else, perhaps without end
-                time.sleep(max(INTERVAL, (time.thread_time() - began) / TOLD_SHARE))
+            elif self._told:  # of something else: an editor's preparations, a log that is written without end
+                time.sleep(max(SETTLE, (time.thread_time() - began) / TOLD_SHARE))
             if self._demand:
                 self._deliver([self._demand])
             if self._unread:

@@ -7146,7 +7146,7 @@ class ReloaderTold(ReloaderWatching):
         with open(self.folder / "server.log", "a", encoding="utf-8") as log:
             while len(looks) < 8:
                 print("a line", file=log, flush=True)
-        self.assertGreaterEqual(looks[-1] - looks[0], 6 * devserve.INTERVAL)
+        self.assertGreaterEqual(looks[-1] - looks[0], 6 * devserve.SETTLE)
         self.write("told_g.py", "x = 2")
         self.assertEqual(self.said(), [["told_g.py"]])
 
