@@ -5145,7 +5145,7 @@ def tls_from_files(cert: str, key: str) -> Callable[[socket.socket], socket.sock
 # =====================================================================================================================
 
 INTERVAL = 0.045  # seconds between two looks: with SETTLE a save is noticed after 40 ms on average
-TOLD_INTERVAL = 0.5  # the same where the kernel tells of changes: not of all, as writes to mapped memory
+TOLD_INTERVAL = 1.0  # the same where the kernel tells of changes: not of all, as writes to mapped memory
 TOLD_SHARE = 0.02  # share of one core that looks may cost when it tells without end, as of a log in the project
 EAGER = 0.025  # INTERVAL for a while after a reload, since whoever has just saved will save again
 EAGER_SECONDS = 60.0  # that while; afterwards, idle means idle
