@@ -867,6 +867,7 @@ PERIOD_LIMIT = 8  # functions that call each other in a circle, for folding; lon
 FORM_LIMIT = 50  # fields of a form
 SECRET_STEMS = (
     "passw|passphrase|secret|token|credential|authoriz|cookie|signature|api_?key|access_?key|private_?key|session_?id"
+    "|^devserve_[0-9]"  # the cookie of a console
 )
 SECRET_WORDS = frozenset("pass pwd pw key keys api auth session private csrf jwt otp pin".split())
 MASK = "••••••••"
@@ -2704,6 +2705,7 @@ class FrameShelf:
 PIN_DIGITS = 9  # read off the terminal and typed once; ten guesses find it once in a hundred million times
 PIN_FAILURES = 10  # wrong PINs until it is shut
 PIN_OFF = "off"
+COOKIE_PREFIX = "devserve_"  # the port follows
 
 
 class Refusal(NamedTuple):
@@ -2841,13 +2843,19 @@ class Guard:
 
     def cookie_name(self, environ: Mapping[str, Any]) -> str:
         """Return the cookie's name, by the port."""
-        return f"devserve_{self.port or environ.get('SERVER_PORT', 0)}"
+        return f"{COOKIE_PREFIX}{self.port or environ.get('SERVER_PORT', 0)}"
 
     def cookie_value(self) -> str:
         """Return a word that neither the PIN nor a page helps to find, and from which the token cannot be found."""
         from hashlib import sha256
 
         return sha256(f"cookie {self.token}".encode()).hexdigest()
+
+
+def without_our_cookies(header: str) -> str:
+    """Return a Cookie header without the cookies that open consoles, this one's and those of other ports."""
+    pairs = [pair for pair in header.split(";") if not pair.strip().startswith(COOKIE_PREFIX)]
+    return ";".join(pairs).lstrip()
 
 
 def refuses_method(environ: Mapping[str, Any]) -> Optional[Refusal]:
@@ -3004,13 +3012,17 @@ NO_CHUNKS: Iterator[Any] = iter(())
 
 
 class Exchange:
-    """One request and its response, which is iterated over as the application's own would be."""
+    """One request and its response, which is iterated over as the application's own would be.
+
+    The application, and so whatever the page shows of it, never gets to see the cookies that open a console.
+    """
 
     def __init__(self, debugger: DebuggedApplication, environ: Environ, start_response: StartResponse) -> None:
         self.debugger = debugger
         self.environ = environ
         self.start_response = start_response
         self.script_name, self.path = environ.get("SCRIPT_NAME", ""), environ.get("PATH_INFO", "")  # others shift them
+        self.cookies = take_cookies(environ)
         self.body = record_body(environ)
         self.contexts: list[Any] = []
         self.started = self.sent = False
@@ -3123,7 +3135,18 @@ class Exchange:
         if kind != "text/html":  # only a page can come back for its frames
             return WRITERS[kind](read_report(error, request))
         report = read_report(error, request, self.debugger.shelf.open(self.contexts).keep)
-        return write_page(report, nonce=nonce, **self.debugger.surroundings(self.environ))
+        visitor = {**self.environ, "HTTP_COOKIE": self.cookies}
+        return write_page(report, nonce=nonce, **self.debugger.surroundings(visitor))
+
+
+def take_cookies(environ: Environ) -> str:
+    """Return the Cookie header; in the environ none that opens a console is left."""
+    cookies = str(environ.get("HTTP_COOKIE", ""))
+    if COOKIE_PREFIX in cookies:
+        environ["HTTP_COOKIE"] = without_our_cookies(cookies)
+        if not environ["HTTP_COOKIE"]:
+            del environ["HTTP_COOKIE"]
+    return cookies
 
 
 def check_chunk(chunk: object) -> None:

@@ -1924,10 +1924,24 @@ class ReadingSecrets(Reading):
             "key",
             "auth",
             "pwd",
+            "devserve_5000",
         ]:
             with self.subTest(name):
                 self.assertTrue(devserve.is_secret(name))
-        for name in ["monkey", "keyboard", "author", "passenger", "compass", "path", "x", "", "spinning", "HTTP_HOST"]:
+        for name in [
+            "devserve",
+            "devserve_x",
+            "monkey",
+            "keyboard",
+            "author",
+            "passenger",
+            "compass",
+            "path",
+            "x",
+            "",
+            "spinning",
+            "HTTP_HOST",
+        ]:
             with self.subTest(name):
                 self.assertFalse(devserve.is_secret(name))
 
@@ -3341,6 +3355,17 @@ class DebuggerPages(Debugged):
         self.assertEqual(self.ask(method="HEAD").body, b"")
         self.assertEqual(self.ask("/__devserve__/alive", "HEAD").body, b"")
 
+    def test_page_of_an_unlocked_browser_has_the_console_and_not_the_cookie(self) -> None:
+        def app(environ: Any, start_response: Any) -> Any:
+            header = environ["HTTP_COOKIE"]
+            jar = dict(pair.split("=") for pair in header.split("; "))
+            raise LookupError(header, jar)
+
+        self.app = app
+        answer = self.ask(Cookie=f"a=b; {self.cookie}")
+        self.assertIn('data-console="open"', answer.text)
+        self.assertNotIn(self.guard.cookie_value(), answer.text)
+
     def test_page_shows_the_form_without_its_secrets(self) -> None:
         def app(environ: Any, start_response: Any) -> Any:
             environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
@@ -3568,6 +3593,26 @@ class DebuggerTransparency(Debugged):
 
             environ = {**self.environ(), "wsgi.file_wrapper": wsgiref.util.FileWrapper}
             self.assertIs(devserve.DebuggedApplication(app, guard=self.guard)(environ, start_response), response)
+
+    def test_application_gets_all_cookies_but_those_that_open_a_console(self) -> None:
+        seen: list[Any] = []
+
+        def app(environ: Any, start_response: Any) -> Any:
+            seen.append(environ.get("HTTP_COOKIE"))
+            start_response("200 OK", [])
+            return []
+
+        debugged = devserve.DebuggedApplication(app, guard=self.guard)
+        table = {
+            "a=1;b=2 ; c": "a=1;b=2 ; c",
+            f"a=1; {self.cookie}; b=2": "a=1; b=2",
+            f"{self.cookie}; devserve_5000=x; b=devserve_1": "b=devserve_1",
+            self.cookie: None,
+            "": "",
+        }
+        for sent in table:
+            debugged({**self.environ(), "HTTP_COOKIE": sent}, lambda *arguments: print)
+        self.assertEqual(seen, list(table.values()))
 
     def test_passes_each_chunk_before_the_next_is_asked_for(self) -> None:
         events: list[str] = []
