@@ -1057,12 +1057,19 @@ def group_members(error: BaseException) -> tuple[BaseException, ...]:
 
 
 def places_of(error: BaseException) -> list[Place]:
-    """Return where `error` passed, the outermost frame first, without devserve's own and the hidden ones."""
+    """Return where `error` passed, the outermost frame first, without devserve's own and the hidden ones.
+
+    When no other is left, a SyntaxError and what devserve raises for a person to read say all by themselves; any
+    other error is devserve's own, and all its places are told.
+    """
     places, tb = [], error.__traceback__
     while tb is not None:
         places.append(Place(tb.tb_frame, tb.tb_lineno or 0, tb.tb_lasti))
         tb = tb.tb_next
-    first = next((n for n, place in enumerate(places) if not is_machinery(place.frame.f_code)), 0)
+    first = next((n for n, place in enumerate(places) if not is_machinery(place.frame.f_code)), -1)
+    if first == -1 and (isinstance(error, SyntaxError) or type(error).__module__ == __name__):
+        return []
+    first = max(first, 0)
     return [place for place in places[first:] if not hidden(place.frame)] or places[-1:]
 
 

@@ -1594,6 +1594,17 @@ class ReadingProblems(Reading):
         self.assertEqual([frame.id for frame in problem.frames], [f"id{n + 1}" for n in range(len(kept))])
         self.assertEqual(kept[-1].frame.f_code.co_name, "view")
 
+    def test_shows_no_frames_of_devserve_but_those_of_its_own_errors(self) -> None:
+        def frames(error: BaseException) -> list[str]:
+            broken = failure_of(devserve.BrokenApp(error))
+            broken.__traceback__ = broken.__traceback__ and broken.__traceback__.tb_next  # without the test's own
+            return [frame.kind for frame in devserve.read_report(broken).problems[-1].frames]
+
+        path = self.write("half_typed.py", "def view(:\n")
+        self.assertEqual(frames(SyntaxError("invalid syntax", (str(path), 1, 10, "def view(:\n"))), ["syntax"])
+        self.assertEqual(frames(devserve.DevserveError("no 'app' in 'views'; did you mean 'application'?")), [])
+        self.assertEqual(frames(RuntimeError("a bug")), ["python"])
+
 
 class ReadingSyntaxErrors(Reading):
     def syntax(self, error: BaseException) -> devserve.FrameView:
@@ -9217,7 +9228,7 @@ class ReloadDefersErrors(Reload):
         for version in ("v1", "v2", "v2"):  # the first and the last restore the bytes that had been loaded
             with self.subTest(version):
                 self.write("app.py", "def broken(:\n")
-                self.fails(served, "SyntaxError")
+                self.assertNotIn("devserve.py", self.fails(served, "SyntaxError"))
                 self.save(version)
                 self.mended(served, version)
         self.assertIn("def broken(:", served.log)
