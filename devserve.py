@@ -1008,10 +1008,10 @@ class Reading:
         return Problem(
             type=type_name(type(error)),
             message=message_of(error, self.deadline()),
-            hint=hint_for(error, places),
+            hint=sought(partial(hint_for, error, places), self.deadline()),
             notes=notes_of(error, self.deadline()),
             relation=relation,
-            frames=(*self.frames(error, places), *own_place(error)),
+            frames=(*self.frames(error, places), *(caught(lambda: tuple(own_place(error)))[0] or ())),
             members=tuple(told),
             unlisted=len(members) - len(told),
         )
@@ -1021,14 +1021,23 @@ class Reading:
         views = []
         folded = fold(places)
         for place, period, repeats in folded:
-            view = view_place(place, id=self.keep(place), sources=self.sources)
-            views.append(view._replace(period=period, repeats=repeats))
+            views.append(self.view(place)._replace(period=period, repeats=repeats))
         own = [number for number, view in enumerate(views) if view.app] or list(range(len(views)))
         for number in own[-1:]:
             views[number] = with_values(views[number], folded[number][0].frame, INLINE_LIMIT, self.deadline())
         if views and isinstance(error, TypeError):
-            views[-1] = views[-1]._replace(signature=signature_for(error, places[-1]))
+            signature = sought(partial(signature_for, error, places[-1]), self.deadline())
+            views[-1] = views[-1]._replace(signature=signature)
         return views
+
+    def view(self, place: Place) -> FrameView:
+        """Return the view of one place; of a frame that holds something unspeakable only where it is."""
+        id, code = self.keep(place), place.frame.f_code
+        view, _ = caught(lambda: view_place(place, id=id, sources=self.sources))
+        if view is not None:
+            return view
+        filename, name = shown_text(code.co_filename, FILENAME_LIMIT), shown_text(code.co_name, NAME_LIMIT)
+        return FrameView(id, "python", filename, place.lineno, name, "", False, (), "The frame cannot be read.", ())
 
 
 # What was raised
@@ -1041,19 +1050,32 @@ def linked_exceptions(error: BaseException) -> list[tuple[BaseException, str]]:
     each: Optional[BaseException] = error
     while each is not None and len(found) != CHAIN_LIMIT:
         seen.add(id(each))
-        cause, context = each.__cause__, None if each.__suppress_context__ else each.__context__
-        before = cause if cause is not None else context
+        cause = stored(each, "__cause__")
+        hidden_context = cause is not None or stored(each, "__suppress_context__")
+        before = cause if hidden_context else stored(each, "__context__")
         before = None if before is None or id(before) in seen else before
         found.append((each, "" if before is None else "context" if cause is None else "cause"))
         each = before
     return [*found[:-1], (found[-1][0], "")]
 
 
+def stored(error: BaseException, name: str) -> Any:
+    """Return what the interpreter keeps in an exception, past any property by which its class hides that."""
+    return BaseException.__dict__[name].__get__(error)
+
+
+def first_text(error: BaseException) -> str:
+    """Return the first argument of an exception when it is a text, else nothing."""
+    args = stored(error, "args")
+    return args[0] if args and type(args[0]) is str else ""
+
+
 def group_members(error: BaseException) -> tuple[BaseException, ...]:
     """Return the members of an exception group, the interpreter's or the backport's; none of any other exception."""
     if not any(base.__name__ == "BaseExceptionGroup" for base in type(error).__mro__):
         return ()
-    return tuple(each for each in getattr(error, "exceptions", ()) if isinstance(each, BaseException))
+    members, _ = caught(lambda: tuple(getattr(error, "exceptions", ())))
+    return tuple(each for each in members or () if isinstance(each, BaseException))
 
 
 def places_of(error: BaseException) -> list[Place]:
@@ -1062,7 +1084,7 @@ def places_of(error: BaseException) -> list[Place]:
     When no other is left, a SyntaxError and what devserve raises for a person to read say all by themselves; any
     other error is devserve's own, and all its places are told.
     """
-    places, tb = [], error.__traceback__
+    places, tb = [], stored(error, "__traceback__")
     while tb is not None:
         places.append(Place(tb.tb_frame, tb.tb_lineno or 0, tb.tb_lasti))
         tb = tb.tb_next
@@ -1084,7 +1106,7 @@ def hidden(frame: FrameType) -> bool:
     name, code = "__traceback_hide__", frame.f_code
     if name not in code.co_varnames + code.co_names:
         return False
-    value = frame.f_locals.get(name)
+    value = locals_of(frame).get(name)
     return value is not None and value is not False
 
 
@@ -1130,7 +1152,7 @@ def message_of(error: BaseException, deadline: float) -> str:
 
 def notes_of(error: BaseException, deadline: float) -> tuple[str, ...]:
     """Return the notes that were added (PEP 678); one that is no text is shown as its repr."""
-    notes = vars(error).get("__notes__", ())
+    notes = own_dict(error).get("__notes__", ())
     notes = notes if isinstance(notes, (list, tuple)) else (notes,)
     jobs = {
         str(n): partial(str if type(note) is str else describe, note) for n, note in enumerate(notes[:NOTES_LIMIT])
@@ -1173,10 +1195,18 @@ def with_values(
     view: FrameView, frame: FrameType, limit: int = REPR_LIMIT, deadline: float = REPR_DEADLINE
 ) -> FrameView:
     """Return the view with the values of its variables read from `frame`."""
-    values = frame.f_locals
+    values = locals_of(frame)
     jobs = {v.name: partial(describe, values[v.name], limit, v.name) for v in view.variables if v.name in values}
     texts = run_bounded(jobs, deadline)
     return view._replace(variables=tuple(v._replace(value=texts.get(v.name)) for v in view.variables))
+
+
+def locals_of(frame: FrameType) -> dict[Any, Any]:
+    """Return a frame's variables.  A mapping of somebody's own, which exec and eval take too, is not asked for any."""
+    values: Any = frame.f_locals
+    if issubclass(type(values), dict):
+        return dict(dict.items(values))
+    return dict(values) if type(values) is type(sys._getframe().f_locals) else {}  # since Python 3.13 a proxy
 
 
 def is_app_frame(frame: FrameType, filename: str) -> bool:
@@ -1317,7 +1347,7 @@ def clip(marks: list[Mark], lines: list[str], window: tuple[SourceLine, ...]) ->
 def variables_of(frame: FrameType) -> list[Variable]:
     """Return the names of a frame and their types; of a module only what it holds, not what it imports and defines."""
     code = frame.f_code
-    values: Mapping[Any, Any] = frame.f_locals  # a module may hold names that are no text
+    values = locals_of(frame)  # a module may hold names that are no text
     starred = bool(code.co_flags & TAKES_ARGS) + bool(code.co_flags & TAKES_KWARGS)
     arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + starred]
     names = [name for name in arguments if name in values]
@@ -1340,7 +1370,7 @@ def own_place(error: BaseException) -> Iterator[FrameView]:
     """Yield the place that an exception names itself: a SyntaxError's, or one in a template."""
     if isinstance(error, SyntaxError) and isinstance(error.filename, str) and isinstance(error.lineno, int):
         yield syntax_place(error, error.filename, error.lineno)
-    attributes = vars(error)
+    attributes = own_dict(error)
     django = attributes.get("template_debug")
     if isinstance(django, dict) and isinstance(django.get("line"), int):
         yield django_place(django)
@@ -1406,9 +1436,16 @@ def django_place(debug: dict[str, Any]) -> FrameView:
 # What was probably meant
 
 
+def sought(search: Callable[[], str], deadline: float) -> str:
+    """Return what a search finds: nothing when it fails, or is not done in time."""
+    found: dict[str, str] = {}
+    run_bounded({"": lambda: found.setdefault("", search())}, deadline)
+    return found.get("", "")
+
+
 def hint_for(error: BaseException, places: list[Place]) -> str:
     """Return what the interpreter would suggest (bpo-38530), on every version, and for a KeyError the nearest key."""
-    text = error.args[0][:MESSAGE_LIMIT] if error.args and type(error.args[0]) is str else ""
+    text = first_text(error)[:MESSAGE_LIMIT]
     if isinstance(error, KeyError):
         return suggestion(text, (key for place in caller_first(places) for key in keys_near(place)))
     if isinstance(error, ImportError):
@@ -1424,10 +1461,11 @@ def hint_for(error: BaseException, places: list[Place]) -> str:
 
 def name_hint(wanted: str, frame: FrameType) -> str:
     """Suggest a name that exists where `wanted` does not."""
-    owner = frame.f_locals.get("self", NOT_THERE)
+    values = locals_of(frame)
+    owner = values.get("self", NOT_THERE)
     if owner is not NOT_THERE and wanted in holding(owner):
         return f"Did you mean: 'self.{wanted}'?"
-    found = suggestion(wanted, [*frame.f_locals, *frame.f_globals, *frame.f_builtins])
+    found = suggestion(wanted, [*values, *frame.f_globals, *frame.f_builtins])
     if not found and wanted in getattr(sys, "stdlib_module_names", sys.modules):
         return f"Did you forget to import '{wanted}'?"
     return found
@@ -1437,9 +1475,9 @@ def attribute_hint(error: BaseException, wanted: str, frame: FrameType) -> str:
     """Suggest an attribute; before 3.10 the error does not tell of which object, so one of that type is looked for."""
     owner = getattr(error, "obj", NOT_THERE)
     if owner is NOT_THERE:
-        said = re.match(r"'(\w+)' object", str(error.args[0]) if error.args else "")
+        said = re.match(r"'(\w+)' object", first_text(error))
         kind = said.group(1) if said else ""
-        same = (value for value in frame.f_locals.values() if type_name(type(value)).rpartition(".")[2] == kind)
+        same = (value for value in locals_of(frame).values() if type_name(type(value)).rpartition(".")[2] == kind)
         owner = next(same, NOT_THERE)
     return suggestion(wanted, holding(owner)) if owner is not NOT_THERE else ""
 
@@ -1491,9 +1529,10 @@ def failing_code(place: Place) -> str:
 
 def resolved(code: str, frame: FrameType) -> Iterator[Any]:
     """Yield what the dotted names in a piece of code stand for, found without running anybody's code."""
+    values = locals_of(frame)
     for dotted in re.findall(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*", code[:1_000]):
         first, *rest = dotted.split(".")
-        value = frame.f_locals.get(first, frame.f_globals.get(first, NOT_THERE))
+        value = values.get(first, frame.f_globals.get(first, NOT_THERE))
         for name in rest:
             value = NOT_THERE if value is NOT_THERE else stored_attribute(value, name)
         if value is not NOT_THERE:
@@ -1506,11 +1545,14 @@ def holding(value: object) -> dict[str, Any]:
     held: dict[str, Any] = {}
     for each in reversed(type.__dict__["__mro__"].__get__(kind)):
         held.update(type.__dict__["__dict__"].__get__(each))
-    try:
-        held.update(object.__getattribute__(value, "__dict__"))
-    except (AttributeError, TypeError):  # it has slots only
-        pass
+    held.update(own_dict(value))
     return held
+
+
+def own_dict(value: object) -> dict[str, Any]:
+    """Return the attributes that an object itself holds; none of one with slots only, or with an odd __dict__."""
+    held: Any = caught(lambda: object.__getattribute__(value, "__dict__"))[0]
+    return dict(dict.items(held)) if issubclass(type(held), dict) else {}
 
 
 def stored_attribute(value: object, name: str) -> Any:
@@ -1524,13 +1566,13 @@ def stored_attribute(value: object, name: str) -> Any:
 
 def signature_for(error: TypeError, place: Place) -> str:
     """Return what the called function takes, when the error says that it was called wrongly."""
-    said = re.match(r"([\w.\x3c>]+)\(\) (?:takes|missing|got)", str(error.args[0]) if error.args else "")
+    said = re.match(r"([\w.\x3c>]+)\(\) (?:takes|missing|got)", first_text(error))
     if said is None:
         return ""
     for value in resolved(failing_code(place), place.frame):
         function = called_function(value)
         if function is not None and said.group(1) in (function.__qualname__, function.__name__):
-            return run_bounded({"": partial(signature_text, function)}, INLINE_DEADLINE)[""]
+            return attempt(partial(signature_text, function))
     return ""
 
 
@@ -1619,7 +1661,8 @@ def attempt(job: Callable[[], str]) -> str:
     text, error = caught(job)
     if error is None and issubclass(type(text), str):
         return str.__str__(text)
-    said = f": {error.args[0][:NAME_LIMIT]}" if error and error.args and type(error.args[0]) is str else ""
+    words = first_text(error)[:NAME_LIMIT] if error else ""
+    said = f": {words}" if words else ""
     return shown_text(f"(reading it raised {type_name(type(error))}{said})", MESSAGE_LIMIT)
 
 
@@ -1768,7 +1811,8 @@ def shown_text(text: str, limit: int) -> str:
 def read_request(environ: Mapping[str, Any], body: bytes = b"") -> Request:
     """Return the request of a WSGI environ; `body` is what was read of it."""
     headers, rest = [], {}
-    for key, value in list(environ.items()):
+    for name, value in list(environ.items()):
+        key = name if isinstance(name, str) else safe_repr(name, NAME_LIMIT, INLINE_DEADLINE)
         if key.startswith("HTTP_") or key in ("CONTENT_TYPE", "CONTENT_LENGTH"):
             headers.append((key.replace("HTTP_", "", 1).replace("_", "-").title(), value))
         else:
@@ -2112,7 +2156,9 @@ def write_repeats(frame: FrameView) -> Markup:
 
 def short_path(filename: str) -> str:
     """Return the path as people name it: below site-packages, the library or the working directory."""
-    roots = [os.path.dirname(os.__file__), os.getcwd()]
+    roots = [os.path.dirname(os.__file__)]
+    with contextlib.suppress(OSError):  # the working directory may be gone
+        roots.append(os.getcwd())
     for packages in ("site-packages", "dist-packages"):
         _, found, after = filename.partition(os.sep + packages + os.sep)
         if found:
@@ -2673,7 +2719,7 @@ class FrameShelf:
         with self.lock:
             if number not in crash.consoles:
                 frame = crash.places[number].frame
-                names = {**frame.f_globals, **frame.f_locals}
+                names = {**frame.f_globals, **locals_of(frame)}
                 crash.consoles[number] = Console(names, crash.contexts)
             return crash.consoles[number]
 
@@ -3129,10 +3175,8 @@ class Exchange:
         kind, nonce = preferred_type(self.environ.get("HTTP_ACCEPT", "")), os.urandom(16).hex()
         text, trouble = caught(lambda: self.text_about(error, kind, nonce))
         if trouble is not None:
-            import traceback
-
             kind = "text/plain"
-            crash, _ = caught(lambda: "".join(traceback.format_exception(type(error), error, error.__traceback__)))
+            crash, _ = caught(lambda: "".join(traceback_lines(error)))
             text = emergency_page(trouble, crash or type_name(type(error)))
         page = (text or "").encode("utf-8", "backslashreplace")
         return [*page_headers(kind, nonce), ("Content-Length", str(len(page)))], page

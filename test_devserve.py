@@ -1606,6 +1606,101 @@ class ReadingProblems(Reading):
         self.assertEqual(frames(RuntimeError("a bug")), ["python"])
 
 
+class ReadingHostileObjects(Reading):
+    """One bad object costs what would have been told of it, and nothing else."""
+
+    def test_survives_properties_in_the_place_of_what_the_interpreter_keeps(self) -> None:
+        def refuse(self: object) -> None:
+            raise RuntimeError("a property")
+
+        for name in (
+            "args",
+            "__cause__",
+            "__context__",
+            "__suppress_context__",
+            "__notes__",
+            "__dict__",
+            "exceptions",
+        ):
+            with self.subTest(name):
+                group: Any = type("BaseExceptionGroup", (Exception,), {})
+                error = type("Odd", (group,), {name: property(refuse)})("the message")
+                problem = devserve.read_report(error).problems[-1]
+                self.assertTrue(problem.type.endswith("Odd"))
+                self.assertEqual(problem.message, "the message")
+
+    def test_survives_arguments_and_names_that_are_no_text(self) -> None:
+        class Hangs:
+            def __str__(self) -> str:
+                return str(end.wait())
+
+        class Raises:
+            def __str__(self) -> str:
+                raise RuntimeError("no text")
+
+        end = threading.Event()
+        self.addCleanup(end.set)
+        for argument in (Hangs(), Raises()):
+            for kind in (TypeError, AttributeError, NameError, KeyError):
+                with self.subTest(kind=kind, argument=type(argument)):
+
+                    def view(kind: Any = kind, argument: Any = argument) -> None:
+                        raise kind(argument)
+
+                    problem = devserve.read_report(failure_of(view)).problems[-1]
+                    self.assertEqual((problem.type, problem.hint, len(problem.frames)), (kind.__name__, "", 2))
+
+        odd: Any = ["no", "name"]
+        self.assertEqual(devserve.read_report(ModuleNotFoundError("x", name=odd)).problems[-1].hint, "")
+
+    def test_survives_a_mapping_of_variables_that_is_no_dictionary(self) -> None:
+        class Endless:
+            def __getitem__(self, name: object) -> int:
+                return 0
+
+        class Lost:
+            def __getitem__(self, name: object) -> int:
+                raise KeyError(name)
+
+        for mapping in (Endless(), Lost()):
+            for code in ("1 / 0", "undefined.name", "print['key']", "len(1, 2)"):
+                with self.subTest(code=code, mapping=type(mapping)):
+                    error = failure_of(lambda c=code, m=mapping: eval(c, {}, m))
+                    frame = devserve.read_report(error).problems[-1].frames[-1]
+                    self.assertEqual((frame.filename, frame.variables), ("<string>", ()))
+                    shelf = devserve.FrameShelf()
+                    id = shelf.open().keep(devserve.places_of(error)[-1])
+                    self.assertIn("__builtins__", shelf.console(id).namespace)
+
+    def test_survives_objects_with_an_odd_dict(self) -> None:
+        class Odd:
+            __dict__ = "abc"  # type: ignore[assignment]
+
+            def view(self) -> None:
+                undefined_name  # type: ignore[name-defined]  # noqa: B018, F821
+
+        problem = devserve.read_report(failure_of(Odd().view)).problems[-1]
+        self.assertEqual((problem.hint, problem.frames[-1].variables[0].name), ("", "self"))
+
+    def test_tells_where_a_frame_was_that_cannot_be_read(self) -> None:
+        class Odd:
+            def __str__(self) -> str:
+                raise RuntimeError
+
+        error = failure_of(lambda: exec("1 / 0", {"__file__": Odd()}))
+        frame = devserve.read_report(error).problems[-1].frames[-1]
+        self.assertEqual((frame.filename, frame.lineno, frame.missing), ("<string>", 1, "The frame cannot be read."))
+
+    def test_seeks_a_hint_for_a_short_time_only(self) -> None:
+        end = threading.Event()
+        self.addCleanup(end.set)
+        with mock.patch.object(devserve, "suggestion", side_effect=lambda *_: end.wait(DEADLINE)):
+            begin = time.monotonic()
+            problem = devserve.read_report(failure_of(lambda: {"kez": 1}["key"])).problems[-1]
+        self.assertLess(time.monotonic() - begin, DEADLINE / 2)
+        self.assertEqual(problem.hint, "")
+
+
 class ReadingSyntaxErrors(Reading):
     def syntax(self, error: BaseException) -> devserve.FrameView:
         frame = devserve.read_report(error).problems[-1].frames[-1]
@@ -3365,6 +3460,36 @@ class DebuggerPages(Debugged):
     def test_answers_head_without_a_body(self) -> None:
         self.assertEqual(self.ask(method="HEAD").body, b"")
         self.assertEqual(self.ask("/__devserve__/alive", "HEAD").body, b"")
+
+    def test_page_is_written_when_the_environ_or_the_working_directory_is_odd(self) -> None:
+        def app(environ: Any, start_response: Any) -> Any:
+            environ[42] = environ["app.odd"] = "odd"
+            raise LookupError
+
+        environ: dict[str, Any] = {}
+        wsgiref.util.setup_testing_defaults(environ)
+        environ["HTTP_ACCEPT"] = "text/html"
+        debugged = devserve.DebuggedApplication(app, guard=self.guard, terminal=devserve.Terminal(self.terminal))
+        with mock.patch.object(os, "getcwd", side_effect=FileNotFoundError):
+            page = b"".join(debugged(environ, lambda *arguments: print)).decode()
+        self.assertTrue(page.startswith("<!doctype html>"), page[:200])
+        self.assertIn("42", page)
+
+    def test_says_what_failed_when_no_page_can_be_written(self) -> None:
+        class Odd(Exception):
+            __traceback__ = property(lambda self: 1 / 0)
+
+        for kind in (LookupError, Odd):
+
+            def app(environ: Any, start_response: Any, kind: type[Exception] = kind) -> Any:
+                raise kind("the crash")
+
+            self.app = app
+            with self.subTest(kind), mock.patch.object(devserve, "read_report", side_effect=ValueError):
+                answer = self.ask()
+                self.assertEqual((answer.status, answer.headers["Content-Type"]), (500, "text/plain; charset=utf-8"))
+                self.assertIn("(ValueError)", answer.text)
+                self.assertIn(kind.__name__, answer.text)
 
     def test_page_of_an_unlocked_browser_has_the_console_and_not_the_cookie(self) -> None:
         def app(environ: Any, start_response: Any) -> Any:
