@@ -160,6 +160,9 @@ STATUS_COLOURS = {"1": "2", "2": "", "3": "36", "4": "33", "5": "1;31"}
 CRASH_PATIENCE = 2.0  # seconds for an exception's own text, which may hang as any code may
 LOG_INTERVAL = 0.01  # seconds that a line may wait for its neighbours: less than the eye, or a test, can see
 
+if TYPE_CHECKING:
+    Stop = Callable[[Optional[int]], object]  # ends the thread of an id, as far as the interpreter can
+
 
 class Terminal:
     """What the person at the keyboard reads.  Lines are written whole, so that threads never interleave.
@@ -215,9 +218,13 @@ class Terminal:
         """Write the one line that tells the person at the keyboard what to mend."""
         self.say(self.colour(f"devserve: error: {text}", "1;31"))
 
-    def crash(self, error: BaseException, context: str = "") -> None:
-        """Write the plain traceback of `error` without devserve's own frames; `context` says what was being done."""
-        text = "".join(traceback_lines(error)).rstrip("\n")
+    def crash(self, error: BaseException, context: str = "", stop: Stop = lambda ident: None) -> None:
+        """Write the plain traceback of `error` without devserve's own frames; `context` says what was being done.
+
+        `stop` is given the id of the thread in which the exception's own text hangs.
+        """
+        lines = "".join(traceback_lines(error, stop)).rstrip("\n").split("\n")
+        text = "\n".join(escape_unprintable(line, "\t") for line in lines)
         self.say(f"{self.colour(escape_controls(context), '1;31')}\n{text}" if context else text)
 
     def access(self, method: str, target: str, status: str, size: int, seconds: float) -> None:
@@ -271,26 +278,50 @@ def escape_controls(text: str) -> str:
         text = text.encode("latin-1").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:
         pass
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return escape_unprintable(text)
 
 
-def traceback_lines(error: BaseException) -> list[str]:
-    """Return the plain traceback of `error`; of one whose own text does not come in time, what stands before it."""
-    import traceback
+def escape_unprintable(text: str, but: str = "") -> str:
+    """Return `text` with each character that is not printable escaped, except those in `but`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in but else c.encode("unicode_escape").decode("ascii") for c in text)
 
+
+def traceback_lines(error: BaseException, stop: Stop = lambda ident: None) -> list[str]:
+    """Return the plain traceback of `error`; of one whose own text does not come in time, what stands before it.
+
+    `stop` is given the id of the thread in which that text is still being made.
+    """
     tb = application_traceback(error)
     lines: list[str] = []
-    helper = threading.Thread(
-        target=lambda: lines.extend(traceback.format_exception(type(error), error, tb)),
-        name="devserve crash",
-        daemon=True,
-    )
+    helper = threading.Thread(target=add_traceback, args=(lines, error, tb), name="devserve crash", daemon=True)
     try:
         helper.start()
-        helper.join(CRASH_PATIENCE)
     except RuntimeError:  # no thread can be started: out of memory, or at the interpreter's end
-        return traceback.format_exception(type(error), error, tb)
-    return lines or [*traceback.format_tb(tb), f"{type(error).__name__}: (its text takes too long)\n"]
+        add_traceback(lines, error, tb)
+        return lines
+    helper.join(CRASH_PATIENCE)
+    if not helper.is_alive():
+        return lines
+    stop(helper.ident)
+    return textless_traceback(error, tb, "its text takes too long")
+
+
+def add_traceback(lines: list[str], error: BaseException, tb: Optional[TracebackType]) -> None:
+    """Add the lines of a traceback; of an exception whose own text cannot be had, those before it."""
+    import traceback
+
+    try:
+        lines += traceback.format_exception(type(error), error, tb)
+    except BaseException as failure:  # noqa: BLE001 - an exception's own code may raise anything
+        lines += textless_traceback(error, tb, f"its text cannot be had: {type(failure).__name__}")
+
+
+def textless_traceback(error: BaseException, tb: Optional[TracebackType], why: str) -> list[str]:
+    import traceback
+
+    return [*traceback.format_tb(tb), f"{type(error).__name__}: ({why})\n"]
 
 
 def application_traceback(error: BaseException) -> Optional[TracebackType]:
@@ -874,6 +905,7 @@ MASK = "••••••••"
 OPENER = "\x3c"  # the less-than sign, with which names such as that of exec's file begin
 MODULE = OPENER + "module>"  # what the interpreter calls the code of a module itself
 TAKES_ARGS, TAKES_KWARGS = 4, 8  # flags of code objects: it takes *args, **kwargs (as in the module inspect)
+PLAIN_TYPES = (str, bytes, int, float, bool, type(None))  # whose repr runs nobody's code
 NOT_THERE = object()
 
 if TYPE_CHECKING:
@@ -1625,8 +1657,11 @@ class Helper(threading.Thread):
 
 
 def run_bounded(jobs: Mapping[str, Callable[[], str]], deadline: float) -> dict[str, str]:
-    """Return what the jobs return.  One that is not done in `deadline` seconds is left behind with a word about it."""
-    texts: dict[str, str] = {}
+    """Return what the jobs return.  One that is not done in `deadline` seconds is left behind with a word about it.
+
+    What runs nobody's code is done at once, and so is still told when as many helpers hang as there may be.
+    """
+    texts = {name: attempt(job) for name, job in jobs.items() if is_inert(job)}
     for _ in range(REPR_ROUNDS):
         todo = {name: job for name, job in jobs.items() if name not in texts}
         if not todo:
@@ -1643,6 +1678,18 @@ def run_bounded(jobs: Mapping[str, Callable[[], str]], deadline: float) -> dict[
             texts.setdefault(hanging, f"(not read: it takes longer than {deadline:.2g} s)")
             interrupt_thread(helper.ident)
     return {name: texts.get(name, "(not read: too many others take too long)") for name in jobs}
+
+
+def is_inert(job: Callable[[], str]) -> bool:
+    """Tell a job that runs nobody's code: it describes a plain value, or takes a message of plain text."""
+    if type(job) is not partial or job.func not in (str, describe):
+        return False
+    value: Any = job.args[0]
+    kind: Any = type(value)
+    if issubclass(kind, BaseException):
+        builtin = kind.__str__ in (BaseException.__str__, KeyError.__str__)
+        return builtin and all(type(each) is str for each in stored(value, "args"))
+    return kind in PLAIN_TYPES
 
 
 def interrupt_thread(ident: Optional[int], kind: type[BaseException] = KeyboardInterrupt) -> bool:
@@ -3164,7 +3211,7 @@ class Exchange:
         method = self.environ.get("REQUEST_METHOD")
         if not getattr(self.debugger.app, "deferred", False):
             what = f"{method} {self.script_name}{self.path}"
-            caught(lambda: self.debugger.terminal.crash(error, what))
+            caught(lambda: self.debugger.terminal.crash(error, what, interrupt_thread))
         headers, page = self.response_about(error)
         self.start_response("500 Internal Server Error", headers, sys.exc_info())
         self.started = True
@@ -3176,7 +3223,7 @@ class Exchange:
         text, trouble = caught(lambda: self.text_about(error, kind, nonce))
         if trouble is not None:
             kind = "text/plain"
-            crash, _ = caught(lambda: "".join(traceback_lines(error)))
+            crash, _ = caught(lambda: "".join(traceback_lines(error, interrupt_thread)))
             text = emergency_page(trouble, crash or type_name(type(error)))
         page = (text or "").encode("utf-8", "backslashreplace")
         return [*page_headers(kind, nonce), ("Content-Length", str(len(page)))], page

@@ -521,6 +521,55 @@ class TerminalLines(unittest.TestCase):
         self.assertIn("raise Hangs", text)
         self.assertTrue(text.endswith("Hangs: (its text takes too long)\n"), text)
 
+    def test_a_text_that_has_no_end_is_stopped(self) -> None:
+        ended = threading.Event()
+
+        class Endless(Exception):
+            def __str__(self) -> str:
+                try:
+                    while not ended.wait(0.001):
+                        pass
+                    return ""
+                finally:
+                    ended.set()
+
+        self.addCleanup(ended.set)
+        stopped: list[Any] = []
+
+        def stop(ident: Optional[int]) -> None:
+            stopped.append(ident)
+            devserve.interrupt_thread(ident)
+
+        with mock.patch.object(devserve, "CRASH_PATIENCE", 0.2):
+            text = self.shown(lambda terminal: terminal.crash(Endless(), "GET /", stop))
+        self.assertTrue(text.endswith("Endless: (its text takes too long)\n"), text)
+        self.assertEqual(len(stopped), 1)
+        if sys.implementation.name == "cpython":
+            self.assertTrue(ended.wait(DEADLINE))
+
+    def test_an_exception_whose_text_cannot_be_had_is_told_all_the_same(self) -> None:
+        class Odd(Exception):
+            __cause__ = property(lambda self: 1 / 0)
+
+        def crash(terminal: Any) -> None:
+            try:
+                raise Odd
+            except Odd as error:
+                terminal.crash(error, "GET /")
+
+        strays: list[Any] = []
+        with mock.patch.object(threading, "excepthook", strays.append):
+            text = self.shown(crash)
+        self.assertIn("raise Odd", text)
+        self.assertRegex(text, r"Odd: \(its text cannot be had: \w+\)\n$")
+        self.assertEqual(strays, [])
+
+    def test_control_characters_of_a_message_are_escaped_and_its_lines_kept(self) -> None:
+        text = self.shown(
+            lambda terminal: terminal.crash(ValueError("\x1b]0;owned\x07\n\tcaf\u00c3\u00a9 \x9b2J\r日本"))
+        )
+        self.assertTrue(text.endswith("ValueError: \\x1b]0;owned\\x07\n\tcaf\u00c3\u00a9 \\x9b2J\\r日本\n"), text)
+
     def test_colours_only_on_a_terminal(self) -> None:
         with mock.patch.dict(os.environ, {"TERM": "xterm"}):
             os.environ.pop("NO_COLOR", None)
@@ -1913,7 +1962,18 @@ class ReadingValues(unittest.TestCase):
         for _ in range(3 * devserve.STUCK_LIMIT):
             devserve.safe_repr(Hangs(), deadline=0.001)
         self.assertLessEqual(len(helpers()), devserve.STUCK_LIMIT)
-        self.assertIn("hang", devserve.safe_repr(1))
+        self.assertIn("hang", devserve.safe_repr(object()))
+
+        def view() -> None:
+            number, text, other = 1, "plain", Hangs()
+            if number and text and other is not None:
+                raise LookupError("an ordinary message")
+
+        problem = devserve.read_report(failure_of(view)).problems[-1]
+        told = values(problem.frames[-1])
+        self.assertEqual(problem.message, "an ordinary message")
+        self.assertEqual((told["number"], told["text"]), ("1", "'plain'"))
+        self.assertIn("hang", str(told["other"]))
 
     def test_looks_at_no_more_than_it_shows(self) -> None:
         class Counted:
