@@ -890,7 +890,7 @@ STUCK_LIMIT = 16  # helper threads at once; more than this hang, or are wanted, 
 DEPTH_LIMIT = 6  # containers within containers
 VARIABLES_LIMIT = 60  # variables of one frame; a function that has more is generated
 NOTES_LIMIT = 20
-CHAIN_LIMIT = 20  # exceptions of one chain, the newest: loops that retry make chains without end
+CHAIN_LIMIT = 20  # exceptions of one chain, the newest and the root: loops that retry make chains without end
 MEMBERS_LIMIT = 30  # members of one group
 PROBLEMS_LIMIT = 100  # exceptions of one report, counting groups within groups
 FRAMES_LIMIT = 60  # frames of one exception after folding, half of them from either end
@@ -969,6 +969,7 @@ class Problem(NamedTuple):
     frames: tuple[FrameView, ...]  # the outermost call first; a SyntaxError's or template's own place comes last
     members: tuple[tuple[Problem, ...], ...]  # of an exception group: each member is a chain like Report.problems
     unlisted: int  # members beyond the limits, not shown
+    skipped: int = 0  # exceptions of the chain between the problem before it and this one, not shown
 
 
 class Request(NamedTuple):
@@ -1024,10 +1025,15 @@ class Reading:
         return max(0.005, min(INLINE_DEADLINE, self.until - time.monotonic()))
 
     def chain(self, error: BaseException, depth: int = 0) -> tuple[Problem, ...]:
-        """Return `error` and its causes and contexts, the oldest first."""
-        linked = linked_exceptions(error)[: self.left]
-        self.left -= len(linked)
-        return tuple(self.problem(each, relation, depth) for each, relation in reversed(linked))
+        """Return `error` and its causes and contexts, the oldest first; of a long chain the newest and the root."""
+        linked = linked_exceptions(error)
+        newest = max(1, min(CHAIN_LIMIT, self.left) - 1)
+        listed = linked[:newest] + linked[newest:][-1:]
+        self.left -= len(listed)
+        problems = [self.problem(each, relation, depth) for each, relation in reversed(listed)]
+        if len(linked) > len(listed):
+            problems[1] = problems[1]._replace(skipped=len(linked) - len(listed))
+        return tuple(problems)
 
     def problem(self, error: BaseException, relation: str, depth: int) -> Problem:
         """Return one exception with its frames and, when it is a group, its members."""
@@ -1080,7 +1086,7 @@ def linked_exceptions(error: BaseException) -> list[tuple[BaseException, str]]:
     found: list[tuple[BaseException, str]] = []
     seen: set[int] = set()
     each: Optional[BaseException] = error
-    while each is not None and len(found) != CHAIN_LIMIT:
+    while each is not None:
         seen.add(id(each))
         cause = stored(each, "__cause__")
         hidden_context = cause is not None or stored(each, "__suppress_context__")
@@ -2089,6 +2095,8 @@ def newest_first(problems: Sequence[Problem], anchor: str) -> Iterator[tuple[str
     for number, problem in enumerate(reversed(problems)):
         yield f"{anchor}-{number}" if number else anchor, wording, problem
         wording = WORDINGS.get(problem.relation, "")
+        if problem.skipped:
+            wording += f" (through {counted(problem.skipped, 'exception')} not shown)"
 
 
 def write_problems(problems: Sequence[Problem], anchor: str) -> Markup:
@@ -2388,6 +2396,8 @@ def write_text(report: Report) -> str:
 def text_of_chain(problems: Sequence[Problem]) -> Iterator[str]:
     """Yield the lines of a chain, the oldest cause first, as Python orders it."""
     for problem in problems:
+        if problem.skipped:
+            yield from ("", f"[{counted(problem.skipped, 'exception')} not shown]")
         if problem.relation:
             yield from ("", SENTENCES[problem.relation], "")
         if any(frame.kind != "syntax" for frame in problem.frames):

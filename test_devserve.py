@@ -1533,8 +1533,13 @@ class ReadingProblems(Reading):
             after = ValueError(str(number))
             after.__context__ = error
             error = after
-        problems = devserve.read_report(error).problems
-        self.assertEqual((len(problems), problems[-1].message), (devserve.CHAIN_LIMIT, "499"))
+        report = devserve.read_report(error)
+        root, second, *_, newest = report.problems
+        self.assertEqual((len(report.problems), newest.message), (devserve.CHAIN_LIMIT, "499"))
+        self.assertEqual((root.message, root.skipped), ("the root", 0))
+        self.assertEqual(second.skipped, 501 - devserve.CHAIN_LIMIT)
+        self.assertIn(f"[{second.skipped} exceptions not shown]", devserve.write_text(report))
+        self.assertIn(f"(through {second.skipped} exceptions not shown)", untagged(page_of(report)))
 
     def test_tells_notes_also_those_that_are_no_text(self) -> None:
         error = ValueError("x")
