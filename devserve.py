@@ -1427,12 +1427,22 @@ def stated_place(kind: str, filename: str, lineno: int, name: str, lines: Option
 
 def syntax_place(error: SyntaxError, filename: str, lineno: int) -> FrameView:
     """Return where a SyntaxError points, with its caret; the text that it carries stands in for a missing file."""
-    carried = isinstance(error.text, str) and lineno in range(1, 100_000)
-    text = [""] * (lineno - 1) + [str(error.text).rstrip("\n")] if carried else None
-    view = stated_place("syntax", filename, lineno, "", text)
-    length = next((len(line.text) for line in view.source if line.number == lineno), 0)
+    lineno = max(lineno, 1)  # an encoding that nobody knows is told to be on line 0
+    text = error.text.rstrip("\n") if isinstance(error.text, str) else ""
+    lines, _ = read_source(filename)
+    if not lines and lineno in range(1, 100_000):
+        lines = [""] * (lineno - 1) + [text]
+    view = stated_place("syntax", filename, lineno, "", lines)
+    line = lines[lineno - 1] if len(lines) >= lineno else ""
+    if text and text.strip() != line.strip():  # an expression in an f-string before Python 3.12, or another version
+        return view
+    return view._replace(marks=clip([caret(error, lineno, line)], lines, view.source))
+
+
+def caret(error: SyntaxError, lineno: int, line: str) -> Mark:
+    """Return the part of the line that a SyntaxError points at."""
     start = error.offset - 1 if isinstance(error.offset, int) else -1
-    start = min(start, length - 1)  # an unexpected end of the line: point at its last character
+    start = min(start, len(line) - 1)  # an unexpected end of the line: point at its last character
     last, stop = getattr(error, "end_lineno", None), getattr(error, "end_offset", None)  # from Python 3.10 on
     end = start + 1
     if isinstance(last, int) and last > lineno:
@@ -1462,8 +1472,8 @@ def django_place(debug: dict[str, Any]) -> FrameView:
     """Return the line of a Django template, from what its engine noted; what it notes is escaped."""
     from html import unescape
 
-    lines = [unescape(str(text)).rstrip("\n") for _, text in debug.get("source_lines", ())][1:]
-    lines = lines if debug.get("top", 1) == 1 else [""] * (debug["top"] - 1) + lines
+    lines = [unescape(str(text)).rstrip("\n") for _, text in debug.get("source_lines", ())]
+    lines = [""] * (debug.get("top", 1) - 1) + lines  # the first one noted is line `top`
     view = stated_place("template", str(debug.get("name") or ""), debug["line"], "template", lines)
     during = unescape(str(debug.get("during", ""))).split("\n")[0].rstrip()
     line = next((line.text for line in view.source if line.number == view.lineno), "")

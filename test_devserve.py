@@ -1773,6 +1773,28 @@ class ReadingSyntaxErrors(Reading):
         self.assertEqual([line.text for line in frame.source], ["x = 1 +"])
         self.assertEqual(len(frame.marks), 1)
 
+    def marked(self, source: str, error: SyntaxError) -> list[str]:
+        """Return what is marked in the file of `source`, of which `error` tells."""
+        error.filename = str(self.write("broken.py", source))
+        frame = self.syntax(error)
+        texts = {line.number: line.text for line in frame.source}
+        return [texts[mark.number][mark.start : mark.end] for mark in frame.marks]
+
+    def test_marks_the_place_behind_characters_that_are_shown_as_escapes(self) -> None:
+        for line, offset, marked in (("x =\xa01", 4, r"\xa0"), ("s = '\u3000\u3000' = 1", 10, "=")):
+            with self.subTest(line):
+                error = SyntaxError("invalid", ("", 1, offset, line + "\n"))
+                self.assertEqual(self.marked(line + "\n", error), [marked])
+
+    def test_marks_nothing_when_the_error_is_about_another_text_than_the_line(self) -> None:
+        for text in ("(1 + )\n", "x = 1 + + 2"):
+            self.assertEqual(self.marked("x = f'{1 + }'\n", SyntaxError("invalid", ("", 1, 6, text))), [])
+
+    def test_shows_the_head_of_a_file_whose_encoding_nobody_knows(self) -> None:
+        path = self.write("broken.py", "# coding: nonsense\nx = 1\n")
+        frame = self.syntax(failure_of(lambda: compile(path.read_bytes(), str(path), "exec")))
+        self.assertEqual((frame.lineno, frame.source[0].text), (1, "# coding: nonsense"))
+
     def test_does_without_the_place_in_the_message(self) -> None:
         error = failure_of(lambda: compile("x = = 1", "<string>", "exec"))
         self.assertNotIn("line 1", devserve.read_report(error).problems[-1].message)
@@ -2262,6 +2284,17 @@ HOSTILE = (
     "``` ~~~ # [a](javascript:x) <b>",
 )
 VOID = {"meta", "link", "input", "br", "img"}
+
+    @needs("django")
+    def test_shows_the_line_of_a_django_template_without_a_file(self) -> None:
+        engine = importlib.import_module("django.template").Engine(debug=True)
+        for before in (0, 1, 30):
+            with self.subTest(before):
+                text = "plain\n" * before + "{% load nothing_like_it %}\nlast"
+                frame = self.template(failure_of(lambda text=text: engine.from_string(text)))
+                shown = {line.number: line.text for line in frame.source}
+                self.assertEqual((frame.lineno, shown[before + 1]), (before + 1, "{% load nothing_like_it %}"))
+                self.assertEqual([(mark.start, mark.end) for mark in frame.marks], [(0, 26)])
 
 
 class Skeleton(html.parser.HTMLParser):
