@@ -1315,9 +1315,10 @@ def decode_source(data: bytes) -> list[str]:
 
     Bytes that it does not fit are shown as escapes.
     """
-    declared = re.match(rb"(?:[^\n]*\n)?[ \t\f]*#[^\n]*?coding[:=][ \t]*([-\w.]+)", data)
-    encoding = declared.group(1).decode() if declared else "utf-8"
     data = data[3:] if data.startswith(b"\xef\xbb\xbf") else data
+    before = rb"(?:[ \t\f]*(?:#[^\r\n]*)?(?:\r\n?|\n))??"  # line 2 counts when line 1 is blank or another comment
+    declared = re.match(before + rb"[ \t\f]*#[^\r\n]*?coding[:=][ \t]*([-\w.]+)", data)
+    encoding = declared.group(1).decode() if declared else "utf-8"
     try:
         text = data.decode(encoding)
     except (LookupError, UnicodeError):

@@ -1890,6 +1890,18 @@ class ReadingSources(Reading):
         path.write_bytes(b"\xef\xbb\xbfname = '\xc3\xa9'\r\nb = 1\rc = 2")
         self.assertEqual(devserve.read_source(str(path))[0], ["name = 'é'", "b = 1", "c = 2"])
 
+    def test_takes_a_declaration_of_line_one_or_two_where_the_interpreter_does(self) -> None:
+        for head, encoding in {
+            "# coding: latin-1\n": "latin-1",
+            "\n# coding: latin-1\n": "latin-1",
+            "#!/usr/bin/python\r\n# vim: set fileencoding=latin-1 :\r\n": "latin-1",
+            "x = 1\n# coding: latin-1\n": "utf-8",
+            "# coding: utf-8\n# this encoding: latin-1 is gone\n": "utf-8",
+            "\n\n# coding: latin-1\n": "utf-8",
+        }.items():
+            with self.subTest(head):
+                self.assertEqual(devserve.decode_source(f"{head}é".encode(encoding))[-1], "é")
+
     def test_shows_what_no_codec_takes_as_escapes(self) -> None:
         for data in (b"x = '\xe9\xff'\n", b"# coding: no-such-codec\nx = '\xe9\xff'\n"):
             path = self.folder / "odd.py"
