@@ -2619,12 +2619,13 @@ def compile_statements(code: str) -> Optional[list[tuple[CodeType, bool]]]:
                 return None
         except SyntaxError:  # a mistake, found again below, or more than one statement
             pass
+    bare_compile = partial(compile, dont_inherit=True)  # without the __future__ of this file
     steps: list[tuple[CodeType, bool]] = []
     for statement in ast.parse(code, CONSOLE_FILE).body:
         if isinstance(statement, ast.Expr):
-            steps.append((compile(ast.Expression(statement.value), CONSOLE_FILE, "eval"), True))
+            steps.append((bare_compile(ast.Expression(statement.value), CONSOLE_FILE, "eval"), True))
         else:
-            steps.append((compile(ast.Module([statement], []), CONSOLE_FILE, "exec"), False))
+            steps.append((bare_compile(ast.Module([statement], []), CONSOLE_FILE, "exec"), False))
     return steps
 
 
@@ -2711,6 +2712,10 @@ class Stream:
         if room > 0:
             output.write(text if len(text) <= room else text[:room] + "\n… (the rest of the output is not kept)\n")
         return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
 
     def flush(self) -> None:
         if self.output() is None and self.real is not None:

@@ -2746,6 +2746,13 @@ class ConsolePrompt(unittest.TestCase):
     def test_runs_several_statements_that_were_pasted(self) -> None:
         self.assertEqual(self.typed("a = 1\na\nfor k in 'xy':\n    print(k)\na + 1"), "1\nx\ny\n2\n")
 
+    def test_runs_code_as_the_interpreter_does_without_a_future(self) -> None:
+        self.typed("def function(x: int): pass\n")
+        self.assertEqual(self.typed("function.__annotations__"), "{'x': <class 'int'>}\n")
+
+    def test_shows_what_is_written_by_lines(self) -> None:
+        self.assertEqual(self.typed("import sys; sys.stdout.writelines(['a\\n', 'b\\n'])"), "a\nb\n")
+
     def test_shows_tracebacks_without_its_own_frames(self) -> None:
         text = self.typed("def fail(): 1 / 0\n")
         text = self.typed("fail()")
