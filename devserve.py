@@ -2858,7 +2858,14 @@ class Guard:
 
     @classmethod
     def fresh(cls, pin: str = "", port: int = 0, trusted_hosts: Iterable[str] = ()) -> Guard:
-        """Return a guard with new words; `pin` "" makes a random one, "off" asks for none."""
+        """Return a guard with new words; `pin` "" makes a random one, "off" asks for none.
+
+        Raises DevserveError for a PIN of which nothing would be left to type.
+        """
+        if pin and not plain_pin(pin):
+            raise DevserveError(
+                f"the PIN {pin!r} has no digit or letter; give another, such as --pin 123-456, or none"
+            )
         number = int.from_bytes(os.urandom(8), "big") % 10**PIN_DIGITS
         digits = f"{number:0{PIN_DIGITS}d}"
         made = "-".join(digits[n : n + 3] for n in range(0, PIN_DIGITS, 3))

@@ -3318,6 +3318,11 @@ class GuardPin(Debugged):
         for pin in (plain, f" {plain[:3]} {plain[3:]} "):
             self.assertEqual(self.try_pin(pin).status, 200)
 
+    def test_pin_that_leaves_nothing_to_type_is_refused_at_the_start(self) -> None:
+        for pin in ("-", " ", "- -"):
+            with self.subTest(pin), self.assertRaisesRegex(devserve.DevserveError, f"the PIN '{pin}' .*--pin 123-456"):
+                devserve.Guard.fresh(pin)
+
     def test_pin_is_random(self) -> None:
         guards = [devserve.Guard.fresh() for _ in range(50)]
         for words in (
