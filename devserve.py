@@ -6689,6 +6689,11 @@ def make_server(app: WSGIApplication, host: str = "127.0.0.1", port: int = 0, **
     listener = listen(config.host, config.port, again=lambda free: f"port={free}")
     try:
         server = open_server(config, listener, app, terminal)
+        if config.debugger:
+            guard = Guard.fresh(config.pin, server.server_port, trusted_hosts(config, listener))
+            server.app = DebuggedApplication(app, guard=guard, terminal=terminal)
+            url = urls(listener, "https" if config.cert else "http")[0]
+            terminal.say(f"devserve: {guard.greeting(url).strip()}")
     except DevserveError:
         listener.close()
         raise

@@ -7976,6 +7976,13 @@ class HallPortInUse(HallCase):
 class HallInCode(HallCase):
     """run and make_server."""
 
+    def test_make_server_tells_how_to_open_the_console(self) -> None:
+        screen = io.StringIO()
+        with mock.patch.object(sys, "stderr", screen), devserve.make_server(failing_app, debugger=True) as server:
+            guard = server.app.guard  # type: ignore[attr-defined]
+            self.assertIn(guard.pin, screen.getvalue())
+            self.assertIn(guard.unlock_url(f"http://127.0.0.1:{server.server_port}"), screen.getvalue())
+
     def program(self, call: str, before: str = "", after: str = "") -> pathlib.Path:
         text = f"""
             import sys
