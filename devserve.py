@@ -1447,10 +1447,10 @@ def caret(error: SyntaxError, lineno: int, line: str) -> Mark:
     last, stop = getattr(error, "end_lineno", None), getattr(error, "end_offset", None)  # from Python 3.10 on
     end = start + 1
     if isinstance(last, int) and last > lineno:
-        end = length
+        end = len(line)
     elif isinstance(stop, int) and last == lineno:
-        end = min(max(stop - 1, end), length)
-    return view._replace(marks=(Mark(lineno, start, end),) if start >= 0 else ())
+        end = min(max(stop - 1, end), len(line))
+    return Mark(lineno, start, end) if start >= 0 else Mark(lineno, 0, 0)
 
 
 def template_line(place: Place) -> Optional[tuple[str, int, str]]:
@@ -1951,11 +1951,9 @@ def versions() -> tuple[tuple[str, str], ...]:
         if module is not None:
             version = vars(module).get("__version__")
             if not isinstance(version, str) and metadata is not None:
-                try:
-                    version = metadata.version(name)
-                except metadata.PackageNotFoundError:  # vendored, or a folder of that name
-                    continue
-            own.append((name, shown_text(str(version), NAME_LIMIT)))
+                version, _ = caught(partial(metadata.version, name))
+            if isinstance(version, str):  # else it is vendored, or a folder of that name
+                own.append((name, shown_text(version, NAME_LIMIT)))
     return tuple(own)
 
 
@@ -2800,7 +2798,8 @@ class FrameShelf:
         crash_id, _, number = id.partition("-")
         with self.lock:
             crash = self.crashes[crash_id]
-        if not number.isdecimal() or int(number) >= len(crash.places):
+        known = number.isdecimal() and len(number) <= 9  # int() refuses digits beyond 4,300 (CVE-2020-10735)
+        if not known or int(number) >= len(crash.places):
             raise KeyError(id)
         return crash, int(number)
 
@@ -6697,9 +6696,6 @@ def make_server(app: WSGIApplication, host: str = "127.0.0.1", port: int = 0, **
     except DevserveError:
         listener.close()
         raise
-    if config.debugger:
-        guard = Guard.fresh(config.pin, server.server_port, trusted_hosts(config, listener))
-        server.app = DebuggedApplication(app, guard=guard, terminal=terminal)
     return server
 
 

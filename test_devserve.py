@@ -38,6 +38,7 @@ import textwrap
 import threading
 import time
 import traceback
+import types
 import unittest
 import unittest.mock
 import urllib.parse
@@ -1528,7 +1529,7 @@ class ReadingProblems(Reading):
         self.assertEqual([p.message for p in devserve.read_report(first).problems], ["b", "a"])
 
     def test_bounds_a_chain_without_end(self) -> None:
-        error = ValueError("0")
+        error = ValueError("the root")
         for number in range(500):
             after = ValueError(str(number))
             after.__context__ = error
@@ -2221,6 +2222,21 @@ class ReadingSecrets(Reading):
         self.assertEqual(form("text/plain", b"a=1"), {})
 
 
+class ReadingVersions(unittest.TestCase):
+    def test_tells_only_versions_that_are_known(self) -> None:
+        named = {
+            "pyramid": types.ModuleType("pyramid"),
+            "web": types.ModuleType("web"),
+            "bottle": types.ModuleType("bottle"),
+        }
+        setattr(named["bottle"], "__version__", "0.99")  # noqa: B010
+        with mock.patch.dict(sys.modules, named):
+            sys.modules.pop("importlib.metadata", None)
+            told = dict(devserve.versions())
+        self.assertEqual(told["bottle"], "0.99")
+        self.assertFalse({"pyramid", "web.py"} & told.keys())
+
+
 class ReadingTemplates(Reading):
     def template(self, error: BaseException) -> devserve.FrameView:
         found = [
@@ -2262,6 +2278,17 @@ class ReadingTemplates(Reading):
         self.assertEqual([line.text for line in frame.source], ["<p>", "{% load nothing_like_it %}", "</p>"])
         self.assertEqual([(mark.start, mark.end) for mark in frame.marks], [(0, 26)])
 
+    @needs("django")
+    def test_shows_the_line_of_a_django_template_without_a_file(self) -> None:
+        engine = importlib.import_module("django.template").Engine(debug=True)
+        for before in (0, 1, 30):
+            with self.subTest(before):
+                text = "plain\n" * before + "{% load nothing_like_it %}\nlast"
+                frame = self.template(failure_of(lambda text=text: engine.from_string(text)))
+                shown = {line.number: line.text for line in frame.source}
+                self.assertEqual((frame.lineno, shown[before + 1]), (before + 1, "{% load nothing_like_it %}"))
+                self.assertEqual([(mark.start, mark.end) for mark in frame.marks], [(0, 26)])
+
 
 class ReadingCost(Reading):
     def test_reads_a_thousand_frames_quickly(self) -> None:
@@ -2296,17 +2323,6 @@ HOSTILE = (
     "``` ~~~ # [a](javascript:x) <b>",
 )
 VOID = {"meta", "link", "input", "br", "img"}
-
-    @needs("django")
-    def test_shows_the_line_of_a_django_template_without_a_file(self) -> None:
-        engine = importlib.import_module("django.template").Engine(debug=True)
-        for before in (0, 1, 30):
-            with self.subTest(before):
-                text = "plain\n" * before + "{% load nothing_like_it %}\nlast"
-                frame = self.template(failure_of(lambda text=text: engine.from_string(text)))
-                shown = {line.number: line.text for line in frame.source}
-                self.assertEqual((frame.lineno, shown[before + 1]), (before + 1, "{% load nothing_like_it %}"))
-                self.assertEqual([(mark.start, mark.end) for mark in frame.marks], [(0, 26)])
 
 
 class Skeleton(html.parser.HTMLParser):
@@ -2954,7 +2970,16 @@ class ConsoleShelf(unittest.TestCase):
         ids = {shelf.open().keep(self.place()) for _ in range(100)}
         self.assertEqual(len(ids), 100)
         self.assertTrue(all(len(id) >= 18 for id in ids))
-        for wrong in ("", "-", "app", "0-0", f"{min(ids)}9", f"{shelf.open().id}--1", f"{shelf.open().id}-²"):
+        for wrong in (
+            "",
+            "-",
+            "app",
+            "0-0",
+            f"{min(ids)}9",
+            f"{shelf.open().id}--1",
+            f"{shelf.open().id}-²",
+            f"{shelf.open().id}-{'9' * 5_000}",
+        ):
             self.assertRaises(KeyError, shelf.console, wrong)
 
     def test_frees_what_crashes_held_even_in_circles(self) -> None:
