@@ -1915,14 +1915,21 @@ def form_fields(content_type: str, body: bytes) -> Iterator[tuple[str, str]]:
 
         yield from (field(name, value) for name, value in parse_qsl(text, True)[:FORM_LIMIT])
     elif content_type.startswith("multipart/form-data"):
-        part = (
-            r'^[^\r\n]*?[; ]name="([^"\r\n]*)"(?:; *filename="([^"\r\n]*)")?[^\r\n]*\r\n'
-            r"(?:[^\r\n]+\r\n)*\r\n(.*?)(?=\r\n--|\Z)"
-        )
-        for name, filename, value in re.findall(part, text, re.DOTALL | re.MULTILINE)[:FORM_LIMIT]:
-            yield field(name, f"(the file {filename})" if filename else value)
+        yield from multipart_fields(content_type, text)
     elif "json" in content_type and text:
         yield from json_fields(text)
+
+
+def multipart_fields(content_type: str, text: str) -> Iterator[tuple[str, str]]:
+    """Yield the fields of a form with files (RFC 7578), of which only the names are told."""
+    boundary = re.search(r'boundary="?([^";\s]+)', content_type)
+    parts = text.split(f"--{boundary.group(1)}", FORM_LIMIT + 1)[1 : FORM_LIMIT + 1] if boundary else []
+    for head, blank, value in (part.partition("\r\n\r\n") for part in parts):
+        name = re.search(r'[; ]name="([^"\r\n]*)"', head)
+        filename = re.search(r'[; ]filename="([^"\r\n]*)"', head)
+        if blank and name:
+            shown = f"(the file {filename.group(1)})" if filename else value.removesuffix("\r\n")
+            yield field(name.group(1), shown)
 
 
 def json_fields(text: str) -> Iterator[tuple[str, str]]:

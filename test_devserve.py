@@ -2222,6 +2222,18 @@ class ReadingSecrets(Reading):
         self.assertEqual(form("text/plain", b"a=1"), {})
 
 
+class ReadingForms(unittest.TestCase):
+    def test_reads_a_hostile_form_in_the_time_of_an_honest_one(self) -> None:
+        """Each looks, from every place in it, as if a part began there."""
+        for piece in (b'a; name="b"\r\n', b'; name="', b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n'):
+            with self.subTest(piece):
+                body = piece * (devserve.RECORDED_BODY // len(piece))
+                begin = time.perf_counter()
+                fields = list(devserve.form_fields("multipart/form-data; boundary=x", body))
+                self.assertLess(time.perf_counter() - begin, 0.5)
+                self.assertLessEqual(len(fields), devserve.FORM_LIMIT)
+
+
 class ReadingVersions(unittest.TestCase):
     def test_tells_only_versions_that_are_known(self) -> None:
         named = {
