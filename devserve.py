@@ -3309,6 +3309,11 @@ class RecordedBody:
     def read(self, *size: int) -> bytes:
         return self.record(self.stream.read(*size))
 
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
     def readline(self, *size: int) -> bytes:
         return self.record(self.stream.readline(*size))
 

@@ -3944,6 +3944,11 @@ class DebuggerTransparency(Debugged):
         sent = b"one\ntwo\nthree"
         self.install(lambda environ, start_response: app({**environ, "wsgi.input": io.BytesIO(sent)}, start_response))
         self.assertEqual(self.ask().body, sent)
+        buffer = bytearray(5)
+        recorded = devserve.RecordedBody(io.BytesIO(b"password=x"))
+        self.assertEqual((recorded.readinto(memoryview(buffer)), bytes(buffer)), (5, b"passw"))
+        self.assertEqual((recorded.read(), recorded.readinto(buffer), bytes(buffer)), (b"ord=x", 0, b"passw"))
+        self.assertEqual(bytes(recorded.kept), b"password=x")
         recorded = devserve.RecordedBody(io.BytesIO(b"x" * 1_000_000))
         self.assertEqual(sum(len(line) for line in recorded), 1_000_000)
         self.assertEqual(len(recorded.kept), devserve.RECORDED_BODY)
