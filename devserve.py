@@ -3170,12 +3170,13 @@ class Exchange:
 
     def begin(self) -> Iterable[bytes]:
         """Call the application; return its iterable itself where nothing can fail in it any more, else this one."""
-        return self.tried(self.call) or self
+        response = self.tried(self.call)
+        return self if response is None else response
 
     def call(self) -> Optional[Iterable[bytes]]:
         self.environ[PRESERVE_CONTEXT] = self.contexts.append
         self.app_iter = self.debugger.app(self.environ, self.start)
-        if type(self.app_iter) in (list, tuple):
+        if getattr(type(self.app_iter), "__iter__", None) in (list.__iter__, tuple.__iter__):
             for chunk in self.app_iter:
                 check_chunk(chunk)
             self.check_started()
@@ -3188,7 +3189,7 @@ class Exchange:
             kind = type(self.app_iter).__name__
             raise TypeError(f"the application returned {kind}, not a list of bytes or another iterable of bytes")
         self.chunks = iter(self.app_iter)
-        return None
+        return SizedExchange(self) if hasattr(self.app_iter, "__len__") else None
 
     def start(self, status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
         """Be the application's start_response; the `write` that it returns sends the headers."""
@@ -3274,6 +3275,25 @@ class Exchange:
         report = read_report(error, request, self.debugger.shelf.open(self.contexts).keep)
         visitor = {**self.environ, "HTTP_COOKIE": self.cookies}
         return write_page(report, nonce=nonce, **self.debugger.surroundings(visitor))
+
+
+class SizedExchange:
+    """An exchange that tells, as the application's iterable does, how many chunks there are.
+
+    Servers give a response of one chunk a Content-Length (PEP 3333, Handling the Content-Length Header).
+    """
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+
+    def __len__(self) -> int:
+        return len(self.exchange.app_iter)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self.exchange
+
+    def close(self) -> None:
+        self.exchange.close()
 
 
 def take_cookies(environ: Environ) -> str:

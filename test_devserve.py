@@ -3880,7 +3880,10 @@ class DebuggerTransparency(Debugged):
 
         def start_response(*arguments: Any) -> Any: ...
 
-        for response in (chunks, (b"a",), file):
+        class Chunks(list[bytes]):
+            pass
+
+        for response in (chunks, (b"a",), [], Chunks([b"a"]), file):
 
             def app(environ: Any, start_response: Any, response: Any = response) -> Any:
                 start_response("200 OK", [])
@@ -3888,6 +3891,37 @@ class DebuggerTransparency(Debugged):
 
             environ = {**self.environ(), "wsgi.file_wrapper": wsgiref.util.FileWrapper}
             self.assertIs(devserve.DebuggedApplication(app, guard=self.guard)(environ, start_response), response)
+
+    def test_tells_the_number_of_chunks_when_the_application_does(self) -> None:
+        closed: list[bool] = []
+
+        class Sized:
+            def __iter__(self) -> Iterator[bytes]:
+                return iter([b"a", b"b"])
+
+            def __len__(self) -> int:
+                return 2
+
+            def close(self) -> None:
+                closed.append(True)
+
+        for made, count in (
+            (collections.deque([b"a"]), 1),
+            (collections.deque(), 0),
+            (Sized(), 2),
+            (iter([b"a"]), None),
+        ):
+
+            def app(environ: Any, start_response: Any, made: Any = made) -> Any:
+                start_response("200 OK", [])
+                return made
+
+            with self.subTest(made):
+                response: Any = devserve.DebuggedApplication(app, guard=self.guard)(self.environ(), lambda *a: print)
+                self.assertEqual(len(response) if hasattr(response, "__len__") else None, count)
+                self.assertEqual(b"".join(response), b"ab"[: 1 if count is None else count])
+                response.close()
+        self.assertEqual(closed, [True])
 
     def test_application_gets_all_cookies_but_those_that_open_a_console(self) -> None:
         seen: list[Any] = []
