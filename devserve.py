@@ -902,6 +902,9 @@ SECRET_STEMS = (
 )
 SECRET_WORDS = frozenset("pass pwd pw key keys api auth session private csrf jwt otp pin".split())
 MASK = "••••••••"
+# A password may hold an @ or a slash, but what begins as a port and a path is none: http://localhost:5173/@vite
+URL_PASSWORD = r"""(://[^\s:/?#@\['"]*:)(?![0-9]*/)[^\s@'"]{1,200}(?:@[^\s@/'"]{1,200})*(?=@)"""
+AUTHORIZATION = r"""(?i)(authorization['"]?\s*[:=]\s*['"]?(?:\w+ +)?)[^\s,;'"]+"""  # the scheme is no secret
 OPENER = "\x3c"  # the less-than sign, with which names such as that of exec's file begin
 MODULE = OPENER + "module>"  # what the interpreter calls the code of a module itself
 TAKES_ARGS, TAKES_KWARGS = 4, 8  # flags of code objects: it takes *args, **kwargs (as in the module inspect)
@@ -1185,7 +1188,7 @@ def message_of(error: BaseException, deadline: float) -> str:
     """Return the message; of a SyntaxError without the place, which is shown by itself."""
     if isinstance(error, SyntaxError) and type(error.msg) is str and type(error).__str__ is SyntaxError.__str__:
         return shown_text(error.msg, MESSAGE_LIMIT)
-    return mask_query(shown_text(run_bounded({"": partial(str, error)}, deadline)[""], MESSAGE_LIMIT))
+    return mask_plain(shown_text(run_bounded({"": partial(str, error)}, deadline)[""], MESSAGE_LIMIT))
 
 
 def notes_of(error: BaseException, deadline: float) -> tuple[str, ...]:
@@ -1195,7 +1198,7 @@ def notes_of(error: BaseException, deadline: float) -> tuple[str, ...]:
     jobs = {
         str(n): partial(str if type(note) is str else describe, note) for n, note in enumerate(notes[:NOTES_LIMIT])
     }
-    return tuple(shown_text(text, MESSAGE_LIMIT) for text in run_bounded(jobs, deadline).values())
+    return tuple(mask_plain(shown_text(text, MESSAGE_LIMIT)) for text in run_bounded(jobs, deadline).values())
 
 
 # Where it was raised
@@ -1725,7 +1728,7 @@ def attempt(job: Callable[[], str]) -> str:
     text, error = caught(job)
     if error is None and issubclass(type(text), str):
         return str.__str__(text)
-    words = first_text(error)[:NAME_LIMIT] if error else ""
+    words = mask_plain(first_text(error)[:NAME_LIMIT]) if error else ""
     said = f": {words}" if words else ""
     return shown_text(f"(reading it raised {type_name(type(error))}{said})", MESSAGE_LIMIT)
 
@@ -1757,9 +1760,8 @@ def pieces(value: Any, limit: int, name: str = "", depth: int = 0) -> Iterator[s
         yield MASK
     elif kind in (str, bytes, bytearray):
         head = value[:limit]
-        yield repr(mask_query(head) if kind is str else head) + (
-            f"… ({len(value):,} in all)" if len(value) > limit else ""
-        )
+        yield repr(mask_plain(head)) if kind is str else mask_plain(repr(head))
+        yield f"… ({len(value):,} in all)" if len(value) > limit else ""
     elif kind is int and value.bit_length() > 4_000:  # the interpreter refuses digits beyond 4,300 (CVE-2020-10735)
         yield f"(an int of {value.bit_length():,} bits)"
     elif kind.__repr__ not in CONTAINERS:
@@ -1827,17 +1829,26 @@ def harmless(value: object) -> bool:
     return issubclass(kind, code) or kind.__repr__ is object.__repr__
 
 
-def mask_query(text: str) -> str:
-    """Mask the secrets among the parameters of the URLs in a text."""
-    if "=" not in text:
-        return text
-    return re.sub(r"(^|[?&;])([\w.\-\[\]]{1,60})=([^&;#\s'\"]+)", hide_value("{1}{2}=", 2), text)
+def mask_plain(text: str) -> str:
+    """Mask the secrets in a text of any kind.
+
+    Those are parameters of URLs and words of connection strings (password=…), members of JSON ("password": "…"),
+    passwords in URLs (://user:…@host) and what follows Authorization.
+    """
+    if "=" in text:
+        value = r"""('[^']*'?|"[^"]*"?|[^&;#\s'"]+)"""
+        text = re.sub(r"""(^|[?&;\s'"(,])([\w.\-\[\]]{1,60})=""" + value, hide_value("{1}{2}=", 2), text)
+    if ":" in text:
+        value = r"""('(?:[^'\\]|\\.)*'?|"(?:[^"\\]|\\.)*"?|[^\s,}\]]+)"""
+        text = re.sub(r"""(['"])([\w.\-]{1,60})\1\s*:\s*""" + value, hide_value("{1}{2}{1}: ", 2), text)
+        text = re.sub(URL_PASSWORD, rf"\1{MASK}", text)
+    return re.sub(AUTHORIZATION, rf"\1{MASK}", text) if "uthorization" in text else text
 
 
 def mask_text(text: str) -> str:
     """Mask what a foreign repr shows as a name's value: User(password='…'), {'token': '…'}, ('cookie', '…')."""
     value = r"""(b?'(?:[^'\\]|\\.)*'?|b?"(?:[^"\\]|\\.)*"?|(?:(?:Bearer|Basic|Digest|Token) )?[^\s,;&)}\]'"]+)"""
-    return re.sub(r"([\w\-]{1,60})(['\"]?\s*[=:]\s*|['\"],\s*)" + value, hide_value("{1}{2}", 1), text)
+    return re.sub(r"([\w\-]{1,60})(['\"]?\s*[=:]\s*|['\"],\s*)" + value, hide_value("{1}{2}", 1), mask_plain(text))
 
 
 def hide_value(shown: str, name: int) -> Callable[[re.Match[str]], str]:
@@ -1892,7 +1903,7 @@ def read_request(environ: Mapping[str, Any], body: bytes = b"") -> Request:
 
 def field(name: str, value: object) -> tuple[str, str]:
     """Return one header or form field as it can be shown."""
-    text = MASK if is_secret(name) and value else mask_query(str(value))
+    text = MASK if is_secret(name) and value else mask_plain(str(value))
     return shown_text(name, NAME_LIMIT), shown_text(text, REPR_LIMIT)
 
 
@@ -1903,7 +1914,7 @@ def request_url(environ: Mapping[str, Any]) -> str:
     path = path.encode("latin-1", "replace").decode("utf-8", "replace")
     query = environ.get("QUERY_STRING")
     return shown_text(
-        mask_query(f"{environ.get('wsgi.url_scheme')}://{host}{path}{'?' if query else ''}{query or ''}"), REPR_LIMIT
+        mask_plain(f"{environ.get('wsgi.url_scheme')}://{host}{path}{'?' if query else ''}{query or ''}"), REPR_LIMIT
     )
 
 

@@ -2166,6 +2166,18 @@ class ReadingSecrets(Reading):
             User(),
             [User()],
             f"secret={SECRET}",
+            f"host=h user=u password={SECRET}",
+            f"host=h password='a {SECRET}' user=u",
+            f"postgres://user:{SECRET}@host/name",
+            f"redis://:{SECRET}@host:6379/0",
+            f"amqp://user:a/{SECRET}@host",
+            f"amqp://user:a@{SECRET}@host",
+            f"Authorization: Bearer {SECRET}",
+            f"'authorization': 'Basic {SECRET}'",
+            f'{{"password": "{SECRET}", "n": [1,}}',
+            f"user=u&password={SECRET}&x=1".encode(),
+            bytearray(f'{{"token": "{SECRET}"'.encode()),
+            {"DATABASE_URL": f"postgres://user:{SECRET}@host/name"},
         ]:
             with self.subTest(value):
                 text = devserve.safe_repr(value)
@@ -2173,6 +2185,32 @@ class ReadingSecrets(Reading):
                 self.assertIn(devserve.MASK, text)
         self.assertEqual(devserve.safe_repr(SECRET, name="password"), devserve.MASK)
         self.assertEqual(devserve.safe_repr([SECRET], name="tokens"), devserve.MASK)
+
+    def test_leaves_alone_what_only_looks_like_a_secret(self) -> None:
+        for text in (
+            "http://localhost:5173/@vite/client",
+            "http://[::1]:80/@x",
+            "https://user@host/path",
+            "Authorization is missing",
+            "a: b, c=d",
+            "invalid token: '}'",
+            "{'a': 'b'}",
+            "12:30 x@y",
+        ):
+            with self.subTest(text):
+                self.assertEqual(devserve.mask_plain(text), text)
+
+    def test_masks_messages_notes_and_what_a_repr_says_of_itself(self) -> None:
+        class Engine:
+            def __repr__(self) -> str:
+                return f"Engine(postgres://user:{SECRET}@host/name)"
+
+        self.assertNotIn(SECRET, devserve.safe_repr(Engine()))
+        error = ConnectionError(f"cannot connect: host=h password={SECRET}")
+        error.__notes__ = [f"postgres://user:{SECRET}@host/name"]  # type: ignore[attr-defined]
+        problem = devserve.read_report(error).problems[-1]
+        self.assertEqual(problem.message, f"cannot connect: host=h password={devserve.MASK}")
+        self.assertEqual(problem.notes, (f"postgres://user:{devserve.MASK}@host/name",))
 
     def test_shows_that_a_secret_is_missing(self) -> None:
         for value in (None, "", False):
@@ -2219,6 +2257,10 @@ class ReadingSecrets(Reading):
         self.assertEqual(form("multipart/form-data; boundary=b", multipart), {"a": "value", "f": "(the file x.png)"})
         self.assertEqual(form("application/json", b'{"a": 1, "token": "t"}'), {"a": "1", "token": devserve.MASK})
         self.assertEqual(form("application/json", b"[1"), {"JSON": "'[1'"})
+        broken = form("application/json", b'{"password": "hunter2", "n": [1,2,],}')
+        self.assertNotIn("hunter2", str(broken))
+        self.assertIn('"n": [1,2,]', broken["JSON"])
+        self.assertEqual(form("multipart/form-data", multipart), {})
         self.assertEqual(form("text/plain", b"a=1"), {})
 
 
