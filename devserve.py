@@ -1434,7 +1434,7 @@ def syntax_place(error: SyntaxError, filename: str, lineno: int) -> FrameView:
     lineno = max(lineno, 1)  # an encoding that nobody knows is told to be on line 0
     text = error.text.rstrip("\n") if isinstance(error.text, str) else ""
     lines, _ = read_source(filename)
-    if not lines and lineno in range(1, 100_000):
+    if not lines and text and lineno in range(1, 100_000):
         lines = [""] * (lineno - 1) + [text]
     view = stated_place("syntax", filename, lineno, "", lines)
     line = lines[lineno - 1] if len(lines) >= lineno else ""
@@ -2880,9 +2880,7 @@ class Guard:
         Raises DevserveError for a PIN of which nothing would be left to type.
         """
         if pin and not plain_pin(pin):
-            raise DevserveError(
-                f"the PIN {pin!r} has no digit or letter; give another, such as --pin 123-456, or none"
-            )
+            raise DevserveError(f"the PIN {pin!r} has no digit or letter; give another, such as --pin 123-456")
         number = int.from_bytes(os.urandom(8), "big") % 10**PIN_DIGITS
         digits = f"{number:0{PIN_DIGITS}d}"
         made = "-".join(digits[n : n + 3] for n in range(0, PIN_DIGITS, 3))
@@ -3004,7 +3002,7 @@ class Guard:
 
 def without_our_cookies(header: str) -> str:
     """Return a Cookie header without the cookies that open consoles, this one's and those of other ports."""
-    pairs = [pair for pair in header.split(";") if not pair.strip().startswith(COOKIE_PREFIX)]
+    pairs = [pair for pair in header.split(";") if not re.match(rf"\s*{COOKIE_PREFIX}[0-9]+\s*=", pair)]
     return ";".join(pairs).lstrip()
 
 

@@ -1796,6 +1796,10 @@ class ReadingSyntaxErrors(Reading):
         frame = self.syntax(failure_of(lambda: compile(path.read_bytes(), str(path), "exec")))
         self.assertEqual((frame.lineno, frame.source[0].text), (1, "# coding: nonsense"))
 
+    def test_says_when_there_is_neither_file_nor_text(self) -> None:
+        frame = self.syntax(SyntaxError("invalid", (str(self.folder / "gone.py"), 3, 1, None)))
+        self.assertEqual((frame.source, frame.missing), ((), "The file is not there."))
+
     def test_does_without_the_place_in_the_message(self) -> None:
         error = failure_of(lambda: compile("x = = 1", "<string>", "exec"))
         self.assertNotIn("line 1", devserve.read_report(error).problems[-1].message)
@@ -3978,6 +3982,7 @@ class DebuggerTransparency(Debugged):
             "a=1;b=2 ; c": "a=1;b=2 ; c",
             f"a=1; {self.cookie}; b=2": "a=1; b=2",
             f"{self.cookie}; devserve_5000=x; b=devserve_1": "b=devserve_1",
+            "devserve_theme=dark; devserve_5000x=y": "devserve_theme=dark; devserve_5000x=y",
             self.cookie: None,
             "": "",
         }
