@@ -160,6 +160,9 @@ STATUS_COLOURS = {"1": "2", "2": "", "3": "36", "4": "33", "5": "1;31"}
 CRASH_PATIENCE = 2.0  # seconds for an exception's own text, which may hang as any code may
 LOG_INTERVAL = 0.01  # seconds that a line may wait for its neighbours: less than the eye, or a test, can see
 
+if TYPE_CHECKING:
+    Stop = Callable[[Optional[int]], object]  # ends the thread of an id, as far as the interpreter can
+
 
 class Terminal:
     """What the person at the keyboard reads.  Lines are written whole, so that threads never interleave.
@@ -214,9 +217,13 @@ class Terminal:
         """Write the one line that tells the person at the keyboard what to mend."""
         self.say(self.colour(f"devserve: error: {text}", "1;31"))
 
-    def crash(self, error: BaseException, context: str = "") -> None:
-        """Write the plain traceback of `error` without devserve's own frames; `context` says what was being done."""
-        text = "".join(traceback_lines(error)).rstrip("\n")
+    def crash(self, error: BaseException, context: str = "", stop: Stop = lambda ident: None) -> None:
+        """Write the plain traceback of `error` without devserve's own frames; `context` says what was being done.
+
+        `stop` is given the id of the thread in which the exception's own text hangs.
+        """
+        lines = "".join(traceback_lines(error, stop)).rstrip("\n").split("\n")
+        text = "\n".join(escape_unprintable(line, "\t") for line in lines)
         self.say(f"{self.colour(escape_controls(context), '1;31')}\n{text}" if context else text)
 
     def access(self, method: str, target: str, status: str, size: int, seconds: float) -> None:
@@ -277,26 +284,50 @@ def escape_controls(text: str) -> str:
         text = text.encode("latin-1").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:
         pass
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return escape_unprintable(text)
 
 
-def traceback_lines(error: BaseException) -> list[str]:
-    """Return the plain traceback of `error`; of one whose own text does not come in time, what stands before it."""
-    import traceback
+def escape_unprintable(text: str, but: str = "") -> str:
+    """Return `text` with each character that is not printable escaped, except those in `but`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in but else c.encode("unicode_escape").decode("ascii") for c in text)
 
+
+def traceback_lines(error: BaseException, stop: Stop = lambda ident: None) -> list[str]:
+    """Return the plain traceback of `error`; of one whose own text does not come in time, what stands before it.
+
+    `stop` is given the id of the thread in which that text is still being made.
+    """
     tb = application_traceback(error)
     lines: list[str] = []
-    helper = threading.Thread(
-        target=lambda: lines.extend(traceback.format_exception(type(error), error, tb)),
-        name="devserve crash",
-        daemon=True,
-    )
+    helper = threading.Thread(target=add_traceback, args=(lines, error, tb), name="devserve crash", daemon=True)
     try:
         helper.start()
-        helper.join(CRASH_PATIENCE)
     except RuntimeError:  # no thread can be started: out of memory, or at the interpreter's end
-        return traceback.format_exception(type(error), error, tb)
-    return lines or [*traceback.format_tb(tb), f"{type(error).__name__}: (its text takes too long)\n"]
+        add_traceback(lines, error, tb)
+        return lines
+    helper.join(CRASH_PATIENCE)
+    if not helper.is_alive():
+        return lines
+    stop(helper.ident)
+    return textless_traceback(error, tb, "its text takes too long")
+
+
+def add_traceback(lines: list[str], error: BaseException, tb: Optional[TracebackType]) -> None:
+    """Add the lines of a traceback; of an exception whose own text cannot be had, those before it."""
+    import traceback
+
+    try:
+        lines += traceback.format_exception(type(error), error, tb)
+    except BaseException as failure:  # noqa: BLE001 - an exception's own code may raise anything
+        lines += textless_traceback(error, tb, f"its text cannot be had: {type(failure).__name__}")
+
+
+def textless_traceback(error: BaseException, tb: Optional[TracebackType], why: str) -> list[str]:
+    import traceback
+
+    return [*traceback.format_tb(tb), f"{type(error).__name__}: ({why})\n"]
 
 
 def application_traceback(error: BaseException) -> Optional[TracebackType]:
@@ -940,7 +971,7 @@ STUCK_LIMIT = 16  # helper threads at once; more than this hang, or are wanted, 
 DEPTH_LIMIT = 6  # containers within containers
 VARIABLES_LIMIT = 60  # variables of one frame; a function that has more is generated
 NOTES_LIMIT = 20
-CHAIN_LIMIT = 20  # exceptions of one chain, the newest: loops that retry make chains without end
+CHAIN_LIMIT = 20  # exceptions of one chain, the newest and the root: loops that retry make chains without end
 MEMBERS_LIMIT = 30  # members of one group
 PROBLEMS_LIMIT = 100  # exceptions of one report, counting groups within groups
 FRAMES_LIMIT = 60  # frames of one exception after folding, half of them from either end
@@ -948,12 +979,17 @@ PERIOD_LIMIT = 8  # functions that call each other in a circle, for folding; lon
 FORM_LIMIT = 50  # fields of a form
 SECRET_STEMS = (
     "passw|passphrase|secret|token|credential|authoriz|cookie|signature|api_?key|access_?key|private_?key|session_?id"
+    "|^devserve_[0-9]"  # the cookie of a console
 )
 SECRET_WORDS = frozenset("pass pwd pw key keys api auth session private csrf jwt otp pin".split())
 MASK = "••••••••"
+# A password may hold an @ or a slash, but what begins as a port and a path is none: http://localhost:5173/@vite
+URL_PASSWORD = r"""(://[^\s:/?#@\['"]*:)(?![0-9]*/)[^\s@'"]{1,200}(?:@[^\s@/'"]{1,200})*(?=@)"""
+AUTHORIZATION = r"""(?i)(authorization['"]?\s*[:=]\s*['"]?(?:\w+ +)?)[^\s,;'"]+"""  # the scheme is no secret
 OPENER = "\x3c"  # the less-than sign, with which names such as that of exec's file begin
 MODULE = OPENER + "module>"  # what the interpreter calls the code of a module itself
 TAKES_ARGS, TAKES_KWARGS = 4, 8  # flags of code objects: it takes *args, **kwargs (as in the module inspect)
+PLAIN_TYPES = (str, bytes, int, float, bool, type(None))  # whose repr runs nobody's code
 NOT_THERE = object()
 
 if TYPE_CHECKING:
@@ -1017,6 +1053,7 @@ class Problem(NamedTuple):
     frames: tuple[FrameView, ...]  # the outermost call first; a SyntaxError's or template's own place comes last
     members: tuple[tuple[Problem, ...], ...]  # of an exception group: each member is a chain like Report.problems
     unlisted: int  # members beyond the limits, not shown
+    skipped: int = 0  # exceptions of the chain between the problem before it and this one, not shown
 
 
 class Request(NamedTuple):
@@ -1072,10 +1109,15 @@ class Reading:
         return max(0.005, min(INLINE_DEADLINE, self.until - time.monotonic()))
 
     def chain(self, error: BaseException, depth: int = 0) -> tuple[Problem, ...]:
-        """Return `error` and its causes and contexts, the oldest first."""
-        linked = linked_exceptions(error)[: self.left]
-        self.left -= len(linked)
-        return tuple(self.problem(each, relation, depth) for each, relation in reversed(linked))
+        """Return `error` and its causes and contexts, the oldest first; of a long chain the newest and the root."""
+        linked = linked_exceptions(error)
+        newest = max(1, min(CHAIN_LIMIT, self.left) - 1)
+        listed = linked[:newest] + linked[newest:][-1:]
+        self.left -= len(listed)
+        problems = [self.problem(each, relation, depth) for each, relation in reversed(listed)]
+        if len(linked) > len(listed):
+            problems[1] = problems[1]._replace(skipped=len(linked) - len(listed))
+        return tuple(problems)
 
     def problem(self, error: BaseException, relation: str, depth: int) -> Problem:
         """Return one exception with its frames and, when it is a group, its members."""
@@ -1088,10 +1130,10 @@ class Reading:
         return Problem(
             type=type_name(type(error)),
             message=message_of(error, self.deadline()),
-            hint=hint_for(error, places),
+            hint=sought(partial(hint_for, error, places), self.deadline()),
             notes=notes_of(error, self.deadline()),
             relation=relation,
-            frames=(*self.frames(error, places), *own_place(error)),
+            frames=(*self.frames(error, places), *(caught(lambda: tuple(own_place(error)))[0] or ())),
             members=tuple(told),
             unlisted=len(members) - len(told),
         )
@@ -1101,14 +1143,23 @@ class Reading:
         views = []
         folded = fold(places)
         for place, period, repeats in folded:
-            view = view_place(place, id=self.keep(place), sources=self.sources)
-            views.append(view._replace(period=period, repeats=repeats))
+            views.append(self.view(place)._replace(period=period, repeats=repeats))
         own = [number for number, view in enumerate(views) if view.app] or list(range(len(views)))
         for number in own[-1:]:
             views[number] = with_values(views[number], folded[number][0].frame, INLINE_LIMIT, self.deadline())
         if views and isinstance(error, TypeError):
-            views[-1] = views[-1]._replace(signature=signature_for(error, places[-1]))
+            signature = sought(partial(signature_for, error, places[-1]), self.deadline())
+            views[-1] = views[-1]._replace(signature=signature)
         return views
+
+    def view(self, place: Place) -> FrameView:
+        """Return the view of one place; of a frame that holds something unspeakable only where it is."""
+        id, code = self.keep(place), place.frame.f_code
+        view, _ = caught(lambda: view_place(place, id=id, sources=self.sources))
+        if view is not None:
+            return view
+        filename, name = shown_text(code.co_filename, FILENAME_LIMIT), shown_text(code.co_name, NAME_LIMIT)
+        return FrameView(id, "python", filename, place.lineno, name, "", False, (), "The frame cannot be read.", ())
 
 
 # What was raised
@@ -1119,30 +1170,50 @@ def linked_exceptions(error: BaseException) -> list[tuple[BaseException, str]]:
     found: list[tuple[BaseException, str]] = []
     seen: set[int] = set()
     each: Optional[BaseException] = error
-    while each is not None and len(found) != CHAIN_LIMIT:
+    while each is not None:
         seen.add(id(each))
-        cause, context = each.__cause__, None if each.__suppress_context__ else each.__context__
-        before = cause if cause is not None else context
+        cause = stored(each, "__cause__")
+        hidden_context = cause is not None or stored(each, "__suppress_context__")
+        before = cause if hidden_context else stored(each, "__context__")
         before = None if before is None or id(before) in seen else before
         found.append((each, "" if before is None else "context" if cause is None else "cause"))
         each = before
     return [*found[:-1], (found[-1][0], "")]
 
 
+def stored(error: BaseException, name: str) -> Any:
+    """Return what the interpreter keeps in an exception, past any property by which its class hides that."""
+    return BaseException.__dict__[name].__get__(error)
+
+
+def first_text(error: BaseException) -> str:
+    """Return the first argument of an exception when it is a text, else nothing."""
+    args = stored(error, "args")
+    return args[0] if args and type(args[0]) is str else ""
+
+
 def group_members(error: BaseException) -> tuple[BaseException, ...]:
     """Return the members of an exception group, the interpreter's or the backport's; none of any other exception."""
     if not any(base.__name__ == "BaseExceptionGroup" for base in type(error).__mro__):
         return ()
-    return tuple(each for each in getattr(error, "exceptions", ()) if isinstance(each, BaseException))
+    members, _ = caught(lambda: tuple(getattr(error, "exceptions", ())))
+    return tuple(each for each in members or () if isinstance(each, BaseException))
 
 
 def places_of(error: BaseException) -> list[Place]:
-    """Return where `error` passed, the outermost frame first, without devserve's own and the hidden ones."""
-    places, tb = [], error.__traceback__
+    """Return where `error` passed, the outermost frame first, without devserve's own and the hidden ones.
+
+    When no other is left, a SyntaxError and what devserve raises for a person to read say all by themselves; any
+    other error is devserve's own, and all its places are told.
+    """
+    places, tb = [], stored(error, "__traceback__")
     while tb is not None:
         places.append(Place(tb.tb_frame, tb.tb_lineno or 0, tb.tb_lasti))
         tb = tb.tb_next
-    first = next((n for n, place in enumerate(places) if not is_machinery(place.frame.f_code)), 0)
+    first = next((n for n, place in enumerate(places) if not is_machinery(place.frame.f_code)), -1)
+    if first == -1 and (isinstance(error, SyntaxError) or type(error).__module__ == __name__):
+        return []
+    first = max(first, 0)
     return [place for place in places[first:] if not hidden(place.frame)] or places[-1:]
 
 
@@ -1157,7 +1228,7 @@ def hidden(frame: FrameType) -> bool:
     name, code = "__traceback_hide__", frame.f_code
     if name not in code.co_varnames + code.co_names:
         return False
-    value = frame.f_locals.get(name)
+    value = locals_of(frame).get(name)
     return value is not None and value is not False
 
 
@@ -1198,17 +1269,17 @@ def message_of(error: BaseException, deadline: float) -> str:
     """Return the message; of a SyntaxError without the place, which is shown by itself."""
     if isinstance(error, SyntaxError) and type(error.msg) is str and type(error).__str__ is SyntaxError.__str__:
         return shown_text(error.msg, MESSAGE_LIMIT)
-    return mask_query(shown_text(run_bounded({"": partial(str, error)}, deadline)[""], MESSAGE_LIMIT))
+    return mask_plain(shown_text(run_bounded({"": partial(str, error)}, deadline)[""], MESSAGE_LIMIT))
 
 
 def notes_of(error: BaseException, deadline: float) -> tuple[str, ...]:
     """Return the notes that were added (PEP 678); one that is no text is shown as its repr."""
-    notes = vars(error).get("__notes__", ())
+    notes = own_dict(error).get("__notes__", ())
     notes = notes if isinstance(notes, (list, tuple)) else (notes,)
     jobs = {
         str(n): partial(str if type(note) is str else describe, note) for n, note in enumerate(notes[:NOTES_LIMIT])
     }
-    return tuple(shown_text(text, MESSAGE_LIMIT) for text in run_bounded(jobs, deadline).values())
+    return tuple(mask_plain(shown_text(text, MESSAGE_LIMIT)) for text in run_bounded(jobs, deadline).values())
 
 
 # Where it was raised
@@ -1246,10 +1317,18 @@ def with_values(
     view: FrameView, frame: FrameType, limit: int = REPR_LIMIT, deadline: float = REPR_DEADLINE
 ) -> FrameView:
     """Return the view with the values of its variables read from `frame`."""
-    values = frame.f_locals
+    values = locals_of(frame)
     jobs = {v.name: partial(describe, values[v.name], limit, v.name) for v in view.variables if v.name in values}
     texts = run_bounded(jobs, deadline)
     return view._replace(variables=tuple(v._replace(value=texts.get(v.name)) for v in view.variables))
+
+
+def locals_of(frame: FrameType) -> dict[Any, Any]:
+    """Return a frame's variables.  A mapping of somebody's own, which exec and eval take too, is not asked for any."""
+    values: Any = frame.f_locals
+    if issubclass(type(values), dict):
+        return dict(dict.items(values))
+    return dict(values) if type(values) is type(sys._getframe().f_locals) else {}  # since Python 3.13 a proxy
 
 
 def is_app_frame(frame: FrameType, filename: str) -> bool:
@@ -1320,9 +1399,10 @@ def decode_source(data: bytes) -> list[str]:
 
     Bytes that it does not fit are shown as escapes.
     """
-    declared = re.match(rb"(?:[^\n]*\n)?[ \t\f]*#[^\n]*?coding[:=][ \t]*([-\w.]+)", data)
-    encoding = declared.group(1).decode() if declared else "utf-8"
     data = data[3:] if data.startswith(b"\xef\xbb\xbf") else data
+    before = rb"(?:[ \t\f]*(?:#[^\r\n]*)?(?:\r\n?|\n))??"  # line 2 counts when line 1 is blank or another comment
+    declared = re.match(before + rb"[ \t\f]*#[^\r\n]*?coding[:=][ \t]*([-\w.]+)", data)
+    encoding = declared.group(1).decode() if declared else "utf-8"
     try:
         text = data.decode(encoding)
     except (LookupError, UnicodeError):
@@ -1390,7 +1470,7 @@ def clip(marks: list[Mark], lines: list[str], window: tuple[SourceLine, ...]) ->
 def variables_of(frame: FrameType) -> list[Variable]:
     """Return the names of a frame and their types; of a module only what it holds, not what it imports and defines."""
     code = frame.f_code
-    values: Mapping[Any, Any] = frame.f_locals  # a module may hold names that are no text
+    values = locals_of(frame)  # a module may hold names that are no text
     starred = bool(code.co_flags & TAKES_ARGS) + bool(code.co_flags & TAKES_KWARGS)
     arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + starred]
     names = [name for name in arguments if name in values]
@@ -1413,7 +1493,7 @@ def own_place(error: BaseException) -> Iterator[FrameView]:
     """Yield the place that an exception names itself: a SyntaxError's, or one in a template."""
     if isinstance(error, SyntaxError) and isinstance(error.filename, str) and isinstance(error.lineno, int):
         yield syntax_place(error, error.filename, error.lineno)
-    attributes = vars(error)
+    attributes = own_dict(error)
     django = attributes.get("template_debug")
     if isinstance(django, dict) and isinstance(django.get("line"), int):
         yield django_place(django)
@@ -1432,19 +1512,29 @@ def stated_place(kind: str, filename: str, lineno: int, name: str, lines: Option
 
 def syntax_place(error: SyntaxError, filename: str, lineno: int) -> FrameView:
     """Return where a SyntaxError points, with its caret; the text that it carries stands in for a missing file."""
-    carried = isinstance(error.text, str) and lineno in range(1, 100_000)
-    text = [""] * (lineno - 1) + [str(error.text).rstrip("\n")] if carried else None
-    view = stated_place("syntax", filename, lineno, "", text)
-    length = next((len(line.text) for line in view.source if line.number == lineno), 0)
+    lineno = max(lineno, 1)  # an encoding that nobody knows is told to be on line 0
+    text = error.text.rstrip("\n") if isinstance(error.text, str) else ""
+    lines, _ = read_source(filename)
+    if not lines and text and lineno in range(1, 100_000):
+        lines = [""] * (lineno - 1) + [text]
+    view = stated_place("syntax", filename, lineno, "", lines)
+    line = lines[lineno - 1] if len(lines) >= lineno else ""
+    if text and text.strip() != line.strip():  # an expression in an f-string before Python 3.12, or another version
+        return view
+    return view._replace(marks=clip([caret(error, lineno, line)], lines, view.source))
+
+
+def caret(error: SyntaxError, lineno: int, line: str) -> Mark:
+    """Return the part of the line that a SyntaxError points at."""
     start = error.offset - 1 if isinstance(error.offset, int) else -1
-    start = min(start, length - 1)  # an unexpected end of the line: point at its last character
+    start = min(start, len(line) - 1)  # an unexpected end of the line: point at its last character
     last, stop = getattr(error, "end_lineno", None), getattr(error, "end_offset", None)  # from Python 3.10 on
     end = start + 1
     if isinstance(last, int) and last > lineno:
-        end = length
+        end = len(line)
     elif isinstance(stop, int) and last == lineno:
-        end = min(max(stop - 1, end), length)
-    return view._replace(marks=(Mark(lineno, start, end),) if start >= 0 else ())
+        end = min(max(stop - 1, end), len(line))
+    return Mark(lineno, start, end) if start >= 0 else Mark(lineno, 0, 0)
 
 
 def template_line(place: Place) -> Optional[tuple[str, int, str]]:
@@ -1467,8 +1557,8 @@ def django_place(debug: dict[str, Any]) -> FrameView:
     """Return the line of a Django template, from what its engine noted; what it notes is escaped."""
     from html import unescape
 
-    lines = [unescape(str(text)).rstrip("\n") for _, text in debug.get("source_lines", ())][1:]
-    lines = lines if debug.get("top", 1) == 1 else [""] * (debug["top"] - 1) + lines
+    lines = [unescape(str(text)).rstrip("\n") for _, text in debug.get("source_lines", ())]
+    lines = [""] * (debug.get("top", 1) - 1) + lines  # the first one noted is line `top`
     view = stated_place("template", str(debug.get("name") or ""), debug["line"], "template", lines)
     during = unescape(str(debug.get("during", ""))).split("\n")[0].rstrip()
     line = next((line.text for line in view.source if line.number == view.lineno), "")
@@ -1479,9 +1569,16 @@ def django_place(debug: dict[str, Any]) -> FrameView:
 # What was probably meant
 
 
+def sought(search: Callable[[], str], deadline: float) -> str:
+    """Return what a search finds: nothing when it fails, or is not done in time."""
+    found: dict[str, str] = {}
+    run_bounded({"": lambda: found.setdefault("", search())}, deadline)
+    return found.get("", "")
+
+
 def hint_for(error: BaseException, places: list[Place]) -> str:
     """Return what the interpreter would suggest (bpo-38530), on every version, and for a KeyError the nearest key."""
-    text = error.args[0][:MESSAGE_LIMIT] if error.args and type(error.args[0]) is str else ""
+    text = first_text(error)[:MESSAGE_LIMIT]
     if isinstance(error, KeyError):
         return suggestion(text, (key for place in caller_first(places) for key in keys_near(place)))
     if isinstance(error, ImportError):
@@ -1497,10 +1594,11 @@ def hint_for(error: BaseException, places: list[Place]) -> str:
 
 def name_hint(wanted: str, frame: FrameType) -> str:
     """Suggest a name that exists where `wanted` does not."""
-    owner = frame.f_locals.get("self", NOT_THERE)
+    values = locals_of(frame)
+    owner = values.get("self", NOT_THERE)
     if owner is not NOT_THERE and wanted in holding(owner):
         return f"Did you mean: 'self.{wanted}'?"
-    found = suggestion(wanted, [*frame.f_locals, *frame.f_globals, *frame.f_builtins])
+    found = suggestion(wanted, [*values, *frame.f_globals, *frame.f_builtins])
     if not found and wanted in getattr(sys, "stdlib_module_names", sys.modules):
         return f"Did you forget to import '{wanted}'?"
     return found
@@ -1510,9 +1608,9 @@ def attribute_hint(error: BaseException, wanted: str, frame: FrameType) -> str:
     """Suggest an attribute; before 3.10 the error does not tell of which object, so one of that type is looked for."""
     owner = getattr(error, "obj", NOT_THERE)
     if owner is NOT_THERE:
-        said = re.match(r"'(\w+)' object", str(error.args[0]) if error.args else "")
+        said = re.match(r"'(\w+)' object", first_text(error))
         kind = said.group(1) if said else ""
-        same = (value for value in frame.f_locals.values() if type_name(type(value)).rpartition(".")[2] == kind)
+        same = (value for value in locals_of(frame).values() if type_name(type(value)).rpartition(".")[2] == kind)
         owner = next(same, NOT_THERE)
     return suggestion(wanted, holding(owner)) if owner is not NOT_THERE else ""
 
@@ -1564,9 +1662,10 @@ def failing_code(place: Place) -> str:
 
 def resolved(code: str, frame: FrameType) -> Iterator[Any]:
     """Yield what the dotted names in a piece of code stand for, found without running anybody's code."""
+    values = locals_of(frame)
     for dotted in re.findall(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*", code[:1_000]):
         first, *rest = dotted.split(".")
-        value = frame.f_locals.get(first, frame.f_globals.get(first, NOT_THERE))
+        value = values.get(first, frame.f_globals.get(first, NOT_THERE))
         for name in rest:
             value = NOT_THERE if value is NOT_THERE else stored_attribute(value, name)
         if value is not NOT_THERE:
@@ -1579,11 +1678,14 @@ def holding(value: object) -> dict[str, Any]:
     held: dict[str, Any] = {}
     for each in reversed(type.__dict__["__mro__"].__get__(kind)):
         held.update(type.__dict__["__dict__"].__get__(each))
-    try:
-        held.update(object.__getattribute__(value, "__dict__"))
-    except (AttributeError, TypeError):  # it has slots only
-        pass
+    held.update(own_dict(value))
     return held
+
+
+def own_dict(value: object) -> dict[str, Any]:
+    """Return the attributes that an object itself holds; none of one with slots only, or with an odd __dict__."""
+    held: Any = caught(lambda: object.__getattribute__(value, "__dict__"))[0]
+    return dict(dict.items(held)) if issubclass(type(held), dict) else {}
 
 
 def stored_attribute(value: object, name: str) -> Any:
@@ -1597,13 +1699,13 @@ def stored_attribute(value: object, name: str) -> Any:
 
 def signature_for(error: TypeError, place: Place) -> str:
     """Return what the called function takes, when the error says that it was called wrongly."""
-    said = re.match(r"([\w.\x3c>]+)\(\) (?:takes|missing|got)", str(error.args[0]) if error.args else "")
+    said = re.match(r"([\w.\x3c>]+)\(\) (?:takes|missing|got)", first_text(error))
     if said is None:
         return ""
     for value in resolved(failing_code(place), place.frame):
         function = called_function(value)
         if function is not None and said.group(1) in (function.__qualname__, function.__name__):
-            return run_bounded({"": partial(signature_text, function)}, INLINE_DEADLINE)[""]
+            return attempt(partial(signature_text, function))
     return ""
 
 
@@ -1656,8 +1758,11 @@ class Helper(threading.Thread):
 
 
 def run_bounded(jobs: Mapping[str, Callable[[], str]], deadline: float) -> dict[str, str]:
-    """Return what the jobs return.  One that is not done in `deadline` seconds is left behind with a word about it."""
-    texts: dict[str, str] = {}
+    """Return what the jobs return.  One that is not done in `deadline` seconds is left behind with a word about it.
+
+    What runs nobody's code is done at once, and so is still told when as many helpers hang as there may be.
+    """
+    texts = {name: attempt(job) for name, job in jobs.items() if is_inert(job)}
     for _ in range(REPR_ROUNDS):
         todo = {name: job for name, job in jobs.items() if name not in texts}
         if not todo:
@@ -1676,6 +1781,18 @@ def run_bounded(jobs: Mapping[str, Callable[[], str]], deadline: float) -> dict[
     return {name: texts.get(name, "(not read: too many others take too long)") for name in jobs}
 
 
+def is_inert(job: Callable[[], str]) -> bool:
+    """Tell a job that runs nobody's code: it describes a plain value, or takes a message of plain text."""
+    if type(job) is not partial or job.func not in (str, describe):
+        return False
+    value: Any = job.args[0]
+    kind: Any = type(value)
+    if issubclass(kind, BaseException):
+        builtin = kind.__str__ in (BaseException.__str__, KeyError.__str__)
+        return builtin and all(type(each) is str for each in stored(value, "args"))
+    return kind in PLAIN_TYPES
+
+
 def interrupt_thread(ident: Optional[int], kind: type[BaseException] = KeyboardInterrupt) -> bool:
     """Raise `kind` in a thread as soon as it runs Python code; False where the interpreter offers no way."""
     try:
@@ -1692,7 +1809,8 @@ def attempt(job: Callable[[], str]) -> str:
     text, error = caught(job)
     if error is None and issubclass(type(text), str):
         return str.__str__(text)
-    said = f": {error.args[0][:NAME_LIMIT]}" if error and error.args and type(error.args[0]) is str else ""
+    words = mask_plain(first_text(error)[:NAME_LIMIT]) if error else ""
+    said = f": {words}" if words else ""
     return shown_text(f"(reading it raised {type_name(type(error))}{said})", MESSAGE_LIMIT)
 
 
@@ -1723,9 +1841,8 @@ def pieces(value: Any, limit: int, name: str = "", depth: int = 0) -> Iterator[s
         yield MASK
     elif kind in (str, bytes, bytearray):
         head = value[:limit]
-        yield repr(mask_query(head) if kind is str else head) + (
-            f"… ({len(value):,} in all)" if len(value) > limit else ""
-        )
+        yield repr(mask_plain(head)) if kind is str else mask_plain(repr(head))
+        yield f"… ({len(value):,} in all)" if len(value) > limit else ""
     elif kind is int and value.bit_length() > 4_000:  # the interpreter refuses digits beyond 4,300 (CVE-2020-10735)
         yield f"(an int of {value.bit_length():,} bits)"
     elif kind.__repr__ not in CONTAINERS:
@@ -1793,17 +1910,26 @@ def harmless(value: object) -> bool:
     return issubclass(kind, code) or kind.__repr__ is object.__repr__
 
 
-def mask_query(text: str) -> str:
-    """Mask the secrets among the parameters of the URLs in a text."""
-    if "=" not in text:
-        return text
-    return re.sub(r"(^|[?&;])([\w.\-\[\]]{1,60})=([^&;#\s'\"]+)", hide_value("{1}{2}=", 2), text)
+def mask_plain(text: str) -> str:
+    """Mask the secrets in a text of any kind.
+
+    Those are parameters of URLs and words of connection strings (password=…), members of JSON ("password": "…"),
+    passwords in URLs (://user:…@host) and what follows Authorization.
+    """
+    if "=" in text:
+        value = r"""('[^']*'?|"[^"]*"?|[^&;#\s'"]+)"""
+        text = re.sub(r"""(^|[?&;\s'"(,])([\w.\-\[\]]{1,60})=""" + value, hide_value("{1}{2}=", 2), text)
+    if ":" in text:
+        value = r"""('(?:[^'\\]|\\.)*'?|"(?:[^"\\]|\\.)*"?|[^\s,}\]]+)"""
+        text = re.sub(r"""(['"])([\w.\-]{1,60})\1\s*:\s*""" + value, hide_value("{1}{2}{1}: ", 2), text)
+        text = re.sub(URL_PASSWORD, rf"\1{MASK}", text)
+    return re.sub(AUTHORIZATION, rf"\1{MASK}", text) if "uthorization" in text else text
 
 
 def mask_text(text: str) -> str:
     """Mask what a foreign repr shows as a name's value: User(password='…'), {'token': '…'}, ('cookie', '…')."""
     value = r"""(b?'(?:[^'\\]|\\.)*'?|b?"(?:[^"\\]|\\.)*"?|(?:(?:Bearer|Basic|Digest|Token) )?[^\s,;&)}\]'"]+)"""
-    return re.sub(r"([\w\-]{1,60})(['\"]?\s*[=:]\s*|['\"],\s*)" + value, hide_value("{1}{2}", 1), text)
+    return re.sub(r"([\w\-]{1,60})(['\"]?\s*[=:]\s*|['\"],\s*)" + value, hide_value("{1}{2}", 1), mask_plain(text))
 
 
 def hide_value(shown: str, name: int) -> Callable[[re.Match[str]], str]:
@@ -1841,7 +1967,8 @@ def shown_text(text: str, limit: int) -> str:
 def read_request(environ: Mapping[str, Any], body: bytes = b"") -> Request:
     """Return the request of a WSGI environ; `body` is what was read of it."""
     headers, rest = [], {}
-    for key, value in list(environ.items()):
+    for name, value in list(environ.items()):
+        key = name if isinstance(name, str) else safe_repr(name, NAME_LIMIT, INLINE_DEADLINE)
         if key.startswith("HTTP_") or key in ("CONTENT_TYPE", "CONTENT_LENGTH"):
             headers.append((key.replace("HTTP_", "", 1).replace("_", "-").title(), value))
         else:
@@ -1857,7 +1984,7 @@ def read_request(environ: Mapping[str, Any], body: bytes = b"") -> Request:
 
 def field(name: str, value: object) -> tuple[str, str]:
     """Return one header or form field as it can be shown."""
-    text = MASK if is_secret(name) and value else mask_query(str(value))
+    text = MASK if is_secret(name) and value else mask_plain(str(value))
     return shown_text(name, NAME_LIMIT), shown_text(text, REPR_LIMIT)
 
 
@@ -1868,7 +1995,7 @@ def request_url(environ: Mapping[str, Any]) -> str:
     path = path.encode("latin-1", "replace").decode("utf-8", "replace")
     query = environ.get("QUERY_STRING")
     return shown_text(
-        mask_query(f"{environ.get('wsgi.url_scheme')}://{host}{path}{'?' if query else ''}{query or ''}"), REPR_LIMIT
+        mask_plain(f"{environ.get('wsgi.url_scheme')}://{host}{path}{'?' if query else ''}{query or ''}"), REPR_LIMIT
     )
 
 
@@ -1880,14 +2007,21 @@ def form_fields(content_type: str, body: bytes) -> Iterator[tuple[str, str]]:
 
         yield from (field(name, value) for name, value in parse_qsl(text, True)[:FORM_LIMIT])
     elif content_type.startswith("multipart/form-data"):
-        part = (
-            r'^[^\r\n]*?[; ]name="([^"\r\n]*)"(?:; *filename="([^"\r\n]*)")?[^\r\n]*\r\n'
-            r"(?:[^\r\n]+\r\n)*\r\n(.*?)(?=\r\n--|\Z)"
-        )
-        for name, filename, value in re.findall(part, text, re.DOTALL | re.MULTILINE)[:FORM_LIMIT]:
-            yield field(name, f"(the file {filename})" if filename else value)
+        yield from multipart_fields(content_type, text)
     elif "json" in content_type and text:
         yield from json_fields(text)
+
+
+def multipart_fields(content_type: str, text: str) -> Iterator[tuple[str, str]]:
+    """Yield the fields of a form with files (RFC 7578), of which only the names are told."""
+    boundary = re.search(r'boundary="?([^";\s]+)', content_type)
+    parts = text.split(f"--{boundary.group(1)}", FORM_LIMIT + 1)[1 : FORM_LIMIT + 1] if boundary else []
+    for head, blank, value in (part.partition("\r\n\r\n") for part in parts):
+        name = re.search(r'[; ]name="([^"\r\n]*)"', head)
+        filename = re.search(r'[; ]filename="([^"\r\n]*)"', head)
+        if blank and name:
+            shown = f"(the file {filename.group(1)})" if filename else value.removesuffix("\r\n")
+            yield field(name.group(1), shown)
 
 
 def json_fields(text: str) -> Iterator[tuple[str, str]]:
@@ -1916,11 +2050,9 @@ def versions() -> tuple[tuple[str, str], ...]:
         if module is not None:
             version = vars(module).get("__version__")
             if not isinstance(version, str) and metadata is not None:
-                try:
-                    version = metadata.version(name)
-                except metadata.PackageNotFoundError:  # vendored, or a folder of that name
-                    continue
-            own.append((name, shown_text(str(version), NAME_LIMIT)))
+                version, _ = caught(partial(metadata.version, name))
+            if isinstance(version, str):  # else it is vendored, or a folder of that name
+                own.append((name, shown_text(version, NAME_LIMIT)))
     return tuple(own)
 
 
@@ -2071,6 +2203,8 @@ def newest_first(problems: Sequence[Problem], anchor: str) -> Iterator[tuple[str
     for number, problem in enumerate(reversed(problems)):
         yield f"{anchor}-{number}" if number else anchor, wording, problem
         wording = WORDINGS.get(problem.relation, "")
+        if problem.skipped:
+            wording += f" (through {counted(problem.skipped, 'exception')} not shown)"
 
 
 def write_problems(problems: Sequence[Problem], anchor: str) -> Markup:
@@ -2185,7 +2319,9 @@ def write_repeats(frame: FrameView) -> Markup:
 
 def short_path(filename: str) -> str:
     """Return the path as people name it: below site-packages, the library or the working directory."""
-    roots = [os.path.dirname(os.__file__), os.getcwd()]
+    roots = [os.path.dirname(os.__file__)]
+    with contextlib.suppress(OSError):  # the working directory may be gone
+        roots.append(os.getcwd())
     for packages in ("site-packages", "dist-packages"):
         _, found, after = filename.partition(os.sep + packages + os.sep)
         if found:
@@ -2368,6 +2504,8 @@ def write_text(report: Report) -> str:
 def text_of_chain(problems: Sequence[Problem]) -> Iterator[str]:
     """Yield the lines of a chain, the oldest cause first, as Python orders it."""
     for problem in problems:
+        if problem.skipped:
+            yield from ("", f"[{counted(problem.skipped, 'exception')} not shown]")
         if problem.relation:
             yield from ("", SENTENCES[problem.relation], "")
         if any(frame.kind != "syntax" for frame in problem.frames):
@@ -2578,12 +2716,13 @@ def compile_statements(code: str) -> Optional[list[tuple[CodeType, bool]]]:
                 return None
         except SyntaxError:  # a mistake, found again below, or more than one statement
             pass
+    bare_compile = partial(compile, dont_inherit=True)  # without the __future__ of this file
     steps: list[tuple[CodeType, bool]] = []
     for statement in ast.parse(code, CONSOLE_FILE).body:
         if isinstance(statement, ast.Expr):
-            steps.append((compile(ast.Expression(statement.value), CONSOLE_FILE, "eval"), True))
+            steps.append((bare_compile(ast.Expression(statement.value), CONSOLE_FILE, "eval"), True))
         else:
-            steps.append((compile(ast.Module([statement], []), CONSOLE_FILE, "exec"), False))
+            steps.append((bare_compile(ast.Module([statement], []), CONSOLE_FILE, "exec"), False))
     return steps
 
 
@@ -2671,6 +2810,10 @@ class Stream:
             output.write(text if len(text) <= room else text[:room] + "\n… (the rest of the output is not kept)\n")
         return len(text)
 
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
     def flush(self) -> None:
         if self.output() is None and self.real is not None:
             self.real.flush()
@@ -2746,7 +2889,7 @@ class FrameShelf:
         with self.lock:
             if number not in crash.consoles:
                 frame = crash.places[number].frame
-                names = {**frame.f_globals, **frame.f_locals}
+                names = {**frame.f_globals, **locals_of(frame)}
                 crash.consoles[number] = Console(names, crash.contexts)
             return crash.consoles[number]
 
@@ -2754,7 +2897,8 @@ class FrameShelf:
         crash_id, _, number = id.partition("-")
         with self.lock:
             crash = self.crashes[crash_id]
-        if not number.isdecimal() or int(number) >= len(crash.places):
+        known = number.isdecimal() and len(number) <= 9  # int() refuses digits beyond 4,300 (CVE-2020-10735)
+        if not known or int(number) >= len(crash.places):
             raise KeyError(id)
         return crash, int(number)
 
@@ -2785,6 +2929,7 @@ class FrameShelf:
 PIN_DIGITS = 9  # read off the terminal and typed once; ten guesses find it once in a hundred million times
 PIN_FAILURES = 10  # wrong PINs until it is shut
 PIN_OFF = "off"
+COOKIE_PREFIX = "devserve_"  # the port follows
 
 
 class Refusal(NamedTuple):
@@ -2811,7 +2956,8 @@ class Guard:
 
     @classmethod
     def fresh(cls, pin: str = "", port: int = 0, trusted_hosts: Iterable[str] = ()) -> Guard:
-        """Return a guard with new words; `pin` "" makes a random one, "off" asks for none."""
+        """Return a guard with new words; `pin` "" makes a random one, "off" asks for none.  Raises DevserveError."""
+        check_pin(pin)
         number = int.from_bytes(os.urandom(8), "big") % 10**PIN_DIGITS
         digits = f"{number:0{PIN_DIGITS}d}"
         made = "-".join(digits[n : n + 3] for n in range(0, PIN_DIGITS, 3))
@@ -2922,13 +3068,19 @@ class Guard:
 
     def cookie_name(self, environ: Mapping[str, Any]) -> str:
         """Return the cookie's name, by the port."""
-        return f"devserve_{self.port or environ.get('SERVER_PORT', 0)}"
+        return f"{COOKIE_PREFIX}{self.port or environ.get('SERVER_PORT', 0)}"
 
     def cookie_value(self) -> str:
         """Return a word that neither the PIN nor a page helps to find, and from which the token cannot be found."""
         from hashlib import sha256
 
         return sha256(f"cookie {self.token}".encode()).hexdigest()
+
+
+def without_our_cookies(header: str) -> str:
+    """Return a Cookie header without the cookies that open consoles, this one's and those of other ports."""
+    pairs = [pair for pair in header.split(";") if not re.match(rf"\s*{COOKIE_PREFIX}[0-9]+\s*=", pair)]
+    return ";".join(pairs).lstrip()
 
 
 def refuses_method(environ: Mapping[str, Any]) -> Optional[Refusal]:
@@ -2975,6 +3127,12 @@ def is_loopback(name: str) -> bool:
     byte = "(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])"
     named = name == "localhost" or name.endswith(".localhost") or name in ("::1", "::ffff:127.0.0.1")
     return named or bool(re.fullmatch(rf"127\.{byte}\.{byte}\.{byte}", name))
+
+
+def check_pin(pin: str) -> None:
+    """Refuse a PIN of which nothing would be left to type."""
+    if pin and not plain_pin(pin):
+        raise DevserveError(f"the PIN {pin!r} has no digit or letter; give another, such as --pin 123-456")
 
 
 def plain_pin(pin: str) -> str:
@@ -3085,13 +3243,17 @@ NO_CHUNKS: Iterator[Any] = iter(())
 
 
 class Exchange:
-    """One request and its response, which is iterated over as the application's own would be."""
+    """One request and its response, which is iterated over as the application's own would be.
+
+    The application, and so whatever the page shows of it, never gets to see the cookies that open a console.
+    """
 
     def __init__(self, debugger: DebuggedApplication, environ: Environ, start_response: StartResponse) -> None:
         self.debugger = debugger
         self.environ = environ
         self.start_response = start_response
         self.script_name, self.path = environ.get("SCRIPT_NAME", ""), environ.get("PATH_INFO", "")  # others shift them
+        self.cookies = take_cookies(environ)
         self.body = record_body(environ)
         self.contexts: list[Any] = []
         self.started = self.sent = False
@@ -3100,12 +3262,13 @@ class Exchange:
 
     def begin(self) -> Iterable[bytes]:
         """Call the application; return its iterable itself where nothing can fail in it any more, else this one."""
-        return self.tried(self.call) or self
+        response = self.tried(self.call)
+        return self if response is None else response
 
     def call(self) -> Optional[Iterable[bytes]]:
         self.environ[PRESERVE_CONTEXT] = self.contexts.append
         self.app_iter = self.debugger.app(self.environ, self.start)
-        if type(self.app_iter) in (list, tuple):
+        if getattr(type(self.app_iter), "__iter__", None) in (list.__iter__, tuple.__iter__):
             for chunk in self.app_iter:
                 check_chunk(chunk)
             self.check_started()
@@ -3118,7 +3281,7 @@ class Exchange:
             kind = type(self.app_iter).__name__
             raise TypeError(f"the application returned {kind}, not a list of bytes or another iterable of bytes")
         self.chunks = iter(self.app_iter)
-        return None
+        return SizedExchange(self) if hasattr(self.app_iter, "__len__") else None
 
     def start(self, status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
         """Be the application's start_response; the `write` that it returns sends the headers."""
@@ -3180,7 +3343,7 @@ class Exchange:
         method = self.environ.get("REQUEST_METHOD")
         if not getattr(self.debugger.app, "deferred", False):
             what = f"{method} {self.script_name}{self.path}"
-            caught(lambda: self.debugger.terminal.crash(error, what))
+            caught(lambda: self.debugger.terminal.crash(error, what, interrupt_thread))
         headers, page = self.response_about(error)
         self.start_response("500 Internal Server Error", headers, sys.exc_info())
         self.started = True
@@ -3191,10 +3354,8 @@ class Exchange:
         kind, nonce = preferred_type(self.environ.get("HTTP_ACCEPT", "")), os.urandom(16).hex()
         text, trouble = caught(lambda: self.text_about(error, kind, nonce))
         if trouble is not None:
-            import traceback
-
             kind = "text/plain"
-            crash, _ = caught(lambda: "".join(traceback.format_exception(type(error), error, error.__traceback__)))
+            crash, _ = caught(lambda: "".join(traceback_lines(error, interrupt_thread)))
             text = emergency_page(trouble, crash or type_name(type(error)))
         page = (text or "").encode("utf-8", "backslashreplace")
         return [*page_headers(kind, nonce), ("Content-Length", str(len(page)))], page
@@ -3204,7 +3365,37 @@ class Exchange:
         if kind != "text/html":  # only a page can come back for its frames
             return WRITERS[kind](read_report(error, request))
         report = read_report(error, request, self.debugger.shelf.open(self.contexts).keep)
-        return write_page(report, nonce=nonce, **self.debugger.surroundings(self.environ))
+        visitor = {**self.environ, "HTTP_COOKIE": self.cookies}
+        return write_page(report, nonce=nonce, **self.debugger.surroundings(visitor))
+
+
+class SizedExchange:
+    """An exchange that tells, as the application's iterable does, how many chunks there are.
+
+    Servers give a response of one chunk a Content-Length (PEP 3333, Handling the Content-Length Header).
+    """
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+
+    def __len__(self) -> int:
+        return len(self.exchange.app_iter)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self.exchange
+
+    def close(self) -> None:
+        self.exchange.close()
+
+
+def take_cookies(environ: Environ) -> str:
+    """Return the Cookie header; in the environ none that opens a console is left."""
+    cookies = str(environ.get("HTTP_COOKIE", ""))
+    if COOKIE_PREFIX in cookies:
+        environ["HTTP_COOKIE"] = without_our_cookies(cookies)
+        if not environ["HTTP_COOKIE"]:
+            del environ["HTTP_COOKIE"]
+    return cookies
 
 
 def check_chunk(chunk: object) -> None:
@@ -3229,6 +3420,11 @@ class RecordedBody:
 
     def read(self, *size: int) -> bytes:
         return self.record(self.stream.read(*size))
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
     def readline(self, *size: int) -> bytes:
         return self.record(self.stream.readline(*size))
@@ -6690,12 +6886,14 @@ def make_server(app: WSGIApplication, host: str = "127.0.0.1", port: int = 0, **
     config = config_from_keywords(host=host, port=port, **options)
     app = prepared(app, debug=config.debug, debugger=config.debugger)
     terminal = Terminal(quiet=config.quiet)
+    check_pin(config.pin)
     tls = tls_of(config)
     listener = listen(config.host, config.port, again=keyword_for_port)
     server = DevServer(listener, app, terminal, threads=config.threads, tls=tls)
     if config.debugger:
         guard = Guard.fresh(config.pin, server.server_port, trusted_hosts(config, listener))
         server.app = DebuggedApplication(app, guard=guard, terminal=terminal)
+        terminal.say(f"devserve: {guard.greeting(urls(listener, 'https' if tls else 'http')[0]).strip()}")
     return server
 
 
@@ -6751,6 +6949,7 @@ class Hall:
         self.notes = self.handover.notes if self.handover else {}
         self.reloaded = self.handover is not None and AT_FIRST not in self.notes
         self.socket_file = self.notes.get("socket_file", "")  # ours to remove at the end
+        check_pin(config.pin)
         tls = tls_of(config)
         self.listener = self._listener()
         self.server = DevServer(self.listener, lobby, terminal, threads=config.threads, tls=tls)

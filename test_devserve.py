@@ -39,6 +39,7 @@ import textwrap
 import threading
 import time
 import traceback
+import types
 import unittest
 import unittest.mock
 import urllib.parse
@@ -521,6 +522,55 @@ class TerminalLines(unittest.TestCase):
             text = self.shown(crash)
         self.assertIn("raise Hangs", text)
         self.assertTrue(text.endswith("Hangs: (its text takes too long)\n"), text)
+
+    def test_a_text_that_has_no_end_is_stopped(self) -> None:
+        ended = threading.Event()
+
+        class Endless(Exception):
+            def __str__(self) -> str:
+                try:
+                    while not ended.wait(0.001):
+                        pass
+                    return ""
+                finally:
+                    ended.set()
+
+        self.addCleanup(ended.set)
+        stopped: list[Any] = []
+
+        def stop(ident: Optional[int]) -> None:
+            stopped.append(ident)
+            devserve.interrupt_thread(ident)
+
+        with mock.patch.object(devserve, "CRASH_PATIENCE", 0.2):
+            text = self.shown(lambda terminal: terminal.crash(Endless(), "GET /", stop))
+        self.assertTrue(text.endswith("Endless: (its text takes too long)\n"), text)
+        self.assertEqual(len(stopped), 1)
+        if sys.implementation.name == "cpython":
+            self.assertTrue(ended.wait(DEADLINE))
+
+    def test_an_exception_whose_text_cannot_be_had_is_told_all_the_same(self) -> None:
+        class Odd(Exception):
+            __cause__ = property(lambda self: 1 / 0)
+
+        def crash(terminal: Any) -> None:
+            try:
+                raise Odd
+            except Odd as error:
+                terminal.crash(error, "GET /")
+
+        strays: list[Any] = []
+        with mock.patch.object(threading, "excepthook", strays.append):
+            text = self.shown(crash)
+        self.assertIn("raise Odd", text)
+        self.assertRegex(text, r"Odd: \(its text cannot be had: \w+\)\n$")
+        self.assertEqual(strays, [])
+
+    def test_control_characters_of_a_message_are_escaped_and_its_lines_kept(self) -> None:
+        text = self.shown(
+            lambda terminal: terminal.crash(ValueError("\x1b]0;owned\x07\n\tcaf\u00c3\u00a9 \x9b2J\r日本"))
+        )
+        self.assertTrue(text.endswith("ValueError: \\x1b]0;owned\\x07\n\tcaf\u00c3\u00a9 \\x9b2J\\r日本\n"), text)
 
     def test_colours_only_on_a_terminal(self) -> None:
         with mock.patch.dict(os.environ, {"TERM": "xterm"}):
@@ -1624,13 +1674,18 @@ class ReadingProblems(Reading):
         self.assertEqual([p.message for p in devserve.read_report(first).problems], ["b", "a"])
 
     def test_bounds_a_chain_without_end(self) -> None:
-        error = ValueError("0")
+        error = ValueError("the root")
         for number in range(500):
             after = ValueError(str(number))
             after.__context__ = error
             error = after
-        problems = devserve.read_report(error).problems
-        self.assertEqual((len(problems), problems[-1].message), (devserve.CHAIN_LIMIT, "499"))
+        report = devserve.read_report(error)
+        root, second, *_, newest = report.problems
+        self.assertEqual((len(report.problems), newest.message), (devserve.CHAIN_LIMIT, "499"))
+        self.assertEqual((root.message, root.skipped), ("the root", 0))
+        self.assertEqual(second.skipped, 501 - devserve.CHAIN_LIMIT)
+        self.assertIn(f"[{second.skipped} exceptions not shown]", devserve.write_text(report))
+        self.assertIn(f"(through {second.skipped} exceptions not shown)", untagged(page_of(report)))
 
     def test_tells_notes_also_those_that_are_no_text(self) -> None:
         error = ValueError("x")
@@ -1739,6 +1794,112 @@ class ReadingProblems(Reading):
         self.assertEqual([frame.id for frame in problem.frames], [f"id{n + 1}" for n in range(len(kept))])
         self.assertEqual(kept[-1].frame.f_code.co_name, "view")
 
+    def test_shows_no_frames_of_devserve_but_those_of_its_own_errors(self) -> None:
+        def frames(error: BaseException) -> list[str]:
+            broken = failure_of(devserve.BrokenApp(error))
+            broken.__traceback__ = broken.__traceback__ and broken.__traceback__.tb_next  # without the test's own
+            return [frame.kind for frame in devserve.read_report(broken).problems[-1].frames]
+
+        path = self.write("half_typed.py", "def view(:\n")
+        self.assertEqual(frames(SyntaxError("invalid syntax", (str(path), 1, 10, "def view(:\n"))), ["syntax"])
+        self.assertEqual(frames(devserve.DevserveError("no 'app' in 'views'; did you mean 'application'?")), [])
+        self.assertEqual(frames(RuntimeError("a bug")), ["python"])
+
+
+class ReadingHostileObjects(Reading):
+    """One bad object costs what would have been told of it, and nothing else."""
+
+    def test_survives_properties_in_the_place_of_what_the_interpreter_keeps(self) -> None:
+        def refuse(self: object) -> None:
+            raise RuntimeError("a property")
+
+        for name in (
+            "args",
+            "__cause__",
+            "__context__",
+            "__suppress_context__",
+            "__notes__",
+            "__dict__",
+            "exceptions",
+        ):
+            with self.subTest(name):
+                group: Any = type("BaseExceptionGroup", (Exception,), {})
+                error = type("Odd", (group,), {name: property(refuse)})("the message")
+                problem = devserve.read_report(error).problems[-1]
+                self.assertTrue(problem.type.endswith("Odd"))
+                self.assertEqual(problem.message, "the message")
+
+    def test_survives_arguments_and_names_that_are_no_text(self) -> None:
+        class Hangs:
+            def __str__(self) -> str:
+                return str(end.wait())
+
+        class Raises:
+            def __str__(self) -> str:
+                raise RuntimeError("no text")
+
+        end = threading.Event()
+        self.addCleanup(end.set)
+        for argument in (Hangs(), Raises()):
+            for kind in (TypeError, AttributeError, NameError, KeyError):
+                with self.subTest(kind=kind, argument=type(argument)):
+
+                    def view(kind: Any = kind, argument: Any = argument) -> None:
+                        raise kind(argument)
+
+                    problem = devserve.read_report(failure_of(view)).problems[-1]
+                    self.assertEqual((problem.type, problem.hint, len(problem.frames)), (kind.__name__, "", 2))
+
+        odd: Any = ["no", "name"]
+        self.assertEqual(devserve.read_report(ModuleNotFoundError("x", name=odd)).problems[-1].hint, "")
+
+    def test_survives_a_mapping_of_variables_that_is_no_dictionary(self) -> None:
+        class Endless:
+            def __getitem__(self, name: object) -> int:
+                return 0
+
+        class Lost:
+            def __getitem__(self, name: object) -> int:
+                raise KeyError(name)
+
+        for mapping in (Endless(), Lost()):
+            for code in ("1 / 0", "undefined.name", "print['key']", "len(1, 2)"):
+                with self.subTest(code=code, mapping=type(mapping)):
+                    error = failure_of(lambda c=code, m=mapping: eval(c, {}, m))
+                    frame = devserve.read_report(error).problems[-1].frames[-1]
+                    self.assertEqual((frame.filename, frame.variables), ("<string>", ()))
+                    shelf = devserve.FrameShelf()
+                    id = shelf.open().keep(devserve.places_of(error)[-1])
+                    self.assertIn("__builtins__", shelf.console(id).namespace)
+
+    def test_survives_objects_with_an_odd_dict(self) -> None:
+        class Odd:
+            __dict__ = "abc"  # type: ignore[assignment]
+
+            def view(self) -> None:
+                undefined_name  # type: ignore[name-defined]  # noqa: B018, F821
+
+        problem = devserve.read_report(failure_of(Odd().view)).problems[-1]
+        self.assertEqual((problem.hint, problem.frames[-1].variables[0].name), ("", "self"))
+
+    def test_tells_where_a_frame_was_that_cannot_be_read(self) -> None:
+        class Odd:
+            def __str__(self) -> str:
+                raise RuntimeError
+
+        error = failure_of(lambda: exec("1 / 0", {"__file__": Odd()}))
+        frame = devserve.read_report(error).problems[-1].frames[-1]
+        self.assertEqual((frame.filename, frame.lineno, frame.missing), ("<string>", 1, "The frame cannot be read."))
+
+    def test_seeks_a_hint_for_a_short_time_only(self) -> None:
+        end = threading.Event()
+        self.addCleanup(end.set)
+        with mock.patch.object(devserve, "suggestion", side_effect=lambda *_: end.wait(DEADLINE)):
+            begin = time.monotonic()
+            problem = devserve.read_report(failure_of(lambda: {"kez": 1}["key"])).problems[-1]
+        self.assertLess(time.monotonic() - begin, DEADLINE / 2)
+        self.assertEqual(problem.hint, "")
+
 
 class ReadingSyntaxErrors(Reading):
     def syntax(self, error: BaseException) -> devserve.FrameView:
@@ -1757,6 +1918,32 @@ class ReadingSyntaxErrors(Reading):
         frame = self.syntax(failure_of(lambda: compile("x = 1 +", "<string>", "exec")))
         self.assertEqual([line.text for line in frame.source], ["x = 1 +"])
         self.assertEqual(len(frame.marks), 1)
+
+    def marked(self, source: str, error: SyntaxError) -> list[str]:
+        """Return what is marked in the file of `source`, of which `error` tells."""
+        error.filename = str(self.write("broken.py", source))
+        frame = self.syntax(error)
+        texts = {line.number: line.text for line in frame.source}
+        return [texts[mark.number][mark.start : mark.end] for mark in frame.marks]
+
+    def test_marks_the_place_behind_characters_that_are_shown_as_escapes(self) -> None:
+        for line, offset, marked in (("x =\xa01", 4, r"\xa0"), ("s = '\u3000\u3000' = 1", 10, "=")):
+            with self.subTest(line):
+                error = SyntaxError("invalid", ("", 1, offset, line + "\n"))
+                self.assertEqual(self.marked(line + "\n", error), [marked])
+
+    def test_marks_nothing_when_the_error_is_about_another_text_than_the_line(self) -> None:
+        for text in ("(1 + )\n", "x = 1 + + 2"):
+            self.assertEqual(self.marked("x = f'{1 + }'\n", SyntaxError("invalid", ("", 1, 6, text))), [])
+
+    def test_shows_the_head_of_a_file_whose_encoding_nobody_knows(self) -> None:
+        path = self.write("broken.py", "# coding: nonsense\nx = 1\n")
+        frame = self.syntax(failure_of(lambda: compile(path.read_bytes(), str(path), "exec")))
+        self.assertEqual((frame.lineno, frame.source[0].text), (1, "# coding: nonsense"))
+
+    def test_says_when_there_is_neither_file_nor_text(self) -> None:
+        frame = self.syntax(SyntaxError("invalid", (str(self.folder / "gone.py"), 3, 1, None)))
+        self.assertEqual((frame.source, frame.missing), ((), "The file is not there."))
 
     def test_does_without_the_place_in_the_message(self) -> None:
         error = failure_of(lambda: compile("x = = 1", "<string>", "exec"))
@@ -1852,6 +2039,18 @@ class ReadingSources(Reading):
         self.assertEqual(devserve.read_source(str(path))[0][1], "name = 'é'")
         path.write_bytes(b"\xef\xbb\xbfname = '\xc3\xa9'\r\nb = 1\rc = 2")
         self.assertEqual(devserve.read_source(str(path))[0], ["name = 'é'", "b = 1", "c = 2"])
+
+    def test_takes_a_declaration_of_line_one_or_two_where_the_interpreter_does(self) -> None:
+        for head, encoding in {
+            "# coding: latin-1\n": "latin-1",
+            "\n# coding: latin-1\n": "latin-1",
+            "#!/usr/bin/python\r\n# vim: set fileencoding=latin-1 :\r\n": "latin-1",
+            "x = 1\n# coding: latin-1\n": "utf-8",
+            "# coding: utf-8\n# this encoding: latin-1 is gone\n": "utf-8",
+            "\n\n# coding: latin-1\n": "utf-8",
+        }.items():
+            with self.subTest(head):
+                self.assertEqual(devserve.decode_source(f"{head}é".encode(encoding))[-1], "é")
 
     def test_shows_what_no_codec_takes_as_escapes(self) -> None:
         for data in (b"x = '\xe9\xff'\n", b"# coding: no-such-codec\nx = '\xe9\xff'\n"):
@@ -1952,7 +2151,18 @@ class ReadingValues(unittest.TestCase):
         for _ in range(3 * devserve.STUCK_LIMIT):
             devserve.safe_repr(Hangs(), deadline=0.001)
         self.assertLessEqual(len(helpers()), devserve.STUCK_LIMIT)
-        self.assertIn("hang", devserve.safe_repr(1))
+        self.assertIn("hang", devserve.safe_repr(object()))
+
+        def view() -> None:
+            number, text, other = 1, "plain", Hangs()
+            if number and text and other is not None:
+                raise LookupError("an ordinary message")
+
+        problem = devserve.read_report(failure_of(view)).problems[-1]
+        told = values(problem.frames[-1])
+        self.assertEqual(problem.message, "an ordinary message")
+        self.assertEqual((told["number"], told["text"]), ("1", "'plain'"))
+        self.assertIn("hang", str(told["other"]))
 
     def test_looks_at_no_more_than_it_shows(self) -> None:
         class Counted:
@@ -2069,10 +2279,24 @@ class ReadingSecrets(Reading):
             "key",
             "auth",
             "pwd",
+            "devserve_5000",
         ]:
             with self.subTest(name):
                 self.assertTrue(devserve.is_secret(name))
-        for name in ["monkey", "keyboard", "author", "passenger", "compass", "path", "x", "", "spinning", "HTTP_HOST"]:
+        for name in [
+            "devserve",
+            "devserve_x",
+            "monkey",
+            "keyboard",
+            "author",
+            "passenger",
+            "compass",
+            "path",
+            "x",
+            "",
+            "spinning",
+            "HTTP_HOST",
+        ]:
             with self.subTest(name):
                 self.assertFalse(devserve.is_secret(name))
 
@@ -2091,6 +2315,18 @@ class ReadingSecrets(Reading):
             User(),
             [User()],
             f"secret={SECRET}",
+            f"host=h user=u password={SECRET}",
+            f"host=h password='a {SECRET}' user=u",
+            f"postgres://user:{SECRET}@host/name",
+            f"redis://:{SECRET}@host:6379/0",
+            f"amqp://user:a/{SECRET}@host",
+            f"amqp://user:a@{SECRET}@host",
+            f"Authorization: Bearer {SECRET}",
+            f"'authorization': 'Basic {SECRET}'",
+            f'{{"password": "{SECRET}", "n": [1,}}',
+            f"user=u&password={SECRET}&x=1".encode(),
+            bytearray(f'{{"token": "{SECRET}"'.encode()),
+            {"DATABASE_URL": f"postgres://user:{SECRET}@host/name"},
         ]:
             with self.subTest(value):
                 text = devserve.safe_repr(value)
@@ -2098,6 +2334,32 @@ class ReadingSecrets(Reading):
                 self.assertIn(devserve.MASK, text)
         self.assertEqual(devserve.safe_repr(SECRET, name="password"), devserve.MASK)
         self.assertEqual(devserve.safe_repr([SECRET], name="tokens"), devserve.MASK)
+
+    def test_leaves_alone_what_only_looks_like_a_secret(self) -> None:
+        for text in (
+            "http://localhost:5173/@vite/client",
+            "http://[::1]:80/@x",
+            "https://user@host/path",
+            "Authorization is missing",
+            "a: b, c=d",
+            "invalid token: '}'",
+            "{'a': 'b'}",
+            "12:30 x@y",
+        ):
+            with self.subTest(text):
+                self.assertEqual(devserve.mask_plain(text), text)
+
+    def test_masks_messages_notes_and_what_a_repr_says_of_itself(self) -> None:
+        class Engine:
+            def __repr__(self) -> str:
+                return f"Engine(postgres://user:{SECRET}@host/name)"
+
+        self.assertNotIn(SECRET, devserve.safe_repr(Engine()))
+        error = ConnectionError(f"cannot connect: host=h password={SECRET}")
+        error.__notes__ = [f"postgres://user:{SECRET}@host/name"]  # type: ignore[attr-defined]
+        problem = devserve.read_report(error).problems[-1]
+        self.assertEqual(problem.message, f"cannot connect: host=h password={devserve.MASK}")
+        self.assertEqual(problem.notes, (f"postgres://user:{devserve.MASK}@host/name",))
 
     def test_shows_that_a_secret_is_missing(self) -> None:
         for value in (None, "", False):
@@ -2144,7 +2406,38 @@ class ReadingSecrets(Reading):
         self.assertEqual(form("multipart/form-data; boundary=b", multipart), {"a": "value", "f": "(the file x.png)"})
         self.assertEqual(form("application/json", b'{"a": 1, "token": "t"}'), {"a": "1", "token": devserve.MASK})
         self.assertEqual(form("application/json", b"[1"), {"JSON": "'[1'"})
+        broken = form("application/json", b'{"password": "hunter2", "n": [1,2,],}')
+        self.assertNotIn("hunter2", str(broken))
+        self.assertIn('"n": [1,2,]', broken["JSON"])
+        self.assertEqual(form("multipart/form-data", multipart), {})
         self.assertEqual(form("text/plain", b"a=1"), {})
+
+
+class ReadingForms(unittest.TestCase):
+    def test_reads_a_hostile_form_in_the_time_of_an_honest_one(self) -> None:
+        """Each looks, from every place in it, as if a part began there."""
+        for piece in (b'a; name="b"\r\n', b'; name="', b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n'):
+            with self.subTest(piece):
+                body = piece * (devserve.RECORDED_BODY // len(piece))
+                begin = time.perf_counter()
+                fields = list(devserve.form_fields("multipart/form-data; boundary=x", body))
+                self.assertLess(time.perf_counter() - begin, 0.5)
+                self.assertLessEqual(len(fields), devserve.FORM_LIMIT)
+
+
+class ReadingVersions(unittest.TestCase):
+    def test_tells_only_versions_that_are_known(self) -> None:
+        named = {
+            "pyramid": types.ModuleType("pyramid"),
+            "web": types.ModuleType("web"),
+            "bottle": types.ModuleType("bottle"),
+        }
+        setattr(named["bottle"], "__version__", "0.99")  # noqa: B010
+        with mock.patch.dict(sys.modules, named):
+            sys.modules.pop("importlib.metadata", None)
+            told = dict(devserve.versions())
+        self.assertEqual(told["bottle"], "0.99")
+        self.assertFalse({"pyramid", "web.py"} & told.keys())
 
 
 class ReadingTemplates(Reading):
@@ -2187,6 +2480,17 @@ class ReadingTemplates(Reading):
         self.assertEqual((frame.lineno, frame.filename), (2, str(path)))
         self.assertEqual([line.text for line in frame.source], ["<p>", "{% load nothing_like_it %}", "</p>"])
         self.assertEqual([(mark.start, mark.end) for mark in frame.marks], [(0, 26)])
+
+    @needs("django")
+    def test_shows_the_line_of_a_django_template_without_a_file(self) -> None:
+        engine = importlib.import_module("django.template").Engine(debug=True)
+        for before in (0, 1, 30):
+            with self.subTest(before):
+                text = "plain\n" * before + "{% load nothing_like_it %}\nlast"
+                frame = self.template(failure_of(lambda text=text: engine.from_string(text)))
+                shown = {line.number: line.text for line in frame.source}
+                self.assertEqual((frame.lineno, shown[before + 1]), (before + 1, "{% load nothing_like_it %}"))
+                self.assertEqual([(mark.start, mark.end) for mark in frame.marks], [(0, 26)])
 
 
 class ReadingCost(Reading):
@@ -2661,6 +2965,13 @@ class ConsolePrompt(unittest.TestCase):
     def test_runs_several_statements_that_were_pasted(self) -> None:
         self.assertEqual(self.typed("a = 1\na\nfor k in 'xy':\n    print(k)\na + 1"), "1\nx\ny\n2\n")
 
+    def test_runs_code_as_the_interpreter_does_without_a_future(self) -> None:
+        self.typed("def function(x: int): pass\n")
+        self.assertEqual(self.typed("function.__annotations__"), "{'x': <class 'int'>}\n")
+
+    def test_shows_what_is_written_by_lines(self) -> None:
+        self.assertEqual(self.typed("import sys; sys.stdout.writelines(['a\\n', 'b\\n'])"), "a\nb\n")
+
     def test_shows_tracebacks_without_its_own_frames(self) -> None:
         text = self.typed("def fail(): 1 / 0\n")
         text = self.typed("fail()")
@@ -2862,7 +3173,16 @@ class ConsoleShelf(unittest.TestCase):
         ids = {shelf.open().keep(self.place()) for _ in range(100)}
         self.assertEqual(len(ids), 100)
         self.assertTrue(all(len(id) >= 18 for id in ids))
-        for wrong in ("", "-", "app", "0-0", f"{min(ids)}9", f"{shelf.open().id}--1", f"{shelf.open().id}-²"):
+        for wrong in (
+            "",
+            "-",
+            "app",
+            "0-0",
+            f"{min(ids)}9",
+            f"{shelf.open().id}--1",
+            f"{shelf.open().id}-²",
+            f"{shelf.open().id}-{'9' * 5_000}",
+        ):
             self.assertRaises(KeyError, shelf.console, wrong)
 
     def test_frees_what_crashes_held_even_in_circles(self) -> None:
@@ -3226,6 +3546,11 @@ class GuardPin(Debugged):
         for pin in (plain, f" {plain[:3]} {plain[3:]} "):
             self.assertEqual(self.try_pin(pin).status, 200)
 
+    def test_pin_that_leaves_nothing_to_type_is_refused_at_the_start(self) -> None:
+        for pin in ("-", " ", "- -"):
+            with self.subTest(pin), self.assertRaisesRegex(devserve.DevserveError, f"the PIN '{pin}' .*--pin 123-456"):
+                devserve.Guard.fresh(pin)
+
     def test_pin_is_random(self) -> None:
         guards = [devserve.Guard.fresh() for _ in range(50)]
         for words in (
@@ -3486,6 +3811,47 @@ class DebuggerPages(Debugged):
         self.assertEqual(self.ask(method="HEAD").body, b"")
         self.assertEqual(self.ask("/__devserve__/alive", "HEAD").body, b"")
 
+    def test_page_is_written_when_the_environ_or_the_working_directory_is_odd(self) -> None:
+        def app(environ: Any, start_response: Any) -> Any:
+            environ[42] = environ["app.odd"] = "odd"
+            raise LookupError
+
+        environ: dict[str, Any] = {}
+        wsgiref.util.setup_testing_defaults(environ)
+        environ["HTTP_ACCEPT"] = "text/html"
+        debugged = devserve.DebuggedApplication(app, guard=self.guard, terminal=devserve.Terminal(self.terminal))
+        with mock.patch.object(os, "getcwd", side_effect=FileNotFoundError):
+            page = b"".join(debugged(environ, lambda *arguments: print)).decode()
+        self.assertTrue(page.startswith("<!doctype html>"), page[:200])
+        self.assertIn("42", page)
+
+    def test_says_what_failed_when_no_page_can_be_written(self) -> None:
+        class Odd(Exception):
+            __traceback__ = property(lambda self: 1 / 0)
+
+        for kind in (LookupError, Odd):
+
+            def app(environ: Any, start_response: Any, kind: type[Exception] = kind) -> Any:
+                raise kind("the crash")
+
+            self.app = app
+            with self.subTest(kind), mock.patch.object(devserve, "read_report", side_effect=ValueError):
+                answer = self.ask()
+                self.assertEqual((answer.status, answer.headers["Content-Type"]), (500, "text/plain; charset=utf-8"))
+                self.assertIn("(ValueError)", answer.text)
+                self.assertIn(kind.__name__, answer.text)
+
+    def test_page_of_an_unlocked_browser_has_the_console_and_not_the_cookie(self) -> None:
+        def app(environ: Any, start_response: Any) -> Any:
+            header = environ["HTTP_COOKIE"]
+            jar = dict(pair.split("=") for pair in header.split("; "))
+            raise LookupError(header, jar)
+
+        self.app = app
+        answer = self.ask(Cookie=f"a=b; {self.cookie}")
+        self.assertIn('data-console="open"', answer.text)
+        self.assertNotIn(self.guard.cookie_value(), answer.text)
+
     def test_page_shows_the_form_without_its_secrets(self) -> None:
         def app(environ: Any, start_response: Any) -> Any:
             environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
@@ -3705,7 +4071,10 @@ class DebuggerTransparency(Debugged):
 
         def start_response(*arguments: Any) -> Any: ...
 
-        for response in (chunks, (b"a",), file):
+        class Chunks(list[bytes]):
+            pass
+
+        for response in (chunks, (b"a",), [], Chunks([b"a"]), file):
 
             def app(environ: Any, start_response: Any, response: Any = response) -> Any:
                 start_response("200 OK", [])
@@ -3713,6 +4082,58 @@ class DebuggerTransparency(Debugged):
 
             environ = {**self.environ(), "wsgi.file_wrapper": wsgiref.util.FileWrapper}
             self.assertIs(devserve.DebuggedApplication(app, guard=self.guard)(environ, start_response), response)
+
+    def test_tells_the_number_of_chunks_when_the_application_does(self) -> None:
+        closed: list[bool] = []
+
+        class Sized:
+            def __iter__(self) -> Iterator[bytes]:
+                return iter([b"a", b"b"])
+
+            def __len__(self) -> int:
+                return 2
+
+            def close(self) -> None:
+                closed.append(True)
+
+        for made, count in (
+            (collections.deque([b"a"]), 1),
+            (collections.deque(), 0),
+            (Sized(), 2),
+            (iter([b"a"]), None),
+        ):
+
+            def app(environ: Any, start_response: Any, made: Any = made) -> Any:
+                start_response("200 OK", [])
+                return made
+
+            with self.subTest(made):
+                response: Any = devserve.DebuggedApplication(app, guard=self.guard)(self.environ(), lambda *a: print)
+                self.assertEqual(len(response) if hasattr(response, "__len__") else None, count)
+                self.assertEqual(b"".join(response), b"ab"[: 1 if count is None else count])
+                response.close()
+        self.assertEqual(closed, [True])
+
+    def test_application_gets_all_cookies_but_those_that_open_a_console(self) -> None:
+        seen: list[Any] = []
+
+        def app(environ: Any, start_response: Any) -> Any:
+            seen.append(environ.get("HTTP_COOKIE"))
+            start_response("200 OK", [])
+            return []
+
+        debugged = devserve.DebuggedApplication(app, guard=self.guard)
+        table = {
+            "a=1;b=2 ; c": "a=1;b=2 ; c",
+            f"a=1; {self.cookie}; b=2": "a=1; b=2",
+            f"{self.cookie}; devserve_5000=x; b=devserve_1": "b=devserve_1",
+            "devserve_theme=dark; devserve_5000x=y": "devserve_theme=dark; devserve_5000x=y",
+            self.cookie: None,
+            "": "",
+        }
+        for sent in table:
+            debugged({**self.environ(), "HTTP_COOKIE": sent}, lambda *arguments: print)
+        self.assertEqual(seen, list(table.values()))
 
     def test_passes_each_chunk_before_the_next_is_asked_for(self) -> None:
         events: list[str] = []
@@ -3749,6 +4170,11 @@ class DebuggerTransparency(Debugged):
         sent = b"one\ntwo\nthree"
         self.install(lambda environ, start_response: app({**environ, "wsgi.input": io.BytesIO(sent)}, start_response))
         self.assertEqual(self.ask().body, sent)
+        buffer = bytearray(5)
+        recorded = devserve.RecordedBody(io.BytesIO(b"password=x"))
+        self.assertEqual((recorded.readinto(memoryview(buffer)), bytes(buffer)), (5, b"passw"))
+        self.assertEqual((recorded.read(), recorded.readinto(buffer), bytes(buffer)), (b"ord=x", 0, b"passw"))
+        self.assertEqual(bytes(recorded.kept), b"password=x")
         recorded = devserve.RecordedBody(io.BytesIO(b"x" * 1_000_000))
         self.assertEqual(sum(len(line) for line in recorded), 1_000_000)
         self.assertEqual(len(recorded.kept), devserve.RECORDED_BODY)
@@ -8083,6 +8509,13 @@ class HallImport(HallCase):
 class HallInCode(HallCase):
     """run and make_server."""
 
+    def test_make_server_tells_how_to_open_the_console(self) -> None:
+        screen = io.StringIO()
+        with mock.patch.object(sys, "stderr", screen), devserve.make_server(failing_app, debugger=True) as server:
+            guard = server.app.guard  # type: ignore[attr-defined]
+            self.assertIn(guard.pin, screen.getvalue())
+            self.assertIn(guard.unlock_url(f"http://127.0.0.1:{server.server_port}"), screen.getvalue())
+
     def program(self, call: str, before: str = "", after: str = "") -> pathlib.Path:
         text = f"""
             import sys
@@ -9665,7 +10098,7 @@ class ReloadDefersErrors(Reload):
         for version in ("v1", "v2", "v2"):  # the first and the last restore the bytes that had been loaded
             with self.subTest(version):
                 self.write("app.py", "def broken(:\n")
-                self.fails(served, "SyntaxError")
+                self.assertNotIn("devserve.py", self.fails(served, "SyntaxError"))
                 self.save(version)
                 self.mended(served, version)
         self.assertIn("def broken(:", served.log)
