@@ -3328,7 +3328,7 @@ class Exchange:
             return step()
         except BaseException as error:  # the debugger's broad catch: a view may raise anything
             ctrl_c = isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
-            if ctrl_c or self.sent:
+            if ctrl_c or self.sent or getattr(type(error), "nobody_listens", False):
                 raise
             self.tell(error)
             return None
@@ -3936,7 +3936,9 @@ class Spare:
 
 
 class ClientGone(ConnectionError):
-    """The client left, or fell silent for too long, in the middle of a request."""
+    """The client left, or fell silent for too long, in the middle of a request: nobody is there to be told."""
+
+    nobody_listens = True  # which a debugger in between, who does not know this class, goes by
 
 
 class BadRequest(Exception):
@@ -6525,10 +6527,8 @@ class Leap:
             if os.path.isdir(launch.cwd):
                 os.chdir(launch.cwd)
             stamp = f"{os.getpid()}:{letter}:{code if code >= 0 else ''}"
-            late = bytes(number for number in listen_to(launch.bell[0]) if number != signal.SIGHUP)
-            if late:
+            if set(listen_to(launch.bell[0])) - {signal.SIGHUP}:
                 time.sleep(HEED_SECONDS)
-                os.write(launch.bell[1], late)  # nobody has acted on it: the next image will
             signal.pthread_sigmask(signal.SIG_SETMASK, launch.mask | (HEEDED if launch.early else set()))
             os.execve(launch.executable, launch.command, {**launch.environ, STAMP: stamp})
 
@@ -7170,8 +7170,10 @@ class Hall:
             end_process(0)  # which writes the rest of the log, but does not wait for it without end
 
     def close(self) -> None:
-        """Stop serving and watching, for a program that goes on."""
+        """Stop serving and watching, for a program that goes on.  One that is being restarted ends instead."""
         self.closing = True
+        if LEAVING.locked():  # Ctrl-C came when the exit handlers had run already
+            end_process(0)
         if self.watcher:
             self.watcher.stop()
         if self.acceptor.ident:

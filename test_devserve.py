@@ -5924,6 +5924,20 @@ BODIES = {
 class ServerInput(ServerCase):
     """wsgi.input reads as a file that ends where the body ends."""
 
+    def test_a_client_that_leaves_in_its_body_is_no_failure_of_the_application(self) -> None:
+        def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            environ["wsgi.input"].read()
+            return hello(environ, start_response)
+
+        for debugger in (False, True):
+            with self.subTest(debugger=debugger):
+                self.serve(app, debugger=debugger, quiet=True)
+                wire = self.wire("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\nabc")
+                wire.sock.shutdown(socket.SHUT_WR)
+                answer = wire.answer()
+                self.assertEqual(answer.status, 400)
+                self.assertNotIn(b"Traceback", answer.body)
+
     def test_a_chunked_body_that_cannot_be_stored_is_answered_507(self) -> None:
         class Full(tempfile.SpooledTemporaryFile):  # type: ignore[type-arg]
             def write(self, data: Any) -> int:
