@@ -7031,7 +7031,7 @@ class Hall:
             finally:
                 loaded()
         except BaseException as error:  # a module that calls sys.exit() is broken like any other
-            if isinstance(error, KeyboardInterrupt):
+            if isinstance(error, KeyboardInterrupt) and self.in_code:  # Ctrl-C; the command line has a handler for it
                 raise
             if not self.reloaded and isinstance(error, DevserveError):
                 raise

@@ -3827,7 +3827,7 @@ class DebuggerPages(Debugged):
 
     def test_says_what_failed_when_no_page_can_be_written(self) -> None:
         class Odd(Exception):
-            __traceback__ = property(lambda self: 1 / 0)
+            __cause__ = property(lambda self: 1 / 0)
 
         for kind in (LookupError, Odd):
 
@@ -10131,11 +10131,11 @@ class ReloadDefersErrors(Reload):
     def test_exceptions_and_exits_at_import_are_deferred(self) -> None:
         served = self.serve_debugged()
         for code, text in {
-            "1 / 0": "ZeroDivisionError: division by zero",
-            "import no_such_module_at_all": "No module named 'no_such_module_at_all'",
-            "import sys; sys.exit('enough')": "SystemExit: enough",
-            "raise KeyboardInterrupt": "KeyboardInterrupt",
-            "del app": "app",
+            "1 / 0": "\nZeroDivisionError: division by zero",
+            "import no_such_module_at_all": ": No module named 'no_such_module_at_all'",
+            "import sys; sys.exit('enough')": "\nSystemExit: enough",
+            "raise KeyboardInterrupt": "\nKeyboardInterrupt",
+            "del app": "no application in 'app'",
         }.items():
             with self.subTest(code):
                 self.write("app.py", RELOADED_APP + code + "\n")
