@@ -922,7 +922,6 @@ ENV_ESCAPES = {"single": r"\\[\\']", "double": r"\\[\\'\"abfnrtv]", "bare": r"(?
 def env_entries(text: str) -> Iterator[tuple[int, str, str]]:
     """Yield (lineno, key, value) of each entry; a line that is none has the key ""."""
     import codecs
-    import re
 
     entry, idle = re.compile(ENV_ENTRY, re.VERBOSE), re.compile(r"[ \t]*(?:#.*)?(?:\n|\Z)")
     position = 0
@@ -940,8 +939,6 @@ def env_entries(text: str) -> Iterator[tuple[int, str, str]]:
 
 def expand_variables(value: str, environ: dict[str, str]) -> str:
     """Return `value` with each `${NAME}` and `${NAME:-default}` replaced."""
-    import re
-
     return re.sub(r"\$\{([^}:]*)(?::-([^}]*))?\}", lambda match: environ.get(match[1], match[2] or ""), value)
 
 
@@ -1429,9 +1426,7 @@ def source_text(line: str) -> str:
 def expression_of(place: Place, lines: list[str]) -> list[Mark]:
     """Return the expression that was being evaluated, in characters of the raw lines (from Python 3.11 on)."""
     if sys.version_info >= (3, 11) and place.lasti >= 0:
-        from itertools import islice
-
-        spot = next(islice(place.frame.f_code.co_positions(), place.lasti // 2, None), None)
+        spot = next(itertools.islice(place.frame.f_code.co_positions(), place.lasti // 2, None), None)
         if spot is not None and None not in spot:
             first, last, start, end = (number or 0 for number in spot)
             if first == place.lineno and len(lines) >= last:
@@ -1629,9 +1624,8 @@ def import_hint(error: ImportError, text: str) -> str:
 def suggestion(wanted: str, known: Iterable[Any]) -> str:
     """Return the sentence that names the nearest of `known`, or nothing when none is near."""
     from difflib import get_close_matches
-    from itertools import islice
 
-    names = [name for name in islice(known, 5_000) if type(name) is str and name != wanted]
+    names = [name for name in itertools.islice(known, 5_000) if type(name) is str and name != wanted]
     near = [] if len(wanted) > NAME_LIMIT else get_close_matches(wanted, names, 1, 0.7)
     return f"Did you mean: '{shown_text(near[0], NAME_LIMIT)}'?" if near else ""
 
@@ -2691,8 +2685,6 @@ class Console:
 
     def complete(self, code: str) -> tuple[int, list[str]]:
         """Return where the word before the caret begins, and what it may become.  No property is run."""
-        import re
-
         word = re.search(r"(?:[^\W\d]\w*\.)*\w*$", code)
         path, start = (word.group().split("."), word.start()) if word else ([""], len(code))
         names = names_below(self.namespace, path[:-1])
@@ -3114,16 +3106,12 @@ def refuses_type(environ: Mapping[str, Any]) -> Optional[Refusal]:
 
 def host_name(host: str) -> Optional[str]:
     """Return the name in a Host header, without port, brackets and final dot; None when it is no valid one."""
-    import re
-
     found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9_.\-]+))(?::[0-9]{0,5})?", host)
     return (found.group(1) or found.group(2)).rstrip(".").lower() if found else None
 
 
 def is_loopback(name: str) -> bool:
     """Tell the names of this machine that no name server decides about (RFC 6761) and the addresses of loopback."""
-    import re
-
     byte = "(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])"
     named = name == "localhost" or name.endswith(".localhost") or name in ("::1", "::ffff:127.0.0.1")
     return named or bool(re.fullmatch(rf"127\.{byte}\.{byte}\.{byte}", name))
@@ -5882,7 +5870,7 @@ class Watcher(threading.Thread):
         self.warn = warn
         self.files = Files(warn, time.time() if since is None else since, exclude_patterns, remembered)
         self._errands: deque[Callable[[], None]] = deque()
-        self._errands.append(functools.partial(self.files.add_places, list(extra_files)))
+        self._errands.append(partial(self.files.add_places, list(extra_files)))
         self.watch(also)
         self._hot: list[str] = []
         self._counted = 0
@@ -5898,7 +5886,7 @@ class Watcher(threading.Thread):
 
     def watch(self, paths: Iterable[str]) -> None:
         """Watch these files too.  May be called from any thread, as may the methods that follow."""
-        self._errands.append(functools.partial(self.files.add_all, [os.path.abspath(path) for path in paths]))
+        self._errands.append(partial(self.files.add_all, [os.path.abspath(path) for path in paths]))
         self._herald.ring()
 
     def failed(self, error: BaseException) -> None:
