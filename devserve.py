@@ -33,8 +33,9 @@ The house.  Four machines that do not know each other, and a hall where they mee
 A room names only rooms with a smaller number, and the paper.  3 is the loader, 4 to 8 the debugger, 9 the server, 10
 the reloader; each can be lifted out and used alone.
 
-A start:    main, Config, Hall: take the handover, open the socket (before the application is imported: a used port is
-            told at once, and browsers wait), start the watcher, load_app, DebuggedApplication, DevServer.
+A start:    main, Launch.capture: take the handover; Config; Hall: open the socket (before the application is imported:
+            a used port is told at once, and browsers wait), make the DevServer, start the Watcher; load_app,
+            DebuggedApplication, and from then on connections are accepted.
 A request:  socket, Connection in its thread, environ, debugger, application, Response, a line of the log.
 A crash:    the terminal first, then Report, FrameShelf, and the page; when headers are out already the connection is
             cut, so that the client sees a cut and not a lie.
@@ -74,7 +75,7 @@ from wsgiref.util import FileWrapper, is_hop_by_hop
 __version__ = "0.1.0"
 __all__ = ["Config", "DebuggedApplication", "DevServer", "DevserveError", "load_app", "make_server", "run"]
 
-TYPE_CHECKING = False  # type checkers take it for True; importing `typing`, and making classes by it, is 12 ms of 42
+TYPE_CHECKING = False  # but to type checkers; importing `typing` and making classes by it is 12 of a start's 42 ms
 
 if TYPE_CHECKING:
     from typing import Any, Callable, NamedTuple, NoReturn, Optional, TextIO, TypeVar, Union
@@ -116,9 +117,9 @@ else:
 # =====================================================================================================================
 # 1. Configuration
 #
-# Every option with its default, the error of the person at the keyboard, and the limits.  Knows nothing but the
-# standard library.  A new option starts here, as a field; then the command line gets its flag, and the machine that
-# needs it reads the field.
+# Every option with its default, and the error of the person at the keyboard.  Knows nothing but the standard library.
+# A new option starts here, as a field; then the command line gets its flag, and the machine that needs it reads the
+# field.
 # =====================================================================================================================
 
 
@@ -155,7 +156,6 @@ class DevserveError(Exception):
 
 # SGR codes by the class of a status: what went well stays quiet, what failed is seen from the other end of the desk.
 STATUS_COLOURS = {"1": "2", "2": "", "3": "36", "4": "33", "5": "1;31"}
-
 
 CRASH_PATIENCE = 2.0  # seconds for an exception's own text, which may hang as any code may
 LOG_INTERVAL = 0.01  # seconds that a line may wait for its neighbours: less than the eye, or a test, can see
@@ -245,7 +245,7 @@ class Terminal:
 
     def _begin_burst(self) -> None:
         self._in_burst = True
-        atexit.register(self.flush)
+        atexit.register(self.flush)  # at the interpreter's end the thread does not wake again
         try:
             threading.Thread(target=self._write_burst, name="devserve log", daemon=True).start()
         except RuntimeError:  # the system has no thread left
@@ -260,7 +260,7 @@ class Terminal:
             more = bool(self._gathered)
             self.flush()
         self._in_burst = False
-        self.flush()  # a line that came before the line above, and was left to this thread
+        self.flush()  # what came a moment before that, and was left to this thread
         atexit.unregister(self.flush)
 
     def colour(self, text: str, code: str) -> str:
@@ -429,8 +429,8 @@ def servers_left_out(warn: Callable[[str], None]) -> Iterator[None]:
         if threading.current_thread() is not importer:
             serve_forever(self, poll_interval)
         else:
-            guard = "start it under if __name__ == '__main__':"
-            warn(f"the server that the import starts, on {self.server_address}, is left out; {guard}")
+            remedy = "start it under if __name__ == '__main__':"
+            warn(f"the server that the import starts, on {self.server_address}, is left out; {remedy}")
 
     flask_knows = "FLASK_RUN_FROM_CLI" in os.environ
     os.environ.setdefault("FLASK_RUN_FROM_CLI", "true")
@@ -620,7 +620,7 @@ def named_app(module: ModuleType, target: str, name: str) -> Any:
         try:
             thing = getattr(thing, part)
         except AttributeError as error:
-            if raised_inside(error) and hasattr(type(thing), part):  # a property's own code; `__getattr__` has no name
+            if raised_inside(error) and hasattr(type(thing), part):  # by a property, and not by `__getattr__`
                 raise
             holder = ":".join(filter(None, (target, ".".join(parts[:index]))))
             raise DevserveError(f"no {part!r} in {holder!r}; {spelling_hint(thing, part)}") from None
@@ -647,7 +647,7 @@ def discovered_app(module: ModuleType, target: str) -> Any:
         if not means_something_else(thing):
             return app_or_made(thing, target, name)
     found = {id(thing): name for name, thing in vars(module).items() if framework_of(thing)}  # each object once
-    for outer in (framework_default(), *(vars(module)[name] for name in list(found.values()))):
+    for outer in (framework_default(), *(vars(module)[name] for name in found.values())):
         for inner in frameworks_in(outer):
             if inner is not outer:
                 found.pop(id(inner), None)  # it is served with the one that it is mounted in
@@ -972,6 +972,7 @@ CHAIN_LIMIT = 20  # exceptions of one chain, the newest and the root: loops that
 MEMBERS_LIMIT = 30  # members of one group
 PROBLEMS_LIMIT = 100  # exceptions of one report, counting groups within groups
 FRAMES_LIMIT = 60  # frames of one exception after folding, half of them from either end
+ROUNDS_FOLDED = 4  # rounds of a recursion from which it is folded; fewer are as soon read as the line about them
 PERIOD_LIMIT = 8  # functions that call each other in a circle, for folding; longer circles meet FRAMES_LIMIT
 FORM_LIMIT = 50  # fields of a form
 SECRET_STEMS = (
@@ -1029,9 +1030,7 @@ class FrameView(NamedTuple):
     app: bool  # the application's own code, neither the standard library nor an installed package
     source: tuple[SourceLine, ...]  # a window around lineno; empty when there is none to show
     missing: str  # why `source` is empty: a whole sentence; "" otherwise
-    marks: tuple[
-        Mark, ...
-    ]  # the failing expression, one for each line that it covers; empty when it is the whole line
+    marks: tuple[Mark, ...]  # the failing expression, a mark for each of its lines; empty when it is the whole line
     variables: tuple[Variable, ...] = ()  # arguments first, in the order of the signature, then the other locals
     unlisted: int = 0  # variables beyond VARIABLES_LIMIT
     signature: str = ""  # beside a TypeError of a call made here: what the called function takes
@@ -1232,7 +1231,7 @@ def hidden(frame: FrameType) -> bool:
 def fold(places: list[Place]) -> list[tuple[Place, int, int]]:
     """Return the places to list, each with the period and number of the repetitions left out after it.
 
-    A circle that comes round four times or more is told once, and once again for its last round.
+    A circle that comes round ROUNDS_FOLDED times or more is told once, and once again for its last round.
     """
     told: list[tuple[Place, int, int]] = []
     keys = [(place.frame.f_code, place.lineno) for place in places]
@@ -1240,7 +1239,7 @@ def fold(places: list[Place]) -> list[tuple[Place, int, int]]:
     while len(places) > at:
         period, rounds = circle(keys, at)
         told += [(place, 0, 0) for place in places[at : at + period]]
-        if rounds >= 4:
+        if rounds > 1:
             told[-1] = (told[-1][0], period, rounds - 2)
             at += period * (rounds - 2)
         at += period
@@ -1252,12 +1251,12 @@ def fold(places: list[Place]) -> list[tuple[Place, int, int]]:
 
 
 def circle(keys: list[tuple[CodeType, int]], at: int) -> tuple[int, int]:
-    """Return the shortest circle that begins at `at` and how often it comes round; a circle of one, once, if none."""
+    """Return the period of the shortest circle to be folded at `at`, and its rounds; (1, 1) when there is none."""
     for period in range(1, PERIOD_LIMIT + 1):
         rounds, first = 1, keys[at : at + period]
         while keys[at + rounds * period : at + (rounds + 1) * period] == first:
             rounds += 1
-        if rounds >= 4:
+        if rounds >= ROUNDS_FOLDED:
             return period, rounds
     return 1, 1
 
@@ -1419,7 +1418,7 @@ def source_window(lines: list[str], lineno: int, around: int, missing: str) -> t
 
 
 def source_text(line: str) -> str:
-    """Return a source line as it can be shown."""
+    """Return a source line as it can be shown; an escape takes up to ten characters for one."""
     return shown_text(line[: LINE_LIMIT - 1] + "…" if len(line) > LINE_LIMIT else line, LINE_LIMIT * 10)
 
 
@@ -1510,7 +1509,7 @@ def syntax_place(error: SyntaxError, filename: str, lineno: int) -> FrameView:
     lineno = max(lineno, 1)  # an encoding that nobody knows is told to be on line 0
     text = error.text.rstrip("\n") if isinstance(error.text, str) else ""
     lines, _ = read_source(filename)
-    if not lines and text and lineno in range(1, 100_000):
+    if not lines and text and lineno in range(1, 100_000):  # it may be any number, and so many lines are made
         lines = [""] * (lineno - 1) + [text]
     view = stated_place("syntax", filename, lineno, "", lines)
     line = lines[lineno - 1] if len(lines) >= lineno else ""
@@ -2899,7 +2898,7 @@ class FrameShelf:
 # 7. The guard
 #
 # Who may use the console, which is to say: run any code as the person at the keyboard.  Decisions only; what is
-# answered is written elsewhere.  Knows nothing but the standard library.  The rules, and the way in that each closes:
+# answered is written elsewhere.  May know the configuration (1).  The rules, and the way in that each closes:
 #
 # | rule                                                  | closes                                                    |
 # |-------------------------------------------------------|-----------------------------------------------------------|
@@ -3140,8 +3139,8 @@ def same(given: str, expected: str) -> bool:
 #
 # WSGI middleware, under any server: a response passes through untouched, an exception becomes a page.  It looks for
 # failures where PEP 3333 lets them happen: in the call, and between two chunks.  Once the headers are out nothing can
-# be told to the client, so the exception goes on to the server, which cuts the connection; that is also the way of
-# one in `close`.  Under PREFIX are the endpoints that the page uses.  May know the terminal (2) and the rooms 4 to 7.
+# be told to the client, so the exception goes on to the server, which cuts the connection; so does one that
+# `close` raises.  Under PREFIX are the endpoints that the page uses.  May know the terminal (2) and the rooms 4 to 7.
 # =====================================================================================================================
 
 PREFIX = "/__devserve__"
@@ -3149,9 +3148,15 @@ RECORDED_BODY = 65_536  # bytes of a request's body that are kept for the page: 
 REQUEST_LIMIT = 1_000_000  # bytes of what the page may send: code that was pasted
 SOURCE_LINES_LIMIT = 2_000  # lines of source for one click
 PRESERVE_CONTEXT = "werkzeug.debug.preserve_context"  # Flask hands its contexts to what it finds there, for a console
-STATUSES = {"method": "405 Method Not Allowed", "unknown": "404 Not Found", "gone": "410 Gone", "busy": "409 Conflict"}
-STATUSES.update({"body": "400 Bad Request", "type": "415 Unsupported Media Type"})
-FORBIDDEN = "403 Forbidden"  # for the other refusals
+STATUSES = {  # of refusals, by their `error`
+    "body": "400 Bad Request",
+    "unknown": "404 Not Found",
+    "method": "405 Method Not Allowed",
+    "busy": "409 Conflict",
+    "gone": "410 Gone",
+    "type": "415 Unsupported Media Type",
+}
+FORBIDDEN = "403 Forbidden"  # for all others
 
 
 class DebuggedApplication:
@@ -3253,7 +3258,8 @@ class Exchange:
         response = self.tried(self.call)
         return self if response is None else response
 
-    def call(self) -> Optional[Iterable[bytes]]:
+    def call(self) -> Iterable[bytes]:
+        """Call the application; return what the server is to iterate over."""
         self.environ[PRESERVE_CONTEXT] = self.contexts.append
         self.app_iter = self.debugger.app(self.environ, self.start)
         if getattr(type(self.app_iter), "__iter__", None) in (list.__iter__, tuple.__iter__):
@@ -3269,7 +3275,7 @@ class Exchange:
             kind = type(self.app_iter).__name__
             raise TypeError(f"the application returned {kind}, not a list of bytes or another iterable of bytes")
         self.chunks = iter(self.app_iter)
-        return SizedExchange(self) if hasattr(self.app_iter, "__len__") else None
+        return SizedExchange(self) if hasattr(self.app_iter, "__len__") else self
 
     def start(self, status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
         """Be the application's start_response; the `write` that it returns sends the headers."""
@@ -3290,7 +3296,7 @@ class Exchange:
 
     def __next__(self) -> bytes:
         chunk = self.tried(self.advance)
-        return next(self.chunks) if chunk is None else chunk
+        return next(self.chunks) if chunk is None else chunk  # None: at the end, and before the page
 
     def advance(self) -> Optional[bytes]:
         """Return the application's next chunk, or None at the end."""
@@ -3438,7 +3444,7 @@ def record_body(environ: Environ) -> Optional[RecordedBody]:
 def preferred_type(accept: str) -> str:
     """Return which of our content types an Accept header prefers (RFC 9110, 12.5.1); plain text if it names none."""
     wanted: dict[str, float] = {}
-    for part in accept.lower().split(",")[:50]:
+    for part in accept.lower().split(",")[:50]:  # browsers send eight or so
         kind, *parameters = (piece.strip() for piece in part.split(";"))
         quality = next((piece[2:] for piece in parameters if piece.startswith("q=")), "1")
         try:
@@ -3605,8 +3611,9 @@ class Desk:
         """Return more of the source around a frame's line."""
         lines = self.asked.get("lines")
         around = min(max(lines if isinstance(lines, int) else LINES_AROUND, 1), SOURCE_LINES_LIMIT) // 2
-        view = view_place(self.found(self.debugger.shelf.place), id=self.word("frame"), around=around)
-        more = view_place(self.found(self.debugger.shelf.place), around=around + 1)
+        place = self.found(self.debugger.shelf.place)
+        view = view_place(place, id=self.word("frame"), around=around)
+        more = view_place(place, around=around + 1)
         return {"html": str(write_source(view)), "all": len(view.source) == len(more.source)}
 
     # -- for the person at the keyboard
@@ -6799,7 +6806,8 @@ WAKE_INTERVAL = 0.5  # seconds; a signal that comes just before the main thread 
 GREETING_PATIENCE = 1.0  # seconds; a mistake in the command is told in less, and then is the only line
 IMPORT_PATIENCE = 10.0  # seconds of importing before it is told where the import is; few libraries take as long
 
-IN_CODE_ONLY = {"use_reloader": "reload", "use_debugger": "debugger", "threaded": "threads", "ssl_context": "cert"}
+# Werkzeug's and Flask's words, and ours.
+WERKZEUG_WORDS = {"use_reloader": "reload", "use_debugger": "debugger", "threaded": "threads", "ssl_context": "cert"}
 
 
 def run(app: WSGIApplication, host: str = "127.0.0.1", port: int = 5000, debug: bool = False, **options: Any) -> None:
@@ -6850,7 +6858,7 @@ def start(
         terminal.quiet = config.quiet
         if config.reload and launch.must_supervise:
             return supervise(launch)
-        if config.reload and launch.carries_ballast:
+        if config.reload and launch.carries_ballast:  # thrown off by the exec: the next image gets the compiled code
             restart_process(launch, Handover({"listener": [], "waiting": []}, {AT_FIRST: ""}))
         hall = Hall(config, terminal, launch, in_code=in_code)
         try:
@@ -6889,7 +6897,7 @@ def config_from_keywords(**options: Any) -> Config:
     """Return the configuration that keywords of `run` describe.  Raises TypeError for an unknown one."""
     for name in options:
         if name not in Config._fields:
-            instead = IN_CODE_ONLY.get(name)
+            instead = WERKZEUG_WORDS.get(name)
             hint = f"; it is called {instead} here" if instead else f"; there are {', '.join(Config._fields[1:])}"
             raise TypeError(f"devserve has no option {name!r}{hint}")
     debug = bool(options.get("debug"))
@@ -7091,11 +7099,10 @@ class Hall:
             waiting = [sock.fileno() for sock in self.server.close_gate(GRACE)]
             if self.handover and not self.acceptor.ident:
                 waiting += self.handover.sockets["waiting"]
+            handover = Handover({"listener": [self.listener.fileno()], "waiting": waiting}, notes)
             try:
                 if not self.closing:
-                    restart_process(
-                        self.launch, Handover({"listener": [self.listener.fileno()], "waiting": waiting}, notes)
-                    )
+                    restart_process(self.launch, handover)
             except OSError as error:
                 self.terminal.error(f"cannot start Python again ({error}); the old code serves on")
             finally:  # reached only when it failed; whatever the reason, requests must not hang
@@ -7385,7 +7392,7 @@ def terminal_width() -> int:
         return HELP_WIDTH
 
 
-HELP_WIDTH = 98
+HELP_WIDTH = 98  # as on a terminal of 100 columns
 DESCRIPTION = "The development server for WSGI applications. For local development only, never for production."
 EPILOG = "Each long option can be set as DEVSERVE_OPTION in the environment. Try: devserve devserve:demo --debug"
 
@@ -7465,7 +7472,7 @@ def demo_price(query: str) -> str:
 # =====================================================================================================================
 # 13. Appendix: paper
 #
-# What a browser is sent, as plain text: the templates, then STYLE, then SCRIPT.  There is no Python in this room: a
+# What a browser is sent, as plain text: the templates, STYLE, SCRIPT, the demo's page.  There is no Python in it: a
 # word in braces is filled in by room 5, which escapes it, and a backslash at the end of a line joins it with the next.
 # Nobody needs to read Python to redesign the page.  Its Content-Security-Policy allows one style and one script, by
 # nonce, so neither style="" nor onclick="" works.  Without the script the page still shows everything but the values
