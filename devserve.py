@@ -1158,7 +1158,7 @@ class Reading:
         return FrameView(id, "python", filename, place.lineno, name, "", False, (), "The frame cannot be read.", ())
 
 
-# What was raised
+# -- what was raised
 
 
 def linked_exceptions(error: BaseException) -> list[tuple[BaseException, str]]:
@@ -1278,7 +1278,7 @@ def notes_of(error: BaseException, deadline: float) -> tuple[str, ...]:
     return tuple(mask_plain(shown_text(text, MESSAGE_LIMIT)) for text in run_bounded(jobs, deadline).values())
 
 
-# Where it was raised
+# -- where it was raised
 
 
 def view_place(
@@ -1560,7 +1560,7 @@ def django_place(debug: dict[str, Any]) -> FrameView:
     return view._replace(marks=(Mark(view.lineno, start, start + len(during)),) if start >= 0 else ())
 
 
-# What was probably meant
+# -- what was probably meant
 
 
 def sought(search: Callable[[], str], deadline: float) -> str:
@@ -1719,7 +1719,7 @@ def signature_text(function: FunctionType) -> str:
     return shown_text(f"{function.__qualname__}{inspect.signature(function)}", REPR_LIMIT)
 
 
-# Values, as texts that are bounded, printable and masked
+# -- values, as texts that are bounded, printable and masked
 
 
 def safe_repr(value: object, limit: int = REPR_LIMIT, deadline: float = REPR_DEADLINE, name: str = "") -> str:
@@ -1954,7 +1954,7 @@ def shown_text(text: str, limit: int) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
-# The request and the surroundings
+# -- the request and the surroundings
 
 
 def read_request(environ: Mapping[str, Any], body: bytes = b"") -> Request:
@@ -2084,7 +2084,7 @@ class ConsoleState(NamedTuple):
     remedy: str  # what to do about that, a sentence
 
 
-# ---- The door -------------------------------------------------------------------------------------------------------
+# -- the door
 
 
 class Markup(str):
@@ -2109,7 +2109,7 @@ def joined(pieces: Iterable[Markup]) -> Markup:
     return Markup("".join(pieces))
 
 
-# ---- The page -------------------------------------------------------------------------------------------------------
+# -- the page
 
 
 def write_page(report: Report, *, console: ConsoleState, generation: str, nonce: str, prefix: str) -> str:
@@ -2240,7 +2240,7 @@ def write_members(problem: Problem, anchor: str) -> Markup:
     return fill(MEMBERS, title=title, members=members, unlisted=unlisted)
 
 
-# ---- Frames ---------------------------------------------------------------------------------------------------------
+# -- frames
 
 
 def write_stack(frames: Sequence[FrameView]) -> Markup:
@@ -2426,7 +2426,7 @@ def add_spans(spans: list[list[Span]], lines: Sequence[str], start: tuple[int, i
         row, column = row + 1, 0
 
 
-# ---- Values, and what stands around the exception -------------------------------------------------------------------
+# -- values, and what stands around the exception
 
 
 def write_variables(view: FrameView) -> Markup:
@@ -2482,7 +2482,7 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
-# ---- Without markup -------------------------------------------------------------------------------------------------
+# -- without markup
 
 
 def write_text(report: Report) -> str:
@@ -3438,7 +3438,7 @@ def record_body(environ: Environ) -> Optional[RecordedBody]:
     return body
 
 
-# The response about a crash
+# -- the response about a crash
 
 
 def preferred_type(accept: str) -> str:
@@ -3485,7 +3485,7 @@ def page_headers(kind: str, nonce: str) -> list[tuple[str, str]]:
     ]
 
 
-# The endpoints
+# -- the endpoints
 
 
 class Reply(NamedTuple):
@@ -5435,7 +5435,7 @@ def forget_bytecode(path: str) -> None:
         pass
 
 
-# --- What is watched
+# -- what is watched
 
 
 class Tree(NamedTuple):
@@ -5708,7 +5708,7 @@ def recall(text: str) -> dict[str, tuple[Digest, int]]:
     return {path: ((int(size), int(crc)), int(times)) for size, crc, times, path in found}
 
 
-# --- Being told
+# -- being told
 
 F_SETOWN_EX, F_OWNER_TID = 15, 0  # fcntl(2); the module fcntl does not have them
 TELLING = frozenset(  # file systems all of whose changes go through this kernel, unlike those of a network or a host
@@ -5840,7 +5840,7 @@ def file_system(path: str, mounts: list[tuple[str, bytes]]) -> bytes:
     return found
 
 
-# --- Looking
+# -- looking
 
 
 class Watcher(threading.Thread):
@@ -6128,7 +6128,7 @@ def module_places(name: str) -> Iterator[str]:
             yield from (path, path + ".py", os.path.join(path, "__init__.py"))
 
 
-# --- Starting again: how this process was started
+# -- starting again: how this process was started
 
 STAMP = "DEVSERVE_HANDOVER"  # "pid:letter:code", descriptors that the image before left; a child has another pid
 PARENT = "DEVSERVE_SUPERVISOR"  # "pid:read:write", the line to the parent under `supervise`
@@ -6427,7 +6427,7 @@ def terminal_attributes() -> Optional[list[Any]]:
     return termios.tcgetattr(0)
 
 
-# --- The leap into the next image
+# -- the leap into the next image
 
 
 def restart_process(launch: Launch, handover: Handover) -> NoReturn:
@@ -6605,7 +6605,7 @@ def has_ended(pid: int) -> bool:
         return True
 
 
-# --- Arriving in the next image
+# -- arriving in the next image
 
 
 def take_stamps() -> tuple[Optional[tuple[int, int]], dict[str, Any], int]:
@@ -6644,7 +6644,7 @@ def keep_sockets(packed: dict[str, Any]) -> dict[str, Any]:
     return packed
 
 
-# --- Where exec does not replace: a parent that starts children
+# -- where exec does not replace: a parent that starts children
 
 
 def supervise(launch: Launch) -> int:
