@@ -3716,9 +3716,6 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
     request takes the one of its moment.  Used as a context manager it closes the listener and every connection.
     """
 
-    daemon_threads = True
-    request: socket.socket
-
     def __init__(
         self,
         listener: socket.socket,
@@ -3754,7 +3751,7 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
     def fileno(self) -> int:
         return self.socket.fileno()
 
-    # -- taking connections: socketserver calls these, in this order
+    # -- taking connections: what socketserver calls
 
     def get_request(self) -> tuple[Any, Any]:
         self.gate.wait(GATE_LOOK)
@@ -3836,8 +3833,6 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
         self.connections.discard(connection)
         self.look_again()
 
-    close_request = shutdown_request
-
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = sys.exc_info()[1]
         if error is not None:
@@ -3863,29 +3858,23 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
         with self.accepting:
             self.gate.clear()
         closed = time.perf_counter()
-        given_up: set[Connection] = set()
+        cut: set[Connection] = set()
         while True:
             self.finished.clear()
             # One look at each: a connection seen at rest stays so, since the gate is closed; one that has just been
             # woken by its client says so by `finished` and is at rest at the next look.
             looks = [(connection, connection.started) for connection in list(self.connections)]
-            busy = {connection: started for connection, started in looks if started and connection not in given_up}
-            ends = {c: self._deadline(c, started, closed, grace) for c, started in busy.items()}
+            ends = {c: self._deadline(c, started, closed, grace) for c, started in looks if started and c not in cut}
             late = {connection for connection, end in ends.items() if end <= time.perf_counter()}
             for connection in late:
                 self._cut_short(connection)
-            given_up |= late
-            if len(busy) == len(late):
+            cut |= late
+            if len(late) == len(ends):
                 return [connection.sock for connection, started in looks if not started and connection.can_cross()]
             self.finished.wait(max(0.0, min(ends[c] for c in ends.keys() - late) - time.perf_counter()))
 
-    def look_again(self) -> None:
-        """Have `close_gate`, if somebody is in it, look at the connections again."""
-        if not self.gate.is_set():
-            self.finished.set()
-
     def _deadline(self, connection: Connection, started: float, closed: float, grace: float) -> float:
-        """Return how long a connection has; the gate closed at `closed`."""
+        """Return the moment at which a connection is cut; the gate closed at `closed`."""
         if connection.ending:
             return closed + LINGER_MOMENT
         # From the closing at the latest: a client that pipelines without end begins one request after the other.
@@ -3895,6 +3884,11 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
         if not connection.is_stream and not connection.ending:
             self.terminal.warn(f"cut {connection.describe()}: still running after its grace")
         connection.cut()
+
+    def look_again(self) -> None:
+        """Have `close_gate`, if somebody is in it, look at the connections again."""
+        if not self.gate.is_set():
+            self.finished.set()
 
     def open_gate(self) -> None:
         """Let requests begin again, after a hand-over that did not happen."""
@@ -4057,7 +4051,7 @@ class Connection:
         self.timeout = IDLE_TIMEOUT
         if body is not None:
             self.keep_alive = self.keep_alive and body.drain(DRAIN_LIMIT)
-            self.input_left = not self.keep_alive  # or an empty line, which old clients send after a body
+            self.input_left = not self.keep_alive  # the rest of it, or the empty line that old clients send after one
 
     def _run(self, head: Head, environ: Environ, body: Optional[Body]) -> None:
         """Call the application and send what it answers; whatever goes wrong, exactly one log line is written."""
@@ -4245,7 +4239,7 @@ class Connection:
                 return
 
     def abort(self) -> None:
-        """End the connection by a reset, from its own thread: the client sees a break and not an end."""
+        """End the connection by a reset, when no other thread uses it: the client sees a break and not an end."""
         try:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
         except OSError:
