@@ -5332,11 +5332,11 @@ def tls_from_files(cert: str, key: str) -> Callable[[socket.socket], socket.sock
 # =====================================================================================================================
 
 INTERVAL = 0.045  # seconds between two looks: with SETTLE a save is noticed after 40 ms on average
-TOLD_INTERVAL = 1.0  # the same where the kernel tells of changes: not of all, as writes to mapped memory
-TOLD_SHARE = 0.02  # share of one core that looks may cost when it tells without end, as of a log in the project
-EAGER = 0.025  # INTERVAL for a while after a reload, since whoever has just saved will save again
+TOLD_INTERVAL = 1.0  # the same where the kernel tells of changes, but not of all: of no write to mapped memory
+TOLD_SHARE = 0.02  # share of one core that looks may cost while it tells without end, as of a log in the project
+EAGER = 0.025  # the same for a while after a reload, since whoever has just saved will save again
 EAGER_SECONDS = 60.0  # that while; afterwards, idle means idle
-STARTING = 0.01  # INTERVAL while modules are still being imported: what is edited then may be loaded or not
+STARTING = 0.01  # the same while modules are being imported: of a file edited then, either version may be loaded
 SETTLE = 0.015  # seconds without a further change that end a save; editors write in a few ms
 SETTLE_LIBRARY = 0.25  # the same for installed packages, whose installers pause between files
 SETTLE_LIMIT = 1.0  # a file that is written without end must not hold a reload for ever
@@ -5365,7 +5365,7 @@ NOT_WALKED = frozenset(
     " .cache".split()
 )
 NOT_WALKED_ENDINGS = (".dist-info", ".egg-info")
-LITTER = re.compile(
+LITTER = re.compile(  # of Emacs, Vim (which tries a folder with 4913), JetBrains, macOS, Python, flycheck and GTK
     r"\.#|#.*#$|.*~$|.*\.sw[a-z]$|.*___jb_\w+___$|4913$|\.DS_Store$|.*\.py[co]$|flycheck_|\.goutputstream"
 )
 
@@ -5474,18 +5474,18 @@ class Files:
         self.states: dict[str, Snapshot] = {}
         self.own: list[str] = []
         self.installed: list[str] = []
-        self.trees: dict[str, list[Tree]] = {}
+        self.trees: dict[str, list[Tree]] = {}  # by the folder that is listed
         self.remembered = recall(remembered)
-        self.early: dict[str, int] = {}
+        self.recent: dict[str, int] = {}  # files written lately: how many reloads in a row each caused in an import
         self.imported = float("inf")  # wall clock: when the import ended, after which nobody but a person edits
         self.full = False
         self._library_root = os.path.dirname(os.__file__) + os.sep
-        self._names: set[str] = set()
-        self._scanned = since
-        self._noted: set[str] = set()
-        self._linked: set[tuple[str, Tree]] = set()
-        self._queue: deque[tuple[str, Tree, bool]] = deque()
-        self._walk: Iterator[None] = iter(())
+        self._names: set[str] = set()  # of the modules that have been adopted
+        self._scanned = since  # when that was, by the wall clock
+        self._noted: set[str] = set()  # wanted files that some listing has met
+        self._linked: set[tuple[str, Tree]] = set()  # folders that a link has led to
+        self._queue: deque[tuple[str, Tree, bool]] = deque()  # folders to be listed
+        self._walk: Iterator[None] = iter(())  # the listing that is under way
 
     def add(self, path: str, *, new: bool = False, since: Optional[float] = None) -> None:
         """Watch one path, which need not exist.  What changed after `since`, or is `new`, counts as changed."""
@@ -5523,9 +5523,9 @@ class Files:
             return None
         known, times = self.remembered.get(path, (None, 0))
         if known is not None and known == digest(path):
-            self.early[path] = 0
+            self.recent[path] = 0
             return state
-        self.early[path] = times + 1
+        self.recent[path] = times + 1
         if times >= SELF_WRITTEN:
             self.warn(f"{path} changes each time the application is imported; such changes are ignored")
             return state
@@ -5536,7 +5536,7 @@ class Files:
 
         So a file that is touched, or written again by the application, while the next image imports it, is no change.
         """
-        words = ((path, digest(path), times) for path, times in list(self.early.items())[-REMEMBERED:])
+        words = ((path, digest(path), times) for path, times in list(self.recent.items())[-REMEMBERED:])
         return "\n".join(f"{known[0]} {known[1]} {times} {path}" for path, known, times in words if known)
 
     def excluded(self, path: str) -> bool:
@@ -5559,7 +5559,7 @@ class Files:
         if not path or path in self.states or self.excluded(path):
             return
         if self.is_library(path):
-            # Its first look is its turn in the ring: a start must not pay for 1,500 of them.
+            # It is looked at first when its turn comes: a start must not pay for 1,500 of them.
             self.installed.append(path)
             self.states[path] = None
             return
@@ -5840,11 +5840,11 @@ def file_system(path: str, mounts: list[tuple[str, bytes]]) -> bytes:
 class Watcher(threading.Thread):
     """Looks at files and says what changed.  Start it before the application is imported.
 
-    Where the kernel tells of changes it looks at once, at every file.  Elsewhere, and seldom there too, each look
-    takes the files edited last, and as many of the others in turn as LOOKING allows.  When one differs, it looks again
-    until nothing changes any more, leaves out what has its old content, and compiles the rest.  `changed` is called in
-    this thread with the sorted paths; watching goes on when it returns.  While a changed file does not compile
-    `broken` is called instead, and the next save that mends it calls `changed` whatever its content.
+    Where the kernel tells of changes it looks at once, at every file.  Elsewhere, and once in TOLD_INTERVAL there too,
+    it looks at the files edited last, and at as many others in turn as LOOKING allows.  When one differs, it looks
+    again until nothing changes any more, leaves out what has its old content, and compiles the rest.  `changed` is
+    called in this thread with the sorted paths; watching goes on when it returns.  While a changed file does not
+    compile `broken` is called instead, and the next save that mends it calls `changed` whatever its content.
     """
 
     def __init__(
@@ -5861,27 +5861,27 @@ class Watcher(threading.Thread):
         eager: bool = False,
     ) -> None:
         super().__init__(name="devserve watcher", daemon=True)
+        self.changed = changed
+        self.broken = broken
+        self.warn = warn
+        self.files = Files(warn, time.time() if since is None else since, exclude_patterns, remembered)
         self._eager_until = time.monotonic() + EAGER_SECONDS if eager else 0.0
         self._interval = INTERVAL
         self._herald = Herald()
         self._attended = 0  # of the project's files, so many have the herald's attention
         self._told = False  # something has changed, so this look is at everything
-        self.changed = changed
-        self.broken = broken
-        self.warn = warn
-        self.files = Files(warn, time.time() if since is None else since, exclude_patterns, remembered)
-        self._errands: deque[Callable[[], None]] = deque()
+        self._errands: deque[Callable[[], None]] = deque()  # what other threads would have this one do
         self._errands.append(partial(self.files.add_places, list(extra_files)))
         self.watch(also)
-        self._hot: list[str] = []
-        self._counted = 0
-        self._turns = {"own": 0, "library": 0}
+        self._hot: list[str] = []  # the project's files that were edited last
+        self._counted = 0  # of the project's files, so many were there at the last look
+        self._turns = {"own": 0, "library": 0}  # how far each round has come
         self._cost = 5e-6  # seconds a file, a first guess; measured from then on
         self._looks = 0
-        self._digests: dict[str, Digest] = {}
-        self._unread: list[str] = []
-        self._pending: set[str] = set()
-        self._demand = ""
+        self._digests: dict[str, Digest] = {}  # of files as they were last accepted
+        self._unread: list[str] = []  # files whose digest is still to be learnt
+        self._pending: set[str] = set()  # what has changed while a file did not compile
+        self._demand = ""  # the reason given to `reload_now`
         self._stopped = False
         self._warned = False
 
@@ -5968,9 +5968,8 @@ class Watcher(threading.Thread):
         own, library = self.files.own, self.files.installed
         if len(own) != self._counted:
             self._count()
-        installed = self._first_looks(
-            self._next("library", library, 1 + int(len(library) * self._interval / LIBRARY_PERIOD))
-        )
+        share = 1 + int(len(library) * self._interval / LIBRARY_PERIOD)
+        installed = self._first_looks(self._next("library", library, share))
         left = int(self._budget() * self._interval / max(self._cost, 1e-7)) - len(installed)
         if self._told or len(own) <= max(left, HOT):
             return own + installed
@@ -5979,14 +5978,16 @@ class Watcher(threading.Thread):
     def _budget(self) -> float:
         return LOOKING if len(self.files.own) < MANY else LOOKING_AT_MANY
 
-    def _next(self, name: str, ring: list[str], count: int) -> list[str]:
-        if count >= len(ring):
-            return ring
-        start = self._turns[name] % len(ring)
+    def _next(self, name: str, paths: list[str], count: int) -> list[str]:
+        """Return the next `count` of these paths, which are gone through round and round."""
+        if count >= len(paths):
+            return paths
+        start = self._turns[name] % len(paths)
         self._turns[name] = start + count
-        return ring[start : start + count] + ring[: max(0, start + count - len(ring))]
+        return paths[start : start + count] + paths[: max(0, start + count - len(paths))]
 
     def _first_looks(self, installed: list[str]) -> list[str]:
+        """Give those of these files that nobody has looked at a state to differ from; return them all."""
         states = self.files.states
         for path in installed:
             if states[path] is None:
@@ -6004,6 +6005,7 @@ class Watcher(threading.Thread):
         self._hot = sorted(self.files.own, key=lambda path: states[path] or (0, 0, 0))[-HOT:]
 
     def _different(self, paths: Iterable[str]) -> set[str]:
+        """Return those that differ; for a folder that does, what differs in it."""
         states = self.files.states
         found = {path for path in paths if snapshot(path) != states[path]}
         for folder in [path for path in found if path in self.files.trees]:
@@ -6069,7 +6071,7 @@ class Watcher(threading.Thread):
             if path.endswith(".py"):
                 forget_bytecode(path)
             self._digests[path] = digest(path)
-            self.files.early.setdefault(path, 0)
+            self.files.recent.setdefault(path, 0)
         self.changed(pending)
 
     def _first_error(self) -> Optional[SyntaxError]:
@@ -6257,7 +6259,7 @@ class Launch(NamedTuple):
             signal.raise_signal(number)
 
     def _undo(self, ignored: set[int], children: list[int]) -> None:
-        """Put right what an exec carries along: signals that the application ignored, children that it left."""
+        """Put right what an exec carries along, ignored signals and children; a child of `supervise` ends with it."""
         if threading.current_thread() is threading.main_thread():
             for number in ignored - self.ignored:
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
@@ -6303,7 +6305,7 @@ def rebuilt_command() -> list[str]:
 
 
 def own_program(fd: int) -> Optional[Program]:
-    """Return the code that devserve.py runs as the program; None when it was imported."""
+    """Return what devserve.py runs as the program, None when it was imported; the file `fd`, if any, holds it."""
     frame: Optional[FrameType] = sys._getframe()
     while frame is not None and not (frame.f_code.co_name == "<module>" and frame.f_globals is globals()):
         frame = frame.f_back
@@ -6432,11 +6434,8 @@ def restart_process(launch: Launch, handover: Handover) -> NoReturn:
     """
     if not os.access(launch.executable or os.devnull, os.X_OK):
         raise FileNotFoundError(errno.ENOENT, "the interpreter is gone", launch.executable)
-    LEAVING.acquire()
-    try:
+    with LEAVING:
         say_goodbye(Leap(launch, handover).go)
-    finally:
-        LEAVING.release()
 
 
 def end_process(status: int) -> NoReturn:
@@ -6522,10 +6521,11 @@ class Leap:
             os.execve(launch.executable, launch.command, {**launch.environ, STAMP: stamp})
 
     def _code(self) -> int:
+        """Return the descriptor of a file with the compiled program, -1 for none."""
         program = self.launch.program
-        if program is None or program.fd >= 0:
-            return program.fd if program else -1
-        return anonymous_file(program.mark + marshal.dumps(program.code))
+        if program is None:
+            return -1
+        return program.fd if program.fd >= 0 else anonymous_file(program.mark + marshal.dumps(program.code))
 
     def _open_only(self, crossing: set[int]) -> None:
         """Let these descriptors cross and, of the others, only those that were meant to at the first start."""
