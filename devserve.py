@@ -963,7 +963,7 @@ INLINE_LIMIT = 400  # characters of a value that is in the page from the start
 REPR_DEADLINE = 0.5  # seconds for the values of one frame, when asked for
 INLINE_DEADLINE = 0.1  # seconds for what is in the page from the start: a hanging repr may cost no more than this
 REPORT_DEADLINE = 0.5  # seconds for all of a page's values and messages together
-REPR_ROUNDS = 3  # times that reading goes on with the next value after one has hung
+REPR_ROUNDS = 3  # helpers for one reading: each goes on after the value in which the one before it hung
 STUCK_LIMIT = 16  # helper threads at once; more than this hang, or are wanted, only when something is badly wrong
 DEPTH_LIMIT = 6  # containers within containers
 VARIABLES_LIMIT = 60  # variables of one frame; a function that has more is generated
@@ -975,6 +975,8 @@ FRAMES_LIMIT = 60  # frames of one exception after folding, half of them from ei
 ROUNDS_FOLDED = 4  # rounds of a recursion from which it is folded; fewer are as soon read as the line about them
 PERIOD_LIMIT = 8  # functions that call each other in a circle, for folding; longer circles meet FRAMES_LIMIT
 FORM_LIMIT = 50  # fields of a form
+NEAR_LIMIT = 5_000  # names that are compared with a wrong one; so many take 20 ms of INLINE_DEADLINE
+NEARNESS = 0.7  # of names that are suggested; difflib's own 0.6 would have `local` for `total`
 SECRET_STEMS = (
     "passw|passphrase|secret|token|credential|authoriz|cookie|signature|api_?key|access_?key|private_?key|session_?id"
     "|^devserve_[0-9]"  # the cookie of a console
@@ -1624,8 +1626,8 @@ def suggestion(wanted: str, known: Iterable[Any]) -> str:
     """Return the sentence that names the nearest of `known`, or nothing when none is near."""
     from difflib import get_close_matches
 
-    names = [name for name in itertools.islice(known, 5_000) if type(name) is str and name != wanted]
-    near = [] if len(wanted) > NAME_LIMIT else get_close_matches(wanted, names, 1, 0.7)
+    names = [name for name in itertools.islice(known, NEAR_LIMIT) if type(name) is str and name != wanted]
+    near = [] if len(wanted) > NAME_LIMIT else get_close_matches(wanted, names, 1, NEARNESS)
     return f"Did you mean: '{shown_text(near[0], NAME_LIMIT)}'?" if near else ""
 
 
@@ -2970,8 +2972,8 @@ class Guard:
     def greeting(self, url: str) -> str:
         """Return the line for the terminal that says how to open the console."""
         if self.pin == PIN_OFF:
-            return "  the debugger asks for no PIN"
-        return f"  the debugger's PIN is {self.pin}, or open {self.unlock_url(url)}"
+            return "the debugger asks for no PIN"
+        return f"the debugger's PIN is {self.pin}, or open {self.unlock_url(url)}"
 
     def unlock_url(self, base: str) -> str:
         """Return the link that opens the console in the browser that follows it."""
@@ -4327,29 +4329,6 @@ remembered_head = functools.lru_cache(maxsize=256)(parse_head)
 REMEMBERED_HEAD = 4 * 1024  # bytes; with the number above this bounds the memory to about 2 MB
 
 
-def parse_fields(lines: list[str]) -> dict[str, str]:
-    """Return header lines under their environ keys."""
-    fields: dict[str, str] = {}
-    for line in lines:
-        name, colon, value = line.partition(":")
-        if not colon:
-            raise BadRequest("a header line without a colon")
-        key = environ_key(name)
-        if key in fields:
-            value = merged(key, fields[key], value)
-        if key:
-            fields[key] = value.strip(" \t")
-    return fields
-
-
-def check_host(host: Optional[str], http11: bool) -> None:
-    if host is None:
-        if http11:
-            raise BadRequest("an HTTP/1.1 request needs a Host header")  # RFC 9112 section 3.2
-    elif not HOST.fullmatch(host):
-        raise BadRequest(f"{host!r} is no Host")
-
-
 def check_controls(data: bytes, line_ends: int) -> None:
     """Refuse control characters, and any CR or LF that is not one of the `line_ends` pairs (RFC 9112 section 2.2)."""
     if data.translate(None, TEXT) != b"\r\n" * line_ends:
@@ -4369,6 +4348,21 @@ def parse_request_line(line: str) -> tuple[str, str, bool]:
     if version not in ("HTTP/1.1", "HTTP/1.0"):
         raise BadRequest(f"{version!r} is not HTTP/1.1 or HTTP/1.0")
     return method, target, version == "HTTP/1.1"
+
+
+def parse_fields(lines: list[str]) -> dict[str, str]:
+    """Return header lines under their environ keys."""
+    fields: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon:
+            raise BadRequest("a header line without a colon")
+        key = environ_key(name)
+        if key in fields:
+            value = merged(key, fields[key], value)
+        if key:
+            fields[key] = value.strip(" \t")
+    return fields
 
 
 @functools.lru_cache(maxsize=1024)  # clients repeat their names; the bound is for those that do not
@@ -4404,6 +4398,14 @@ def local_target(method: str, target: str, fields: dict[str, str]) -> str:
     if target == "*" and method == "OPTIONS":
         return target
     raise BadRequest(f"the target {target!r} is no path")
+
+
+def check_host(host: Optional[str], http11: bool) -> None:
+    if host is None:
+        if http11:
+            raise BadRequest("an HTTP/1.1 request needs a Host header")  # RFC 9112 section 3.2
+    elif not HOST.fullmatch(host):
+        raise BadRequest(f"{host!r} is no Host")
 
 
 def body_length(fields: dict[str, str], http11: bool) -> int:
@@ -5722,7 +5724,7 @@ class Herald:
         self.places: set[str] = set()  # the folders that are asked for
         self.complete = False  # each of them is listened to, so that between two calls of `wait` nobody has to look
         self._ears: dict[str, tuple[int, tuple[int, int]]] = {}  # folder: descriptor, device and inode
-        self._thread = 0
+        self._thread = 0  # the one that waits, while it can be told
         self._able = hasattr(signal, "sigtimedwait") and threading.current_thread() is threading.main_thread()
         if sys.platform == "linux" and self._able and signal.getsignal(signal.SIGIO) == signal.SIG_DFL:
             signal.signal(signal.SIGIO, signal.SIG_IGN)  # one that comes when nobody waits must not end the process
@@ -6883,7 +6885,7 @@ def make_server(app: WSGIApplication, host: str = "127.0.0.1", port: int = 0, **
     if config.debugger:
         guard = Guard.fresh(config.pin, server.server_port, trusted_hosts(config, listener))
         server.app = DebuggedApplication(app, guard=guard, terminal=terminal)
-        terminal.say(f"devserve: {guard.greeting(urls(listener, 'https' if tls else 'http')[0]).strip()}")
+        terminal.say(f"devserve: {guard.greeting(urls(listener, 'https' if tls else 'http')[0])}")
     return server
 
 
@@ -7082,11 +7084,9 @@ class Hall:
             self.terminal.warn(f"the folder {self.launch.cwd} is gone; the old code serves on")
             return
         self.terminal.say(f"{tell_paths(paths)} changed, reloading")
-        notes = {
-            "since": repr(time.time()),
-            "socket_file": self.socket_file,
-            **(self.guard.remember() if self.guard else {}),
-        }
+        notes = {"since": repr(time.time()), "socket_file": self.socket_file}
+        if self.guard:
+            notes.update(self.guard.remember())
         if self.watcher:
             notes["watched"] = self.watcher.remember()
         with self.starting:  # so that nobody adopts meanwhile what the last image handed over
@@ -7131,7 +7131,7 @@ class Hall:
             say("  which everybody on these networks can reach")
         say("  for local development only: never use it in production")
         if self.guard:
-            say(self.guard.greeting(addresses[0]))
+            say(f"  {self.guard.greeting(addresses[0])}")
 
     def _take_signals(self) -> None:
         """Stop on SIGTERM and Ctrl-C, reload on SIGHUP; in code, Ctrl-C stays the exception on which `run` ends."""
