@@ -100,6 +100,7 @@ else:
         def __new__(cls, *values, **named):
             rest = cls._fields[len(values) :]
             given = {**cls._field_defaults, **named}
+            # Too many values, a name that is none of the rest, or a field left without a value:
             if len(values) > len(cls._fields) or not named.keys() <= set(rest) <= given.keys():
                 raise TypeError(f"{cls.__name__} takes {', '.join(cls._fields)}")
             return tuple.__new__(cls, (*values, *(given[name] for name in rest)))
@@ -3680,7 +3681,7 @@ def as_json(value: dict[str, Any], status: str = "200 OK") -> Reply:
 # then the sockets that they stand on.
 # =====================================================================================================================
 
-# Sizes, in bytes.  A peer that goes past one is answered 4xx and the connection is closed.
+# Sizes, in bytes.  A peer that goes past one with a status is answered so, and the connection is closed.
 MAX_REQUEST_LINE = 16 * 1024  # twice what browsers send; a longer line is a mistake (414)
 MAX_HEAD = 64 * 1024  # cookies of a whole localhost pile up to 30 kB (431)
 MAX_FIELDS = 200  # header lines; browsers send about 20 (431)
@@ -3692,7 +3693,7 @@ LOGGED_LINE = 120  # of a head that was refused: enough to recognise who sent it
 READ_SIZE = 64 * 1024  # a loopback socket hands over about this much at once
 JOIN_LIMIT = 64 * 1024  # head and body up to here are joined into one send; past it the copy costs more than a send
 
-# Waits, in seconds.  Each ends the connection, so that no thread is held for ever.
+# Waits, in seconds.  Each has an end, so that no thread is held for ever.
 FIRST_BYTE_TIMEOUT = 120.0  # browsers open connections ahead of need and keep them for minutes
 HEAD_TIMEOUT = 30.0  # for the whole head: enough for a person who types it into telnet
 BODY_TIMEOUT = 30.0  # between two pieces of a body
@@ -5963,7 +5964,7 @@ class Watcher(threading.Thread):
             return self._different(paths)
         began = time.thread_time()
         different = self._different(paths)
-        self._cost += 0.2 * ((time.thread_time() - began) / len(paths) - self._cost)
+        self._cost += 0.2 * ((time.thread_time() - began) / len(paths) - self._cost)  # a mean of the last few
         return different
 
     def _whose_turn(self) -> list[str]:
@@ -5972,7 +5973,7 @@ class Watcher(threading.Thread):
             self._count()
         share = 1 + int(len(library) * self._interval / LIBRARY_PERIOD)
         installed = self._first_looks(self._next("library", library, share))
-        left = int(self._budget() * self._interval / max(self._cost, 1e-7)) - len(installed)
+        left = int(self._budget() * self._interval / max(self._cost, 1e-7)) - len(installed)  # a clock may stand still
         if self._told or len(own) <= max(left, HOT):
             return own + installed
         return self._hot + self._next("own", own, max(left - HOT, HOT)) + installed
