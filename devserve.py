@@ -179,7 +179,7 @@ class Terminal:
         self._clock = (0, "")  # the second, and its text: a strftime a second is enough
         self._gathered: deque[str] = deque()  # lines of the request log that are not written yet
         self._writing = threading.RLock()
-        self._is_writing = False
+        self._is_writing = False  # what a signal handler or a destructor says meanwhile must wait
         self._written_at = 0.0
         self._in_burst = False  # a thread writes what is gathered
 
@@ -350,7 +350,7 @@ def is_plumbing(code: CodeType) -> bool:
     return code.co_filename.startswith("<frozen importlib") or code.co_filename == IMPORTLIB
 
 
-IMPORTLIB = os.path.join(os.path.dirname(os.__file__), "importlib", "__init__.py")
+IMPORTLIB = os.path.join(os.path.dirname(os.__file__), "importlib", "__init__.py")  # where import_module is
 
 
 # =====================================================================================================================
@@ -4128,6 +4128,7 @@ class Connection:
         return data
 
     def _open_body(self, environ: Environ, length: int, expected: bool) -> Body:
+        """Offer the body as `wsgi.input`: a chunked one when it is whole, any other as it comes."""
         body = Body(self, max(length, 0), expected)
         if length == CHUNKED:
             spool = Dechunker(self, body).spool()
@@ -4149,7 +4150,7 @@ class Connection:
         return bytes(piece[: self.receive_into(piece, len(piece))])
 
     def receive_into(self, buffer: Any, size: int) -> int:
-        """Read up to `size` bytes, at least one, past those in the buffer; raise `ClientGone` when none come."""
+        """Read up to `size` bytes, at least one, from the socket itself; raise `ClientGone` when none come."""
         while True:
             try:
                 count = self.sock.recv_into(buffer, size)
@@ -6681,6 +6682,7 @@ class Supervisor:
             self.child.send_signal(number)
 
     def _round(self) -> int:
+        """Run one child to its end; return its status."""
         ours, theirs, word = new_line()
         self._start(theirs, word)
         reader = threading.Thread(target=self._read, args=(ours[0],), daemon=True)
@@ -7049,6 +7051,7 @@ class Hall:
         self.server.app = app
 
     def _start(self) -> None:
+        """Accept connections from now on, those first that the last image handed over."""
         with self.starting:
             if not self.acceptor.ident:
                 if self.handover:
