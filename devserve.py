@@ -1577,7 +1577,7 @@ def hint_for(error: BaseException, places: list[Place]) -> str:
     """Return what the interpreter would suggest (bpo-38530), on every version, and for a KeyError the nearest key."""
     text = first_text(error)[:MESSAGE_LIMIT]
     if isinstance(error, KeyError):
-        return suggestion(text, (key for place in caller_first(places) for key in keys_near(place)))
+        return suggestion(text, (key for place in innermost_first(places) for key in keys_near(place)))
     if isinstance(error, ImportError):
         return import_hint(error, text)
     if not places or isinstance(error, UnboundLocalError):
@@ -1632,8 +1632,8 @@ def suggestion(wanted: str, known: Iterable[Any]) -> str:
     return f"Did you mean: '{shown_text(near[0], NAME_LIMIT)}'?" if near else ""
 
 
-def caller_first(places: list[Place]) -> list[Place]:
-    """Return the innermost places down to the application's own: a mapping's __getitem__ may lie between."""
+def innermost_first(places: list[Place]) -> list[Place]:
+    """Return the places from the innermost out to the application's own: a mapping's __getitem__ may lie between."""
     own = [n for n, place in enumerate(places) if is_app_frame(place.frame, place.frame.f_code.co_filename)]
     return list(reversed(places[own[-1] :] if own else places[-1:]))
 
@@ -3044,8 +3044,8 @@ class Guard:
         left = PIN_FAILURES - self.failures
         return self.shut() or Refusal("pin", f"The PIN is wrong; {left} attempts are left.", "It is on the terminal.")
 
-    def opens(self, environ: Mapping[str, Any], token: str) -> Optional[Refusal]:
-        """Return None when the link of the terminal was followed."""
+    def refuses_link(self, environ: Mapping[str, Any], token: str) -> Optional[Refusal]:
+        """Say no unless the link of the terminal was followed."""
         refusal = self.refuses_host(environ)
         if refusal or same(token, self.token):
             return refusal
@@ -3582,7 +3582,7 @@ class Desk:
         from urllib.parse import parse_qs
 
         token = parse_qs(self.environ.get("QUERY_STRING", "")).get("token", [""])[0]
-        refusal = self.guard.opens(self.environ, token)
+        refusal = self.guard.refuses_link(self.environ, token)
         if refusal:
             raise Refused(refusal)
         there = ("Location", self.debugger.prefix(self.environ) + "/console")
