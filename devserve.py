@@ -33,8 +33,9 @@ The house.  Four machines that do not know each other, and a hall where they mee
 A room names only rooms with a smaller number, and the paper.  3 is the loader, 4 to 8 the debugger, 9 the server, 10
 the reloader; each can be lifted out and used alone.
 
-A start:    main, Config, Hall: take the handover, open the socket (before the application is imported: a used port is
-            told at once, and browsers wait), start the watcher, load_app, DebuggedApplication, DevServer.
+A start:    main, Launch.capture: take the handover; Config; Hall: open the socket (before the application is imported:
+            a used port is told at once, and browsers wait), make the DevServer, start the Watcher; load_app,
+            DebuggedApplication, and from then on connections are accepted.
 A request:  socket, Connection in its thread, environ, debugger, application, Response, a line of the log.
 A crash:    the terminal first, then Report, FrameShelf, and the page; when headers are out already the connection is
             cut, so that the client sees a cut and not a lie.
@@ -74,7 +75,7 @@ from wsgiref.util import FileWrapper, is_hop_by_hop
 __version__ = "0.1.0"
 __all__ = ["Config", "DebuggedApplication", "DevServer", "DevserveError", "load_app", "make_server", "run"]
 
-TYPE_CHECKING = False  # type checkers take it for True; importing `typing`, and making classes by it, is 12 ms of 42
+TYPE_CHECKING = False  # but to type checkers; importing `typing` and making classes by it is 12 of a start's 42 ms
 
 if TYPE_CHECKING:
     from typing import Any, Callable, NamedTuple, NoReturn, Optional, TextIO, TypeVar, Union
@@ -99,6 +100,7 @@ else:
         def __new__(cls, *values, **named):
             rest = cls._fields[len(values) :]
             given = {**cls._field_defaults, **named}
+            # Too many values, a name that is none of the rest, or a field left without a value:
             if len(values) > len(cls._fields) or not named.keys() <= set(rest) <= given.keys():
                 raise TypeError(f"{cls.__name__} takes {', '.join(cls._fields)}")
             return tuple.__new__(cls, (*values, *(given[name] for name in rest)))
@@ -116,9 +118,9 @@ else:
 # =====================================================================================================================
 # 1. Configuration
 #
-# Every option with its default, the error of the person at the keyboard, and the limits.  Knows nothing but the
-# standard library.  A new option starts here, as a field; then the command line gets its flag, and the machine that
-# needs it reads the field.
+# Every option with its default, and the error of the person at the keyboard.  Knows nothing but the standard library.
+# A new option starts here, as a field; then the command line gets its flag, and the machine that needs it reads the
+# field.
 # =====================================================================================================================
 
 
@@ -156,7 +158,6 @@ class DevserveError(Exception):
 # SGR codes by the class of a status: what went well stays quiet, what failed is seen from the other end of the desk.
 STATUS_COLOURS = {"1": "2", "2": "", "3": "36", "4": "33", "5": "1;31"}
 
-
 CRASH_PATIENCE = 2.0  # seconds for an exception's own text, which may hang as any code may
 LOG_INTERVAL = 0.01  # seconds that a line may wait for its neighbours: less than the eye, or a test, can see
 
@@ -178,7 +179,7 @@ class Terminal:
         self._clock = (0, "")  # the second, and its text: a strftime a second is enough
         self._gathered: deque[str] = deque()  # lines of the request log that are not written yet
         self._writing = threading.RLock()
-        self._is_writing = False
+        self._is_writing = False  # what a signal handler or a destructor says meanwhile must wait
         self._written_at = 0.0
         self._in_burst = False  # a thread writes what is gathered
 
@@ -245,7 +246,7 @@ class Terminal:
 
     def _begin_burst(self) -> None:
         self._in_burst = True
-        atexit.register(self.flush)
+        atexit.register(self.flush)  # at the interpreter's end the thread does not wake again
         try:
             threading.Thread(target=self._write_burst, name="devserve log", daemon=True).start()
         except RuntimeError:  # the system has no thread left
@@ -260,7 +261,7 @@ class Terminal:
             more = bool(self._gathered)
             self.flush()
         self._in_burst = False
-        self.flush()  # a line that came before the line above, and was left to this thread
+        self.flush()  # what came a moment before that, and was left to this thread
         atexit.unregister(self.flush)
 
     def colour(self, text: str, code: str) -> str:
@@ -349,7 +350,7 @@ def is_plumbing(code: CodeType) -> bool:
     return code.co_filename.startswith("<frozen importlib") or code.co_filename == IMPORTLIB
 
 
-IMPORTLIB = os.path.join(os.path.dirname(os.__file__), "importlib", "__init__.py")
+IMPORTLIB = os.path.join(os.path.dirname(os.__file__), "importlib", "__init__.py")  # where import_module is
 
 
 # =====================================================================================================================
@@ -429,8 +430,8 @@ def servers_left_out(warn: Callable[[str], None]) -> Iterator[None]:
         if threading.current_thread() is not importer:
             serve_forever(self, poll_interval)
         else:
-            guard = "start it under if __name__ == '__main__':"
-            warn(f"the server that the import starts, on {self.server_address}, is left out; {guard}")
+            remedy = "start it under if __name__ == '__main__':"
+            warn(f"the server that the import starts, on {self.server_address}, is left out; {remedy}")
 
     flask_knows = "FLASK_RUN_FROM_CLI" in os.environ
     os.environ.setdefault("FLASK_RUN_FROM_CLI", "true")
@@ -620,7 +621,7 @@ def named_app(module: ModuleType, target: str, name: str) -> Any:
         try:
             thing = getattr(thing, part)
         except AttributeError as error:
-            if raised_inside(error) and hasattr(type(thing), part):  # a property's own code; `__getattr__` has no name
+            if raised_inside(error) and hasattr(type(thing), part):  # by a property, and not by `__getattr__`
                 raise
             holder = ":".join(filter(None, (target, ".".join(parts[:index]))))
             raise DevserveError(f"no {part!r} in {holder!r}; {spelling_hint(thing, part)}") from None
@@ -647,7 +648,7 @@ def discovered_app(module: ModuleType, target: str) -> Any:
         if not means_something_else(thing):
             return app_or_made(thing, target, name)
     found = {id(thing): name for name, thing in vars(module).items() if framework_of(thing)}  # each object once
-    for outer in (framework_default(), *(vars(module)[name] for name in list(found.values()))):
+    for outer in (framework_default(), *(vars(module)[name] for name in found.values())):
         for inner in frameworks_in(outer):
             if inner is not outer:
                 found.pop(id(inner), None)  # it is served with the one that it is mounted in
@@ -922,7 +923,6 @@ ENV_ESCAPES = {"single": r"\\[\\']", "double": r"\\[\\'\"abfnrtv]", "bare": r"(?
 def env_entries(text: str) -> Iterator[tuple[int, str, str]]:
     """Yield (lineno, key, value) of each entry; a line that is none has the key ""."""
     import codecs
-    import re
 
     entry, idle = re.compile(ENV_ENTRY, re.VERBOSE), re.compile(r"[ \t]*(?:#.*)?(?:\n|\Z)")
     position = 0
@@ -940,8 +940,6 @@ def env_entries(text: str) -> Iterator[tuple[int, str, str]]:
 
 def expand_variables(value: str, environ: dict[str, str]) -> str:
     """Return `value` with each `${NAME}` and `${NAME:-default}` replaced."""
-    import re
-
     return re.sub(r"\$\{([^}:]*)(?::-([^}]*))?\}", lambda match: environ.get(match[1], match[2] or ""), value)
 
 
@@ -966,7 +964,7 @@ INLINE_LIMIT = 400  # characters of a value that is in the page from the start
 REPR_DEADLINE = 0.5  # seconds for the values of one frame, when asked for
 INLINE_DEADLINE = 0.1  # seconds for what is in the page from the start: a hanging repr may cost no more than this
 REPORT_DEADLINE = 0.5  # seconds for all of a page's values and messages together
-REPR_ROUNDS = 3  # times that reading goes on with the next value after one has hung
+REPR_ROUNDS = 3  # helpers for one reading: each goes on after the value in which the one before it hung
 STUCK_LIMIT = 16  # helper threads at once; more than this hang, or are wanted, only when something is badly wrong
 DEPTH_LIMIT = 6  # containers within containers
 VARIABLES_LIMIT = 60  # variables of one frame; a function that has more is generated
@@ -975,8 +973,11 @@ CHAIN_LIMIT = 20  # exceptions of one chain, the newest and the root: loops that
 MEMBERS_LIMIT = 30  # members of one group
 PROBLEMS_LIMIT = 100  # exceptions of one report, counting groups within groups
 FRAMES_LIMIT = 60  # frames of one exception after folding, half of them from either end
+ROUNDS_FOLDED = 4  # rounds of a recursion from which it is folded; fewer are as soon read as the line about them
 PERIOD_LIMIT = 8  # functions that call each other in a circle, for folding; longer circles meet FRAMES_LIMIT
 FORM_LIMIT = 50  # fields of a form
+NEAR_LIMIT = 5_000  # names that are compared with a wrong one; so many take 20 ms of INLINE_DEADLINE
+NEARNESS = 0.7  # of names that are suggested; difflib's own 0.6 would have `local` for `total`
 SECRET_STEMS = (
     "passw|passphrase|secret|token|credential|authoriz|cookie|signature|api_?key|access_?key|private_?key|session_?id"
     "|^devserve_[0-9]"  # the cookie of a console
@@ -1032,9 +1033,7 @@ class FrameView(NamedTuple):
     app: bool  # the application's own code, neither the standard library nor an installed package
     source: tuple[SourceLine, ...]  # a window around lineno; empty when there is none to show
     missing: str  # why `source` is empty: a whole sentence; "" otherwise
-    marks: tuple[
-        Mark, ...
-    ]  # the failing expression, one for each line that it covers; empty when it is the whole line
+    marks: tuple[Mark, ...]  # the failing expression, a mark for each of its lines; empty when it is the whole line
     variables: tuple[Variable, ...] = ()  # arguments first, in the order of the signature, then the other locals
     unlisted: int = 0  # variables beyond VARIABLES_LIMIT
     signature: str = ""  # beside a TypeError of a call made here: what the called function takes
@@ -1162,7 +1161,7 @@ class Reading:
         return FrameView(id, "python", filename, place.lineno, name, "", False, (), "The frame cannot be read.", ())
 
 
-# What was raised
+# -- what was raised
 
 
 def linked_exceptions(error: BaseException) -> list[tuple[BaseException, str]]:
@@ -1235,7 +1234,7 @@ def hidden(frame: FrameType) -> bool:
 def fold(places: list[Place]) -> list[tuple[Place, int, int]]:
     """Return the places to list, each with the period and number of the repetitions left out after it.
 
-    A circle that comes round four times or more is told once, and once again for its last round.
+    A circle that comes round ROUNDS_FOLDED times or more is told once, and once again for its last round.
     """
     told: list[tuple[Place, int, int]] = []
     keys = [(place.frame.f_code, place.lineno) for place in places]
@@ -1243,7 +1242,7 @@ def fold(places: list[Place]) -> list[tuple[Place, int, int]]:
     while len(places) > at:
         period, rounds = circle(keys, at)
         told += [(place, 0, 0) for place in places[at : at + period]]
-        if rounds >= 4:
+        if rounds > 1:
             told[-1] = (told[-1][0], period, rounds - 2)
             at += period * (rounds - 2)
         at += period
@@ -1255,12 +1254,12 @@ def fold(places: list[Place]) -> list[tuple[Place, int, int]]:
 
 
 def circle(keys: list[tuple[CodeType, int]], at: int) -> tuple[int, int]:
-    """Return the shortest circle that begins at `at` and how often it comes round; a circle of one, once, if none."""
+    """Return the period of the shortest circle to be folded at `at`, and its rounds; (1, 1) when there is none."""
     for period in range(1, PERIOD_LIMIT + 1):
         rounds, first = 1, keys[at : at + period]
         while keys[at + rounds * period : at + (rounds + 1) * period] == first:
             rounds += 1
-        if rounds >= 4:
+        if rounds >= ROUNDS_FOLDED:
             return period, rounds
     return 1, 1
 
@@ -1282,7 +1281,7 @@ def notes_of(error: BaseException, deadline: float) -> tuple[str, ...]:
     return tuple(mask_plain(shown_text(text, MESSAGE_LIMIT)) for text in run_bounded(jobs, deadline).values())
 
 
-# Where it was raised
+# -- where it was raised
 
 
 def view_place(
@@ -1422,16 +1421,14 @@ def source_window(lines: list[str], lineno: int, around: int, missing: str) -> t
 
 
 def source_text(line: str) -> str:
-    """Return a source line as it can be shown."""
+    """Return a source line as it can be shown; an escape takes up to ten characters for one."""
     return shown_text(line[: LINE_LIMIT - 1] + "…" if len(line) > LINE_LIMIT else line, LINE_LIMIT * 10)
 
 
 def expression_of(place: Place, lines: list[str]) -> list[Mark]:
     """Return the expression that was being evaluated, in characters of the raw lines (from Python 3.11 on)."""
     if sys.version_info >= (3, 11) and place.lasti >= 0:
-        from itertools import islice
-
-        spot = next(islice(place.frame.f_code.co_positions(), place.lasti // 2, None), None)
+        spot = next(itertools.islice(place.frame.f_code.co_positions(), place.lasti // 2, None), None)
         if spot is not None and None not in spot:
             first, last, start, end = (number or 0 for number in spot)
             if first == place.lineno and len(lines) >= last:
@@ -1515,7 +1512,7 @@ def syntax_place(error: SyntaxError, filename: str, lineno: int) -> FrameView:
     lineno = max(lineno, 1)  # an encoding that nobody knows is told to be on line 0
     text = error.text.rstrip("\n") if isinstance(error.text, str) else ""
     lines, _ = read_source(filename)
-    if not lines and text and lineno in range(1, 100_000):
+    if not lines and text and lineno in range(1, 100_000):  # it may be any number, and so many lines are made
         lines = [""] * (lineno - 1) + [text]
     view = stated_place("syntax", filename, lineno, "", lines)
     line = lines[lineno - 1] if len(lines) >= lineno else ""
@@ -1566,7 +1563,7 @@ def django_place(debug: dict[str, Any]) -> FrameView:
     return view._replace(marks=(Mark(view.lineno, start, start + len(during)),) if start >= 0 else ())
 
 
-# What was probably meant
+# -- what was probably meant
 
 
 def sought(search: Callable[[], str], deadline: float) -> str:
@@ -1580,7 +1577,7 @@ def hint_for(error: BaseException, places: list[Place]) -> str:
     """Return what the interpreter would suggest (bpo-38530), on every version, and for a KeyError the nearest key."""
     text = first_text(error)[:MESSAGE_LIMIT]
     if isinstance(error, KeyError):
-        return suggestion(text, (key for place in caller_first(places) for key in keys_near(place)))
+        return suggestion(text, (key for place in innermost_first(places) for key in keys_near(place)))
     if isinstance(error, ImportError):
         return import_hint(error, text)
     if not places or isinstance(error, UnboundLocalError):
@@ -1629,15 +1626,14 @@ def import_hint(error: ImportError, text: str) -> str:
 def suggestion(wanted: str, known: Iterable[Any]) -> str:
     """Return the sentence that names the nearest of `known`, or nothing when none is near."""
     from difflib import get_close_matches
-    from itertools import islice
 
-    names = [name for name in islice(known, 5_000) if type(name) is str and name != wanted]
-    near = [] if len(wanted) > NAME_LIMIT else get_close_matches(wanted, names, 1, 0.7)
+    names = [name for name in itertools.islice(known, NEAR_LIMIT) if type(name) is str and name != wanted]
+    near = [] if len(wanted) > NAME_LIMIT else get_close_matches(wanted, names, 1, NEARNESS)
     return f"Did you mean: '{shown_text(near[0], NAME_LIMIT)}'?" if near else ""
 
 
-def caller_first(places: list[Place]) -> list[Place]:
-    """Return the innermost places down to the application's own: a mapping's __getitem__ may lie between."""
+def innermost_first(places: list[Place]) -> list[Place]:
+    """Return the places from the innermost out to the application's own: a mapping's __getitem__ may lie between."""
     own = [n for n, place in enumerate(places) if is_app_frame(place.frame, place.frame.f_code.co_filename)]
     return list(reversed(places[own[-1] :] if own else places[-1:]))
 
@@ -1726,7 +1722,7 @@ def signature_text(function: FunctionType) -> str:
     return shown_text(f"{function.__qualname__}{inspect.signature(function)}", REPR_LIMIT)
 
 
-# Values, as texts that are bounded, printable and masked
+# -- values, as texts that are bounded, printable and masked
 
 
 def safe_repr(value: object, limit: int = REPR_LIMIT, deadline: float = REPR_DEADLINE, name: str = "") -> str:
@@ -1961,7 +1957,7 @@ def shown_text(text: str, limit: int) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
-# The request and the surroundings
+# -- the request and the surroundings
 
 
 def read_request(environ: Mapping[str, Any], body: bytes = b"") -> Request:
@@ -2091,7 +2087,7 @@ class ConsoleState(NamedTuple):
     remedy: str  # what to do about that, a sentence
 
 
-# ---- The door -------------------------------------------------------------------------------------------------------
+# -- the door
 
 
 class Markup(str):
@@ -2116,7 +2112,7 @@ def joined(pieces: Iterable[Markup]) -> Markup:
     return Markup("".join(pieces))
 
 
-# ---- The page -------------------------------------------------------------------------------------------------------
+# -- the page
 
 
 def write_page(report: Report, *, console: ConsoleState, generation: str, nonce: str, prefix: str) -> str:
@@ -2247,7 +2243,7 @@ def write_members(problem: Problem, anchor: str) -> Markup:
     return fill(MEMBERS, title=title, members=members, unlisted=unlisted)
 
 
-# ---- Frames ---------------------------------------------------------------------------------------------------------
+# -- frames
 
 
 def write_stack(frames: Sequence[FrameView]) -> Markup:
@@ -2433,7 +2429,7 @@ def add_spans(spans: list[list[Span]], lines: Sequence[str], start: tuple[int, i
         row, column = row + 1, 0
 
 
-# ---- Values, and what stands around the exception -------------------------------------------------------------------
+# -- values, and what stands around the exception
 
 
 def write_variables(view: FrameView) -> Markup:
@@ -2489,7 +2485,7 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
-# ---- Without markup -------------------------------------------------------------------------------------------------
+# -- without markup
 
 
 def write_text(report: Report) -> str:
@@ -2691,8 +2687,6 @@ class Console:
 
     def complete(self, code: str) -> tuple[int, list[str]]:
         """Return where the word before the caret begins, and what it may become.  No property is run."""
-        import re
-
         word = re.search(r"(?:[^\W\d]\w*\.)*\w*$", code)
         path, start = (word.group().split("."), word.start()) if word else ([""], len(code))
         names = names_below(self.namespace, path[:-1])
@@ -2907,7 +2901,7 @@ class FrameShelf:
 # 7. The guard
 #
 # Who may use the console, which is to say: run any code as the person at the keyboard.  Decisions only; what is
-# answered is written elsewhere.  Knows nothing but the standard library.  The rules, and the way in that each closes:
+# answered is written elsewhere.  May know the configuration (1).  The rules, and the way in that each closes:
 #
 # | rule                                                  | closes                                                    |
 # |-------------------------------------------------------|-----------------------------------------------------------|
@@ -2979,8 +2973,8 @@ class Guard:
     def greeting(self, url: str) -> str:
         """Return the line for the terminal that says how to open the console."""
         if self.pin == PIN_OFF:
-            return "  the debugger asks for no PIN"
-        return f"  the debugger's PIN is {self.pin}, or open {self.unlock_url(url)}"
+            return "the debugger asks for no PIN"
+        return f"the debugger's PIN is {self.pin}, or open {self.unlock_url(url)}"
 
     def unlock_url(self, base: str) -> str:
         """Return the link that opens the console in the browser that follows it."""
@@ -3050,8 +3044,8 @@ class Guard:
         left = PIN_FAILURES - self.failures
         return self.shut() or Refusal("pin", f"The PIN is wrong; {left} attempts are left.", "It is on the terminal.")
 
-    def opens(self, environ: Mapping[str, Any], token: str) -> Optional[Refusal]:
-        """Return None when the link of the terminal was followed."""
+    def refuses_link(self, environ: Mapping[str, Any], token: str) -> Optional[Refusal]:
+        """Say no unless the link of the terminal was followed."""
         refusal = self.refuses_host(environ)
         if refusal or same(token, self.token):
             return refusal
@@ -3114,16 +3108,12 @@ def refuses_type(environ: Mapping[str, Any]) -> Optional[Refusal]:
 
 def host_name(host: str) -> Optional[str]:
     """Return the name in a Host header, without port, brackets and final dot; None when it is no valid one."""
-    import re
-
     found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9_.\-]+))(?::[0-9]{0,5})?", host)
     return (found.group(1) or found.group(2)).rstrip(".").lower() if found else None
 
 
 def is_loopback(name: str) -> bool:
     """Tell the names of this machine that no name server decides about (RFC 6761) and the addresses of loopback."""
-    import re
-
     byte = "(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])"
     named = name == "localhost" or name.endswith(".localhost") or name in ("::1", "::ffff:127.0.0.1")
     return named or bool(re.fullmatch(rf"127\.{byte}\.{byte}\.{byte}", name))
@@ -3152,8 +3142,8 @@ def same(given: str, expected: str) -> bool:
 #
 # WSGI middleware, under any server: a response passes through untouched, an exception becomes a page.  It looks for
 # failures where PEP 3333 lets them happen: in the call, and between two chunks.  Once the headers are out nothing can
-# be told to the client, so the exception goes on to the server, which cuts the connection; that is also the way of
-# one in `close`.  Under PREFIX are the endpoints that the page uses.  May know the terminal (2) and the rooms 4 to 7.
+# be told to the client, so the exception goes on to the server, which cuts the connection; so does one that
+# `close` raises.  Under PREFIX are the endpoints that the page uses.  May know the terminal (2) and the rooms 4 to 7.
 # =====================================================================================================================
 
 PREFIX = "/__devserve__"
@@ -3161,9 +3151,15 @@ RECORDED_BODY = 65_536  # bytes of a request's body that are kept for the page: 
 REQUEST_LIMIT = 1_000_000  # bytes of what the page may send: code that was pasted
 SOURCE_LINES_LIMIT = 2_000  # lines of source for one click
 PRESERVE_CONTEXT = "werkzeug.debug.preserve_context"  # Flask hands its contexts to what it finds there, for a console
-STATUSES = {"method": "405 Method Not Allowed", "unknown": "404 Not Found", "gone": "410 Gone", "busy": "409 Conflict"}
-STATUSES.update({"body": "400 Bad Request", "type": "415 Unsupported Media Type"})
-FORBIDDEN = "403 Forbidden"  # for the other refusals
+STATUSES = {  # of refusals, by their `error`
+    "body": "400 Bad Request",
+    "unknown": "404 Not Found",
+    "method": "405 Method Not Allowed",
+    "busy": "409 Conflict",
+    "gone": "410 Gone",
+    "type": "415 Unsupported Media Type",
+}
+FORBIDDEN = "403 Forbidden"  # for all others
 
 
 class DebuggedApplication:
@@ -3265,7 +3261,8 @@ class Exchange:
         response = self.tried(self.call)
         return self if response is None else response
 
-    def call(self) -> Optional[Iterable[bytes]]:
+    def call(self) -> Iterable[bytes]:
+        """Call the application; return what the server is to iterate over."""
         self.environ[PRESERVE_CONTEXT] = self.contexts.append
         self.app_iter = self.debugger.app(self.environ, self.start)
         if getattr(type(self.app_iter), "__iter__", None) in (list.__iter__, tuple.__iter__):
@@ -3281,7 +3278,7 @@ class Exchange:
             kind = type(self.app_iter).__name__
             raise TypeError(f"the application returned {kind}, not a list of bytes or another iterable of bytes")
         self.chunks = iter(self.app_iter)
-        return SizedExchange(self) if hasattr(self.app_iter, "__len__") else None
+        return SizedExchange(self) if hasattr(self.app_iter, "__len__") else self
 
     def start(self, status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
         """Be the application's start_response; the `write` that it returns sends the headers."""
@@ -3302,7 +3299,7 @@ class Exchange:
 
     def __next__(self) -> bytes:
         chunk = self.tried(self.advance)
-        return next(self.chunks) if chunk is None else chunk
+        return next(self.chunks) if chunk is None else chunk  # None: at the end, and before the page
 
     def advance(self) -> Optional[bytes]:
         """Return the application's next chunk, or None at the end."""
@@ -3444,13 +3441,13 @@ def record_body(environ: Environ) -> Optional[RecordedBody]:
     return body
 
 
-# The response about a crash
+# -- the response about a crash
 
 
 def preferred_type(accept: str) -> str:
     """Return which of our content types an Accept header prefers (RFC 9110, 12.5.1); plain text if it names none."""
     wanted: dict[str, float] = {}
-    for part in accept.lower().split(",")[:50]:
+    for part in accept.lower().split(",")[:50]:  # browsers send eight or so
         kind, *parameters = (piece.strip() for piece in part.split(";"))
         quality = next((piece[2:] for piece in parameters if piece.startswith("q=")), "1")
         try:
@@ -3491,7 +3488,7 @@ def page_headers(kind: str, nonce: str) -> list[tuple[str, str]]:
     ]
 
 
-# The endpoints
+# -- the endpoints
 
 
 class Reply(NamedTuple):
@@ -3585,7 +3582,7 @@ class Desk:
         from urllib.parse import parse_qs
 
         token = parse_qs(self.environ.get("QUERY_STRING", "")).get("token", [""])[0]
-        refusal = self.guard.opens(self.environ, token)
+        refusal = self.guard.refuses_link(self.environ, token)
         if refusal:
             raise Refused(refusal)
         there = ("Location", self.debugger.prefix(self.environ) + "/console")
@@ -3617,8 +3614,9 @@ class Desk:
         """Return more of the source around a frame's line."""
         lines = self.asked.get("lines")
         around = min(max(lines if isinstance(lines, int) else LINES_AROUND, 1), SOURCE_LINES_LIMIT) // 2
-        view = view_place(self.found(self.debugger.shelf.place), id=self.word("frame"), around=around)
-        more = view_place(self.found(self.debugger.shelf.place), around=around + 1)
+        place = self.found(self.debugger.shelf.place)
+        view = view_place(place, id=self.word("frame"), around=around)
+        more = view_place(place, around=around + 1)
         return {"html": str(write_source(view)), "all": len(view.source) == len(more.source)}
 
     # -- for the person at the keyboard
@@ -3683,7 +3681,7 @@ def as_json(value: dict[str, Any], status: str = "200 OK") -> Reply:
 # then the sockets that they stand on.
 # =====================================================================================================================
 
-# Sizes, in bytes.  A peer that goes past one is answered 4xx and the connection is closed.
+# Sizes, in bytes.  A peer that goes past one with a status is answered so, and the connection is closed.
 MAX_REQUEST_LINE = 16 * 1024  # twice what browsers send; a longer line is a mistake (414)
 MAX_HEAD = 64 * 1024  # cookies of a whole localhost pile up to 30 kB (431)
 MAX_FIELDS = 200  # header lines; browsers send about 20 (431)
@@ -3695,7 +3693,7 @@ LOGGED_LINE = 120  # of a head that was refused: enough to recognise who sent it
 READ_SIZE = 64 * 1024  # a loopback socket hands over about this much at once
 JOIN_LIMIT = 64 * 1024  # head and body up to here are joined into one send; past it the copy costs more than a send
 
-# Waits, in seconds.  Each ends the connection, so that no thread is held for ever.
+# Waits, in seconds.  Each has an end, so that no thread is held for ever.
 FIRST_BYTE_TIMEOUT = 120.0  # browsers open connections ahead of need and keep them for minutes
 HEAD_TIMEOUT = 30.0  # for the whole head: enough for a person who types it into telnet
 BODY_TIMEOUT = 30.0  # between two pieces of a body
@@ -3720,9 +3718,6 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
     `serve_forever` takes connections until `shutdown`, as in socketserver.  `app` may be replaced at any time; each
     request takes the one of its moment.  Used as a context manager it closes the listener and every connection.
     """
-
-    daemon_threads = True
-    request: socket.socket
 
     def __init__(
         self,
@@ -3759,7 +3754,7 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
     def fileno(self) -> int:
         return self.socket.fileno()
 
-    # -- taking connections: socketserver calls these, in this order
+    # -- taking connections: what socketserver calls
 
     def get_request(self) -> tuple[Any, Any]:
         self.gate.wait(GATE_LOOK)
@@ -3841,8 +3836,6 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
         self.connections.discard(connection)
         self.look_again()
 
-    close_request = shutdown_request
-
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = sys.exc_info()[1]
         if error is not None:
@@ -3868,29 +3861,23 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
         with self.accepting:
             self.gate.clear()
         closed = time.perf_counter()
-        given_up: set[Connection] = set()
+        cut: set[Connection] = set()
         while True:
             self.finished.clear()
             # One look at each: a connection seen at rest stays so, since the gate is closed; one that has just been
             # woken by its client says so by `finished` and is at rest at the next look.
             looks = [(connection, connection.started) for connection in list(self.connections)]
-            busy = {connection: started for connection, started in looks if started and connection not in given_up}
-            ends = {c: self._deadline(c, started, closed, grace) for c, started in busy.items()}
+            ends = {c: self._deadline(c, started, closed, grace) for c, started in looks if started and c not in cut}
             late = {connection for connection, end in ends.items() if end <= time.perf_counter()}
             for connection in late:
                 self._cut_short(connection)
-            given_up |= late
-            if len(busy) == len(late):
+            cut |= late
+            if len(late) == len(ends):
                 return [connection.sock for connection, started in looks if not started and connection.can_cross()]
             self.finished.wait(max(0.0, min(ends[c] for c in ends.keys() - late) - time.perf_counter()))
 
-    def look_again(self) -> None:
-        """Have `close_gate`, if somebody is in it, look at the connections again."""
-        if not self.gate.is_set():
-            self.finished.set()
-
     def _deadline(self, connection: Connection, started: float, closed: float, grace: float) -> float:
-        """Return how long a connection has; the gate closed at `closed`."""
+        """Return the moment at which a connection is cut; the gate closed at `closed`."""
         if connection.ending:
             return closed + LINGER_MOMENT
         # From the closing at the latest: a client that pipelines without end begins one request after the other.
@@ -3900,6 +3887,11 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
         if not connection.is_stream and not connection.ending:
             self.terminal.warn(f"cut {connection.describe()}: still running after its grace")
         connection.cut()
+
+    def look_again(self) -> None:
+        """Have `close_gate`, if somebody is in it, look at the connections again."""
+        if not self.gate.is_set():
+            self.finished.set()
 
     def open_gate(self) -> None:
         """Let requests begin again, after a hand-over that did not happen."""
@@ -4062,7 +4054,7 @@ class Connection:
         self.timeout = IDLE_TIMEOUT
         if body is not None:
             self.keep_alive = self.keep_alive and body.drain(DRAIN_LIMIT)
-            self.input_left = not self.keep_alive  # or an empty line, which old clients send after a body
+            self.input_left = not self.keep_alive  # the rest of it, or the empty line that old clients send after one
 
     def _run(self, head: Head, environ: Environ, body: Optional[Body]) -> None:
         """Call the application and send what it answers; whatever goes wrong, exactly one log line is written."""
@@ -4136,6 +4128,7 @@ class Connection:
         return data
 
     def _open_body(self, environ: Environ, length: int, expected: bool) -> Body:
+        """Offer the body as `wsgi.input`: a chunked one when it is whole, any other as it comes."""
         body = Body(self, max(length, 0), expected)
         if length == CHUNKED:
             spool = Dechunker(self, body).spool()
@@ -4157,7 +4150,7 @@ class Connection:
         return bytes(piece[: self.receive_into(piece, len(piece))])
 
     def receive_into(self, buffer: Any, size: int) -> int:
-        """Read up to `size` bytes, at least one, past those in the buffer; raise `ClientGone` when none come."""
+        """Read up to `size` bytes, at least one, from the socket itself; raise `ClientGone` when none come."""
         while True:
             try:
                 count = self.sock.recv_into(buffer, size)
@@ -4250,7 +4243,7 @@ class Connection:
                 return
 
     def abort(self) -> None:
-        """End the connection by a reset, from its own thread: the client sees a break and not an end."""
+        """End the connection by a reset, when no other thread uses it: the client sees a break and not an end."""
         try:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
         except OSError:
@@ -4338,29 +4331,6 @@ remembered_head = functools.lru_cache(maxsize=256)(parse_head)
 REMEMBERED_HEAD = 4 * 1024  # bytes; with the number above this bounds the memory to about 2 MB
 
 
-def parse_fields(lines: list[str]) -> dict[str, str]:
-    """Return header lines under their environ keys."""
-    fields: dict[str, str] = {}
-    for line in lines:
-        name, colon, value = line.partition(":")
-        if not colon:
-            raise BadRequest("a header line without a colon")
-        key = environ_key(name)
-        if key in fields:
-            value = merged(key, fields[key], value)
-        if key:
-            fields[key] = value.strip(" \t")
-    return fields
-
-
-def check_host(host: Optional[str], http11: bool) -> None:
-    if host is None:
-        if http11:
-            raise BadRequest("an HTTP/1.1 request needs a Host header")  # RFC 9112 section 3.2
-    elif not HOST.fullmatch(host):
-        raise BadRequest(f"{host!r} is no Host")
-
-
 def check_controls(data: bytes, line_ends: int) -> None:
     """Refuse control characters, and any CR or LF that is not one of the `line_ends` pairs (RFC 9112 section 2.2)."""
     if data.translate(None, TEXT) != b"\r\n" * line_ends:
@@ -4380,6 +4350,21 @@ def parse_request_line(line: str) -> tuple[str, str, bool]:
     if version not in ("HTTP/1.1", "HTTP/1.0"):
         raise BadRequest(f"{version!r} is not HTTP/1.1 or HTTP/1.0")
     return method, target, version == "HTTP/1.1"
+
+
+def parse_fields(lines: list[str]) -> dict[str, str]:
+    """Return header lines under their environ keys."""
+    fields: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon:
+            raise BadRequest("a header line without a colon")
+        key = environ_key(name)
+        if key in fields:
+            value = merged(key, fields[key], value)
+        if key:
+            fields[key] = value.strip(" \t")
+    return fields
 
 
 @functools.lru_cache(maxsize=1024)  # clients repeat their names; the bound is for those that do not
@@ -4415,6 +4400,14 @@ def local_target(method: str, target: str, fields: dict[str, str]) -> str:
     if target == "*" and method == "OPTIONS":
         return target
     raise BadRequest(f"the target {target!r} is no path")
+
+
+def check_host(host: Optional[str], http11: bool) -> None:
+    if host is None:
+        if http11:
+            raise BadRequest("an HTTP/1.1 request needs a Host header")  # RFC 9112 section 3.2
+    elif not HOST.fullmatch(host):
+        raise BadRequest(f"{host!r} is no Host")
 
 
 def body_length(fields: dict[str, str], http11: bool) -> int:
@@ -5343,11 +5336,11 @@ def tls_from_files(cert: str, key: str) -> Callable[[socket.socket], socket.sock
 # =====================================================================================================================
 
 INTERVAL = 0.045  # seconds between two looks: with SETTLE a save is noticed after 40 ms on average
-TOLD_INTERVAL = 1.0  # the same where the kernel tells of changes: not of all, as writes to mapped memory
-TOLD_SHARE = 0.02  # share of one core that looks may cost when it tells without end, as of a log in the project
-EAGER = 0.025  # INTERVAL for a while after a reload, since whoever has just saved will save again
+TOLD_INTERVAL = 1.0  # the same where the kernel tells of changes, but not of all: of no write to mapped memory
+TOLD_SHARE = 0.02  # share of one core that looks may cost while it tells without end, as of a log in the project
+EAGER = 0.025  # the same for a while after a reload, since whoever has just saved will save again
 EAGER_SECONDS = 60.0  # that while; afterwards, idle means idle
-STARTING = 0.01  # INTERVAL while modules are still being imported: what is edited then may be loaded or not
+STARTING = 0.01  # the same while modules are being imported: of a file edited then, either version may be loaded
 SETTLE = 0.015  # seconds without a further change that end a save; editors write in a few ms
 SETTLE_LIBRARY = 0.25  # the same for installed packages, whose installers pause between files
 SETTLE_LIMIT = 1.0  # a file that is written without end must not hold a reload for ever
@@ -5376,7 +5369,7 @@ NOT_WALKED = frozenset(
     " .cache".split()
 )
 NOT_WALKED_ENDINGS = (".dist-info", ".egg-info")
-LITTER = re.compile(
+LITTER = re.compile(  # of Emacs, Vim (which tries a folder with 4913), JetBrains, macOS, Python, flycheck and GTK
     r"\.#|#.*#$|.*~$|.*\.sw[a-z]$|.*___jb_\w+___$|4913$|\.DS_Store$|.*\.py[co]$|flycheck_|\.goutputstream"
 )
 
@@ -5440,7 +5433,7 @@ def forget_bytecode(path: str) -> None:
         pass
 
 
-# --- What is watched
+# -- what is watched
 
 
 class Tree(NamedTuple):
@@ -5485,18 +5478,18 @@ class Files:
         self.states: dict[str, Snapshot] = {}
         self.own: list[str] = []
         self.installed: list[str] = []
-        self.trees: dict[str, list[Tree]] = {}
+        self.trees: dict[str, list[Tree]] = {}  # by the folder that is listed
         self.remembered = recall(remembered)
-        self.early: dict[str, int] = {}
+        self.recent: dict[str, int] = {}  # files written lately: how many reloads in a row each caused in an import
         self.imported = float("inf")  # wall clock: when the import ended, after which nobody but a person edits
         self.full = False
         self._library_root = os.path.dirname(os.__file__) + os.sep
-        self._names: set[str] = set()
-        self._scanned = since
-        self._noted: set[str] = set()
-        self._linked: set[tuple[str, Tree]] = set()
-        self._queue: deque[tuple[str, Tree, bool]] = deque()
-        self._walk: Iterator[None] = iter(())
+        self._names: set[str] = set()  # of the modules that have been adopted
+        self._scanned = since  # when that was, by the wall clock
+        self._noted: set[str] = set()  # wanted files that some listing has met
+        self._linked: set[tuple[str, Tree]] = set()  # folders that a link has led to
+        self._queue: deque[tuple[str, Tree, bool]] = deque()  # folders to be listed
+        self._walk: Iterator[None] = iter(())  # the listing that is under way
 
     def add(self, path: str, *, new: bool = False, since: Optional[float] = None) -> None:
         """Watch one path, which need not exist.  What changed after `since`, or is `new`, counts as changed."""
@@ -5534,9 +5527,9 @@ class Files:
             return None
         known, times = self.remembered.get(path, (None, 0))
         if known is not None and known == digest(path):
-            self.early[path] = 0
+            self.recent[path] = 0
             return state
-        self.early[path] = times + 1
+        self.recent[path] = times + 1
         if times >= SELF_WRITTEN:
             self.warn(f"{path} changes each time the application is imported; such changes are ignored")
             return state
@@ -5547,7 +5540,7 @@ class Files:
 
         So a file that is touched, or written again by the application, while the next image imports it, is no change.
         """
-        words = ((path, digest(path), times) for path, times in list(self.early.items())[-REMEMBERED:])
+        words = ((path, digest(path), times) for path, times in list(self.recent.items())[-REMEMBERED:])
         return "\n".join(f"{known[0]} {known[1]} {times} {path}" for path, known, times in words if known)
 
     def excluded(self, path: str) -> bool:
@@ -5570,7 +5563,7 @@ class Files:
         if not path or path in self.states or self.excluded(path):
             return
         if self.is_library(path):
-            # Its first look is its turn in the ring: a start must not pay for 1,500 of them.
+            # It is looked at first when its turn comes: a start must not pay for 1,500 of them.
             self.installed.append(path)
             self.states[path] = None
             return
@@ -5713,7 +5706,7 @@ def recall(text: str) -> dict[str, tuple[Digest, int]]:
     return {path: ((int(size), int(crc)), int(times)) for size, crc, times, path in found}
 
 
-# --- Being told
+# -- being told
 
 F_SETOWN_EX, F_OWNER_TID = 15, 0  # fcntl(2); the module fcntl does not have them
 TELLING = frozenset(  # file systems all of whose changes go through this kernel, unlike those of a network or a host
@@ -5733,7 +5726,7 @@ class Herald:
         self.places: set[str] = set()  # the folders that are asked for
         self.complete = False  # each of them is listened to, so that between two calls of `wait` nobody has to look
         self._ears: dict[str, tuple[int, tuple[int, int]]] = {}  # folder: descriptor, device and inode
-        self._thread = 0
+        self._thread = 0  # the one that waits, while it can be told
         self._able = hasattr(signal, "sigtimedwait") and threading.current_thread() is threading.main_thread()
         if sys.platform == "linux" and self._able and signal.getsignal(signal.SIGIO) == signal.SIG_DFL:
             signal.signal(signal.SIGIO, signal.SIG_IGN)  # one that comes when nobody waits must not end the process
@@ -5845,17 +5838,17 @@ def file_system(path: str, mounts: list[tuple[str, bytes]]) -> bytes:
     return found
 
 
-# --- Looking
+# -- looking
 
 
 class Watcher(threading.Thread):
     """Looks at files and says what changed.  Start it before the application is imported.
 
-    Where the kernel tells of changes it looks at once, at every file.  Elsewhere, and seldom there too, each look
-    takes the files edited last, and as many of the others in turn as LOOKING allows.  When one differs, it looks again
-    until nothing changes any more, leaves out what has its old content, and compiles the rest.  `changed` is called in
-    this thread with the sorted paths; watching goes on when it returns.  While a changed file does not compile
-    `broken` is called instead, and the next save that mends it calls `changed` whatever its content.
+    Where the kernel tells of changes it looks at once, at every file.  Elsewhere, and once in TOLD_INTERVAL there too,
+    it looks at the files edited last, and at as many others in turn as LOOKING allows.  When one differs, it looks
+    again until nothing changes any more, leaves out what has its old content, and compiles the rest.  `changed` is
+    called in this thread with the sorted paths; watching goes on when it returns.  While a changed file does not
+    compile `broken` is called instead, and the next save that mends it calls `changed` whatever its content.
     """
 
     def __init__(
@@ -5872,33 +5865,33 @@ class Watcher(threading.Thread):
         eager: bool = False,
     ) -> None:
         super().__init__(name="devserve watcher", daemon=True)
+        self.changed = changed
+        self.broken = broken
+        self.warn = warn
+        self.files = Files(warn, time.time() if since is None else since, exclude_patterns, remembered)
         self._eager_until = time.monotonic() + EAGER_SECONDS if eager else 0.0
         self._interval = INTERVAL
         self._herald = Herald()
         self._attended = 0  # of the project's files, so many have the herald's attention
         self._told = False  # something has changed, so this look is at everything
-        self.changed = changed
-        self.broken = broken
-        self.warn = warn
-        self.files = Files(warn, time.time() if since is None else since, exclude_patterns, remembered)
-        self._errands: deque[Callable[[], None]] = deque()
-        self._errands.append(functools.partial(self.files.add_places, list(extra_files)))
+        self._errands: deque[Callable[[], None]] = deque()  # what other threads would have this one do
+        self._errands.append(partial(self.files.add_places, list(extra_files)))
         self.watch(also)
-        self._hot: list[str] = []
-        self._counted = 0
-        self._turns = {"own": 0, "library": 0}
+        self._hot: list[str] = []  # the project's files that were edited last
+        self._counted = 0  # of the project's files, so many were there at the last look
+        self._turns = {"own": 0, "library": 0}  # how far each round has come
         self._cost = 5e-6  # seconds a file, a first guess; measured from then on
         self._looks = 0
-        self._digests: dict[str, Digest] = {}
-        self._unread: list[str] = []
-        self._pending: set[str] = set()
-        self._demand = ""
+        self._digests: dict[str, Digest] = {}  # of files as they were last accepted
+        self._unread: list[str] = []  # files whose digest is still to be learnt
+        self._pending: set[str] = set()  # what has changed while a file did not compile
+        self._demand = ""  # the reason given to `reload_now`
         self._stopped = False
         self._warned = False
 
     def watch(self, paths: Iterable[str]) -> None:
         """Watch these files too.  May be called from any thread, as may the methods that follow."""
-        self._errands.append(functools.partial(self.files.add_all, [os.path.abspath(path) for path in paths]))
+        self._errands.append(partial(self.files.add_all, [os.path.abspath(path) for path in paths]))
         self._herald.ring()
 
     def failed(self, error: BaseException) -> None:
@@ -5972,17 +5965,16 @@ class Watcher(threading.Thread):
             return self._different(paths)
         began = time.thread_time()
         different = self._different(paths)
-        self._cost += 0.2 * ((time.thread_time() - began) / len(paths) - self._cost)
+        self._cost += 0.2 * ((time.thread_time() - began) / len(paths) - self._cost)  # a mean of the last few
         return different
 
     def _whose_turn(self) -> list[str]:
         own, library = self.files.own, self.files.installed
         if len(own) != self._counted:
             self._count()
-        installed = self._first_looks(
-            self._next("library", library, 1 + int(len(library) * self._interval / LIBRARY_PERIOD))
-        )
-        left = int(self._budget() * self._interval / max(self._cost, 1e-7)) - len(installed)
+        share = 1 + int(len(library) * self._interval / LIBRARY_PERIOD)
+        installed = self._first_looks(self._next("library", library, share))
+        left = int(self._budget() * self._interval / max(self._cost, 1e-7)) - len(installed)  # a clock may stand still
         if self._told or len(own) <= max(left, HOT):
             return own + installed
         return self._hot + self._next("own", own, max(left - HOT, HOT)) + installed
@@ -5990,14 +5982,16 @@ class Watcher(threading.Thread):
     def _budget(self) -> float:
         return LOOKING if len(self.files.own) < MANY else LOOKING_AT_MANY
 
-    def _next(self, name: str, ring: list[str], count: int) -> list[str]:
-        if count >= len(ring):
-            return ring
-        start = self._turns[name] % len(ring)
+    def _next(self, name: str, paths: list[str], count: int) -> list[str]:
+        """Return the next `count` of these paths, which are gone through round and round."""
+        if count >= len(paths):
+            return paths
+        start = self._turns[name] % len(paths)
         self._turns[name] = start + count
-        return ring[start : start + count] + ring[: max(0, start + count - len(ring))]
+        return paths[start : start + count] + paths[: max(0, start + count - len(paths))]
 
     def _first_looks(self, installed: list[str]) -> list[str]:
+        """Give those of these files that nobody has looked at a state to differ from; return them all."""
         states = self.files.states
         for path in installed:
             if states[path] is None:
@@ -6015,6 +6009,7 @@ class Watcher(threading.Thread):
         self._hot = sorted(self.files.own, key=lambda path: states[path] or (0, 0, 0))[-HOT:]
 
     def _different(self, paths: Iterable[str]) -> set[str]:
+        """Return those that differ; for a folder that does, what differs in it."""
         states = self.files.states
         found = {path for path in paths if snapshot(path) != states[path]}
         for folder in [path for path in found if path in self.files.trees]:
@@ -6080,7 +6075,7 @@ class Watcher(threading.Thread):
             if path.endswith(".py"):
                 forget_bytecode(path)
             self._digests[path] = digest(path)
-            self.files.early.setdefault(path, 0)
+            self.files.recent.setdefault(path, 0)
         self.changed(pending)
 
     def _first_error(self) -> Optional[SyntaxError]:
@@ -6133,7 +6128,7 @@ def module_places(name: str) -> Iterator[str]:
             yield from (path, path + ".py", os.path.join(path, "__init__.py"))
 
 
-# --- Starting again: how this process was started
+# -- starting again: how this process was started
 
 STAMP = "DEVSERVE_HANDOVER"  # "pid:letter:code", descriptors that the image before left; a child has another pid
 PARENT = "DEVSERVE_SUPERVISOR"  # "pid:read:write", the line to the parent under `supervise`
@@ -6268,7 +6263,7 @@ class Launch(NamedTuple):
             signal.raise_signal(number)
 
     def _undo(self, ignored: set[int], children: list[int]) -> None:
-        """Put right what an exec carries along: signals that the application ignored, children that it left."""
+        """Put right what an exec carries along, ignored signals and children; a child of `supervise` ends with it."""
         if threading.current_thread() is threading.main_thread():
             for number in ignored - self.ignored:
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
@@ -6314,7 +6309,7 @@ def rebuilt_command() -> list[str]:
 
 
 def own_program(fd: int) -> Optional[Program]:
-    """Return the code that devserve.py runs as the program; None when it was imported."""
+    """Return what devserve.py runs as the program, None when it was imported; the file `fd`, if any, holds it."""
     frame: Optional[FrameType] = sys._getframe()
     while frame is not None and not (frame.f_code.co_name == "<module>" and frame.f_globals is globals()):
         frame = frame.f_back
@@ -6432,7 +6427,7 @@ def terminal_attributes() -> Optional[list[Any]]:
     return termios.tcgetattr(0)
 
 
-# --- The leap into the next image
+# -- the leap into the next image
 
 
 def restart_process(launch: Launch, handover: Handover) -> NoReturn:
@@ -6443,11 +6438,8 @@ def restart_process(launch: Launch, handover: Handover) -> NoReturn:
     """
     if not os.access(launch.executable or os.devnull, os.X_OK):
         raise FileNotFoundError(errno.ENOENT, "the interpreter is gone", launch.executable)
-    LEAVING.acquire()
-    try:
+    with LEAVING:
         say_goodbye(Leap(launch, handover).go)
-    finally:
-        LEAVING.release()
 
 
 def end_process(status: int) -> NoReturn:
@@ -6533,10 +6525,11 @@ class Leap:
             os.execve(launch.executable, launch.command, {**launch.environ, STAMP: stamp})
 
     def _code(self) -> int:
+        """Return the descriptor of a file with the compiled program, -1 for none."""
         program = self.launch.program
-        if program is None or program.fd >= 0:
-            return program.fd if program else -1
-        return anonymous_file(program.mark + marshal.dumps(program.code))
+        if program is None:
+            return -1
+        return program.fd if program.fd >= 0 else anonymous_file(program.mark + marshal.dumps(program.code))
 
     def _open_only(self, crossing: set[int]) -> None:
         """Let these descriptors cross and, of the others, only those that were meant to at the first start."""
@@ -6610,7 +6603,7 @@ def has_ended(pid: int) -> bool:
         return True
 
 
-# --- Arriving in the next image
+# -- arriving in the next image
 
 
 def take_stamps() -> tuple[Optional[tuple[int, int]], dict[str, Any], int]:
@@ -6649,7 +6642,7 @@ def keep_sockets(packed: dict[str, Any]) -> dict[str, Any]:
     return packed
 
 
-# --- Where exec does not replace: a parent that starts children
+# -- where exec does not replace: a parent that starts children
 
 
 def supervise(launch: Launch) -> int:
@@ -6689,6 +6682,7 @@ class Supervisor:
             self.child.send_signal(number)
 
     def _round(self) -> int:
+        """Run one child to its end; return its status."""
         ours, theirs, word = new_line()
         self._start(theirs, word)
         reader = threading.Thread(target=self._read, args=(ours[0],), daemon=True)
@@ -6811,7 +6805,8 @@ WAKE_INTERVAL = 0.5  # seconds; a signal that comes just before the main thread 
 GREETING_PATIENCE = 1.0  # seconds; a mistake in the command is told in less, and then is the only line
 IMPORT_PATIENCE = 10.0  # seconds of importing before it is told where the import is; few libraries take as long
 
-IN_CODE_ONLY = {"use_reloader": "reload", "use_debugger": "debugger", "threaded": "threads", "ssl_context": "cert"}
+# Werkzeug's and Flask's words, and ours.
+WERKZEUG_WORDS = {"use_reloader": "reload", "use_debugger": "debugger", "threaded": "threads", "ssl_context": "cert"}
 
 
 def run(app: WSGIApplication, host: str = "127.0.0.1", port: int = 5000, debug: bool = False, **options: Any) -> None:
@@ -6862,7 +6857,7 @@ def start(
         terminal.quiet = config.quiet
         if config.reload and launch.must_supervise:
             return supervise(launch)
-        if config.reload and launch.carries_ballast:
+        if config.reload and launch.carries_ballast:  # thrown off by the exec: the next image gets the compiled code
             restart_process(launch, Handover({"listener": [], "waiting": []}, {AT_FIRST: ""}))
         hall = Hall(config, terminal, launch, in_code=in_code)
         try:
@@ -6893,7 +6888,7 @@ def make_server(app: WSGIApplication, host: str = "127.0.0.1", port: int = 0, **
     if config.debugger:
         guard = Guard.fresh(config.pin, server.server_port, trusted_hosts(config, listener))
         server.app = DebuggedApplication(app, guard=guard, terminal=terminal)
-        terminal.say(f"devserve: {guard.greeting(urls(listener, 'https' if tls else 'http')[0]).strip()}")
+        terminal.say(f"devserve: {guard.greeting(urls(listener, 'https' if tls else 'http')[0])}")
     return server
 
 
@@ -6901,7 +6896,7 @@ def config_from_keywords(**options: Any) -> Config:
     """Return the configuration that keywords of `run` describe.  Raises TypeError for an unknown one."""
     for name in options:
         if name not in Config._fields:
-            instead = IN_CODE_ONLY.get(name)
+            instead = WERKZEUG_WORDS.get(name)
             hint = f"; it is called {instead} here" if instead else f"; there are {', '.join(Config._fields[1:])}"
             raise TypeError(f"devserve has no option {name!r}{hint}")
     debug = bool(options.get("debug"))
@@ -7056,6 +7051,7 @@ class Hall:
         self.server.app = app
 
     def _start(self) -> None:
+        """Accept connections from now on, those first that the last image handed over."""
         with self.starting:
             if not self.acceptor.ident:
                 if self.handover:
@@ -7092,22 +7088,19 @@ class Hall:
             self.terminal.warn(f"the folder {self.launch.cwd} is gone; the old code serves on")
             return
         self.terminal.say(f"{tell_paths(paths)} changed, reloading")
-        notes = {
-            "since": repr(time.time()),
-            "socket_file": self.socket_file,
-            **(self.guard.remember() if self.guard else {}),
-        }
+        notes = {"since": repr(time.time()), "socket_file": self.socket_file}
+        if self.guard:
+            notes.update(self.guard.remember())
         if self.watcher:
             notes["watched"] = self.watcher.remember()
         with self.starting:  # so that nobody adopts meanwhile what the last image handed over
             waiting = [sock.fileno() for sock in self.server.close_gate(GRACE)]
             if self.handover and not self.acceptor.ident:
                 waiting += self.handover.sockets["waiting"]
+            handover = Handover({"listener": [self.listener.fileno()], "waiting": waiting}, notes)
             try:
                 if not self.closing:
-                    restart_process(
-                        self.launch, Handover({"listener": [self.listener.fileno()], "waiting": waiting}, notes)
-                    )
+                    restart_process(self.launch, handover)
             except OSError as error:
                 self.terminal.error(f"cannot start Python again ({error}); the old code serves on")
             finally:  # reached only when it failed; whatever the reason, requests must not hang
@@ -7142,7 +7135,7 @@ class Hall:
             say("  which everybody on these networks can reach")
         say("  for local development only: never use it in production")
         if self.guard:
-            say(self.guard.greeting(addresses[0]))
+            say(f"  {self.guard.greeting(addresses[0])}")
 
     def _take_signals(self) -> None:
         """Stop on SIGTERM and Ctrl-C, reload on SIGHUP; in code, Ctrl-C stays the exception on which `run` ends."""
@@ -7397,7 +7390,7 @@ def terminal_width() -> int:
         return HELP_WIDTH
 
 
-HELP_WIDTH = 98
+HELP_WIDTH = 98  # as on a terminal of 100 columns
 DESCRIPTION = "The development server for WSGI applications. For local development only, never for production."
 EPILOG = "Each long option can be set as DEVSERVE_OPTION in the environment. Try: devserve devserve:demo --debug"
 
@@ -7477,7 +7470,7 @@ def demo_price(query: str) -> str:
 # =====================================================================================================================
 # 13. Appendix: paper
 #
-# What a browser is sent, as plain text: the templates, then STYLE, then SCRIPT.  There is no Python in this room: a
+# What a browser is sent, as plain text: the templates, STYLE, SCRIPT, the demo's page.  There is no Python in it: a
 # word in braces is filled in by room 5, which escapes it, and a backslash at the end of a line joins it with the next.
 # Nobody needs to read Python to redesign the page.  Its Content-Security-Policy allows one style and one script, by
 # nonce, so neither style="" nor onclick="" works.  Without the script the page still shows everything but the values

@@ -70,8 +70,6 @@ Test = TypeVar("Test", bound=Callable[..., Any])
 
 def needs(module: str) -> Callable[[Test], Test]:
     """Skip the decorated test when `module` cannot be imported, or let it fail when nothing may be missing."""
-    import importlib.util
-
     present = importlib.util.find_spec(module) is not None
     return unittest.skipUnless(present or REQUIRE_ALL, f"needs the package {module}")
 
