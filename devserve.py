@@ -114,6 +114,9 @@ else:
         def _asdict(self):
             return dict(zip(self._fields, self))
 
+        def __getnewargs__(self):  # for copy and pickle
+            return tuple(self)
+
 
 # =====================================================================================================================
 # 1. Configuration
@@ -260,9 +263,15 @@ class Terminal:
             time.sleep(LOG_INTERVAL)
             more = bool(self._gathered)
             self.flush()
+        atexit.unregister(self.flush)
         self._in_burst = False
         self.flush()  # what came a moment before that, and was left to this thread
+
+    def after_fork(self) -> None:
+        """In a child of the application, leave to the parent what is gathered, and locks that its threads hold."""
         atexit.unregister(self.flush)
+        self._gathered.clear()
+        self._writing, self._is_writing, self._in_burst = threading.RLock(), False, False
 
     def colour(self, text: str, code: str) -> str:
         """Return `text` in the colour of an SGR `code` where the terminal shows colours."""
@@ -5719,7 +5728,7 @@ class Herald:
 
     This is dnotify (`F_NOTIFY` in fcntl(2)), the one such service that can be had without a C library.  It costs a
     descriptor a folder, and tells by a signal, SIGIO, here to the one thread that waits for it.  It does not say what
-    has changed: that is for a look to find out.  Make it in the main thread.
+    has changed: that is for a look to find out.  Make it in the main thread; all but `ring` is for the one that waits.
     """
 
     def __init__(self) -> None:
@@ -5729,13 +5738,15 @@ class Herald:
         self._thread = 0  # the one that waits, while it can be told
         self._able = hasattr(signal, "sigtimedwait") and threading.current_thread() is threading.main_thread()
         if sys.platform == "linux" and self._able and signal.getsignal(signal.SIGIO) == signal.SIG_DFL:
-            signal.signal(signal.SIGIO, signal.SIG_IGN)  # one that comes when nobody waits must not end the process
+            # One that comes when nobody waits must not end the process; if it were ignored, children would inherit it.
+            signal.signal(signal.SIGIO, lambda number, frame: None)
 
     def begin(self) -> None:
-        """Make the calling thread the one that waits."""
+        """Make the calling thread the one that waits, and listen to the places asked for so far."""
         if sys.platform == "linux" and self._able:
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGIO})  # so it stays pending, although ignored
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGIO})
             self._thread = threading.get_ident()
+            self.renew()
 
     def wait(self, seconds: float) -> bool:
         """Wait so long, or until something changes or `ring` is called; say whether that was so."""
@@ -5764,7 +5775,7 @@ class Herald:
         folders = {nearest_folder(place) for place in self.places}
         for folder, (fd, identity) in list(self._ears.items()):
             if folder not in folders or identity != folder_identity(folder):
-                os.close(fd)
+                close_ear(fd)
                 del self._ears[folder]
         new = folders - self._ears.keys()
         if new and len(folders) <= os.sysconf("SC_OPEN_MAX") // 4:  # the application needs descriptors as well
@@ -5794,11 +5805,19 @@ class Herald:
             self._ears[folder] = fd, (status.st_dev, status.st_ino)
 
     def end(self) -> None:
-        """Listen no more.  What is rung afterwards is ignored."""
-        self._thread = 0
-        self.complete = False
-        while self._ears:
-            os.close(self._ears.popitem()[1][0])
+        """Listen no more, and leave nothing pending: an exec takes the handler away."""
+        if sys.platform == "linux" and self._thread:
+            self._thread = 0
+            self.complete = False
+            while self._ears:
+                close_ear(self._ears.popitem()[1][0])
+            signal.sigtimedwait({signal.SIGIO}, 0)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGIO})
+
+
+def close_ear(fd: int) -> None:
+    with contextlib.suppress(OSError):  # the application has closed whatever was open, as daemons do
+        os.close(fd)
 
 
 def nearest_folder(path: str) -> str:
@@ -5873,7 +5892,10 @@ class Watcher(threading.Thread):
         self._interval = INTERVAL
         self._herald = Herald()
         self._attended = 0  # of the project's files, so many have the herald's attention
-        self._told = False  # something has changed, so this look is at everything
+        self._told = False  # the last wait ended because something has changed
+        self._owed = False  # a look at everything is owed ...
+        self._due = 0.0  # ... and will be due at this moment of the monotonic clock
+        self._pause = SETTLE
         self._errands: deque[Callable[[], None]] = deque()  # what other threads would have this one do
         self._errands.append(partial(self.files.add_places, list(extra_files)))
         self.watch(also)
@@ -5920,7 +5942,6 @@ class Watcher(threading.Thread):
     def run(self) -> None:
         self._herald.begin()
         while not self._stopped:
-            began = time.thread_time()
             importing = self.files.adopt()
             while self._errands:
                 self._errands.popleft()()
@@ -5930,8 +5951,6 @@ class Watcher(threading.Thread):
             suspects = self._look()
             if suspects:
                 self._settle(suspects)
-            elif self._told:  # of something else: an editor's preparations, a log that is written without end
-                time.sleep(max(SETTLE, (time.thread_time() - began) / TOLD_SHARE))
             if self._demand:
                 self._deliver([self._demand])
             if self._unread:
@@ -5939,13 +5958,8 @@ class Watcher(threading.Thread):
             if explored and not self._warned:
                 self._warn_when_late()
             self._interval = self._next_interval(explored)
-            self._told = self._herald.wait(STARTING if importing else self._interval)
+            self._rest(STARTING if importing else self._interval, in_vain=not suspects)
         self._herald.end()
-
-    def _next_interval(self, explored: bool) -> float:
-        if self._herald.complete and explored:
-            return LEARNING_INTERVAL if self._unread else TOLD_INTERVAL
-        return EAGER if time.monotonic() < self._eager_until else INTERVAL
 
     def _attend(self) -> None:
         """Let the herald attend to what is new, and then look at everything, for what it could not tell before."""
@@ -5953,12 +5967,32 @@ class Watcher(threading.Thread):
         if len(own) != self._attended:
             self._herald.attend(own[self._attended :])
             self._attended = len(own)
-            self._told = True
-        elif self._told:
-            self._herald.renew()
+            self._owed = True
+
+    def _next_interval(self, explored: bool) -> float:
+        attended = self._herald.complete and self._attended == len(self.files.own)
+        if attended and explored and not self._owed:
+            return LEARNING_INTERVAL if self._unread else TOLD_INTERVAL
+        return EAGER if time.monotonic() < self._eager_until else INTERVAL
+
+    def _rest(self, seconds: float, in_vain: bool) -> None:
+        """Wait until the next look is due or the kernel tells of a change.
+
+        When the last change that it told of was none of ours, wait in any case, for longer the more of them there are:
+        it may be an editor that prepares to save, or a log that is written without end.
+        """
+        if self._told and in_vain:
+            time.sleep(self._pause)
+            self._pause = min(2 * self._pause, INTERVAL)
+        else:
+            self._pause = SETTLE
+        self._told = self._herald.wait(seconds)
+        self._owed = self._owed or self._told
 
     def _look(self) -> set[str]:
         """Look at the files whose turn it is and return those that differ.  Folders that differ are listed again."""
+        if self._owed and time.monotonic() >= self._due:
+            return self._look_at_everything()
         paths = self._whose_turn()
         self._looks += 1
         if self._looks % MEASURED or not paths:
@@ -5968,6 +6002,16 @@ class Watcher(threading.Thread):
         self._cost += 0.2 * ((time.thread_time() - began) / len(paths) - self._cost)  # a mean of the last few
         return different
 
+    def _look_at_everything(self) -> set[str]:
+        """Look at every file of the project, and not again before that has paid for itself."""
+        began = time.thread_time()
+        self._owed = False
+        self._herald.renew()
+        self._whose_turn()  # counts what is new
+        different = self._different(list(self.files.own))
+        self._due = time.monotonic() + (time.thread_time() - began) / TOLD_SHARE
+        return different
+
     def _whose_turn(self) -> list[str]:
         own, library = self.files.own, self.files.installed
         if len(own) != self._counted:
@@ -5975,7 +6019,7 @@ class Watcher(threading.Thread):
         share = 1 + int(len(library) * self._interval / LIBRARY_PERIOD)
         installed = self._first_looks(self._next("library", library, share))
         left = int(self._budget() * self._interval / max(self._cost, 1e-7)) - len(installed)  # a clock may stand still
-        if self._told or len(own) <= max(left, HOT):
+        if len(own) <= max(left, HOT):
             return own + installed
         return self._hot + self._next("own", own, max(left - HOT, HOT)) + installed
 
@@ -6076,7 +6120,9 @@ class Watcher(threading.Thread):
                 forget_bytecode(path)
             self._digests[path] = digest(path)
             self.files.recent.setdefault(path, 0)
+        self._herald.end()
         self.changed(pending)
+        self._herald.begin()  # the old code goes on
 
     def _first_error(self) -> Optional[SyntaxError]:
         end = time.monotonic() + COMPILE_SECONDS
@@ -6200,7 +6246,9 @@ class Launch(NamedTuple):
     early: bool  # captured before any code of the application ran
     program: Optional[Program]
     line: Optional[tuple[int, int]]  # descriptors to the parent under `supervise`
-    bell: tuple[int, int]  # a pipe in which the interpreter notes signals at once, before any handler runs
+    bell: tuple[
+        int, int, int
+    ]  # a pipe in which the interpreter notes signals before a handler runs; what did so before
     rung: bytes  # the signals that came too late for the image before
     handover: Optional[Handover]  # what the image before has left
 
@@ -6261,6 +6309,14 @@ class Launch(NamedTuple):
             signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
         for number in self.rung:
             signal.raise_signal(number)
+
+    def put_bell_away(self) -> None:
+        """Have signals noted where they were before, for a program that goes on."""
+        read, write, before = self.bell
+        if read >= 0:
+            signal.set_wakeup_fd(before)
+            os.close(read)
+            os.close(write)
 
     def _undo(self, ignored: set[int], children: list[int]) -> None:
         """Put right what an exec carries along, ignored signals and children; a child of `supervise` ends with it."""
@@ -6360,15 +6416,14 @@ def blocked_signals() -> set[int]:
     return {int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())}
 
 
-def new_bell() -> tuple[int, int]:
-    """Return the ends of a new pipe in which the interpreter notes each signal at once."""
+def new_bell() -> tuple[int, int, int]:
+    """Return the ends of a new pipe in which the interpreter notes each signal at once, and the one it used before."""
     if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
-        return -1, -1
+        return -1, -1, -1
     read, write = os.pipe()
     os.set_blocking(read, False)
     os.set_blocking(write, False)
-    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    return read, write
+    return read, write, signal.set_wakeup_fd(write, warn_on_full_buffer=False)
 
 
 def listen_to(bell: int) -> bytes:
@@ -6378,6 +6433,13 @@ def listen_to(bell: int) -> bytes:
     except OSError:
         return b""
     return bytes(number for number in noted if number in HEEDED)
+
+
+def is_the_end(number: int) -> bool:
+    """Tell whether a signal that was noted will end this process: not when the program has a handler of its own."""
+    handler = signal.getsignal(number)
+    ours = handler is signal.default_int_handler or getattr(handler, "__module__", "") == __name__
+    return ours and number != getattr(signal, "SIGHUP", None)
 
 
 def last_rings(bell: int) -> bytes:
@@ -6519,7 +6581,7 @@ class Leap:
             if os.path.isdir(launch.cwd):
                 os.chdir(launch.cwd)
             stamp = f"{os.getpid()}:{letter}:{code if code >= 0 else ''}"
-            if set(listen_to(launch.bell[0])) - {signal.SIGHUP}:
+            if any(map(is_the_end, listen_to(launch.bell[0]))):
                 time.sleep(HEED_SECONDS)
             signal.pthread_sigmask(signal.SIG_SETMASK, launch.mask | (HEEDED if launch.early else set()))
             os.execve(launch.executable, launch.command, {**launch.environ, STAMP: stamp})
@@ -6665,8 +6727,9 @@ class Supervisor:
 
     def run(self) -> int:
         """Run children until one is the last."""
+        in_charge = threading.current_thread() is threading.main_thread()
         for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
-            if hasattr(signal, name):
+            if in_charge and hasattr(signal, name):
                 signal.signal(getattr(signal, name), self._relay)
         while True:
             status = self._round()
@@ -6940,6 +7003,7 @@ class Hall:
         self.terminal = terminal
         self.launch = launch
         self.in_code = in_code
+        self.pid = os.getpid()
         self.handover = launch.handover
         self.notes = self.handover.notes if self.handover else {}
         self.reloaded = self.handover is not None and AT_FIRST not in self.notes
@@ -7147,14 +7211,35 @@ class Hall:
         if sys.platform != "win32" and self.watcher:
             wanted[signal.SIGHUP] = self._hang_up
         self.handlers = {number: signal.signal(number, handler) for number, handler in wanted.items()}
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._after_fork)
         self.launch.release_signals()
+
+    def _give_signals_back(self) -> None:
+        for number, handler in self.handlers.items():
+            if getattr(signal.getsignal(number), "__self__", None) is self:  # the application has set no other
+                signal.signal(number, handler or signal.SIG_DFL)  # None: not set by Python
+
+    def _after_fork(self) -> None:
+        """In a child of the application, behave as if there were no devserve: it is not the child's to end."""
+        signal.set_wakeup_fd(-1)
+        self._give_signals_back()
+        self.terminal.after_fork()
+
+    def _die_as_a_child(self, number: int) -> None:
+        """Act on a signal that came to a child of the application before it had forgotten devserve."""
+        self._give_signals_back()
+        os.kill(os.getpid(), number)
 
     def _stop(self, number: int, frame: Any) -> None:
         """End the process at once: whatever the application does, one signal is enough.
 
         A thread does it, as the signal may have interrupted the main thread in the middle of a line for the terminal.
         """
-        threading.Thread(target=self._end, name="devserve end", daemon=True).start()
+        if os.getpid() == self.pid:
+            threading.Thread(target=self._end, name="devserve end", daemon=True).start()
+        else:
+            self._die_as_a_child(number)
 
     def _end(self) -> None:
         try:
@@ -7174,8 +7259,8 @@ class Hall:
         self.server.server_close()
         self._tidy_up()
         self.terminal.flush()
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None: not set by Python
+        self._give_signals_back()
+        self.launch.put_bell_away()
 
     def _tidy_up(self) -> None:
         """Leave no socket file behind."""
@@ -7185,7 +7270,9 @@ class Hall:
 
     def _hang_up(self, number: int, frame: Any) -> None:
         """Reload by hand; but a terminal that was closed sends SIGHUP too, and then there is nobody to serve."""
-        if self.launch.terminal_is_gone():
+        if os.getpid() != self.pid:
+            self._die_as_a_child(number)
+        elif self.launch.terminal_is_gone():
             self._stop(number, frame)
         elif self.watcher:
             self.watcher.reload_now("SIGHUP")

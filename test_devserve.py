@@ -9,6 +9,7 @@ import bisect
 import builtins
 import collections
 import contextlib
+import copy
 import decimal
 import errno
 import gc
@@ -23,6 +24,7 @@ import itertools
 import json
 import os
 import pathlib
+import pickle
 import random
 import re
 import select
@@ -453,6 +455,12 @@ class Configuration(unittest.TestCase):
         self.assertEqual(len(config), len(devserve.Config._fields))
         with self.assertRaises(AttributeError):
             config.port = 81  # type: ignore[misc]
+
+    def test_a_config_can_be_copied_and_pickled(self) -> None:
+        config = devserve.Config("hello", port=80)
+        for made in (copy.copy(config), copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
+            self.assertEqual(made, config)
+            self.assertIs(type(made), devserve.Config)
 
     def test_wrong_values_for_a_named_tuple_are_an_error_that_names_the_fields(self) -> None:
         self.assertEqual(devserve.Handover({}, {"a": "b"}).notes, {"a": "b"})
@@ -7560,6 +7568,21 @@ class ReloaderTold(ReloaderWatching):
         self.write("later/still/file.txt", "here")
         self.assertEqual(self.said(), [["later/still/file.txt"]])
 
+    def test_a_file_in_a_new_folder_is_told(self) -> None:
+        self.write("data/old.txt", "")
+        self.listen(extra_files=["data"], seen=["data/old.txt"])
+        self.write("data/new/deep/file.txt", "here")
+        self.assertEqual(self.said(), [["data/new/deep/file.txt"]])
+
+    def test_while_a_look_at_everything_has_not_paid_for_itself_the_last_edited_are_looked_at(self) -> None:
+        self.write("told_j.py", "")
+        with mock.patch.object(devserve, "TOLD_SHARE", 1e-9):
+            self.listen("told_j")
+            self.write("other.txt", "")
+            eventually(lambda: self.watcher._due > time.monotonic() + 60, "it has looked at everything")
+            self.write("told_j.py", "x = 2")
+            self.assertEqual(self.said(), [["told_j.py"]])
+
     def test_a_reload_by_hand_and_an_end_wait_for_nothing(self) -> None:
         self.write("told_f.py", "")
         self.listen("told_f")
@@ -7996,12 +8019,12 @@ with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
     HAS_IPV6 = True
 
 
-def unix_get(path: str) -> bytes:
+def unix_get(path: str, target: str = "/") -> bytes:
     """Return the answer to a GET over a socket file."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(DEADLINE)
         sock.connect(path)
-        sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        sock.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
         return b"".join(iter(lambda: sock.recv(65536), b""))
 
 
@@ -8156,6 +8179,49 @@ class HallSignals(HallCase):
                     socket.create_connection(address, 2.0)
                 again = self.served("hello", "--port", str(address[1]), port=False)
                 self.assertEqual(again.get(), "hello", "the port can be bound again at once")
+
+    @unittest.skipUnless(hasattr(os, "fork"), "needs fork")
+    def test_a_child_of_the_application_ends_without_ending_anything_of_the_parent(self) -> None:
+        text = """
+            import os, signal, time
+            def app(environ, start_response):
+                read, write = os.pipe()
+                pid = os.fork()
+                if not pid:
+                    os.write(write, b"x")
+                    time.sleep(60)
+                    os._exit(0)
+                os.read(read, 1)
+                os.kill(pid, getattr(signal, environ["PATH_INFO"][1:]))
+                status = os.waitpid(pid, 0)[1]
+                start_response("200 OK", [])
+                return [b"ended by %d" % os.WTERMSIG(status)]
+        """
+        self.write("forking.py", text)
+        with tempfile.TemporaryDirectory(prefix="ds") as folder:
+            served = self.served("forking", "--reload", "--host", f"unix:{folder}/s")
+            served.wait_for("production")
+            for name in ("SIGTERM", "SIGHUP"):
+                self.assertIn(b"ended by %d" % getattr(signal, name), unix_get(folder + "/s", "/" + name))
+            self.assertEqual(os.listdir(folder), ["s"])
+            self.assertNotIn("reloading", served.log)
+
+    @unittest.skipIf(sys.platform == "win32", "signals of POSIX")
+    def test_what_the_application_starts_finds_its_signals_as_they_are_anywhere(self) -> None:
+        text = """
+            import subprocess, sys
+            CODE = "import signal; print([s for s in signal.valid_signals() if signal.getsignal(s) is signal.SIG_IGN])"
+            CODE += "; print(signal.pthread_sigmask(signal.SIG_BLOCK, ()))"
+            def app(environ, start_response):
+                start_response("200 OK", [])
+                return [subprocess.check_output([sys.executable, "-c", CODE])]
+        """
+        self.write("starting.py", text)
+        served = self.served("starting", "--reload")
+        run = textwrap.dedent(text) + "print(subprocess.check_output([sys.executable, '-c', CODE]).decode())"
+        code = self.write("expected.py", run)
+        expected = subprocess.run([sys.executable, str(code)], capture_output=True, text=True, check=True).stdout
+        self.assertEqual(served.get().split(), expected.split())
 
     @unittest.skipIf(sys.platform == "win32", "signals of POSIX")
     def test_a_terminal_that_takes_nothing_more_does_not_keep_it_alive(self) -> None:
@@ -8584,6 +8650,18 @@ class HallInCode(HallCase):
             self.assertEqual(served.stop(), 0, served.log)
         self.assertEqual(served.log.count("started"), 1, served.log)
         self.assertIn("goes on", served.log)
+
+    @unittest.skipUnless(sys.platform == "linux", "reads /proc")
+    def test_a_run_that_returns_leaves_no_descriptor_and_can_be_repeated(self) -> None:
+        run = "threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start(); devserve.run(app, 0, reload=True)"
+        tell = "print('left', sorted(os.listdir('/proc/self/fd')), signal.set_wakeup_fd(-1), flush=True)"
+        served = self.ran(
+            f"{tell}; {run.replace('app, 0', 'app, port=0')}; {tell}", before="import os, signal, threading"
+        )
+        served.process.wait(DEADLINE)
+        served.reader.join(DEADLINE)
+        before, after = re.findall("left .*", served.log)
+        self.assertEqual(before, after)
 
     @unittest.skipIf(sys.platform == "win32", "signals of POSIX")
     def test_a_signal_handler_of_the_program_is_its_own_again_after_ctrl_c(self) -> None:
