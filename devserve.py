@@ -162,6 +162,7 @@ class DevserveError(Exception):
 STATUS_COLOURS = {"1": "2", "2": "", "3": "36", "4": "33", "5": "1;31"}
 
 CRASH_PATIENCE = 2.0  # seconds for an exception's own text, which may hang as any code may
+UNLOGGED = "devserve.unlogged"  # an application sets this key in the environ of a request that is not worth a line
 LOG_INTERVAL = 0.01  # seconds that a line may wait for its neighbours: less than the eye, or a test, can see
 
 if TYPE_CHECKING:
@@ -393,7 +394,7 @@ def load_app(spec: str = "", *, debug: bool = False, debugger: bool = False) -> 
     if debug:
         os.environ.setdefault("FLASK_DEBUG", "1")  # before the import, since extensions ask while they are set up
     put_first_on_path(os.getcwd())
-    target, name = split_spec(spec or os.environ.get("DEVSERVE_APP") or os.environ.get("FLASK_APP") or "")
+    target, name = split_spec(app_spec(spec))
     target = target or default_file(os.curdir)
     module = import_target(target)
     found = named_app(module, target, name) if name else discovered_app(module, target)
@@ -459,6 +460,11 @@ def split_spec(spec: str) -> tuple[str, str]:
     ends = [*colons, len(spec)]
     end = next((end for end in ends if os.path.isfile(spec[:end])), ends[0])
     return spec[:end], spec[end + 1 :]
+
+
+def app_spec(spec: str) -> str:
+    """Return APP, or what the environment has for it."""
+    return spec or os.environ.get("DEVSERVE_APP") or os.environ.get("FLASK_APP") or ""
 
 
 def default_file(folder: str) -> str:
@@ -694,6 +700,11 @@ def nothing_found(module: ModuleType, target: str) -> NoReturn:
     files = [file for folder in getattr(module, "__path__", ()) for file in DEFAULT_FILES if file in names_in(folder)]
     if files:
         raise DevserveError(f"no application in {target!r}; did you mean '{module.__name__}.{files[0][:-3]}'?")
+    file = f"{target}.py"
+    if os.path.isfile(file) and not os.path.samefile(file, getattr(module, "__file__", None) or os.devnull):
+        raise DevserveError(
+            f"no application in {target!r}, which is the interpreter's own module; give the path: {file}"
+        )
     raise DevserveError(f"no application in {target!r}; name the object: '{target}:NAME'")
 
 
@@ -988,10 +999,10 @@ FORM_LIMIT = 50  # fields of a form
 NEAR_LIMIT = 5_000  # names that are compared with a wrong one; so many take 20 ms of INLINE_DEADLINE
 NEARNESS = 0.7  # of names that are suggested; difflib's own 0.6 would have `local` for `total`
 SECRET_STEMS = (
-    "passw|passphrase|secret|token|credential|authoriz|cookie|signature|api_?key|access_?key|private_?key|session_?id"
+    "passw|passphrase|secret(?!ar)|token(?!i[sz])|credential|authoriz|cookie|signature|api_?key|access_?key|private_?key|session_?id"
     "|^devserve_[0-9]"  # the cookie of a console
 )
-SECRET_WORDS = frozenset("pass pwd pw key keys api auth session private csrf jwt otp pin".split())
+SECRET_WORDS = frozenset("pass pwd pw api auth session private csrf jwt otp pin".split())
 MASK = "••••••••"
 # A password may hold an @ or a slash, but what begins as a port and a path is none: http://localhost:5173/@vite
 URL_PASSWORD = r"""(://[^\s:/?#@\['"]*:)(?![0-9]*/)[^\s@'"]{1,200}(?:@[^\s@/'"]{1,200})*(?=@)"""
@@ -2983,7 +2994,8 @@ class Guard:
         """Return the line for the terminal that says how to open the console."""
         if self.pin == PIN_OFF:
             return "the debugger asks for no PIN"
-        return f"the debugger's PIN is {self.pin}, or open {self.unlock_url(url)}"
+        link = "" if url.startswith("unix:") else f", or open {self.unlock_url(url)}"  # no browser opens a socket file
+        return f"the debugger's PIN is {self.pin}{link}"
 
     def unlock_url(self, base: str) -> str:
         """Return the link that opens the console in the browser that follows it."""
@@ -3051,7 +3063,8 @@ class Guard:
                 return None
             self.failures += 1
         left = PIN_FAILURES - self.failures
-        return self.shut() or Refusal("pin", f"The PIN is wrong; {left} attempts are left.", "It is on the terminal.")
+        attempts = "attempt is" if left == 1 else "attempts are"
+        return self.shut() or Refusal("pin", f"The PIN is wrong; {left} {attempts} left.", "It is on the terminal.")
 
     def refuses_link(self, environ: Mapping[str, Any], token: str) -> Optional[Refusal]:
         """Say no unless the link of the terminal was followed."""
@@ -3169,6 +3182,7 @@ STATUSES = {  # of refusals, by their `error`
     "type": "415 Unsupported Media Type",
 }
 FORBIDDEN = "403 Forbidden"  # for all others
+WORTH_A_LINE = frozenset({"pin", "unlock", "console"})  # in the log; the rest is what an open page asks by itself
 
 
 class DebuggedApplication:
@@ -3283,9 +3297,12 @@ class Exchange:
         wrapper = self.environ.get("wsgi.file_wrapper")
         if isinstance(wrapper, type) and isinstance(self.app_iter, wrapper):  # the server has a faster way to send it
             return self.app_iter  # type: ignore[return-value]
-        if isinstance(self.app_iter, (str, bytes)):
+        if isinstance(self.app_iter, (str, bytes)) or not hasattr(self.app_iter, "__iter__"):
+            forgotten = "; is a `return` missing?" if self.app_iter is None else ""
             kind = type(self.app_iter).__name__
-            raise TypeError(f"the application returned {kind}, not a list of bytes or another iterable of bytes")
+            raise NotWSGI(
+                f"the application returned {kind}, not a list of bytes or another iterable of bytes{forgotten}"
+            )
         self.chunks = iter(self.app_iter)
         return SizedExchange(self) if hasattr(self.app_iter, "__len__") else self
 
@@ -3407,7 +3424,11 @@ def take_cookies(environ: Environ) -> str:
 def check_chunk(chunk: object) -> None:
     """Raise what a server would say about a chunk that is not bytes, where it can still be shown."""
     if not isinstance(chunk, bytes):
-        raise TypeError(f"the application sends {type(chunk).__name__}, not bytes: text must be encoded")
+        raise NotWSGI(f"the application sends {type(chunk).__name__}, not bytes: text must be encoded")
+
+
+class NotWSGI(TypeError):
+    """The application breaks PEP 3333, in a way that none of its frames shows."""
 
 
 class RecordedBody:
@@ -3520,14 +3541,17 @@ class Desk:
         self.debugger = debugger
         self.guard = debugger.guard
         self.environ = environ
+        self.name = environ["PATH_INFO"][len(PREFIX) + 1 :]
         self.nonce = os.urandom(16).hex()
         self.asked: dict[str, Any] = {}
 
     def answer(self, start_response: StartResponse) -> list[bytes]:
         try:
-            reply = self.reply(self.environ["PATH_INFO"][len(PREFIX) + 1 :])
+            reply = self.reply(self.name)
         except Refused as no:
             reply = self.refusal(no.args[0])
+        if reply.status == "200 OK" and self.name not in WORTH_A_LINE:
+            self.environ[UNLOGGED] = True
         body = reply.body.encode("utf-8", "backslashreplace")
         headers = [*page_headers(reply.kind, self.nonce), *reply.headers, ("Content-Length", str(len(body)))]
         start_response(reply.status, headers)
@@ -3583,8 +3607,9 @@ class Desk:
 
     def alive(self) -> Reply:
         """Tell which generation of the process answers, and whether this browser may use the console."""
-        state = self.debugger.console_state(self.environ).state
-        return as_json({"generation": self.debugger.generation, "console": state})
+        console = self.debugger.console_state(self.environ)
+        why = f"{console.reason} {console.remedy}".strip()
+        return as_json({"generation": self.debugger.generation, "console": console.state, "why": why})
 
     def unlock(self) -> Reply:
         """Unlock the browser that follows the terminal's link, and take the token out of its address bar."""
@@ -3715,7 +3740,6 @@ SPARE_TIMEOUT = 10.0  # a thread without a connection waits so long for the next
 GATE_LOOK = 0.5  # between two looks whether the server is to shut down, while the gate is closed; as in socketserver
 OUT_OF_DESCRIPTORS_PAUSE = 0.05  # before accepting again when the process has no descriptor left
 
-UNLOGGED = "devserve.unlogged"  # an application sets this key in the environ of a request that is not worth a line
 CAN_CATCH = hasattr(select, "poll")  # Windows has no poll, and after a timed-out read its sockets are undefined
 SERVER_NAME = f"devserve/{__version__}"
 BODILESS = frozenset({"204", "304"})  # RFC 9110 section 6.4.1; 1xx cannot come from an application
@@ -3861,14 +3885,18 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
 
     # -- handing over: what a reload needs
 
+    def hold(self) -> None:
+        """Let no further request begin, until `open_gate`."""
+        with self.accepting:
+            self.gate.clear()
+
     def close_gate(self, grace: float) -> list[socket.socket]:
         """Let no further request begin, wait for those that have, and return the sockets of the connections that wait.
 
         A request may take `grace` seconds from its own start, an event stream none; what takes longer is cut, and the
         log says so.  The returned sockets have had no byte read from them that was not answered.
         """
-        with self.accepting:
-            self.gate.clear()
+        self.hold()
         closed = time.perf_counter()
         cut: set[Connection] = set()
         while True:
@@ -3903,7 +3931,7 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
             self.finished.set()
 
     def open_gate(self) -> None:
-        """Let requests begin again, after a hand-over that did not happen."""
+        """Let requests begin again, as there was nothing to hold them for, or no hand-over."""
         self.gate.set()
 
     def adopt(self, sockets: Iterable[socket.socket]) -> None:
@@ -5189,6 +5217,11 @@ def bind_error(error: OSError, host: str, port: int, again: Callable[[int], str]
     host = host.strip("[]")
     place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if number in (errno.EADDRINUSE, 10048) or (number == 10013 and port_holder(port)):
+        if f"(pid {os.getppid()})" in port_holder(port):
+            return DevserveError(
+                f"cannot bind {place}: the process that started this one has it; a module that starts a reloader of "
+                "its own while it is imported must do so under if __name__ == '__main__':"
+            )
         free = next_free_port(host, port)
         hint = AIRPLAY_HINT if sys.platform == "darwin" and port == 5000 else ""
         remedy = f"try: {again(free)}" if free else "choose another --port"
@@ -5868,6 +5901,8 @@ class Watcher(threading.Thread):
     again until nothing changes any more, leaves out what has its old content, and compiles the rest.  `changed` is
     called in this thread with the sorted paths; watching goes on when it returns.  While a changed file does not
     compile `broken` is called instead, and the next save that mends it calls `changed` whatever its content.
+    `settling` is called with True as soon as a file of the project differs, and with False when it is known what that
+    meant.
     """
 
     def __init__(
@@ -5879,6 +5914,7 @@ class Watcher(threading.Thread):
         extra_files: Iterable[str] = (),
         exclude_patterns: Iterable[str] = (),
         also: Iterable[str] = (),
+        settling: Callable[[bool], None] = lambda begins: None,
         since: Optional[float] = None,
         remembered: str = "",
         eager: bool = False,
@@ -5886,6 +5922,7 @@ class Watcher(threading.Thread):
         super().__init__(name="devserve watcher", daemon=True)
         self.changed = changed
         self.broken = broken
+        self.settling = settling
         self.warn = warn
         self.files = Files(warn, time.time() if since is None else since, exclude_patterns, remembered)
         self._eager_until = time.monotonic() + EAGER_SECONDS if eager else 0.0
@@ -6072,7 +6109,9 @@ class Watcher(threading.Thread):
     def _settle(self, suspects: set[str]) -> None:
         """Look again until nothing changes any more; then accept the new states and deliver what is a change."""
         files = self.files
-        step = SETTLE_LIBRARY if suspects.isdisjoint(files.own) else SETTLE
+        installed = suspects.isdisjoint(files.own)
+        self.settling(not installed)
+        step = SETTLE_LIBRARY if installed else SETTLE
         end = time.monotonic() + SETTLE_LIMIT
         last: dict[str, Snapshot] = {}
         quiet = 0
@@ -6086,6 +6125,7 @@ class Watcher(threading.Thread):
             time.sleep(step)
             suspects |= self._different(self._neighbours(suspects))
         self._accept({path: state for path, state in last.items() if state != files.states[path]})
+        self.settling(False)
 
     def _neighbours(self, suspects: set[str]) -> list[str]:
         """Return where else the same save may have written: anywhere, when it is no longer a single file."""
@@ -6862,11 +6902,13 @@ def end_with_parent(line: int) -> None:
 # are here.
 # =====================================================================================================================
 
+BY_HAND = "SIGHUP"  # instead of the path that changed
 AT_FIRST = "at first"  # among the notes: nothing has been served or loaded yet
 GRACE = 5.0  # seconds from its own start that a request may take while a reload waits for it
 WAKE_INTERVAL = 0.5  # seconds; a signal that comes just before the main thread falls asleep is handled no later
 GREETING_PATIENCE = 1.0  # seconds; a mistake in the command is told in less, and then is the only line
-IMPORT_PATIENCE = 10.0  # seconds of importing before it is told where the import is; few libraries take as long
+IMPORT_TOLD = 3.0  # seconds of importing before the terminal is told where the import is
+IMPORT_PATIENCE = 10.0  # seconds of it, after a reload, before clients are told too; few libraries take as long
 
 # Werkzeug's and Flask's words, and ours.
 WERKZEUG_WORDS = {"use_reloader": "reload", "use_debugger": "debugger", "threaded": "threads", "ssl_context": "cert"}
@@ -6889,12 +6931,12 @@ def run(app: WSGIApplication, host: str = "127.0.0.1", port: int = 5000, debug: 
     def load(config: Config) -> WSGIApplication:
         return prepared(checked(app, f"{app!r:.80}"), debug=config.debug, debugger=config.debugger)
 
-    status = start(lambda: config, load, Launch.capture(), terminal, in_code=True)
+    status = start(lambda warn: config, load, Launch.capture(), terminal, in_code=True)
     if status:
         raise SystemExit(status)
 
 
-def serve_command(read: Callable[[Terminal], Config]) -> int:
+def serve_command(read: Callable[[Callable[[str], None]], Config]) -> int:
     """Serve what a command line asks for, as `read` understands it; return the exit status."""
     terminal = Terminal()
     launch = Launch.capture(early=True)
@@ -6903,11 +6945,11 @@ def serve_command(read: Callable[[Terminal], Config]) -> int:
         with servers_left_out(terminal.warn):
             return load_app(config.app, debug=config.debug, debugger=config.debugger)
 
-    return start(lambda: read(terminal), load, launch, terminal, in_code=False)
+    return start(read, load, launch, terminal, in_code=False)
 
 
 def start(
-    configure: Callable[[], Config],
+    configure: Callable[[Callable[[str], None]], Config],
     load: Callable[[Config], WSGIApplication],
     launch: Launch,
     terminal: Terminal,
@@ -6915,13 +6957,16 @@ def start(
     in_code: bool,
 ) -> int:
     """Live one process image's life; return its exit status: 2 after a mistake that the person can mend."""
+    warnings: list[str] = []
     try:
-        config = configure()
+        config = configure(warnings.append)
         terminal.quiet = config.quiet
         if config.reload and launch.must_supervise:
             return supervise(launch)
         if config.reload and launch.carries_ballast:  # thrown off by the exec: the next image gets the compiled code
             restart_process(launch, Handover({"listener": [], "waiting": []}, {AT_FIRST: ""}))
+        for warning in warnings:  # by whoever serves, and by nobody who makes room for it
+            terminal.warn(warning)
         hall = Hall(config, terminal, launch, in_code=in_code)
         try:
             return hall.serve(lambda: load(config))
@@ -7048,6 +7093,7 @@ class Hall:
             extra_files=self.config.extra_files,
             exclude_patterns=self.config.exclude_patterns,
             also=env_files(self.config.env_file),
+            settling=self._settling,
             since=self.launch.started,
             remembered=self.notes.get("watched", ""),
             eager=self.reloaded,
@@ -7135,23 +7181,31 @@ class Hall:
         After a reload pages say it too, until its own end replaces them; at the first start clients wait, as the
         import of a large library may well take that long.
         """
-        time.sleep(IMPORT_PATIENCE)
+        told = min(IMPORT_TOLD, IMPORT_PATIENCE)
+        time.sleep(told)
         if not self.acceptor.ident:
-            place = main_thread_place()
-            self.terminal.warn(f"still importing after {IMPORT_PATIENCE:.0f} s, at {place}")
-            if self.reloaded:
-                text = f"the import has not ended after {IMPORT_PATIENCE:.0f} s; it is at {place}"
-                self.install(BrokenApp(TimeoutError(text)))
-                self._start()
+            self.terminal.warn(f"still importing after {told:.0f} s, at {main_thread_place()}")
+            time.sleep(IMPORT_PATIENCE - told)
+        if not self.acceptor.ident and self.reloaded:
+            text = f"the import has not ended after {IMPORT_PATIENCE:.0f} s; it is at {main_thread_place()}"
+            self.install(BrokenApp(DevserveError(text)))
+            self._start()
 
     # -- reloading
+
+    def _settling(self, begins: bool) -> None:
+        """Have a request that follows a save at its heels wait until it is known whether there is new code for it."""
+        if begins:
+            self.server.hold()
+        else:
+            self.server.open_gate()
 
     def reload(self, paths: list[str]) -> None:
         """Close the gate and let a new image of this process take over; returns only when that cannot be done."""
         if not os.path.isdir(self.launch.cwd):
             self.terminal.warn(f"the folder {self.launch.cwd} is gone; the old code serves on")
             return
-        self.terminal.say(f"{tell_paths(paths)} changed, reloading")
+        self.terminal.say("SIGHUP, reloading" if paths == [BY_HAND] else f"{tell_paths(paths)} changed, reloading")
         notes = {"since": repr(time.time()), "socket_file": self.socket_file}
         if self.guard:
             notes.update(self.guard.remember())
@@ -7190,9 +7244,7 @@ class Hall:
             return
         addresses = urls(self.listener, self.scheme)
         say = self.terminal.say
-        say(
-            f"devserve {__version__} serves {self.config.app or 'the application'} on {addresses[0]} (Ctrl-C stops it)"
-        )
+        say(f"devserve {__version__} serves {self._served_name()} on {addresses[0]} (Ctrl-C stops it)")
         for address in addresses[1:]:
             say(f"  and on {address}")
         if len(addresses) > 1:
@@ -7200,6 +7252,13 @@ class Hall:
         say("  for local development only: never use it in production")
         if self.guard:
             say(f"  {self.guard.greeting(addresses[0])}")
+
+    def _served_name(self) -> str:
+        """Return what was asked for, or found without being asked for."""
+        if not self.in_code:
+            with contextlib.suppress(DevserveError):
+                return app_spec(self.config.app) or default_file(os.curdir)
+        return "the application"
 
     def _take_signals(self) -> None:
         """Stop on SIGTERM and Ctrl-C, reload on SIGHUP; in code, Ctrl-C stays the exception on which `run` ends."""
@@ -7275,7 +7334,7 @@ class Hall:
         elif self.launch.terminal_is_gone():
             self._stop(number, frame)
         elif self.watcher:
-            self.watcher.reload_now("SIGHUP")
+            self.watcher.reload_now(BY_HAND)
 
 
 def main_thread_place() -> str:
@@ -7335,7 +7394,8 @@ def command_for_port(port: int) -> str:
         elif not (word.startswith("-p") and word[2:].isdigit()):
             words.append(word)
     name = os.path.basename(sys.argv[0])
-    start = ["python", sys.argv[0]] if name.endswith(".py") else [name]
+    python = os.path.basename(sys.executable) or "python"
+    start = [python, sys.argv[0]] if name.endswith(".py") else [name]
     return shlex.join([*start, *words, "--port", str(port)])
 
 
@@ -7357,7 +7417,7 @@ FALSE = frozenset({"0", "false", "no", "off", ""})
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit status: 0 after Ctrl-C, 1 when the application fails to start, 2 for a
     mistake in the command."""
-    return serve_command(lambda terminal: read_command(sys.argv[1:] if argv is None else argv, terminal.warn))
+    return serve_command(lambda warn: read_command(sys.argv[1:] if argv is None else argv, warn))
 
 
 def read_command(argv: Sequence[str], warn: Callable[[str], None]) -> Config:
@@ -8117,14 +8177,16 @@ function makeLock() {
   return box;
 }
 
-function setConsole(state) {
+function setConsole(state, why) {
   if (state === page.console && find(".console")) return;
   page.console = state;
   for (const old of all(".console")) old.remove();
   for (const frame of all(".frame")) {
     const id = frame.dataset.frame;
     if (state === "closed" ? find(".console") : !id) continue;  // the reason why it is closed is given once
-    find(".body", frame).append(state === "open" ? makePrompt(id) : state === "locked" ? makeLock() : stamp("closed"));
+    const box = state === "open" ? makePrompt(id) : state === "locked" ? makeLock() : stamp("closed");
+    if (state === "closed" && why) find(".why", box).textContent = why;
+    find(".body", frame).append(box);
   }
 }
 setConsole(page.console);
@@ -8184,7 +8246,7 @@ async function watch() {
   try {
     const now = await (await fetch(page.prefix + "/alive", {cache: "no-store"})).json();
     if (now.generation !== page.generation) return renew();
-    if (page.console === before && now.console !== before) setConsole(now.console);
+    if (page.console === before && now.console !== before) setConsole(now.console, now.why);
     failures = 0;
   } catch {
     failures += 1;
@@ -8194,6 +8256,7 @@ async function watch() {
 }
 on(document, "visibilitychange", () => { if (!document.hidden && news.hidden) watch(); });
 watch();
+if (find('[data-frame="app"]')) keys.c();  // on the page that is nothing but a console
 })();
 """
 

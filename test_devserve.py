@@ -9995,6 +9995,19 @@ class ReloadSeesEverything(Reload):
         eventually(look, f"{expected} in the answer; the log is:\n{self.served.log}")
         self.assertLessEqual(self.reloads(), before + 1, self.served.log)
 
+    def test_a_request_at_the_heels_of_a_save_is_answered_by_the_new_code(self) -> None:
+        wire = self.start(script=self.patched(SETTLE=1.5))
+        self.assertEqual(wire.ask()["version"], "v1")
+        self.settle()
+        self.save("v2")
+        time.sleep(0.4)  # the save is seen by then, and not yet over
+        self.assertEqual(self.reloads(), 0)
+        assert self.served is not None
+        other = self.wire(self.served)
+        self.assertEqual([wire.ask()["version"], other.ask()["version"]], ["v2", "v2"])
+        self.write("app.py", (self.folder / "app.py").read_text())  # the same bytes
+        self.assertEqual(wire.ask()["version"], "v2")
+
     def test_edits_of_every_kind(self) -> None:
         self.write("plain.py", "VALUE = 1\n")
         self.write("pack/__init__.py", "VALUE = 1\n")
