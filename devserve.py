@@ -345,12 +345,14 @@ def application_traceback(error: BaseException) -> Optional[TracebackType]:
     """Return the traceback of `error` from the first frame that is the application's.
 
     Left out at the head are devserve's own frames and the import system's between them and the application.  When no
-    other is left, a SyntaxError says all by itself; any other error is devserve's own, and its traceback is whole.
+    other is left, a SyntaxError says all by itself, and so does what devserve says of the application; any other error
+    is devserve's own, and its traceback is whole.
     """
     tb = error.__traceback__
     while tb is not None and is_plumbing(tb.tb_frame.f_code):
         tb = tb.tb_next
-    return tb if tb is not None or isinstance(error, SyntaxError) else error.__traceback__
+    speaks_for_itself = isinstance(error, SyntaxError) or type(error).__module__ == __name__
+    return tb if tb is not None or speaks_for_itself else error.__traceback__
 
 
 def is_plumbing(code: CodeType) -> bool:
@@ -1004,6 +1006,10 @@ SECRET_STEMS = (
 )
 SECRET_WORDS = frozenset("pass pwd pw api auth session private csrf jwt otp pin".split())
 MASK = "••••••••"
+TEMPLATE_NAMES = frozenset(  # what Jinja2, Flask and Mako give to every template
+    "range dict lipsum cycler joiner namespace config g request session url_for get_flashed_messages"
+    " context pageargs caller capture self next parent UNDEFINED".split()
+)
 # A password may hold an @ or a slash, but what begins as a port and a path is none: http://localhost:5173/@vite
 URL_PASSWORD = r"""(://[^\s:/?#@\['"]*:)(?![0-9]*/)[^\s@'"]{1,200}(?:@[^\s@/'"]{1,200})*(?=@)"""
 AUTHORIZATION = r"""(?i)(authorization['"]?\s*[:=]\s*['"]?(?:\w+ +)?)[^\s,;'"]+"""  # the scheme is no secret
@@ -1315,6 +1321,8 @@ def view_place(
     lines, missing = read_source(filename, frame.f_globals, sources)
     window, missing = source_window(lines, lineno, around, missing)
     variables = variables_of(frame)
+    if name:
+        variables = template_variables(variables, lines[lineno - 1 : lineno])
     module = frame.f_globals.get("__name__")
     return FrameView(
         id=id,
@@ -1496,6 +1504,13 @@ def variables_of(frame: FrameType) -> list[Variable]:
         Variable(shown_text(name, NAME_LIMIT), type_name(type(values[name])), None, name in arguments)
         for name in names
     ]
+
+
+def template_variables(variables: list[Variable], line: list[str]) -> list[Variable]:
+    """Return what a template was given, that on its failing line first, and nothing that every template has."""
+    words = set(re.findall(r"\w+", "".join(line)))
+    own = [v for v in variables if v.name not in TEMPLATE_NAMES and not v.name.startswith("_")]
+    return sorted(own, key=lambda v: v.name not in words)
 
 
 def telling(name: object, value: object, frame: FrameType) -> bool:
@@ -1952,7 +1967,8 @@ def hide_value(shown: str, name: int) -> Callable[[re.Match[str]], str]:
     """Return the replacement that keeps the groups in `shown` and masks the rest if the group `name` is a secret's."""
 
     def replace(match: re.Match[str]) -> str:
-        secret = is_secret(match.group(name))
+        word = match.group(name)
+        secret = is_secret(word) or (word == "key" and match.group(1) in ("?", "&"))  # as web APIs call theirs
         return shown.format(*(match.group(n) for n in range(4))) + MASK if secret else match.group()
 
     return replace
@@ -2317,7 +2333,7 @@ def write_frame(frame: FrameView, *, opened: bool, hot: bool = False) -> Markup:
 
 def write_body(frame: FrameView, unread: bool) -> Markup:
     """Return source and values side by side.  Types stand in for values not yet read, where the frame is open."""
-    if frame.kind != "python":
+    if frame.kind != "python" and not frame.variables:
         return write_source(frame)
     variables = Markup() if unread and not frame.app else write_variables(frame)
     later = Markup(" later" if unread and frame.id else "")
@@ -3541,7 +3557,7 @@ class Desk:
         self.debugger = debugger
         self.guard = debugger.guard
         self.environ = environ
-        self.name = environ["PATH_INFO"][len(PREFIX) + 1 :]
+        self.name = environ.get("PATH_INFO", "")[len(PREFIX) + 1 :]
         self.nonce = os.urandom(16).hex()
         self.asked: dict[str, Any] = {}
 
@@ -5217,10 +5233,10 @@ def bind_error(error: OSError, host: str, port: int, again: Callable[[int], str]
     host = host.strip("[]")
     place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if number in (errno.EADDRINUSE, 10048) or (number == 10013 and port_holder(port)):
-        if f"(pid {os.getppid()})" in port_holder(port):
+        if is_own_parent():
             return DevserveError(
-                f"cannot bind {place}: the process that started this one has it; a module that starts a reloader of "
-                "its own while it is imported must do so under if __name__ == '__main__':"
+                f"cannot bind {place}: already in use by the same command; a module that starts a reloader of its own "
+                "while it is imported must do so under if __name__ == '__main__':"
             )
         free = next_free_port(host, port)
         hint = AIRPLAY_HINT if sys.platform == "darwin" and port == 5000 else ""
@@ -5231,6 +5247,17 @@ def bind_error(error: OSError, host: str, port: int, again: Callable[[int], str]
     if number in (errno.EADDRNOTAVAIL, 10049):
         return DevserveError(f"cannot bind {place}: {host} is not an address of this machine; try --host 0.0.0.0")
     return DevserveError(f"cannot bind {place}: {error.strerror or error}")
+
+
+def is_own_parent() -> bool:
+    """Tell whether the parent runs the same command: other reloaders, Bottle's too, start it again (Linux)."""
+    try:
+        with open(f"/proc/{os.getppid()}/cmdline", "rb") as file:
+            words = [os.fsdecode(word) for word in file.read().split(b"\0")[:-1]]
+        is_python = os.path.samefile(f"/proc/{os.getppid()}/exe", "/proc/self/exe")  # and not sudo, or timeout
+    except OSError:
+        return False
+    return is_python and words[-len(sys.argv) :] == sys.argv
 
 
 def next_free_port(host: str, port: int) -> int:

@@ -2282,7 +2282,9 @@ class ReadingSecrets(Reading):
             "credentials",
             "private_key",
             "AWS_SECRET_ACCESS_KEY",
-            "key",
+            "tokens",
+            "next_token",
+            "clientSecret",
             "auth",
             "pwd",
             "devserve_5000",
@@ -2294,6 +2296,10 @@ class ReadingSecrets(Reading):
             "devserve_x",
             "monkey",
             "keyboard",
+            "key",
+            "primary_key",
+            "tokenizer",
+            "secretary",
             "author",
             "passenger",
             "compass",
@@ -2466,6 +2472,12 @@ class ReadingTemplates(Reading):
         self.assertEqual((frame.lineno, os.path.basename(frame.filename), frame.app), (3, "page.html", True))
         self.assertIn("<li>{{ 1 / item }}</li>", [line.text for line in frame.source])
         self.assertEqual(values(frame)["item"], "0")
+        self.write("named.html", "{{ 1 / b }}")
+        given = {"a": 1, "b": 0, "url_for": len, "_hidden": 2}
+        frame = self.template(failure_of(lambda: environment.get_template("named.html").render(**given)))
+        self.assertEqual(values(frame), {"b": "0", "a": "1"})
+        self.assertEqual([variable.name for variable in frame.variables], ["b", "a"])
+        self.assertIn("variables", devserve.write_body(frame, unread=False))
         self.write("broken.html", "<p>\n{% if %}\n")
         frame = self.template(failure_of(lambda: environment.get_template("broken.html")))
         self.assertEqual(frame.lineno, 2)
@@ -2646,10 +2658,8 @@ class PageHostileText(unittest.TestCase):
         for text in (*HOSTILE, "\n".join(HOSTILE) * 3):
             with self.subTest(text=text):
                 harmless = re.sub(r"[^\n]", "x", text)
-                self.assertEqual(
-                    Skeleton(page_of(crash_report(text, [frame_view(text)]))).tags,
-                    Skeleton(page_of(crash_report(harmless, [frame_view(harmless)]))).tags,
-                )
+                pages = [page_of(crash_report(t, [frame_view(t, variables=())])) for t in (text, harmless)]
+                self.assertEqual(Skeleton(pages[0]).tags, Skeleton(pages[1]).tags)
 
     def test_hostile_source_gets_no_tags_but_those_of_its_colours(self) -> None:
         for text in HOSTILE:
@@ -3936,13 +3946,24 @@ class DebuggerPages(Debugged):
 
     def test_alive_tells_the_generation(self) -> None:
         answer = self.ask("/__devserve__/alive")
-        self.assertEqual(answer.json, {"generation": self.debugger.generation, "console": "locked"})
+        self.assertEqual(answer.json, {"generation": self.debugger.generation, "console": "locked", "why": ""})
         self.assertIn(self.debugger.generation, self.ask().text)
         self.assertEqual(self.ask("/__devserve__/alive", Cookie=self.cookie).json["console"], "open")
-        self.assertEqual(self.ask("/__devserve__/alive", Host="evil.example").json["console"], "closed")
+        closed = self.ask("/__devserve__/alive", Host="evil.example").json
+        self.assertEqual(closed["console"], "closed")
+        self.assertTrue(closed["why"])
         before = self.debugger.generation
         self.install(self.app)
         self.assertNotEqual(self.debugger.generation, before)
+
+    def test_what_an_open_page_asks_by_itself_is_not_worth_a_line_of_the_log(self) -> None:
+        environ: dict[str, Any] = {}
+        for path, unlogged in (("alive", True), ("console", False), ("unlock", False), ("nothing", False)):
+            with self.subTest(path):
+                environ = {"PATH_INFO": f"/__devserve__/{path}"}
+                wsgiref.util.setup_testing_defaults(environ)
+                self.debugger(environ, lambda status, headers, exc_info=None: print)
+                self.assertIs(environ.get(devserve.UNLOGGED, False), unlogged)
 
     def test_endpoints_lie_under_the_mount_point(self) -> None:
         def mount(environ: Any, start_response: Any) -> Any:
@@ -4348,9 +4369,9 @@ class DebuggerFailures(Debugged):
 
         for value, words in (
             ("text", "returned str"),
+            (None, "returned NoneType, not a list of bytes or another iterable of bytes; is a `return` missing"),
             (b"bytes", "returned bytes"),
-            (None, "not iterable"),
-            (3, "not iterable"),
+            (3, "returned int"),
             (["text"], "sends str"),
             (iter(["text"]), "sends str"),
             ([None], "sends NoneType"),
@@ -8704,6 +8725,25 @@ class HallInCode(HallCase):
             served.process.wait(DEADLINE)
             served.reader.join(DEADLINE)
         self.assertRegex(served.log, r"already in use[^\n]*; try: port=\d+\n$")
+
+    @unittest.skipUnless(sys.platform == "linux", "reads /proc")
+    def test_a_module_that_starts_the_same_command_again_is_told_so(self) -> None:
+        text = """
+            import subprocess, sys
+            subprocess.run([sys.executable, *sys.argv])
+            def app(environ, start_response):
+                start_response("200 OK", [])
+                return []
+        """
+        self.write("again.py", text)
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        served = self.served("again", "--reload", "--port", str(port), port=False)
+        served.wait_for("already in use by the same command; a module that starts a reloader of its own")
+
+    def test_a_module_of_the_interpreter_is_told_from_a_file_of_its_name(self) -> None:
+        self.write("select.py", HELLO)
+        self.assertIn("give the path: select.py", self.failed("select"))
 
     @unittest.skipIf(sys.platform == "win32", "has no socket files")
     def test_a_bad_certificate_leaves_no_socket_file_behind(self) -> None:
