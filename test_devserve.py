@@ -2477,7 +2477,7 @@ class ReadingTemplates(Reading):
         frame = self.template(failure_of(lambda: environment.get_template("named.html").render(**given)))
         self.assertEqual(values(frame), {"b": "0", "a": "1"})
         self.assertEqual([variable.name for variable in frame.variables], ["b", "a"])
-        self.assertIn("variables", devserve.write_body(frame, unread=False))
+        self.assertIn('class="values"', devserve.write_body(frame, unread=False))
         self.write("broken.html", "<p>\n{% if %}\n")
         frame = self.template(failure_of(lambda: environment.get_template("broken.html")))
         self.assertEqual(frame.lineno, 2)
@@ -9772,7 +9772,7 @@ class ReloadLosesNothing(Reload):
         self.assertEqual(failures, [])
         self.assertEqual(len(counts), 4)
         self.assertEqual(pids, {served.process.pid})
-        self.assertGreater(min(counts.values()), 20, counts)
+        self.assertGreater(min(counts.values()), 5, counts)
 
     def keep_asking(
         self,
