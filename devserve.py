@@ -5410,6 +5410,7 @@ TOLD_SHARE = 0.02  # share of one core that looks may cost while it tells withou
 EAGER = 0.025  # the same for a while after a reload, since whoever has just saved will save again
 EAGER_SECONDS = 60.0  # that while; afterwards, idle means idle
 STARTING = 0.01  # the same while modules are being imported: of a file edited then, either version may be loaded
+IMPORT_REST = 0.1  # seconds without a new module until the herald's turn: the first answer must not wait for that
 SETTLE = 0.015  # seconds without a further change that end a save; editors write in a few ms
 SETTLE_LIBRARY = 0.25  # the same for installed packages, whose installers pause between files
 SETTLE_LIMIT = 1.0  # a file that is written without end must not hold a reload for ever
@@ -5955,6 +5956,7 @@ class Watcher(threading.Thread):
         self._eager_until = time.monotonic() + EAGER_SECONDS if eager else 0.0
         self._interval = INTERVAL
         self._herald = Herald()
+        self._imported = 0.0  # when modules were last adopted, by the monotonic clock
         self._attended = 0  # of the project's files, so many have the herald's attention
         self._told = False  # the last wait ended because something has changed
         self._owed = False  # a look at everything is owed ...
@@ -6010,14 +6012,16 @@ class Watcher(threading.Thread):
             while self._errands:
                 self._errands.popleft()()
             explored = self.files.explore(EXPLORING)
-            if not importing:
+            if importing:
+                self._imported = time.monotonic()
+            elif time.monotonic() > self._imported + IMPORT_REST:
                 self._attend()
             suspects = self._look()
             if suspects:
                 self._settle(suspects)
             if self._demand:
                 self._deliver([self._demand])
-            if self._unread:
+            if self._unread and not importing:
                 self._learn()
             if explored and not self._warned:
                 self._warn_when_late()
@@ -6108,13 +6112,14 @@ class Watcher(threading.Thread):
 
     def _count(self) -> None:
         """Note what is new among the project's files."""
-        self._unread.extend(self.files.own[self._counted :])
-        self._counted = len(self.files.own)
-        self._choose_hot()
+        new = self.files.own[self._counted :]
+        self._counted += len(new)
+        self._unread.extend(new)
+        self._choose_hot(new)
 
-    def _choose_hot(self) -> None:
+    def _choose_hot(self, among: Iterable[str]) -> None:
         states = self.files.states
-        self._hot = sorted(self.files.own, key=lambda path: states[path] or (0, 0, 0))[-HOT:]
+        self._hot = sorted({*self._hot, *among}, key=lambda path: states[path] or (0, 0, 0))[-HOT:]
 
     def _different(self, paths: Iterable[str]) -> set[str]:
         """Return those that differ; for a folder that does, what differs in it."""
@@ -6164,7 +6169,7 @@ class Watcher(threading.Thread):
 
     def _accept(self, news: dict[str, Snapshot]) -> None:
         self.files.states.update(news)
-        self._choose_hot()
+        self._choose_hot(news)
         paths = [path for path in news if self._pending or not self._is_unchanged(path)]
         if paths:
             self._deliver(paths)
