@@ -882,7 +882,7 @@ def download(bench: Bench) -> list[Line]:
     with bench.servers():
         servers = bench.start_all(reload=False, leave_out=(YARDSTICK,))
         found = bench.in_turns(
-            servers, lambda s: FILE_SIZE / 1e6 / timed(lambda: drain(s.port, "/file")), bench.rounds(9, 3)
+            servers, lambda s: FILE_SIZE / 1e6 / timed(lambda: drain(s.port, "/file")), bench.rounds(31, 3)
         )
         return [as_good("a 50 MB file by wsgi.file_wrapper", bench.medians("file, MB/s", found), " MB/s")]
 
