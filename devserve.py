@@ -5407,7 +5407,8 @@ def tls_from_files(cert: str, key: str) -> Callable[[socket.socket], socket.sock
 INTERVAL = 0.045  # seconds between two looks: with SETTLE a save is noticed after 40 ms on average
 TOLD_INTERVAL = 1.0  # the same where the kernel tells of changes, but not of all: of no write to mapped memory
 TOLD_SHARE = 0.02  # share of one core that looks may cost while it tells without end, as of a log in the project
-EAGER = 0.025  # the same for a while after a reload, since whoever has just saved will save again
+VAIN_PAUSE = 0.015  # seconds until a look after one in vain that was told of; doubled each time, up to INTERVAL
+EAGER = 0.025  # INTERVAL for a while after a reload, since whoever has just saved will save again
 EAGER_SECONDS = 60.0  # that while; afterwards, idle means idle
 STARTING = 0.01  # the same while modules are being imported: of a file edited then, either version may be loaded
 IMPORT_REST = 0.1  # seconds without a new module until the herald's turn: the first answer must not wait for that
@@ -5822,9 +5823,9 @@ class Herald:
             signal.pthread_kill(self._thread, signal.SIGIO)
 
     def attend(self, paths: Iterable[str]) -> None:
-        """Listen to the folders of these paths also, and of what they link to."""
+        """Listen to these folders also, to the folders of these files, and of what they link to."""
         for path in paths:
-            self.places.add(os.path.dirname(path))
+            self.places.add(path if os.path.isdir(path) else os.path.dirname(path))
             if os.path.islink(path):
                 self.places.add(os.path.dirname(os.path.realpath(path)))
         self.renew()
@@ -5961,7 +5962,7 @@ class Watcher(threading.Thread):
         self._told = False  # the last wait ended because something has changed
         self._owed = False  # a look at everything is owed ...
         self._due = 0.0  # ... and will be due at this moment of the monotonic clock
-        self._pause = SETTLE
+        self._pause = VAIN_PAUSE
         self._errands: deque[Callable[[], None]] = deque()  # what other threads would have this one do
         self._errands.append(partial(self.files.add_places, list(extra_files)))
         self.watch(also)
@@ -6053,7 +6054,7 @@ class Watcher(threading.Thread):
             time.sleep(self._pause)
             self._pause = min(2 * self._pause, INTERVAL)
         else:
-            self._pause = SETTLE
+            self._pause = VAIN_PAUSE
         self._told = self._herald.wait(seconds)
         self._owed = self._owed or self._told
 
