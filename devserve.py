@@ -14,28 +14,31 @@ project; it needs Python 3.9 and nothing else.
 FOR LOCAL DEVELOPMENT ONLY.  The console runs code by design, and nothing here was made to face the Internet.
 
 
-The house.  Four machines that do not know each other, and a hall where they meet.
+The house.  Machines that do not know each other, and one room where they meet.
 
-     1  Configuration            Config, DevserveError
-     2  The terminal             Terminal: the only writer to standard error
-     3  Finding the application  load_app: "pkg.mod:app" becomes a callable
-     4  Reading a traceback      an exception becomes plain data: Report, FrameView, safe_repr
-     5  Writing the page         the data becomes HTML, text, Markdown or JSON
-     6  The console              Console, and the FrameShelf that keeps the last crashes' frames
-     7  The guard                Guard: who may use the console; decisions only
-     8  The debugger             DebuggedApplication: the WSGI middleware
-     9  The server               DevServer, the connection, request and response, sockets
-    10  The reloader             Watcher, Handover, restart_process
-    11  The hall                 run, make_server, Hall
-    12  The command line         options become a Config; main; the demo
-    13  Appendix: paper          templates, STYLE and SCRIPT: pure text
+     1  Configuration        Config, DevserveError
+     2  Foreign code         text is escaped, calls are bounded, frames are told whose they are
+     3  Terminal             Terminal: the only writer to standard error
+     4  App loading          load_app: "pkg.mod:app" becomes a callable; frameworks; environment files
+     5  Traceback            an exception becomes plain data: Report, ExceptionView, FrameView, _safe_repr
+     6  Traceback pages      the data becomes HTML, text, Markdown or JSON
+     7  Console              Console, and the FrameShelf that keeps the last crashes' frames
+     8  Guard                Guard: who may use the console; decisions only
+     9  Debugger             DebuggedApplication: the WSGI middleware
+    10  HTTP server          DevServer, the connection, request and response, sockets
+    11  ASGI and WebSockets  the same server for ASGI applications
+    12  File watcher         Watcher: which files changed
+    13  Restart              Launch, Handover, restart_process
+    14  Runner               run, make_server, Runner: where all of these meet
+    15  Command line         options become a Config; main; the demo
+    16  Paper                templates, STYLE and SCRIPT: pure text
 
-A room names only rooms with a smaller number, and the paper.  3 is the loader, 4 to 8 the debugger, 9 the server, 10
-the reloader; each can be lifted out and used alone.
+A room names only rooms with a smaller number, and the paper.  5 to 9 are the debugger, 10 and 11 the server, 12 and
+13 the reloader; each can be lifted out and used alone.
 
-A start:    main, Launch.capture: take the handover; Config; Hall: open the socket (before the application is imported:
-            a used port is told at once, and browsers wait), make the DevServer, start the Watcher; load_app,
-            DebuggedApplication, and from then on connections are accepted.
+A start:    main, Launch.capture: take the handover; Config; Runner: open the socket (before the application is
+            imported: a used port is told at once, and browsers wait), make the DevServer, start the Watcher;
+            load_app, DebuggedApplication, and from then on connections are accepted.
 A request:  socket, Connection in its thread, environ, debugger, application, Response, a line of the log.
 A crash:    the terminal first, then Report, FrameShelf, and the page; when headers are out already the connection is
             cut, so that the client sees a cut and not a lie.
@@ -152,34 +155,122 @@ class DevserveError(Exception):
 
 
 # =====================================================================================================================
-# 2. The terminal
+# 2. Foreign code
+#
+# What belongs to the application is text that may deceive, and code that may raise, hang or never end.  Here it is
+# made harmless: text is escaped, code is called with a deadline, a frame is told to be whose it is, attributes are
+# found without running anything.  Knows nothing but the standard library.
+# =====================================================================================================================
+
+_CRASH_PATIENCE = 2.0  # seconds for an exception's own text, which may hang as any code may
+
+if TYPE_CHECKING:
+    Stop = Callable[[Optional[int]], object]  # ends the thread of an id, as far as the interpreter can
+
+
+def escape_controls(text: str) -> str:
+    """Return `text` with each character that could drive a terminal escaped; UTF-8 that came as Latin-1 is mended."""
+    if text.isascii() and text.isprintable():
+        return text
+    try:
+        text = text.encode("latin-1").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        pass
+    return escape_unprintable(text)
+
+
+def escape_unprintable(text: str, but: str = "") -> str:
+    """Return `text` with each character that is not printable escaped, except those in `but`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in but else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def traceback_lines(error: BaseException, stop: Stop = lambda ident: None) -> list[str]:
+    """Return the plain traceback of `error`; of one whose own text does not come in time, what stands before it.
+
+    `stop` is given the id of the thread in which that text is still being made.
+    """
+    tb = _application_traceback(error)
+    lines: list[str] = []
+    helper = threading.Thread(target=_add_traceback, args=(lines, error, tb), name="devserve crash", daemon=True)
+    try:
+        helper.start()
+    except RuntimeError:  # no thread can be started: out of memory, or at the interpreter's end
+        _add_traceback(lines, error, tb)
+        return lines
+    helper.join(_CRASH_PATIENCE)
+    if not helper.is_alive():
+        return lines
+    stop(helper.ident)
+    return _textless_traceback(error, tb, "its text takes too long")
+
+
+def _add_traceback(lines: list[str], error: BaseException, tb: Optional[TracebackType]) -> None:
+    """Add the lines of a traceback; of an exception whose own text cannot be had, those before it."""
+    import traceback
+
+    try:
+        lines += traceback.format_exception(type(error), error, tb)
+    except BaseException as failure:  # noqa: BLE001 - an exception's own code may raise anything
+        lines += _textless_traceback(error, tb, f"its text cannot be had: {type(failure).__name__}")
+
+
+def _textless_traceback(error: BaseException, tb: Optional[TracebackType], why: str) -> list[str]:
+    import traceback
+
+    return [*traceback.format_tb(tb), f"{type(error).__name__}: ({why})\n"]
+
+
+def _application_traceback(error: BaseException) -> Optional[TracebackType]:
+    """Return the traceback of `error` from the first frame that is the application's.
+
+    Left out at the head are devserve's own frames and the import system's between them and the application.  When no
+    other is left, a SyntaxError says all by itself, and so does what devserve says of the application; any other error
+    is devserve's own, and its traceback is whole.
+    """
+    tb = error.__traceback__
+    while tb is not None and _is_plumbing(tb.tb_frame.f_code):
+        tb = tb.tb_next
+    speaks_for_itself = isinstance(error, SyntaxError) or type(error).__module__ == __name__
+    return tb if tb is not None or speaks_for_itself else error.__traceback__
+
+
+def _is_plumbing(code: CodeType) -> bool:
+    """Say whether a frame of `code` stands between the interpreter and the application; the demo is an application."""
+    if code.co_filename == _is_plumbing.__code__.co_filename:
+        return not code.co_name.startswith("demo")
+    return code.co_filename.startswith("<frozen importlib") or code.co_filename == _IMPORTLIB
+
+
+_IMPORTLIB = os.path.join(os.path.dirname(os.__file__), "importlib", "__init__.py")  # where import_module is
+
+
+# =====================================================================================================================
+# 3. Terminal
 #
 # The only writer to standard error: start-up lines, the request log, warnings and crashes.  Colours only where a
 # terminal shows them.  May know the configuration.
 # =====================================================================================================================
 
 # SGR codes by the class of a status: what went well stays quiet, what failed is seen from the other end of the desk.
-STATUS_COLOURS = {"1": "2", "2": "", "3": "36", "4": "33", "5": "1;31"}
+_STATUS_COLORS = {"1": "2", "2": "", "3": "36", "4": "33", "5": "1;31"}
 
-CRASH_PATIENCE = 2.0  # seconds for an exception's own text, which may hang as any code may
 UNLOGGED = "devserve.unlogged"  # an application sets this key in the environ of a request that is not worth a line
-LOG_INTERVAL = 0.01  # seconds that a line may wait for its neighbours: less than the eye, or a test, can see
-
-if TYPE_CHECKING:
-    Stop = Callable[[Optional[int]], object]  # ends the thread of an id, as far as the interpreter can
+_LOG_INTERVAL = 0.01  # seconds that a line may wait for its neighbours: less than the eye, or a test, can see
 
 
 class Terminal:
     """What the person at the keyboard reads.  Lines are written whole, so that threads never interleave.
 
-    A line of the request log that follows another within `LOG_INTERVAL` is written a moment later, together with its
+    A line of the request log that follows another within `_LOG_INTERVAL` is written a moment later, together with its
     neighbours: a write to a terminal or a file costs as much as the rest of a small request.
     """
 
     def __init__(self, stream: Optional[TextIO] = None, *, quiet: bool = False) -> None:
         self.stream = sys.stderr if stream is None else stream
         self.quiet = quiet
-        self.coloured = wants_colour(self.stream)
+        self.coloured = _wants_color(self.stream)
         self._clock = (0, "")  # the second, and its text: a strftime a second is enough
         self._gathered: deque[str] = deque()  # lines of the request log that are not written yet
         self._writing = threading.RLock()
@@ -240,10 +331,10 @@ class Terminal:
             self._clock = (now, time.strftime("%H:%M:%S", time.localtime(now)))
         tenths = round(seconds * 10_000)  # of a millisecond; formatting a float costs more than the rest of the line
         line = f"{self._clock[1]} {method} {escape_controls(target)} {status} {size} {tenths // 10}.{tenths % 10}ms"
-        self._gathered.append(self.colour(line, STATUS_COLOURS.get(status[:1], "")) if self.coloured else line)
+        self._gathered.append(self.colour(line, _STATUS_COLORS.get(status[:1], "")) if self.coloured else line)
         if self._in_burst:
             return
-        if time.monotonic() - self._written_at > LOG_INTERVAL:
+        if time.monotonic() - self._written_at > _LOG_INTERVAL:
             self.flush()
         else:
             self._begin_burst()
@@ -261,7 +352,7 @@ class Terminal:
         """Write what is gathered, every LOG_INTERVAL until nothing more has come for as long."""
         more = True
         while more:
-            time.sleep(LOG_INTERVAL)
+            time.sleep(_LOG_INTERVAL)
             more = bool(self._gathered)
             self.flush()
         atexit.unregister(self.flush)
@@ -275,11 +366,11 @@ class Terminal:
         self._writing, self._is_writing, self._in_burst = threading.RLock(), False, False
 
     def colour(self, text: str, code: str) -> str:
-        """Return `text` in the colour of an SGR `code` where the terminal shows colours."""
+        """Return `text` in the colour of an SGR `_code` where the terminal shows colours."""
         return f"\x1b[{code}m{text}\x1b[0m" if self.coloured and code else text
 
 
-def wants_colour(stream: TextIO) -> bool:
+def _wants_color(stream: TextIO) -> bool:
     """Say whether `stream` is a terminal that shows colours and whose owner did not ask for none (no-color.org)."""
     try:
         return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -287,102 +378,24 @@ def wants_colour(stream: TextIO) -> bool:
         return False
 
 
-def escape_controls(text: str) -> str:
-    """Return `text` with each character that could drive a terminal escaped; UTF-8 that came as Latin-1 is mended."""
-    if text.isascii() and text.isprintable():
-        return text
-    try:
-        text = text.encode("latin-1").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:
-        pass
-    return escape_unprintable(text)
-
-
-def escape_unprintable(text: str, but: str = "") -> str:
-    """Return `text` with each character that is not printable escaped, except those in `but`."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in but else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-def traceback_lines(error: BaseException, stop: Stop = lambda ident: None) -> list[str]:
-    """Return the plain traceback of `error`; of one whose own text does not come in time, what stands before it.
-
-    `stop` is given the id of the thread in which that text is still being made.
-    """
-    tb = application_traceback(error)
-    lines: list[str] = []
-    helper = threading.Thread(target=add_traceback, args=(lines, error, tb), name="devserve crash", daemon=True)
-    try:
-        helper.start()
-    except RuntimeError:  # no thread can be started: out of memory, or at the interpreter's end
-        add_traceback(lines, error, tb)
-        return lines
-    helper.join(CRASH_PATIENCE)
-    if not helper.is_alive():
-        return lines
-    stop(helper.ident)
-    return textless_traceback(error, tb, "its text takes too long")
-
-
-def add_traceback(lines: list[str], error: BaseException, tb: Optional[TracebackType]) -> None:
-    """Add the lines of a traceback; of an exception whose own text cannot be had, those before it."""
-    import traceback
-
-    try:
-        lines += traceback.format_exception(type(error), error, tb)
-    except BaseException as failure:  # noqa: BLE001 - an exception's own code may raise anything
-        lines += textless_traceback(error, tb, f"its text cannot be had: {type(failure).__name__}")
-
-
-def textless_traceback(error: BaseException, tb: Optional[TracebackType], why: str) -> list[str]:
-    import traceback
-
-    return [*traceback.format_tb(tb), f"{type(error).__name__}: ({why})\n"]
-
-
-def application_traceback(error: BaseException) -> Optional[TracebackType]:
-    """Return the traceback of `error` from the first frame that is the application's.
-
-    Left out at the head are devserve's own frames and the import system's between them and the application.  When no
-    other is left, a SyntaxError says all by itself, and so does what devserve says of the application; any other error
-    is devserve's own, and its traceback is whole.
-    """
-    tb = error.__traceback__
-    while tb is not None and is_plumbing(tb.tb_frame.f_code):
-        tb = tb.tb_next
-    speaks_for_itself = isinstance(error, SyntaxError) or type(error).__module__ == __name__
-    return tb if tb is not None or speaks_for_itself else error.__traceback__
-
-
-def is_plumbing(code: CodeType) -> bool:
-    """Say whether a frame of `code` stands between the interpreter and the application; the demo is an application."""
-    if code.co_filename == is_plumbing.__code__.co_filename:
-        return not code.co_name.startswith("demo")
-    return code.co_filename.startswith("<frozen importlib") or code.co_filename == IMPORTLIB
-
-
-IMPORTLIB = os.path.join(os.path.dirname(os.__file__), "importlib", "__init__.py")  # where import_module is
-
-
 # =====================================================================================================================
-# 3. Finding the application
+# 4. App loading
 #
 # `pkg.mod:app` becomes a callable: APP is read, the module imported, the application picked, and its framework told to
 # let exceptions through; at the end, the environment files.  May know the configuration.  A mistake of the person is a
 # DevserveError, what the application's own code raises comes out untouched.  A new framework is a line in FRAMEWORKS.
 # =====================================================================================================================
 
-DEFAULT_FILES = ("app.py", "wsgi.py")  # where an application is looked for when none is named
-DEFAULT_NAMES = ("app", "application")  # what it is called there: Flask's habit, then PEP 3333's and mod_wsgi's
-FACTORIES = ("create_app", "make_app")  # Flask's and Pyramid's habit
-WRAPPED_NAMES = ("app", "application", "wsgi_app")  # what middleware calls the application inside
-DECORATED = (FunctionType, functools._lru_cache_wrapper)  # what tells its own function by `__wrapped__`
-CO_ASYNC = 0x80 | 0x200  # inspect.CO_COROUTINE and CO_ASYNC_GENERATOR, without the cost of importing inspect
-CO_VARARGS = 0x04
+_DEFAULT_FILES = ("app.py", "wsgi.py")  # where an application is looked for when none is named
+_DEFAULT_NAMES = ("app", "application")  # what it is called there: Flask's habit, then PEP 3333's and mod_wsgi's
+_FACTORIES = ("create_app", "make_app")  # Flask's and Pyramid's habit
+_WRAPPED_NAMES = ("app", "application", "wsgi_app")  # what middleware calls the application inside
+_DECORATED = (FunctionType, functools._lru_cache_wrapper)  # what tells its own function by `__wrapped__`
+_CO_ASYNC = 0x80 | 0x200  # inspect.CO_COROUTINE and CO_ASYNC_GENERATOR, without the cost of importing inspect
+_CO_VARARGS = 0x04
 
 if TYPE_CHECKING:
-    Arguments = tuple[list[Any], dict[str, Any]]  # of a factory: positional, by keyword
+    _Arguments = tuple[list[Any], dict[str, Any]]  # of a factory: positional, by keyword
 
 
 def load_app(spec: str = "", *, debug: bool = False, debugger: bool = False) -> WSGIApplication:
@@ -395,11 +408,11 @@ def load_app(spec: str = "", *, debug: bool = False, debugger: bool = False) -> 
     """
     if debug:
         os.environ.setdefault("FLASK_DEBUG", "1")  # before the import, since extensions ask while they are set up
-    put_first_on_path(os.getcwd())
-    target, name = split_spec(app_spec(spec))
+    _put_first_on_path(os.getcwd())
+    target, name = _split_spec(app_spec(spec))
     target = target or default_file(os.curdir)
-    module = import_target(target)
-    found = named_app(module, target, name) if name else discovered_app(module, target)
+    module = _import_target(target)
+    found = _named_app(module, target, name) if name else _discovered_app(module, target)
     return prepared(found, debug=debug, debugger=debugger)
 
 
@@ -408,11 +421,11 @@ def prepared(app: Any, *, debug: bool, debugger: bool) -> WSGIApplication:
 
     With `debug` Flask is in its debug mode too, and a Django project's static files are served.
     """
-    for inner in frameworks_in(app) if debug or debugger else ():
-        FRAMEWORKS[framework_of(inner)](inner)
-        if debug and framework_of(inner) == "flask.app.Flask":
+    for inner in _frameworks_in(app) if debug or debugger else ():
+        _FRAMEWORKS[_framework_of(inner)](inner)
+        if debug and _framework_of(inner) == "flask.app.Flask":
             inner.debug = True  # one that was made in code, before `run`, has not seen FLASK_DEBUG
-    ready: WSGIApplication = with_static_files(app) if debug else wsgi_callable(app)
+    ready: WSGIApplication = _with_static_files(app) if debug else _wsgi_callable(app)
     return ready
 
 
@@ -456,7 +469,7 @@ def servers_left_out(warn: Callable[[str], None]) -> Iterator[None]:
             os.environ.pop("FLASK_RUN_FROM_CLI", None)  # what the application starts later may run on its own
 
 
-def split_spec(spec: str) -> tuple[str, str]:
+def _split_spec(spec: str) -> tuple[str, str]:
     """Return `spec` as (module or file, name); a drive letter's colon and one in a file's own name divide nothing."""
     colons = [i for i, letter in enumerate(spec) if letter == ":" and spec[i + 1 : i + 2] not in ("\\", "/")]
     ends = [*colons, len(spec)]
@@ -471,9 +484,9 @@ def app_spec(spec: str) -> str:
 
 def default_file(folder: str) -> str:
     """Return the path of the folder's app.py or wsgi.py or, beside a Django project's manage.py, of its wsgi.py."""
-    names = list(DEFAULT_FILES)
+    names = list(_DEFAULT_FILES)
     if os.path.isfile(os.path.join(folder, "manage.py")):
-        names += [os.path.join(package, "wsgi.py") for package in names_in(folder)]
+        names += [os.path.join(package, "wsgi.py") for package in _names_in(folder)]
     for path in (os.path.normpath(os.path.join(folder, name)) for name in names):
         if os.path.isfile(path):
             return path
@@ -481,23 +494,23 @@ def default_file(folder: str) -> str:
     raise DevserveError(f"no app.py and no wsgi.py in {place}; say what to serve: MODULE:NAME or FILE:NAME")
 
 
-def names_in(folder: str) -> list[str]:
+def _names_in(folder: str) -> list[str]:
     try:
         return sorted(os.listdir(folder))
     except OSError:
         return []
 
 
-def parse_name(name: str) -> tuple[list[str], Optional[Arguments]]:
+def _parse_name(name: str) -> tuple[list[str], Optional[_Arguments]]:
     """Return `name` as its dotted parts and, when it is a call, the arguments."""
     path, parenthesis, _ = name.strip().partition("(")
     parts = path.split(".")
     if not all(part.isidentifier() for part in parts):
         raise DevserveError(f'{name!r} names no application; write NAME, DOTTED.NAME or FACTORY("text", key=1)')
-    return parts, literal_arguments(name.strip(), path) if parenthesis else None
+    return parts, _literal_arguments(name.strip(), path) if parenthesis else None
 
 
-def literal_arguments(name: str, path: str) -> Arguments:
+def _literal_arguments(name: str, path: str) -> _Arguments:
     import ast
 
     try:
@@ -512,35 +525,35 @@ def literal_arguments(name: str, path: str) -> Arguments:
         raise DevserveError(f'cannot read {name!r}; arguments must be literals: {path}("text", key=1)') from None
 
 
-def put_first_on_path(folder: str) -> None:
+def _put_first_on_path(folder: str) -> None:
     """Make `folder` the first place that imports look in, and keep it there once."""
     same = ("", folder) if folder == os.getcwd() else (folder,)  # "" stands for the current folder
     sys.path[:] = [folder, *(entry for entry in sys.path if entry not in same)]
 
 
-def import_target(target: str) -> ModuleType:
-    if not means_a_file(target):
-        return import_module(target)
-    path = existing_file(target)
-    root, name = importable_name(path)
-    put_first_on_path(root)
+def _import_target(target: str) -> ModuleType:
+    if not _means_a_file(target):
+        return _import_module(target)
+    path = _existing_file(target)
+    root, name = _importable_name(path)
+    _put_first_on_path(root)
     if path.endswith(".py") and "." not in os.path.basename(path)[:-3]:
-        module = import_module(name)
+        module = _import_module(name)
         if os.path.realpath(getattr(module, "__file__", None) or "") == os.path.realpath(path):
-            return module  # else the name belongs to another module, as `code` does to the standard library's
-    return import_from_location(name, path)
+            return module  # else the name belongs to another module, as `_code` does to the standard library's
+    return _import_from_location(name, path)
 
 
-def means_a_file(target: str) -> bool:
+def _means_a_file(target: str) -> bool:
     """Say whether `target` is a path; a bare name is one only where no module in the current folder has that name."""
     if "/" in target or "\\" in target or target.endswith(".py") or target.startswith("."):
         return True
     if os.path.isfile(target + ".py") or os.path.isfile(os.path.join(target, "__init__.py")):
         return False
-    return os.path.isfile(target) or any(os.path.isfile(os.path.join(target, file)) for file in DEFAULT_FILES)
+    return os.path.isfile(target) or any(os.path.isfile(os.path.join(target, file)) for file in _DEFAULT_FILES)
 
 
-def existing_file(target: str) -> str:
+def _existing_file(target: str) -> str:
     """Return the absolute path of the file that `target` means: itself, with .py added, or what its folder offers."""
     path = os.path.abspath(target)
     if os.path.isdir(path):
@@ -549,12 +562,12 @@ def existing_file(target: str) -> str:
     for candidate in (path, path + ".py"):
         if os.path.isfile(candidate):
             return candidate
-    near = nearest(os.path.basename(path), names_in(os.path.dirname(path)))
+    near = _nearest(os.path.basename(path), _names_in(os.path.dirname(path)))
     hint = f"did you mean {os.path.join(os.path.dirname(target), near)!r}?" if near else "check the path"
     raise DevserveError(f"no file {target!r}; {hint}")
 
 
-def importable_name(path: str) -> tuple[str, str]:
+def _importable_name(path: str) -> tuple[str, str]:
     """Return the folder that must be on `sys.path` for the file to be imported, and its dotted name from there."""
     folder, base = os.path.split(path)
     stem = os.path.splitext(base)[0].replace(".", "_")
@@ -565,7 +578,7 @@ def importable_name(path: str) -> tuple[str, str]:
     return folder, ".".join(parts or [stem])
 
 
-def import_module(name: str) -> ModuleType:
+def _import_module(name: str) -> ModuleType:
     """Import `name`; a DevserveError when it does not exist, the application's own exception when it does and fails.
 
     `__import__` and not `importlib.import_module`, because it leaves importlib's frames out of tracebacks.
@@ -574,13 +587,13 @@ def import_module(name: str) -> ModuleType:
         __import__(name)
     except ModuleNotFoundError as error:
         missing = error.name or ""
-        if not (name + ".").startswith(missing + ".") or raised_inside(error):
+        if not (name + ".").startswith(missing + ".") or _raised_inside(error):
             raise
-        raise DevserveError(f"no module {name!r}; {module_hint(name, missing)}") from None
+        raise DevserveError(f"no module {name!r}; {_module_hint(name, missing)}") from None
     return sys.modules[name]
 
 
-def import_from_location(name: str, path: str) -> ModuleType:
+def _import_from_location(name: str, path: str) -> ModuleType:
     """Import a file that no import statement reaches: dots in its name, another suffix, a name that is taken."""
     from importlib.machinery import SourceFileLoader
     from importlib.util import module_from_spec, spec_from_loader
@@ -588,7 +601,7 @@ def import_from_location(name: str, path: str) -> ModuleType:
     while name in sys.modules:
         name += "_"
     if "." in name:
-        import_module(name.rpartition(".")[0])  # so that its relative imports work
+        _import_module(name.rpartition(".")[0])  # so that its relative imports work
     loader = SourceFileLoader(name, path)
     spec = spec_from_loader(name, loader)
     assert spec is not None  # for the loader can tell that it is no package
@@ -602,7 +615,7 @@ def import_from_location(name: str, path: str) -> ModuleType:
     return module
 
 
-def raised_inside(error: BaseException) -> bool:
+def _raised_inside(error: BaseException) -> bool:
     """Say whether `error`, just caught by the caller, comes from further in than the call that the caller made."""
     inner = error.__traceback__.tb_next if error.__traceback__ else None
     while inner is not None and inner.tb_frame.f_code.co_filename.startswith("<frozen importlib"):
@@ -610,80 +623,80 @@ def raised_inside(error: BaseException) -> bool:
     return inner is not None
 
 
-def module_hint(name: str, missing: str) -> str:
+def _module_hint(name: str, missing: str) -> str:
     """Return the remedy for a module that does not exist: the nearest one, or what to try."""
     parent, _, last = missing.rpartition(".")
     if parent in sys.modules and hasattr(sys.modules[parent], last):
         return f"did you mean '{parent}:{name[len(parent) + 1 :]}'?"
     folders = getattr(sys.modules.get(parent), "__path__", []) if parent else [os.getcwd()]
-    stems = [os.path.splitext(file) for folder in folders for file in names_in(folder)]
-    near = nearest(last, [stem for stem, suffix in stems if suffix in ("", ".py")])
+    stems = [os.path.splitext(file) for folder in folders for file in _names_in(folder)]
+    near = _nearest(last, [stem for stem, suffix in stems if suffix in ("", ".py")])
     if near:
         return f"did you mean {missing[: len(missing) - len(last)] + near + name[len(missing) :]!r}?"
     return "start devserve in the folder that holds it, or give the path of its file"
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
+def _nearest(name: str, names: Iterable[str]) -> str:
     """Return the one of `names` that looks most like `name`, or ""."""
     import difflib
 
     return next(iter(difflib.get_close_matches(name, list(names), 1)), "")
 
 
-def named_app(module: ModuleType, target: str, name: str) -> Any:
+def _named_app(module: ModuleType, target: str, name: str) -> Any:
     """Return what `name` names in the module: the object, or what the factory makes."""
-    parts, arguments = parse_name(name)
+    parts, arguments = _parse_name(name)
     thing: Any = module
     for index, part in enumerate(parts):
         try:
             thing = getattr(thing, part)
         except AttributeError as error:
-            if raised_inside(error) and hasattr(type(thing), part):  # by a property, and not by `__getattr__`
+            if _raised_inside(error) and hasattr(type(thing), part):  # by a property, and not by `__getattr__`
                 raise
             holder = ":".join(filter(None, (target, ".".join(parts[:index]))))
-            raise DevserveError(f"no {part!r} in {holder!r}; {spelling_hint(thing, part)}") from None
+            raise DevserveError(f"no {part!r} in {holder!r}; {_spelling_hint(thing, part)}") from None
     if arguments is not None:
-        return checked(call_factory(thing, arguments, target, name), f"what '{target}:{name}' returned")
-    return app_or_made(thing, target, name)
+        return checked(_call_factory(thing, arguments, target, name), f"what '{target}:{name}' returned")
+    return _app_or_made(thing, target, name)
 
 
-def spelling_hint(holder: Any, name: str) -> str:
+def _spelling_hint(holder: Any, name: str) -> str:
     """Return the remedy for a name that does not exist: the nearest one, or those that look like applications."""
-    near = nearest(name, dir(holder))
+    near = _nearest(name, dir(holder))
     if near:
         return f"did you mean {near!r}?"
-    usual = DEFAULT_NAMES + FACTORIES
+    usual = _DEFAULT_NAMES + _FACTORIES
     inside = getattr(holder, "__dict__", {})
-    likely = [known for known, thing in inside.items() if known in usual or framework_of(thing)]
+    likely = [known for known, thing in inside.items() if known in usual or _framework_of(thing)]
     return f"it has {', '.join(likely)}" if likely else "check the spelling"
 
 
-def discovered_app(module: ModuleType, target: str) -> Any:
+def _discovered_app(module: ModuleType, target: str) -> Any:
     """Return `app`, `application`, the one framework object, or what a factory makes; in this order."""
-    for name in DEFAULT_NAMES:
+    for name in _DEFAULT_NAMES:
         thing = getattr(module, name, None)
-        if not means_something_else(thing):
-            return app_or_made(thing, target, name)
-    found = {id(thing): name for name, thing in vars(module).items() if framework_of(thing)}  # each object once
-    for outer in (framework_default(), *(vars(module)[name] for name in found.values())):
-        for inner in frameworks_in(outer):
+        if not _means_something_else(thing):
+            return _app_or_made(thing, target, name)
+    found = {id(thing): name for name, thing in vars(module).items() if _framework_of(thing)}  # each object once
+    for outer in (_framework_default(), *(vars(module)[name] for name in found.values())):
+        for inner in _frameworks_in(outer):
             if inner is not outer:
                 found.pop(id(inner), None)  # it is served with the one that it is mounted in
     if len(found) > 1:
         names = list(found.values())
         raise DevserveError(f"{target!r} holds the applications {', '.join(names)}; choose one: '{target}:{names[0]}'")
-    for name in (*found.values(), *FACTORIES):
+    for name in (*found.values(), *_FACTORIES):
         if hasattr(module, name):
-            return app_or_made(getattr(module, name), target, name)
-    return framework_default() or nothing_found(module, target)
+            return _app_or_made(getattr(module, name), target, name)
+    return _framework_default() or _nothing_found(module, target)
 
 
-def means_something_else(thing: Any) -> bool:
+def _means_something_else(thing: Any) -> bool:
     """Say whether what is called `app` is none: nothing, a module, or the stack that `from bottle import *` brings."""
     return thing is None or isinstance(thing, ModuleType) or thing is getattr(sys.modules.get("bottle"), "app", None)
 
 
-def framework_default() -> Any:
+def _framework_default() -> Any:
     """Return the application that Bottle and CherryPy keep for those who make none of their own; None when unused."""
     bottle, cherrypy = sys.modules.get("bottle"), sys.modules.get("cherrypy")
     if bottle is not None and bottle.default_app().routes:
@@ -691,15 +704,17 @@ def framework_default() -> Any:
     return cherrypy.tree if cherrypy is not None and cherrypy.tree.apps else None
 
 
-def nothing_found(module: ModuleType, target: str) -> NoReturn:
+def _nothing_found(module: ModuleType, target: str) -> NoReturn:
     """Raise the error that names what in the module comes nearest to an application."""
     for name, thing in vars(module).items():
         kind = type(thing)  # isinstance would ask a lazy object, as Django's settings are, for its class
-        if not issubclass(kind, (type, FunctionType)) and is_asgi(thing):
+        if not issubclass(kind, (type, FunctionType)) and _is_asgi(thing):
             checked(thing, f"'{target}:{name}'")
         if kind is FunctionType and thing.__code__.co_varnames[:1] in (("environ",), ("env",)):
             raise DevserveError(f"no application in {target!r}; did you mean '{target}:{name}'?")
-    files = [file for folder in getattr(module, "__path__", ()) for file in DEFAULT_FILES if file in names_in(folder)]
+    files = [
+        file for folder in getattr(module, "__path__", ()) for file in _DEFAULT_FILES if file in _names_in(folder)
+    ]
     if files:
         raise DevserveError(f"no application in {target!r}; did you mean '{module.__name__}.{files[0][:-3]}'?")
     file = f"{target}.py"
@@ -710,34 +725,34 @@ def nothing_found(module: ModuleType, target: str) -> NoReturn:
     raise DevserveError(f"no application in {target!r}; name the object: '{target}:NAME'")
 
 
-def app_or_made(thing: Any, target: str, name: str) -> Any:
+def _app_or_made(thing: Any, target: str, name: str) -> Any:
     """Return the application itself or, where the name is a factory's, what it makes without arguments."""
-    if is_factory(thing, name):
-        return checked(call_factory(thing, ([], {}), target, name), f"what '{target}:{name}()' returned")
+    if _is_factory(thing, name):
+        return checked(_call_factory(thing, ([], {}), target, name), f"what '{target}:{name}()' returned")
     return checked(thing, f"'{target}:{name}'")
 
 
-def is_factory(thing: Any, name: str) -> bool:
+def _is_factory(thing: Any, name: str) -> bool:
     """Say whether `thing` makes applications: it is called so, or it needs no arguments, behind decorators perhaps."""
-    if name.rpartition(".")[2] in FACTORIES or getattr(thing, "__name__", "") in FACTORIES:
+    if name.rpartition(".")[2] in _FACTORIES or getattr(thing, "__name__", "") in _FACTORIES:
         return callable(thing)
-    shape = shape_of(thing)
-    while type(thing) in DECORATED and hasattr(thing, "__wrapped__") and (shape is None or shape.variable):
+    shape = _shape_of(thing)
+    while type(thing) in _DECORATED and hasattr(thing, "__wrapped__") and (shape is None or shape.variable):
         thing = thing.__wrapped__
-        shape = shape_of(thing)
+        shape = _shape_of(thing)
     if shape is None or shape.is_async or shape.variable or shape.required:
         return False
     return not shape.names or type(thing) in (FunctionType, MethodType)
 
 
-def call_factory(factory: Any, arguments: Arguments, target: str, name: str) -> Any:
+def _call_factory(factory: Any, arguments: _Arguments, target: str, name: str) -> Any:
     """Call the factory; a DevserveError when the arguments do not fit, the factory's own exception when it fails."""
-    if not callable(factory) or is_asgi(factory):
+    if not callable(factory) or _is_asgi(factory):
         checked(factory, f"'{target}:{name.partition('(')[0]}'")
     try:
         return factory(*arguments[0], **arguments[1])
     except TypeError as error:
-        if raised_inside(error):
+        if _raised_inside(error):
             raise
         example = f'{name.partition("(")[0]}("text", key=1)'
         raise DevserveError(f"wrong arguments for '{target}:{name}': {error}; give them as in {example}") from None
@@ -747,7 +762,7 @@ def checked(thing: Any, label: str) -> Any:
     """Return `thing`, or raise the DevserveError that says why it is no WSGI application."""
     if isinstance(thing, ModuleType):
         raise DevserveError(f"{label} is a module, not an application; name the object in it: '{thing.__name__}:app'")
-    if is_asgi(thing):
+    if _is_asgi(thing):
         raise DevserveError(
             f"{label} is an ASGI application; devserve serves WSGI: use uvicorn or another ASGI server"
         )
@@ -755,20 +770,20 @@ def checked(thing: Any, label: str) -> Any:
         raise DevserveError(
             f"{label} is a class, not an application; name an instance, or call it: {thing.__name__}()"
         )
-    if not callable(thing) and wsgi_callable(thing) is thing:
+    if not callable(thing) and _wsgi_callable(thing) is thing:
         raise DevserveError(f"{label} is not callable, its type is {type(thing).__name__}; name a WSGI application")
-    shape = shape_of(thing)
+    shape = _shape_of(thing)
     if shape is not None and not shape.takes(2):
         raise DevserveError(f"{label} does not take (environ, start_response); if it is a factory, give its arguments")
     return thing
 
 
-def is_asgi(thing: Any) -> bool:
-    shape = shape_of(thing)
+def _is_asgi(thing: Any) -> bool:
+    shape = _shape_of(thing)
     return shape is not None and (shape.is_async or shape.names == ("scope", "receive", "send"))
 
 
-class Shape(NamedTuple):
+class _Shape(NamedTuple):
     """How something may be called, as far as positional arguments go."""
 
     names: tuple[str, ...]
@@ -780,7 +795,7 @@ class Shape(NamedTuple):
         return self.required <= count and (self.variable or count <= len(self.names))
 
 
-def shape_of(thing: Any) -> Optional[Shape]:
+def _shape_of(thing: Any) -> Optional[_Shape]:
     """Return how a function, a method or an object with `__call__` is called; None where no Python code says so."""
     kind = type(thing)
     if kind in (FunctionType, MethodType):
@@ -794,30 +809,30 @@ def shape_of(thing: Any) -> Optional[Shape]:
     code = function.__code__
     names = code.co_varnames[int(bound) : code.co_argcount]
     required = max(len(names) - len(function.__defaults__ or ()), 0)
-    return Shape(names, required, bool(code.co_flags & CO_VARARGS), bool(code.co_flags & CO_ASYNC))
+    return _Shape(names, required, bool(code.co_flags & _CO_VARARGS), bool(code.co_flags & _CO_ASYNC))
 
 
-def wsgi_callable(app: Any) -> Any:
+def _wsgi_callable(app: Any) -> Any:
     """Return the application itself or, since web.py's is not callable, the function it makes."""
-    return app.wsgifunc() if framework_of(app) == "web.application.application" else app
+    return app.wsgifunc() if _framework_of(app) == "web.application.application" else app
 
 
-def with_static_files(app: Any) -> Any:
+def _with_static_files(app: Any) -> Any:
     """Return the callable, with the static files of a Django project in debug mode, as its runserver has it."""
-    if framework_of(app) == "django.core.handlers.wsgi.WSGIHandler":
+    if _framework_of(app) == "django.core.handlers.wsgi.WSGIHandler":
         settings = sys.modules["django.conf"].settings
         if settings.DEBUG and "django.contrib.staticfiles" in settings.INSTALLED_APPS:
-            return import_module("django.contrib.staticfiles.handlers").StaticFilesHandler(app)
-    return wsgi_callable(app)
+            return _import_module("django.contrib.staticfiles.handlers").StaticFilesHandler(app)
+    return _wsgi_callable(app)
 
 
-def framework_of(thing: Any) -> str:
+def _framework_of(thing: Any) -> str:
     """Return the name in FRAMEWORKS of the class of `thing`, subclasses included, or ""."""
     names = (f"{base.__module__}.{base.__name__}" for base in type(thing).__mro__)
-    return next((name for name in names if name in FRAMEWORKS), "")
+    return next((name for name in names if name in _FRAMEWORKS), "")
 
 
-def frameworks_in(app: Any) -> list[Any]:
+def _frameworks_in(app: Any) -> list[Any]:
     """Return the frameworks' applications among `app` and all that it hands requests on to, each once."""
     found: dict[int, Any] = {}
     ahead = [app]
@@ -825,44 +840,44 @@ def frameworks_in(app: Any) -> list[Any]:
         thing = ahead.pop()
         if id(thing) not in found:
             found[id(thing)] = thing
-            ahead += inner_apps(thing)
-    return [thing for thing in found.values() if framework_of(thing)]
+            ahead += _inner_apps(thing)
+    return [thing for thing in found.values() if _framework_of(thing)]
 
 
-def inner_apps(app: Any) -> list[Any]:
+def _inner_apps(app: Any) -> list[Any]:
     """Return what `app` hands requests on to: what a middleware wraps, what a dispatcher or Bottle has mounted."""
     inside = getattr(app, "__dict__", {})
-    inner = [inside[name] for name in WRAPPED_NAMES if name in inside]
+    inner = [inside[name] for name in _WRAPPED_NAMES if name in inside]
     mounts = inside.get("mounts")  # of Werkzeug's DispatcherMiddleware
     inner += mounts.values() if isinstance(mounts, dict) else ()
-    for route in app.routes if framework_of(app) == "bottle.Bottle" else ():
+    for route in app.routes if _framework_of(app) == "bottle.Bottle" else ():
         inner += (route.app, route.config.get("mountpoint.target"))
     return [thing.__self__ if type(thing) is MethodType else thing for thing in inner]  # as in ProxyFix(app.wsgi_app)
 
 
-def open_flask(app: Any) -> None:
+def _open_flask(app: Any) -> None:
     if app.config.get("PROPAGATE_EXCEPTIONS") is None:  # else the application says so itself, or that it must not
         app.config["PROPAGATE_EXCEPTIONS"] = True
 
 
-def open_bottle(app: Any) -> None:
+def _open_bottle(app: Any) -> None:
     app.catchall = False
     sys.modules["bottle"].debug(True)
 
 
-def open_falcon(app: Any) -> None:
+def _open_falcon(app: Any) -> None:
     handlers = getattr(app, "_error_handlers", None)  # no public way takes the default handler of Exception out
     if isinstance(handlers, dict) and handlers.get(Exception) == getattr(app, "_python_error_handler", None):
         handlers.pop(Exception, None)
 
 
-def open_cherrypy(app: Any) -> None:
+def _open_cherrypy(app: Any) -> None:
     for mounted in app.apps.values() if hasattr(app, "apps") else [app]:
         mounted.config.setdefault("/", {}).setdefault("request.throw_errors", True)
         mounted.wsgiapp.config.setdefault("ExceptionTrapper", {})["throws"] = (BaseException,)
 
 
-def open_webpy(app: Any) -> None:
+def _open_webpy(app: Any) -> None:
     def handle_with_processors() -> Any:
         """Call web.py's processors around its handler as the method of this name does, but catch nothing."""
         handle = app.handle
@@ -873,27 +888,27 @@ def open_webpy(app: Any) -> None:
     app.handle_with_processors = handle_with_processors
 
 
-def open_django(app: Any) -> None:
+def _open_django(app: Any) -> None:
     """Skip Django's own page, unless the project's settings say DEBUG_PROPAGATE_EXCEPTIONS = False to keep it."""
     settings = sys.modules["django.conf"].settings
     if settings.DEBUG and not settings.is_overridden("DEBUG_PROPAGATE_EXCEPTIONS"):
         settings.DEBUG_PROPAGATE_EXCEPTIONS = True
 
 
-def already_open(app: Any) -> None:
+def _already_open(app: Any) -> None:
     """Let a framework be that lets exceptions through of itself."""
 
 
 # The classes by which a framework's application is known, and what makes it let exceptions through.
-FRAMEWORKS: dict[str, Callable[[Any], None]] = {
-    "flask.app.Flask": open_flask,
-    "django.core.handlers.wsgi.WSGIHandler": open_django,
-    "bottle.Bottle": open_bottle,
-    "falcon.app.App": open_falcon,
-    "pyramid.router.Router": already_open,
-    "cherrypy._cptree.Application": open_cherrypy,
-    "cherrypy._cptree.Tree": open_cherrypy,
-    "web.application.application": open_webpy,
+_FRAMEWORKS: dict[str, Callable[[Any], None]] = {
+    "flask.app.Flask": _open_flask,
+    "django.core.handlers.wsgi.WSGIHandler": _open_django,
+    "bottle.Bottle": _open_bottle,
+    "falcon.app.App": _open_falcon,
+    "pyramid.router.Router": _already_open,
+    "cherrypy._cptree.Application": _open_cherrypy,
+    "cherrypy._cptree.Tree": _open_cherrypy,
+    "web.application.application": _open_webpy,
 }
 
 
@@ -910,10 +925,10 @@ def read_env_files(env_file: str = "") -> list[str]:
     if env_file and not os.path.isfile(env_file):
         raise DevserveError(f"no file {env_file!r} for --env-file; check the path")
     files = [path for path in env_files(env_file) if os.path.isfile(path)]  # .env may well be a virtual environment
-    return [warning for path in files for warning in read_env_file(path)]
+    return [warning for path in files for warning in _read_env_file(path)]
 
 
-def read_env_file(path: str) -> list[str]:
+def _read_env_file(path: str) -> list[str]:
     try:
         with open(path, encoding="utf-8-sig") as file:
             text = file.read()
@@ -921,9 +936,9 @@ def read_env_file(path: str) -> list[str]:
         return [f"{path} is left out: {getattr(error, 'strerror', None) or 'it is not UTF-8; save it so'}"]
     warnings = []
     values: dict[str, str] = {}
-    for lineno, key, value in env_entries(text):
+    for lineno, key, value in _env_entries(text):
         if key and "\0" not in key + value:  # the system's environment has no place for NUL
-            values[key] = expand_variables(value, {**values, **os.environ})
+            values[key] = _expand_variables(value, {**values, **os.environ})
         else:
             warnings.append(f"{path}, line {lineno} is left out: it is not KEY=value")
     for key, value in values.items():
@@ -932,21 +947,21 @@ def read_env_file(path: str) -> list[str]:
 
 
 # An entry as python-dotenv reads it: a quoted value may span lines and has escapes, a bare one ends at " #".
-ENV_ENTRY = r"""
+_ENV_ENTRY = r"""
     [ \t]* (?:export[ \t]+)? (?P<key> '[^'\n]+' | [^=\#\s'][^=\#\s]* ) [ \t]* = [ \t]*
     (?: '(?P<single> (?:\\[\s\S]|[^'\\])* )' [ \t]* (?:\#.*)?
       | "(?P<double> (?:\\[\s\S]|[^"\\])* )" [ \t]* (?:\#.*)?
       | (?P<bare> (?!['"]).*? ) [ \t]* (?:(?<=[ \t])\#.*)?
     ) (?:\n|\Z)
 """
-ENV_ESCAPES = {"single": r"\\[\\']", "double": r"\\[\\'\"abfnrtv]", "bare": r"(?!)"}  # what each value unescapes
+_ENV_ESCAPES = {"single": r"\\[\\']", "double": r"\\[\\'\"abfnrtv]", "bare": r"(?!)"}  # what each value unescapes
 
 
-def env_entries(text: str) -> Iterator[tuple[int, str, str]]:
+def _env_entries(text: str) -> Iterator[tuple[int, str, str]]:
     """Yield (lineno, key, value) of each entry; a line that is none has the key ""."""
     import codecs
 
-    entry, idle = re.compile(ENV_ENTRY, re.VERBOSE), re.compile(r"[ \t]*(?:#.*)?(?:\n|\Z)")
+    entry, idle = re.compile(_ENV_ENTRY, re.VERBOSE), re.compile(r"[ \t]*(?:#.*)?(?:\n|\Z)")
     position = 0
     while position < len(text):
         lineno = text.count("\n", 0, position) + 1
@@ -955,18 +970,18 @@ def env_entries(text: str) -> Iterator[tuple[int, str, str]]:
             yield lineno, "", ""
         elif match.re is entry:
             kind = str(match.lastgroup)
-            value = re.sub(ENV_ESCAPES[kind], lambda escape: codecs.decode(escape[0], "unicode-escape"), match[kind])
+            value = re.sub(_ENV_ESCAPES[kind], lambda escape: codecs.decode(escape[0], "unicode-escape"), match[kind])
             yield lineno, match["key"].strip("'"), value
         position = match.end() if match else (text.find("\n", position) + 1) or len(text)
 
 
-def expand_variables(value: str, environ: dict[str, str]) -> str:
+def _expand_variables(value: str, environ: dict[str, str]) -> str:
     """Return `value` with each `${NAME}` and `${NAME:-default}` replaced."""
     return re.sub(r"\$\{([^}:]*)(?::-([^}]*))?\}", lambda match: environ.get(match[1], match[2] or ""), value)
 
 
 # =====================================================================================================================
-# 4. Reading a traceback
+# 5. Traceback
 #
 # An exception becomes plain data: what was raised, why, where, with which source and which variables.  Every text in
 # that data is bounded, printable and encodable, and every secret in it is masked, so that whoever writes a page from
@@ -975,62 +990,62 @@ def expand_variables(value: str, environ: dict[str, str]) -> str:
 # =====================================================================================================================
 
 LINES_AROUND = 5  # source lines on each side of an application's line; what a person takes in at a glance
-LIBRARY_LINES_AROUND = 2  # and of a library's: folded on the page, and most of its weight
-LINE_LIMIT = 400  # characters of a source line; only generated code is longer
-SOURCE_LIMIT = 4_000_000  # bytes of a source file; more is no source that a person wrote
-MESSAGE_LIMIT = 10_000  # characters of an exception's message; enough for a compiler's, harmless to a browser
-NAME_LIMIT = 200  # characters of any name: a type's, a function's, a variable's
-FILENAME_LIMIT = 4_096  # PATH_MAX of Linux
-REPR_LIMIT = 1_500  # characters of a value: about what fits on a screen when it is asked for
-INLINE_LIMIT = 400  # characters of a value that is in the page from the start
-REPR_DEADLINE = 0.5  # seconds for the values of one frame, when asked for
-INLINE_DEADLINE = 0.1  # seconds for what is in the page from the start: a hanging repr may cost no more than this
-REPORT_DEADLINE = 0.5  # seconds for all of a page's values and messages together
-REPR_ROUNDS = 3  # helpers for one reading: each goes on after the value in which the one before it hung
-STUCK_LIMIT = 16  # helper threads at once; more than this hang, or are wanted, only when something is badly wrong
-DEPTH_LIMIT = 6  # containers within containers
-VARIABLES_LIMIT = 60  # variables of one frame; a function that has more is generated
-NOTES_LIMIT = 20
-CHAIN_LIMIT = 20  # exceptions of one chain, the newest and the root: loops that retry make chains without end
-MEMBERS_LIMIT = 30  # members of one group
-PROBLEMS_LIMIT = 100  # exceptions of one report, counting groups within groups
-FRAMES_LIMIT = 60  # frames of one exception after folding, half of them from either end
-ROUNDS_FOLDED = 4  # rounds of a recursion from which it is folded; fewer are as soon read as the line about them
-PERIOD_LIMIT = 8  # functions that call each other in a circle, for folding; longer circles meet FRAMES_LIMIT
-FORM_LIMIT = 50  # fields of a form
-NEAR_LIMIT = 5_000  # names that are compared with a wrong one; so many take 20 ms of INLINE_DEADLINE
-NEARNESS = 0.7  # of names that are suggested; difflib's own 0.6 would have `local` for `total`
-SECRET_STEMS = (
+_LIBRARY_LINES_AROUND = 2  # and of a library's: folded on the page, and most of its weight
+_LINE_LIMIT = 400  # characters of a source line; only generated code is longer
+_SOURCE_LIMIT = 4_000_000  # bytes of a source file; more is no source that a person wrote
+_MESSAGE_LIMIT = 10_000  # characters of an exception's message; enough for a compiler's, harmless to a browser
+_NAME_LIMIT = 200  # characters of any name: a type's, a function's, a variable's
+_FILENAME_LIMIT = 4_096  # PATH_MAX of Linux
+_REPR_LIMIT = 1_500  # characters of a value: about what fits on a screen when it is asked for
+_INLINE_LIMIT = 400  # characters of a value that is in the page from the start
+_REPR_DEADLINE = 0.5  # seconds for the values of one frame, when asked for
+_INLINE_DEADLINE = 0.1  # seconds for what is in the page from the start: a hanging repr may cost no more than this
+_REPORT_DEADLINE = 0.5  # seconds for all of a page's values and messages together
+_REPR_ROUNDS = 3  # helpers for one reading: each goes on after the value in which the one before it hung
+_STUCK_LIMIT = 16  # helper threads at once; more than this hang, or are wanted, only when something is badly wrong
+_DEPTH_LIMIT = 6  # containers within containers
+_VARIABLES_LIMIT = 60  # variables of one frame; a function that has more is generated
+_NOTES_LIMIT = 20
+_CHAIN_LIMIT = 20  # exceptions of one chain, the newest and the root: loops that retry make chains without end
+_MEMBERS_LIMIT = 30  # members of one group
+_PROBLEMS_LIMIT = 100  # exceptions of one report, counting groups within groups
+_FRAMES_LIMIT = 60  # frames of one exception after folding, half of them from either end
+_ROUNDS_FOLDED = 4  # rounds of a recursion from which it is folded; fewer are as soon read as the line about them
+_PERIOD_LIMIT = 8  # functions that call each other in a circle, for folding; longer circles meet FRAMES_LIMIT
+_FORM_LIMIT = 50  # fields of a form
+_NEAR_LIMIT = 5_000  # names that are compared with a wrong one; so many take 20 ms of INLINE_DEADLINE
+_NEARNESS = 0.7  # of names that are suggested; difflib's own 0.6 would have `local` for `total`
+_SECRET_STEMS = (
     "passw|passphrase|secret(?!ar)|token(?!i[sz])|credential|authoriz|cookie|signature|api_?key|access_?key|private_?key|session_?id"
     "|^devserve_[0-9]"  # the cookie of a console
 )
-SECRET_WORDS = frozenset("pass pwd pw api auth session private csrf jwt otp pin".split())
-MASK = "••••••••"
-TEMPLATE_NAMES = frozenset(  # what Jinja2, Flask and Mako give to every template
+_SECRET_WORDS = frozenset("pass pwd pw api auth session private csrf jwt otp pin".split())
+_MASK = "••••••••"
+_TEMPLATE_NAMES = frozenset(  # what Jinja2, Flask and Mako give to every template
     "range dict lipsum cycler joiner namespace config g request session url_for get_flashed_messages"
     " context pageargs caller capture self next parent UNDEFINED".split()
 )
 # A password may hold an @ or a slash, but what begins as a port and a path is none: http://localhost:5173/@vite
-URL_PASSWORD = r"""(://[^\s:/?#@\['"]*:)(?![0-9]*/)[^\s@'"]{1,200}(?:@[^\s@/'"]{1,200})*(?=@)"""
-AUTHORIZATION = r"""(?i)(authorization['"]?\s*[:=]\s*['"]?(?:\w+ +)?)[^\s,;'"]+"""  # the scheme is no secret
-OPENER = "\x3c"  # the less-than sign, with which names such as that of exec's file begin
-MODULE = OPENER + "module>"  # what the interpreter calls the code of a module itself
-TAKES_ARGS, TAKES_KWARGS = 4, 8  # flags of code objects: it takes *args, **kwargs (as in the module inspect)
-PLAIN_TYPES = (str, bytes, int, float, bool, type(None))  # whose repr runs nobody's code
-NOT_THERE = object()
+_URL_PASSWORD = r"""(://[^\s:/?#@\['"]*:)(?![0-9]*/)[^\s@'"]{1,200}(?:@[^\s@/'"]{1,200})*(?=@)"""
+_AUTHORIZATION = r"""(?i)(authorization['"]?\s*[:=]\s*['"]?(?:\w+ +)?)[^\s,;'"]+"""  # the scheme is no secret
+_OPENER = "\x3c"  # the less-than sign, with which names such as that of exec's file begin
+_MODULE = _OPENER + "module>"  # what the interpreter calls the code of a module itself
+_TAKES_ARGS, _TAKES_KWARGS = 4, 8  # flags of code objects: it takes *args, **kwargs (as in the module inspect)
+_PLAIN_TYPES = (str, bytes, int, float, bool, type(None))  # whose repr runs nobody's code
+MISSING = object()
 
 if TYPE_CHECKING:
     Outcome = TypeVar("Outcome")
 
 
-class SourceLine(NamedTuple):
+class _SourceLine(NamedTuple):
     """One line of source, without its line end.  Longer lines than LINE_LIMIT are cut and end in an ellipsis."""
 
     number: int
     text: str
 
 
-class Mark(NamedTuple):
+class _Mark(NamedTuple):
     """The failing expression on one line: the characters `start` up to, not including, `end` of that line's text."""
 
     number: int
@@ -1057,9 +1072,9 @@ class FrameView(NamedTuple):
     name: str  # the function's qualified name; for a template what the engine calls it
     module: str  # "" when unknown
     app: bool  # the application's own code, neither the standard library nor an installed package
-    source: tuple[SourceLine, ...]  # a window around lineno; empty when there is none to show
+    source: tuple[_SourceLine, ...]  # a window around lineno; empty when there is none to show
     missing: str  # why `source` is empty: a whole sentence; "" otherwise
-    marks: tuple[Mark, ...]  # the failing expression, a mark for each of its lines; empty when it is the whole line
+    marks: tuple[_Mark, ...]  # the failing expression, a mark for each of its lines; empty when it is the whole line
     variables: tuple[Variable, ...] = ()  # arguments first, in the order of the signature, then the other locals
     unlisted: int = 0  # variables beyond VARIABLES_LIMIT
     signature: str = ""  # beside a TypeError of a call made here: what the called function takes
@@ -1067,7 +1082,7 @@ class FrameView(NamedTuple):
     repeats: int = 0  # 0 when nothing is folded; with a period of 0 it counts frames left out
 
 
-class Problem(NamedTuple):
+class ExceptionView(NamedTuple):
     """One exception."""
 
     type: str  # qualified by its module unless builtin
@@ -1076,12 +1091,14 @@ class Problem(NamedTuple):
     notes: tuple[str, ...]
     relation: str  # to the problem before it in the chain: "cause" (raised from it), "context" (while handling it), ""
     frames: tuple[FrameView, ...]  # the outermost call first; a SyntaxError's or template's own place comes last
-    members: tuple[tuple[Problem, ...], ...]  # of an exception group: each member is a chain like Report.problems
+    members: tuple[
+        tuple[ExceptionView, ...], ...
+    ]  # of an exception group: each member is a chain like Report.problems
     unlisted: int  # members beyond the limits, not shown
     skipped: int = 0  # exceptions of the chain between the problem before it and this one, not shown
 
 
-class Request(NamedTuple):
+class _Request(NamedTuple):
     """The request that failed, secrets masked."""
 
     method: str
@@ -1094,13 +1111,13 @@ class Request(NamedTuple):
 class Report(NamedTuple):
     """A whole crash.  `problems` is the chain, the oldest cause first; the last is what was raised at the end."""
 
-    problems: tuple[Problem, ...]
-    request: Optional[Request]
+    problems: tuple[ExceptionView, ...]
+    request: Optional[_Request]
     versions: tuple[tuple[str, str], ...]  # Python, the system, devserve, the frameworks at work
     time: str  # when it was read, local time, ISO 8601 to the second
 
 
-class Place(NamedTuple):
+class FramePosition(NamedTuple):
     """Where a frame was when the exception passed; the frame itself may have moved on since."""
 
     frame: FrameType
@@ -1109,34 +1126,34 @@ class Place(NamedTuple):
 
 
 if TYPE_CHECKING:
-    Keep = Callable[[Place], str]  # keeps a place and returns the id under which it can be asked for
-    Source = tuple[list[str], str]  # the lines of a file, and why there are none
-    Sources = dict[str, Source]  # by filename: what has been read for this report
+    _Keep = Callable[[FramePosition], str]  # keeps a place and returns the id under which it can be asked for
+    _Source = tuple[list[str], str]  # the lines of a file, and why there are none
+    _Sources = dict[str, _Source]  # by filename: what has been read for this report
 
 
-def read_report(error: BaseException, request: Optional[Request] = None, keep: Keep = lambda place: "") -> Report:
+def read_report(error: BaseException, request: Optional[_Request] = None, keep: _Keep = lambda place: "") -> Report:
     """Return all that is known about `error`.  `keep` is called for each frame that the report lists."""
-    chain = Reading(keep).chain(error)
-    return Report(chain, request, versions(), time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    chain = _ReportBuilder(keep).chain(error)
+    return Report(chain, request, _versions(), time.strftime("%Y-%m-%dT%H:%M:%S%z"))
 
 
-class Reading:
+class _ReportBuilder:
     """The reading of one report: what it may still spend, and what it has read already."""
 
-    def __init__(self, keep: Keep) -> None:
+    def __init__(self, keep: _Keep) -> None:
         self.keep = keep
-        self.left = PROBLEMS_LIMIT
-        self.until = time.monotonic() + REPORT_DEADLINE
-        self.sources: Sources = {}
+        self.left = _PROBLEMS_LIMIT
+        self.until = time.monotonic() + _REPORT_DEADLINE
+        self.sources: _Sources = {}
 
     def deadline(self) -> float:
         """Return the seconds that the next foreign code may take; little when much has hung before."""
-        return max(0.005, min(INLINE_DEADLINE, self.until - time.monotonic()))
+        return max(0.005, min(_INLINE_DEADLINE, self.until - time.monotonic()))
 
-    def chain(self, error: BaseException, depth: int = 0) -> tuple[Problem, ...]:
+    def chain(self, error: BaseException, depth: int = 0) -> tuple[ExceptionView, ...]:
         """Return `error` and its causes and contexts, the oldest first; of a long chain the newest and the root."""
-        linked = linked_exceptions(error)
-        newest = max(1, min(CHAIN_LIMIT, self.left) - 1)
+        linked = _linked_exceptions(error)
+        newest = max(1, min(_CHAIN_LIMIT, self.left) - 1)
         listed = linked[:newest] + linked[newest:][-1:]
         self.left -= len(listed)
         problems = [self.problem(each, relation, depth) for each, relation in reversed(listed)]
@@ -1144,111 +1161,111 @@ class Reading:
             problems[1] = problems[1]._replace(skipped=len(linked) - len(listed))
         return tuple(problems)
 
-    def problem(self, error: BaseException, relation: str, depth: int) -> Problem:
+    def problem(self, error: BaseException, relation: str, depth: int) -> ExceptionView:
         """Return one exception with its frames and, when it is a group, its members."""
-        places = places_of(error)
-        members = group_members(error)
-        told: list[tuple[Problem, ...]] = []
-        for member in () if depth >= DEPTH_LIMIT else members[:MEMBERS_LIMIT]:
+        places = _places_of(error)
+        members = _group_members(error)
+        told: list[tuple[ExceptionView, ...]] = []
+        for member in () if depth >= _DEPTH_LIMIT else members[:_MEMBERS_LIMIT]:
             if self.left > 0:
                 told.append(self.chain(member, depth + 1))
-        return Problem(
+        return ExceptionView(
             type=type_name(type(error)),
-            message=message_of(error, self.deadline()),
-            hint=sought(partial(hint_for, error, places), self.deadline()),
-            notes=notes_of(error, self.deadline()),
+            message=_message_of(error, self.deadline()),
+            hint=_search_safely(partial(_hint_for, error, places), self.deadline()),
+            notes=_notes_of(error, self.deadline()),
             relation=relation,
-            frames=(*self.frames(error, places), *(caught(lambda: tuple(own_place(error)))[0] or ())),
+            frames=(*self.frames(error, places), *(call_safely(lambda: tuple(_own_place(error)))[0] or ())),
             members=tuple(told),
             unlisted=len(members) - len(told),
         )
 
-    def frames(self, error: BaseException, places: list[Place]) -> list[FrameView]:
+    def frames(self, error: BaseException, places: list[FramePosition]) -> list[FrameView]:
         """Return the views of `places`, recursion folded, the values of the application's innermost frame read."""
         views = []
-        folded = fold(places)
+        folded = _fold_recursion(places)
         for place, period, repeats in folded:
             views.append(self.view(place)._replace(period=period, repeats=repeats))
         own = [number for number, view in enumerate(views) if view.app] or list(range(len(views)))
         for number in own[-1:]:
-            views[number] = with_values(views[number], folded[number][0].frame, INLINE_LIMIT, self.deadline())
+            views[number] = with_values(views[number], folded[number][0].frame, _INLINE_LIMIT, self.deadline())
         if views and isinstance(error, TypeError):
-            signature = sought(partial(signature_for, error, places[-1]), self.deadline())
+            signature = _search_safely(partial(_signature_for, error, places[-1]), self.deadline())
             views[-1] = views[-1]._replace(signature=signature)
         return views
 
-    def view(self, place: Place) -> FrameView:
+    def view(self, place: FramePosition) -> FrameView:
         """Return the view of one place; of a frame that holds something unspeakable only where it is."""
         id, code = self.keep(place), place.frame.f_code
-        view, _ = caught(lambda: view_place(place, id=id, sources=self.sources))
+        view, _ = call_safely(lambda: view_place(place, id=id, sources=self.sources))
         if view is not None:
             return view
-        filename, name = shown_text(code.co_filename, FILENAME_LIMIT), shown_text(code.co_name, NAME_LIMIT)
+        filename, name = _shown_text(code.co_filename, _FILENAME_LIMIT), _shown_text(code.co_name, _NAME_LIMIT)
         return FrameView(id, "python", filename, place.lineno, name, "", False, (), "The frame cannot be read.", ())
 
 
 # -- what was raised
 
 
-def linked_exceptions(error: BaseException) -> list[tuple[BaseException, str]]:
+def _linked_exceptions(error: BaseException) -> list[tuple[BaseException, str]]:
     """Return `error` and what led to it, the newest first, each with its relation to the next.  Loops are cut."""
     found: list[tuple[BaseException, str]] = []
     seen: set[int] = set()
     each: Optional[BaseException] = error
     while each is not None:
         seen.add(id(each))
-        cause = stored(each, "__cause__")
-        hidden_context = cause is not None or stored(each, "__suppress_context__")
-        before = cause if hidden_context else stored(each, "__context__")
+        cause = _raw_slot(each, "__cause__")
+        hidden_context = cause is not None or _raw_slot(each, "__suppress_context__")
+        before = cause if hidden_context else _raw_slot(each, "__context__")
         before = None if before is None or id(before) in seen else before
         found.append((each, "" if before is None else "context" if cause is None else "cause"))
         each = before
     return [*found[:-1], (found[-1][0], "")]
 
 
-def stored(error: BaseException, name: str) -> Any:
+def _raw_slot(error: BaseException, name: str) -> Any:
     """Return what the interpreter keeps in an exception, past any property by which its class hides that."""
     return BaseException.__dict__[name].__get__(error)
 
 
-def first_text(error: BaseException) -> str:
+def _first_text(error: BaseException) -> str:
     """Return the first argument of an exception when it is a text, else nothing."""
-    args = stored(error, "args")
+    args = _raw_slot(error, "args")
     return args[0] if args and type(args[0]) is str else ""
 
 
-def group_members(error: BaseException) -> tuple[BaseException, ...]:
+def _group_members(error: BaseException) -> tuple[BaseException, ...]:
     """Return the members of an exception group, the interpreter's or the backport's; none of any other exception."""
     if not any(base.__name__ == "BaseExceptionGroup" for base in type(error).__mro__):
         return ()
-    members, _ = caught(lambda: tuple(getattr(error, "exceptions", ())))
+    members, _ = call_safely(lambda: tuple(getattr(error, "exceptions", ())))
     return tuple(each for each in members or () if isinstance(each, BaseException))
 
 
-def places_of(error: BaseException) -> list[Place]:
+def _places_of(error: BaseException) -> list[FramePosition]:
     """Return where `error` passed, the outermost frame first, without devserve's own and the hidden ones.
 
     When no other is left, a SyntaxError and what devserve raises for a person to read say all by themselves; any
     other error is devserve's own, and all its places are told.
     """
-    places, tb = [], stored(error, "__traceback__")
+    places, tb = [], _raw_slot(error, "__traceback__")
     while tb is not None:
-        places.append(Place(tb.tb_frame, tb.tb_lineno or 0, tb.tb_lasti))
+        places.append(FramePosition(tb.tb_frame, tb.tb_lineno or 0, tb.tb_lasti))
         tb = tb.tb_next
-    first = next((n for n, place in enumerate(places) if not is_machinery(place.frame.f_code)), -1)
+    first = next((n for n, place in enumerate(places) if not _is_machinery(place.frame.f_code)), -1)
     if first == -1 and (isinstance(error, SyntaxError) or type(error).__module__ == __name__):
         return []
     first = max(first, 0)
-    return [place for place in places[first:] if not hidden(place.frame)] or places[-1:]
+    return [place for place in places[first:] if not _hidden(place.frame)] or places[-1:]
 
 
-def is_machinery(code: CodeType) -> bool:
+def _is_machinery(code: CodeType) -> bool:
     """Tell devserve's own frames, but those of its demonstration, and the import system's."""
     own = code.co_filename == __file__ and not code.co_name.startswith("demo")
-    return own or code.co_filename.startswith(OPENER + "frozen importlib")
+    return own or code.co_filename.startswith(_OPENER + "frozen importlib")
 
 
-def hidden(frame: FrameType) -> bool:
+def _hidden(frame: FrameType) -> bool:
     """Tell whether the frame asks to be left out, as pytest, Werkzeug and others let it."""
     name, code = "__traceback_hide__", frame.f_code
     if name not in code.co_varnames + code.co_names:
@@ -1257,96 +1274,96 @@ def hidden(frame: FrameType) -> bool:
     return value is not None and value is not False
 
 
-def fold(places: list[Place]) -> list[tuple[Place, int, int]]:
+def _fold_recursion(places: list[FramePosition]) -> list[tuple[FramePosition, int, int]]:
     """Return the places to list, each with the period and number of the repetitions left out after it.
 
     A circle that comes round ROUNDS_FOLDED times or more is told once, and once again for its last round.
     """
-    told: list[tuple[Place, int, int]] = []
+    told: list[tuple[FramePosition, int, int]] = []
     keys = [(place.frame.f_code, place.lineno) for place in places]
     at = 0
     while len(places) > at:
-        period, rounds = circle(keys, at)
+        period, rounds = _find_cycle(keys, at)
         told += [(place, 0, 0) for place in places[at : at + period]]
         if rounds > 1:
             told[-1] = (told[-1][0], period, rounds - 2)
             at += period * (rounds - 2)
         at += period
-    half = FRAMES_LIMIT // 2
-    if len(told) > FRAMES_LIMIT:
-        told[half - 1] = (told[half - 1][0], 0, len(told) - FRAMES_LIMIT)
+    half = _FRAMES_LIMIT // 2
+    if len(told) > _FRAMES_LIMIT:
+        told[half - 1] = (told[half - 1][0], 0, len(told) - _FRAMES_LIMIT)
         told = told[:half] + told[-half:]
     return told
 
 
-def circle(keys: list[tuple[CodeType, int]], at: int) -> tuple[int, int]:
+def _find_cycle(keys: list[tuple[CodeType, int]], at: int) -> tuple[int, int]:
     """Return the period of the shortest circle to be folded at `at`, and its rounds; (1, 1) when there is none."""
-    for period in range(1, PERIOD_LIMIT + 1):
+    for period in range(1, _PERIOD_LIMIT + 1):
         rounds, first = 1, keys[at : at + period]
         while keys[at + rounds * period : at + (rounds + 1) * period] == first:
             rounds += 1
-        if rounds >= ROUNDS_FOLDED:
+        if rounds >= _ROUNDS_FOLDED:
             return period, rounds
     return 1, 1
 
 
-def message_of(error: BaseException, deadline: float) -> str:
+def _message_of(error: BaseException, deadline: float) -> str:
     """Return the message; of a SyntaxError without the place, which is shown by itself."""
     if isinstance(error, SyntaxError) and type(error.msg) is str and type(error).__str__ is SyntaxError.__str__:
-        return shown_text(error.msg, MESSAGE_LIMIT)
-    return mask_plain(shown_text(run_bounded({"": partial(str, error)}, deadline)[""], MESSAGE_LIMIT))
+        return _shown_text(error.msg, _MESSAGE_LIMIT)
+    return _mask_plain(_shown_text(_run_bounded({"": partial(str, error)}, deadline)[""], _MESSAGE_LIMIT))
 
 
-def notes_of(error: BaseException, deadline: float) -> tuple[str, ...]:
+def _notes_of(error: BaseException, deadline: float) -> tuple[str, ...]:
     """Return the notes that were added (PEP 678); one that is no text is shown as its repr."""
-    notes = own_dict(error).get("__notes__", ())
+    notes = _own_dict(error).get("__notes__", ())
     notes = notes if isinstance(notes, (list, tuple)) else (notes,)
     jobs = {
-        str(n): partial(str if type(note) is str else describe, note) for n, note in enumerate(notes[:NOTES_LIMIT])
+        str(n): partial(str if type(note) is str else _describe, note) for n, note in enumerate(notes[:_NOTES_LIMIT])
     }
-    return tuple(mask_plain(shown_text(text, MESSAGE_LIMIT)) for text in run_bounded(jobs, deadline).values())
+    return tuple(_mask_plain(_shown_text(text, _MESSAGE_LIMIT)) for text in _run_bounded(jobs, deadline).values())
 
 
 # -- where it was raised
 
 
 def view_place(
-    place: Place, *, id: str = "", around: Optional[int] = None, sources: Optional[Sources] = None
+    place: FramePosition, *, id: str = "", around: Optional[int] = None, sources: Optional[_Sources] = None
 ) -> FrameView:
     """Return the view of one frame, its variables named but not read; `around` lines of source on each side."""
     frame, code = place.frame, place.frame.f_code
-    filename, lineno, name = template_line(place) or (code.co_filename, place.lineno, "")
+    filename, lineno, name = _template_line(place) or (code.co_filename, place.lineno, "")
     app = is_app_frame(frame, filename)
-    around = around or (LINES_AROUND if app else LIBRARY_LINES_AROUND)
-    lines, missing = read_source(filename, frame.f_globals, sources)
-    window, missing = source_window(lines, lineno, around, missing)
-    variables = variables_of(frame)
+    around = around or (LINES_AROUND if app else _LIBRARY_LINES_AROUND)
+    lines, missing = _read_source(filename, frame.f_globals, sources)
+    window, missing = _source_window(lines, lineno, around, missing)
+    variables = _variables_of(frame)
     if name:
-        variables = template_variables(variables, lines[lineno - 1 : lineno])
+        variables = _template_variables(variables, lines[lineno - 1 : lineno])
     module = frame.f_globals.get("__name__")
     return FrameView(
         id=id,
         kind="template" if name else "python",
-        filename=shown_text(filename, FILENAME_LIMIT),
+        filename=_shown_text(filename, _FILENAME_LIMIT),
         lineno=lineno,
-        name=shown_text(name or qualified_name(frame), NAME_LIMIT),
-        module=shown_text(module, NAME_LIMIT) if isinstance(module, str) else "",
+        name=_shown_text(name or _qualified_name(frame), _NAME_LIMIT),
+        module=_shown_text(module, _NAME_LIMIT) if isinstance(module, str) else "",
         app=app,
         source=window,
         missing=missing,
-        marks=() if name else clip(expression_of(place, lines), lines, window),
-        variables=tuple(variables[:VARIABLES_LIMIT]),
-        unlisted=max(0, len(variables) - VARIABLES_LIMIT),
+        marks=() if name else _clip(_expression_of(place, lines), lines, window),
+        variables=tuple(variables[:_VARIABLES_LIMIT]),
+        unlisted=max(0, len(variables) - _VARIABLES_LIMIT),
     )
 
 
 def with_values(
-    view: FrameView, frame: FrameType, limit: int = REPR_LIMIT, deadline: float = REPR_DEADLINE
+    view: FrameView, frame: FrameType, limit: int = _REPR_LIMIT, deadline: float = _REPR_DEADLINE
 ) -> FrameView:
     """Return the view with the values of its variables read from `frame`."""
     values = locals_of(frame)
-    jobs = {v.name: partial(describe, values[v.name], limit, v.name) for v in view.variables if v.name in values}
-    texts = run_bounded(jobs, deadline)
+    jobs = {v.name: partial(_describe, values[v.name], limit, v.name) for v in view.variables if v.name in values}
+    texts = _run_bounded(jobs, deadline)
     return view._replace(variables=tuple(v._replace(value=texts.get(v.name)) for v in view.variables))
 
 
@@ -1360,20 +1377,20 @@ def locals_of(frame: FrameType) -> dict[Any, Any]:
 
 def is_app_frame(frame: FrameType, filename: str) -> bool:
     """Tell the application's own code; what came from exec belongs to the module that its globals are of."""
-    if filename[:1] == OPENER:
+    if filename[:1] == _OPENER:
         filename = str(frame.f_globals.get("__file__") or filename)
-    return not is_machinery(frame.f_code) and is_app(filename)
+    return not _is_machinery(frame.f_code) and _is_app(filename)
 
 
-def is_app(filename: str) -> bool:
+def _is_app(filename: str) -> bool:
     """Tell the application's own files from the standard library's, and installed packages'."""
     parts = re.split(r"[\\/]", filename)
     library = os.path.dirname(os.__file__) + os.sep
-    frozen = filename.startswith(OPENER + "frozen ")
+    frozen = filename.startswith(_OPENER + "frozen ")
     return not (frozen or filename.startswith(library) or {"site-packages", "dist-packages"} & set(parts))
 
 
-def qualified_name(frame: FrameType) -> str:
+def _qualified_name(frame: FrameType) -> str:
     """Return the function's qualified name; before 3.11 it is put together from the first argument."""
     code = frame.f_code
     if sys.version_info >= (3, 11):
@@ -1384,44 +1401,44 @@ def qualified_name(frame: FrameType) -> str:
     return code.co_name
 
 
-def read_source(
-    filename: str, module_globals: Optional[Mapping[str, Any]] = None, sources: Optional[Sources] = None
-) -> Source:
+def _read_source(
+    filename: str, module_globals: Optional[Mapping[str, Any]] = None, sources: Optional[_Sources] = None
+) -> _Source:
     """Return the lines of a source file, or none and a sentence why.  What is in `sources` is not read again."""
     sources = {} if sources is None else sources
     if filename not in sources:
         try:
-            sources[filename] = read_file(filename) or read_registered(filename, dict(module_globals or {}))
+            sources[filename] = _read_file(filename) or _read_registered(filename, dict(module_globals or {}))
         except OSError as error:
             sources[filename] = [], f"The file cannot be read: {error.strerror}."
     return sources[filename]
 
 
-def read_file(filename: str) -> Optional[Source]:
+def _read_file(filename: str) -> Optional[_Source]:
     """Return the lines of a file; None when there is none of that name.  Raises OSError."""
     if os.path.isfile(filename):
         with open(filename, "rb") as file:
-            return decode_source(file.read(SOURCE_LIMIT)), ""
+            return _decode_source(file.read(_SOURCE_LIMIT)), ""
     if os.path.exists(filename) or "\0" in filename:
         return [], "This is no file."  # but a device or a pipe, which may have no end
     return None
 
 
-def read_registered(filename: str, module_globals: dict[str, Any]) -> Source:
+def _read_registered(filename: str, module_globals: dict[str, Any]) -> _Source:
     """Return the lines that doctest or an interactive shell registered, or that a loader has in a zip file."""
     import linecache
 
-    lines, _ = caught(lambda: linecache.getlines(filename, module_globals))
+    lines, _ = call_safely(lambda: linecache.getlines(filename, module_globals))
     if lines:
         return [line.rstrip("\r\n") for line in lines], ""
-    if filename[:1] != OPENER:
+    if filename[:1] != _OPENER:
         return [], "The file is not there."
-    if filename.startswith(OPENER + "frozen "):
+    if filename.startswith(_OPENER + "frozen "):
         return [], "This code is built into the interpreter."
     return [], "This code came from exec, eval or a template, not from a file."
 
 
-def decode_source(data: bytes) -> list[str]:
+def _decode_source(data: bytes) -> list[str]:
     """Return the lines of a Python source in the encoding that it declares (PEP 263), UTF-8 if none.
 
     Bytes that it does not fit are shown as escapes.
@@ -1437,7 +1454,7 @@ def decode_source(data: bytes) -> list[str]:
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
-def source_window(lines: list[str], lineno: int, around: int, missing: str) -> tuple[tuple[SourceLine, ...], str]:
+def _source_window(lines: list[str], lineno: int, around: int, missing: str) -> tuple[tuple[_SourceLine, ...], str]:
     """Return the lines around `lineno`, and why there are none."""
     if lines and not len(lines) >= lineno >= 1:
         return (), f"The file has {len(lines)} lines: it has changed since it was loaded."
@@ -1445,118 +1462,120 @@ def source_window(lines: list[str], lineno: int, around: int, missing: str) -> t
     chosen = lines[first - 1 : lineno + around]
     while chosen and len(chosen) > lineno - first + 1 and not chosen[-1].strip():
         chosen.pop()
-    return tuple(SourceLine(first + n, source_text(line)) for n, line in enumerate(chosen)), "" if chosen else missing
+    return tuple(
+        _SourceLine(first + n, _source_text(line)) for n, line in enumerate(chosen)
+    ), "" if chosen else missing
 
 
-def source_text(line: str) -> str:
+def _source_text(line: str) -> str:
     """Return a source line as it can be shown; an escape takes up to ten characters for one."""
-    return shown_text(line[: LINE_LIMIT - 1] + "…" if len(line) > LINE_LIMIT else line, LINE_LIMIT * 10)
+    return _shown_text(line[: _LINE_LIMIT - 1] + "…" if len(line) > _LINE_LIMIT else line, _LINE_LIMIT * 10)
 
 
-def expression_of(place: Place, lines: list[str]) -> list[Mark]:
+def _expression_of(place: FramePosition, lines: list[str]) -> list[_Mark]:
     """Return the expression that was being evaluated, in characters of the raw lines (from Python 3.11 on)."""
     if sys.version_info >= (3, 11) and place.lasti >= 0:
         spot = next(itertools.islice(place.frame.f_code.co_positions(), place.lasti // 2, None), None)
         if spot is not None and None not in spot:
             first, last, start, end = (number or 0 for number in spot)
             if first == place.lineno and len(lines) >= last:
-                start, end = characters(lines[first - 1], start), characters(lines[last - 1], end)
-                return spread(first, start, last, end, lines)
+                start, end = _characters(lines[first - 1], start), _characters(lines[last - 1], end)
+                return _marks_of_span(first, start, last, end, lines)
     return []
 
 
-def characters(line: str, offset: int) -> int:
+def _characters(line: str, offset: int) -> int:
     """Turn an offset in UTF-8 bytes, as code objects hold it, into one in characters."""
     return len(line.encode("utf-8", "replace")[:offset].decode("utf-8", "replace"))
 
 
-def spread(first: int, start: int, last: int, end: int, lines: list[str]) -> list[Mark]:
+def _marks_of_span(first: int, start: int, last: int, end: int, lines: list[str]) -> list[_Mark]:
     """Return one mark for each line of a stretch; none when it is one whole line, which tells nothing."""
     marks = []
     for number, line in enumerate(lines[first - 1 : last], first):
         left = start if number == first else len(line) - len(line.lstrip())
         right = min(end, len(line.rstrip())) if number == last else len(line.rstrip())
-        marks.append(Mark(number, left, right))
+        marks.append(_Mark(number, left, right))
     whole = first == last and lines[first - 1].strip() == lines[first - 1][start:end]
     return [] if whole else [mark for mark in marks if mark.end > mark.start]
 
 
-def clip(marks: list[Mark], lines: list[str], window: tuple[SourceLine, ...]) -> tuple[Mark, ...]:
+def _clip(marks: list[_Mark], lines: list[str], window: tuple[_SourceLine, ...]) -> tuple[_Mark, ...]:
     """Return the marks that lie in the window, in characters of its printable text."""
     shown, clipped = {line.number: len(line.text) for line in window}, []
     for number, start, end in marks:
         if number in shown:
             raw = lines[number - 1]
-            start, end = (len(shown_text(raw[:offset], LINE_LIMIT * 10)) for offset in (start, end))
-            clipped.append(Mark(number, min(start, shown[number]), min(end, shown[number])))
+            start, end = (len(_shown_text(raw[:offset], _LINE_LIMIT * 10)) for offset in (start, end))
+            clipped.append(_Mark(number, min(start, shown[number]), min(end, shown[number])))
     return tuple(mark for mark in clipped if mark.end > mark.start)
 
 
-def variables_of(frame: FrameType) -> list[Variable]:
+def _variables_of(frame: FrameType) -> list[Variable]:
     """Return the names of a frame and their types; of a module only what it holds, not what it imports and defines."""
     code = frame.f_code
     values = locals_of(frame)  # a module may hold names that are no text
-    starred = bool(code.co_flags & TAKES_ARGS) + bool(code.co_flags & TAKES_KWARGS)
+    starred = bool(code.co_flags & _TAKES_ARGS) + bool(code.co_flags & _TAKES_KWARGS)
     arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + starred]
     names = [name for name in arguments if name in values]
-    names += [name for name in values if name not in arguments and telling(name, values[name], frame)]
+    names += [name for name in values if name not in arguments and _is_shown(name, values[name], frame)]
     return [
-        Variable(shown_text(name, NAME_LIMIT), type_name(type(values[name])), None, name in arguments)
+        Variable(_shown_text(name, _NAME_LIMIT), type_name(type(values[name])), None, name in arguments)
         for name in names
     ]
 
 
-def template_variables(variables: list[Variable], line: list[str]) -> list[Variable]:
+def _template_variables(variables: list[Variable], line: list[str]) -> list[Variable]:
     """Return what a template was given, that on its failing line first, and nothing that every template has."""
     words = set(re.findall(r"\w+", "".join(line)))
-    own = [v for v in variables if v.name not in TEMPLATE_NAMES and not v.name.startswith("_")]
+    own = [v for v in variables if v.name not in _TEMPLATE_NAMES and not v.name.startswith("_")]
     return sorted(own, key=lambda v: v.name not in words)
 
 
-def telling(name: object, value: object, frame: FrameType) -> bool:
+def _is_shown(name: object, value: object, frame: FrameType) -> bool:
     """Tell whether a local is worth a line."""
     if not isinstance(name, str) or name.startswith((".", "__")):  # a comprehension's iterator, the cell of super()
         return False
     imported = issubclass(type(value), (ModuleType, FunctionType, type))  # isinstance would ask a proxy's __class__
-    return frame.f_code.co_name != MODULE or not imported
+    return frame.f_code.co_name != _MODULE or not imported
 
 
-def own_place(error: BaseException) -> Iterator[FrameView]:
+def _own_place(error: BaseException) -> Iterator[FrameView]:
     """Yield the place that an exception names itself: a SyntaxError's, or one in a template."""
     if isinstance(error, SyntaxError) and isinstance(error.filename, str) and isinstance(error.lineno, int):
-        yield syntax_place(error, error.filename, error.lineno)
-    attributes = own_dict(error)
+        yield _syntax_place(error, error.filename, error.lineno)
+    attributes = _own_dict(error)
     django = attributes.get("template_debug")
     if isinstance(django, dict) and isinstance(django.get("line"), int):
-        yield django_place(django)
+        yield _django_place(django)
     elif type(error).__module__ == "mako.exceptions" and isinstance(attributes.get("lineno"), int):
-        yield stated_place("template", str(attributes.get("filename") or ""), attributes["lineno"], "template")
+        yield _stated_place("template", str(attributes.get("filename") or ""), attributes["lineno"], "template")
 
 
-def stated_place(kind: str, filename: str, lineno: int, name: str, lines: Optional[list[str]] = None) -> FrameView:
+def _stated_place(kind: str, filename: str, lineno: int, name: str, lines: Optional[list[str]] = None) -> FrameView:
     """Return the view of a place without a frame; `lines` stand in for a file that is not there."""
-    found, missing = read_source(filename)
-    window, missing = source_window(found or lines or [], lineno, LINES_AROUND, missing)
+    found, missing = _read_source(filename)
+    window, missing = _source_window(found or lines or [], lineno, LINES_AROUND, missing)
     return FrameView(
-        "", kind, shown_text(filename, FILENAME_LIMIT), lineno, name, "", is_app(filename), window, missing, ()
+        "", kind, _shown_text(filename, _FILENAME_LIMIT), lineno, name, "", _is_app(filename), window, missing, ()
     )
 
 
-def syntax_place(error: SyntaxError, filename: str, lineno: int) -> FrameView:
+def _syntax_place(error: SyntaxError, filename: str, lineno: int) -> FrameView:
     """Return where a SyntaxError points, with its caret; the text that it carries stands in for a missing file."""
     lineno = max(lineno, 1)  # an encoding that nobody knows is told to be on line 0
     text = error.text.rstrip("\n") if isinstance(error.text, str) else ""
-    lines, _ = read_source(filename)
+    lines, _ = _read_source(filename)
     if not lines and text and lineno in range(1, 100_000):  # it may be any number, and so many lines are made
         lines = [""] * (lineno - 1) + [text]
-    view = stated_place("syntax", filename, lineno, "", lines)
+    view = _stated_place("syntax", filename, lineno, "", lines)
     line = lines[lineno - 1] if len(lines) >= lineno else ""
     if text and text.strip() != line.strip():  # an expression in an f-string before Python 3.12, or another version
         return view
-    return view._replace(marks=clip([caret(error, lineno, line)], lines, view.source))
+    return view._replace(marks=_clip([_caret(error, lineno, line)], lines, view.source))
 
 
-def caret(error: SyntaxError, lineno: int, line: str) -> Mark:
+def _caret(error: SyntaxError, lineno: int, line: str) -> _Mark:
     """Return the part of the line that a SyntaxError points at."""
     start = error.offset - 1 if isinstance(error.offset, int) else -1
     start = min(start, len(line) - 1)  # an unexpected end of the line: point at its last character
@@ -1566,14 +1585,14 @@ def caret(error: SyntaxError, lineno: int, line: str) -> Mark:
         end = len(line)
     elif isinstance(stop, int) and last == lineno:
         end = min(max(stop - 1, end), len(line))
-    return Mark(lineno, start, end) if start >= 0 else Mark(lineno, 0, 0)
+    return _Mark(lineno, start, end) if start >= 0 else _Mark(lineno, 0, 0)
 
 
-def template_line(place: Place) -> Optional[tuple[str, int, str]]:
+def _template_line(place: FramePosition) -> Optional[tuple[str, int, str]]:
     """Return file, line and name when the frame belongs to a template of Jinja2 or Mako."""
     values, code = place.frame.f_globals, place.frame.f_code
     if "__jinja_exception__" in values:  # Jinja2 makes such frames: the template's own file and line
-        return code.co_filename, place.lineno, code.co_name.lstrip(OPENER).rstrip(">")
+        return code.co_filename, place.lineno, code.co_name.lstrip(_OPENER).rstrip(">")
     mako = sys.modules.get("mako.template")
     if mako is None or "_template_uri" not in values or "_magic_number" not in values:
         return None
@@ -1585,190 +1604,190 @@ def template_line(place: Place) -> Optional[tuple[str, int, str]]:
         return None
 
 
-def django_place(debug: dict[str, Any]) -> FrameView:
+def _django_place(debug: dict[str, Any]) -> FrameView:
     """Return the line of a Django template, from what its engine noted; what it notes is escaped."""
     from html import unescape
 
     lines = [unescape(str(text)).rstrip("\n") for _, text in debug.get("source_lines", ())]
     lines = [""] * (debug.get("top", 1) - 1) + lines  # the first one noted is line `top`
-    view = stated_place("template", str(debug.get("name") or ""), debug["line"], "template", lines)
+    view = _stated_place("template", str(debug.get("name") or ""), debug["line"], "template", lines)
     during = unescape(str(debug.get("during", ""))).split("\n")[0].rstrip()
     line = next((line.text for line in view.source if line.number == view.lineno), "")
     start = line.find(during) if during else -1
-    return view._replace(marks=(Mark(view.lineno, start, start + len(during)),) if start >= 0 else ())
+    return view._replace(marks=(_Mark(view.lineno, start, start + len(during)),) if start >= 0 else ())
 
 
 # -- what was probably meant
 
 
-def sought(search: Callable[[], str], deadline: float) -> str:
+def _search_safely(search: Callable[[], str], deadline: float) -> str:
     """Return what a search finds: nothing when it fails, or is not done in time."""
     found: dict[str, str] = {}
-    run_bounded({"": lambda: found.setdefault("", search())}, deadline)
+    _run_bounded({"": lambda: found.setdefault("", search())}, deadline)
     return found.get("", "")
 
 
-def hint_for(error: BaseException, places: list[Place]) -> str:
+def _hint_for(error: BaseException, places: list[FramePosition]) -> str:
     """Return what the interpreter would suggest (bpo-38530), on every version, and for a KeyError the nearest key."""
-    text = first_text(error)[:MESSAGE_LIMIT]
+    text = _first_text(error)[:_MESSAGE_LIMIT]
     if isinstance(error, KeyError):
-        return suggestion(text, (key for place in innermost_first(places) for key in keys_near(place)))
+        return _suggestion(text, (key for place in _innermost_first(places) for key in _keys_near(place)))
     if isinstance(error, ImportError):
-        return import_hint(error, text)
+        return _import_hint(error, text)
     if not places or isinstance(error, UnboundLocalError):
         return ""
     said = re.search(r"(?:name|attribute) '(\w+)'", text)  # before Python 3.10 only the message has the name
     wanted = str(getattr(error, "name", None) or (said.group(1) if said else ""))
     if isinstance(error, NameError):
-        return name_hint(wanted, places[-1].frame)
-    return attribute_hint(error, wanted, places[-1].frame) if isinstance(error, AttributeError) else ""
+        return _name_hint(wanted, places[-1].frame)
+    return _attribute_hint(error, wanted, places[-1].frame) if isinstance(error, AttributeError) else ""
 
 
-def name_hint(wanted: str, frame: FrameType) -> str:
+def _name_hint(wanted: str, frame: FrameType) -> str:
     """Suggest a name that exists where `wanted` does not."""
     values = locals_of(frame)
-    owner = values.get("self", NOT_THERE)
-    if owner is not NOT_THERE and wanted in holding(owner):
+    owner = values.get("self", MISSING)
+    if owner is not MISSING and wanted in static_attributes(owner):
         return f"Did you mean: 'self.{wanted}'?"
-    found = suggestion(wanted, [*values, *frame.f_globals, *frame.f_builtins])
+    found = _suggestion(wanted, [*values, *frame.f_globals, *frame.f_builtins])
     if not found and wanted in getattr(sys, "stdlib_module_names", sys.modules):
         return f"Did you forget to import '{wanted}'?"
     return found
 
 
-def attribute_hint(error: BaseException, wanted: str, frame: FrameType) -> str:
+def _attribute_hint(error: BaseException, wanted: str, frame: FrameType) -> str:
     """Suggest an attribute; before 3.10 the error does not tell of which object, so one of that type is looked for."""
-    owner = getattr(error, "obj", NOT_THERE)
-    if owner is NOT_THERE:
-        said = re.match(r"'(\w+)' object", first_text(error))
+    owner = getattr(error, "obj", MISSING)
+    if owner is MISSING:
+        said = re.match(r"'(\w+)' object", _first_text(error))
         kind = said.group(1) if said else ""
         same = (value for value in locals_of(frame).values() if type_name(type(value)).rpartition(".")[2] == kind)
-        owner = next(same, NOT_THERE)
-    return suggestion(wanted, holding(owner)) if owner is not NOT_THERE else ""
+        owner = next(same, MISSING)
+    return _suggestion(wanted, static_attributes(owner)) if owner is not MISSING else ""
 
 
-def import_hint(error: ImportError, text: str) -> str:
+def _import_hint(error: ImportError, text: str) -> str:
     """Suggest a name that the module has, or a module of a similar name."""
     module = sys.modules.get(error.name or "")
     wanted = re.match(r"cannot import name '(\w+)'", text)
     if wanted and module is not None:
-        return suggestion(wanted.group(1), vars(module))
+        return _suggestion(wanted.group(1), vars(module))
     if isinstance(error, ModuleNotFoundError) and error.name:
-        return suggestion(error.name, {*getattr(sys, "stdlib_module_names", ()), *sys.modules})
+        return _suggestion(error.name, {*getattr(sys, "stdlib_module_names", ()), *sys.modules})
     return ""
 
 
-def suggestion(wanted: str, known: Iterable[Any]) -> str:
+def _suggestion(wanted: str, known: Iterable[Any]) -> str:
     """Return the sentence that names the nearest of `known`, or nothing when none is near."""
     from difflib import get_close_matches
 
-    names = [name for name in itertools.islice(known, NEAR_LIMIT) if type(name) is str and name != wanted]
-    near = [] if len(wanted) > NAME_LIMIT else get_close_matches(wanted, names, 1, NEARNESS)
-    return f"Did you mean: '{shown_text(near[0], NAME_LIMIT)}'?" if near else ""
+    names = [name for name in itertools.islice(known, _NEAR_LIMIT) if type(name) is str and name != wanted]
+    near = [] if len(wanted) > _NAME_LIMIT else get_close_matches(wanted, names, 1, _NEARNESS)
+    return f"Did you mean: '{_shown_text(near[0], _NAME_LIMIT)}'?" if near else ""
 
 
-def innermost_first(places: list[Place]) -> list[Place]:
+def _innermost_first(places: list[FramePosition]) -> list[FramePosition]:
     """Return the places from the innermost out to the application's own: a mapping's __getitem__ may lie between."""
     own = [n for n, place in enumerate(places) if is_app_frame(place.frame, place.frame.f_code.co_filename)]
     return list(reversed(places[own[-1] :] if own else places[-1:]))
 
 
-def keys_near(place: Place) -> Iterator[Any]:
+def _keys_near(place: FramePosition) -> Iterator[Any]:
     """Yield the keys of the dictionaries that the failing line names."""
-    for value in resolved(failing_code(place), place.frame):
+    for value in _resolved(_failing_code(place), place.frame):
         if issubclass(type(value), dict):
             yield from list(dict.keys(value))
         elif value is os.environ:
             yield from os.environ
 
 
-def failing_code(place: Place) -> str:
+def _failing_code(place: FramePosition) -> str:
     """Return the source of the failing expression, or the whole line where positions are unknown."""
-    lines, _ = read_source(place.frame.f_code.co_filename, place.frame.f_globals)
-    marks = expression_of(place, lines)
+    lines, _ = _read_source(place.frame.f_code.co_filename, place.frame.f_globals)
+    marks = _expression_of(place, lines)
     if marks:
         return "\n".join(lines[mark.number - 1][mark.start : mark.end] for mark in marks)
     return lines[place.lineno - 1] if len(lines) >= place.lineno >= 1 else ""
 
 
-def resolved(code: str, frame: FrameType) -> Iterator[Any]:
+def _resolved(code: str, frame: FrameType) -> Iterator[Any]:
     """Yield what the dotted names in a piece of code stand for, found without running anybody's code."""
     values = locals_of(frame)
     for dotted in re.findall(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*", code[:1_000]):
         first, *rest = dotted.split(".")
-        value = values.get(first, frame.f_globals.get(first, NOT_THERE))
+        value = values.get(first, frame.f_globals.get(first, MISSING))
         for name in rest:
-            value = NOT_THERE if value is NOT_THERE else stored_attribute(value, name)
-        if value is not NOT_THERE:
+            value = MISSING if value is MISSING else static_attribute(value, name)
+        if value is not MISSING:
             yield value
 
 
-def holding(value: object) -> dict[str, Any]:
+def static_attributes(value: object) -> dict[str, Any]:
     """Return what a value, its class and its bases hold, as it is stored; no descriptor and no __dir__ is run."""
     kind = value if issubclass(type(value), type) else type(value)
     held: dict[str, Any] = {}
     for each in reversed(type.__dict__["__mro__"].__get__(kind)):
         held.update(type.__dict__["__dict__"].__get__(each))
-    held.update(own_dict(value))
+    held.update(_own_dict(value))
     return held
 
 
-def own_dict(value: object) -> dict[str, Any]:
+def _own_dict(value: object) -> dict[str, Any]:
     """Return the attributes that an object itself holds; none of one with slots only, or with an odd __dict__."""
-    held: Any = caught(lambda: object.__getattribute__(value, "__dict__"))[0]
+    held: Any = call_safely(lambda: object.__getattribute__(value, "__dict__"))[0]
     return dict(dict.items(held)) if issubclass(type(held), dict) else {}
 
 
-def stored_attribute(value: object, name: str) -> Any:
-    """Return an attribute as far as it can be had without running code; NOT_THERE for a property and the like."""
-    held = holding(value).get(name, NOT_THERE)
+def static_attribute(value: object, name: str) -> Any:
+    """Return an attribute as far as it can be had without running code; MISSING for a property and the like."""
+    held = static_attributes(value).get(name, MISSING)
     if type(held) is MemberDescriptorType:
-        found, error = caught(lambda: held.__get__(value))
-        return NOT_THERE if error else found
-    return NOT_THERE if hasattr(type(held), "__set__") else held
+        found, error = call_safely(lambda: held.__get__(value))
+        return MISSING if error else found
+    return MISSING if hasattr(type(held), "__set__") else held
 
 
-def signature_for(error: TypeError, place: Place) -> str:
+def _signature_for(error: TypeError, place: FramePosition) -> str:
     """Return what the called function takes, when the error says that it was called wrongly."""
-    said = re.match(r"([\w.\x3c>]+)\(\) (?:takes|missing|got)", first_text(error))
+    said = re.match(r"([\w.\x3c>]+)\(\) (?:takes|missing|got)", _first_text(error))
     if said is None:
         return ""
-    for value in resolved(failing_code(place), place.frame):
-        function = called_function(value)
+    for value in _resolved(_failing_code(place), place.frame):
+        function = _called_function(value)
         if function is not None and said.group(1) in (function.__qualname__, function.__name__):
-            return attempt(partial(signature_text, function))
+            return _text_or_error(partial(_signature_text, function))
     return ""
 
 
-def called_function(value: Any) -> Optional[FunctionType]:
+def _called_function(value: Any) -> Optional[FunctionType]:
     """Return the Python function that a call of `value` would run: a method's, a class's __init__ or __new__."""
     if issubclass(type(value), type):
-        held = holding(value)
+        held = static_attributes(value)
         value = held["__init__"] if type(held.get("__init__")) is FunctionType else held.get("__new__")
     if type(value) in (staticmethod, classmethod, MethodType):
         value = value.__func__
     return value if type(value) is FunctionType else None
 
 
-def signature_text(function: FunctionType) -> str:
+def _signature_text(function: FunctionType) -> str:
     """Return name and parameters as they would be written; the defaults' reprs are run."""
     import inspect
 
-    return shown_text(f"{function.__qualname__}{inspect.signature(function)}", REPR_LIMIT)
+    return _shown_text(f"{function.__qualname__}{inspect.signature(function)}", _REPR_LIMIT)
 
 
 # -- values, as texts that are bounded, printable and masked
 
 
-def safe_repr(value: object, limit: int = REPR_LIMIT, deadline: float = REPR_DEADLINE, name: str = "") -> str:
+def _safe_repr(value: object, limit: int = _REPR_LIMIT, deadline: float = _REPR_DEADLINE, name: str = "") -> str:
     """Return the repr of `value`, or what became of it; never raises, and takes `deadline` seconds at most.
 
     Masked when `name` says that it is a secret.  About `limit` characters long.
     """
-    return run_bounded({name: partial(describe, value, limit, name)}, deadline)[name]
+    return _run_bounded({name: partial(_describe, value, limit, name)}, deadline)[name]
 
 
-class Helper(threading.Thread):
+class _Helper(threading.Thread):
     """Runs jobs one after another, so that one that hangs can be left behind."""
 
     def __init__(self, jobs: Mapping[str, Callable[[], str]]) -> None:
@@ -1783,24 +1802,24 @@ class Helper(threading.Thread):
         try:
             for name, job in self.jobs.items():
                 if not self.abandoned:
-                    self.texts[name] = self.context.run(attempt, job)
+                    self.texts[name] = self.context.run(_text_or_error, job)
         except KeyboardInterrupt:  # from `interrupt_thread`, which came a moment after the job had ended
             pass
 
 
-def run_bounded(jobs: Mapping[str, Callable[[], str]], deadline: float) -> dict[str, str]:
+def _run_bounded(jobs: Mapping[str, Callable[[], str]], deadline: float) -> dict[str, str]:
     """Return what the jobs return.  One that is not done in `deadline` seconds is left behind with a word about it.
 
     What runs nobody's code is done at once, and so is still told when as many helpers hang as there may be.
     """
-    texts = {name: attempt(job) for name, job in jobs.items() if is_inert(job)}
-    for _ in range(REPR_ROUNDS):
+    texts = {name: _text_or_error(job) for name, job in jobs.items() if _is_inert(job)}
+    for _ in range(_REPR_ROUNDS):
         todo = {name: job for name, job in jobs.items() if name not in texts}
         if not todo:
             break
-        if sum(isinstance(thread, Helper) for thread in threading.enumerate()) >= STUCK_LIMIT:
-            return {name: texts.get(name, f"(not read: {STUCK_LIMIT} others still hang)") for name in jobs}
-        helper = Helper(todo)
+        if sum(isinstance(thread, _Helper) for thread in threading.enumerate()) >= _STUCK_LIMIT:
+            return {name: texts.get(name, f"(not read: {_STUCK_LIMIT} others still hang)") for name in jobs}
+        helper = _Helper(todo)
         helper.start()
         helper.join(deadline)
         helper.abandoned = True
@@ -1812,16 +1831,16 @@ def run_bounded(jobs: Mapping[str, Callable[[], str]], deadline: float) -> dict[
     return {name: texts.get(name, "(not read: too many others take too long)") for name in jobs}
 
 
-def is_inert(job: Callable[[], str]) -> bool:
+def _is_inert(job: Callable[[], str]) -> bool:
     """Tell a job that runs nobody's code: it describes a plain value, or takes a message of plain text."""
-    if type(job) is not partial or job.func not in (str, describe):
+    if type(job) is not partial or job.func not in (str, _describe):
         return False
     value: Any = job.args[0]
     kind: Any = type(value)
     if issubclass(kind, BaseException):
         builtin = kind.__str__ in (BaseException.__str__, KeyError.__str__)
-        return builtin and all(type(each) is str for each in stored(value, "args"))
-    return kind in PLAIN_TYPES
+        return builtin and all(type(each) is str for each in _raw_slot(value, "args"))
+    return kind in _PLAIN_TYPES
 
 
 def interrupt_thread(ident: Optional[int], kind: type[BaseException] = KeyboardInterrupt) -> bool:
@@ -1835,17 +1854,17 @@ def interrupt_thread(ident: Optional[int], kind: type[BaseException] = KeyboardI
     return bool(raise_in(ctypes.c_ulong(ident or 0), ctypes.py_object(kind)) == 1)
 
 
-def attempt(job: Callable[[], str]) -> str:
+def _text_or_error(job: Callable[[], str]) -> str:
     """Return the text that `job` makes, or in brackets what it raised instead."""
-    text, error = caught(job)
+    text, error = call_safely(job)
     if error is None and issubclass(type(text), str):
         return str.__str__(text)
-    words = mask_plain(first_text(error)[:NAME_LIMIT]) if error else ""
+    words = _mask_plain(_first_text(error)[:_NAME_LIMIT]) if error else ""
     said = f": {words}" if words else ""
-    return shown_text(f"(reading it raised {type_name(type(error))}{said})", MESSAGE_LIMIT)
+    return _shown_text(f"(reading it raised {type_name(type(error))}{said})", _MESSAGE_LIMIT)
 
 
-def caught(job: Callable[[], Outcome]) -> tuple[Optional[Outcome], Optional[BaseException]]:
+def call_safely(job: Callable[[], Outcome]) -> tuple[Optional[Outcome], Optional[BaseException]]:
     """Return what other people's code returns, or what it raises, be that anything: the broad catch of this room."""
     try:
         return job(), None
@@ -1853,62 +1872,62 @@ def caught(job: Callable[[], Outcome]) -> tuple[Optional[Outcome], Optional[Base
         return None, error
 
 
-def describe(value: object, limit: int = REPR_LIMIT, name: str = "") -> str:
+def _describe(value: object, limit: int = _REPR_LIMIT, name: str = "") -> str:
     """Return the repr of `value` in about `limit` characters; no more of a big container is looked at than that."""
     texts, size = [], 0
-    for piece in pieces(value, limit, name):
+    for piece in _repr_pieces(value, limit, name):
         texts.append(piece)
         size += len(piece)
         if size > limit:
             count = f" ({len(value):,} items)" if isinstance(value, (list, tuple, set, frozenset, dict)) else ""
-            return shown_text("".join(texts), limit * 2) + "…" + count
-    return shown_text("".join(texts), limit * 2)
+            return _shown_text("".join(texts), limit * 2) + "…" + count
+    return _shown_text("".join(texts), limit * 2)
 
 
-def pieces(value: Any, limit: int, name: str = "", depth: int = 0) -> Iterator[str]:
+def _repr_pieces(value: Any, limit: int, name: str = "", depth: int = 0) -> Iterator[str]:
     """Yield the repr of `value` piece by piece: the builtin containers are walked, so that the reader can stop."""
     kind = type(value)
-    if is_secret(name) and not harmless(value):
-        yield MASK
+    if _is_secret(name) and not _harmless(value):
+        yield _MASK
     elif kind in (str, bytes, bytearray):
         head = value[:limit]
-        yield repr(mask_plain(head)) if kind is str else mask_plain(repr(head))
+        yield repr(_mask_plain(head)) if kind is str else _mask_plain(repr(head))
         yield f"… ({len(value):,} in all)" if len(value) > limit else ""
     elif kind is int and value.bit_length() > 4_000:  # the interpreter refuses digits beyond 4,300 (CVE-2020-10735)
         yield f"(an int of {value.bit_length():,} bits)"
-    elif kind.__repr__ not in CONTAINERS:
-        yield attempt(lambda: mask_text(repr(value)[: limit + 1]))
-    elif depth > DEPTH_LIMIT:
+    elif kind.__repr__ not in _CONTAINERS:
+        yield _text_or_error(lambda: _mask_text(repr(value)[: limit + 1]))
+    elif depth > _DEPTH_LIMIT:
         yield "…"
     else:
-        base, opening, closing = CONTAINERS[kind.__repr__]
+        base, opening, closing = _CONTAINERS[kind.__repr__]
         yield opening
-        yield from (pairs if issubclass(base, dict) else items)(base, value, limit, depth + 1)
+        yield from (_pair_pieces if issubclass(base, dict) else _item_pieces)(base, value, limit, depth + 1)
         yield closing
 
 
-def items(base: Any, value: Any, limit: int, depth: int) -> Iterator[str]:
+def _item_pieces(base: Any, value: Any, limit: int, depth: int) -> Iterator[str]:
     """Yield the elements; the second of a pair such as ("password", "…") is masked by the first."""
     pair = base in (tuple, list) and base.__len__(value) == 2
     name = ""
     for number, each in enumerate(base.__iter__(value)):
         yield ", " if number else ""
-        yield from pieces(each, limit, name if pair else "", depth)
-        name = key_name(each)
+        yield from _repr_pieces(each, limit, name if pair else "", depth)
+        name = _key_name(each)
     if base is tuple and tuple.__len__(value) == 1:
         yield ","
 
 
-def pairs(base: Any, value: Any, limit: int, depth: int) -> Iterator[str]:
+def _pair_pieces(base: Any, value: Any, limit: int, depth: int) -> Iterator[str]:
     """Yield the keys and values of a dictionary."""
     for number, (key, each) in enumerate(base.items(value)):
         yield ", " if number else ""
-        yield from pieces(key, limit, "", depth)
+        yield from _repr_pieces(key, limit, "", depth)
         yield ": "
-        yield from pieces(each, limit, key_name(key), depth)
+        yield from _repr_pieces(each, limit, _key_name(key), depth)
 
 
-CONTAINERS: dict[Any, tuple[Any, str, str]] = {
+_CONTAINERS: dict[Any, tuple[Any, str, str]] = {
     list.__repr__: (list, "[", "]"),
     tuple.__repr__: (tuple, "(", ")"),
     set.__repr__: (set, "{", "}"),
@@ -1920,19 +1939,19 @@ CONTAINERS: dict[Any, tuple[Any, str, str]] = {
 }
 
 
-def key_name(key: object) -> str:
+def _key_name(key: object) -> str:
     """Return a key as the name of what it leads to."""
-    return key[:NAME_LIMIT] if type(key) is str else key[:NAME_LIMIT].decode("latin-1") if type(key) is bytes else ""
+    return key[:_NAME_LIMIT] if type(key) is str else key[:_NAME_LIMIT].decode("latin-1") if type(key) is bytes else ""
 
 
-def is_secret(name: str) -> bool:
+def _is_secret(name: str) -> bool:
     """Tell whether a name says that what it names is nobody else's business."""
     words = re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
-    stem = re.search(SECRET_STEMS, name, re.IGNORECASE)
-    return stem is not None or not SECRET_WORDS.isdisjoint(word.lower() for word in words)
+    stem = re.search(_SECRET_STEMS, name, re.IGNORECASE)
+    return stem is not None or not _SECRET_WORDS.isdisjoint(word.lower() for word in words)
 
 
-def harmless(value: object) -> bool:
+def _harmless(value: object) -> bool:
     """Tell whether a value says nothing: nothing at all, a flag, code, or an object that shows only its address."""
     kind = type(value)
     if value is None or kind is bool or (kind in (str, bytes) and not value):
@@ -1941,7 +1960,7 @@ def harmless(value: object) -> bool:
     return issubclass(kind, code) or kind.__repr__ is object.__repr__
 
 
-def mask_plain(text: str) -> str:
+def _mask_plain(text: str) -> str:
     """Mask the secrets in a text of any kind.
 
     Those are parameters of URLs and words of connection strings (password=…), members of JSON ("password": "…"),
@@ -1949,27 +1968,27 @@ def mask_plain(text: str) -> str:
     """
     if "=" in text:
         value = r"""('[^']*'?|"[^"]*"?|[^&;#\s'"]+)"""
-        text = re.sub(r"""(^|[?&;\s'"(,])([\w.\-\[\]]{1,60})=""" + value, hide_value("{1}{2}=", 2), text)
+        text = re.sub(r"""(^|[?&;\s'"(,])([\w.\-\[\]]{1,60})=""" + value, _hide_value("{1}{2}=", 2), text)
     if ":" in text:
         value = r"""('(?:[^'\\]|\\.)*'?|"(?:[^"\\]|\\.)*"?|[^\s,}\]]+)"""
-        text = re.sub(r"""(['"])([\w.\-]{1,60})\1\s*:\s*""" + value, hide_value("{1}{2}{1}: ", 2), text)
-        text = re.sub(URL_PASSWORD, rf"\1{MASK}", text)
-    return re.sub(AUTHORIZATION, rf"\1{MASK}", text) if "uthorization" in text else text
+        text = re.sub(r"""(['"])([\w.\-]{1,60})\1\s*:\s*""" + value, _hide_value("{1}{2}{1}: ", 2), text)
+        text = re.sub(_URL_PASSWORD, rf"\1{_MASK}", text)
+    return re.sub(_AUTHORIZATION, rf"\1{_MASK}", text) if "uthorization" in text else text
 
 
-def mask_text(text: str) -> str:
+def _mask_text(text: str) -> str:
     """Mask what a foreign repr shows as a name's value: User(password='…'), {'token': '…'}, ('cookie', '…')."""
     value = r"""(b?'(?:[^'\\]|\\.)*'?|b?"(?:[^"\\]|\\.)*"?|(?:(?:Bearer|Basic|Digest|Token) )?[^\s,;&)}\]'"]+)"""
-    return re.sub(r"([\w\-]{1,60})(['\"]?\s*[=:]\s*|['\"],\s*)" + value, hide_value("{1}{2}", 1), mask_plain(text))
+    return re.sub(r"([\w\-]{1,60})(['\"]?\s*[=:]\s*|['\"],\s*)" + value, _hide_value("{1}{2}", 1), _mask_plain(text))
 
 
-def hide_value(shown: str, name: int) -> Callable[[re.Match[str]], str]:
+def _hide_value(shown: str, name: int) -> Callable[[re.Match[str]], str]:
     """Return the replacement that keeps the groups in `shown` and masks the rest if the group `name` is a secret's."""
 
     def replace(match: re.Match[str]) -> str:
         word = match.group(name)
-        secret = is_secret(word) or (word == "key" and match.group(1) in ("?", "&"))  # as web APIs call theirs
-        return shown.format(*(match.group(n) for n in range(4))) + MASK if secret else match.group()
+        secret = _is_secret(word) or (word == "key" and match.group(1) in ("?", "&"))  # as web APIs call theirs
+        return shown.format(*(match.group(n) for n in range(4))) + _MASK if secret else match.group()
 
     return replace
 
@@ -1978,10 +1997,10 @@ def type_name(kind: type) -> str:
     """Return the qualified name of a type, past any metaclass that would have it otherwise."""
     module, name = (type.__dict__[word].__get__(kind) for word in ("__module__", "__qualname__"))
     prefix = "" if module in ("builtins", "__main__") or not isinstance(module, str) else module + "."
-    return shown_text(f"{prefix}{name}", NAME_LIMIT)
+    return _shown_text(f"{prefix}{name}", _NAME_LIMIT)
 
 
-def shown_text(text: str, limit: int) -> str:
+def _shown_text(text: str, limit: int) -> str:
     """Return `text` cut to `limit` characters, with escapes for what cannot be shown or encoded, or deceives the eye.
 
     Those are control characters but tab and newline, lone surrogates, and marks that reverse the direction of text.
@@ -1996,67 +2015,69 @@ def shown_text(text: str, limit: int) -> str:
 # -- the request and the surroundings
 
 
-def read_request(environ: Mapping[str, Any], body: bytes = b"") -> Request:
+def read_request(environ: Mapping[str, Any], body: bytes = b"") -> _Request:
     """Return the request of a WSGI environ; `body` is what was read of it."""
     headers, rest = [], {}
     for name, value in list(environ.items()):
-        key = name if isinstance(name, str) else safe_repr(name, NAME_LIMIT, INLINE_DEADLINE)
+        key = name if isinstance(name, str) else _safe_repr(name, _NAME_LIMIT, _INLINE_DEADLINE)
         if key.startswith("HTTP_") or key in ("CONTENT_TYPE", "CONTENT_LENGTH"):
             headers.append((key.replace("HTTP_", "", 1).replace("_", "-").title(), value))
         else:
-            rest[key] = partial(describe, value, INLINE_LIMIT, key)
-    return Request(
-        shown_text(str(environ.get("REQUEST_METHOD", "")), NAME_LIMIT),
-        request_url(environ),
-        tuple(field(name, value) for name, value in headers if value),
-        tuple(form_fields(str(environ.get("CONTENT_TYPE", "")), body)),
-        tuple((shown_text(key, NAME_LIMIT), text) for key, text in sorted(run_bounded(rest, INLINE_DEADLINE).items())),
+            rest[key] = partial(_describe, value, _INLINE_LIMIT, key)
+    return _Request(
+        _shown_text(str(environ.get("REQUEST_METHOD", "")), _NAME_LIMIT),
+        _request_url(environ),
+        tuple(_form_field(name, value) for name, value in headers if value),
+        tuple(_form_fields(str(environ.get("CONTENT_TYPE", "")), body)),
+        tuple(
+            (_shown_text(key, _NAME_LIMIT), text) for key, text in sorted(_run_bounded(rest, _INLINE_DEADLINE).items())
+        ),
     )
 
 
-def field(name: str, value: object) -> tuple[str, str]:
+def _form_field(name: str, value: object) -> tuple[str, str]:
     """Return one header or form field as it can be shown."""
-    text = MASK if is_secret(name) and value else mask_plain(str(value))
-    return shown_text(name, NAME_LIMIT), shown_text(text, REPR_LIMIT)
+    text = _MASK if _is_secret(name) and value else _mask_plain(str(value))
+    return _shown_text(name, _NAME_LIMIT), _shown_text(text, _REPR_LIMIT)
 
 
-def request_url(environ: Mapping[str, Any]) -> str:
+def _request_url(environ: Mapping[str, Any]) -> str:
     """Return the URL that was asked for, readable rather than quoted (PEP 3333, URL Reconstruction)."""
     host = environ.get("HTTP_HOST") or f"{environ.get('SERVER_NAME')}:{environ.get('SERVER_PORT')}"
     path = f"{environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}"
     path = path.encode("latin-1", "replace").decode("utf-8", "replace")
     query = environ.get("QUERY_STRING")
-    return shown_text(
-        mask_plain(f"{environ.get('wsgi.url_scheme')}://{host}{path}{'?' if query else ''}{query or ''}"), REPR_LIMIT
+    return _shown_text(
+        _mask_plain(f"{environ.get('wsgi.url_scheme')}://{host}{path}{'?' if query else ''}{query or ''}"), _REPR_LIMIT
     )
 
 
-def form_fields(content_type: str, body: bytes) -> Iterator[tuple[str, str]]:
+def _form_fields(content_type: str, body: bytes) -> Iterator[tuple[str, str]]:
     """Yield the fields of a form, or the members of a JSON object, as far as `body` holds them."""
     text = body.decode("utf-8", "replace")
     if content_type.startswith("application/x-www-form-urlencoded"):
         from urllib.parse import parse_qsl
 
-        yield from (field(name, value) for name, value in parse_qsl(text, True)[:FORM_LIMIT])
+        yield from (_form_field(name, value) for name, value in parse_qsl(text, True)[:_FORM_LIMIT])
     elif content_type.startswith("multipart/form-data"):
-        yield from multipart_fields(content_type, text)
+        yield from _multipart_fields(content_type, text)
     elif "json" in content_type and text:
-        yield from json_fields(text)
+        yield from _json_fields(text)
 
 
-def multipart_fields(content_type: str, text: str) -> Iterator[tuple[str, str]]:
+def _multipart_fields(content_type: str, text: str) -> Iterator[tuple[str, str]]:
     """Yield the fields of a form with files (RFC 7578), of which only the names are told."""
     boundary = re.search(r'boundary="?([^";\s]+)', content_type)
-    parts = text.split(f"--{boundary.group(1)}", FORM_LIMIT + 1)[1 : FORM_LIMIT + 1] if boundary else []
+    parts = text.split(f"--{boundary.group(1)}", _FORM_LIMIT + 1)[1 : _FORM_LIMIT + 1] if boundary else []
     for head, blank, value in (part.partition("\r\n\r\n") for part in parts):
         name = re.search(r'[; ]name="([^"\r\n]*)"', head)
         filename = re.search(r'[; ]filename="([^"\r\n]*)"', head)
         if blank and name:
             shown = f"(the file {filename.group(1)})" if filename else value.removesuffix("\r\n")
-            yield field(name.group(1), shown)
+            yield _form_field(name.group(1), shown)
 
 
-def json_fields(text: str) -> Iterator[tuple[str, str]]:
+def _json_fields(text: str) -> Iterator[tuple[str, str]]:
     """Yield the members of a JSON object, or the whole text when it is none."""
     import json
 
@@ -2064,11 +2085,11 @@ def json_fields(text: str) -> Iterator[tuple[str, str]]:
         value = json.loads(text)
     except (ValueError, RecursionError):
         value = text
-    for key, each in list(value.items())[:FORM_LIMIT] if isinstance(value, dict) else [("JSON", value)]:
-        yield shown_text(key, NAME_LIMIT), safe_repr(each, REPR_LIMIT, INLINE_DEADLINE, key)
+    for key, each in list(value.items())[:_FORM_LIMIT] if isinstance(value, dict) else [("JSON", value)]:
+        yield _shown_text(key, _NAME_LIMIT), _safe_repr(each, _REPR_LIMIT, _INLINE_DEADLINE, key)
 
 
-def versions() -> tuple[tuple[str, str], ...]:
+def _versions() -> tuple[tuple[str, str], ...]:
     """Return what ran: Python, the system, devserve, and those frameworks that are loaded."""
     own = [
         ("Python", f"{sys.version.split()[0]} ({sys.implementation.name})"),
@@ -2082,36 +2103,37 @@ def versions() -> tuple[tuple[str, str], ...]:
         if module is not None:
             version = vars(module).get("__version__")
             if not isinstance(version, str) and metadata is not None:
-                version, _ = caught(partial(metadata.version, name))
+                version, _ = call_safely(partial(metadata.version, name))
             if isinstance(version, str):  # else it is vendored, or a folder of that name
-                own.append((name, shown_text(version, NAME_LIMIT)))
+                own.append((name, _shown_text(version, _NAME_LIMIT)))
     return tuple(own)
 
 
 # =====================================================================================================================
-# 5. Writing the page
+# 6. Traceback pages
 #
-# A report becomes what somebody reads: a page, plain text, Markdown, JSON.  Knows the data of room 4 and the paper of
-# room 13, where every tag, rule and script stands; here is only what goes where.  All markup passes one door, `fill`:
-# it escapes what it is given, unless that came out of the door itself.  Nothing here looks at an exception or a frame.
+# A report becomes what somebody reads: a page, plain text, Markdown, JSON.  Knows the data of room 5 and the paper of
+# room 16, where every tag, rule and script stands; here is only what goes where.  All markup passes one door,
+# `_fill_template`: it escapes what it is given, unless that came out of the door itself.  Nothing here looks at an
+# exception or a frame.
 # =====================================================================================================================
 
-LONG_TEXT = 240  # characters from which a value or a message is folded; about three lines of the page
-LONG_LINES = 5  # and lines
-SHOWN_TEXT = 140  # characters of it that are shown folded
-OPEN_FRAMES = 12  # application frames that start open: more would bury the rest of the page
-OPEN_MEMBERS = 3  # members of an exception group that start open, for the same reason
-INDENTS = 5  # depths of indentation that the rest of a wrapped line keeps: STYLE has that many
+_LONG_TEXT = 240  # characters from which a value or a message is folded; about three lines of the page
+_LONG_LINES = 5  # and lines
+_SHOWN_TEXT = 140  # characters of it that are shown folded
+_OPEN_FRAMES = 12  # application frames that start open: more would bury the rest of the page
+_OPEN_MEMBERS = 3  # members of an exception group that start open, for the same reason
+_INDENTS = 5  # depths of indentation that the rest of a wrapped line keeps: STYLE has that many
 
-ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;", "\0": "\\x00"})
-WORDINGS = {"cause": "Caused by", "context": "Raised while handling"}
-SENTENCES = {  # Python's own, for the text: there the oldest comes first
+_ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;", "\0": "\\x00"})
+_WORDINGS = {"cause": "Caused by", "context": "Raised while handling"}
+_SENTENCES = {  # Python's own, for the text: there the oldest comes first
     "cause": "The above exception was the direct cause of the following exception:",
     "context": "During handling of the above exception, another exception occurred:",
 }
 
 if TYPE_CHECKING:
-    Span = tuple[int, int, str]  # the columns from and to, and the class in STYLE
+    _Span = tuple[int, int, str]  # the columns from and to, and the class in STYLE
 
 
 class ConsoleState(NamedTuple):
@@ -2126,26 +2148,26 @@ class ConsoleState(NamedTuple):
 # -- the door
 
 
-class Markup(str):
-    """Text that is HTML already.  Only `escape`, `fill` and `joined` make it, and `fill` the constants of room 13."""
+class _Markup(str):
+    """Text that is HTML already.  Only `_escape`, `_fill_template` and `_joined` make it."""
 
 
-def escape(text: Union[str, int]) -> Markup:
+def _escape(text: Union[str, int]) -> _Markup:
     """Return `text` as HTML that shows exactly it, in an element or a quoted attribute; markup comes back as it is."""
-    if isinstance(text, Markup):
+    if isinstance(text, _Markup):
         return text
     text = str(text).encode("utf-8", "backslashreplace").decode("utf-8")  # lone surrogates have no UTF-8
-    return Markup(text.translate(ENTITIES))
+    return _Markup(text.translate(_ENTITIES))
 
 
-def fill(template: str, **values: Union[str, int]) -> Markup:
+def _fill_template(template: str, **values: Union[str, int]) -> _Markup:
     """Return `template`, one of room 13's, with each {word} replaced by its escaped value."""
-    return Markup(template.format_map({word: escape(value) for word, value in values.items()}))
+    return _Markup(template.format_map({word: _escape(value) for word, value in values.items()}))
 
 
-def joined(pieces: Iterable[Markup]) -> Markup:
+def _joined(pieces: Iterable[_Markup]) -> _Markup:
     """Return the pieces, all markup, as one."""
-    return Markup("".join(pieces))
+    return _Markup("".join(pieces))
 
 
 # -- the page
@@ -2155,39 +2177,39 @@ def write_page(report: Report, *, console: ConsoleState, generation: str, nonce:
     """Return the whole page of one crash.  What was raised last and where comes first, its causes below."""
     newest, request = report.problems[-1], report.request
     method = request.method if request else "GET"
-    content = fill(
+    content = _fill_template(
         CRASH,
-        request=fill(REQUEST_LINE, method=method, url=request.url) if request else "",
+        request=_fill_template(REQUEST_LINE, method=method, url=request.url) if request else "",
         again="Reload" if method in ("GET", "HEAD") else "Send again",
-        editors=Markup(EDITORS),
-        type=write_type(newest.type),
-        message=fill(MESSAGE, text=fold_text(newest.message)),
-        remarks=joined([write_remarks(newest), write_overview(report.problems)]),
-        exceptions=write_problems(report.problems, "e"),
-        around=write_around(report),
+        editors=_Markup(EDITORS),
+        type=_write_type(newest.type),
+        message=_fill_template(MESSAGE, text=_fold_text(newest.message)),
+        remarks=_joined([_write_remarks(newest), _write_overview(report.problems)]),
+        exceptions=_write_problems(report.problems, "e"),
+        around=_write_around(report),
         versions=" · ".join([*(f"{name} {version}" for name, version in report.versions), report.time]),
         prefix=prefix,
     )
-    title = f"{newest.type}: {one_line(newest.message, 80)}"
-    return write_sheet(title, content, method, console=console, generation=generation, nonce=nonce, prefix=prefix)
+    title = f"{newest.type}: {_one_line(newest.message, 80)}"
+    return _write_sheet(title, content, method, console=console, generation=generation, nonce=nonce, prefix=prefix)
 
 
 def console_page(*, console: ConsoleState, generation: str, nonce: str, prefix: str) -> str:
     """Return the page with a console for the application alone."""
-    content = fill(CONSOLE)
-    return write_sheet("Console", content, "GET", console=console, generation=generation, nonce=nonce, prefix=prefix)
+    content = _fill_template(CONSOLE)
+    return _write_sheet("Console", content, "GET", console=console, generation=generation, nonce=nonce, prefix=prefix)
 
 
 def notice_page(title: str, text: str, *, nonce: str) -> str:
     """Return a small page that says one thing."""
-    return fill(NOTICE, title=title, text=text, nonce=nonce, style=Markup(STYLE))
+    return _fill_template(NOTICE, title=title, text=text, nonce=nonce, style=_Markup(STYLE))
 
 
-def write_sheet(
-    title: str, content: Markup, method: str, *, console: ConsoleState, generation: str, nonce: str, prefix: str
-) -> Markup:
-    """Return a whole document: head, style and script around `content`."""
-    return fill(
+def _write_sheet(
+    title: str, content: _Markup, method: str, *, console: ConsoleState, generation: str, nonce: str, prefix: str
+) -> _Markup:
+    """Return a whole document: head, style and script around `_content`."""
+    return _fill_template(
         PAGE,
         title=title,
         content=content,
@@ -2196,127 +2218,133 @@ def write_sheet(
         generation=generation,
         nonce=nonce,
         prefix=prefix,
-        style=Markup(STYLE),
-        script=Markup(SCRIPT),
+        style=_Markup(STYLE),
+        script=_Markup(SCRIPT),
     )
 
 
-def write_type(name: str) -> Markup:
+def _write_type(name: str) -> _Markup:
     module, dot, own = name.rpartition(".")
-    return fill(TYPE, module=module + dot, name=own)
+    return _fill_template(TYPE, module=module + dot, name=own)
 
 
-def write_remarks(problem: Problem) -> Markup:
-    hint = fill(HINT, text=problem.hint) if problem.hint else Markup()
-    return joined([hint, *(fill(NOTE, text=fold_text(note)) for note in problem.notes)])
+def _write_remarks(problem: ExceptionView) -> _Markup:
+    hint = _fill_template(HINT, text=problem.hint) if problem.hint else _Markup()
+    return _joined([hint, *(_fill_template(NOTE, text=_fold_text(note)) for note in problem.notes)])
 
 
-def write_overview(problems: Sequence[Problem]) -> Markup:
+def _write_overview(problems: Sequence[ExceptionView]) -> _Markup:
     """Return links to the causes and the members of groups, so that the root of it all is seen without scrolling."""
     links = [
-        fill(LINK, wording=wording, anchor=anchor, type=write_type(each.type), message=one_line(each.message, 120))
-        for anchor, wording, each in tree_of(problems, "e")
+        _fill_template(
+            LINK, wording=wording, anchor=anchor, type=_write_type(each.type), message=_one_line(each.message, 120)
+        )
+        for anchor, wording, each in _tree_of(problems, "e")
     ]
-    return fill(LINKS, links=joined(links[1:])) if links[1:] else Markup()
+    return _fill_template(LINKS, links=_joined(links[1:])) if links[1:] else _Markup()
 
 
-def tree_of(problems: Sequence[Problem], anchor: str) -> Iterator[tuple[str, str, Problem]]:
-    """Yield all exceptions of a chain as `newest_first`, each followed by its members, worded by number."""
-    for place, wording, problem in newest_first(problems, anchor):
+def _tree_of(problems: Sequence[ExceptionView], anchor: str) -> Iterator[tuple[str, str, ExceptionView]]:
+    """Yield all exceptions of a chain as `_newest_first`, each followed by its members, worded by number."""
+    for place, wording, problem in _newest_first(problems, anchor):
         yield place, wording, problem
         for number, chain in enumerate(problem.members, 1):
-            for where, how, each in tree_of(chain, f"{place}.{number}"):
+            for where, how, each in _tree_of(chain, f"{place}.{number}"):
                 yield where, how if how[:1].isalpha() else f"{number}.{how}", each
 
 
-def newest_first(problems: Sequence[Problem], anchor: str) -> Iterator[tuple[str, str, Problem]]:
+def _newest_first(problems: Sequence[ExceptionView], anchor: str) -> Iterator[tuple[str, str, ExceptionView]]:
     """Yield anchor, wording and problem; the wording says how the problem led to the one just yielded."""
     wording = ""
     for number, problem in enumerate(reversed(problems)):
         yield f"{anchor}-{number}" if number else anchor, wording, problem
-        wording = WORDINGS.get(problem.relation, "")
+        wording = _WORDINGS.get(problem.relation, "")
         if problem.skipped:
-            wording += f" (through {counted(problem.skipped, 'exception')} not shown)"
+            wording += f" (through {_counted(problem.skipped, 'exception')} not shown)"
 
 
-def write_problems(problems: Sequence[Problem], anchor: str) -> Markup:
-    return joined(
-        fill(
+def _write_problems(problems: Sequence[ExceptionView], anchor: str) -> _Markup:
+    return _joined(
+        _fill_template(
             EXCEPTION,
             anchor=place,
             type=problem.type,
-            heading=write_heading(wording, problem) if wording else "",
-            members=write_members(problem, place),
-            stack=write_stack(problem.frames),
+            heading=_write_heading(wording, problem) if wording else "",
+            members=_write_members(problem, place),
+            stack=_write_stack(problem.frames),
         )
-        for place, wording, problem in newest_first(problems, anchor)
+        for place, wording, problem in _newest_first(problems, anchor)
     )
 
 
-def write_heading(wording: str, problem: Problem) -> Markup:
-    message, remarks = fill(MESSAGE, text=fold_text(problem.message)), write_remarks(problem)
-    return fill(HEADING, wording=wording, type=write_type(problem.type), message=message, remarks=remarks)
+def _write_heading(wording: str, problem: ExceptionView) -> _Markup:
+    message, remarks = _fill_template(MESSAGE, text=_fold_text(problem.message)), _write_remarks(problem)
+    return _fill_template(HEADING, wording=wording, type=_write_type(problem.type), message=message, remarks=remarks)
 
 
-def write_members(problem: Problem, anchor: str) -> Markup:
+def _write_members(problem: ExceptionView, anchor: str) -> _Markup:
     """Return the members of an exception group as a tree, before the group's own frames: they are what failed."""
     if not problem.members:
-        return Markup()
-    members = joined(
-        fill(
+        return _Markup()
+    members = _joined(
+        _fill_template(
             MEMBER,
-            open=Markup(" open" if number <= OPEN_MEMBERS else ""),
+            open=_Markup(" open" if number <= _OPEN_MEMBERS else ""),
             number=number,
-            type=write_type(chain[-1].type),
-            message=one_line(chain[-1].message, 200),
-            remarks=write_remarks(chain[-1]),
-            exceptions=write_problems(chain, f"{anchor}.{number}"),
+            type=_write_type(chain[-1].type),
+            message=_one_line(chain[-1].message, 200),
+            remarks=_write_remarks(chain[-1]),
+            exceptions=_write_problems(chain, f"{anchor}.{number}"),
         )
         for number, chain in enumerate(problem.members, 1)
     )
-    title = counted(len(problem.members) + problem.unlisted, "exception")
-    unlisted = fill(ABSENT, text=f"and {counted(problem.unlisted, 'more exception')}") if problem.unlisted else ""
-    return fill(MEMBERS, title=title, members=members, unlisted=unlisted)
+    title = _counted(len(problem.members) + problem.unlisted, "exception")
+    unlisted = (
+        _fill_template(ABSENT, text=f"and {_counted(problem.unlisted, 'more exception')}") if problem.unlisted else ""
+    )
+    return _fill_template(MEMBERS, title=title, members=members, unlisted=unlisted)
 
 
 # -- frames
 
 
-def write_stack(frames: Sequence[FrameView]) -> Markup:
+def _write_stack(frames: Sequence[FrameView]) -> _Markup:
     """Return the frames, newest first: the application's own open, runs of library frames folded.
 
     The frame that raised is never folded away, and when none is the application's it is opened.
     """
-    pieces: list[Markup] = []
+    pieces: list[_Markup] = []
     run: list[FrameView] = []
     ours = [frame for frame in reversed(frames) if frame.app] or list(frames[-1:])
     for frame in reversed(frames):
         if frame.app or frame is frames[-1]:
             hot = frame is frames[-1] or frame is ours[0]
-            pieces += [fold_run(run), write_frame(frame, opened=frame in ours[:OPEN_FRAMES], hot=hot)]
+            pieces += [_fold_run(run), _write_frame(frame, opened=frame in ours[:_OPEN_FRAMES], hot=hot)]
             run = []
         else:
             run.append(frame)
-    pieces.append(fold_run(run))
-    return fill(STACK, frames=joined(pieces)) if frames else Markup()
+    pieces.append(_fold_run(run))
+    return _fill_template(STACK, frames=_joined(pieces)) if frames else _Markup()
 
 
-def fold_run(run: Sequence[FrameView]) -> Markup:
+def _fold_run(run: Sequence[FrameView]) -> _Markup:
     """Return library frames behind one line that names their packages."""
-    frames = joined(write_frame(frame, opened=False) for frame in run)
+    frames = _joined(_write_frame(frame, opened=False) for frame in run)
     if len(run) < 2:
         return frames
     packages = dict.fromkeys(".".join(frame.module.split(".")[:2]) or frame.filename for frame in run)
-    return fill(FOLD, count=counted(len(run), "frame"), modules=one_line(", ".join(packages), 160), frames=frames)
+    return _fill_template(
+        FOLD, count=_counted(len(run), "frame"), modules=_one_line(", ".join(packages), 160), frames=frames
+    )
 
 
-def write_frame(frame: FrameView, *, opened: bool, hot: bool = False) -> Markup:
-    folder, file = os.path.split(short_path(frame.filename))
+def _write_frame(frame: FrameView, *, opened: bool, hot: bool = False) -> _Markup:
+    folder, file = os.path.split(_short_path(frame.filename))
     unread = any(variable.value is None for variable in frame.variables)
-    view = fill(
+    view = _fill_template(
         FRAME,
         kind=("ours" if frame.app else "foreign") + (" hot" if hot else ""),
-        open=Markup(" open" if opened else ""),
+        open=_Markup(" open" if opened else ""),
         id=frame.id,
         path=frame.filename,
         folder=os.path.join(folder, "") if folder else "",
@@ -2324,32 +2352,32 @@ def write_frame(frame: FrameView, *, opened: bool, hot: bool = False) -> Markup:
         lineno=frame.lineno,
         function=frame.name,
         column=frame.marks[0].start + 1 if frame.marks else 1,
-        edit=fill(EDIT, file=file) if os.path.isabs(frame.filename) else "",
-        body=write_body(frame, unread),
-        more=Markup(MORE) if frame.id and frame.source else "",
+        edit=_fill_template(EDIT, file=file) if os.path.isabs(frame.filename) else "",
+        body=_write_body(frame, unread),
+        more=_Markup(MORE) if frame.id and frame.source else "",
     )
-    return joined([write_repeats(frame), view])
+    return _joined([_write_repeats(frame), view])
 
 
-def write_body(frame: FrameView, unread: bool) -> Markup:
+def _write_body(frame: FrameView, unread: bool) -> _Markup:
     """Return source and values side by side.  Types stand in for values not yet read, where the frame is open."""
     if frame.kind != "python" and not frame.variables:
         return write_source(frame)
-    variables = Markup() if unread and not frame.app else write_variables(frame)
-    later = Markup(" later" if unread and frame.id else "")
-    return fill(HALVES, source=write_source(frame), variables=variables, later=later)
+    variables = _Markup() if unread and not frame.app else write_variables(frame)
+    later = _Markup(" later" if unread and frame.id else "")
+    return _fill_template(HALVES, source=write_source(frame), variables=variables, later=later)
 
 
-def write_repeats(frame: FrameView) -> Markup:
+def _write_repeats(frame: FrameView) -> _Markup:
     if not frame.repeats:
-        return Markup()
+        return _Markup()
     if not frame.period:
-        return fill(REPEAT, text=f"{counted(frame.repeats, 'frame')} not shown")
+        return _fill_template(REPEAT, text=f"{_counted(frame.repeats, 'frame')} not shown")
     again = "frame below" if frame.period == 1 else f"{frame.period} frames below"
-    return fill(REPEAT, text=f"The {again} again, {frame.repeats:,} times")
+    return _fill_template(REPEAT, text=f"The {again} again, {frame.repeats:,} times")
 
 
-def short_path(filename: str) -> str:
+def _short_path(filename: str) -> str:
     """Return the path as people name it: below site-packages, the library or the working directory."""
     roots = [os.path.dirname(os.__file__)]
     with contextlib.suppress(OSError):  # the working directory may be gone
@@ -2364,48 +2392,50 @@ def short_path(filename: str) -> str:
     return filename
 
 
-def write_source(view: FrameView) -> Markup:
+def write_source(view: FrameView) -> _Markup:
     """Return the window of source: failing line and expression marked, the callee's signature below."""
     if not view.source:
-        return fill(ABSENT, text=view.missing)
-    margin = min((indent_of(text) for _, text in view.source if text.strip()), default=0)
+        return _fill_template(ABSENT, text=view.missing)
+    margin = min((_indent_of(text) for _, text in view.source if text.strip()), default=0)
     texts = [text[margin:] for _, text in view.source]
-    colours = colour(texts) if view.kind != "template" else [[] for _ in texts]
+    colours = _highlight(texts) if view.kind != "template" else [[] for _ in texts]
     marks = {mark.number: (mark.start - margin, mark.end - margin) for mark in view.marks}
     lines = []
     for (number, _), text, spans in zip(view.source, texts, colours):
         at = number == view.lineno or number in marks
-        indent = min(indent_of(text) // 4, INDENTS)
-        painted = paint(text, spans, *marks.get(number, (0, 0)))
-        lines.append(fill(LINE, at=" at" if at else "", indent=indent, number=number, text=painted))
+        indent = min(_indent_of(text) // 4, _INDENTS)
+        painted = _paint(text, spans, *marks.get(number, (0, 0)))
+        lines.append(_fill_template(LINE, at=" at" if at else "", indent=indent, number=number, text=painted))
         if view.signature and number == view.lineno:
-            lines.append(fill(SIGNATURE, indent=indent, margin=text[: indent_of(text)], text=view.signature))
-    return fill(SOURCE, lines=joined(lines))
+            lines.append(
+                _fill_template(SIGNATURE, indent=indent, margin=text[: _indent_of(text)], text=view.signature)
+            )
+    return _fill_template(SOURCE, lines=_joined(lines))
 
 
-def indent_of(text: str) -> int:
+def _indent_of(text: str) -> int:
     return len(text) - len(text.lstrip())
 
 
-def paint(text: str, spans: Sequence[Span], start: int, end: int) -> Markup:
+def _paint(text: str, spans: Sequence[_Span], start: int, end: int) -> _Markup:
     """Return `text` with its tokens coloured and the characters from `start` to `end` marked."""
 
-    def piece(first: int, last: int) -> Markup:
+    def piece(first: int, last: int) -> _Markup:
         done, pieces = first, []
         for begin, stop, kind in spans:
             begin, stop = max(begin, done), min(stop, last)
             if begin < stop:
-                pieces += [escape(text[done:begin]), fill(COLOURED, kind=kind, text=text[begin:stop])]
+                pieces += [_escape(text[done:begin]), _fill_template(COLOURED, kind=kind, text=text[begin:stop])]
                 done = stop
-        return joined([*pieces, escape(text[done:last])])
+        return _joined([*pieces, _escape(text[done:last])])
 
     start, end = max(start, 0), max(start, end, 0)
     if start >= end:
         return piece(0, len(text))
-    return joined([piece(0, start), fill(MARK, text=piece(start, end)), piece(end, len(text))])
+    return _joined([piece(0, start), _fill_template(MARK, text=piece(start, end)), piece(end, len(text))])
 
 
-def colour(lines: Sequence[str]) -> list[list[Span]]:
+def _highlight(lines: Sequence[str]) -> list[list[_Span]]:
     """Return for each line the (start, end, class) of what is coloured in it.
 
     A window of source begins and ends anywhere, in a bracket or in a string.  So indentation is taken off first, since
@@ -2413,18 +2443,18 @@ def colour(lines: Sequence[str]) -> list[list[Span]]:
     """
     import tokenize
 
-    spans: list[list[Span]] = [[] for _ in lines]
+    spans: list[list[_Span]] = [[] for _ in lines]
     bare = [line.lstrip() + "\n" for line in lines]
-    first = docstring_end(lines)
+    first = _docstring_end(lines)
     for row in range(first):
         spans[row].append((0, len(lines[row]), "s"))
     while first < len(lines):
         row, before = first, ""
         try:
             for token in tokenize.generate_tokens(iter(bare[first:]).__next__):
-                kind = token_class(tokenize.tok_name[token.type], token.string, before)
+                kind = _token_class(tokenize.tok_name[token.type], token.string, before)
                 if kind:
-                    add_spans(spans, lines, (first + token.start[0] - 1, token.start[1]), token.string, kind)
+                    _add_spans(spans, lines, (first + token.start[0] - 1, token.start[1]), token.string, kind)
                 row, before = first + token.end[0] - 1, token.string
             break
         except (SyntaxError, ValueError, tokenize.TokenError):
@@ -2432,7 +2462,7 @@ def colour(lines: Sequence[str]) -> list[list[Span]]:
     return spans
 
 
-def docstring_end(lines: Sequence[str]) -> int:
+def _docstring_end(lines: Sequence[str]) -> int:
     """Return how many of the lines belong to a docstring that began before them: a guess from its closing quotes."""
     for row, line in enumerate(lines):
         found = re.search(r"""'{3}|"{3}""", line)
@@ -2444,7 +2474,7 @@ def docstring_end(lines: Sequence[str]) -> int:
     return 0
 
 
-def token_class(token: str, text: str, before: str) -> str:
+def _token_class(token: str, text: str, before: str) -> str:
     """Return the class in STYLE of one token, "" for those left plain: quiet colours, so that the mark is seen."""
     import keyword
 
@@ -2455,12 +2485,12 @@ def token_class(token: str, text: str, before: str) -> str:
     return {"COMMENT": "c", "NUMBER": "n", "STRING": "s"}.get(token, "")
 
 
-def add_spans(spans: list[list[Span]], lines: Sequence[str], start: tuple[int, int], text: str, kind: str) -> None:
+def _add_spans(spans: list[list[_Span]], lines: Sequence[str], start: tuple[int, int], text: str, kind: str) -> None:
     """Note a token that starts at (row, column) of the lines without indentation, on each line that it covers."""
     row, column = start
     for part in text.split("\n"):
         if row < len(lines):
-            begin = indent_of(lines[row]) + column
+            begin = _indent_of(lines[row]) + column
             spans[row].append((begin, begin + len(part), kind))
         row, column = row + 1, 0
 
@@ -2468,56 +2498,58 @@ def add_spans(spans: list[list[Span]], lines: Sequence[str], start: tuple[int, i
 # -- values, and what stands around the exception
 
 
-def write_variables(view: FrameView) -> Markup:
+def write_variables(view: FrameView) -> _Markup:
     """Return the frame's arguments and its other locals; those on the failing line stand out."""
     line = " ".join(text for number, text in view.source if number == view.lineno)
     used = set(re.findall(r"\w+", line))
     parts = []
     for title, argument in (("Arguments", True), ("Locals", False)):
-        rows = [write_variable(v, v.name in used) for v in view.variables if v.argument is argument]
+        rows = [_write_variable(v, v.name in used) for v in view.variables if v.argument is argument]
         if rows:
-            parts.append(fill(VALUES, title=title, rows=joined(rows)))
+            parts.append(_fill_template(VALUES, title=title, rows=_joined(rows)))
     if view.unlisted:
-        parts.append(fill(ABSENT, text=f"and {view.unlisted:,} more"))
-    return joined(parts) if parts else fill(ABSENT, text="No variables here")
+        parts.append(_fill_template(ABSENT, text=f"and {view.unlisted:,} more"))
+    return _joined(parts) if parts else _fill_template(ABSENT, text="No variables here")
 
 
-def write_variable(variable: Variable, used: bool) -> Markup:
-    text = fill(ONLY_TYPE, type=variable.type) if variable.value is None else fold_text(variable.value)
-    return fill(VALUE, used=Markup(' class="used"' if used else ""), name=variable.name, type=variable.type, text=text)
+def _write_variable(variable: Variable, used: bool) -> _Markup:
+    text = _fill_template(ONLY_TYPE, type=variable.type) if variable.value is None else _fold_text(variable.value)
+    return _fill_template(
+        VALUE, used=_Markup(' class="used"' if used else ""), name=variable.name, type=variable.type, text=text
+    )
 
 
-def write_around(report: Report) -> Markup:
+def _write_around(report: Report) -> _Markup:
     """Return the request, and the report as text and as Markdown, to be copied."""
     pieces = []
     if report.request:
         request = report.request
         tables = (("Form", request.form), ("Headers", request.headers), ("Environ", request.environ))
-        pieces = [write_table(title, rows, opened=title == "Form") for title, rows in tables if rows]
-    pieces.append(fill(COPY, title="As text", id="as-text", text=write_text(report)))
-    pieces.append(fill(COPY, title="As Markdown", id="as-markdown", text=write_markdown(report)))
-    return joined(pieces)
+        pieces = [_write_table(title, rows, opened=title == "Form") for title, rows in tables if rows]
+    pieces.append(_fill_template(COPY, title="As text", id="as-text", text=write_text(report)))
+    pieces.append(_fill_template(COPY, title="As Markdown", id="as-markdown", text=write_markdown(report)))
+    return _joined(pieces)
 
 
-def write_table(title: str, rows: Sequence[tuple[str, str]], *, opened: bool) -> Markup:
-    lines = joined(fill(ROW, name=name, text=fold_text(text)) for name, text in rows)
-    return fill(TABLE, title=title, count=len(rows), rows=lines, open=Markup(" open" if opened else ""))
+def _write_table(title: str, rows: Sequence[tuple[str, str]], *, opened: bool) -> _Markup:
+    lines = _joined(_fill_template(ROW, name=name, text=_fold_text(text)) for name, text in rows)
+    return _fill_template(TABLE, title=title, count=len(rows), rows=lines, open=_Markup(" open" if opened else ""))
 
 
-def fold_text(text: str) -> Markup:
+def _fold_text(text: str) -> _Markup:
     """Return the text; a long one behind its beginning."""
-    if len(text) <= LONG_TEXT and text.count("\n") < LONG_LINES:
-        return escape(text)
-    start = "\n".join(text[:SHOWN_TEXT].split("\n")[:LONG_LINES])
-    return fill(LONG, start=start, size=f"{len(text):,} characters", text=text)
+    if len(text) <= _LONG_TEXT and text.count("\n") < _LONG_LINES:
+        return _escape(text)
+    start = "\n".join(text[:_SHOWN_TEXT].split("\n")[:_LONG_LINES])
+    return _fill_template(LONG, start=start, size=f"{len(text):,} characters", text=text)
 
 
-def one_line(text: str, limit: int) -> str:
+def _one_line(text: str, limit: int) -> str:
     text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def counted(number: int, noun: str) -> str:
+def _counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
@@ -2526,36 +2558,36 @@ def counted(number: int, noun: str) -> str:
 
 def write_text(report: Report) -> str:
     """Return the report as the interpreter prints a traceback, then the request and the versions."""
-    lines = [*text_of_chain(report.problems), ""]
+    lines = [*_text_of_chain(report.problems), ""]
     if report.request:
         lines.append(f"{report.request.method} {report.request.url}")
     lines.append(", ".join([*(f"{name} {version}" for name, version in report.versions), report.time]))
     return "\n".join(lines) + "\n"
 
 
-def text_of_chain(problems: Sequence[Problem]) -> Iterator[str]:
+def _text_of_chain(problems: Sequence[ExceptionView]) -> Iterator[str]:
     """Yield the lines of a chain, the oldest cause first, as Python orders it."""
     for problem in problems:
         if problem.skipped:
-            yield from ("", f"[{counted(problem.skipped, 'exception')} not shown]")
+            yield from ("", f"[{_counted(problem.skipped, 'exception')} not shown]")
         if problem.relation:
-            yield from ("", SENTENCES[problem.relation], "")
+            yield from ("", _SENTENCES[problem.relation], "")
         if any(frame.kind != "syntax" for frame in problem.frames):
             yield "Traceback (most recent call last):"
         for frame in problem.frames:
-            yield from text_of_frame(frame)
+            yield from _text_of_frame(frame)
         yield f"{problem.type}: {problem.message}" if problem.message else problem.type
         yield from problem.notes
         if problem.hint:
             yield f"({problem.hint})"
         for number, chain in enumerate(problem.members, 1):
             yield f"  +---------------- {number} ----------------"
-            yield from (f"  | {line}" for member in text_of_chain(chain) for line in member.split("\n"))
+            yield from (f"  | {line}" for member in _text_of_chain(chain) for line in member.split("\n"))
         if problem.unlisted:
             yield f"  and {problem.unlisted:,} more"
 
 
-def text_of_frame(frame: FrameView) -> Iterator[str]:
+def _text_of_frame(frame: FrameView) -> Iterator[str]:
     yield f'  File "{frame.filename}", line {frame.lineno}' + (f", in {frame.name}" if frame.name else "")
     marks = {mark.number: mark for mark in frame.marks}
     for number, text in frame.source:
@@ -2563,55 +2595,55 @@ def text_of_frame(frame: FrameView) -> Iterator[str]:
             yield "    " + text.strip()
             mark = marks.get(number)
             if mark and text.strip() != text[mark.start : mark.end].strip():
-                yield "    " + " " * (mark.start - indent_of(text)) + "^" * max(1, mark.end - mark.start)
+                yield "    " + " " * (mark.start - _indent_of(text)) + "^" * max(1, mark.end - mark.start)
     if frame.signature:
         yield f"    (takes {frame.signature})"
     if frame.repeats:
         again = "frame" if frame.period == 1 else f"{frame.period} frames"
         before = f"Previous {again} repeated {frame.repeats:,} more times" if frame.period else ""
-        yield f"  [{before or counted(frame.repeats, 'frame') + ' not shown'}]"
+        yield f"  [{before or _counted(frame.repeats, 'frame') + ' not shown'}]"
 
 
 def write_markdown(report: Report) -> str:
     """Return the report for an issue or an assistant: what, where, with which values, the traceback, the request."""
     problem = report.problems[-1]
-    parts = [f"# {code(f'{problem.type}: {one_line(problem.message, 200)}')}"]
+    parts = [f"# {_code(f'{problem.type}: {_one_line(problem.message, 200)}')}"]
     if problem.hint:
-        parts.append(fence(problem.hint))
+        parts.append(_fence(problem.hint))
     place = next((frame for frame in reversed(problem.frames) if frame.app), None)
     if place:
-        parts.append(f"## {code(f'{place.filename}:{place.lineno}')} in {code(place.name)}")
-        parts.append(fence(excerpt(place), "python"))
+        parts.append(f"## {_code(f'{place.filename}:{place.lineno}')} in {_code(place.name)}")
+        parts.append(_fence(_excerpt(place), "python"))
         values = [f"{v.name} = {v.value}" for v in place.variables if v.value is not None]
-        parts += ["Values there:", fence("\n".join(values))] if values else []
-    parts += ["## Traceback", fence("\n".join(text_of_chain(report.problems)))]
+        parts += ["Values there:", _fence("\n".join(values))] if values else []
+    parts += ["## Traceback", _fence("\n".join(_text_of_chain(report.problems)))]
     if report.request:
         request = report.request
         rows = [f"{request.method} {request.url}", *(f"{name}: {text}" for name, text in request.headers)]
         form = ["", *(f"{name} = {text}" for name, text in request.form)] if request.form else []
-        parts += ["## Request", fence("\n".join([*rows, *form]))]
-    parts += ["## Versions", fence("\n".join(f"{name} {version}" for name, version in report.versions))]
+        parts += ["## Request", _fence("\n".join([*rows, *form]))]
+    parts += ["## Versions", _fence("\n".join(f"{name} {version}" for name, version in report.versions))]
     return "\n\n".join(parts) + "\n"
 
 
-def excerpt(frame: FrameView) -> str:
+def _excerpt(frame: FrameView) -> str:
     """Return the window of source with its numbers and an arrow at the failing line."""
     return "\n".join(f"{'>' if number == frame.lineno else ' '}{number:5} {text}" for number, text in frame.source)
 
 
-def fence(text: str, language: str = "") -> str:
+def _fence(text: str, language: str = "") -> str:
     """Return `text` as a code block of Markdown, whose fence is longer than any in it."""
-    ticks = "`" * max(3, 1 + longest_ticks(text))
+    ticks = "`" * max(3, 1 + _longest_ticks(text))
     return f"{ticks}{language}\n{text}\n{ticks}"
 
 
-def code(text: str) -> str:
+def _code(text: str) -> str:
     """Return one line of text as code of Markdown."""
-    ticks = "`" * (1 + longest_ticks(text))
+    ticks = "`" * (1 + _longest_ticks(text))
     return f"{ticks} {text} {ticks}" if "`" in text else f"`{text}`"
 
 
-def longest_ticks(text: str) -> int:
+def _longest_ticks(text: str) -> int:
     return max((len(run) for run in re.findall("`+", text)), default=0)
 
 
@@ -2619,14 +2651,14 @@ def write_json(report: Report) -> str:
     """Return the report as JSON, in ASCII: the names of room 4, nothing left out."""
     import json
 
-    return json.dumps(plain(report), indent=1)
+    return json.dumps(_as_plain(report), indent=1)
 
 
-def plain(value: Any) -> Any:
+def _as_plain(value: Any) -> Any:
     """Return named tuples as dicts and tuples as lists."""
     if hasattr(value, "_asdict"):
-        return {name: plain(part) for name, part in value._asdict().items()}
-    return [plain(part) for part in value] if isinstance(value, tuple) else value
+        return {name: _as_plain(part) for name, part in value._asdict().items()}
+    return [_as_plain(part) for part in value] if isinstance(value, tuple) else value
 
 
 def emergency_page(error: BaseException, crash: str) -> str:
@@ -2635,22 +2667,22 @@ def emergency_page(error: BaseException, crash: str) -> str:
 
 
 # =====================================================================================================================
-# 6. The console
+# 7. Console
 #
 # A Python prompt in the namespace of a frame, and the shelf that keeps the frames of the last crashes.  Whoever may
 # use them is decided elsewhere.  May know how tracebacks are read (4).
 # =====================================================================================================================
 
-OUTPUT_LIMIT = 100_000  # characters of one evaluation's output; a browser draws that much at once
-COMPLETIONS_LIMIT = 200  # more than anybody reads
+_OUTPUT_LIMIT = 100_000  # characters of one evaluation's output; a browser draws that much at once
+_COMPLETIONS_LIMIT = 200  # more than anybody reads
 SHELF_LIMIT = 10  # crashes whose frames are kept: enough to compare, few enough for memory
-COLLECT_EVERY = 10  # crashes: an exception and its frames are often a cycle, which only the collector frees
-INTERRUPT_PATIENCE = 2.0  # seconds after an interrupt; what goes on longer is inside C code and is not waited for
-TURN_PATIENCE = 5.0  # seconds that an evaluation waits for another one in the same console
-CONSOLE_FILE = "<console>"  # what its code calls its file, as at every prompt
+_COLLECT_EVERY = 10  # crashes: an exception and its frames are often a cycle, which only the collector frees
+_INTERRUPT_PATIENCE = 2.0  # seconds after an interrupt; what goes on longer is inside C code and is not waited for
+_TURN_PATIENCE = 5.0  # seconds that an evaluation waits for another one in the same console
+_CONSOLE_FILE = "<console>"  # what its code calls its file, as at every prompt
 
 
-class Evaluation(NamedTuple):
+class _Evaluation(NamedTuple):
     """What an evaluation printed; `more` when the statement is not complete and nothing was run."""
 
     output: str
@@ -2670,18 +2702,18 @@ class Console:
         self.namespace = namespace  # one dictionary: functions and comprehensions see what is defined at the prompt
         self.contexts = contexts  # those that the framework was in when it failed, such as Flask's request
         self.turn = threading.Lock()
-        self.thread: Optional[Evaluator] = None
+        self.thread: Optional[_Evaluator] = None
 
-    def run(self, code: str) -> Evaluation:
+    def run(self, code: str) -> _Evaluation:
         """Evaluate what was typed as a prompt does.  Raises Busy when another evaluation does not end."""
-        if not self.turn.acquire(timeout=TURN_PATIENCE):
+        if not self.turn.acquire(timeout=_TURN_PATIENCE):
             raise Busy
         try:
             if self.thread is not None:
-                self.thread.join(TURN_PATIENCE)
+                self.thread.join(_TURN_PATIENCE)
                 if self.thread.is_alive():
                     raise Busy
-            self.thread = Evaluator(self, code)
+            self.thread = _Evaluator(self, code)
             return self.thread.result()
         finally:
             self.turn.release()
@@ -2696,14 +2728,14 @@ class Console:
         return done
 
     def evaluate(self, code: str) -> bool:
-        """Run `code` in this thread, print what a prompt prints; True when it is not complete."""
-        steps, error = caught(lambda: compile_statements(code))
+        """Run `_code` in this thread, print what a prompt prints; True when it is not complete."""
+        steps, error = call_safely(lambda: _compile_statements(code))
         if error is None and steps is None:
             return True
         if error is None:
-            _, error = caught(lambda: self.run_steps(steps or []))
+            _, error = call_safely(lambda: self.run_steps(steps or []))
         if error is not None:
-            _, worse = caught(lambda: print(console_traceback(error), end=""))
+            _, worse = call_safely(lambda: print(_console_traceback(error), end=""))
             if worse is not None:
                 print(type_name(type(error)), "(and its traceback cannot be shown)")
         return False
@@ -2725,12 +2757,12 @@ class Console:
         """Return where the word before the caret begins, and what it may become.  No property is run."""
         word = re.search(r"(?:[^\W\d]\w*\.)*\w*$", code)
         path, start = (word.group().split("."), word.start()) if word else ([""], len(code))
-        names = names_below(self.namespace, path[:-1])
+        names = _names_below(self.namespace, path[:-1])
         found = sorted(name for name in map(str, names) if name.startswith(path[-1]) and (path[-1] or name[:1] != "_"))
-        return start, [".".join([*path[:-1], name]) for name in found[:COMPLETIONS_LIMIT]]
+        return start, [".".join([*path[:-1], name]) for name in found[:_COMPLETIONS_LIMIT]]
 
 
-def compile_statements(code: str) -> Optional[list[tuple[CodeType, bool]]]:
+def _compile_statements(code: str) -> Optional[list[tuple[CodeType, bool]]]:
     """Return the statements, each with whether its value is to be shown; None when the last one goes on.
 
     A block goes on until an empty line, as at a prompt, unless several statements come at once, as by pasting.
@@ -2742,44 +2774,44 @@ def compile_statements(code: str) -> Optional[list[tuple[CodeType, bool]]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)
         try:
-            if compile_command(code, CONSOLE_FILE, "single") is None:
+            if compile_command(code, _CONSOLE_FILE, "single") is None:
                 return None
         except SyntaxError:  # a mistake, found again below, or more than one statement
             pass
     bare_compile = partial(compile, dont_inherit=True)  # without the __future__ of this file
     steps: list[tuple[CodeType, bool]] = []
-    for statement in ast.parse(code, CONSOLE_FILE).body:
+    for statement in ast.parse(code, _CONSOLE_FILE).body:
         if isinstance(statement, ast.Expr):
-            steps.append((bare_compile(ast.Expression(statement.value), CONSOLE_FILE, "eval"), True))
+            steps.append((bare_compile(ast.Expression(statement.value), _CONSOLE_FILE, "eval"), True))
         else:
-            steps.append((bare_compile(ast.Module([statement], []), CONSOLE_FILE, "exec"), False))
+            steps.append((bare_compile(ast.Module([statement], []), _CONSOLE_FILE, "exec"), False))
     return steps
 
 
-def console_traceback(error: BaseException) -> str:
+def _console_traceback(error: BaseException) -> str:
     """Return the traceback of what was typed, without the frames of the console itself."""
     import traceback
 
     tb = error.__traceback__
-    while tb is not None and tb.tb_frame.f_code.co_filename != CONSOLE_FILE:
+    while tb is not None and tb.tb_frame.f_code.co_filename != _CONSOLE_FILE:
         tb = tb.tb_next
     return "".join(traceback.format_exception(type(error), error, tb))
 
 
-def names_below(namespace: dict[str, Any], path: list[str]) -> Iterable[str]:
+def _names_below(namespace: dict[str, Any], path: list[str]) -> Iterable[str]:
     """Return the attributes of what a dotted path stands for, found without running a property; all names for none."""
     import builtins
     import keyword
 
     if not path:
         return {*namespace, *vars(builtins), *keyword.kwlist}
-    value = namespace.get(path[0], vars(builtins).get(path[0], NOT_THERE))
+    value = namespace.get(path[0], vars(builtins).get(path[0], MISSING))
     for name in path[1:]:
-        value = NOT_THERE if value is NOT_THERE else stored_attribute(value, name)
-    return () if value is NOT_THERE else holding(value)
+        value = MISSING if value is MISSING else static_attribute(value, name)
+    return () if value is MISSING else static_attributes(value)
 
 
-class Evaluator(threading.Thread):
+class _Evaluator(threading.Thread):
     """One evaluation, in a thread of its own.
 
     An interrupt can hit it without hitting the server; the answer need not wait for it when an interrupt has no
@@ -2795,26 +2827,26 @@ class Evaluator(threading.Thread):
 
     def run(self) -> None:
         for name in ("stdin", "stdout", "stderr"):
-            if not isinstance(getattr(sys, name), Stream):
-                setattr(sys, name, Stream(getattr(sys, name)))
+            if not isinstance(getattr(sys, name), _Stream):
+                setattr(sys, name, _Stream(getattr(sys, name)))
         try:
             self.more = self.console.evaluate(self.code)
         except KeyboardInterrupt:  # an interrupt that came a moment after the end
             pass
 
-    def result(self) -> Evaluation:
+    def result(self) -> _Evaluation:
         """Start, and return what came of it; after an interrupt without effect, what came of it so far."""
         self.start()
         while self.is_alive() and not self.interrupted.is_set():
             self.join(0.05)  # seconds until an interrupt is noticed; the end is noticed at once
-        self.join(INTERRUPT_PATIENCE)
+        self.join(_INTERRUPT_PATIENCE)
         text = self.output.getvalue()
         if self.is_alive():
             text += "(it runs on: what is not Python code, such as a sleep, cannot be interrupted)\n"
-        return Evaluation(text, self.more)
+        return _Evaluation(text, self.more)
 
 
-class Stream:
+class _Stream:
     """One of the standard streams: to an evaluation its own output and no input, to everybody else what it was.
 
     It replaces the stream of `sys` at the first evaluation and stays: one that others hold on to cannot be taken back.
@@ -2829,13 +2861,13 @@ class Stream:
     def output(self) -> Optional[io.StringIO]:
         """Return where the current thread's output goes when it is an evaluation."""
         thread = threading.current_thread()
-        return thread.output if isinstance(thread, Evaluator) else None
+        return thread.output if isinstance(thread, _Evaluator) else None
 
     def write(self, text: str) -> int:
         output = self.output()
         if output is None:
             return int(self.real.write(text) or 0) if self.real is not None else 0
-        room = OUTPUT_LIMIT - output.tell()
+        room = _OUTPUT_LIMIT - output.tell()
         if room > 0:
             output.write(text if len(text) <= room else text[:room] + "\n… (the rest of the output is not kept)\n")
         return len(text)
@@ -2870,16 +2902,16 @@ class Stream:
         return int(self.real.fileno())
 
 
-class Crash:
+class _Crash:
     """The frames of one crash and the consoles that were opened in them."""
 
     def __init__(self, contexts: Iterable[contextlib.AbstractContextManager[Any]]) -> None:
         self.id = os.urandom(8).hex()  # nobody may guess it: a page can ask for its own frames only
         self.contexts = list(contexts)
-        self.places: list[Place] = []
+        self.places: list[FramePosition] = []
         self.consoles: dict[int, Console] = {}
 
-    def keep(self, place: Place) -> str:
+    def keep(self, place: FramePosition) -> str:
         """Keep a place; return the id under which it is found."""
         self.places.append(place)
         return f"{self.id}-{len(self.places) - 1}"
@@ -2890,25 +2922,25 @@ class FrameShelf:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.crashes: OrderedDict[str, Crash] = OrderedDict()
+        self.crashes: OrderedDict[str, _Crash] = OrderedDict()
         self.count = 0
 
-    def open(self, contexts: Iterable[contextlib.AbstractContextManager[Any]] = ()) -> Crash:
+    def open(self, contexts: Iterable[contextlib.AbstractContextManager[Any]] = ()) -> _Crash:
         """Return a place on the shelf for a new crash."""
-        crash = Crash(contexts)
+        crash = _Crash(contexts)
         with self.lock:
             self.crashes[crash.id] = crash
             self.count += 1
             while len(self.crashes) > SHELF_LIMIT:
                 self.crashes.popitem(last=False)
-            full = self.count % COLLECT_EVERY == 0
+            full = self.count % _COLLECT_EVERY == 0
         if full:
             import gc
 
             gc.collect()
         return crash
 
-    def place(self, id: str) -> Place:
+    def place(self, id: str) -> FramePosition:
         """Return what was kept under an id.  Raises KeyError when it is not there any more, or never was."""
         crash, number = self._find(id)
         return crash.places[number]
@@ -2923,7 +2955,7 @@ class FrameShelf:
                 crash.consoles[number] = Console(names, crash.contexts)
             return crash.consoles[number]
 
-    def _find(self, id: str) -> tuple[Crash, int]:
+    def _find(self, id: str) -> tuple[_Crash, int]:
         crash_id, _, number = id.partition("-")
         with self.lock:
             crash = self.crashes[crash_id]
@@ -2934,7 +2966,7 @@ class FrameShelf:
 
 
 # =====================================================================================================================
-# 7. The guard
+# 8. Guard
 #
 # Who may use the console, which is to say: run any code as the person at the keyboard.  Decisions only; what is
 # answered is written elsewhere.  May know the configuration (1).  The rules, and the way in that each closes:
@@ -2956,9 +2988,9 @@ class FrameShelf:
 # a page; the secret is, but only when the page's Host is trusted.
 # =====================================================================================================================
 
-PIN_DIGITS = 9  # read off the terminal and typed once; ten guesses find it once in a hundred million times
-PIN_FAILURES = 10  # wrong PINs until it is shut
-PIN_OFF = "off"
+_PIN_DIGITS = 9  # read off the terminal and typed once; ten guesses find it once in a hundred million times
+_PIN_FAILURES = 10  # wrong PINs until it is shut
+_PIN_OFF = "off"
 COOKIE_PREFIX = "devserve_"  # the port follows
 
 
@@ -2980,7 +3012,7 @@ class Guard:
         self.secret = secret
         self.token = token
         self.port = port
-        self.trusted_hosts = frozenset(host_name(host) or host.lower() for host in trusted_hosts)
+        self.trusted_hosts = frozenset(_host_name(host) or host.lower() for host in trusted_hosts)
         self.failures = failures
         self.lock = threading.Lock()
 
@@ -2988,9 +3020,9 @@ class Guard:
     def fresh(cls, pin: str = "", port: int = 0, trusted_hosts: Iterable[str] = ()) -> Guard:
         """Return a guard with new words; `pin` "" makes a random one, "off" asks for none.  Raises DevserveError."""
         check_pin(pin)
-        number = int.from_bytes(os.urandom(8), "big") % 10**PIN_DIGITS
-        digits = f"{number:0{PIN_DIGITS}d}"
-        made = "-".join(digits[n : n + 3] for n in range(0, PIN_DIGITS, 3))
+        number = int.from_bytes(os.urandom(8), "big") % 10**_PIN_DIGITS
+        digits = f"{number:0{_PIN_DIGITS}d}"
+        made = "-".join(digits[n : n + 3] for n in range(0, _PIN_DIGITS, 3))
         return cls(pin or made, os.urandom(16).hex(), os.urandom(16).hex(), port, trusted_hosts)
 
     @classmethod
@@ -3008,7 +3040,7 @@ class Guard:
 
     def greeting(self, url: str) -> str:
         """Return the line for the terminal that says how to open the console."""
-        if self.pin == PIN_OFF:
+        if self.pin == _PIN_OFF:
             return "the debugger asks for no PIN"
         link = "" if url.startswith("unix:") else f", or open {self.unlock_url(url)}"  # no browser opens a socket file
         return f"the debugger's PIN is {self.pin}{link}"
@@ -3022,8 +3054,8 @@ class Guard:
     def refuses_host(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
         """Say no to a Host that another site's name could have led here."""
         host = str(environ.get("HTTP_HOST", ""))
-        name = host_name(host)
-        if name is not None and (is_loopback(name) or name in self.trusted_hosts):
+        name = _host_name(host)
+        if name is not None and (_is_loopback(name) or name in self.trusted_hosts):
             return None
         if name is None:
             return Refusal(
@@ -3036,15 +3068,15 @@ class Guard:
         """Say no to any request that our own page, in an unlocked browser if `cookie`, would not have sent."""
         return (
             self.refuses_host(environ)
-            or refuses_method(environ)
-            or refuses_origin(environ)
-            or refuses_type(environ)
+            or _refuses_method(environ)
+            or _refuses_origin(environ)
+            or _refuses_type(environ)
             or self._refuses_secret(environ)
             or (self._refuses_cookie(environ) if cookie else None)
         )
 
     def _refuses_secret(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
-        if same(str(environ.get("HTTP_X_DEVSERVE_SECRET", "")), self.secret):
+        if _equals_in_constant_time(str(environ.get("HTTP_X_DEVSERVE_SECRET", "")), self.secret):
             return None
         return Refusal("secret", "The page is from another run of devserve.", "Load the page again.")
 
@@ -3060,32 +3092,32 @@ class Guard:
         name, expected = self.cookie_name(environ), self.cookie_value()
         pairs = (pair.strip().partition("=") for pair in str(environ.get("HTTP_COOKIE", "")).split(";"))
         sent = [value for key, _, value in pairs if key == name]
-        return self.pin == PIN_OFF or any(same(value, expected) for value in sent)
+        return self.pin == _PIN_OFF or any(_equals_in_constant_time(value, expected) for value in sent)
 
     def shut(self) -> Optional[Refusal]:
         """Say no when the PIN has been wrong too often."""
-        if self.failures < PIN_FAILURES:
+        if self.failures < _PIN_FAILURES:
             return None
         remedy = "Open the link that the terminal shows beside the PIN, or start devserve again."
-        return Refusal("shut", f"The PIN was wrong {PIN_FAILURES} times and is taken no more.", remedy)
+        return Refusal("shut", f"The PIN was wrong {_PIN_FAILURES} times and is taken no more.", remedy)
 
     def try_pin(self, guess: str) -> Optional[Refusal]:
         """Return None when the guess is right.  Counts a wrong one before anybody else may guess."""
         with self.lock:
-            if self.shut() or self.pin == PIN_OFF:
+            if self.shut() or self.pin == _PIN_OFF:
                 return self.shut()
-            if same(plain_pin(guess), plain_pin(self.pin)):
+            if _equals_in_constant_time(_plain_pin(guess), _plain_pin(self.pin)):
                 self.failures = 0
                 return None
             self.failures += 1
-        left = PIN_FAILURES - self.failures
+        left = _PIN_FAILURES - self.failures
         attempts = "attempt is" if left == 1 else "attempts are"
         return self.shut() or Refusal("pin", f"The PIN is wrong; {left} {attempts} left.", "It is on the terminal.")
 
     def refuses_link(self, environ: Mapping[str, Any], token: str) -> Optional[Refusal]:
         """Say no unless the link of the terminal was followed."""
         refusal = self.refuses_host(environ)
-        if refusal or same(token, self.token):
+        if refusal or _equals_in_constant_time(token, self.token):
             return refusal
         return Refusal(
             "token", "This link is from another start of devserve.", "Take the one that the terminal shows."
@@ -3115,14 +3147,14 @@ def without_our_cookies(header: str) -> str:
     return ";".join(pairs).lstrip()
 
 
-def refuses_method(environ: Mapping[str, Any]) -> Optional[Refusal]:
+def _refuses_method(environ: Mapping[str, Any]) -> Optional[Refusal]:
     """Say no to all but POST; a CORS preflight gets no permission either."""
     if environ.get("REQUEST_METHOD") == "POST":
         return None
     return Refusal("method", "The debugger takes POST only.", "Use the console on the page.")
 
 
-def refuses_origin(environ: Mapping[str, Any]) -> Optional[Refusal]:
+def _refuses_origin(environ: Mapping[str, Any]) -> Optional[Refusal]:
     """Say no to what another site's page sends.
 
     Browsers send Origin with every POST; only one that hides it may leave it out, and must then say same-origin in
@@ -3136,7 +3168,7 @@ def refuses_origin(environ: Mapping[str, Any]) -> Optional[Refusal]:
     return Refusal("origin", "The request comes from the page of another site.", "Use the console on devserve's page.")
 
 
-def refuses_type(environ: Mapping[str, Any]) -> Optional[Refusal]:
+def _refuses_type(environ: Mapping[str, Any]) -> Optional[Refusal]:
     """Say no to the types that a form can send."""
     kind = str(environ.get("CONTENT_TYPE", "")).partition(";")[0].strip().lower()
     if kind == "application/json":
@@ -3144,13 +3176,13 @@ def refuses_type(environ: Mapping[str, Any]) -> Optional[Refusal]:
     return Refusal("type", "The debugger takes application/json only.", "Use the console on the page.")
 
 
-def host_name(host: str) -> Optional[str]:
+def _host_name(host: str) -> Optional[str]:
     """Return the name in a Host header, without port, brackets and final dot; None when it is no valid one."""
     found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9_.\-]+))(?::[0-9]{0,5})?", host)
     return (found.group(1) or found.group(2)).rstrip(".").lower() if found else None
 
 
-def is_loopback(name: str) -> bool:
+def _is_loopback(name: str) -> bool:
     """Tell the names of this machine that no name server decides about (RFC 6761) and the addresses of loopback."""
     byte = "(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])"
     named = name == "localhost" or name.endswith(".localhost") or name in ("::1", "::ffff:127.0.0.1")
@@ -3159,16 +3191,16 @@ def is_loopback(name: str) -> bool:
 
 def check_pin(pin: str) -> None:
     """Refuse a PIN of which nothing would be left to type."""
-    if pin and not plain_pin(pin):
+    if pin and not _plain_pin(pin):
         raise DevserveError(f"the PIN {pin!r} has no digit or letter; give another, such as --pin 123-456")
 
 
-def plain_pin(pin: str) -> str:
+def _plain_pin(pin: str) -> str:
     """Return a PIN without what people type between its digits."""
     return pin.replace("-", "").replace(" ", "")
 
 
-def same(given: str, expected: str) -> bool:
+def _equals_in_constant_time(given: str, expected: str) -> bool:
     """Compare in a time that does not tell how much was right."""
     from hmac import compare_digest
 
@@ -3176,7 +3208,7 @@ def same(given: str, expected: str) -> bool:
 
 
 # =====================================================================================================================
-# 8. The debugger
+# 9. Debugger
 #
 # WSGI middleware, under any server: a response passes through untouched, an exception becomes a page.  It looks for
 # failures where PEP 3333 lets them happen: in the call, and between two chunks.  Once the headers are out nothing can
@@ -3184,12 +3216,12 @@ def same(given: str, expected: str) -> bool:
 # `close` raises.  Under PREFIX are the endpoints that the page uses.  May know the terminal (2) and the rooms 4 to 7.
 # =====================================================================================================================
 
-PREFIX = "/__devserve__"
-RECORDED_BODY = 65_536  # bytes of a request's body that are kept for the page: any form, the beginning of an upload
-REQUEST_LIMIT = 1_000_000  # bytes of what the page may send: code that was pasted
-SOURCE_LINES_LIMIT = 2_000  # lines of source for one click
-PRESERVE_CONTEXT = "werkzeug.debug.preserve_context"  # Flask hands its contexts to what it finds there, for a console
-STATUSES = {  # of refusals, by their `error`
+_PREFIX = "/__devserve__"
+_RECORDED_BODY = 65_536  # bytes of a request's body that are kept for the page: any form, the beginning of an upload
+_REQUEST_LIMIT = 1_000_000  # bytes of what the page may send: code that was pasted
+_SOURCE_LINES_LIMIT = 2_000  # lines of source for one click
+_PRESERVE_CONTEXT = "werkzeug.debug.preserve_context"  # Flask hands its contexts to what it finds there, for a console
+_STATUSES = {  # of refusals, by their `error`
     "body": "400 Bad Request",
     "unknown": "404 Not Found",
     "method": "405 Method Not Allowed",
@@ -3197,8 +3229,8 @@ STATUSES = {  # of refusals, by their `error`
     "gone": "410 Gone",
     "type": "415 Unsupported Media Type",
 }
-FORBIDDEN = "403 Forbidden"  # for all others
-WORTH_A_LINE = frozenset({"pin", "unlock", "console"})  # in the log; the rest is what an open page asks by itself
+_FORBIDDEN = "403 Forbidden"  # for all others
+_WORTH_A_LINE = frozenset({"pin", "unlock", "console"})  # in the log; the rest is what an open page asks by itself
 
 
 class DebuggedApplication:
@@ -3226,16 +3258,16 @@ class DebuggedApplication:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
-        if path.startswith(PREFIX) and path[len(PREFIX) :][:1] in ("", "/"):
-            return Desk(self, environ).answer(start_response)
-        return Exchange(self, environ, start_response).begin()
+        if path.startswith(_PREFIX) and path[len(_PREFIX) :][:1] in ("", "/"):
+            return _DebuggerEndpoint(self, environ).answer(start_response)
+        return _Exchange(self, environ, start_response).begin()
 
     def console(self, id: str) -> Console:
         """Return the console of a frame, or of the application alone.  Raises KeyError when the frame is gone."""
         if id != "app":
             return self.shelf.console(id)
         if self.app_console is None:
-            contexts, _ = caught(lambda: contexts_of(self.app))
+            contexts, _ = call_safely(lambda: _contexts_of(self.app))
             self.app_console = Console({"__name__": "__console__", "app": self.app}, contexts or ())
         return self.app_console
 
@@ -3250,7 +3282,7 @@ class DebuggedApplication:
         """Return where the endpoints are, seen from the browser."""
         from urllib.parse import quote
 
-        return quote(str(environ.get("SCRIPT_NAME", "")), encoding="latin-1") + PREFIX
+        return quote(str(environ.get("SCRIPT_NAME", "")), encoding="latin-1") + _PREFIX
 
     def console_state(self, environ: Mapping[str, Any]) -> ConsoleState:
         """Return what the page of this request may do, and why not more."""
@@ -3268,16 +3300,16 @@ class DebuggedApplication:
         return ConsoleState("locked", self.guard.secret, "", "")
 
 
-def contexts_of(app: Any) -> list[Any]:
+def _contexts_of(app: Any) -> list[Any]:
     """Return the context in which Flask, and what is made like it, wants its application to be used."""
     maker = getattr(app, "app_context", None)
     return [maker()] if callable(maker) else []
 
 
-NO_CHUNKS: Iterator[Any] = iter(())
+_NO_CHUNKS: Iterator[Any] = iter(())
 
 
-class Exchange:
+class _Exchange:
     """One request and its response, which is iterated over as the application's own would be.
 
     The application, and so whatever the page shows of it, never gets to see the cookies that open a console.
@@ -3288,12 +3320,12 @@ class Exchange:
         self.environ = environ
         self.start_response = start_response
         self.script_name, self.path = environ.get("SCRIPT_NAME", ""), environ.get("PATH_INFO", "")  # others shift them
-        self.cookies = take_cookies(environ)
-        self.body = record_body(environ)
+        self.cookies = _take_cookies(environ)
+        self.body = _record_body(environ)
         self.contexts: list[Any] = []
         self.started = self.sent = False
         self.app_iter: Any = ()
-        self.chunks: Iterator[Any] = NO_CHUNKS
+        self.chunks: Iterator[Any] = _NO_CHUNKS
 
     def begin(self) -> Iterable[bytes]:
         """Call the application; return its iterable itself where nothing can fail in it any more, else this one."""
@@ -3302,11 +3334,11 @@ class Exchange:
 
     def call(self) -> Iterable[bytes]:
         """Call the application; return what the server is to iterate over."""
-        self.environ[PRESERVE_CONTEXT] = self.contexts.append
+        self.environ[_PRESERVE_CONTEXT] = self.contexts.append
         self.app_iter = self.debugger.app(self.environ, self.start)
         if getattr(type(self.app_iter), "__iter__", None) in (list.__iter__, tuple.__iter__):
             for chunk in self.app_iter:
-                check_chunk(chunk)
+                _check_chunk(chunk)
             self.check_started()
             self.contexts.clear()
             return self.app_iter  # type: ignore[no-any-return]
@@ -3316,11 +3348,11 @@ class Exchange:
         if isinstance(self.app_iter, (str, bytes)) or not hasattr(self.app_iter, "__iter__"):
             forgotten = "; is a `return` missing?" if self.app_iter is None else ""
             kind = type(self.app_iter).__name__
-            raise NotWSGI(
+            raise _NotWSGI(
                 f"the application returned {kind}, not a list of bytes or another iterable of bytes{forgotten}"
             )
         self.chunks = iter(self.app_iter)
-        return SizedExchange(self) if hasattr(self.app_iter, "__len__") else self
+        return _SizedExchange(self) if hasattr(self.app_iter, "__len__") else self
 
     def start(self, status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
         """Be the application's start_response; the `write` that it returns sends the headers."""
@@ -3345,12 +3377,12 @@ class Exchange:
 
     def advance(self) -> Optional[bytes]:
         """Return the application's next chunk, or None at the end."""
-        chunk = next(self.chunks, NOT_THERE)
+        chunk = next(self.chunks, MISSING)
         self.check_started()
-        if chunk is NOT_THERE:
-            self.chunks = NO_CHUNKS
+        if chunk is MISSING:
+            self.chunks = _NO_CHUNKS
             return None
-        check_chunk(chunk)
+        _check_chunk(chunk)
         self.sent = self.sent or bool(chunk)
         return chunk  # type: ignore[return-value]
 
@@ -3378,11 +3410,11 @@ class Exchange:
         Raises the exception again when the server has sent the headers after all (PEP 3333, start_response).
         """
         self.environ = {**self.environ, "SCRIPT_NAME": self.script_name, "PATH_INFO": self.path}
-        self.environ.pop(PRESERVE_CONTEXT, None)
+        self.environ.pop(_PRESERVE_CONTEXT, None)
         method = self.environ.get("REQUEST_METHOD")
         if not getattr(self.debugger.app, "deferred", False):
             what = f"{method} {self.script_name}{self.path}"
-            caught(lambda: self.debugger.terminal.crash(error, what, interrupt_thread))
+            call_safely(lambda: self.debugger.terminal.crash(error, what, interrupt_thread))
         headers, page = self.response_about(error)
         self.start_response("500 Internal Server Error", headers, sys.exc_info())
         self.started = True
@@ -3390,31 +3422,31 @@ class Exchange:
 
     def response_about(self, error: BaseException) -> tuple[list[tuple[str, str]], bytes]:
         """Return headers and body, in the type that the client prefers; plain text when no page can be made."""
-        kind, nonce = preferred_type(self.environ.get("HTTP_ACCEPT", "")), os.urandom(16).hex()
-        text, trouble = caught(lambda: self.text_about(error, kind, nonce))
+        kind, nonce = _preferred_type(self.environ.get("HTTP_ACCEPT", "")), os.urandom(16).hex()
+        text, trouble = call_safely(lambda: self.text_about(error, kind, nonce))
         if trouble is not None:
             kind = "text/plain"
-            crash, _ = caught(lambda: "".join(traceback_lines(error, interrupt_thread)))
+            crash, _ = call_safely(lambda: "".join(traceback_lines(error, interrupt_thread)))
             text = emergency_page(trouble, crash or type_name(type(error)))
         page = (text or "").encode("utf-8", "backslashreplace")
-        return [*page_headers(kind, nonce), ("Content-Length", str(len(page)))], page
+        return [*_page_headers(kind, nonce), ("Content-Length", str(len(page)))], page
 
     def text_about(self, error: BaseException, kind: str, nonce: str) -> str:
         request = read_request(self.environ, bytes(self.body.kept) if self.body else b"")
         if kind != "text/html":  # only a page can come back for its frames
-            return WRITERS[kind](read_report(error, request))
+            return _WRITERS[kind](read_report(error, request))
         report = read_report(error, request, self.debugger.shelf.open(self.contexts).keep)
         visitor = {**self.environ, "HTTP_COOKIE": self.cookies}
         return write_page(report, nonce=nonce, **self.debugger.surroundings(visitor))
 
 
-class SizedExchange:
+class _SizedExchange:
     """An exchange that tells, as the application's iterable does, how many chunks there are.
 
     Servers give a response of one chunk a Content-Length (PEP 3333, Handling the Content-Length Header).
     """
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: _Exchange) -> None:
         self.exchange = exchange
 
     def __len__(self) -> int:
@@ -3427,7 +3459,7 @@ class SizedExchange:
         self.exchange.close()
 
 
-def take_cookies(environ: Environ) -> str:
+def _take_cookies(environ: Environ) -> str:
     """Return the Cookie header; in the environ none that opens a console is left."""
     cookies = str(environ.get("HTTP_COOKIE", ""))
     if COOKIE_PREFIX in cookies:
@@ -3437,17 +3469,17 @@ def take_cookies(environ: Environ) -> str:
     return cookies
 
 
-def check_chunk(chunk: object) -> None:
+def _check_chunk(chunk: object) -> None:
     """Raise what a server would say about a chunk that is not bytes, where it can still be shown."""
     if not isinstance(chunk, bytes):
-        raise NotWSGI(f"the application sends {type(chunk).__name__}, not bytes: text must be encoded")
+        raise _NotWSGI(f"the application sends {type(chunk).__name__}, not bytes: text must be encoded")
 
 
-class NotWSGI(TypeError):
+class _NotWSGI(TypeError):
     """The application breaks PEP 3333, in a way that none of its frames shows."""
 
 
-class RecordedBody:
+class _RecordedBody:
     """The request's body; `kept` has the beginning of what the application has read of it."""
 
     def __init__(self, stream: Any) -> None:
@@ -3458,7 +3490,7 @@ class RecordedBody:
         return getattr(self.stream, name)
 
     def record(self, data: bytes) -> bytes:
-        self.kept += data[: max(0, RECORDED_BODY - len(self.kept))]
+        self.kept += data[: max(0, _RECORDED_BODY - len(self.kept))]
         return data
 
     def read(self, *size: int) -> bytes:
@@ -3479,18 +3511,18 @@ class RecordedBody:
         return (self.record(line) for line in self.stream)
 
 
-def record_body(environ: Environ) -> Optional[RecordedBody]:
+def _record_body(environ: Environ) -> Optional[_RecordedBody]:
     """Have what the application reads of the request's body recorded; None when there is no body."""
     if environ.get("CONTENT_LENGTH") in (None, "", "0") and not environ.get("wsgi.input_terminated"):
         return None
-    environ["wsgi.input"] = body = RecordedBody(environ["wsgi.input"])
+    environ["wsgi.input"] = body = _RecordedBody(environ["wsgi.input"])
     return body
 
 
 # -- the response about a crash
 
 
-def preferred_type(accept: str) -> str:
+def _preferred_type(accept: str) -> str:
     """Return which of our content types an Accept header prefers (RFC 9110, 12.5.1); plain text if it names none."""
     wanted: dict[str, float] = {}
     for part in accept.lower().split(",")[:50]:  # browsers send eight or so
@@ -3500,13 +3532,13 @@ def preferred_type(accept: str) -> str:
             wanted.setdefault(kind, float(quality))
         except ValueError:
             wanted.setdefault(kind, 0.0)
-    named = [kind for kind in wanted if kind in WRITERS and wanted[kind] > 0]
+    named = [kind for kind in wanted if kind in _WRITERS and wanted[kind] > 0]
     best = max(named, key=lambda kind: wanted[kind], default="text/plain")
     others = max(wanted.get("*/*", 0.0), wanted.get("text/*", 0.0))
     return "text/plain" if others > wanted.get(best, 0.0) and "text/plain" not in wanted else best
 
 
-WRITERS: dict[str, Callable[[Report], str]] = {
+_WRITERS: dict[str, Callable[[Report], str]] = {
     "text/html": write_text,  # stands here for its name: the page needs to know more than the report
     "text/plain": write_text,
     "text/markdown": write_markdown,
@@ -3514,7 +3546,7 @@ WRITERS: dict[str, Callable[[Report], str]] = {
 }
 
 
-def page_headers(kind: str, nonce: str) -> list[tuple[str, str]]:
+def _page_headers(kind: str, nonce: str) -> list[tuple[str, str]]:
     """Return the headers of all that the debugger sends: nothing is kept, framed, guessed or loaded from elsewhere.
 
     Forms and referrers of the same origin are let be: a browser that sends a failed POST again counts it as a form of
@@ -3537,7 +3569,7 @@ def page_headers(kind: str, nonce: str) -> list[tuple[str, str]]:
 # -- the endpoints
 
 
-class Reply(NamedTuple):
+class _Reply(NamedTuple):
     """What an endpoint answers."""
 
     status: str
@@ -3546,54 +3578,54 @@ class Reply(NamedTuple):
     headers: tuple[tuple[str, str], ...] = ()
 
 
-class Refused(Exception):
+class _Refused(Exception):
     """Ends an endpoint with a Refusal."""
 
 
-class Desk:
+class _DebuggerEndpoint:
     """One request for an endpoint."""
 
     def __init__(self, debugger: DebuggedApplication, environ: Environ) -> None:
         self.debugger = debugger
         self.guard = debugger.guard
         self.environ = environ
-        self.name = environ.get("PATH_INFO", "")[len(PREFIX) + 1 :]
+        self.name = environ.get("PATH_INFO", "")[len(_PREFIX) + 1 :]
         self.nonce = os.urandom(16).hex()
         self.asked: dict[str, Any] = {}
 
     def answer(self, start_response: StartResponse) -> list[bytes]:
         try:
             reply = self.reply(self.name)
-        except Refused as no:
+        except _Refused as no:
             reply = self.refusal(no.args[0])
-        if reply.status == "200 OK" and self.name not in WORTH_A_LINE:
+        if reply.status == "200 OK" and self.name not in _WORTH_A_LINE:
             self.environ[UNLOGGED] = True
         body = reply.body.encode("utf-8", "backslashreplace")
-        headers = [*page_headers(reply.kind, self.nonce), *reply.headers, ("Content-Length", str(len(body)))]
+        headers = [*_page_headers(reply.kind, self.nonce), *reply.headers, ("Content-Length", str(len(body)))]
         start_response(reply.status, headers)
         return [] if self.environ.get("REQUEST_METHOD") == "HEAD" else [body]
 
-    def reply(self, name: str) -> Reply:
+    def reply(self, name: str) -> _Reply:
         """Find the endpoint and have the guard asked before anything else happens."""
-        if name in PAGES:
+        if name in _PAGES:
             if self.environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
-                raise Refused(Refusal("method", "This address takes GET only.", "Follow the link or load the page."))
-            return PAGES[name](self)
-        if name not in ACTIONS:
-            raise Refused(Refusal("unknown", "There is nothing at this address.", "Load the page again."))
-        action, cookie = ACTIONS[name]
+                raise _Refused(Refusal("method", "This address takes GET only.", "Follow the link or load the page."))
+            return _PAGES[name](self)
+        if name not in _ACTIONS:
+            raise _Refused(Refusal("unknown", "There is nothing at this address.", "Load the page again."))
+        action, cookie = _ACTIONS[name]
         refusal = self.guard.refuses(self.environ, cookie=cookie)
         if refusal:
-            raise Refused(refusal)
+            raise _Refused(refusal)
         self.asked = self.read_asked()
-        return as_json(action(self))
+        return _as_json(action(self))
 
-    def refusal(self, no: Refusal) -> Reply:
+    def refusal(self, no: Refusal) -> _Reply:
         """Return a refusal, as JSON for the page's script and as a page for a person who followed a link."""
-        status = STATUSES.get(no.error, FORBIDDEN)
-        if preferred_type(self.environ.get("HTTP_ACCEPT", "")) == "text/html":
-            return Reply(status, notice_page(no.reason, no.remedy, nonce=self.nonce), "text/html")
-        return as_json(no._asdict(), status)
+        status = _STATUSES.get(no.error, _FORBIDDEN)
+        if _preferred_type(self.environ.get("HTTP_ACCEPT", "")) == "text/html":
+            return _Reply(status, notice_page(no.reason, no.remedy, nonce=self.nonce), "text/html")
+        return _as_json(no._asdict(), status)
 
     def read_asked(self) -> dict[str, Any]:
         """Return the JSON object that came with the request."""
@@ -3601,49 +3633,51 @@ class Desk:
 
         length = str(self.environ.get("CONTENT_LENGTH") or "")
         data = b""
-        if length.isdecimal() and int(length) <= REQUEST_LIMIT:
+        if length.isdecimal() and int(length) <= _REQUEST_LIMIT:
             data = self.environ["wsgi.input"].read(int(length))
         try:
             asked = json.loads(data)
         except (ValueError, RecursionError):
             asked = None
         if not isinstance(asked, dict):
-            remedy = f"Send at most {REQUEST_LIMIT:,} bytes."
-            raise Refused(Refusal("body", "The request holds no JSON object of a sensible size.", remedy))
+            remedy = f"Send at most {_REQUEST_LIMIT:,} bytes."
+            raise _Refused(Refusal("body", "The request holds no JSON object of a sensible size.", remedy))
         return asked
 
     def word(self, name: str) -> str:
         """Return a text of what was asked."""
         value = self.asked.get(name)
         if not isinstance(value, str):
-            raise Refused(Refusal("body", f"The request has no text named {name}.", "Use the console on the page."))
+            raise _Refused(Refusal("body", f"The request has no text named {name}.", "Use the console on the page."))
         return value
 
     # -- for everybody
 
-    def alive(self) -> Reply:
+    def alive(self) -> _Reply:
         """Tell which generation of the process answers, and whether this browser may use the console."""
         console = self.debugger.console_state(self.environ)
         why = f"{console.reason} {console.remedy}".strip()
-        return as_json({"generation": self.debugger.generation, "console": console.state, "why": why})
+        return _as_json({"generation": self.debugger.generation, "console": console.state, "why": why})
 
-    def unlock(self) -> Reply:
+    def unlock(self) -> _Reply:
         """Unlock the browser that follows the terminal's link, and take the token out of its address bar."""
         from urllib.parse import parse_qs
 
         token = parse_qs(self.environ.get("QUERY_STRING", "")).get("token", [""])[0]
         refusal = self.guard.refuses_link(self.environ, token)
         if refusal:
-            raise Refused(refusal)
+            raise _Refused(refusal)
         there = ("Location", self.debugger.prefix(self.environ) + "/console")
-        return Reply("303 See Other", "", "text/plain", (there, ("Set-Cookie", self.guard.cookie(self.environ))))
+        return _Reply("303 See Other", "", "text/plain", (there, ("Set-Cookie", self.guard.cookie(self.environ))))
 
-    def console(self) -> Reply:
+    def console(self) -> _Reply:
         """Return the page with a console for the application alone."""
         refusal = self.guard.refuses_host(self.environ)
         if refusal:
-            raise Refused(refusal)
-        return Reply("200 OK", console_page(nonce=self.nonce, **self.debugger.surroundings(self.environ)), "text/html")
+            raise _Refused(refusal)
+        return _Reply(
+            "200 OK", console_page(nonce=self.nonce, **self.debugger.surroundings(self.environ)), "text/html"
+        )
 
     # -- for our page
 
@@ -3651,7 +3685,7 @@ class Desk:
         """Unlock the browser that sends the PIN."""
         refusal = self.guard.try_pin(self.word("pin"))
         if refusal:
-            raise Refused(refusal)
+            raise _Refused(refusal)
         return {"console": "open", "Set-Cookie": self.guard.cookie(self.environ)}
 
     def variables(self) -> dict[str, Any]:
@@ -3663,7 +3697,7 @@ class Desk:
     def source(self) -> dict[str, Any]:
         """Return more of the source around a frame's line."""
         lines = self.asked.get("lines")
-        around = min(max(lines if isinstance(lines, int) else LINES_AROUND, 1), SOURCE_LINES_LIMIT) // 2
+        around = min(max(lines if isinstance(lines, int) else LINES_AROUND, 1), _SOURCE_LINES_LIMIT) // 2
         place = self.found(self.debugger.shelf.place)
         view = view_place(place, id=self.word("frame"), around=around)
         more = view_place(place, around=around + 1)
@@ -3678,7 +3712,7 @@ class Desk:
             return console.run(self.word("code"))._asdict()
         except Busy:
             reason = "Another evaluation is still running in this frame."
-            raise Refused(Refusal("busy", reason, "Interrupt it, or wait for its end.")) from None
+            raise _Refused(Refusal("busy", reason, "Interrupt it, or wait for its end.")) from None
 
     def complete(self) -> dict[str, Any]:
         """Return what the word before the caret may become."""
@@ -3695,30 +3729,34 @@ class Desk:
             return find(self.word("frame"))
         except KeyError:
             reason = f"This frame is gone: devserve was reloaded, or {SHELF_LIMIT} other crashes came after it."
-            raise Refused(Refusal("gone", reason, "Load the page again to make a new one.")) from None
+            raise _Refused(Refusal("gone", reason, "Load the page again to make a new one.")) from None
 
 
-PAGES: dict[str, Callable[[Desk], Reply]] = {"alive": Desk.alive, "unlock": Desk.unlock, "console": Desk.console}
-ACTIONS: dict[str, tuple[Callable[[Desk], dict[str, Any]], bool]] = {  # with whether it takes the cookie
-    "pin": (Desk.pin, False),
-    "variables": (Desk.variables, False),
-    "source": (Desk.source, False),
-    "eval": (Desk.eval, True),
-    "complete": (Desk.complete, True),
-    "interrupt": (Desk.interrupt, True),
+_PAGES: dict[str, Callable[[_DebuggerEndpoint], _Reply]] = {
+    "alive": _DebuggerEndpoint.alive,
+    "unlock": _DebuggerEndpoint.unlock,
+    "console": _DebuggerEndpoint.console,
+}
+_ACTIONS: dict[str, tuple[Callable[[_DebuggerEndpoint], dict[str, Any]], bool]] = {  # with whether it takes the cookie
+    "pin": (_DebuggerEndpoint.pin, False),
+    "variables": (_DebuggerEndpoint.variables, False),
+    "source": (_DebuggerEndpoint.source, False),
+    "eval": (_DebuggerEndpoint.eval, True),
+    "complete": (_DebuggerEndpoint.complete, True),
+    "interrupt": (_DebuggerEndpoint.interrupt, True),
 }
 
 
-def as_json(value: dict[str, Any], status: str = "200 OK") -> Reply:
+def _as_json(value: dict[str, Any], status: str = "200 OK") -> _Reply:
     """Return a reply for the page's script; a cookie among the values goes into the headers."""
     import json
 
     cookie = value.pop("Set-Cookie", None)
-    return Reply(status, json.dumps(value), headers=(("Set-Cookie", cookie),) if cookie else ())
+    return _Reply(status, json.dumps(value), headers=(("Set-Cookie", cookie),) if cookie else ())
 
 
 # =====================================================================================================================
-# 9. The server
+# 10. HTTP server
 #
 # Carries HTTP/1.1 requests to any WSGI application, by RFC 9110, RFC 9112 and PEP 3333.  A thread a connection.  May
 # know the configuration and the terminal, and nothing of loaders, debuggers and reloaders.
@@ -3732,33 +3770,33 @@ def as_json(value: dict[str, Any], status: str = "200 OK") -> Reply:
 # =====================================================================================================================
 
 # Sizes, in bytes.  A peer that goes past one with a status is answered so, and the connection is closed.
-MAX_REQUEST_LINE = 16 * 1024  # twice what browsers send; a longer line is a mistake (414)
-MAX_HEAD = 64 * 1024  # cookies of a whole localhost pile up to 30 kB (431)
-MAX_FIELDS = 200  # header lines; browsers send about 20 (431)
-MAX_CHUNK_LINE = 1024  # a chunk's size and its extensions, which nobody uses (400)
-MAX_CHUNKED_BODY = 1024**3  # what an upload of unknown length may put into the temporary folder (413)
-SPOOL_MEMORY = 1024**2  # a chunked body up to here stays in memory
-DRAIN_LIMIT = 1024**2  # of an unread body is read away to keep the connection; past it, closing is cheaper
-LOGGED_LINE = 120  # of a head that was refused: enough to recognise who sent it
-READ_SIZE = 64 * 1024  # a loopback socket hands over about this much at once
-JOIN_LIMIT = 64 * 1024  # head and body up to here are joined into one send; past it the copy costs more than a send
+_MAX_REQUEST_LINE = 16 * 1024  # twice what browsers send; a longer line is a mistake (414)
+_MAX_HEAD = 64 * 1024  # cookies of a whole localhost pile up to 30 kB (431)
+_MAX_FIELDS = 200  # header lines; browsers send about 20 (431)
+_MAX_CHUNK_LINE = 1024  # a chunk's size and its extensions, which nobody uses (400)
+_MAX_CHUNKED_BODY = 1024**3  # what an upload of unknown length may put into the temporary folder (413)
+_SPOOL_MEMORY = 1024**2  # a chunked body up to here stays in memory
+_DRAIN_LIMIT = 1024**2  # of an unread body is read away to keep the connection; past it, closing is cheaper
+_LOGGED_LINE = 120  # of a head that was refused: enough to recognise who sent it
+_READ_SIZE = 64 * 1024  # a loopback socket hands over about this much at once
+_JOIN_LIMIT = 64 * 1024  # head and body up to here are joined into one send; past it the copy costs more than a send
 
 # Waits, in seconds.  Each has an end, so that no thread is held for ever.
-FIRST_BYTE_TIMEOUT = 120.0  # browsers open connections ahead of need and keep them for minutes
-HEAD_TIMEOUT = 30.0  # for the whole head: enough for a person who types it into telnet
-BODY_TIMEOUT = 30.0  # between two pieces of a body
-SEND_TIMEOUT = 60.0  # a client that reads nothing for so long has gone
-IDLE_TIMEOUT = 75.0  # between two requests; longer than browsers and proxies keep theirs, so that they close first
-MOMENT = 0.005  # in which a busy client sends its next request; a reload may have to wait so long
-LINGER_TIMEOUT = 5.0  # reading away what a client still sends, so that the answer is not lost in a reset
-LINGER_MOMENT = 0.2  # the same when a reload waits: an answer crosses this machine in less
-SPARE_TIMEOUT = 10.0  # a thread without a connection waits so long for the next one
-GATE_LOOK = 0.5  # between two looks whether the server is to shut down, while the gate is closed; as in socketserver
-OUT_OF_DESCRIPTORS_PAUSE = 0.05  # before accepting again when the process has no descriptor left
+_FIRST_BYTE_TIMEOUT = 120.0  # browsers open connections ahead of need and keep them for minutes
+_HEAD_TIMEOUT = 30.0  # for the whole head: enough for a person who types it into telnet
+_BODY_TIMEOUT = 30.0  # between two pieces of a body
+_SEND_TIMEOUT = 60.0  # a client that reads nothing for so long has gone
+_IDLE_TIMEOUT = 75.0  # between two requests; longer than browsers and proxies keep theirs, so that they close first
+_READ_AHEAD_SECONDS = 0.005  # in which a busy client sends its next request; a reload may have to wait so long
+_LINGER_TIMEOUT = 5.0  # reading away what a client still sends, so that the answer is not lost in a reset
+_LINGER_MOMENT = 0.2  # the same when a reload waits: an answer crosses this machine in less
+_IDLE_THREAD_TIMEOUT = 10.0  # a thread without a connection waits so long for the next one
+_GATE_LOOK = 0.5  # between two looks whether the server is to shut down, while the gate is closed; as in socketserver
+_OUT_OF_DESCRIPTORS_PAUSE = 0.05  # before accepting again when the process has no descriptor left
 
-CAN_CATCH = hasattr(select, "poll")  # Windows has no poll, and after a timed-out read its sockets are undefined
-SERVER_NAME = f"devserve/{__version__}"
-BODILESS = frozenset({"204", "304"})  # RFC 9110 section 6.4.1; 1xx cannot come from an application
+_CAN_CATCH = hasattr(select, "poll")  # Windows has no poll, and after a timed-out read its sockets are undefined
+_SERVER_NAME = f"devserve/{__version__}"
+_BODILESS = frozenset({"204", "304"})  # RFC 9110 section 6.4.1; 1xx cannot come from an application
 
 
 class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
@@ -3781,7 +3819,7 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
         self.socket = listener
         self.options_inherited = sys.platform == "linux" and isinstance(listener.getsockname(), tuple)
         if self.options_inherited:
-            set_options(listener)  # once, for all that it accepts: three system calls less for each connection
+            _set_options(listener)  # once, for all that it accepts: three system calls less for each connection
         self.socket.setblocking(False)  # a client may be gone between poll and accept
         self.app = app
         self.terminal = terminal
@@ -3790,10 +3828,10 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
         self.gate.set()
         self.finished = threading.Event()  # with the gate closed: some request has ended
         self.turn = threading.Lock() if not threads else None  # held by the one request that runs
-        self.connections: set[Connection] = set()
-        self.spares: deque[Spare] = deque()  # the threads without work
+        self.connections: set[_Connection] = set()
+        self.spares: deque[_IdleThread] = deque()  # the threads without work
         self.accepting = threading.Lock()  # held while a connection is between the kernel's queue and `connections`
-        self.base_environ = base_environ(listener, threads=threads, https=tls is not None)
+        self.base_environ = _base_environ(listener, threads=threads, https=tls is not None)
 
     @property
     def server_port(self) -> int:
@@ -3806,7 +3844,7 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
     # -- taking connections: what socketserver calls
 
     def get_request(self) -> tuple[Any, Any]:
-        self.gate.wait(GATE_LOOK)
+        self.gate.wait(_GATE_LOOK)
         with self.accepting:
             if not self.gate.is_set():
                 raise BlockingIOError(errno.EAGAIN, "the gate is closed")
@@ -3827,8 +3865,8 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
                 return
             self.process_request(request, address)
 
-    def _register(self, sock: socket.socket, address: Any) -> Connection:
-        connection = Connection(sock, address, self)
+    def _register(self, sock: socket.socket, address: Any) -> _Connection:
+        connection = _Connection(sock, address, self)
         self.connections.add(connection)
         return connection
 
@@ -3837,7 +3875,7 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
         waiting = [c for c in list(self.connections) if not c.started]
         if waiting:
             min(waiting, key=lambda c: c.ended).cut()
-        time.sleep(OUT_OF_DESCRIPTORS_PAUSE)
+        time.sleep(_OUT_OF_DESCRIPTORS_PAUSE)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Give a connection to a thread that has none; start a thread when there is none to spare."""
@@ -3846,7 +3884,7 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
         except IndexError:
             self._start_thread(request)
 
-    def _start_thread(self, connection: Connection) -> None:
+    def _start_thread(self, connection: _Connection) -> None:
         thread = threading.Thread(target=self._carry, args=(connection,), name="devserve connection", daemon=True)
         try:
             thread.start()
@@ -3855,17 +3893,17 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
             connection.abort()
             self._forget(connection)
 
-    def _carry(self, connection: Optional[Connection]) -> None:
+    def _carry(self, connection: Optional[_Connection]) -> None:
         """Serve one connection after another; end when for a while there is none."""
-        spare = Spare()
+        spare = _IdleThread()
         while connection is not None:
             self.process_request_thread(connection, connection.address)  # type: ignore[arg-type]
             self.spares.append(spare)
             connection = self._next(spare)
 
-    def _next(self, spare: Spare) -> Optional[Connection]:
+    def _next(self, spare: _IdleThread) -> Optional[_Connection]:
         """Return a thread's next connection; None when none comes for a while, and when the server is closed."""
-        if not spare.bell.acquire(timeout=SPARE_TIMEOUT):
+        if not spare.bell.acquire(timeout=_IDLE_THREAD_TIMEOUT):
             try:
                 self.spares.remove(spare)
             except ValueError:  # it was taken from the list in the last moment
@@ -3881,7 +3919,7 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
         request.close()
         self._forget(request)
 
-    def _forget(self, connection: Connection) -> None:
+    def _forget(self, connection: _Connection) -> None:
         self.connections.discard(connection)
         self.look_again()
 
@@ -3914,7 +3952,7 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
         """
         self.hold()
         closed = time.perf_counter()
-        cut: set[Connection] = set()
+        cut: set[_Connection] = set()
         while True:
             self.finished.clear()
             # One look at each: a connection seen at rest stays so, since the gate is closed; one that has just been
@@ -3929,14 +3967,14 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
                 return [connection.sock for connection, started in looks if not started and connection.can_cross()]
             self.finished.wait(max(0.0, min(ends[c] for c in ends.keys() - late) - time.perf_counter()))
 
-    def _deadline(self, connection: Connection, started: float, closed: float, grace: float) -> float:
+    def _deadline(self, connection: _Connection, started: float, closed: float, grace: float) -> float:
         """Return the moment at which a connection is cut; the gate closed at `closed`."""
         if connection.ending:
-            return closed + LINGER_MOMENT
+            return closed + _LINGER_MOMENT
         # From the closing at the latest: a client that pipelines without end begins one request after the other.
         return min(started, closed) + (0 if connection.is_stream else grace)
 
-    def _cut_short(self, connection: Connection) -> None:
+    def _cut_short(self, connection: _Connection) -> None:
         if not connection.is_stream and not connection.ending:
             self.terminal.warn(f"cut {connection.describe()}: still running after its grace")
         connection.cut()
@@ -3959,19 +3997,19 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
                 sock.close()  # the client left in the meantime
                 continue
             connection = self._register(sock, address)
-            connection.timeout = IDLE_TIMEOUT
+            connection.timeout = _IDLE_TIMEOUT
             self.process_request(connection, address)
 
 
-class Spare:
+class _IdleThread:
     """A thread that waits for a connection.  (`queue` would cost a start 2 ms.)"""
 
     def __init__(self) -> None:
-        self.connection: Optional[Connection] = None
+        self.connection: Optional[_Connection] = None
         self.bell = threading.Lock()
         self.bell.acquire()
 
-    def give(self, connection: Optional[Connection]) -> None:
+    def give(self, connection: Optional[_Connection]) -> None:
         """Wake it for a connection; None sends it home."""
         self.connection = connection
         self.bell.release()
@@ -3980,13 +4018,13 @@ class Spare:
 # -- a connection
 
 
-class ClientGone(ConnectionError):
+class _ClientGone(ConnectionError):
     """The client left, or fell silent for too long, in the middle of a request: nobody is there to be told."""
 
     nobody_listens = True  # which a debugger in between, who does not know this class, goes by
 
 
-class BadRequest(Exception):
+class _BadRequest(Exception):
     """What the client sent is not HTTP as the RFCs have it; the connection ends after the answer."""
 
     def __init__(self, reason: str, status: str = "400 Bad Request") -> None:
@@ -3994,10 +4032,10 @@ class BadRequest(Exception):
         self.status = status
 
 
-NO_LINE = ("-", "-")  # method and target, when there are none
+_NO_LINE = ("-", "-")  # method and target, when there are none
 
 
-class Connection:
+class _Connection:
     """One client's connection: requests are read and answered on it one after the other, in order.
 
     `started` is the moment on `time.perf_counter` when the request in hand began, and 0.0 while none is: the only
@@ -4010,46 +4048,46 @@ class Connection:
         self.server = server
         self.started = 0.0
         self.ended = time.perf_counter()  # when it began to wait
-        self.timeout = FIRST_BYTE_TIMEOUT
+        self.timeout = _FIRST_BYTE_TIMEOUT
         self.is_stream = False  # an event stream: it never ends by itself, so a reload does not wait for it
         self.shaken = server.tls is None  # the TLS handshake is done, or none is needed
         self.buffer = b""  # bytes read from the socket that no request has taken yet
-        self.line = NO_LINE  # method and target of the request in hand, for the log
+        self.line = _NO_LINE  # method and target of the request in hand, for the log
         self.keep_alive = True
         self.ending = False  # the last response has been sent
         self.input_left = False  # the client may have sent, or still be sending, what nobody will read
-        self.catches = CAN_CATCH and self.shaken  # TLS has a buffer of its own, which a read may not leave half full
+        self.catches = _CAN_CATCH and self.shaken  # TLS has a buffer of its own, which a read may not leave half full
         if sock.gettimeout() is not None or sys.platform != "linux":
             sock.setblocking(True)  # the application set a default timeout; elsewhere a listener's mode is inherited
         if not server.options_inherited:
-            set_options(sock)
-        self.readable = watch(sock)
+            _set_options(sock)
+        self.readable = _watch(sock)
         self.environ = dict(server.base_environ)
-        self.environ["REMOTE_ADDR"], self.environ["REMOTE_PORT"] = remote(address)
+        self.environ["REMOTE_ADDR"], self.environ["REMOTE_PORT"] = _remote(address)
 
     def serve(self) -> None:
         """Answer requests until either side wants no more."""
         try:
             while self.keep_alive and self._begin():
-                if self.buffer[0] == CARRIAGE_RETURN and not self.buffer.replace(b"\r\n", b""):
+                if self.buffer[0] == _CARRIAGE_RETURN and not self.buffer.replace(b"\r\n", b""):
                     self.buffer = b""  # empty lines, which old clients send after a body, are no request yet
                 else:
                     self._answer()
-        except (ClientGone, OSError):
+        except (_ClientGone, OSError):
             pass  # what could be said of it is in the log
 
     def _begin(self) -> bool:
         """Wait until a request may begin, and say whether one does.
 
-        A busy client's next request is caught within `MOMENT` by reading at once, which saves it a system call.  The
-        connection counts as busy meanwhile, so that a reload waits for the end of that read; afterwards it watches.
+        A busy client's next request is caught within `_READ_AHEAD_SECONDS` by reading at once, which saves it a system
+        call.  The connection counts as busy meanwhile, so that a reload waits for the end of that read; afterwards it watches.
         """
         self.started = time.perf_counter()
         if self.buffer:
             return True
         if self.catches and self.server.gate.is_set():
             try:
-                self.buffer = self.sock.recv(READ_SIZE)
+                self.buffer = self.sock.recv(_READ_SIZE)
             except BlockingIOError:  # the moment is over
                 return self._watch()
             self.started = time.perf_counter()
@@ -4069,7 +4107,7 @@ class Connection:
             if not came:
                 return False
             if self.shaken:
-                self.buffer = self.sock.recv(READ_SIZE)
+                self.buffer = self.sock.recv(_READ_SIZE)
                 return bool(self.buffer)
             if not self._shake_hands():
                 return False
@@ -4083,19 +4121,19 @@ class Connection:
         """Do the TLS handshake in this connection's own thread, so that a silent client holds up nobody else."""
         assert self.server.tls is not None
         if self.sock.recv(1, socket.MSG_PEEK) not in (b"\x16", b""):  # 22: a TLS record of type handshake
-            self.refuse(BadRequest("this port speaks HTTPS: write https:// in the address"))
+            self.refuse(_BadRequest("this port speaks HTTPS: write https:// in the address"))
             return False
         self.sock = self.server.tls(self.sock)
-        self.sock.settimeout(BODY_TIMEOUT)
+        self.sock.settimeout(_BODY_TIMEOUT)
         self.shaken = True
-        self.readable = watch_tls(self.sock)
+        self.readable = _watch_tls(self.sock)
         return True
 
     def _answer(self) -> None:
         """Read one request and answer it."""
         try:
             head, environ, body = self._read_request()
-        except BadRequest as error:
+        except _BadRequest as error:
             self.refuse(error)
             return
         turn = self.server.turn
@@ -4104,17 +4142,17 @@ class Connection:
         else:
             with turn:
                 self._run(head, environ, body)
-        self.timeout = IDLE_TIMEOUT
+        self.timeout = _IDLE_TIMEOUT
         if body is not None:
-            self.keep_alive = self.keep_alive and body.drain(DRAIN_LIMIT)
+            self.keep_alive = self.keep_alive and body.drain(_DRAIN_LIMIT)
             self.input_left = not self.keep_alive  # the rest of it, or the empty line that old clients send after one
 
-    def _run(self, head: Head, environ: Environ, body: Optional[Body]) -> None:
+    def _run(self, head: _Head, environ: Environ, body: Optional[_Body]) -> None:
         """Call the application and send what it answers; whatever goes wrong, exactly one log line is written."""
-        response = Response(self, head, body)
+        response = _Response(self, head, body)
         try:
             response.run(self.server.app, environ)
-        except ClientGone:
+        except _ClientGone:
             self.keep_alive = False
             response.answer_silence()
         except BaseException as error:  # noqa: BLE001 - whatever a view raises, SystemExit too, ends its request alone
@@ -4128,14 +4166,14 @@ class Connection:
                 seconds = self.ended - self.started
                 self.server.terminal.access(*self.line, response.status[:3] or "-", response.sent, seconds)
 
-    def _read_request(self) -> tuple[Head, Environ, Optional[Body]]:
+    def _read_request(self) -> tuple[_Head, Environ, Optional[_Body]]:
         """Take one request's head off the connection; return it, its environ, and its body if it has one."""
-        self.line = NO_LINE
+        self.line = _NO_LINE
         raw = self._read_head()
         try:
-            head = remembered_head(raw) if len(raw) <= REMEMBERED_HEAD else parse_head(raw)
-        except BadRequest:
-            self.line = opening_words(raw)
+            head = _remembered_head(raw) if len(raw) <= _REMEMBERED_HEAD else _parse_head(raw)
+        except _BadRequest:
+            self.line = _opening_words(raw)
             raise
         self.line = head.line
         self.keep_alive = head.keep_alive
@@ -4149,11 +4187,11 @@ class Connection:
         """Return the next request's head without the empty line that ends it; what follows stays in the buffer."""
         data = self.buffer
         end = data.find(b"\r\n\r\n")
-        if end <= 0 or data[0] == CARRIAGE_RETURN:
+        if end <= 0 or data[0] == _CARRIAGE_RETURN:
             data = self._read_on(data)
             end = data.find(b"\r\n\r\n")
-        if end > MAX_HEAD:
-            raise head_too_large(data)
+        if end > _MAX_HEAD:
+            raise _head_too_large(data)
         self.buffer = data[end + 4 :]
         return data[:end]
 
@@ -4162,29 +4200,31 @@ class Connection:
 
         Empty lines before a request are skipped (RFC 9112 section 2.2), and count as part of the waiting.
         """
-        deadline = self.started + HEAD_TIMEOUT
+        deadline = self.started + _HEAD_TIMEOUT
         while data.startswith(b"\r\n") or b"\r\n\r\n" not in data:
             if data.startswith(b"\r\n"):
                 data = data[2:]
                 continue
             self.buffer = data  # for the log, should this go wrong
-            check_beginning(data)
+            _check_beginning(data)
             left = deadline - time.perf_counter()
             if left <= 0 or not self.readable(left):
                 if not data:
-                    raise ClientGone("nothing but empty lines")
-                raise BadRequest("the head did not come in time", "408 Request Timeout")
-            more = self.sock.recv(READ_SIZE)
+                    raise _ClientGone("nothing but empty lines")
+                raise _BadRequest("the head did not come in time", "408 Request Timeout")
+            more = self.sock.recv(_READ_SIZE)
             if not more:
-                raise BadRequest("the connection ended in the middle of a head") if data else ClientGone("no request")
+                raise (
+                    _BadRequest("the connection ended in the middle of a head") if data else _ClientGone("no request")
+                )
             data += more
         return data
 
-    def _open_body(self, environ: Environ, length: int, expected: bool) -> Body:
+    def _open_body(self, environ: Environ, length: int, expected: bool) -> _Body:
         """Offer the body as `wsgi.input`: a chunked one when it is whole, any other as it comes."""
-        body = Body(self, max(length, 0), expected)
-        if length == CHUNKED:
-            spool = Dechunker(self, body).spool()
+        body = _Body(self, max(length, 0), expected)
+        if length == _CHUNKED:
+            spool = _Dechunker(self, body).spool()
             environ["CONTENT_LENGTH"] = str(spool.seek(0, io.SEEK_END))
             spool.seek(0)
             environ["wsgi.input"] = spool
@@ -4194,36 +4234,36 @@ class Connection:
         return body
 
     def receive(self, size: int) -> bytes:
-        """Return up to `size` bytes, at least one; raise `ClientGone` when none come."""
+        """Return up to `size` bytes, at least one; raise `_ClientGone` when none come."""
         data = self.buffer[:size]
         if data:
             self.buffer = self.buffer[size:]
             return data
-        piece = bytearray(min(size, READ_SIZE))
+        piece = bytearray(min(size, _READ_SIZE))
         return bytes(piece[: self.receive_into(piece, len(piece))])
 
     def receive_into(self, buffer: Any, size: int) -> int:
-        """Read up to `size` bytes, at least one, from the socket itself; raise `ClientGone` when none come."""
+        """Read up to `size` bytes, at least one, from the socket itself; raise `_ClientGone` when none come."""
         while True:
             try:
                 count = self.sock.recv_into(buffer, size)
                 break
             except BlockingIOError as error:
-                if not self.readable(BODY_TIMEOUT):
-                    raise ClientGone(f"nothing came for {BODY_TIMEOUT:.0f} s") from error
+                if not self.readable(_BODY_TIMEOUT):
+                    raise _ClientGone(f"nothing came for {_BODY_TIMEOUT:.0f} s") from error
             except OSError as error:
-                raise ClientGone(str(error)) from error
+                raise _ClientGone(str(error)) from error
         if not count:
-            raise ClientGone("the client closed the connection")
+            raise _ClientGone("the client closed the connection")
         return count
 
     def send(self, data: Union[bytes, memoryview]) -> None:
-        """Send all of `data`; raise `ClientGone` when the client does not take it."""
+        """Send all of `data`; raise `_ClientGone` when the client does not take it."""
         try:
             self.sock.sendall(data)
         except OSError as error:
             self.keep_alive = False
-            raise ClientGone(str(error)) from error
+            raise _ClientGone(str(error)) from error
 
     def send_file(self, file: Any, offset: int, count: int) -> int:
         """Have the kernel send `count` bytes of `file`; return how many the file had, -1 when it cannot do that.
@@ -4242,21 +4282,21 @@ class Connection:
             if not sent and not isinstance(error, (ConnectionError, BlockingIOError)):
                 return -1  # such a file system, or such a socket
             self.keep_alive = False
-            raise ClientGone(str(error)) from error
+            raise _ClientGone(str(error)) from error
         return sent
 
-    def refuse(self, error: BadRequest) -> None:
+    def refuse(self, error: _BadRequest) -> None:
         """Answer a request that was not understood, or not accepted, and end the connection."""
         self.keep_alive = False
         self.input_left = True
-        if self.line is NO_LINE:
-            self.line = opening_words(self.buffer)
+        if self.line is _NO_LINE:
+            self.line = _opening_words(self.buffer)
         text = f"{error.status[4:]}: {error}\n".encode("utf-8", "replace")
-        said = understand(error.status, (*PLAIN_TEXT, ("Content-Length", str(len(text)))))
+        said = _check_response_head(error.status, (*PLAIN_TEXT, ("Content-Length", str(len(text)))))
         text = b"" if self.line[0] == "HEAD" else text
         try:
-            self.send(final_head(int(time.time()), error.status, said, b"Connection: close\r\n") + text)
-        except ClientGone:
+            self.send(_final_head(int(time.time()), error.status, said, b"Connection: close\r\n") + text)
+        except _ClientGone:
             pass
         seconds = time.perf_counter() - self.started
         target = f"{self.line[1]} ({error})"
@@ -4289,10 +4329,10 @@ class Connection:
 
     def _linger(self) -> None:
         """Read on until the client has understood that nothing more is coming (RFC 9112 section 9.6)."""
-        deadline = time.monotonic() + LINGER_TIMEOUT
+        deadline = time.monotonic() + _LINGER_TIMEOUT
         while True:
             left = deadline - time.monotonic()
-            if left <= 0 or not self.readable(left) or not self.sock.recv(READ_SIZE):
+            if left <= 0 or not self.readable(left) or not self.sock.recv(_READ_SIZE):
                 return
 
     def abort(self) -> None:
@@ -4324,22 +4364,22 @@ class Connection:
 
 # -- a request's head
 
-CARRIAGE_RETURN = 0x0D
-TEXT = bytes(set(range(0x20, 0x100)) - {0x7F}) + b"\t"  # what may stand in a line; the rest are control characters
-FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 section 5.6.2
-HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z\-._~!$&'()*+;=%]*)(?::[0-9]*)?")  # RFC 3986 section 3.2.2
-ABSOLUTE = re.compile(r"https?://([^/?#@]+)((?:[/?][^#]*)?)", re.IGNORECASE)  # a target as sent to a proxy
-ONCE = frozenset({"HTTP_HOST", "CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING"})  # twice, they would mean two messages
-CHUNKED = -1  # as a body's length
+_CARRIAGE_RETURN = 0x0D
+_TEXT = bytes(set(range(0x20, 0x100)) - {0x7F}) + b"\t"  # what may stand in a line; the rest are control characters
+_FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 section 5.6.2
+_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z\-._~!$&'()*+;=%]*)(?::[0-9]*)?")  # RFC 3986 section 3.2.2
+_ABSOLUTE = re.compile(r"https?://([^/?#@]+)((?:[/?][^#]*)?)", re.IGNORECASE)  # a target as sent to a proxy
+_ONCE = frozenset({"HTTP_HOST", "CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING"})  # twice, they would mean two messages
+_CHUNKED = -1  # as a body's length
 
 
-def opening_words(data: bytes) -> tuple[str, str]:
+def _opening_words(data: bytes) -> tuple[str, str]:
     """Return what stands for method and target in a head that was refused, for the log; not too much of it."""
-    method, _, rest = data[:LOGGED_LINE].partition(b"\r\n")[0].decode("latin-1").partition(" ")
+    method, _, rest = data[:_LOGGED_LINE].partition(b"\r\n")[0].decode("latin-1").partition(" ")
     return escape_controls(method) or "-", rest or "-"
 
 
-class Head(NamedTuple):
+class _Head(NamedTuple):
     """A request's head, understood."""
 
     line: tuple[str, str]  # method, and target as it was sent
@@ -4350,137 +4390,137 @@ class Head(NamedTuple):
     environ: dict[str, str]  # what it gives to the environ
 
 
-def parse_head(raw: bytes) -> Head:
-    """Return what a head says, without the empty line at its end.  Raises `BadRequest`."""
-    check_controls(raw, raw.count(b"\r\n"))
+def _parse_head(raw: bytes) -> _Head:
+    """Return what a head says, without the empty line at its end.  Raises `_BadRequest`."""
+    _check_controls(raw, raw.count(b"\r\n"))
     lines = raw.decode("latin-1").split("\r\n")
-    if len(lines) > MAX_FIELDS + 1:
-        raise BadRequest("too many header lines", "431 Request Header Fields Too Large")
-    method, target, http11 = parse_request_line(lines.pop(0))
-    fields = parse_fields(lines)
-    path = target if target[0] == "/" else local_target(method, target, fields)
-    check_host(fields.get("HTTP_HOST"), http11)
-    length = body_length(fields, http11)
-    return Head(
+    if len(lines) > _MAX_FIELDS + 1:
+        raise _BadRequest("too many header lines", "431 Request Header Fields Too Large")
+    method, target, http11 = _parse_request_line(lines.pop(0))
+    fields = _parse_fields(lines)
+    path = target if target[0] == "/" else _local_target(method, target, fields)
+    _check_host(fields.get("HTTP_HOST"), http11)
+    length = _body_length(fields, http11)
+    return _Head(
         line=(method, target),
         http11=http11,
-        keep_alive=wants_keep_alive(fields.get("HTTP_CONNECTION"), http11),
+        keep_alive=_wants_keep_alive(fields.get("HTTP_CONNECTION"), http11),
         length=length,
-        expects=length != 0 and expects(fields, http11),
+        expects=length != 0 and _expects(fields, http11),
         environ={
             **fields,
             "REQUEST_METHOD": method,
             "REQUEST_URI": target,
             "RAW_URI": target,
             "SERVER_PROTOCOL": "HTTP/1.1" if http11 else "HTTP/1.0",
-            **path_and_query(path),
+            **_path_and_query(path),
         },
     )
 
 
 # Clients repeat their heads to the byte, and a head's meaning depends on nothing else.  The environ of a remembered
 # head is copied for each request, never handed out.
-remembered_head = functools.lru_cache(maxsize=256)(parse_head)
-REMEMBERED_HEAD = 4 * 1024  # bytes; with the number above this bounds the memory to about 2 MB
+_remembered_head = functools.lru_cache(maxsize=256)(_parse_head)
+_REMEMBERED_HEAD = 4 * 1024  # bytes; with the number above this bounds the memory to about 2 MB
 
 
-def check_controls(data: bytes, line_ends: int) -> None:
+def _check_controls(data: bytes, line_ends: int) -> None:
     """Refuse control characters, and any CR or LF that is not one of the `line_ends` pairs (RFC 9112 section 2.2)."""
-    if data.translate(None, TEXT) != b"\r\n" * line_ends:
-        raise BadRequest("a control character in the head")
+    if data.translate(None, _TEXT) != b"\r\n" * line_ends:
+        raise _BadRequest("a control character in the head")
 
 
-def parse_request_line(line: str) -> tuple[str, str, bool]:
+def _parse_request_line(line: str) -> tuple[str, str, bool]:
     """Return method, target and whether it is HTTP/1.1; 1.0 is the only other version."""
-    if len(line) > MAX_REQUEST_LINE:
-        raise BadRequest("the request line is too long", "414 URI Too Long")
+    if len(line) > _MAX_REQUEST_LINE:
+        raise _BadRequest("the request line is too long", "414 URI Too Long")
     parts = line.split(" ")
-    if len(parts) != 3 or "\t" in line or not all(parts) or not FIELD_NAME.fullmatch(parts[0]):
-        raise BadRequest("the request line is not 'METHOD target HTTP/1.1'")
+    if len(parts) != 3 or "\t" in line or not all(parts) or not _FIELD_NAME.fullmatch(parts[0]):
+        raise _BadRequest("the request line is not 'METHOD target HTTP/1.1'")
     method, target, version = parts
     if method == "CONNECT":
-        raise BadRequest("CONNECT is for proxies")
+        raise _BadRequest("CONNECT is for proxies")
     if version not in ("HTTP/1.1", "HTTP/1.0"):
-        raise BadRequest(f"{version!r} is not HTTP/1.1 or HTTP/1.0")
+        raise _BadRequest(f"{version!r} is not HTTP/1.1 or HTTP/1.0")
     return method, target, version == "HTTP/1.1"
 
 
-def parse_fields(lines: list[str]) -> dict[str, str]:
+def _parse_fields(lines: list[str]) -> dict[str, str]:
     """Return header lines under their environ keys."""
     fields: dict[str, str] = {}
     for line in lines:
         name, colon, value = line.partition(":")
         if not colon:
-            raise BadRequest("a header line without a colon")
-        key = environ_key(name)
+            raise _BadRequest("a header line without a colon")
+        key = _environ_key(name)
         if key in fields:
-            value = merged(key, fields[key], value)
+            value = _merged(key, fields[key], value)
         if key:
             fields[key] = value.strip(" \t")
     return fields
 
 
 @functools.lru_cache(maxsize=1024)  # clients repeat their names; the bound is for those that do not
-def environ_key(name: str) -> str:
+def _environ_key(name: str) -> str:
     """Return the environ key of a header, and "" for one that must not reach the application.
 
     A name with an underscore could pass itself off as another (`Content_Length`), and `Proxy` would become the
     variable HTTP_PROXY, which HTTP clients obey (CVE-2016-5385).
     """
-    if not FIELD_NAME.fullmatch(name):
-        raise BadRequest(f"{name!r} is no header name")
+    if not _FIELD_NAME.fullmatch(name):
+        raise _BadRequest(f"{name!r} is no header name")
     key = name.upper().replace("-", "_")
     if "_" in name or key == "PROXY":
         return ""
     return key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"
 
 
-def merged(key: str, first: str, second: str) -> str:
+def _merged(key: str, first: str, second: str) -> str:
     """Return the value of a header that came twice (RFC 9110 section 5.3); refuse those that frame the message."""
-    if key in ONCE:
-        raise BadRequest(f"{key.replace('HTTP_', '').replace('_', '-').title()} came twice")
+    if key in _ONCE:
+        raise _BadRequest(f"{key.replace('HTTP_', '').replace('_', '-').title()} came twice")
     separator = "; " if key == "HTTP_COOKIE" else ","
     return first + separator + second.strip(" \t")
 
 
-def local_target(method: str, target: str, fields: dict[str, str]) -> str:
+def _local_target(method: str, target: str, fields: dict[str, str]) -> str:
     """Return the path of a target in absolute form, whose host overrules the Host header; `*` is for OPTIONS alone."""
-    absolute = ABSOLUTE.fullmatch(target)
+    absolute = _ABSOLUTE.fullmatch(target)
     if absolute:
         if "HTTP_HOST" in fields:
             fields["HTTP_HOST"] = absolute[1]
         return absolute[2] if absolute[2].startswith("/") else "/" + absolute[2]
     if target == "*" and method == "OPTIONS":
         return target
-    raise BadRequest(f"the target {target!r} is no path")
+    raise _BadRequest(f"the target {target!r} is no path")
 
 
-def check_host(host: Optional[str], http11: bool) -> None:
+def _check_host(host: Optional[str], http11: bool) -> None:
     if host is None:
         if http11:
-            raise BadRequest("an HTTP/1.1 request needs a Host header")  # RFC 9112 section 3.2
-    elif not HOST.fullmatch(host):
-        raise BadRequest(f"{host!r} is no Host")
+            raise _BadRequest("an HTTP/1.1 request needs a Host header")  # RFC 9112 section 3.2
+    elif not _HOST.fullmatch(host):
+        raise _BadRequest(f"{host!r} is no Host")
 
 
-def body_length(fields: dict[str, str], http11: bool) -> int:
-    """Return the length of the body, `CHUNKED` when its end is marked in the stream.  One framing, or `BadRequest`."""
+def _body_length(fields: dict[str, str], http11: bool) -> int:
+    """Return the length of the body, `_CHUNKED` when the stream marks its end.  One framing, or `_BadRequest`."""
     coding = fields.get("HTTP_TRANSFER_ENCODING")
     length = fields.get("CONTENT_LENGTH")
     if coding is not None:
         if length is not None:
-            raise BadRequest("both Content-Length and Transfer-Encoding")  # RFC 9112 section 6.1: request smuggling
+            raise _BadRequest("both Content-Length and Transfer-Encoding")  # RFC 9112 section 6.1: request smuggling
         if coding.lower() != "chunked" or not http11:
-            raise BadRequest(f"the transfer coding {coding!r} is not understood")
-        return CHUNKED
+            raise _BadRequest(f"the transfer coding {coding!r} is not understood")
+        return _CHUNKED
     if length is None:
         return 0
     if not (length.isascii() and length.isdigit()) or len(length) > 18:  # 10**18 bytes: nobody has them
-        raise BadRequest(f"{length!r} is no Content-Length")
+        raise _BadRequest(f"{length!r} is no Content-Length")
     return int(length)
 
 
-def wants_keep_alive(connection: Optional[str], http11: bool) -> bool:
+def _wants_keep_alive(connection: Optional[str], http11: bool) -> bool:
     """Say whether the connection persists after the request (RFC 9112 section 9.3)."""
     if connection is None:
         return http11
@@ -4488,20 +4528,20 @@ def wants_keep_alive(connection: Optional[str], http11: bool) -> bool:
     return "close" not in options and (http11 or "keep-alive" in options)
 
 
-def expects(fields: dict[str, str], http11: bool) -> bool:
+def _expects(fields: dict[str, str], http11: bool) -> bool:
     """Say whether the client waits for `100 Continue` before it sends the body (RFC 9110 section 10.1.1)."""
     expectation = fields.get("HTTP_EXPECT")
     if not expectation or not http11:
         return False
     if expectation.lower() != "100-continue":
-        raise BadRequest(f"the expectation {expectation!r} is not understood", "417 Expectation Failed")
+        raise _BadRequest(f"the expectation {expectation!r} is not understood", "417 Expectation Failed")
     return True
 
 
-def path_and_query(target: str) -> dict[str, str]:
+def _path_and_query(target: str) -> dict[str, str]:
     """Return PATH_INFO, unquoted and as Latin-1 text (PEP 3333), and QUERY_STRING."""
     if "#" in target:
-        raise BadRequest("a fragment in the target")
+        raise _BadRequest("a fragment in the target")
     path, _, query = target.partition("?")
     if "%" in path:
         from urllib.parse import unquote_to_bytes
@@ -4510,35 +4550,35 @@ def path_and_query(target: str) -> dict[str, str]:
     return {"PATH_INFO": path if path != "*" else "", "QUERY_STRING": query}
 
 
-def check_beginning(data: bytes) -> None:
+def _check_beginning(data: bytes) -> None:
     """Refuse the beginning of a head that can no longer become a good one, instead of waiting for the rest."""
     whole_lines = data.count(b"\r\n")
     if data.startswith(b"\x16\x03"):
-        raise BadRequest("a TLS handshake on a port that speaks plain HTTP: write http:// in the address")
-    check_controls(data[:-1] if data.endswith(b"\r") else data, whole_lines)
-    if len(data) > MAX_HEAD or (not whole_lines and len(data) > MAX_REQUEST_LINE):
-        raise head_too_large(data)
+        raise _BadRequest("a TLS handshake on a port that speaks plain HTTP: write http:// in the address")
+    _check_controls(data[:-1] if data.endswith(b"\r") else data, whole_lines)
+    if len(data) > _MAX_HEAD or (not whole_lines and len(data) > _MAX_REQUEST_LINE):
+        raise _head_too_large(data)
     if whole_lines:
-        parse_request_line(data.partition(b"\r\n")[0].decode("latin-1"))
+        _parse_request_line(data.partition(b"\r\n")[0].decode("latin-1"))
 
 
-def head_too_large(data: bytes) -> BadRequest:
-    if data.find(b"\r\n", 0, MAX_REQUEST_LINE) < 0:
-        return BadRequest("the request line is too long", "414 URI Too Long")
-    return BadRequest("the header lines are too long", "431 Request Header Fields Too Large")
+def _head_too_large(data: bytes) -> _BadRequest:
+    if data.find(b"\r\n", 0, _MAX_REQUEST_LINE) < 0:
+        return _BadRequest("the request line is too long", "414 URI Too Long")
+    return _BadRequest("the header lines are too long", "431 Request Header Fields Too Large")
 
 
 # -- a request's body
 
 
-class Body(io.RawIOBase):
+class _Body(io.RawIOBase):
     """The body of a request on its connection: ends where it ends, and never waits past that.
 
     `unread` counts the bytes that are still to come.  A client that waits for `100 Continue` is told so when the
     first byte is asked for, once.
     """
 
-    def __init__(self, connection: Connection, length: int, expected: bool) -> None:
+    def __init__(self, connection: _Connection, length: int, expected: bool) -> None:
         super().__init__()
         self.connection = connection
         self.unread = length
@@ -4565,13 +4605,13 @@ class Body(io.RawIOBase):
         return connection.receive_into(buffer, size)
 
     def readall(self) -> bytes:
-        whole = bytearray(self.unread) if self.unread <= SPOOL_MEMORY else bytearray()
+        whole = bytearray(self.unread) if self.unread <= _SPOOL_MEMORY else bytearray()
         if whole:
             view, done = memoryview(whole), 0
             while done < len(whole):
                 done += self.readinto(view[done:])
             return bytes(whole)
-        piece = memoryview(bytearray(SPOOL_MEMORY))  # a length that is a lie costs the memory of what really comes
+        piece = memoryview(bytearray(_SPOOL_MEMORY))  # a length that is a lie costs the memory of what really comes
         while self.unread:
             whole += piece[: self.readinto(piece)]
         return bytes(whole)
@@ -4589,86 +4629,86 @@ class Body(io.RawIOBase):
         cannot follow a final one (RFC 9110 section 15.2), and it may send the body all the same.
         """
         uninvited, self.expected = self.expected, False
-        return self.unread > DRAIN_LIMIT or (uninvited and self.unread > 0)
+        return self.unread > _DRAIN_LIMIT or (uninvited and self.unread > 0)
 
     def drain(self, limit: int) -> bool:
         """Read away what the application left, up to `limit` bytes; say whether the next request can follow."""
         while self.unread and limit > 0:
-            piece = self.connection.receive(min(self.unread, READ_SIZE))
+            piece = self.connection.receive(min(self.unread, _READ_SIZE))
             self.unread -= len(piece)
             limit -= len(piece)
         return not self.unread
 
 
-class Dechunker:
+class _Dechunker:
     """Takes a chunked body off its framing (RFC 9112 section 7.1) into a spool: memory, then a temporary file."""
 
-    def __init__(self, connection: Connection, body: Body) -> None:
+    def __init__(self, connection: _Connection, body: _Body) -> None:
         self.connection = connection
         self.body = body
         self.data = b""  # what has been read
         self.position = 0  # and how far it has been understood
 
-    def spool(self) -> WholeInput:
-        """Return the whole body as a file, at its end.  Raises `BadRequest` on bad framing and past the limit."""
+    def spool(self) -> _WholeInput:
+        """Return the whole body as a file, at its end.  Raises `_BadRequest` on bad framing and past the limit."""
         from tempfile import SpooledTemporaryFile
 
-        spool = SpooledTemporaryFile(max_size=SPOOL_MEMORY)  # noqa: SIM115 - WholeInput closes it
+        spool = SpooledTemporaryFile(max_size=_SPOOL_MEMORY)  # noqa: SIM115 - WholeInput closes it
         self.data, self.connection.buffer = self.connection.buffer, b""
         try:
             self.body.invite()
             self._copy(spool)
-        except BadRequest:
+        except _BadRequest:
             spool.close()
             raise
-        except ClientGone as error:
+        except _ClientGone as error:
             spool.close()
-            raise BadRequest(f"the chunked body broke off: {error}") from error
+            raise _BadRequest(f"the chunked body broke off: {error}") from error
         except OSError as error:  # as a rule, the temporary folder is full
             spool.close()
-            raise BadRequest(f"the body cannot be stored: {error}", "507 Insufficient Storage") from error
+            raise _BadRequest(f"the body cannot be stored: {error}", "507 Insufficient Storage") from error
         self.connection.buffer = self.data[self.position :]
-        return WholeInput(spool)
+        return _WholeInput(spool)
 
     def _copy(self, spool: Any) -> None:
         total = 0
         while True:
             size = self._chunk_size()
             total += size
-            if total > MAX_CHUNKED_BODY:
-                raise BadRequest(f"a chunked body of over {MAX_CHUNKED_BODY:,} bytes", "413 Content Too Large")
+            if total > _MAX_CHUNKED_BODY:
+                raise _BadRequest(f"a chunked body of over {_MAX_CHUNKED_BODY:,} bytes", "413 Content Too Large")
             if size == 0:
                 return self._skip_trailer()
             while size:
                 size -= spool.write(self._piece(size))
             if self._line(2):
-                raise BadRequest("a chunk longer than its size")
+                raise _BadRequest("a chunk longer than its size")
 
     def _piece(self, size: int) -> bytes:
         """Return up to `size` bytes, at least one."""
         if self.position == len(self.data):
-            self.data, self.position = self.connection.receive(READ_SIZE), 0
+            self.data, self.position = self.connection.receive(_READ_SIZE), 0
         piece = self.data[self.position : self.position + size]
         self.position += len(piece)
         return piece
 
     def _chunk_size(self) -> int:
-        digits, semicolon, _ = self._line(MAX_CHUNK_LINE).partition(b";")
+        digits, semicolon, _ = self._line(_MAX_CHUNK_LINE).partition(b";")
         digits = digits.rstrip(b" \t") if semicolon else digits
-        if not HEXADECIMAL.fullmatch(digits):
-            raise BadRequest(f"{digits[:20]!r} is no chunk size")
+        if not _HEXADECIMAL.fullmatch(digits):
+            raise _BadRequest(f"{digits[:20]!r} is no chunk size")
         return int(digits, 16)
 
     def _skip_trailer(self) -> None:
         """Read the fields after the last chunk; nothing in them may change a request that has been framed."""
-        for _ in range(MAX_FIELDS):
-            line = self._line(MAX_REQUEST_LINE)
+        for _ in range(_MAX_FIELDS):
+            line = self._line(_MAX_REQUEST_LINE)
             if not line:
                 return
             name, colon, _ = line.decode("latin-1").partition(":")
-            if not colon or not FIELD_NAME.fullmatch(name):
-                raise BadRequest("a bad trailer")
-        raise BadRequest("too many trailers", "431 Request Header Fields Too Large")
+            if not colon or not _FIELD_NAME.fullmatch(name):
+                raise _BadRequest("a bad trailer")
+        raise _BadRequest("too many trailers", "431 Request Header Fields Too Large")
 
     def _line(self, limit: int) -> bytes:
         """Return the next line without its CRLF; one longer than `limit` is refused."""
@@ -4678,18 +4718,18 @@ class Dechunker:
                 break
             rest = self.data[self.position :]
             if b"\n" in rest or len(rest) > limit + 1:
-                raise BadRequest("a line of the chunked body is too long or does not end in CRLF")
-            self.data, self.position = rest + self.connection.receive(READ_SIZE), 0
+                raise _BadRequest("a line of the chunked body is too long or does not end in CRLF")
+            self.data, self.position = rest + self.connection.receive(_READ_SIZE), 0
         line = self.data[self.position : end]
         self.position = end + 2
-        check_controls(line, 0)
+        _check_controls(line, 0)
         return line
 
 
-HEXADECIMAL = re.compile(rb"[0-9A-Fa-f]{1,16}")  # 16 digits: 64 bits
+_HEXADECIMAL = re.compile(rb"[0-9A-Fa-f]{1,16}")  # 16 digits: 64 bits
 
 
-class WholeInput(io.BufferedIOBase):
+class _WholeInput(io.BufferedIOBase):
     """A spooled body with the methods that an application may call (a spool of Python 3.9 lacks some of io's)."""
 
     def __init__(self, spool: Any) -> None:
@@ -4729,7 +4769,7 @@ class WholeInput(io.BufferedIOBase):
 # -- a response
 
 
-class Response:
+class _Response:
     """One answer on its way: what the application said of it, and what of it has been sent.
 
     Headers leave with the first piece of the body (PEP 3333), in one send when the piece is small.  A body whose
@@ -4745,12 +4785,12 @@ class Response:
     one_piece = False  # the application's iterable has a single piece, which tells the length
     ended = False
 
-    def __init__(self, connection: Connection, head: Head, body: Optional[Body]) -> None:
+    def __init__(self, connection: _Connection, head: _Head, body: Optional[_Body]) -> None:
         self.connection = connection
         self.head = head  # and not the environ, which is the application's to change
         self.body = body
         self.bodiless = head.line[0] == "HEAD"
-        self.said = NOTHING_SAID
+        self.said = _NOTHING_SAID
 
     def run(self, app: WSGIApplication, environ: Environ) -> None:
         """Call the application and send its answer; its iterable is closed exactly once, whatever happens."""
@@ -4799,10 +4839,10 @@ class Response:
         elif self.status:
             raise AssertionError("start_response was called twice; only with exc_info may it be called again")
         try:
-            said = understand(status, tuple(headers))
+            said = _check_response_head(status, tuple(headers))
         except TypeError:  # a header that is a list cannot be remembered; one that is no str says so below
             said = None
-        self.said = said or understand.__wrapped__(status, headers)
+        self.said = said or _check_response_head.__wrapped__(status, headers)
         self.status = status
         self.length = self.said.length
         if self.said.is_stream:
@@ -4821,7 +4861,7 @@ class Response:
             data = b""
         elif 0 <= self.length < self.sent + size:
             data = self._truncated(data)
-        elif head and size <= JOIN_LIMIT and not self.chunked:  # as most responses are: one piece, one send
+        elif head and size <= _JOIN_LIMIT and not self.chunked:  # as most responses are: one piece, one send
             self.sent = size
             return self.connection.send(head + data)
         return self._send(head, data)
@@ -4846,7 +4886,7 @@ class Response:
         size = len(data)
         if self.chunked:
             data = b"%x\r\n%b\r\n" % (size, data)
-        if size <= JOIN_LIMIT:
+        if size <= _JOIN_LIMIT:
             self.connection.send(head + data if head else data)
         else:
             if head:
@@ -4862,7 +4902,7 @@ class Response:
         self.head_sent = True
         http11 = self.head.http11
         framing = b""
-        if self.status[:3] in BODILESS:
+        if self.status[:3] in _BODILESS:
             self.bodiless = True
         elif self.length < 0:
             framing = self._framing(first_piece, http11)
@@ -4872,7 +4912,7 @@ class Response:
             framing += b"Connection: close\r\n"
         elif not http11:
             framing += b"Connection: keep-alive\r\n"
-        return final_head(int(time.time()), self.status, self.said, framing)
+        return _final_head(int(time.time()), self.status, self.said, framing)
 
     def _framing(self, first_piece: int, http11: bool) -> bytes:
         """Return the header that frames a body of undeclared length."""
@@ -4922,7 +4962,7 @@ class Response:
             self.connection.send(self._head(size))
             sent = 0 if self.bodiless else self.connection.send_file(file, here, min(size, self.length))
         if sent < 0:
-            self._send_pieces(file_pieces(file, self.length if self.length >= 0 else sys.maxsize))
+            self._send_pieces(_file_pieces(file, self.length if self.length >= 0 else sys.maxsize))
         else:
             self.sent += sent
 
@@ -4943,26 +4983,26 @@ class Response:
             self.connection.cut()
 
     def _replace(self, status: str, text: bytes) -> None:
-        self.said = understand(status, PLAIN_TEXT)
+        self.said = _check_response_head(status, PLAIN_TEXT)
         self.status, self.length = status, -1
         self.one_piece, self.chunked = True, False
         try:
             self.write(text)
-        except ClientGone:
+        except _ClientGone:
             pass  # nobody is there to be told
 
 
-def file_pieces(file: Any, count: int) -> Iterator[bytes]:
+def _file_pieces(file: Any, count: int) -> Iterator[bytes]:
     """Yield the next `count` bytes of a file, or what there is of them."""
     while count:
-        piece = file.read(min(READ_SIZE, count))
+        piece = file.read(min(_READ_SIZE, count))
         if not piece:
             return
         count -= len(piece)
         yield piece
 
 
-class ResponseHead(NamedTuple):
+class _ResponseHead(NamedTuple):
     """What an application said before its body, checked."""
 
     block: bytes  # the header lines as they go on the wire
@@ -4972,72 +5012,72 @@ class ResponseHead(NamedTuple):
 
 
 PLAIN_TEXT = (("Content-Type", "text/plain; charset=utf-8"),)
-NOTHING_SAID = ResponseHead(b"", frozenset(), -1, False)
+_NOTHING_SAID = _ResponseHead(b"", frozenset(), -1, False)
 
 
 @functools.lru_cache(maxsize=256)  # most answers of an application begin alike, and the checks are dear
-def understand(status: str, headers: Iterable[tuple[str, str]]) -> ResponseHead:
+def _check_response_head(status: str, headers: Iterable[tuple[str, str]]) -> _ResponseHead:
     """Check a status and headers, and return them as they go on the wire.
 
     Raises ValueError or TypeError for what is no HTTP: a control character would let a value become a header.
     """
-    check_status(status)
+    _check_status(status)
     length = -1
     is_stream = False
     lines = []
     for name, value in headers:
-        key = checked_name(name)
+        key = _checked_name(name)
         if not isinstance(value, str):
             raise TypeError(f"the value of the header {name} must be str, not {value!r}")
         if key == "content-length":
-            again, length = length >= 0, declared_length(value, length)
+            again, length = length >= 0, _declared_length(value, length)
             if again:
                 continue  # twice the same, and once is enough (RFC 9110 section 8.6)
         elif key == "content-type":
             is_stream = value.startswith("text/event-stream")
         lines.append(f"{name}: {value}\r\n")
-    block = encode_latin_1("".join(lines))
-    if block.translate(None, TEXT) != b"\r\n" * len(lines):
+    block = _encode_latin_1("".join(lines))
+    if block.translate(None, _TEXT) != b"\r\n" * len(lines):
         raise ValueError(f"a control character in a header's value: {block!r}")
     if status[:3] == "204":  # RFC 9110 section 8.6: it has no length; Django declares one of 0
-        block = without(block, {"content-length"})
-    return ResponseHead(block, frozenset(checked_name(name) for name, _ in headers), length, is_stream)
+        block = _without(block, {"content-length"})
+    return _ResponseHead(block, frozenset(_checked_name(name) for name, _ in headers), length, is_stream)
 
 
 @functools.lru_cache(maxsize=64)  # within a second most heads are the same
-def final_head(now: int, status: str, said: ResponseHead, framing: bytes) -> bytes:
+def _final_head(now: int, status: str, said: _ResponseHead, framing: bytes) -> bytes:
     """Return a whole response head; Date and Server are added unless the application gave its own."""
-    extra = f"Date: {format_date_time(now)}\r\nServer: {SERVER_NAME}\r\n".encode("ascii")
+    extra = f"Date: {format_date_time(now)}\r\nServer: {_SERVER_NAME}\r\n".encode("ascii")
     if "date" in said.names or "server" in said.names:
-        extra = without(extra, said.names)
+        extra = _without(extra, said.names)
     return b"HTTP/1.1 %b\r\n%b%b%b\r\n" % (status.encode("latin-1"), said.block, extra, framing)
 
 
-def without(block: bytes, names: Container[str]) -> bytes:
+def _without(block: bytes, names: Container[str]) -> bytes:
     """Return a block of header lines without those of the given lower-case names."""
     lines = block.splitlines(keepends=True)
     return b"".join(line for line in lines if line.partition(b":")[0].decode("latin-1").lower() not in names)
 
 
-STATUS = re.compile(r"[2-5][0-9][0-9] [\t\x20-\x7e\x80-\xff]*")  # RFC 9112 section 4; 1xx is not an application's
+_STATUS = re.compile(r"[2-5][0-9][0-9] [\t\x20-\x7e\x80-\xff]*")  # RFC 9112 section 4; 1xx is not an application's
 
 
-def check_status(status: str) -> None:
-    if not isinstance(status, str) or not STATUS.fullmatch(status):
+def _check_status(status: str) -> None:
+    if not isinstance(status, str) or not _STATUS.fullmatch(status):
         raise ValueError(f"{status!r} is no status such as '200 OK'")
 
 
 @functools.lru_cache(maxsize=1024)
-def checked_name(name: str) -> str:
+def _checked_name(name: str) -> str:
     """Return the lower-case form of a header name that an application may send.  Raises ValueError."""
-    if not isinstance(name, str) or not FIELD_NAME.fullmatch(name):
+    if not isinstance(name, str) or not _FIELD_NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no header name")
     if is_hop_by_hop(name):
         raise ValueError(f"the header {name} belongs to the connection, which is the server's (PEP 3333)")
     return name.lower()
 
 
-def declared_length(value: str, before: int) -> int:
+def _declared_length(value: str, before: int) -> int:
     """Return the Content-Length that the application declares, once or twice the same."""
     text = str(value)
     if not (text.isascii() and text.isdigit()) or before not in (-1, int(text)):
@@ -5045,7 +5085,7 @@ def declared_length(value: str, before: int) -> int:
     return int(text)
 
 
-def encode_latin_1(text: str) -> bytes:
+def _encode_latin_1(text: str) -> bytes:
     try:
         return text.encode("latin-1")
     except UnicodeEncodeError as error:
@@ -5055,7 +5095,7 @@ def encode_latin_1(text: str) -> bytes:
 # -- sockets
 
 
-def base_environ(listener: socket.socket, *, threads: bool, https: bool) -> Environ:
+def _base_environ(listener: socket.socket, *, threads: bool, https: bool) -> Environ:
     """Return what the environ of every request on `listener` has in common."""
     address = listener.getsockname()
     name, port = (address[0], address[1]) if isinstance(address, tuple) else ("localhost", 80)
@@ -5063,7 +5103,7 @@ def base_environ(listener: socket.socket, *, threads: bool, https: bool) -> Envi
         "SCRIPT_NAME": "",
         "SERVER_NAME": name,
         "SERVER_PORT": str(port),
-        "SERVER_SOFTWARE": SERVER_NAME,
+        "SERVER_SOFTWARE": _SERVER_NAME,
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": "https" if https else "http",
         "wsgi.errors": sys.stderr or io.StringIO(),  # it may have been closed at the start
@@ -5075,19 +5115,19 @@ def base_environ(listener: socket.socket, *, threads: bool, https: bool) -> Envi
     }
 
 
-def remote(address: Any) -> tuple[str, str]:
+def _remote(address: Any) -> tuple[str, str]:
     """Return REMOTE_ADDR and REMOTE_PORT; a client of a socket file has neither."""
     return (address[0], str(address[1])) if isinstance(address, tuple) else ("", "")
 
 
-def set_options(sock: socket.socket) -> None:
+def _set_options(sock: socket.socket) -> None:
     """Bound each wait of a blocking socket in the kernel: `settimeout` would cost a poll before each call.
 
     A read waits only for the moment in which a next request is caught; whoever reads on watches in between.  Sends
     leave at once: with Nagle's algorithm the last segment of a response waits for the client's delayed ACK.
     """
-    reading = MOMENT if CAN_CATCH else BODY_TIMEOUT
-    for option, seconds in ((socket.SO_RCVTIMEO, reading), (socket.SO_SNDTIMEO, SEND_TIMEOUT)):
+    reading = _READ_AHEAD_SECONDS if _CAN_CATCH else _BODY_TIMEOUT
+    for option, seconds in ((socket.SO_RCVTIMEO, reading), (socket.SO_SNDTIMEO, _SEND_TIMEOUT)):
         whole, part = divmod(round(seconds * 1_000_000), 1_000_000)
         milliseconds = struct.pack("=I", round(seconds * 1000))
         sock.setsockopt(
@@ -5097,27 +5137,27 @@ def set_options(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def watch(sock: socket.socket) -> Callable[[float], bool]:
+def _watch(sock: socket.socket) -> Callable[[float], bool]:
     """Return a function that waits up to so many seconds and says whether `sock` has something to read."""
-    if sys.platform == "win32" or not CAN_CATCH:
+    if sys.platform == "win32" or not _CAN_CATCH:
         return lambda seconds: bool(select.select([sock], [], [], max(seconds, 0))[0])
     poller = select.poll()
     poller.register(sock, select.POLLIN)
     return lambda seconds: bool(poller.poll(seconds * 1000 if seconds > 0 else 0))
 
 
-def watch_tls(sock: Any) -> Callable[[float], bool]:
+def _watch_tls(sock: Any) -> Callable[[float], bool]:
     """Return the same for a TLS socket, which may hold decrypted bytes that no poll sees."""
-    wait = watch(sock)
+    wait = _watch(sock)
     return lambda seconds: bool(sock.pending()) or wait(seconds)
 
 
 # -- listening
 
-BACKLOG = 1024  # connections that the kernel keeps while a reload replaces the process; Linux caps it by somaxconn
-SYSTEMD_FD = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
-PORT_SEARCH = 100  # ports above a used one that are tried for a free one
-AIRPLAY_HINT = " (on macOS port 5000 belongs to AirPlay Receiver: System Settings, General, AirDrop & Handoff)"
+_BACKLOG = 1024  # connections that the kernel keeps while a reload replaces the process; Linux caps it by somaxconn
+_SYSTEMD_FD = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
+_PORT_SEARCH = 100  # ports above a used one that are tried for a free one
+_AIRPLAY_HINT = " (on macOS port 5000 belongs to AirPlay Receiver: System Settings, General, AirDrop & Handoff)"
 
 
 def listen(host: str, port: int, *, again: Callable[[int], str]) -> socket.socket:
@@ -5126,22 +5166,22 @@ def listen(host: str, port: int, *, again: Callable[[int], str]) -> socket.socke
     A socket that systemd passed (LISTEN_FDS) goes first.  Raises `DevserveError`; `again` returns the command that
     starts on another port, for the message that tells of a used one.
     """
-    passed = socket_of_systemd()
+    passed = _socket_of_systemd()
     if passed is not None:
         return passed
     path = socket_path(host)
     if path:
-        return listen_on_path(path)
+        return _listen_on_path(path)
     if not 0 <= port <= 65535:
         raise DevserveError(f"{port} is no port: choose one from 1 to 65535, or 0 for a free one")
-    family, address = resolve(host, port)
+    family, address = _resolve(host, port)
     try:
-        return listen_on_address(family, address)
+        return _listen_on_address(family, address)
     except OSError as error:
-        raise bind_error(error, host, port, again) from error
+        raise _bind_error(error, host, port, again) from error
 
 
-def listen_on_address(family: int, address: Any) -> socket.socket:
+def _listen_on_address(family: int, address: Any) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         if sys.platform == "win32":  # there, SO_REUSEADDR would let two programs share a port
@@ -5151,14 +5191,14 @@ def listen_on_address(family: int, address: Any) -> socket.socket:
         if family == socket.AF_INET6 and address[0] == "::":
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # every address, IPv4 ones too
         sock.bind(address)
-        sock.listen(BACKLOG)
+        sock.listen(_BACKLOG)
     except OSError:
         sock.close()
         raise
     return sock
 
 
-def resolve(host: str, port: int) -> tuple[int, Any]:
+def _resolve(host: str, port: int) -> tuple[int, Any]:
     """Return family and address of a host; IPv4 goes first, as clients on macOS and Windows try it for localhost."""
     try:
         name = host.strip("[]")
@@ -5178,23 +5218,23 @@ def socket_path(host: str) -> str:
     return ""
 
 
-def listen_on_path(path: str) -> socket.socket:
+def _listen_on_path(path: str) -> socket.socket:
     """Listen on a socket file; one that nobody listens on is replaced, one in use is not."""
     if sys.platform == "win32":
         raise DevserveError(f"unix:{path}: Windows has no socket files for Python; use --host 127.0.0.1")
     if os.path.exists(path):
-        remove_stale_socket(path, socket.AF_UNIX)
+        _remove_stale_socket(path, socket.AF_UNIX)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.bind(path)
     except OSError as error:
         sock.close()
         raise DevserveError(f"cannot make the socket file {path!r}: {error.strerror or error}") from error
-    sock.listen(BACKLOG)
+    sock.listen(_BACKLOG)
     return sock
 
 
-def remove_stale_socket(path: str, family: int) -> None:
+def _remove_stale_socket(path: str, family: int) -> None:
     if not stat.S_ISSOCK(os.stat(path).st_mode):
         raise DevserveError(f"{path!r} exists and is no socket; choose another path after unix:")
     with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -5209,7 +5249,7 @@ def remove_stale_socket(path: str, family: int) -> None:
             raise DevserveError(f"the socket file {path!r} is in use by a running server; choose another path")
 
 
-def socket_of_systemd() -> Optional[socket.socket]:
+def _socket_of_systemd() -> Optional[socket.socket]:
     """Return the first socket that systemd, or systemd-socket-activate, opened for this very process."""
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return None
@@ -5217,7 +5257,7 @@ def socket_of_systemd() -> Optional[socket.socket]:
     if not count.isdigit() or int(count) < 1:
         return None
     try:
-        sock = socket.socket(fileno=SYSTEMD_FD)
+        sock = socket.socket(fileno=_SYSTEMD_FD)
         sock.getsockname()
     except OSError as error:
         raise DevserveError(f"LISTEN_FDS={count}, but descriptor 3 is no socket: {error.strerror}") from error
@@ -5227,21 +5267,21 @@ def socket_of_systemd() -> Optional[socket.socket]:
     return sock
 
 
-def bind_error(error: OSError, host: str, port: int, again: Callable[[int], str]) -> DevserveError:
+def _bind_error(error: OSError, host: str, port: int, again: Callable[[int], str]) -> DevserveError:
     """Turn a failed bind into the line that says what to do; Windows has numbers of its own."""
     number = getattr(error, "winerror", None) or error.errno
     host = host.strip("[]")
     place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    if number in (errno.EADDRINUSE, 10048) or (number == 10013 and port_holder(port)):
-        if is_own_parent():
+    if number in (errno.EADDRINUSE, 10048) or (number == 10013 and _port_holder(port)):
+        if _is_own_parent():
             return DevserveError(
                 f"cannot bind {place}: already in use by the same command; a module that starts a reloader of its own "
                 "while it is imported must do so under if __name__ == '__main__':"
             )
-        free = next_free_port(host, port)
-        hint = AIRPLAY_HINT if sys.platform == "darwin" and port == 5000 else ""
+        free = _next_free_port(host, port)
+        hint = _AIRPLAY_HINT if sys.platform == "darwin" and port == 5000 else ""
         remedy = f"try: {again(free)}" if free else "choose another --port"
-        return DevserveError(f"cannot bind {place}: already in use{port_holder(port)}{hint}; {remedy}")
+        return DevserveError(f"cannot bind {place}: already in use{_port_holder(port)}{hint}; {remedy}")
     if number in (errno.EACCES, 10013):
         return DevserveError(f"cannot bind {place}: this port needs privileges; try: {again(port + 8000 & 0xFFFF)}")
     if number in (errno.EADDRNOTAVAIL, 10049):
@@ -5249,7 +5289,7 @@ def bind_error(error: OSError, host: str, port: int, again: Callable[[int], str]
     return DevserveError(f"cannot bind {place}: {error.strerror or error}")
 
 
-def is_own_parent() -> bool:
+def _is_own_parent() -> bool:
     """Tell whether the parent runs the same command: other reloaders, Bottle's too, start it again (Linux)."""
     try:
         with open(f"/proc/{os.getppid()}/cmdline", "rb") as file:
@@ -5260,27 +5300,27 @@ def is_own_parent() -> bool:
     return is_python and words[-len(sys.argv) :] == sys.argv
 
 
-def next_free_port(host: str, port: int) -> int:
+def _next_free_port(host: str, port: int) -> int:
     """Return the first port after `port` that can be bound, or 0."""
-    for candidate in range(port + 1, min(port + PORT_SEARCH, 65536)):
+    for candidate in range(port + 1, min(port + _PORT_SEARCH, 65536)):
         try:
-            listen_on_address(*resolve(host, candidate)).close()
+            _listen_on_address(*_resolve(host, candidate)).close()
         except OSError:
             continue
         return candidate
     return 0
 
 
-def port_holder(port: int) -> str:
+def _port_holder(port: int) -> str:
     """Return " by python (pid 4711)" for the program that listens on a TCP port, "" when that cannot be learnt."""
-    find = {"linux": holder_by_proc, "win32": holder_by_netstat}.get(sys.platform, holder_by_lsof)
+    find = {"linux": _holder_by_proc, "win32": _holder_by_netstat}.get(sys.platform, _holder_by_lsof)
     try:
         return find(port)
     except (OSError, ValueError, IndexError):  # a tool is missing, or speaks otherwise than expected
         return ""
 
 
-def holder_by_proc(port: int) -> str:
+def _holder_by_proc(port: int) -> str:
     """Linux: the listening socket's inode from /proc/net/tcp and tcp6, then the process that has it open."""
     inodes = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
@@ -5303,24 +5343,24 @@ def holder_by_proc(port: int) -> str:
     return ""
 
 
-def holder_by_lsof(port: int) -> str:
+def _holder_by_lsof(port: int) -> str:
     """macOS and the BSDs: `lsof -F` prints p<pid> and c<command>, a line each."""
-    lines = tool_output("lsof", "-nP", f"-iTCP:{port}", "-sTCP:LISTEN", "-Fpc").splitlines()
+    lines = _tool_output("lsof", "-nP", f"-iTCP:{port}", "-sTCP:LISTEN", "-Fpc").splitlines()
     fields = {line[0]: line[1:] for line in reversed(lines) if line}
     return f" by {fields['c']} (pid {fields['p']})" if {"c", "p"} <= fields.keys() else ""
 
 
-def holder_by_netstat(port: int) -> str:
+def _holder_by_netstat(port: int) -> str:
     """Windows: the row of `netstat -ano` for the port ends with the pid; tasklist knows its name."""
-    for line in tool_output("netstat", "-ano", "-p", "TCP").splitlines():
+    for line in _tool_output("netstat", "-ano", "-p", "TCP").splitlines():
         row = line.split()
         if len(row) == 5 and row[1].endswith(f":{port}") and row[2].endswith(":0"):
-            task = tool_output("tasklist", "/FI", f"PID eq {row[4]}", "/FO", "CSV", "/NH").split('"')
+            task = _tool_output("tasklist", "/FI", f"PID eq {row[4]}", "/FO", "CSV", "/NH").split('"')
             return f" by {task[1] if len(task) > 1 else 'a program'} (pid {row[4]})"
     return ""
 
 
-def tool_output(*command: str) -> str:
+def _tool_output(*command: str) -> str:
     """Return what a system tool prints; "" when it fails or takes longer than a person would wait."""
     import subprocess
 
@@ -5338,23 +5378,23 @@ def urls(listener: socket.socket, scheme: str) -> list[str]:
         return [f"unix:{os.fsdecode(address)}"]
     hosts = [address[0]]
     if address[0] in ("0.0.0.0", "::"):
-        hosts = machine_addresses(ipv6=address[0] == "::")
+        hosts = _machine_addresses(ipv6=address[0] == "::")
     return [f"{scheme}://{f'[{host}]' if ':' in host else host}:{address[1]}" for host in hosts]
 
 
-def machine_addresses(*, ipv6: bool) -> list[str]:
+def _machine_addresses(*, ipv6: bool) -> list[str]:
     """Return this machine's addresses, loopback first; link-local IPv6 ones are left out, as no browser takes them."""
     if sys.platform == "linux":
-        text = linux_addresses()
+        text = _linux_addresses()
     elif sys.platform == "win32":
         text = " ".join(str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None))
     else:
-        text = " ".join(re.findall(r"inet6? ([0-9a-f.:]+)", tool_output("ifconfig")))
+        text = " ".join(re.findall(r"inet6? ([0-9a-f.:]+)", _tool_output("ifconfig")))
     found = dict.fromkeys(["127.0.0.1", *(["::1"] if ipv6 else []), *text.split()])
     return [host for host in found if (ipv6 or ":" not in host) and not host.startswith("fe80")]
 
 
-def linux_addresses() -> str:
+def _linux_addresses() -> str:
     """IPv4 from the routing trie, where a local address is the line before "/32 host LOCAL"; IPv6 from if_inet6."""
     found = []
     try:
@@ -5387,69 +5427,76 @@ def tls_from_files(cert: str, key: str) -> Callable[[socket.socket], socket.sock
         ) from error
 
     def shake_hands(sock: socket.socket) -> socket.socket:
-        sock.settimeout(BODY_TIMEOUT)
+        sock.settimeout(_BODY_TIMEOUT)
         return context.wrap_socket(sock, server_side=True)
 
     return shake_hands
 
 
 # =====================================================================================================================
-# 10. The reloader
+# 11. ASGI and WebSockets
 #
-# Two halves.  The first watches: `Files` knows what is watched and in which state it was last accepted; `Herald`
-# waits until the kernel tells of a change or a look is due; `Watcher` is the thread that looks, waits for the writing
-# to end and says what changed.  The second starts anew: `Launch` is how this process was started, `Handover` what
-# crosses into the next image, `restart_process` the way there (one `os.execve`, same process), `supervise` the loop
-# that does it where exec does not replace.  The room gets paths and callbacks; who is served, and what, it never
-# learns.  To be told by inotify or kqueue, give `Herald` another inside.
+# ASGI applications and WebSockets on the server of room 10: a bridge between its threads and one event loop in the
+# main thread, made only for such an application.  May know foreign code (2), the terminal (3) and the server (10).
 # =====================================================================================================================
 
-INTERVAL = 0.045  # seconds between two looks: with SETTLE a save is noticed after 40 ms on average
-TOLD_INTERVAL = 1.0  # the same where the kernel tells of changes, but not of all: of no write to mapped memory
-TOLD_SHARE = 0.02  # share of one core that looks may cost while it tells without end, as of a log in the project
-VAIN_PAUSE = 0.015  # seconds until a look after one in vain that was told of; doubled each time, up to INTERVAL
-EAGER = 0.025  # INTERVAL for a while after a reload, since whoever has just saved will save again
-EAGER_SECONDS = 60.0  # that while; afterwards, idle means idle
-STARTING = 0.01  # INTERVAL while modules are being imported: of a file edited then, either version may be loaded
-IMPORT_REST = 0.1  # seconds without a new module until the herald's turn: the first answer must not wait for that
-SETTLE = 0.015  # seconds without a further change that end a save; editors write in a few ms
-SETTLE_LIBRARY = 0.25  # the same for installed packages, whose installers pause between files
-SETTLE_LIMIT = 1.0  # a file that is written without end must not hold a reload for ever
-DOUBTFUL_LOOKS = 5  # a file that is gone or empty is believed after so many: editors rename, or truncate and write
-LIBRARY_PERIOD = 4.0  # seconds in which each file of an installed package has been looked at once
-LOOKING = 0.005  # share of one core that looking may cost; with the waking up it stays below 1 %
-LOOKING_AT_MANY = 0.02  # the same when there are more than MANY files of the project's own, named by --extra-files
-MANY = 2000  # files: as many are looked at in turn without a noticeable delay
-HOT = 10  # the files edited last are looked at each time, since the next edit is most likely to one of them
-FEW = 200  # files that can be looked at again, while a save settles, without making the reload late
-MEASURED = 8  # of so many looks one is timed: the thread's clock costs as much as looking at a file
-EXPLORING = 0.005  # seconds a look that may go into listing folders: requests must not wait for it
-LEARNING = 8  # files a look whose content is read for the first time
-LEARNING_INTERVAL = 0.1  # seconds between two looks meanwhile, where nothing else asks for them
-CONTENT_LIMIT = 1 << 20  # bytes; larger files are known by size and time alone
-COMPILE_SECONDS = 0.1  # a switch of branches that changes hundreds of files leaves the rest to the import itself
-FILES_LIMIT = 100_000  # watched files; at about 300 bytes each this bounds the memory at 30 MB
-LATE = 3.0  # seconds until a change is surely seen, from which on a warning is due
-SELF_WRITTEN = 10  # reloads in a row that one file may cause during an import before it is taken as written by the app
-REMEMBERED = 50  # files whose content the next image is told: the last edited ones, not a whole switch of branches
-CLOCK_STEP = 0.01  # seconds that a file's time may lag behind the clock: kernels stamp with their last tick
 
-NOT_WALKED = frozenset(
+# =====================================================================================================================
+# 12. File watcher
+#
+# `_Files` knows what is watched and in which state it was last accepted; `_Herald` waits until the kernel tells of a
+# change or a look is due; `Watcher` is the thread that looks, waits for the writing to end and says what changed.
+# The room gets paths and callbacks; who is served, and what, it never learns.
+# =====================================================================================================================
+
+_INTERVAL = 0.045  # seconds between two looks: with SETTLE a save is noticed after 40 ms on average
+_TOLD_INTERVAL = 1.0  # the same where the kernel tells of changes, but not of all: of no write to mapped memory
+_TOLD_SHARE = 0.02  # share of one core that looks may cost while it tells without end, as of a log in the project
+_VAIN_PAUSE = 0.015  # seconds until a look after one in vain that was told of; doubled each time, up to INTERVAL
+_EAGER = 0.025  # INTERVAL for a while after a reload, since whoever has just saved will save again
+_EAGER_SECONDS = 60.0  # that while; afterwards, idle means idle
+_STARTING = 0.01  # INTERVAL while modules are being imported: of a file edited then, either version may be loaded
+_IMPORT_REST = 0.1  # seconds without a new module until the herald's turn: the first answer must not wait for that
+_SETTLE = 0.015  # seconds without a further change that end a save; editors write in a few ms
+_SETTLE_LIBRARY = 0.25  # the same for installed packages, whose installers pause between files
+_SETTLE_LIMIT = 1.0  # a file that is written without end must not hold a reload for ever
+_DOUBTFUL_LOOKS = 5  # a file that is gone or empty is believed after so many: editors rename, or truncate and write
+_LIBRARY_PERIOD = 4.0  # seconds in which each file of an installed package has been looked at once
+_LOOKING = 0.005  # share of one core that looking may cost; with the waking up it stays below 1 %
+_LOOKING_AT_MANY = 0.02  # the same when there are more than MANY files of the project's own, named by --extra-files
+_MANY = 2000  # files: as many are looked at in turn without a noticeable delay
+_HOT = 10  # the files edited last are looked at each time, since the next edit is most likely to one of them
+_FEW = 200  # files that can be looked at again, while a save settles, without making the reload late
+_MEASURED = 8  # of so many looks one is timed: the thread's clock costs as much as looking at a file
+_EXPLORING = 0.005  # seconds a look that may go into listing folders: requests must not wait for it
+_LEARNING = 8  # files a look whose content is read for the first time
+_LEARNING_INTERVAL = 0.1  # seconds between two looks meanwhile, where nothing else asks for them
+_CONTENT_LIMIT = 1 << 20  # bytes; larger files are known by size and time alone
+_COMPILE_SECONDS = 0.1  # a switch of branches that changes hundreds of files leaves the rest to the import itself
+_FILES_LIMIT = 100_000  # watched files; at about 300 bytes each this bounds the memory at 30 MB
+_LATE = 3.0  # seconds until a change is surely seen, from which on a warning is due
+_SELF_WRITTEN = (
+    10  # reloads in a row that one file may cause during an import before it is taken as written by the app
+)
+_REMEMBERED = 50  # files whose content the next image is told: the last edited ones, not a whole switch of branches
+_CLOCK_STEP = 0.01  # seconds that a file's time may lag behind the clock: kernels stamp with their last tick
+
+_NOT_WALKED = frozenset(
     "__pycache__ node_modules bower_components site-packages dist-packages .git .hg .svn .bzr .jj .tox .nox .eggs"
     " .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .ipynb_checkpoints .idea .vscode .vs .direnv"
     " .cache".split()
 )
-NOT_WALKED_ENDINGS = (".dist-info", ".egg-info")
-LITTER = re.compile(  # of Emacs, Vim (which tries a folder with 4913), JetBrains, macOS, Python, flycheck and GTK
+_NOT_WALKED_ENDINGS = (".dist-info", ".egg-info")
+_LITTER = re.compile(  # of Emacs, Vim (which tries a folder with 4913), JetBrains, macOS, Python, flycheck and GTK
     r"\.#|#.*#$|.*~$|.*\.sw[a-z]$|.*___jb_\w+___$|4913$|\.DS_Store$|.*\.py[co]$|flycheck_|\.goutputstream"
 )
 
 if TYPE_CHECKING:
-    Snapshot = Optional[tuple[int, int, int]]  # mtime in ns, size, inode; None when there is no such file
-    Digest = Optional[tuple[int, int]]  # size and CRC of a file's bytes; None when they are not known
+    _Snapshot = Optional[tuple[int, int, int]]  # mtime in ns, size, inode; None when there is no such file
+    _Digest = Optional[tuple[int, int]]  # size and CRC of a file's bytes; None when they are not known
 
 
-def snapshot(path: str) -> Snapshot:
+def _snapshot(path: str) -> _Snapshot:
     """Return what tells one state of a file (of a link's target) from another.  Compare with `!=`, never with `>`."""
     try:
         status = os.stat(path)
@@ -5458,11 +5505,11 @@ def snapshot(path: str) -> Snapshot:
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
-def content(path: str) -> Optional[bytes]:
+def _content(path: str) -> Optional[bytes]:
     """Return the bytes of a regular file of bearable size, or None."""
     try:
         status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > CONTENT_LIMIT:
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _CONTENT_LIMIT:
             return None
         with open(path, "rb") as file:
             return file.read()
@@ -5470,15 +5517,15 @@ def content(path: str) -> Optional[bytes]:
         return None
 
 
-def digest(path: str) -> Digest:
+def _digest(path: str) -> _Digest:
     """Return size and CRC of a file's bytes: cheap, no import, and one chance in 4e9 to take an edit for none."""
-    data = content(path)
+    data = _content(path)
     return None if data is None else (len(data), binascii.crc32(data))
 
 
-def syntax_error(path: str) -> Optional[SyntaxError]:
+def _syntax_error(path: str) -> Optional[SyntaxError]:
     """Return why `path` does not compile, or None.  What only the import can tell is left to the import."""
-    data = content(path) if path.endswith(".py") else None
+    data = _content(path) if path.endswith(".py") else None
     try:
         compile(data or b"", path, "exec", dont_inherit=True)
     except SyntaxError as error:
@@ -5490,7 +5537,7 @@ def syntax_error(path: str) -> Optional[SyntaxError]:
     return None
 
 
-def forget_bytecode(path: str) -> None:
+def _forget_bytecode(path: str) -> None:
     """Remove the cached bytecode of a changed source.
 
     It is checked by size and whole second only: of two edits of equal length within one second the importer would
@@ -5507,7 +5554,7 @@ def forget_bytecode(path: str) -> None:
 # -- what is watched
 
 
-class Tree(NamedTuple):
+class _Tree(NamedTuple):
     """A reason to list folders: which files are wanted, in subfolders too, and whether their content matters."""
 
     wants: Callable[[str], Any]
@@ -5515,23 +5562,25 @@ class Tree(NamedTuple):
     follow: bool  # False: only that a wanted file appears counts, since nothing has loaded it yet
 
 
-def is_module(path: str) -> bool:
+def _is_module(path: str) -> bool:
     """Tell whether `path` could be imported as a module."""
     name = os.path.basename(path)
     return name.endswith(".py") and name[:-3].isidentifier()
 
 
-def is_wanted(path: str) -> bool:
+def _is_wanted(path: str) -> bool:
     """Tell whether `path` is a file that somebody keeps, not one that an editor leaves behind for a while."""
-    return not LITTER.match(os.path.basename(path))
+    return not _LITTER.match(os.path.basename(path))
 
 
-BESIDE = Tree(is_module, deep=False, follow=False)  # the folders of loaded modules: a new module may change an import
-PROJECT = Tree(is_module, deep=True, follow=True)  # after a failed import: any module may be the one that mends it
-EVERYTHING = Tree(is_wanted, deep=True, follow=True)  # a folder given to --extra-files
+_BESIDE = _Tree(
+    _is_module, deep=False, follow=False
+)  # the folders of loaded modules: a new module may change an import
+_PROJECT = _Tree(_is_module, deep=True, follow=True)  # after a failed import: any module may be the one that mends it
+_EVERYTHING = _Tree(_is_wanted, deep=True, follow=True)  # a folder given to --extra-files
 
 
-class Files:
+class _Files:
     """Every path that is watched, with the state in which it was last accepted.  Used by the watcher's thread alone.
 
     `own` are the project's files and the listed folders, `installed` those of the standard library and of installed
@@ -5545,12 +5594,12 @@ class Files:
         self.warn = warn
         self.since = since
         self.cwd = os.getcwd()
-        self.excludes = [compile_exclude(pattern) for pattern in exclude_patterns]
-        self.states: dict[str, Snapshot] = {}
+        self.excludes = [_compile_exclude(pattern) for pattern in exclude_patterns]
+        self.states: dict[str, _Snapshot] = {}
         self.own: list[str] = []
         self.installed: list[str] = []
-        self.trees: dict[str, list[Tree]] = {}  # by the folder that is listed
-        self.remembered = recall(remembered)
+        self.trees: dict[str, list[_Tree]] = {}  # by the folder that is listed
+        self.remembered = _recall(remembered)
         self.recent: dict[str, int] = {}  # files written lately: how many reloads in a row each caused in an import
         self.imported = float("inf")  # wall clock: when the import ended, after which nobody but a person edits
         self.full = False
@@ -5558,8 +5607,8 @@ class Files:
         self._names: set[str] = set()  # of the modules that have been adopted
         self._scanned = since  # when that was, by the wall clock
         self._noted: set[str] = set()  # wanted files that some listing has met
-        self._linked: set[tuple[str, Tree]] = set()  # folders that a link has led to
-        self._queue: deque[tuple[str, Tree, bool]] = deque()  # folders to be listed
+        self._linked: set[tuple[str, _Tree]] = set()  # folders that a link has led to
+        self._queue: deque[tuple[str, _Tree, bool]] = deque()  # folders to be listed
         self._walk: Iterator[None] = iter(())  # the listing that is under way
 
     def add(self, path: str, *, new: bool = False, since: Optional[float] = None) -> None:
@@ -5575,12 +5624,12 @@ class Files:
             self.add(path)
 
     def _is_full(self) -> bool:
-        if not self.full and len(self.states) >= FILES_LIMIT:
+        if not self.full and len(self.states) >= _FILES_LIMIT:
             self.full = True
-            self.warn(f"{FILES_LIMIT:,} files are watched, further ones are not; name fewer, or exclude some")
+            self.warn(f"{_FILES_LIMIT:,} files are watched, further ones are not; name fewer, or exclude some")
         return self.full
 
-    def first_state(self, path: str, since: float) -> Snapshot:
+    def first_state(self, path: str, since: float) -> _Snapshot:
         """Return the state to start from: None, which makes it a change, when the file was written after `since`.
 
         Times in the future say nothing, so they never cause a reload after a reload.  What has the content that the
@@ -5597,11 +5646,11 @@ class Files:
         if touched > self.imported:
             return None
         known, times = self.remembered.get(path, (None, 0))
-        if known is not None and known == digest(path):
+        if known is not None and known == _digest(path):
             self.recent[path] = 0
             return state
         self.recent[path] = times + 1
-        if times >= SELF_WRITTEN:
+        if times >= _SELF_WRITTEN:
             self.warn(f"{path} changes each time the application is imported; such changes are ignored")
             return state
         return None
@@ -5611,7 +5660,7 @@ class Files:
 
         So a file that is touched, or written again by the application, while the next image imports it, is no change.
         """
-        words = ((path, digest(path), times) for path, times in list(self.recent.items())[-REMEMBERED:])
+        words = ((path, _digest(path), times) for path, times in list(self.recent.items())[-_REMEMBERED:])
         return "\n".join(f"{known[0]} {known[1]} {times} {path}" for path, known, times in words if known)
 
     def excluded(self, path: str) -> bool:
@@ -5625,7 +5674,7 @@ class Files:
         now = time.time()
         modules = sys.modules.copy()  # one step for the interpreter, so that imports in other threads do no harm
         for name in modules.keys() - self._names:
-            self._adopt(module_file(modules[name]))
+            self._adopt(_module_file(modules[name]))
         self._names = set(modules)
         self._scanned = now
         return True
@@ -5638,8 +5687,8 @@ class Files:
             self.installed.append(path)
             self.states[path] = None
             return
-        self.add(path, since=max(self.since, self._scanned - CLOCK_STEP))
-        self.add_tree(os.path.dirname(path), BESIDE)
+        self.add(path, since=max(self.since, self._scanned - _CLOCK_STEP))
+        self.add_tree(os.path.dirname(path), _BESIDE)
 
     def is_library(self, path: str) -> bool:
         """Tell whether `path` belongs to the standard library or to an installed package."""
@@ -5655,10 +5704,10 @@ class Files:
 
     def _add_place(self, path: str) -> None:
         if os.path.isdir(path):
-            self.add_tree(path, EVERYTHING)
+            self.add_tree(path, _EVERYTHING)
         elif re.search(r"[*?[]", path) and not os.path.exists(path):
-            root, pattern = split_glob(path)
-            self.add_tree(root, Tree(re.compile(pattern).fullmatch, deep=True, follow=True))
+            root, pattern = _split_glob(path)
+            self.add_tree(root, _Tree(re.compile(pattern).fullmatch, deep=True, follow=True))
         else:
             self.add(path)
 
@@ -5667,9 +5716,9 @@ class Files:
         for place in [self.cwd, *sys.path]:
             folder = os.path.join(self.cwd, place)
             if os.path.isdir(folder) and not self.is_library(os.path.join(folder, "")):
-                self.add_tree(os.path.normpath(folder), PROJECT)
+                self.add_tree(os.path.normpath(folder), _PROJECT)
 
-    def add_tree(self, folder: str, tree: Tree, new: bool = False) -> None:
+    def add_tree(self, folder: str, tree: _Tree, new: bool = False) -> None:
         """Watch a folder for wanted files.  It is listed later, a little at each look."""
         trees = self.trees.setdefault(folder, [])
         if tree not in trees and not self.excluded(folder):
@@ -5678,7 +5727,7 @@ class Files:
 
     def list_again(self, folder: str) -> None:
         """Look for new files in a folder whose own time changed."""
-        self.states[folder] = snapshot(folder)
+        self.states[folder] = _snapshot(folder)
         self._queue.extendleft((folder, tree, True) for tree in self.trees[folder])
 
     def explore(self, seconds: float) -> bool:
@@ -5692,10 +5741,10 @@ class Files:
                 return True
             self._walk = self._list(*self._queue.popleft())
 
-    def _list(self, folder: str, tree: Tree, new: bool) -> Iterator[None]:
+    def _list(self, folder: str, tree: _Tree, new: bool) -> Iterator[None]:
         if folder not in self.states:
             self.own.append(folder)
-            self.states[folder] = snapshot(folder)
+            self.states[folder] = _snapshot(folder)
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
@@ -5706,16 +5755,16 @@ class Files:
         except OSError as error:
             self.warn(f"cannot look into {folder}: {error.strerror}")
 
-    def _meet(self, entry: os.DirEntry[str], tree: Tree, new: bool) -> None:
-        if is_folder(entry):
-            if tree.deep and is_walked(entry) and not self._seen_link(entry, tree):
+    def _meet(self, entry: os.DirEntry[str], tree: _Tree, new: bool) -> None:
+        if _is_folder(entry):
+            if tree.deep and _is_walked(entry) and not self._seen_link(entry, tree):
                 self.add_tree(entry.path, tree, new)
         elif tree.wants(entry.path) and entry.path not in self._noted:
             self._noted.add(entry.path)
             if tree.follow or new:
                 self.add(entry.path, new=new)
 
-    def _seen_link(self, entry: os.DirEntry[str], tree: Tree) -> bool:
+    def _seen_link(self, entry: os.DirEntry[str], tree: _Tree) -> bool:
         """Tell whether this is a link to a folder that was already walked by a link: so loops come to an end."""
         if not entry.is_symlink():
             return False
@@ -5725,7 +5774,7 @@ class Files:
         return seen
 
 
-def is_folder(entry: os.DirEntry[str]) -> bool:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     """Tell whether an entry is a folder or a link to one; a link in a circle is none."""
     try:
         return entry.is_dir()
@@ -5733,14 +5782,14 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def is_walked(entry: os.DirEntry[str]) -> bool:
+def _is_walked(entry: os.DirEntry[str]) -> bool:
     """Tell whether a folder may hold project files: no cache, no repository, no virtual environment of any name."""
-    if entry.name in NOT_WALKED or entry.name.endswith(NOT_WALKED_ENDINGS):
+    if entry.name in _NOT_WALKED or entry.name.endswith(_NOT_WALKED_ENDINGS):
         return False
     return not os.path.exists(os.path.join(entry.path, "pyvenv.cfg"))
 
 
-def module_file(module: Any) -> str:
+def _module_file(module: Any) -> str:
     """Return the absolute path of what a module was loaded from (for one in a zip file, the zip file), or ""."""
     try:
         names = object.__getattribute__(module, "__dict__")  # plain getattr would load a lazy module
@@ -5753,7 +5802,7 @@ def module_file(module: Any) -> str:
     return os.path.abspath(path) if isinstance(path, str) else ""
 
 
-def compile_exclude(pattern: str) -> re.Pattern[str]:
+def _compile_exclude(pattern: str) -> re.Pattern[str]:
     """Return what finds the paths that an exclude pattern names; `*` also matches a separator, as in Flask."""
     import fnmatch
 
@@ -5762,7 +5811,7 @@ def compile_exclude(pattern: str) -> re.Pattern[str]:
     return re.compile(rf"(?:^|(?<=/)){inner}(?:/|$)")
 
 
-def split_glob(path: str) -> tuple[str, str]:
+def _split_glob(path: str) -> tuple[str, str]:
     """Split a glob into the folder that its first wildcard lies in and a regular expression for whole paths."""
     head = re.split(r"[*?[]", path, maxsplit=1)[0]
     words = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
@@ -5771,21 +5820,21 @@ def split_glob(path: str) -> tuple[str, str]:
     return os.path.dirname(head), pattern.replace("/", re.escape(os.sep) if os.sep != "/" else "/")
 
 
-def recall(text: str) -> dict[str, tuple[Digest, int]]:
-    """Read what `Files.remember` wrote."""
+def _recall(text: str) -> dict[str, tuple[_Digest, int]]:
+    """Read what `_Files.remember` wrote."""
     found = (line.split(" ", 3) for line in text.splitlines() if line.count(" ") >= 3)
     return {path: ((int(size), int(crc)), int(times)) for size, crc, times, path in found}
 
 
 # -- being told
 
-F_SETOWN_EX, F_OWNER_TID = 15, 0  # fcntl(2); the module fcntl does not have them
-TELLING = frozenset(  # file systems all of whose changes go through this kernel, unlike those of a network or a host
+_F_SETOWN_EX, _F_OWNER_TID = 15, 0  # fcntl(2); the module fcntl does not have them
+_TELLING = frozenset(  # file systems all of whose changes go through this kernel, unlike those of a network or a host
     b"bcachefs btrfs exfat ext2 ext3 ext4 f2fs jfs overlay ramfs reiserfs tmpfs vfat xfs zfs".split()
 )
 
 
-class Herald:
+class _Herald:
     """Waits, and is woken when something changes in one of its folders, where the kernel tells: on Linux.
 
     This is dnotify (`F_NOTIFY` in fcntl(2)), the one such service that can be had without a C library.  It costs a
@@ -5834,16 +5883,16 @@ class Herald:
         """Listen to each folder as it is now; for one that is gone, to the nearest that holds its place."""
         if sys.platform != "linux" or not self._thread:
             return
-        folders = {nearest_folder(place) for place in self.places}
+        folders = {_nearest_folder(place) for place in self.places}
         for folder, (fd, identity) in list(self._ears.items()):
-            if folder not in folders or identity != folder_identity(folder):
-                close_ear(fd)
+            if folder not in folders or identity != _folder_identity(folder):
+                _close_ear(fd)
                 del self._ears[folder]
         new = folders - self._ears.keys()
         if new and len(folders) <= os.sysconf("SC_OPEN_MAX") // 4:  # the application needs descriptors as well
-            mounts = mount_points()
+            mounts = _mount_points()
             for folder in new:
-                if file_system(os.path.realpath(folder), mounts) in TELLING:
+                if _file_system(os.path.realpath(folder), mounts) in _TELLING:
                     self._listen(folder)
         self.complete = bool(folders) and folders == self._ears.keys()
 
@@ -5858,7 +5907,7 @@ class Herald:
             except OSError:
                 return
             try:
-                fcntl.fcntl(fd, F_SETOWN_EX, struct.pack("@ii", F_OWNER_TID, threading.get_native_id()))
+                fcntl.fcntl(fd, _F_SETOWN_EX, struct.pack("@ii", _F_OWNER_TID, threading.get_native_id()))
                 fcntl.fcntl(fd, fcntl.F_NOTIFY, changes | fcntl.DN_MULTISHOT)
             except OSError:  # a kernel without it
                 os.close(fd)
@@ -5872,24 +5921,24 @@ class Herald:
             self._thread = 0
             self.complete = False
             while self._ears:
-                close_ear(self._ears.popitem()[1][0])
+                _close_ear(self._ears.popitem()[1][0])
             signal.sigtimedwait({signal.SIGIO}, 0)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGIO})
 
 
-def close_ear(fd: int) -> None:
+def _close_ear(fd: int) -> None:
     with contextlib.suppress(OSError):  # the application has closed whatever was open, as daemons do
         os.close(fd)
 
 
-def nearest_folder(path: str) -> str:
+def _nearest_folder(path: str) -> str:
     """Return `path` if it is a folder, else the nearest one above it that exists."""
     while not os.path.isdir(path) and path != os.path.dirname(path):
         path = os.path.dirname(path)
     return path
 
 
-def folder_identity(path: str) -> Optional[tuple[int, int]]:
+def _folder_identity(path: str) -> Optional[tuple[int, int]]:
     """Return device and inode of what is at `path` now."""
     try:
         status = os.stat(path)
@@ -5898,7 +5947,7 @@ def folder_identity(path: str) -> Optional[tuple[int, int]]:
     return status.st_dev, status.st_ino
 
 
-def mount_points() -> list[tuple[str, bytes]]:
+def _mount_points() -> list[tuple[str, bytes]]:
     """Return each place where a file system is mounted, and its type, in the order of mounting (proc(5))."""
     found = []
     with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as file:
@@ -5909,7 +5958,7 @@ def mount_points() -> list[tuple[str, bytes]]:
     return found
 
 
-def file_system(path: str, mounts: list[tuple[str, bytes]]) -> bytes:
+def _file_system(path: str, mounts: list[tuple[str, bytes]]) -> bytes:
     """Return the type of the file system that a real path lies on: of what was mounted last, the nearest above it."""
     best, found = "", b""
     for place, kind in mounts:
@@ -5953,16 +6002,16 @@ class Watcher(threading.Thread):
         self.broken = broken
         self.settling = settling
         self.warn = warn
-        self.files = Files(warn, time.time() if since is None else since, exclude_patterns, remembered)
-        self._eager_until = time.monotonic() + EAGER_SECONDS if eager else 0.0
-        self._interval = INTERVAL
-        self._herald = Herald()
+        self.files = _Files(warn, time.time() if since is None else since, exclude_patterns, remembered)
+        self._eager_until = time.monotonic() + _EAGER_SECONDS if eager else 0.0
+        self._interval = _INTERVAL
+        self._herald = _Herald()
         self._imported = 0.0  # when modules were last adopted, by the monotonic clock
         self._attended = 0  # of the project's files, so many have the herald's attention
         self._told = False  # the last wait ended because something has changed
         self._owed = False  # a look at everything is owed ...
         self._due = 0.0  # ... and will be due at this moment of the monotonic clock
-        self._pause = VAIN_PAUSE
+        self._pause = _VAIN_PAUSE
         self._errands: deque[Callable[[], None]] = deque()  # what other threads would have this one do
         self._errands.append(partial(self.files.add_places, list(extra_files)))
         self.watch(also)
@@ -5971,7 +6020,7 @@ class Watcher(threading.Thread):
         self._turns = {"own": 0, "library": 0}  # how far each round has come
         self._cost = 5e-6  # seconds a file, a first guess; measured from then on
         self._looks = 0
-        self._digests: dict[str, Digest] = {}  # of files as they were last accepted
+        self._digests: dict[str, _Digest] = {}  # of files as they were last accepted
         self._unread: list[str] = []  # files whose digest is still to be learnt
         self._pending: set[str] = set()  # what has changed while a file did not compile
         self._demand = ""  # the reason given to `reload_now`
@@ -5986,7 +6035,7 @@ class Watcher(threading.Thread):
     def failed(self, error: BaseException) -> None:
         """Watch whatever could mend an import that ended in `error`: the files it names, and the project's modules."""
         self._errands.append(self.files.add_project)
-        self.watch(mending_files(error))
+        self.watch(_mending_files(error))
 
     def import_ended(self) -> None:
         """Take what is written from now on for a person's edits, however soon they follow each other."""
@@ -6012,10 +6061,10 @@ class Watcher(threading.Thread):
             importing = self.files.adopt()
             while self._errands:
                 self._errands.popleft()()
-            explored = self.files.explore(EXPLORING)
+            explored = self.files.explore(_EXPLORING)
             if importing:
                 self._imported = time.monotonic()
-            elif time.monotonic() > self._imported + IMPORT_REST:
+            elif time.monotonic() > self._imported + _IMPORT_REST:
                 self._attend()
             suspects = self._look()
             if suspects:
@@ -6027,7 +6076,7 @@ class Watcher(threading.Thread):
             if explored and not self._warned:
                 self._warn_when_late()
             self._interval = self._next_interval(explored)
-            self._rest(STARTING if importing else self._interval, in_vain=not suspects)
+            self._rest(_STARTING if importing else self._interval, in_vain=not suspects)
         self._herald.end()
 
     def _attend(self) -> None:
@@ -6041,8 +6090,8 @@ class Watcher(threading.Thread):
     def _next_interval(self, explored: bool) -> float:
         attended = self._herald.complete and self._attended == len(self.files.own)
         if attended and explored and not self._owed:
-            return LEARNING_INTERVAL if self._unread else TOLD_INTERVAL
-        return EAGER if time.monotonic() < self._eager_until else INTERVAL
+            return _LEARNING_INTERVAL if self._unread else _TOLD_INTERVAL
+        return _EAGER if time.monotonic() < self._eager_until else _INTERVAL
 
     def _rest(self, seconds: float, in_vain: bool) -> None:
         """Wait until the next look is due or the kernel tells of a change.
@@ -6052,9 +6101,9 @@ class Watcher(threading.Thread):
         """
         if self._told and in_vain:
             time.sleep(self._pause)
-            self._pause = min(2 * self._pause, INTERVAL)
+            self._pause = min(2 * self._pause, _INTERVAL)
         else:
-            self._pause = VAIN_PAUSE
+            self._pause = _VAIN_PAUSE
         self._told = self._herald.wait(seconds)
         self._owed = self._owed or self._told
 
@@ -6064,7 +6113,7 @@ class Watcher(threading.Thread):
             return self._look_at_everything()
         paths = self._whose_turn()
         self._looks += 1
-        if self._looks % MEASURED or not paths:
+        if self._looks % _MEASURED or not paths:
             return self._different(paths)
         began = time.thread_time()
         different = self._different(paths)
@@ -6078,22 +6127,22 @@ class Watcher(threading.Thread):
         self._herald.renew()
         self._whose_turn()  # counts what is new
         different = self._different(list(self.files.own))
-        self._due = time.monotonic() + (time.thread_time() - began) / TOLD_SHARE
+        self._due = time.monotonic() + (time.thread_time() - began) / _TOLD_SHARE
         return different
 
     def _whose_turn(self) -> list[str]:
         own, library = self.files.own, self.files.installed
         if len(own) != self._counted:
             self._count()
-        share = 1 + int(len(library) * self._interval / LIBRARY_PERIOD)
+        share = 1 + int(len(library) * self._interval / _LIBRARY_PERIOD)
         installed = self._first_looks(self._next("library", library, share))
         left = int(self._budget() * self._interval / max(self._cost, 1e-7)) - len(installed)  # a clock may stand still
-        if len(own) <= max(left, HOT):
+        if len(own) <= max(left, _HOT):
             return own + installed
-        return self._hot + self._next("own", own, max(left - HOT, HOT)) + installed
+        return self._hot + self._next("own", own, max(left - _HOT, _HOT)) + installed
 
     def _budget(self) -> float:
-        return LOOKING if len(self.files.own) < MANY else LOOKING_AT_MANY
+        return _LOOKING if len(self.files.own) < _MANY else _LOOKING_AT_MANY
 
     def _next(self, name: str, paths: list[str], count: int) -> list[str]:
         """Return the next `count` of these paths, which are gone through round and round."""
@@ -6120,23 +6169,23 @@ class Watcher(threading.Thread):
 
     def _choose_hot(self, among: Iterable[str]) -> None:
         states = self.files.states
-        self._hot = sorted({*self._hot, *among}, key=lambda path: states[path] or (0, 0, 0))[-HOT:]
+        self._hot = sorted({*self._hot, *among}, key=lambda path: states[path] or (0, 0, 0))[-_HOT:]
 
     def _different(self, paths: Iterable[str]) -> set[str]:
         """Return those that differ; for a folder that does, what differs in it."""
         states = self.files.states
-        found = {path for path in paths if snapshot(path) != states[path]}
+        found = {path for path in paths if _snapshot(path) != states[path]}
         for folder in [path for path in found if path in self.files.trees]:
             if os.path.isfile(folder):  # a package has become a module
                 del self.files.trees[folder]
                 continue
             found.discard(folder)
             self.files.list_again(folder)
-            self.files.explore(EXPLORING)
+            self.files.explore(_EXPLORING)
             inside = [
                 path for path in self.files.own if os.path.dirname(path) == folder and path not in self.files.trees
             ]
-            found.update(path for path in inside if snapshot(path) != states[path])
+            found.update(path for path in inside if _snapshot(path) != states[path])
         return found
 
     def _settle(self, suspects: set[str]) -> None:
@@ -6144,15 +6193,15 @@ class Watcher(threading.Thread):
         files = self.files
         installed = suspects.isdisjoint(files.own)
         self.settling(not installed)
-        step = SETTLE_LIBRARY if installed else SETTLE
-        end = time.monotonic() + SETTLE_LIMIT
-        last: dict[str, Snapshot] = {}
+        step = _SETTLE_LIBRARY if installed else _SETTLE
+        end = time.monotonic() + _SETTLE_LIMIT
+        last: dict[str, _Snapshot] = {}
         quiet = 0
         while time.monotonic() < end:
-            now = {path: snapshot(path) for path in suspects}
+            now = {path: _snapshot(path) for path in suspects}
             quiet = quiet + 1 if now == last else 0
             doubtful = any(state is None or state[1] == 0 for state in now.values())
-            if quiet > (DOUBTFUL_LOOKS if doubtful else 0):
+            if quiet > (_DOUBTFUL_LOOKS if doubtful else 0):
                 break
             last = now
             time.sleep(step)
@@ -6162,13 +6211,13 @@ class Watcher(threading.Thread):
 
     def _neighbours(self, suspects: set[str]) -> list[str]:
         """Return where else the same save may have written: anywhere, when it is no longer a single file."""
-        own = self.files.own[:MANY]
-        if len(suspects) > 1 or len(own) <= FEW:
+        own = self.files.own[:_MANY]
+        if len(suspects) > 1 or len(own) <= _FEW:
             return own
         folders = {os.path.dirname(path) for path in suspects}
-        return [*self._hot, *(path for path in own if os.path.dirname(path) in folders)][:FEW]
+        return [*self._hot, *(path for path in own if os.path.dirname(path) in folders)][:_FEW]
 
-    def _accept(self, news: dict[str, Snapshot]) -> None:
+    def _accept(self, news: dict[str, _Snapshot]) -> None:
         self.files.states.update(news)
         self._choose_hot(news)
         paths = [path for path in news if self._pending or not self._is_unchanged(path)]
@@ -6177,7 +6226,7 @@ class Watcher(threading.Thread):
 
     def _is_unchanged(self, path: str) -> bool:
         known = self._digests.get(path)
-        return known is not None and known == digest(path)
+        return known is not None and known == _digest(path)
 
     def _deliver(self, paths: list[str]) -> None:
         """Hand on what changed, unless one of the files does not compile and nobody insists."""
@@ -6190,37 +6239,37 @@ class Watcher(threading.Thread):
         self._pending.clear()
         for path in pending:
             if path.endswith(".py"):
-                forget_bytecode(path)
-            self._digests[path] = digest(path)
+                _forget_bytecode(path)
+            self._digests[path] = _digest(path)
             self.files.recent.setdefault(path, 0)
         self._herald.end()
         self.changed(pending)
         self._herald.begin()  # the old code goes on
 
     def _first_error(self) -> Optional[SyntaxError]:
-        end = time.monotonic() + COMPILE_SECONDS
+        end = time.monotonic() + _COMPILE_SECONDS
         for path in sorted(self._pending):
-            error = syntax_error(path)
+            error = _syntax_error(path)
             if error is not None or time.monotonic() > end:
                 return error
         return None
 
     def _learn(self) -> None:
         """Read some files whose content is not known yet, to tell a save of the same bytes from an edit."""
-        for _ in range(min(LEARNING, len(self._unread))):
+        for _ in range(min(_LEARNING, len(self._unread))):
             path = self._unread.pop()
-            known = digest(path)
-            if self.files.states[path] == snapshot(path):
+            known = _digest(path)
+            if self.files.states[path] == _snapshot(path):
                 self._digests[path] = known
 
     def _warn_when_late(self) -> None:
         late = len(self.files.own) * self._cost / self._budget()
-        if late > LATE and not self._herald.complete:
+        if late > _LATE and not self._herald.complete:
             self._warned = True
             self.warn(f"{len(self.files.own):,} files are watched: a change may be seen {late:.0f} s late")
 
 
-def mending_files(error: Optional[BaseException]) -> list[str]:
+def _mending_files(error: Optional[BaseException]) -> list[str]:
     """Return what could mend a failed import: the files in the tracebacks, and where a missing module belongs."""
     found: list[str] = []
     seen: set[int] = set()
@@ -6233,12 +6282,12 @@ def mending_files(error: Optional[BaseException]) -> list[str]:
         if isinstance(error, SyntaxError) and error.filename:
             found.append(error.filename)
         if isinstance(error, ImportError) and error.name:
-            found.extend(module_places(error.name))
+            found.extend(_module_places(error.name))
         error = error.__cause__ or error.__context__
     return [path for path in dict.fromkeys(found) if not path.startswith("<")]
 
 
-def module_places(name: str) -> Iterator[str]:
+def _module_places(name: str) -> Iterator[str]:
     """Yield the paths where a module of this name would be looked for."""
     parts = name.split(".")
     for folder in sys.path:
@@ -6247,24 +6296,30 @@ def module_places(name: str) -> Iterator[str]:
             yield from (path, path + ".py", os.path.join(path, "__init__.py"))
 
 
-# -- starting again: how this process was started
+# =====================================================================================================================
+# 13. Restart
+#
+# `Launch` is how this process was started, `Handover` what crosses into the next process image, `restart_process` the
+# way there (one `os.execve`, same process), `supervise` the loop that does it where exec does not replace.  The room
+# gets callbacks; who is served, and what, it never learns.
+# =====================================================================================================================
 
-STAMP = "DEVSERVE_HANDOVER"  # "pid:letter:code", descriptors that the image before left; a child has another pid
-PARENT = "DEVSERVE_SUPERVISOR"  # "pid:read:write", the line to the parent under `supervise`
-MAGIC = b"devserve handover 1\n"
-RELOAD_STATUS = 75  # the exit status that asks `supervise` for another round; EX_TEMPFAIL, "try again"
-EXIT_SECONDS = 2.0  # for exit handlers and flushing: one that joins a child that never ends must not hold a reload
-HEED_SECONDS = 0.2  # for the main thread to act on a signal that came while another thread was about to exec
-HEEDED = {int(getattr(signal, name)) for name in ("SIGHUP", "SIGINT", "SIGTERM") if hasattr(signal, name)}
+_STAMP = "DEVSERVE_HANDOVER"  # "pid:letter:code", descriptors that the image before left; a child has another pid
+_PARENT = "DEVSERVE_SUPERVISOR"  # "pid:read:write", the line to the parent under `supervise`
+_MAGIC = b"devserve handover 1\n"
+_RELOAD_STATUS = 75  # the exit status that asks `supervise` for another round; EX_TEMPFAIL, "try again"
+_EXIT_SECONDS = 2.0  # for exit handlers and flushing: one that joins a child that never ends must not hold a reload
+_HEED_SECONDS = 0.2  # for the main thread to act on a signal that came while another thread was about to exec
+_HEEDED = {int(getattr(signal, name)) for name in ("SIGHUP", "SIGINT", "SIGTERM") if hasattr(signal, name)}
 LEAVING = threading.Lock()  # held by whoever ends this image; only a restart that fails gives it back
-ORPHAN_SECONDS = 5.0  # from the death of the parent to the unasked end of the child
-UNDERTAKER_INTERVAL = 1.0  # seconds between two looks for dead children of earlier images
-PASSED_LIMIT = 250  # sockets in one message between processes; Linux takes 253
+_ORPHAN_SECONDS = 5.0  # from the death of the parent to the unasked end of the child
+_UNDERTAKER_INTERVAL = 1.0  # seconds between two looks for dead children of earlier images
+_PASSED_LIMIT = 250  # sockets in one message between processes; Linux takes 253
 
 # A script is compiled at every start, and a cache may be missing (a folder that cannot be written, Python's -B).  So
 # the compiled devserve.py crosses the exec as well, and BOOT runs it as what it was: in the `__main__` of a script,
 # with its argv.  The command is `python FLAGS -c BOOT FIRST-OF-SYS.PATH devserve.py ARGUMENTS`.
-BOOT = """\
+_BOOT = """\
 import os, sys
 def boot():
     if sys.path[:1] == [""]:
@@ -6293,7 +6348,7 @@ class Handover(NamedTuple):
     notes: dict[str, str]
 
 
-class Program(NamedTuple):
+class _Program(NamedTuple):
     """The compiled devserve.py, when it is the program itself."""
 
     code: CodeType
@@ -6317,7 +6372,7 @@ class Launch(NamedTuple):
     attributes: Optional[list[Any]]  # of the terminal on standard input
     started: float  # wall clock; the files were loaded after this
     early: bool  # captured before any code of the application ran
-    program: Optional[Program]
+    program: Optional[_Program]
     line: Optional[tuple[int, int]]  # descriptors to the parent under `supervise`
     bell: tuple[
         int, int, int
@@ -6332,28 +6387,28 @@ class Launch(NamedTuple):
         Call it once, first of all, in the main thread; with `early` when no code of the application has run yet.
         Signals that the restart held back stay blocked until `release_signals`.
         """
-        line, packed, code = take_stamps()
-        rung = last_rings(packed.get("bell", -1))
-        ignored = ignored_signals()
+        line, packed, code = _take_stamps()
+        rung = _last_rings(packed.get("bell", -1))
+        ignored = _ignored_signals()
         umask = os.umask(0o077)
         os.umask(umask)
         launch = cls(
             executable=sys.executable,
-            command=start_command(),
-            cwd=first_cwd(early),
-            environ=first_environ(early),
+            command=_start_command(),
+            cwd=_first_cwd(early),
+            environ=_first_environ(early),
             umask=umask,
-            mask=frozenset(packed.get("mask", blocked_signals())),
+            mask=frozenset(packed.get("mask", _blocked_signals())),
             ignored=frozenset(packed.get("ignored", ignored)),
-            inheritable=frozenset(inheritable_descriptors()),
-            blocking=stream_modes(),
+            inheritable=frozenset(_inheritable_descriptors()),
+            blocking=_stream_modes(),
             terminals=tuple(fd for fd in (0, 1, 2) if os.isatty(fd)),
-            attributes=terminal_attributes(),
+            attributes=_terminal_attributes(),
             started=packed.get("left", time.time() - time.process_time()),
             early=early,
-            program=own_program(code),
+            program=_own_program(code),
             line=line,
-            bell=new_bell(),
+            bell=_new_bell(),
             rung=rung,
             handover=Handover(packed["sockets"], packed["notes"]) if packed else None,
         )
@@ -6397,24 +6452,24 @@ class Launch(NamedTuple):
             for number in ignored - self.ignored:
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         if children:
-            threading.Thread(target=bury, args=(children,), name="devserve undertaker", daemon=True).start()
+            threading.Thread(target=_reap_children, args=(children,), name="devserve undertaker", daemon=True).start()
         if self.line is not None:
-            threading.Thread(target=end_with_parent, args=(self.line[0],), name="devserve line", daemon=True).start()
+            threading.Thread(target=_end_with_parent, args=(self.line[0],), name="devserve line", daemon=True).start()
 
 
-def start_command() -> list[str]:
+def _start_command() -> list[str]:
     """Return the command that starts this program again, the interpreter's flags included."""
-    words = original_command()
+    words = _original_command()
     before = words[1 : len(words) - len(sys.argv) + 1]  # all but the interpreter and the program's own arguments
-    if __name__ == "__main__" and before[-4:-2] != ["-c", BOOT]:
+    if __name__ == "__main__" and before[-4:-2] != ["-c", _BOOT]:
         if before[-2:-1] == ["-m"]:
-            return [sys.executable, *before[:-2], "-c", BOOT, os.getcwd(), *sys.argv]
+            return [sys.executable, *before[:-2], "-c", _BOOT, os.getcwd(), *sys.argv]
         folder = os.path.dirname(os.path.realpath(sys.argv[0]))
-        return [sys.executable, *before[:-1], "-c", BOOT, folder, *sys.argv]
+        return [sys.executable, *before[:-1], "-c", _BOOT, folder, *sys.argv]
     return [sys.executable, *words[1:]]
 
 
-def original_command() -> list[str]:
+def _original_command() -> list[str]:
     """Return the words that the interpreter was started with: Python knows them since 3.10, Linux always."""
     if sys.version_info >= (3, 10):
         return list(sys.orig_argv)  # novermin: 3.9 is answered below
@@ -6422,10 +6477,10 @@ def original_command() -> list[str]:
         with open("/proc/self/cmdline", "rb") as file:
             return [os.fsdecode(word) for word in file.read().split(b"\0")[:-1]]
     except OSError:
-        return rebuilt_command()
+        return _rebuilt_command()
 
 
-def rebuilt_command() -> list[str]:
+def _rebuilt_command() -> list[str]:
     """Return an equal command, from what the interpreter remembers of its flags."""
     import subprocess
 
@@ -6437,7 +6492,7 @@ def rebuilt_command() -> list[str]:
     return [sys.executable, *flags, *program, *sys.argv[1:]]
 
 
-def own_program(fd: int) -> Optional[Program]:
+def _own_program(fd: int) -> Optional[_Program]:
     """Return what devserve.py runs as the program, None when it was imported; the file `fd`, if any, holds it."""
     frame: Optional[FrameType] = sys._getframe()
     while frame is not None and not (frame.f_code.co_name == "<module>" and frame.f_globals is globals()):
@@ -6449,10 +6504,10 @@ def own_program(fd: int) -> Optional[Program]:
     if sys.platform != "win32" and fd >= 0 and os.pread(fd, len(mark), 0) != mark:
         os.close(fd)  # devserve.py itself has changed, and BOOT has compiled it
         fd = -1
-    return Program(frame.f_code, mark, fd)
+    return _Program(frame.f_code, mark, fd)
 
 
-def first_cwd(early: bool) -> str:
+def _first_cwd(early: bool) -> str:
     """Return the working directory at the start, also when the script, named relative to it, has left it since."""
     main_file = str(getattr(sys.modules["__main__"], "__file__", None) or "")
     named = os.sep + sys.argv[0] if sys.argv and sys.argv[0] else ""
@@ -6464,7 +6519,7 @@ def first_cwd(early: bool) -> str:
         return os.environ.get("PWD", os.sep)
 
 
-def first_environ(early: bool) -> dict[str, str]:
+def _first_environ(early: bool) -> dict[str, str]:
     """Return the environment at the start.  Linux still knows it after the application has changed its own."""
     try:
         with open("/proc/self/environ", "rb") as file:
@@ -6474,22 +6529,22 @@ def first_environ(early: bool) -> dict[str, str]:
     if not words or not all(equals for _, equals, _ in words):  # a program that sets its title may overwrite it
         return dict(os.environ)
     first = {os.fsdecode(key): os.fsdecode(value) for key, _, value in words}
-    return {key: value for key, value in first.items() if key not in (STAMP, PARENT)}
+    return {key: value for key, value in first.items() if key not in (_STAMP, _PARENT)}
 
 
-def ignored_signals() -> set[int]:
+def _ignored_signals() -> set[int]:
     """Return the numbers of the signals that are ignored now."""
     return {int(number) for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN}
 
 
-def blocked_signals() -> set[int]:
+def _blocked_signals() -> set[int]:
     """Return the numbers of the signals that are blocked now."""
     if sys.platform == "win32":
         return set()
     return {int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())}
 
 
-def new_bell() -> tuple[int, int, int]:
+def _new_bell() -> tuple[int, int, int]:
     """Return the ends of a new pipe in which the interpreter notes each signal at once, and the one it used before."""
     if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
         return -1, -1, -1
@@ -6499,31 +6554,31 @@ def new_bell() -> tuple[int, int, int]:
     return read, write, signal.set_wakeup_fd(write, warn_on_full_buffer=False)
 
 
-def listen_to(bell: int) -> bytes:
+def _listen_to(bell: int) -> bytes:
     """Return which of the signals that concern a server were noted in a pipe."""
     try:
         noted = os.read(bell, 1 << 16)
     except OSError:
         return b""
-    return bytes(number for number in noted if number in HEEDED)
+    return bytes(number for number in noted if number in _HEEDED)
 
 
-def is_the_end(number: int) -> bool:
+def _is_the_end(number: int) -> bool:
     """Tell whether a signal that was noted will end this process: not when the program has a handler of its own."""
     handler = signal.getsignal(number)
     ours = handler is signal.default_int_handler or getattr(handler, "__module__", "") == __name__
     return ours and number != getattr(signal, "SIGHUP", None)
 
 
-def last_rings(bell: int) -> bytes:
+def _last_rings(bell: int) -> bytes:
     """Return which signals the image before noted when it was too late to act, and be done with its pipe."""
-    rung = listen_to(bell)
-    if is_open(bell):
+    rung = _listen_to(bell)
+    if _is_open(bell):
         os.close(bell)
     return rung
 
 
-def is_open(fd: int) -> bool:
+def _is_open(fd: int) -> bool:
     """Tell whether a descriptor is in use."""
     try:
         os.fstat(fd)
@@ -6532,14 +6587,14 @@ def is_open(fd: int) -> bool:
     return True
 
 
-def stream_modes() -> dict[int, bool]:
+def _stream_modes() -> dict[int, bool]:
     """Return whether each standard stream blocks; the mode belongs to the terminal and outlives the process."""
     if sys.platform == "win32":
         return {}
-    return {fd: os.get_blocking(fd) for fd in (0, 1, 2) if is_open(fd)}
+    return {fd: os.get_blocking(fd) for fd in (0, 1, 2) if _is_open(fd)}
 
 
-def inheritable_descriptors() -> list[int]:
+def _inheritable_descriptors() -> list[int]:
     """Return the descriptors, besides the standard streams, that an exec would not close."""
     if sys.platform == "win32":
         return []
@@ -6553,7 +6608,7 @@ def inheritable_descriptors() -> list[int]:
     return found
 
 
-def terminal_attributes() -> Optional[list[Any]]:
+def _terminal_attributes() -> Optional[list[Any]]:
     """Return the attributes of the terminal on standard input, or None when there is none."""
     if sys.platform == "win32" or not os.isatty(0):
         return None
@@ -6574,7 +6629,7 @@ def restart_process(launch: Launch, handover: Handover) -> NoReturn:
     if not os.access(launch.executable or os.devnull, os.X_OK):
         raise FileNotFoundError(errno.ENOENT, "the interpreter is gone", launch.executable)
     with LEAVING:
-        say_goodbye(Leap(launch, handover).go)
+        _say_goodbye(_Leap(launch, handover).go)
 
 
 def end_process(status: int) -> NoReturn:
@@ -6584,12 +6639,12 @@ def end_process(status: int) -> NoReturn:
     """
     if not LEAVING.acquire(blocking=False):
         os._exit(status)
-    say_goodbye(lambda: os._exit(status))
+    _say_goodbye(lambda: os._exit(status))
 
 
-def say_goodbye(leave: Callable[[], NoReturn]) -> NoReturn:
+def _say_goodbye(leave: Callable[[], NoReturn]) -> NoReturn:
     """Run the exit handlers, flush, leave; after EXIT_SECONDS leave from another thread, whatever they wait for."""
-    late = threading.Timer(EXIT_SECONDS, leave)
+    late = threading.Timer(_EXIT_SECONDS, leave)
     late.daemon = True
     late.start()
     try:
@@ -6602,7 +6657,7 @@ def say_goodbye(leave: Callable[[], NoReturn]) -> NoReturn:
         leave()
 
 
-class Leap:
+class _Leap:
     """The step into the next image.  Whichever thread comes first takes it: the caller's, or the one for lateness."""
 
     def __init__(self, launch: Launch, handover: Handover) -> None:
@@ -6615,17 +6670,17 @@ class Leap:
         """Start anew, or raise OSError."""
         with self.lock:
             if self.launch.line is not None:
-                send_letter(self.launch.line[1], self._packed(), self.fds[:PASSED_LIMIT])
-                os._exit(RELOAD_STATUS)
+                _send_letter(self.launch.line[1], self._packed(), self.fds[:_PASSED_LIMIT])
+                os._exit(_RELOAD_STATUS)
             if sys.platform == "win32":
                 raise OSError(errno.EINVAL, "this system does not replace a process by another")
-            umask, mask = os.umask(self.launch.umask), blocked_signals()
+            umask, mask = os.umask(self.launch.umask), _blocked_signals()
             try:
                 self._exec()
             except OSError:
                 os.umask(umask)
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-                for fd in filter(is_open, self.fds):
+                for fd in filter(_is_open, self.fds):
                     os.set_inheritable(fd, False)
                 raise
 
@@ -6636,46 +6691,46 @@ class Leap:
             "left": time.time(),
             "mask": sorted(self.launch.mask),
             "ignored": sorted(self.launch.ignored),
-            "children": children(),
+            "children": _children(),
             "bell": self.launch.bell[0],
         }
-        return MAGIC + marshal.dumps(words)
+        return _MAGIC + marshal.dumps(words)
 
     if sys.platform != "win32":
 
         def _exec(self) -> NoReturn:
             launch = self.launch
-            letter, code = anonymous_file(self._packed()), self._code()
-            self._open_only({*filter(is_open, self.fds), letter, code, launch.bell[0]} - {-1})
-            reap()
-            restore_terminal(launch)
+            letter, code = _anonymous_file(self._packed()), self._code()
+            self._open_only({*filter(_is_open, self.fds), letter, code, launch.bell[0]} - {-1})
+            _reap()
+            _restore_terminal(launch)
             for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
                 signal.setitimer(timer, 0)
             if os.path.isdir(launch.cwd):
                 os.chdir(launch.cwd)
             stamp = f"{os.getpid()}:{letter}:{code if code >= 0 else ''}"
-            if any(map(is_the_end, listen_to(launch.bell[0]))):
-                time.sleep(HEED_SECONDS)
-            signal.pthread_sigmask(signal.SIG_SETMASK, launch.mask | (HEEDED if launch.early else set()))
-            os.execve(launch.executable, launch.command, {**launch.environ, STAMP: stamp})
+            if any(map(_is_the_end, _listen_to(launch.bell[0]))):
+                time.sleep(_HEED_SECONDS)
+            signal.pthread_sigmask(signal.SIG_SETMASK, launch.mask | (_HEEDED if launch.early else set()))
+            os.execve(launch.executable, launch.command, {**launch.environ, _STAMP: stamp})
 
     def _code(self) -> int:
         """Return the descriptor of a file with the compiled program, -1 for none."""
         program = self.launch.program
         if program is None:
             return -1
-        return program.fd if program.fd >= 0 else anonymous_file(program.mark + marshal.dumps(program.code))
+        return program.fd if program.fd >= 0 else _anonymous_file(program.mark + marshal.dumps(program.code))
 
     def _open_only(self, crossing: set[int]) -> None:
         """Let these descriptors cross and, of the others, only those that were meant to at the first start."""
-        for fd in inheritable_descriptors():
+        for fd in _inheritable_descriptors():
             if fd not in crossing and fd not in self.launch.inheritable:
                 os.set_inheritable(fd, False)
         for fd in crossing:
             os.set_inheritable(fd, True)
 
 
-def anonymous_file(data: bytes) -> int:
+def _anonymous_file(data: bytes) -> int:
     """Return the descriptor of a file without a name that holds `data`: any size, and seen by nobody else."""
     if sys.platform == "linux":
         fd = os.memfd_create("devserve")
@@ -6689,11 +6744,11 @@ def anonymous_file(data: bytes) -> int:
     return fd
 
 
-def restore_terminal(launch: Launch) -> None:
+def _restore_terminal(launch: Launch) -> None:
     """Give the terminal its attributes back, unless it is another job's now, when writing would stop this one."""
     if sys.platform == "win32":
         return
-    for fd in filter(is_open, launch.blocking):
+    for fd in filter(_is_open, launch.blocking):
         os.set_blocking(fd, launch.blocking[fd])
     if launch.attributes is not None:
         import termios
@@ -6703,7 +6758,7 @@ def restore_terminal(launch: Launch) -> None:
                 termios.tcsetattr(0, termios.TCSANOW, launch.attributes)
 
 
-def children() -> list[int]:
+def _children() -> list[int]:
     """Return the pids of this process's children, where the system tells (Linux)."""
     found: list[int] = []
     with contextlib.suppress(OSError):
@@ -6713,7 +6768,7 @@ def children() -> list[int]:
     return found
 
 
-def reap() -> None:
+def _reap() -> None:
     """Take leave of the children that have died.  For the moment before an exec, when nobody else can still do it."""
     if sys.platform != "win32":
         with contextlib.suppress(ChildProcessError):
@@ -6721,14 +6776,14 @@ def reap() -> None:
                 pass
 
 
-def bury(pids: list[int]) -> None:
+def _reap_children(pids: list[int]) -> None:
     """Reap the children of earlier images as they end, and no others: those belong to the application."""
     while pids:
-        pids = [pid for pid in pids if not has_ended(pid)]
-        time.sleep(UNDERTAKER_INTERVAL)
+        pids = [pid for pid in pids if not _has_ended(pid)]
+        time.sleep(_UNDERTAKER_INTERVAL)
 
 
-def has_ended(pid: int) -> bool:
+def _has_ended(pid: int) -> bool:
     """Reap one child if it has ended; tell whether it is gone."""
     if sys.platform == "win32":
         return True
@@ -6741,37 +6796,37 @@ def has_ended(pid: int) -> bool:
 # -- arriving in the next image
 
 
-def take_stamps() -> tuple[Optional[tuple[int, int]], dict[str, Any], int]:
+def _take_stamps() -> tuple[Optional[tuple[int, int]], dict[str, Any], int]:
     """Return the line to a parent, the words of the image before, and the descriptor of the compiled program.
 
     Both stamps name a process: the environment of a child of the application may hold them too.
     """
-    parent, _, line = os.environ.pop(PARENT, "").partition(":")
-    pid, _, fds = os.environ.pop(STAMP, "").partition(":")
+    parent, _, line = os.environ.pop(_PARENT, "").partition(":")
+    pid, _, fds = os.environ.pop(_STAMP, "").partition(":")
     if line and (sys.platform == "win32" or parent == str(os.getppid())):
-        read, write = open_line(line)
-        return (read, write), keep_sockets(unpacked(receive_letter(read))), -1
+        read, write = _open_line(line)
+        return (read, write), _keep_sockets(_unpacked(_receive_letter(read))), -1
     letter, _, code = fds.partition(":")
     if pid != str(os.getpid()):
         return None, {}, -1
     with open(int(letter), "rb") as file:
         file.seek(0)
-        packed = keep_sockets(unpacked(file.read()))
+        packed = _keep_sockets(_unpacked(file.read()))
     if code:
         os.set_inheritable(int(code), False)
     return None, packed, int(code or -1)
 
 
-def unpacked(data: bytes) -> dict[str, Any]:
+def _unpacked(data: bytes) -> dict[str, Any]:
     """Return the words of a letter; an empty dict when it is none of ours."""
-    words: dict[str, Any] = marshal.loads(data[len(MAGIC) :]) if data.startswith(MAGIC) else {}
+    words: dict[str, Any] = marshal.loads(data[len(_MAGIC) :]) if data.startswith(_MAGIC) else {}
     return words
 
 
-def keep_sockets(packed: dict[str, Any]) -> dict[str, Any]:
+def _keep_sockets(packed: dict[str, Any]) -> dict[str, Any]:
     """Keep, of the descriptors handed over, those that are open sockets, and let no child have them."""
     for role, fds in packed.get("sockets", {}).items():
-        packed["sockets"][role] = [fd for fd in fds if is_open(fd) and stat.S_ISSOCK(os.fstat(fd).st_mode)]
+        packed["sockets"][role] = [fd for fd in fds if _is_open(fd) and stat.S_ISSOCK(os.fstat(fd).st_mode)]
         for fd in packed["sockets"][role]:
             os.set_inheritable(fd, False)
     return packed
@@ -6785,10 +6840,10 @@ def supervise(launch: Launch) -> int:
 
     SIGTERM, SIGHUP and an interrupt that the terminal did not send to the child as well are relayed.
     """
-    return Supervisor(launch).run()
+    return _Supervisor(launch).run()
 
 
-class Supervisor:
+class _Supervisor:
     """A parent that keeps nothing but what its children leave for each other: a letter, and sockets where it can."""
 
     def __init__(self, launch: Launch) -> None:
@@ -6806,28 +6861,28 @@ class Supervisor:
                 signal.signal(getattr(signal, name), self._relay)
         while True:
             status = self._round()
-            if self.stopped_by and status == RELOAD_STATUS:
+            if self.stopped_by and status == _RELOAD_STATUS:
                 return 128 + self.stopped_by
-            if status != RELOAD_STATUS:
+            if status != _RELOAD_STATUS:
                 return 128 - status if status < 0 else status  # a negative status is the signal that killed it
 
     def _relay(self, number: int, frame: object) -> None:
         if number != getattr(signal, "SIGHUP", None):
             self.stopped_by = number
-        if self.child is not None and not (number == signal.SIGINT and reaches_children()):
+        if self.child is not None and not (number == signal.SIGINT and _reaches_children()):
             self.child.send_signal(number)
 
     def _round(self) -> int:
         """Run one child to its end; return its status."""
-        ours, theirs, word = new_line()
+        ours, theirs, word = _new_line()
         self._start(theirs, word)
         reader = threading.Thread(target=self._read, args=(ours[0],), daemon=True)
         with contextlib.suppress(BrokenPipeError):  # the child died at once
-            send_letter(ours[1], self.letter)
+            _send_letter(ours[1], self.letter)
         self.letter, self.fds = b"", []
         reader.start()
         status: int = self.child.wait()
-        reader.join(EXIT_SECONDS if status == RELOAD_STATUS else 0.0)
+        reader.join(_EXIT_SECONDS if status == _RELOAD_STATUS else 0.0)
         for fd in set(ours):
             os.close(fd)
         return status
@@ -6835,7 +6890,7 @@ class Supervisor:
     def _start(self, theirs: set[int], word: str) -> None:
         import subprocess
 
-        environ = {**self.launch.environ, PARENT: f"{os.getpid()}:{word}"}
+        environ = {**self.launch.environ, _PARENT: f"{os.getpid()}:{word}"}
         passed: dict[str, Any] = (
             {"close_fds": False} if sys.platform == "win32" else {"pass_fds": [*theirs, *self.fds]}
         )
@@ -6848,17 +6903,17 @@ class Supervisor:
     def _read(self, line: int) -> None:
         fds: list[int] = []
         with contextlib.suppress(OSError):  # the line was closed, as the child was the last
-            self.letter, self.fds = receive_letter(line, fds), fds
+            self.letter, self.fds = _receive_letter(line, fds), fds
 
 
-def reaches_children() -> bool:
+def _reaches_children() -> bool:
     """Tell whether an interrupt came from the terminal, which sends it to every process of the job."""
     if sys.platform == "win32":
         return True
     return os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp()
 
 
-def new_line() -> tuple[tuple[int, int], set[int], str]:
+def _new_line() -> tuple[tuple[int, int], set[int], str]:
     """Return our ends of a line between two processes, to read and to write, their ends, and the word for theirs."""
     if sys.platform == "win32":
         import msvcrt
@@ -6872,7 +6927,7 @@ def new_line() -> tuple[tuple[int, int], set[int], str]:
     return (one, one), {other}, f"{other}:{other}"
 
 
-def open_line(word: str) -> tuple[int, int]:
+def _open_line(word: str) -> tuple[int, int]:
     """Return a child's ends of the line, to read and to write; nobody inherits them further."""
     read, write = map(int, word.split(":"))
     if sys.platform == "win32":
@@ -6884,7 +6939,7 @@ def open_line(word: str) -> tuple[int, int]:
     return read, write
 
 
-def send_letter(line: int, data: bytes, fds: Iterable[int] = ()) -> None:
+def _send_letter(line: int, data: bytes, fds: Iterable[int] = ()) -> None:
     """Send a letter, and sockets along with its first byte where the system can pass them."""
     data = len(data).to_bytes(8, "big") + data
     if sys.platform != "win32":
@@ -6894,12 +6949,12 @@ def send_letter(line: int, data: bytes, fds: Iterable[int] = ()) -> None:
         data = data[os.write(line, data) :]
 
 
-def receive_letter(line: int, fds: Optional[list[int]] = None) -> bytes:
+def _receive_letter(line: int, fds: Optional[list[int]] = None) -> bytes:
     """Wait for a letter, empty when none comes; put the sockets that came along in `fds` and their numbers in it."""
     data = b""
     if sys.platform != "win32":
         with socket.socket(fileno=os.dup(line)) as end:
-            data, passed, _, _ = socket.recv_fds(end, 1, PASSED_LIMIT)
+            data, passed, _, _ = socket.recv_fds(end, 1, _PASSED_LIMIT)
         if fds is not None:
             fds.extend(passed)
     while len(data) < 8 or len(data) < 8 + int.from_bytes(data[:8], "big"):
@@ -6907,44 +6962,44 @@ def receive_letter(line: int, fds: Optional[list[int]] = None) -> bytes:
         if not more:
             return b""
         data += more
-    return renumbered(data[8:], fds) if fds else data[8:]
+    return _renumbered(data[8:], fds) if fds else data[8:]
 
 
-def renumbered(letter: bytes, fds: list[int]) -> bytes:
+def _renumbered(letter: bytes, fds: list[int]) -> bytes:
     """Return the letter with the numbers that its sockets have in this process."""
-    packed, new = unpacked(letter), iter(fds)
+    packed, new = _unpacked(letter), iter(fds)
     packed["sockets"] = {role: list(itertools.islice(new, len(old))) for role, old in packed["sockets"].items()}
-    return MAGIC + marshal.dumps(packed)
+    return _MAGIC + marshal.dumps(packed)
 
 
-def end_with_parent(line: int) -> None:
+def _end_with_parent(line: int) -> None:
     """End this process soon after its parent has died, so that no orphan keeps the port."""
     with contextlib.suppress(OSError):
         while os.read(line, 1):
             pass
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(ORPHAN_SECONDS)
+    time.sleep(_ORPHAN_SECONDS)
     os._exit(1)
 
 
 # =====================================================================================================================
-# 11. The hall
+# 14. Runner
 #
 # Where the four machines meet: the loader's application goes into the debugger, the debugger into the server, and the
 # reloader's word closes the server's gate.  The only room that knows them all.  The public `run` and `make_server`
 # are here.
 # =====================================================================================================================
 
-BY_HAND = "SIGHUP"  # instead of the path that changed
-AT_FIRST = "at first"  # among the notes: nothing has been served or loaded yet
-GRACE = 5.0  # seconds from its own start that a request may take while a reload waits for it
-WAKE_INTERVAL = 0.5  # seconds; a signal that comes just before the main thread falls asleep is handled no later
-GREETING_PATIENCE = 1.0  # seconds; a mistake in the command is told in less, and then is the only line
-IMPORT_TOLD = 3.0  # seconds of importing before the terminal is told where the import is
-IMPORT_PATIENCE = 10.0  # seconds of it, after a reload, before clients are told too; few libraries take as long
+_BY_HAND = "SIGHUP"  # instead of the path that changed
+_AT_FIRST = "at first"  # among the notes: nothing has been served or loaded yet
+_GRACE = 5.0  # seconds from its own start that a request may take while a reload waits for it
+_WAKE_INTERVAL = 0.5  # seconds; a signal that comes just before the main thread falls asleep is handled no later
+_GREETING_PATIENCE = 1.0  # seconds; a mistake in the command is told in less, and then is the only line
+_IMPORT_TOLD = 3.0  # seconds of importing before the terminal is told where the import is
+_IMPORT_PATIENCE = 10.0  # seconds of it, after a reload, before clients are told too; few libraries take as long
 
 # Werkzeug's and Flask's words, and ours.
-WERKZEUG_WORDS = {"use_reloader": "reload", "use_debugger": "debugger", "threaded": "threads", "ssl_context": "cert"}
+_WERKZEUG_WORDS = {"use_reloader": "reload", "use_debugger": "debugger", "threaded": "threads", "ssl_context": "cert"}
 
 
 def run(app: WSGIApplication, host: str = "127.0.0.1", port: int = 5000, debug: bool = False, **options: Any) -> None:
@@ -6956,15 +7011,15 @@ def run(app: WSGIApplication, host: str = "127.0.0.1", port: int = 5000, debug: 
     like end the process with one line and exit status 2.
     """
     terminal = Terminal(quiet=bool(options.get("quiet")))
-    if imported_by_devserve():
+    if _imported_by_devserve():
         terminal.warn("devserve is serving already; the call of devserve.run is left out")
         return
-    config = config_from_keywords(host=host, port=port, debug=debug, **options)
+    config = _config_from_keywords(host=host, port=port, debug=debug, **options)
 
     def load(config: Config) -> WSGIApplication:
         return prepared(checked(app, f"{app!r:.80}"), debug=config.debug, debugger=config.debugger)
 
-    status = start(lambda warn: config, load, Launch.capture(), terminal, in_code=True)
+    status = _start(lambda warn: config, load, Launch.capture(), terminal, in_code=True)
     if status:
         raise SystemExit(status)
 
@@ -6978,10 +7033,10 @@ def serve_command(read: Callable[[Callable[[str], None]], Config]) -> int:
         with servers_left_out(terminal.warn):
             return load_app(config.app, debug=config.debug, debugger=config.debugger)
 
-    return start(read, load, launch, terminal, in_code=False)
+    return _start(read, load, launch, terminal, in_code=False)
 
 
-def start(
+def _start(
     configure: Callable[[Callable[[str], None]], Config],
     load: Callable[[Config], WSGIApplication],
     launch: Launch,
@@ -6997,10 +7052,10 @@ def start(
         if config.reload and launch.must_supervise:
             return supervise(launch)
         if config.reload and launch.carries_ballast:  # thrown off by the exec: the next image gets the compiled code
-            restart_process(launch, Handover({"listener": [], "waiting": []}, {AT_FIRST: ""}))
+            restart_process(launch, Handover({"listener": [], "waiting": []}, {_AT_FIRST: ""}))
         for warning in warnings:  # by whoever serves, and by nobody who makes room for it
             terminal.warn(warning)
-        hall = Hall(config, terminal, launch, in_code=in_code)
+        hall = _Runner(config, terminal, launch, in_code=in_code)
         try:
             return hall.serve(lambda: load(config))
         finally:
@@ -7019,25 +7074,25 @@ def make_server(app: WSGIApplication, host: str = "127.0.0.1", port: int = 0, **
     threads, cert, key, quiet, debug and debugger, as for `run`.  Raises `DevserveError` when the address cannot be
     bound.
     """
-    config = config_from_keywords(host=host, port=port, **options)
+    config = _config_from_keywords(host=host, port=port, **options)
     app = prepared(app, debug=config.debug, debugger=config.debugger)
     terminal = Terminal(quiet=config.quiet)
     check_pin(config.pin)
-    tls = tls_of(config)
-    listener = listen(config.host, config.port, again=keyword_for_port)
+    tls = _tls_of(config)
+    listener = listen(config.host, config.port, again=_keyword_for_port)
     server = DevServer(listener, app, terminal, threads=config.threads, tls=tls)
     if config.debugger:
-        guard = Guard.fresh(config.pin, server.server_port, trusted_hosts(config, listener))
+        guard = Guard.fresh(config.pin, server.server_port, _trusted_hosts(config, listener))
         server.app = DebuggedApplication(app, guard=guard, terminal=terminal)
         terminal.say(f"devserve: {guard.greeting(urls(listener, 'https' if tls else 'http')[0])}")
     return server
 
 
-def config_from_keywords(**options: Any) -> Config:
+def _config_from_keywords(**options: Any) -> Config:
     """Return the configuration that keywords of `run` describe.  Raises TypeError for an unknown one."""
     for name in options:
         if name not in Config._fields:
-            instead = WERKZEUG_WORDS.get(name)
+            instead = _WERKZEUG_WORDS.get(name)
             hint = f"; it is called {instead} here" if instead else f"; there are {', '.join(Config._fields[1:])}"
             raise TypeError(f"devserve has no option {name!r}{hint}")
     debug = bool(options.get("debug"))
@@ -7049,31 +7104,31 @@ def config_from_keywords(**options: Any) -> Config:
     return Config(**options)
 
 
-def tls_of(config: Config) -> Optional[Callable[[socket.socket], socket.socket]]:
+def _tls_of(config: Config) -> Optional[Callable[[socket.socket], socket.socket]]:
     """Return the TLS handshake that a configuration asks for, None when it asks for none.  Raises `DevserveError`."""
     if config.key and not config.cert:
         raise DevserveError(f"--key {config.key} needs the certificate too: add --cert FILE")
     return tls_from_files(config.cert, config.key) if config.cert else None
 
 
-def trusted_hosts(config: Config, listener: socket.socket) -> list[str]:
+def _trusted_hosts(config: Config, listener: socket.socket) -> list[str]:
     """Return the hosts, besides loopback, whose pages may use the console: those named, and the one that was bound."""
     address = listener.getsockname()
     bound = [config.host, str(address[0])] if isinstance(address, tuple) else []
     return [*config.trusted_hosts, *(host for host in bound if host not in ("0.0.0.0", "::", ""))]
 
 
-def imported_by_devserve() -> bool:
+def _imported_by_devserve() -> bool:
     """Say whether the caller is a module that the loader is importing, which calls `run` without a main guard."""
     frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_code is Hall.load.__code__:
+        if frame.f_code is _Runner.load.__code__:
             return True
         frame = frame.f_back  # type: ignore[assignment]
     return False
 
 
-class Hall:
+class _Runner:
     """One process image's life: it takes over what the last one left, loads, serves, and leaves to the next."""
 
     def __init__(self, config: Config, terminal: Terminal, launch: Launch, *, in_code: bool = False) -> None:
@@ -7084,12 +7139,12 @@ class Hall:
         self.pid = os.getpid()
         self.handover = launch.handover
         self.notes = self.handover.notes if self.handover else {}
-        self.reloaded = self.handover is not None and AT_FIRST not in self.notes
+        self.reloaded = self.handover is not None and _AT_FIRST not in self.notes
         self.socket_file = self.notes.get("socket_file", "")  # ours to remove at the end
         check_pin(config.pin)
-        tls = tls_of(config)
+        tls = _tls_of(config)
         self.listener = self._listener()
-        self.server = DevServer(self.listener, lobby, terminal, threads=config.threads, tls=tls)
+        self.server = DevServer(self.listener, _loading_app, terminal, threads=config.threads, tls=tls)
         self.scheme = "https" if config.cert else "http"
         self.guard = self._guard() if config.debugger else None
         self.watcher = self._watcher() if config.reload else None
@@ -7106,14 +7161,14 @@ class Hall:
     def _listener(self) -> socket.socket:
         if self.handover and self.handover.sockets["listener"]:
             return socket.socket(fileno=self.handover.sockets["listener"][0])
-        again = keyword_for_port if self.in_code else command_for_port
+        again = _keyword_for_port if self.in_code else _command_for_port
         listener = listen(self.config.host, self.config.port, again=again)
         if listener.getsockname() == socket_path(self.config.host):
             self.socket_file = os.path.abspath(socket_path(self.config.host))
         return listener
 
     def _guard(self) -> Guard:
-        hosts = trusted_hosts(self.config, self.listener)
+        hosts = _trusted_hosts(self.config, self.listener)
         if self.reloaded:
             return Guard.recall(self.notes, self.server.server_port, hosts)
         return Guard.fresh(self.config.pin, self.server.server_port, hosts)
@@ -7141,7 +7196,7 @@ class Hall:
             self.watcher.start()
         if not self.in_code:
             threading.Thread(target=self._explain_a_long_import, name="devserve patience", daemon=True).start()
-        slow = threading.Timer(GREETING_PATIENCE, self._greet)
+        slow = threading.Timer(_GREETING_PATIENCE, self._greet)
         slow.daemon = True
         slow.start()
         app = self.load(load, slow.cancel)
@@ -7154,7 +7209,7 @@ class Hall:
         if self.reloaded and not isinstance(app, BrokenApp):
             self._tell_reload_time()
         self._start()
-        while not self.ended.wait(WAKE_INTERVAL):
+        while not self.ended.wait(_WAKE_INTERVAL):
             pass
         return self.status
 
@@ -7190,7 +7245,7 @@ class Hall:
         if self.guard:
             app = DebuggedApplication(app, guard=self.guard, terminal=self.terminal)
         elif isinstance(app, BrokenApp):
-            app = apology(app.error)
+            app = _import_error_app(app.error)
         self.server.app = app
 
     def _start(self) -> None:
@@ -7214,13 +7269,13 @@ class Hall:
         After a reload pages say it too, until its own end replaces them; at the first start clients wait, as the
         import of a large library may well take that long.
         """
-        told = min(IMPORT_TOLD, IMPORT_PATIENCE)
+        told = min(_IMPORT_TOLD, _IMPORT_PATIENCE)
         time.sleep(told)
         if not self.acceptor.ident:
-            self.terminal.warn(f"still importing after {told:.0f} s, at {main_thread_place()}")
-            time.sleep(IMPORT_PATIENCE - told)
+            self.terminal.warn(f"still importing after {told:.0f} s, at {_main_thread_place()}")
+            time.sleep(_IMPORT_PATIENCE - told)
         if not self.acceptor.ident and self.reloaded:
-            text = f"the import has not ended after {IMPORT_PATIENCE:.0f} s; it is at {main_thread_place()}"
+            text = f"the import has not ended after {_IMPORT_PATIENCE:.0f} s; it is at {_main_thread_place()}"
             self.install(BrokenApp(DevserveError(text)))
             self._start()
 
@@ -7238,14 +7293,14 @@ class Hall:
         if not os.path.isdir(self.launch.cwd):
             self.terminal.warn(f"the folder {self.launch.cwd} is gone; the old code serves on")
             return
-        self.terminal.say("SIGHUP, reloading" if paths == [BY_HAND] else f"{tell_paths(paths)} changed, reloading")
+        self.terminal.say("SIGHUP, reloading" if paths == [_BY_HAND] else f"{_tell_paths(paths)} changed, reloading")
         notes = {"since": repr(time.time()), "socket_file": self.socket_file}
         if self.guard:
             notes.update(self.guard.remember())
         if self.watcher:
             notes["watched"] = self.watcher.remember()
         with self.starting:  # so that nobody adopts meanwhile what the last image handed over
-            waiting = [sock.fileno() for sock in self.server.close_gate(GRACE)]
+            waiting = [sock.fileno() for sock in self.server.close_gate(_GRACE)]
             if self.handover and not self.acceptor.ident:
                 waiting += self.handover.sockets["waiting"]
             handover = Handover({"listener": [self.listener.fileno()], "waiting": waiting}, notes)
@@ -7367,10 +7422,10 @@ class Hall:
         elif self.launch.terminal_is_gone():
             self._stop(number, frame)
         elif self.watcher:
-            self.watcher.reload_now(BY_HAND)
+            self.watcher.reload_now(_BY_HAND)
 
 
-def main_thread_place() -> str:
+def _main_thread_place() -> str:
     """Return where the main thread is: in the application's own code, which may have called a library that waits."""
     innermost = frame = sys._current_frames().get(threading.main_thread().ident or 0)
     while frame is not None and not is_app_frame(frame, frame.f_code.co_filename):
@@ -7379,13 +7434,13 @@ def main_thread_place() -> str:
     return f"{frame.f_code.co_filename}, line {frame.f_lineno}" if frame else "an unknown place"
 
 
-def lobby(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+def _loading_app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
     """The application before there is one; no request reaches it, since nothing is accepted until then."""
     start_response("503 Service Unavailable", [("Content-Type", "text/plain"), ("Retry-After", "1")])
     return [b"The application is being loaded.\n"]
 
 
-def apology(error: BaseException) -> WSGIApplication:
+def _import_error_app(error: BaseException) -> WSGIApplication:
     """Return an application that says in one line of text why there is none; the traceback is the terminal's."""
     import traceback
 
@@ -7401,7 +7456,7 @@ def apology(error: BaseException) -> WSGIApplication:
     return answer
 
 
-def tell_paths(paths: list[str]) -> str:
+def _tell_paths(paths: list[str]) -> str:
     """Return the first changed path, relative where that is shorter, and how many more there are."""
     first = paths[0]
     try:
@@ -7411,12 +7466,12 @@ def tell_paths(paths: list[str]) -> str:
     return escape_controls(first) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
 
 
-def keyword_for_port(port: int) -> str:
+def _keyword_for_port(port: int) -> str:
     """Return what to write in code for another port."""
     return f"port={port}"
 
 
-def command_for_port(port: int) -> str:
+def _command_for_port(port: int) -> str:
     """Return the command line of this process with another port."""
     import shlex
 
@@ -7433,7 +7488,7 @@ def command_for_port(port: int) -> str:
 
 
 # =====================================================================================================================
-# 12. The command line
+# 15. Command line
 #
 # Options and DEVSERVE_* variables become a `Config`; mistakes become one line and exit status 2.  The only room that
 # knows argparse.  May know the configuration, the environment files and the hall.  At its end stands the demo,
@@ -7443,31 +7498,31 @@ def command_for_port(port: int) -> str:
 if TYPE_CHECKING:
     import argparse
 
-TRUE = frozenset({"1", "true", "yes", "on"})
-FALSE = frozenset({"0", "false", "no", "off", ""})
+_TRUE = frozenset({"1", "true", "yes", "on"})
+_FALSE = frozenset({"0", "false", "no", "off", ""})
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit status: 0 after Ctrl-C, 1 when the application fails to start, 2 for a
     mistake in the command."""
-    return serve_command(lambda warn: read_command(sys.argv[1:] if argv is None else argv, warn))
+    return serve_command(lambda warn: _read_command(sys.argv[1:] if argv is None else argv, warn))
 
 
-def read_command(argv: Sequence[str], warn: Callable[[str], None]) -> Config:
+def _read_command(argv: Sequence[str], warn: Callable[[str], None]) -> Config:
     """Return the configuration of a command line; what it does not say, the environment may.
 
     The environment is read after `.env` and `.flaskenv`, which may hold DEVSERVE_* lines too.  Raises `DevserveError`.
     """
-    parser = command_parser()
+    parser = _command_parser()
     given = parser.parse_intermixed_args(argv)
     for warning in read_env_files(given.env_file or os.environ.get("DEVSERVE_ENV_FILE", "")):
         warn(warning)
-    parser.set_defaults(**options_of_environment(parser))
+    parser.set_defaults(**_options_of_environment(parser))
     given = parser.parse_intermixed_args(argv)
     reload = given.debug if given.reload is None else given.reload
     debugger = given.debug if given.debugger is None else given.debugger
     return Config(
-        app=chosen_app(given),
+        app=_chosen_app(given),
         host=given.host,
         port=given.port,
         debug=given.debug,
@@ -7485,7 +7540,7 @@ def read_command(argv: Sequence[str], warn: Callable[[str], None]) -> Config:
     )
 
 
-def chosen_app(given: argparse.Namespace) -> str:
+def _chosen_app(given: argparse.Namespace) -> str:
     """Return APP or --app; the word `run` of Flask's command line is accepted and means nothing."""
     words = [word for word in given.words if word != "run" or (os.path.exists("run.py") and not given.app)]
     if len(words) + bool(given.app) > 1:
@@ -7494,7 +7549,7 @@ def chosen_app(given: argparse.Namespace) -> str:
     return words[0] if words else str(given.app)
 
 
-def command_parser() -> argparse.ArgumentParser:
+def _command_parser() -> argparse.ArgumentParser:
     """Return the parser; the help texts are the documentation of the options."""
     import argparse
 
@@ -7505,9 +7560,9 @@ def command_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="devserve",
         usage="%(prog)s [APP] [options]",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=terminal_width()),
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=_terminal_width()),
     )
     defaults = Config()
     add = parser.add_argument
@@ -7520,7 +7575,7 @@ def command_parser() -> argparse.ArgumentParser:
     )
     add("-A", "--app", default="", help="the same as APP")
     add("-H", "--host", default=defaults.host, help="address, name, or unix:PATH (default: %(default)s)")
-    add("-p", "--port", default=defaults.port, type=port_number, help="0 picks a free one (default: %(default)s)")
+    add("-p", "--port", default=defaults.port, type=_port_number, help="0 picks a free one (default: %(default)s)")
     flag = argparse.BooleanOptionalAction
     add("-d", "--debug", action=flag, default=False, help="turn the reloader and the debugger on")
     add("--reload", action=flag, help="restart when a file is saved (as --debug)")
@@ -7529,10 +7584,10 @@ def command_parser() -> argparse.ArgumentParser:
         "--extra-files",
         metavar="PATH",
         action="extend",
-        type=path_list,
+        type=_path_list,
         help=f"also watch these files, folders and globs; may be repeated, or separated by {os.pathsep!r}",
     )
-    add("--exclude-patterns", metavar="GLOB", action="extend", type=path_list, help="never watch these")
+    add("--exclude-patterns", metavar="GLOB", action="extend", type=_path_list, help="never watch these")
     add(
         "--with-threads",
         action="store_true",
@@ -7562,51 +7617,51 @@ def command_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def terminal_width() -> int:
+def _terminal_width() -> int:
     """Return the columns for the help.  Left alone, argparse imports shutil and all its compressors for this: 5 ms."""
     try:
         return os.get_terminal_size(1).columns - 2
     except (OSError, ValueError):  # not a terminal
-        return HELP_WIDTH
+        return _HELP_WIDTH
 
 
-HELP_WIDTH = 98  # as on a terminal of 100 columns
-DESCRIPTION = "The development server for WSGI applications. For local development only, never for production."
-EPILOG = "Each long option can be set as DEVSERVE_OPTION in the environment. Try: devserve devserve:demo --debug"
+_HELP_WIDTH = 98  # as on a terminal of 100 columns
+_DESCRIPTION = "The development server for WSGI applications. For local development only, never for production."
+_EPILOG = "Each long option can be set as DEVSERVE_OPTION in the environment. Try: devserve devserve:demo --debug"
 
 
-def port_number(text: str) -> int:
+def _port_number(text: str) -> int:
     """Return the port that `text` names.  Raises `DevserveError` outside 0 to 65535, which a bind would wrap."""
     if not (text.isascii() and text.isdigit()) or int(text) > 65535:
         raise DevserveError(f"--port {text}: not a port; choose one from 1 to 65535, or 0 for a free one")
     return int(text)
 
 
-def path_list(text: str) -> list[str]:
+def _path_list(text: str) -> list[str]:
     """Return the paths that `os.pathsep` separates, as Flask has it."""
     return [path for path in text.split(os.pathsep) if path]
 
 
-def options_of_environment(parser: argparse.ArgumentParser) -> dict[str, Any]:
+def _options_of_environment(parser: argparse.ArgumentParser) -> dict[str, Any]:
     """Return the defaults that DEVSERVE_* variables set, converted.  Raises `DevserveError`."""
     found: dict[str, Any] = {}
     for action in parser._actions:
         for option in action.option_strings:
             name = f"DEVSERVE_{option[2:].upper().replace('-', '_')}"
             if option.startswith("--") and name in os.environ and action.dest not in ("app", "help", "version"):
-                value = option_value(action, option, name)
+                value = _option_value(action, option, name)
                 if value is not None:
                     found[action.dest] = value
     return found
 
 
-def option_value(action: argparse.Action, option: str, name: str) -> Any:
+def _option_value(action: argparse.Action, option: str, name: str) -> Any:
     """Return the value that the variable `name` gives to an option, None for none; a flag takes yes and no."""
     text = os.environ[name]
     if action.nargs == 0:
-        if text.lower() not in TRUE | FALSE:
+        if text.lower() not in _TRUE | _FALSE:
             raise DevserveError(f"{name}={text}: not a yes or no; use 1 or 0")
-        wanted = text.lower() in TRUE
+        wanted = text.lower() in _TRUE
         negative = option.startswith("--no-") or option == "--without-threads"
         return None if negative and not wanted else wanted is not negative  # not to be without: that says nothing
     if action.dest == "trusted_host":
@@ -7625,22 +7680,22 @@ def demo(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
     path = environ["PATH_INFO"]
     if path == "/stream":
         start_response("200 OK", [("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store")])
-        return demo_stream()
+        return _demo_stream()
     if path == "/fail":
-        return [demo_price(environ["QUERY_STRING"]).encode()]
+        return [_demo_price(environ["QUERY_STRING"]).encode()]
     known = path in ("", "/")
     start_response("200 OK" if known else "404 Not Found", [("Content-Type", "text/html; charset=utf-8")])
     return [DEMO_PAGE.encode()]
 
 
-def demo_stream() -> Iterator[bytes]:
+def _demo_stream() -> Iterator[bytes]:
     """Yield a line a second; each is on the wire before the next is made."""
     for number in range(1, 11):
         yield f"line {number} of 10, made at {time.strftime('%H:%M:%S')}\n".encode()
         time.sleep(1)
 
 
-def demo_price(query: str) -> str:
+def _demo_price(query: str) -> str:
     """Look up a price, and fail for the reason that everybody knows."""
     prices = {"apples": 120, "pears": 180, "plums": 90}
     wanted = query.partition("=")[2] or "peers"
@@ -7648,7 +7703,7 @@ def demo_price(query: str) -> str:
 
 
 # =====================================================================================================================
-# 13. Appendix: paper
+# 16. Paper
 #
 # What a browser is sent, as plain text: the templates, STYLE, SCRIPT, the demo's page.  There is no Python in it: a
 # word in braces is filled in by room 5, which escapes it, and a backslash at the end of a line joins it with the next.

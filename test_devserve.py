@@ -197,11 +197,12 @@ class Served:
 
 # room: the rooms with a smaller number that it may name, besides the title page
 MAY_KNOW: dict[int, set[int]] = {
-    0: set(), 1: set(), 2: {1}, 3: {1, 2}, 4: set(), 5: {4}, 6: {4}, 7: {1}, 8: {1, 2, 4, 5, 6, 7}, 9: {1, 2},
-    10: {1, 2}, 11: set(range(1, 11)), 12: {1, 3, 11}, 13: set(),
+    0: set(), 1: set(), 2: set(), 3: {1, 2}, 4: {1, 2, 3}, 5: {2}, 6: {2, 5}, 7: {2, 5}, 8: {1, 2},
+    9: {1, 2, 3, 5, 6, 7, 8}, 10: {1, 2, 3}, 11: {1, 2, 3, 10}, 12: {1, 2}, 13: {1, 2, 3}, 14: set(range(1, 14)),
+    15: {1, 2, 3, 4, 14}, 16: set(),
 }  # fmt: skip
-PAPER = 13  # what is on paper may be used by rooms that write
-MAY_USE_PAPER = {5, 8, 12}
+PAPER = 16  # what is on paper may be used by rooms that write
+MAY_USE_PAPER = {6, 9, 10, 11, 14, 15}
 WRITERS = ("print", "sys.stderr.write", "sys.stderr.writelines", "sys.__stderr__.write", "warnings.warn")
 RULE = "# " + "=" * 117
 
@@ -302,8 +303,8 @@ class House(unittest.TestCase):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 yield f"{node.value.id}.{node.attr}", self.room_of(node.lineno)
 
-    def test_rooms_are_numbered_from_one_to_thirteen_and_each_begins_with_a_paragraph(self) -> None:
-        self.assertEqual(list(self.rooms), list(range(14)))
+    def test_rooms_are_numbered_without_a_gap_and_each_begins_with_a_paragraph(self) -> None:
+        self.assertEqual(list(self.rooms), list(range(17)))
         for room in list(self.rooms.values())[1:]:
             with self.subTest(room.name):
                 banner = room.text.split(RULE)[1].strip("\n").split("\n")
@@ -341,34 +342,51 @@ class House(unittest.TestCase):
             wrong[f"room {here} names room {there}"].add(name)
         self.assertEqual(dict(wrong), {})
 
+    def test_a_name_without_an_underscore_is_a_door(self) -> None:
+        """Other rooms use it, or the world does; every other name of a room is private."""
+        home = {name: self.room_of(node.lineno) for node in self.tree.body for name in targets(node)}
+        names = Names()
+        names.visit(self.tree)
+        users: dict[str, set[int]] = collections.defaultdict(set)
+        for name, line in names.found:
+            users[name].add(self.room_of(line))
+        public = {*devserve.__all__, "main", "demo"}
+        wrong = {}
+        for name, room in home.items():
+            if room not in (0, PAPER) and not name.startswith("__"):
+                is_door = name in public or bool(users[name] - {room})
+                if is_door == name.startswith("_"):
+                    wrong[name] = f"room {room}, used by {sorted(users[name])}"
+        self.assertEqual(wrong, {})
+
     def test_only_the_terminal_writes_to_standard_error(self) -> None:
         for node in ast.walk(self.tree):
-            if isinstance(node, ast.Call) and self.room_of(node.lineno) != 2:
+            if isinstance(node, ast.Call) and self.room_of(node.lineno) != 3:
                 called = ast.unparse(node.func)
-                if called == "print" and self.room_of(node.lineno) == 6:
+                if called == "print" and self.room_of(node.lineno) == 7:
                     continue  # what the console prints it captures itself
                 self.assertNotIn(called, WRITERS, f"line {node.lineno}")
 
     def test_only_the_reloader_replaces_the_process(self) -> None:
         users = {room for name, room in self.attributes() if re.match(r"os\.(exec|spawn|posix_spawn|fork)", name)}
-        self.assertLessEqual(users, {10})
+        self.assertLessEqual(users, {13})
 
     def test_only_the_command_line_knows_argparse(self) -> None:
         for node in ast.walk(self.tree):
             if "argparse" in imported(node):
-                self.assertEqual(self.room_of(getattr(node, "lineno", 0)), 12)
-        self.assertLessEqual({room for name, room in self.attributes() if name.startswith("argparse.")}, {12})
+                self.assertEqual(self.room_of(getattr(node, "lineno", 0)), 15)
+        self.assertLessEqual({room for name, room in self.attributes() if name.startswith("argparse.")}, {15})
 
     def test_reading_a_traceback_holds_no_markup(self) -> None:
-        self.assertNotIn("<", self.rooms[4].text)
+        self.assertNotIn("<", self.rooms[5].text)
 
     def test_the_guard_builds_no_response(self) -> None:
-        self.assertNotIn("start_response", self.rooms[7].text)
+        self.assertNotIn("start_response", self.rooms[8].text)
 
     def test_the_reloader_never_mentions_server_or_application(self) -> None:
         words = set()
         for node in ast.walk(self.tree):
-            if hasattr(node, "lineno") and self.room_of(node.lineno) == 10:
+            if hasattr(node, "lineno") and self.room_of(node.lineno) in (12, 13):
                 for field in ("id", "attr", "arg", "name"):
                     words |= set(re.split(r"_", str(getattr(node, field, ""))))
         self.assertEqual(words & {"server", "app", "environ_start", "wsgi", "application"}, set())
@@ -476,7 +494,7 @@ class Configuration(unittest.TestCase):
 
 
 # =====================================================================================================================
-# 2. The terminal
+# 3. Terminal
 # =====================================================================================================================
 
 
@@ -524,7 +542,7 @@ class TerminalLines(unittest.TestCase):
             except Hangs as error:
                 terminal.crash(error, "GET /")
 
-        with mock.patch.object(devserve, "CRASH_PATIENCE", 0.2):
+        with mock.patch.object(devserve, "_CRASH_PATIENCE", 0.2):
             text = self.shown(crash)
         self.assertIn("raise Hangs", text)
         self.assertTrue(text.endswith("Hangs: (its text takes too long)\n"), text)
@@ -548,7 +566,7 @@ class TerminalLines(unittest.TestCase):
             stopped.append(ident)
             devserve.interrupt_thread(ident)
 
-        with mock.patch.object(devserve, "CRASH_PATIENCE", 0.2):
+        with mock.patch.object(devserve, "_CRASH_PATIENCE", 0.2):
             text = self.shown(lambda terminal: terminal.crash(Endless(), "GET /", stop))
         self.assertTrue(text.endswith("Endless: (its text takes too long)\n"), text)
         self.assertEqual(len(stopped), 1)
@@ -728,7 +746,7 @@ class TerminalLines(unittest.TestCase):
 
 
 # =====================================================================================================================
-# 3. Finding the application
+# 4. App loading
 # =====================================================================================================================
 
 FINDING_WSGI = """
@@ -864,7 +882,7 @@ class FindingByTarget(FindingFolder):
             ":app": ("", "app"),
         }.items():
             with self.subTest(spec):
-                self.assertEqual(devserve.split_spec(spec), expected)
+                self.assertEqual(devserve._split_spec(spec), expected)
 
     @unittest.skipIf(sys.platform == "win32", "no colons in Windows file names")
     def test_colon_in_an_existing_path(self) -> None:
@@ -1578,7 +1596,7 @@ class FindingFrameworks(FindingFolder):
 
 
 # =====================================================================================================================
-# 4. Reading a traceback
+# 5. Traceback
 # =====================================================================================================================
 
 SECRET = "hunter2-xyzzy"  # what must never be seen
@@ -1607,7 +1625,7 @@ class Reading(Folder):
         """Return what `view` of a module raises."""
         return failure_of(self.module(source, name)["view"])
 
-    def read(self, source: str) -> devserve.Problem:
+    def read(self, source: str) -> devserve.ExceptionView:
         return devserve.read_report(self.crash(source)).problems[-1]
 
 
@@ -1639,7 +1657,7 @@ class ReadingProblems(Reading):
     def test_marks_the_failing_expression_in_characters(self) -> None:
         frame = self.read("def view():\n    return 'é€😀' and (1 / 0) + 2\n").frames[-1]
         line = "    return 'é€😀' and (1 / 0) + 2"
-        self.assertEqual(frame.marks, (devserve.Mark(2, line.index("1 / 0"), line.index("1 / 0") + 5),))
+        self.assertEqual(frame.marks, (devserve._Mark(2, line.index("1 / 0"), line.index("1 / 0") + 5),))
 
     @unittest.skipUnless(hasattr((lambda: 0).__code__, "co_positions"), "needs positions of expressions")
     def test_marks_an_expression_of_several_lines(self) -> None:
@@ -1687,9 +1705,9 @@ class ReadingProblems(Reading):
             error = after
         report = devserve.read_report(error)
         root, second, *_, newest = report.problems
-        self.assertEqual((len(report.problems), newest.message), (devserve.CHAIN_LIMIT, "499"))
+        self.assertEqual((len(report.problems), newest.message), (devserve._CHAIN_LIMIT, "499"))
         self.assertEqual((root.message, root.skipped), ("the root", 0))
-        self.assertEqual(second.skipped, 501 - devserve.CHAIN_LIMIT)
+        self.assertEqual(second.skipped, 501 - devserve._CHAIN_LIMIT)
         self.assertIn(f"[{second.skipped} exceptions not shown]", devserve.write_text(report))
         self.assertIn(f"(through {second.skipped} exceptions not shown)", untagged(page_of(report)))
 
@@ -1719,7 +1737,7 @@ class ReadingProblems(Reading):
         group = group_type("many", [ValueError(str(n)) for n in range(1000)])
         problem = devserve.read_report(group).problems[-1]
         self.assertEqual(len(problem.members) + problem.unlisted, 1000)
-        self.assertLessEqual(len(problem.members), devserve.MEMBERS_LIMIT)
+        self.assertLessEqual(len(problem.members), devserve._MEMBERS_LIMIT)
         deep: BaseException = ValueError("leaf")
         for _ in range(100):
             deep = group_type("deep", [deep, ValueError("x")])
@@ -1740,8 +1758,8 @@ class ReadingProblems(Reading):
     def test_bounds_a_deep_traceback_that_does_not_repeat(self) -> None:
         functions = "\n".join(f"def f{n}(): return f{n + 1}()" for n in range(300))
         problem = self.read(f"{functions}\ndef f300(): 1 / 0\ndef view(): f0()\n")
-        self.assertEqual((len(problem.frames), problem.frames[-1].name), (devserve.FRAMES_LIMIT, "f300"))
-        self.assertEqual([f.repeats for f in problem.frames if f.repeats], [302 + 1 - devserve.FRAMES_LIMIT])
+        self.assertEqual((len(problem.frames), problem.frames[-1].name), (devserve._FRAMES_LIMIT, "f300"))
+        self.assertEqual([f.repeats for f in problem.frames if f.repeats], [302 + 1 - devserve._FRAMES_LIMIT])
 
     def test_hides_frames_that_ask_for_it(self) -> None:
         problem = self.read("""\
@@ -1761,10 +1779,10 @@ class ReadingProblems(Reading):
         kinds = [frame.app for frame in problem.frames if "views.py" in frame.filename or "json" in frame.filename]
         self.assertEqual(kinds[0], True)
         self.assertFalse(any(kinds[1:]))
-        self.assertFalse(devserve.is_app("/project/venv/lib/python3.12/site-packages/flask/app.py"))
-        self.assertFalse(devserve.is_app(r"C:\project\venv\Lib\site-packages\flask\app.py"))
-        self.assertFalse(devserve.is_app("<frozen importlib._bootstrap>"))
-        self.assertTrue(devserve.is_app("/project/venv-like/src/site.py"))
+        self.assertFalse(devserve._is_app("/project/venv/lib/python3.12/site-packages/flask/app.py"))
+        self.assertFalse(devserve._is_app(r"C:\project\venv\Lib\site-packages\flask\app.py"))
+        self.assertFalse(devserve._is_app("<frozen importlib._bootstrap>"))
+        self.assertTrue(devserve._is_app("/project/venv-like/src/site.py"))
 
     def test_reads_only_the_innermost_frame_of_the_application(self) -> None:
         problem = self.read("import json\ndef view():\n    text = '{'\n    json.loads(text)\n")
@@ -1790,9 +1808,9 @@ class ReadingProblems(Reading):
         self.assertEqual(names, ["value"])
 
     def test_keeps_every_listed_frame(self) -> None:
-        kept: list[devserve.Place] = []
+        kept: list[devserve.FramePosition] = []
 
-        def keep(place: devserve.Place) -> str:
+        def keep(place: devserve.FramePosition) -> str:
             kept.append(place)
             return f"id{len(kept)}"
 
@@ -1875,7 +1893,7 @@ class ReadingHostileObjects(Reading):
                     frame = devserve.read_report(error).problems[-1].frames[-1]
                     self.assertEqual((frame.filename, frame.variables), ("<string>", ()))
                     shelf = devserve.FrameShelf()
-                    id = shelf.open().keep(devserve.places_of(error)[-1])
+                    id = shelf.open().keep(devserve._places_of(error)[-1])
                     self.assertIn("__builtins__", shelf.console(id).namespace)
 
     def test_survives_objects_with_an_odd_dict(self) -> None:
@@ -1900,7 +1918,7 @@ class ReadingHostileObjects(Reading):
     def test_seeks_a_hint_for_a_short_time_only(self) -> None:
         end = threading.Event()
         self.addCleanup(end.set)
-        with mock.patch.object(devserve, "suggestion", side_effect=lambda *_: end.wait(DEADLINE)):
+        with mock.patch.object(devserve, "_suggestion", side_effect=lambda *_: end.wait(DEADLINE)):
             begin = time.monotonic()
             problem = devserve.read_report(failure_of(lambda: {"kez": 1}["key"])).problems[-1]
         self.assertLess(time.monotonic() - begin, DEADLINE / 2)
@@ -2042,9 +2060,9 @@ class ReadingSources(Reading):
     def test_reads_the_encoding_that_a_file_declares(self) -> None:
         path = self.folder / "latin.py"
         path.write_bytes(b"# -*- coding: latin-1 -*-\nname = '\xe9'\n")
-        self.assertEqual(devserve.read_source(str(path))[0][1], "name = 'é'")
+        self.assertEqual(devserve._read_source(str(path))[0][1], "name = 'é'")
         path.write_bytes(b"\xef\xbb\xbfname = '\xc3\xa9'\r\nb = 1\rc = 2")
-        self.assertEqual(devserve.read_source(str(path))[0], ["name = 'é'", "b = 1", "c = 2"])
+        self.assertEqual(devserve._read_source(str(path))[0], ["name = 'é'", "b = 1", "c = 2"])
 
     def test_takes_a_declaration_of_line_one_or_two_where_the_interpreter_does(self) -> None:
         for head, encoding in {
@@ -2056,19 +2074,19 @@ class ReadingSources(Reading):
             "\n\n# coding: latin-1\n": "utf-8",
         }.items():
             with self.subTest(head):
-                self.assertEqual(devserve.decode_source(f"{head}é".encode(encoding))[-1], "é")
+                self.assertEqual(devserve._decode_source(f"{head}é".encode(encoding))[-1], "é")
 
     def test_shows_what_no_codec_takes_as_escapes(self) -> None:
         for data in (b"x = '\xe9\xff'\n", b"# coding: no-such-codec\nx = '\xe9\xff'\n"):
             path = self.folder / "odd.py"
             path.write_bytes(data)
             with self.subTest(data):
-                self.assertIn(r"x = '\xe9\xff'", devserve.read_source(str(path))[0])
+                self.assertIn(r"x = '\xe9\xff'", devserve._read_source(str(path))[0])
 
     def test_opens_no_device_and_no_pipe(self) -> None:
-        self.assertEqual(devserve.read_source("/dev/zero")[0], [])
-        self.assertEqual(devserve.read_source(str(self.folder))[0], [])
-        self.assertEqual(devserve.read_source("a\x00b")[0], [])
+        self.assertEqual(devserve._read_source("/dev/zero")[0], [])
+        self.assertEqual(devserve._read_source(str(self.folder))[0], [])
+        self.assertEqual(devserve._read_source("a\x00b")[0], [])
 
     def test_cuts_a_line_that_is_too_long(self) -> None:
         frame = self.read(f"def view():\n    x = '{'y' * 100_000}'; 1 / 0\n").frames[-1]
@@ -2098,7 +2116,7 @@ class ReadingValues(unittest.TestCase):
             "é\n\t",
         ]:
             with self.subTest(value):
-                self.assertEqual(devserve.safe_repr(value), "{}" if value == set() else repr(value))
+                self.assertEqual(devserve._safe_repr(value), "{}" if value == set() else repr(value))
 
     def test_tells_what_became_of_a_repr_that_fails(self) -> None:
         class Raises:
@@ -2121,11 +2139,11 @@ class ReadingValues(unittest.TestCase):
             def __repr__(self) -> str:
                 raise Worse
 
-        self.assertIn("ValueError: no repr today", devserve.safe_repr(Raises()))
-        self.assertIn("SystemExit", devserve.safe_repr(Exits()))
-        self.assertIn("TypeError", devserve.safe_repr(Wrong()))
-        self.assertIn("Worse", devserve.safe_repr(Worst()))
-        self.assertTrue(devserve.safe_repr([1, Raises(), 2]).startswith("[1, (reading it raised"))
+        self.assertIn("ValueError: no repr today", devserve._safe_repr(Raises()))
+        self.assertIn("SystemExit", devserve._safe_repr(Exits()))
+        self.assertIn("TypeError", devserve._safe_repr(Wrong()))
+        self.assertIn("Worse", devserve._safe_repr(Worst()))
+        self.assertTrue(devserve._safe_repr([1, Raises(), 2]).startswith("[1, (reading it raised"))
 
     def test_leaves_a_hanging_repr_behind(self) -> None:
         release = threading.Event()
@@ -2137,7 +2155,7 @@ class ReadingValues(unittest.TestCase):
 
         self.addCleanup(release.set)
         begin = time.monotonic()
-        self.assertIn("takes longer", devserve.safe_repr(Hangs(), deadline=0.05))
+        self.assertIn("takes longer", devserve._safe_repr(Hangs(), deadline=0.05))
         self.assertLess(time.monotonic() - begin, 2)
 
     def test_runs_a_bounded_number_of_helpers(self) -> None:
@@ -2152,12 +2170,12 @@ class ReadingValues(unittest.TestCase):
         self.addCleanup(release.set)
 
         def helpers() -> list[threading.Thread]:
-            return [thread for thread in threading.enumerate() if isinstance(thread, devserve.Helper)]
+            return [thread for thread in threading.enumerate() if isinstance(thread, devserve._Helper)]
 
-        for _ in range(3 * devserve.STUCK_LIMIT):
-            devserve.safe_repr(Hangs(), deadline=0.001)
-        self.assertLessEqual(len(helpers()), devserve.STUCK_LIMIT)
-        self.assertIn("hang", devserve.safe_repr(object()))
+        for _ in range(3 * devserve._STUCK_LIMIT):
+            devserve._safe_repr(Hangs(), deadline=0.001)
+        self.assertLessEqual(len(helpers()), devserve._STUCK_LIMIT)
+        self.assertIn("hang", devserve._safe_repr(object()))
 
         def view() -> None:
             number, text, other = 1, "plain", Hangs()
@@ -2178,20 +2196,20 @@ class ReadingValues(unittest.TestCase):
                 Counted.count += 1
                 return "x" * 10
 
-        text = devserve.safe_repr([Counted() for _ in range(100_000)])
+        text = devserve._safe_repr([Counted() for _ in range(100_000)])
         self.assertLess(Counted.count, 1000)
         self.assertIn("100,000 items", text)
-        self.assertLess(len(devserve.safe_repr("x" * 50_000_000)), 4000)
-        self.assertLess(len(devserve.safe_repr(dict.fromkeys(range(10_000), "x" * 1000))), 4000)
+        self.assertLess(len(devserve._safe_repr("x" * 50_000_000)), 4000)
+        self.assertLess(len(devserve._safe_repr(dict.fromkeys(range(10_000), "x" * 1000))), 4000)
 
     def test_bounds_a_repr_of_50_megabytes_and_an_enormous_number(self) -> None:
         class Big:
             def __repr__(self) -> str:
                 return "x" * 50_000_000
 
-        self.assertLess(len(devserve.safe_repr(Big(), deadline=5.0)), 4000)
+        self.assertLess(len(devserve._safe_repr(Big(), deadline=5.0)), 4000)
         begin = time.monotonic()
-        self.assertIn("bits", devserve.safe_repr(1 << 10_000_000))
+        self.assertIn("bits", devserve._safe_repr(1 << 10_000_000))
         self.assertLess(time.monotonic() - begin, 1)
 
     def test_ends_in_containers_that_hold_themselves(self) -> None:
@@ -2199,14 +2217,14 @@ class ReadingValues(unittest.TestCase):
         value.append(value)
         mapping: dict[str, Any] = {"self": value}
         mapping["again"] = mapping
-        self.assertLess(len(devserve.safe_repr(value) + devserve.safe_repr(mapping)), 5000)
+        self.assertLess(len(devserve._safe_repr(value) + devserve._safe_repr(mapping)), 5000)
 
     def test_shows_what_cannot_be_encoded_as_escapes(self) -> None:
         class Odd:
             def __repr__(self) -> str:
                 return HOSTILE_TEXT
 
-        text = devserve.safe_repr([HOSTILE_TEXT, Odd()])
+        text = devserve._safe_repr([HOSTILE_TEXT, Odd()])
         text.encode("utf-8")
         self.assertFalse({"\x00", "\ud800", "\x1b", "\u202e"} & set(text))
 
@@ -2223,7 +2241,7 @@ class ReadingValues(unittest.TestCase):
 
         self.assertEqual(devserve.type_name(Strange).rpartition(".")[2], "Strange")
         for value in (Strange(), Proxy(), Strange):
-            self.assertIsInstance(devserve.safe_repr(value), str)
+            self.assertIsInstance(devserve._safe_repr(value), str)
 
         def view() -> None:
             strange, proxy = Strange(), Proxy()
@@ -2242,7 +2260,7 @@ class ReadingValues(unittest.TestCase):
 
         token = variable.set("inside")
         self.addCleanup(variable.reset, token)
-        self.assertEqual(devserve.safe_repr(Proxy()), "inside")
+        self.assertEqual(devserve._safe_repr(Proxy()), "inside")
 
     def test_survives_a_message_that_is_hostile(self) -> None:
         class Silent(Exception):
@@ -2290,7 +2308,7 @@ class ReadingSecrets(Reading):
             "devserve_5000",
         ]:
             with self.subTest(name):
-                self.assertTrue(devserve.is_secret(name))
+                self.assertTrue(devserve._is_secret(name))
         for name in [
             "devserve",
             "devserve_x",
@@ -2310,7 +2328,7 @@ class ReadingSecrets(Reading):
             "HTTP_HOST",
         ]:
             with self.subTest(name):
-                self.assertFalse(devserve.is_secret(name))
+                self.assertFalse(devserve._is_secret(name))
 
     def test_masks_values_wherever_they_are(self) -> None:
         class User:
@@ -2341,11 +2359,11 @@ class ReadingSecrets(Reading):
             {"DATABASE_URL": f"postgres://user:{SECRET}@host/name"},
         ]:
             with self.subTest(value):
-                text = devserve.safe_repr(value)
+                text = devserve._safe_repr(value)
                 self.assertNotIn(SECRET, text)
-                self.assertIn(devserve.MASK, text)
-        self.assertEqual(devserve.safe_repr(SECRET, name="password"), devserve.MASK)
-        self.assertEqual(devserve.safe_repr([SECRET], name="tokens"), devserve.MASK)
+                self.assertIn(devserve._MASK, text)
+        self.assertEqual(devserve._safe_repr(SECRET, name="password"), devserve._MASK)
+        self.assertEqual(devserve._safe_repr([SECRET], name="tokens"), devserve._MASK)
 
     def test_leaves_alone_what_only_looks_like_a_secret(self) -> None:
         for text in (
@@ -2359,23 +2377,23 @@ class ReadingSecrets(Reading):
             "12:30 x@y",
         ):
             with self.subTest(text):
-                self.assertEqual(devserve.mask_plain(text), text)
+                self.assertEqual(devserve._mask_plain(text), text)
 
     def test_masks_messages_notes_and_what_a_repr_says_of_itself(self) -> None:
         class Engine:
             def __repr__(self) -> str:
                 return f"Engine(postgres://user:{SECRET}@host/name)"
 
-        self.assertNotIn(SECRET, devserve.safe_repr(Engine()))
+        self.assertNotIn(SECRET, devserve._safe_repr(Engine()))
         error = ConnectionError(f"cannot connect: host=h password={SECRET}")
         error.__notes__ = [f"postgres://user:{SECRET}@host/name"]  # type: ignore[attr-defined]
         problem = devserve.read_report(error).problems[-1]
-        self.assertEqual(problem.message, f"cannot connect: host=h password={devserve.MASK}")
-        self.assertEqual(problem.notes, (f"postgres://user:{devserve.MASK}@host/name",))
+        self.assertEqual(problem.message, f"cannot connect: host=h password={devserve._MASK}")
+        self.assertEqual(problem.notes, (f"postgres://user:{devserve._MASK}@host/name",))
 
     def test_shows_that_a_secret_is_missing(self) -> None:
         for value in (None, "", False):
-            self.assertEqual(devserve.safe_repr(value, name="token"), repr(value))
+            self.assertEqual(devserve._safe_repr(value, name="token"), repr(value))
 
     def test_masks_locals_headers_environ_and_forms(self) -> None:
         error = self.crash(
@@ -2401,8 +2419,8 @@ class ReadingSecrets(Reading):
         request = devserve.read_request(environ, f"name=n&password={SECRET}".encode())
         report = devserve.read_report(error, request)
         self.assertNotIn(SECRET, repr(report))
-        self.assertEqual(request.form, (("name", "n"), ("password", devserve.MASK)))
-        self.assertEqual(request.url, f"http://h/p?token={devserve.MASK}&a=1")
+        self.assertEqual(request.form, (("name", "n"), ("password", devserve._MASK)))
+        self.assertEqual(request.url, f"http://h/p?token={devserve._MASK}&a=1")
         for written in (devserve.write_text(report), devserve.write_markdown(report), devserve.write_json(report)):
             self.assertNotIn(SECRET, written)
 
@@ -2416,7 +2434,7 @@ class ReadingSecrets(Reading):
             b"Content-Type: image/png\r\n\r\n\x89PNG\r\n--b--"
         )
         self.assertEqual(form("multipart/form-data; boundary=b", multipart), {"a": "value", "f": "(the file x.png)"})
-        self.assertEqual(form("application/json", b'{"a": 1, "token": "t"}'), {"a": "1", "token": devserve.MASK})
+        self.assertEqual(form("application/json", b'{"a": 1, "token": "t"}'), {"a": "1", "token": devserve._MASK})
         self.assertEqual(form("application/json", b"[1"), {"JSON": "'[1'"})
         broken = form("application/json", b'{"password": "hunter2", "n": [1,2,],}')
         self.assertNotIn("hunter2", str(broken))
@@ -2430,11 +2448,11 @@ class ReadingForms(unittest.TestCase):
         """Each looks, from every place in it, as if a part began there."""
         for piece in (b'a; name="b"\r\n', b'; name="', b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n'):
             with self.subTest(piece):
-                body = piece * (devserve.RECORDED_BODY // len(piece))
+                body = piece * (devserve._RECORDED_BODY // len(piece))
                 begin = time.perf_counter()
-                fields = list(devserve.form_fields("multipart/form-data; boundary=x", body))
+                fields = list(devserve._form_fields("multipart/form-data; boundary=x", body))
                 self.assertLess(time.perf_counter() - begin, 0.5)
-                self.assertLessEqual(len(fields), devserve.FORM_LIMIT)
+                self.assertLessEqual(len(fields), devserve._FORM_LIMIT)
 
 
 class ReadingVersions(unittest.TestCase):
@@ -2447,7 +2465,7 @@ class ReadingVersions(unittest.TestCase):
         setattr(named["bottle"], "__version__", "0.99")  # noqa: B010
         with mock.patch.dict(sys.modules, named):
             sys.modules.pop("importlib.metadata", None)
-            told = dict(devserve.versions())
+            told = dict(devserve._versions())
         self.assertEqual(told["bottle"], "0.99")
         self.assertFalse({"pyramid", "web.py"} & told.keys())
 
@@ -2477,7 +2495,7 @@ class ReadingTemplates(Reading):
         frame = self.template(failure_of(lambda: environment.get_template("named.html").render(**given)))
         self.assertEqual(values(frame), {"b": "0", "a": "1"})
         self.assertEqual([variable.name for variable in frame.variables], ["b", "a"])
-        self.assertIn('class="values"', devserve.write_body(frame, unread=False))
+        self.assertIn('class="values"', devserve._write_body(frame, unread=False))
         self.write("broken.html", "<p>\n{% if %}\n")
         frame = self.template(failure_of(lambda: environment.get_template("broken.html")))
         self.assertEqual(frame.lineno, 2)
@@ -2524,14 +2542,14 @@ class ReadingCost(Reading):
         self.assertLess(min(times), 0.1)
         self.assertLess(len(repr(report)), 50_000)
 
-    def test_room_4_holds_no_less_than_sign(self) -> None:
+    def test_room_5_holds_no_less_than_sign(self) -> None:
         text = SCRIPT.read_text(encoding="utf-8")
-        room = text[text.index("\n# 4. Reading a traceback") : text.index("\n# 5. ")]
+        room = text[text.index("\n# 5. Traceback") : text.index("\n# 6. ")]
         self.assertNotIn("<", room)
 
 
 # =====================================================================================================================
-# 5. Writing the page
+# 6. Traceback pages
 # =====================================================================================================================
 
 HOSTILE = (
@@ -2582,9 +2600,9 @@ def frame_view(text: str = "x", **changes: Any) -> "devserve.FrameView":
         name=text,
         module=text,
         app=True,
-        source=(devserve.SourceLine(1, text), devserve.SourceLine(2, text), devserve.SourceLine(3, text)),
+        source=(devserve._SourceLine(1, text), devserve._SourceLine(2, text), devserve._SourceLine(3, text)),
         missing="",
-        marks=(devserve.Mark(2, 1, 3),),
+        marks=(devserve._Mark(2, 1, 3),),
         variables=(
             devserve.Variable(text, text, text, True),
             devserve.Variable(text, text, None, False),
@@ -2600,12 +2618,12 @@ def frame_view(text: str = "x", **changes: Any) -> "devserve.FrameView":
 def crash_report(text: str = "x", frames: "Optional[Iterable[devserve.FrameView]]" = None) -> "devserve.Report":
     """A report in which every text is `text`: a chain, a group, a request."""
     views = tuple(frames) if frames is not None else (frame_view(text, app=False), frame_view(text, kind="python"))
-    inner = devserve.Problem(text, text, text, (text,), "", views, (), 0)
-    outer = devserve.Problem(
+    inner = devserve.ExceptionView(text, text, text, (text,), "", views, (), 0)
+    outer = devserve.ExceptionView(
         text, text, text, (text, text), "cause", views, ((inner, inner._replace(relation="context")),), 4
     )
     rows = ((text, text), (text, text))
-    request = devserve.Request("POST", text, rows, rows, rows)
+    request = devserve._Request("POST", text, rows, rows, rows)
     return devserve.Report((inner, outer), request, rows, "2026-01-02T03:04:05+0000")
 
 
@@ -2629,28 +2647,30 @@ def untagged(markup: str) -> str:
 class PageDoor(unittest.TestCase):
     def test_escape_shows_exactly_the_text(self) -> None:
         for text in HOSTILE[:5]:
-            escaped = devserve.escape(text)
+            escaped = devserve._escape(text)
             self.assertEqual(html.unescape(escaped), text)
             self.assertFalse(set(escaped) & set("<>\"'"))
 
     def test_escape_writes_nul_and_lone_surrogates_out(self) -> None:
-        self.assertEqual(devserve.escape("a\0b\udc80c"), "a\\x00b\\udc80c")
+        self.assertEqual(devserve._escape("a\0b\udc80c"), "a\\x00b\\udc80c")
 
     def test_markup_passes_the_door_unchanged_and_once_only(self) -> None:
-        once = devserve.escape("<b>")
-        self.assertEqual(devserve.escape(once), "&lt;b&gt;")
-        self.assertEqual(devserve.fill("<i>{text}</i>", text=once), "<i>&lt;b&gt;</i>")
+        once = devserve._escape("<b>")
+        self.assertEqual(devserve._escape(once), "&lt;b&gt;")
+        self.assertEqual(devserve._fill_template("<i>{text}</i>", text=once), "<i>&lt;b&gt;</i>")
 
     def test_joining_with_plain_text_is_no_way_around_the_door(self) -> None:
-        self.assertNotIsInstance(devserve.escape("a") + "<b>", devserve.Markup)
-        self.assertEqual(devserve.escape(devserve.escape("a") + "<b>"), "a&lt;b&gt;")
+        self.assertNotIsInstance(devserve._escape("a") + "<b>", devserve._Markup)
+        self.assertEqual(devserve._escape(devserve._escape("a") + "<b>"), "a&lt;b&gt;")
 
     def test_fill_reads_no_braces_in_what_it_fills_in(self) -> None:
-        self.assertEqual(devserve.fill("<b>{a}</b>{b}", a="{b} {b.__class__}", b=1), "<b>{b} {b.__class__}</b>1")
+        self.assertEqual(
+            devserve._fill_template("<b>{a}</b>{b}", a="{b} {b.__class__}", b=1), "<b>{b} {b.__class__}</b>1"
+        )
 
     def test_fill_complains_about_a_word_that_nobody_gave(self) -> None:
         with self.assertRaises(KeyError):
-            devserve.fill("{forgotten}", given="x")
+            devserve._fill_template("{forgotten}", given="x")
 
 
 class PageHostileText(unittest.TestCase):
@@ -2795,7 +2815,7 @@ class PageContents(unittest.TestCase):
     def test_application_frames_are_open_and_runs_of_library_frames_folded(self) -> None:
         library = frame_view(app=False, repeats=0, module="flask.app", kind="python")
         own = frame_view(repeats=0, kind="python")
-        markup = devserve.write_stack([*(library._replace(lineno=n) for n in (3, 4, 5)), own, library])
+        markup = devserve._write_stack([*(library._replace(lineno=n) for n in (3, 4, 5)), own, library])
         kinds = re.findall(r'<details class="(fold|frame [a-z ]+)"( open)?', markup)
         self.assertEqual(
             kinds,
@@ -2810,12 +2830,12 @@ class PageContents(unittest.TestCase):
 
     def test_the_raising_frame_is_open_when_none_is_the_applications(self) -> None:
         library = frame_view(app=False, repeats=0, kind="python")
-        markup = devserve.write_stack([library, library._replace(lineno=3)])
+        markup = devserve._write_stack([library, library._replace(lineno=3)])
         self.assertEqual(re.findall(r"<details [^>]* open", markup), ['<details class="frame foreign hot" open'])
 
     def test_the_failing_expression_is_marked_on_each_of_its_lines(self) -> None:
-        lines = (devserve.SourceLine(7, "    total = add(one,"), devserve.SourceLine(8, "                two)"))
-        marks = (devserve.Mark(7, 12, 20), devserve.Mark(8, 16, 20))
+        lines = (devserve._SourceLine(7, "    total = add(one,"), devserve._SourceLine(8, "                two)"))
+        marks = (devserve._Mark(7, 12, 20), devserve._Mark(8, 16, 20))
         markup = devserve.write_source(
             frame_view(kind="python", lineno=7, source=lines, marks=marks, signature="add(a)")
         )
@@ -2824,7 +2844,7 @@ class PageContents(unittest.TestCase):
         self.assertIn("add(a)", markup)
 
     def test_names_on_the_failing_line_stand_out_among_the_values(self) -> None:
-        lines = (devserve.SourceLine(2, "total = price * count"),)
+        lines = (devserve._SourceLine(2, "total = price * count"),)
         names = ("price", "count", "other")
         variables = tuple(devserve.Variable(name, "int", "1", True) for name in names)
         markup = devserve.write_variables(frame_view(source=lines, variables=variables, unlisted=0))
@@ -2832,12 +2852,12 @@ class PageContents(unittest.TestCase):
 
     def test_library_paths_are_shortened_and_links_keep_the_whole(self) -> None:
         path = os.path.join(os.sep, "venv", "lib", "site-packages", "flask", "app.py")
-        self.assertEqual(devserve.short_path(path), os.path.join("flask", "app.py"))
-        markup = devserve.write_frame(frame_view(filename=path), opened=True)
+        self.assertEqual(devserve._short_path(path), os.path.join("flask", "app.py"))
+        markup = devserve._write_frame(frame_view(filename=path), opened=True)
         self.assertIn(f'title="{path}"', markup)
 
     def test_a_name_that_is_no_file_has_no_editor_link(self) -> None:
-        self.assertNotIn('class="edit"', devserve.write_frame(frame_view(filename="<string>"), opened=True))
+        self.assertNotIn('class="edit"', devserve._write_frame(frame_view(filename="<string>"), opened=True))
 
     def test_the_text_is_what_the_interpreter_prints(self) -> None:
         def inner() -> None:
@@ -2895,8 +2915,8 @@ class PageColours(unittest.TestCase):
 
     def test_any_window_of_any_source_is_shown_exactly(self) -> None:
         for window in self.windows():
-            for text, spans in zip(window, devserve.colour(window)):
-                self.assertEqual(untagged(devserve.paint(text, spans, 3, 9)), text)
+            for text, spans in zip(window, devserve._highlight(window)):
+                self.assertEqual(untagged(devserve._paint(text, spans, 3, 9)), text)
 
     def test_broken_source_is_shown_exactly(self) -> None:
         broken = (
@@ -2915,12 +2935,12 @@ class PageColours(unittest.TestCase):
         for first in broken:
             for second in broken:
                 lines = [*first.split("\n"), *second.split("\n"), "return 1"]
-                for text, spans in zip(lines, devserve.colour(lines)):
-                    self.assertEqual(untagged(devserve.paint(text, spans, 0, 0)), text)
+                for text, spans in zip(lines, devserve._highlight(lines)):
+                    self.assertEqual(untagged(devserve._paint(text, spans, 0, 0)), text)
 
     def test_keywords_strings_numbers_and_comments_are_told_apart(self) -> None:
         lines = ["def f(x):  # why", '    return "a" + 1']
-        markup = "".join(devserve.paint(text, spans, 0, 0) for text, spans in zip(lines, devserve.colour(lines)))
+        markup = "".join(devserve._paint(text, spans, 0, 0) for text, spans in zip(lines, devserve._highlight(lines)))
         self.assertEqual(
             re.findall(r'<i class="(\w)">([^<]*)', html.unescape(markup)),
             [("k", "def"), ("d", "f"), ("c", "# why"), ("k", "return"), ("s", '"a"'), ("n", "1")],
@@ -2928,11 +2948,11 @@ class PageColours(unittest.TestCase):
 
     def test_a_window_that_begins_in_a_docstring_colours_it_as_one(self) -> None:
         lines = ["    if this is prose, it isn't code", '    """', "    return None"]
-        self.assertEqual(devserve.colour(lines), [[(0, 35, "s")], [(0, 7, "s")], [(4, 10, "k"), (11, 15, "k")]])
+        self.assertEqual(devserve._highlight(lines), [[(0, 35, "s")], [(0, 7, "s")], [(4, 10, "k"), (11, 15, "k")]])
 
 
 # =====================================================================================================================
-# 6. The console
+# 7. Console
 # =====================================================================================================================
 
 CAN_INTERRUPT = sys.implementation.name == "cpython"
@@ -2975,7 +2995,7 @@ class ConsolePrompt(unittest.TestCase):
             "try:\n    1",
         ):
             with self.subTest(code):
-                self.assertEqual(self.console.run(code), devserve.Evaluation("", True))
+                self.assertEqual(self.console.run(code), devserve._Evaluation("", True))
         self.assertEqual(self.typed("for k in range(3):\n    print(k)\n"), "0\n1\n2\n")
 
     def test_runs_several_statements_that_were_pasted(self) -> None:
@@ -3041,9 +3061,9 @@ class ConsolePrompt(unittest.TestCase):
 
     def test_bounds_the_output(self) -> None:
         text = self.typed("for k in range(100_000): print('x' * 100)\n")
-        self.assertLess(len(text), devserve.OUTPUT_LIMIT + 200)
+        self.assertLess(len(text), devserve._OUTPUT_LIMIT + 200)
         self.assertIn("not kept", text)
-        self.assertLess(len(self.typed("'x' * 50_000_000")), devserve.OUTPUT_LIMIT + 200)
+        self.assertLess(len(self.typed("'x' * 50_000_000")), devserve._OUTPUT_LIMIT + 200)
 
     def test_reads_nothing_from_the_terminal(self) -> None:
         self.assertIn("EOFError", self.typed("input('name: ')"))
@@ -3056,7 +3076,7 @@ class ConsolePrompt(unittest.TestCase):
     def test_interrupts_an_evaluation_that_runs_away(self) -> None:
         begun = threading.Event()
         self.console.namespace["begun"] = begun
-        evaluations: list[devserve.Evaluation] = []
+        evaluations: list[devserve._Evaluation] = []
         code = "begun.set()\nwhile True: pass\n"
         thread = threading.Thread(target=lambda: evaluations.append(self.console.run(code)))
         thread.start()
@@ -3071,7 +3091,7 @@ class ConsolePrompt(unittest.TestCase):
         begun, release = threading.Event(), threading.Event()
         self.console.namespace.update(begun=begun, release=release)
         self.addCleanup(release.set)
-        evaluations: list[devserve.Evaluation] = []
+        evaluations: list[devserve._Evaluation] = []
         code = "begun.set()\nrelease.wait(60)"
         thread = threading.Thread(target=lambda: evaluations.append(self.console.run(code)))
         thread.start()
@@ -3163,13 +3183,13 @@ class ConsoleCompletion(unittest.TestCase):
 
 
 class ConsoleShelf(unittest.TestCase):
-    def place(self, payload: object = None) -> devserve.Place:
+    def place(self, payload: object = None) -> devserve.FramePosition:
         try:
             print(1 / 0)
         except ZeroDivisionError as error:
             tb = error.__traceback__
             assert tb is not None
-            return devserve.Place(tb.tb_frame, tb.tb_lineno, tb.tb_lasti)
+            return devserve.FramePosition(tb.tb_frame, tb.tb_lineno, tb.tb_lasti)
         raise AssertionError
 
     def test_opens_a_console_in_the_frame(self) -> None:
@@ -3221,14 +3241,14 @@ class ConsoleShelf(unittest.TestCase):
         shelf = devserve.FrameShelf()
         for _ in range(60):
             devserve.read_report(failure_of(crash), None, shelf.open().keep)
-            self.assertLessEqual(len(alive), devserve.SHELF_LIMIT + 2 * devserve.COLLECT_EVERY)
+            self.assertLessEqual(len(alive), devserve.SHELF_LIMIT + 2 * devserve._COLLECT_EVERY)
         del shelf
         gc.collect()
         self.assertEqual(len(alive), 0)
 
 
 # =====================================================================================================================
-# 7. The guard
+# 8. Guard
 # =====================================================================================================================
 
 
@@ -3538,9 +3558,11 @@ class GuardRules(Debugged):
         ):
             with self.subTest(body[:20]):
                 self.assert_refused("body", self.post("eval", body))
-        for length in (str(devserve.REQUEST_LIMIT + 1), "-1", "x", "", "²"):
-            desk = devserve.Desk(self.debugger, {"CONTENT_LENGTH": length, "wsgi.input": io.BytesIO(b"{}")})
-            self.assertRaises(devserve.Refused, desk.read_asked)
+        for length in (str(devserve._REQUEST_LIMIT + 1), "-1", "x", "", "²"):
+            desk = devserve._DebuggerEndpoint(
+                self.debugger, {"CONTENT_LENGTH": length, "wsgi.input": io.BytesIO(b"{}")}
+            )
+            self.assertRaises(devserve._Refused, desk.read_asked)
 
 
 class GuardPin(Debugged):
@@ -3614,8 +3636,8 @@ class GuardPin(Debugged):
             thread.start()
         for thread in threads:
             thread.join(DEADLINE)
-        self.assertEqual(sum(refusal.error == "pin" for refusal in refusals), devserve.PIN_FAILURES - 1)
-        self.assertEqual(guard.failures, devserve.PIN_FAILURES)
+        self.assertEqual(sum(refusal.error == "pin" for refusal in refusals), devserve._PIN_FAILURES - 1)
+        self.assertEqual(guard.failures, devserve._PIN_FAILURES)
 
     def test_guesses_stay_counted_over_a_reload(self) -> None:
         for _ in range(6):
@@ -3760,7 +3782,7 @@ class GuardWords(Debugged):
 
 
 # =====================================================================================================================
-# 8. The debugger
+# 9. Debugger
 # =====================================================================================================================
 
 
@@ -4198,13 +4220,13 @@ class DebuggerTransparency(Debugged):
         self.install(lambda environ, start_response: app({**environ, "wsgi.input": io.BytesIO(sent)}, start_response))
         self.assertEqual(self.ask().body, sent)
         buffer = bytearray(5)
-        recorded = devserve.RecordedBody(io.BytesIO(b"password=x"))
+        recorded = devserve._RecordedBody(io.BytesIO(b"password=x"))
         self.assertEqual((recorded.readinto(memoryview(buffer)), bytes(buffer)), (5, b"passw"))
         self.assertEqual((recorded.read(), recorded.readinto(buffer), bytes(buffer)), (b"ord=x", 0, b"passw"))
         self.assertEqual(bytes(recorded.kept), b"password=x")
-        recorded = devserve.RecordedBody(io.BytesIO(b"x" * 1_000_000))
+        recorded = devserve._RecordedBody(io.BytesIO(b"x" * 1_000_000))
         self.assertEqual(sum(len(line) for line in recorded), 1_000_000)
-        self.assertEqual(len(recorded.kept), devserve.RECORDED_BODY)
+        self.assertEqual(len(recorded.kept), devserve._RECORDED_BODY)
 
     def test_closes_what_the_application_returned(self) -> None:
         closed: list[str] = []
@@ -4241,7 +4263,7 @@ class DebuggerTransparency(Debugged):
         def app(environ: Any, start_response: Any) -> Any:
             context = Context(environ)
             alive.add(context)
-            environ[devserve.PRESERVE_CONTEXT](context)
+            environ[devserve._PRESERVE_CONTEXT](context)
             start_response("200 OK", [])
             return iter([b"x"]) if environ["PATH_INFO"] == "/iterator" else [b"x"]
 
@@ -4436,7 +4458,7 @@ class DebuggerFailures(Debugged):
         self.app = app
         for _ in range(40):
             self.ask()
-        self.assertLessEqual(len(alive), devserve.SHELF_LIMIT + 2 * devserve.COLLECT_EVERY)
+        self.assertLessEqual(len(alive), devserve.SHELF_LIMIT + 2 * devserve._COLLECT_EVERY)
 
 
 class DebuggerFrameworks(Folder):
@@ -4709,7 +4731,7 @@ class DebuggerServed(Folder):
 
 
 # =====================================================================================================================
-# 9. The server
+# 10. HTTP server
 #
 # What is right is what RFC 9110, RFC 9112 and PEP 3333 say; everything is looked at from outside, over raw sockets.
 # =====================================================================================================================
@@ -5164,7 +5186,7 @@ class ServerFraming(ServerCase):
                 self.assertEqual(self.check_refused(request).status, status)
 
     def test_a_chunked_body_past_its_limit_is_413(self) -> None:
-        self.patch("MAX_CHUNKED_BODY", 10)
+        self.patch("_MAX_CHUNKED_BODY", 10)
         self.assertEqual(self.check_refused(chunked("6\r\nhello!\r\n6\r\nhello!\r\n0\r\n\r\n")).status, 413)
 
     def test_no_truncated_request_is_taken_for_a_whole_one(self) -> None:
@@ -5362,7 +5384,7 @@ class ServerConnections(ServerCase):
 
     def test_a_large_body_that_nobody_reads_ends_the_connection_after_the_answer(self) -> None:
         self.serve(hello)
-        size = devserve.DRAIN_LIMIT * 8
+        size = devserve._DRAIN_LIMIT * 8
         wire = self.wire(post(f"Content-Length: {size}"))
         wire.send(b"x" * size)  # as simple clients do: everything is sent before the answer is read
         answer = wire.answer()
@@ -5370,7 +5392,7 @@ class ServerConnections(ServerCase):
         self.assertEqual(wire.rest(), b"")
 
     def test_what_is_drained_is_bounded(self) -> None:
-        self.patch("DRAIN_LIMIT", 1000)
+        self.patch("_DRAIN_LIMIT", 1000)
         self.serve(hello)
         for size, persists in ((1000, True), (1001, False)):
             with self.subTest(size=size), Wire(self.server) as wire:
@@ -5378,7 +5400,7 @@ class ServerConnections(ServerCase):
                 self.assertEqual(answer.get("Connection"), None if persists else "close")
 
     def test_a_client_that_sends_for_ever_is_left_after_a_while(self) -> None:
-        self.patch("LINGER_TIMEOUT", 0.3)
+        self.patch("_LINGER_TIMEOUT", 0.3)
         self.serve(hello)
         wire = self.wire(post("Content-Length: 999999999999"))
         end = time.monotonic() + DEADLINE
@@ -5527,13 +5549,13 @@ class ServerConnections(ServerCase):
     # -- waiting
 
     def test_a_silent_client_is_let_go(self) -> None:
-        self.patch("FIRST_BYTE_TIMEOUT", 0.2)
+        self.patch("_FIRST_BYTE_TIMEOUT", 0.2)
         self.serve(hello)
         self.assertEqual(self.wire().rest(), b"")
         self.assertEqual(self.log, "")
 
     def test_an_idle_connection_is_let_go(self) -> None:
-        self.patch("IDLE_TIMEOUT", 0.2)
+        self.patch("_IDLE_TIMEOUT", 0.2)
         self.serve(hello)
         wire = self.wire(GET)
         self.assertEqual(wire.answer().body, b"hello")
@@ -5541,7 +5563,7 @@ class ServerConnections(ServerCase):
         self.lines(1)
 
     def test_a_head_of_a_byte_at_a_time_ends_with_408(self) -> None:
-        self.patch("HEAD_TIMEOUT", 0.4)
+        self.patch("_HEAD_TIMEOUT", 0.4)
         self.serve(hello)
         wire = self.wire()
         began = time.monotonic()
@@ -5555,7 +5577,7 @@ class ServerConnections(ServerCase):
         self.assertEqual(self.lines(1)[0][2], "408")
 
     def test_a_body_that_stops_coming_ends_with_400(self) -> None:
-        self.patch("BODY_TIMEOUT", 1.0)
+        self.patch("_BODY_TIMEOUT", 1.0)
         for name, request in (("length", post("Content-Length: 50", "hello")), ("chunks", chunked("5\r\nhel"))):
             with self.subTest(name):
                 self.serve(echo)
@@ -5564,7 +5586,7 @@ class ServerConnections(ServerCase):
                 self.lines(1)
 
     def test_a_client_that_takes_no_byte_is_let_go(self) -> None:
-        self.patch("SEND_TIMEOUT", 1.0)
+        self.patch("_SEND_TIMEOUT", 1.0)
         pieces = Pieces(*[b"x" * 1_000_000] * 100)
         self.serve(answering(pieces))
         self.wire(GET)
@@ -5750,7 +5772,7 @@ class ServerGate(ServerCase):
         self.assertEqual(wire.answer().body, b"hello")  # and this client keeps its end open
         began = time.monotonic()
         self.assertEqual(self.server.close_gate(DEADLINE), [])
-        self.assertLess(time.monotonic() - began, devserve.LINGER_TIMEOUT / 2)
+        self.assertLess(time.monotonic() - began, devserve._LINGER_TIMEOUT / 2)
         self.assertNotIn("grace", self.log)
         self.server.open_gate()
 
@@ -6515,13 +6537,13 @@ class ServerResponses(ServerCase):
         """A head and a body sent apart meet Nagle's algorithm and delayed acknowledgements: 40 ms an answer."""
         self.serve(hello)
         sent: list[int] = []
-        original = devserve.Connection.send
+        original = devserve._Connection.send
 
         def send(connection: Any, data: Any) -> None:
             sent.append(len(data))
             original(connection, data)
 
-        with mock.patch.object(devserve.Connection, "send", send):
+        with mock.patch.object(devserve._Connection, "send", send):
             self.assertEqual(self.ask().body, b"hello")
         self.assertEqual(len(sent), 1)
 
@@ -6712,7 +6734,7 @@ class ServerFiles(ServerCase):
 
     def test_a_client_that_reads_nothing_of_a_file_is_given_up(self) -> None:
         self.path.write_bytes(b"x" * 30_000_000)
-        with mock.patch.object(devserve, "SEND_TIMEOUT", 0.2):
+        with mock.patch.object(devserve, "_SEND_TIMEOUT", 0.2):
             self.serve(lambda e, sr: sr("200 OK", []) and e["wsgi.file_wrapper"](open(self.path, "rb")))
         self.wire(GET).exactly(1000)
         self.lines(1)
@@ -6821,7 +6843,7 @@ class ServerTls(ServerCase):
         self.server.open_gate()
 
     def test_a_client_that_only_shook_hands_may_wait_with_its_request(self) -> None:
-        self.patch("BODY_TIMEOUT", 0.2)
+        self.patch("_BODY_TIMEOUT", 0.2)
         self.serve_tls(hello)
         wire = self.wire(context=self.context)
         time.sleep(0.5)
@@ -7013,7 +7035,7 @@ class ServerLog(ServerCase):
 
 
 # =====================================================================================================================
-# 10. The reloader
+# 12. File watcher, and 13. Restart
 # =====================================================================================================================
 
 EXECS = sys.platform != "win32"
@@ -7087,9 +7109,9 @@ class ReloaderChanges(ReloaderWatching):
         self.write("barrier.txt", "")
         self.start("same_a", extra_files=["barrier.txt"], seen=["barrier.txt"])
         self.write("same_a.py", "x = 1")
-        time.sleep(3 * devserve.INTERVAL)  # let it look at each of the two states
+        time.sleep(3 * devserve._INTERVAL)  # let it look at each of the two states
         os.utime(path, (1, 1))
-        time.sleep(3 * devserve.INTERVAL)
+        time.sleep(3 * devserve._INTERVAL)
         self.is_silent_until()
 
     def test_an_older_file_is_a_change(self) -> None:
@@ -7112,7 +7134,7 @@ class ReloaderChanges(ReloaderWatching):
         self.write("barrier.txt", "")
         self.start("moment_a", extra_files=["barrier.txt"], seen=["barrier.txt"])
         path.unlink()
-        time.sleep(devserve.INTERVAL)
+        time.sleep(devserve._INTERVAL)
         self.write("moment_a.py", "x = 1")
         self.is_silent_until()
 
@@ -7153,10 +7175,10 @@ class ReloaderChanges(ReloaderWatching):
         self.write("barrier.txt", "")
         self.start("beside_a", extra_files=["barrier.txt"], seen=["barrier.txt"])
         eventually(lambda: not self.watcher.files._queue, "the folder is listed")
-        time.sleep(2 * devserve.INTERVAL)
+        time.sleep(2 * devserve._INTERVAL)
         self.write(".#beside_b.py", "an editor's lock")
         self.write("notes.md", "no module")
-        time.sleep(3 * devserve.INTERVAL)
+        time.sleep(3 * devserve._INTERVAL)
         self.write("local_settings_a.py", "y = 1")
         self.assertEqual(self.said(), [["local_settings_a.py"]])
 
@@ -7190,7 +7212,7 @@ class ReloaderChanges(ReloaderWatching):
         for number in range(20):
             self.write("row_a.py", f"x = {number}")
             self.write("row_b.py", f"x = {number}")
-            time.sleep(devserve.SETTLE / 4)
+            time.sleep(devserve._SETTLE / 4)
         self.assertEqual(self.said(), [["row_a.py", "row_b.py"]])
 
     def test_a_file_written_without_end_is_reported_all_the_same(self) -> None:
@@ -7219,7 +7241,7 @@ class ReloaderChanges(ReloaderWatching):
         self.write("early_a.py", "x = 1")
         __import__("early_a")
         since = time.time()
-        time.sleep(devserve.CLOCK_STEP)
+        time.sleep(devserve._CLOCK_STEP)
         self.write("early_a.py", "x = 2")
         self.start(since=since)
         self.assertEqual(self.said(), [["early_a.py"]])
@@ -7352,7 +7374,7 @@ class ReloaderExtraFiles(ReloaderWatching):
         self.start(extra_files=["texts"], seen=["texts/a.txt"])
         for name in (".a.txt.swp", "a.txt~", ".#a.txt", "4913", "#a.txt#"):
             self.write(f"texts/{name}", "litter")
-        time.sleep(3 * devserve.INTERVAL)
+        time.sleep(3 * devserve._INTERVAL)
         self.is_silent_until("texts/a.txt")
 
     def test_exclude_patterns_win_over_all(self) -> None:
@@ -7366,7 +7388,7 @@ class ReloaderExtraFiles(ReloaderWatching):
         __import__("excluded_a")
         for name in ("excluded_a.py", "sub/data/a.txt", "sub/b.log"):
             self.write(name, "x = 2")
-        time.sleep(3 * devserve.INTERVAL)
+        time.sleep(3 * devserve._INTERVAL)
         self.is_silent_until("sub/c.txt")
         names = {os.path.basename(path) for path in watcher.files.states}
         self.assertTrue(names.isdisjoint({"excluded_a.py", "a.txt", "b.log"}))
@@ -7499,7 +7521,7 @@ class ReloaderBadInput(ReloaderWatching):
             self.write(f"own/m{number}.py", "")
         self.start(extra_files=["own"], seen=["own/m299.py"])
         self.watcher.files.installed.extend([os.__file__] * 1500)
-        self.watcher.files.states[os.__file__] = devserve.snapshot(os.__file__)
+        self.watcher.files.states[os.__file__] = devserve._snapshot(os.__file__)
         eventually(lambda: not self.watcher._unread, "everything is read")
         clock = time.pthread_getcpuclockid(self.watcher.ident)
         began, cpu = time.monotonic(), time.clock_gettime(clock)
@@ -7513,7 +7535,7 @@ def polls(case: type[ReloaderWatching]) -> type[ReloaderWatching]:
 
     class Polling(case):  # type: ignore[valid-type,misc]
         def setUp(self) -> None:
-            patch: Any = mock.patch.object(devserve, "TELLING", frozenset())
+            patch: Any = mock.patch.object(devserve, "_TELLING", frozenset())
             patch.start()
             self.addCleanup(patch.stop)
             super().setUp()
@@ -7533,7 +7555,7 @@ class ReloaderTold(ReloaderWatching):
     """A watcher that never looks again by itself, so that it sees nothing but what the kernel tells."""
 
     def setUp(self) -> None:
-        for name, value in (("TOLD_INTERVAL", 3600.0), ("LEARNING_INTERVAL", 0.001)):
+        for name, value in (("_TOLD_INTERVAL", 3600.0), ("_LEARNING_INTERVAL", 0.001)):
             patch = mock.patch.object(devserve, name, value)
             patch.start()
             self.addCleanup(patch.stop)
@@ -7597,7 +7619,7 @@ class ReloaderTold(ReloaderWatching):
 
     def test_while_a_look_at_everything_has_not_paid_for_itself_the_last_edited_are_looked_at(self) -> None:
         self.write("told_j.py", "")
-        with mock.patch.object(devserve, "TOLD_SHARE", 1e-9):
+        with mock.patch.object(devserve, "_TOLD_SHARE", 1e-9):
             self.listen("told_j")
             self.write("other.txt", "")
             eventually(lambda: self.watcher._due > time.monotonic() + 60, "it has looked at everything")
@@ -7628,7 +7650,7 @@ class ReloaderTold(ReloaderWatching):
         with open(self.folder / "server.log", "a", encoding="utf-8") as log:
             while len(looks) < 8:
                 print("a line", file=log, flush=True)
-        self.assertGreaterEqual(looks[-1] - looks[0], 6 * devserve.VAIN_PAUSE)
+        self.assertGreaterEqual(looks[-1] - looks[0], 6 * devserve._VAIN_PAUSE)
         self.write("told_g.py", "x = 2")
         self.assertEqual(self.said(), [["told_g.py"]])
 
@@ -7671,7 +7693,7 @@ class ReloaderFileSystems(unittest.TestCase):
             ("/srv/app", b"xfs"),
         ):
             with self.subTest(path):
-                self.assertEqual(devserve.file_system(path, self.MOUNTS), kind)
+                self.assertEqual(devserve._file_system(path, self.MOUNTS), kind)
 
     @unittest.skipUnless(sys.platform == "linux", "reads /proc")
     def test_the_table_of_mounts_is_read(self) -> None:
@@ -7680,13 +7702,13 @@ class ReloaderFileSystems(unittest.TestCase):
             b"36 21 0:40 / /mnt/a\\040b rw,nosuid - 9p share rw,trans=virtio\n"
         )
         with mock.patch("builtins.open", return_value=io.BytesIO(table)):
-            self.assertEqual(devserve.mount_points(), [("/", b"ext4"), ("/mnt/a b", b"9p")])
-        self.assertIn("/proc", dict(devserve.mount_points()))
+            self.assertEqual(devserve._mount_points(), [("/", b"ext4"), ("/mnt/a b", b"9p")])
+        self.assertIn("/proc", dict(devserve._mount_points()))
 
 
 class ReloaderTiers(unittest.TestCase):
-    def files(self, cwd: str) -> devserve.Files:
-        files = devserve.Files(lambda text: None, 0.0, (), "")
+    def files(self, cwd: str) -> devserve._Files:
+        files = devserve._Files(lambda text: None, 0.0, (), "")
         files.cwd = os.path.join(os.sep, *cwd.split("/"))
         return files
 
@@ -7721,7 +7743,7 @@ class ReloaderRestart(Folder):
             turn=turn, pid=os.getpid(), cwd=os.getcwd(), argv=sys.argv, flags=repr(sys.flags), warn=sys.warnoptions,
             x=dict(sys._xoptions), environ=dict(os.environ), umask=oct(os.umask(0o22)), port=sock.getsockname()[1],
             fds=len(os.listdir("/dev/fd")), mask=[int(n) for n in signal.pthread_sigmask(signal.SIG_BLOCK, ())],
-            ignored=sorted(devserve.ignored_signals()), blocking=os.get_blocking(0), name=__name__,
+            ignored=sorted(devserve._ignored_signals()), blocking=os.get_blocking(0), name=__name__,
             rss=[line for line in open("/proc/self/status") if "RSS" in line] if os.path.exists("/proc") else [],
             path=sys.path[1:2], timer=signal.getitimer(signal.ITIMER_REAL)[0],
         )
@@ -7858,8 +7880,8 @@ if turn == 0: subprocess.Popen(["true"]); subprocess.Popen(["sleep", "0.3"]); ti
 if turn == 1:
     own = subprocess.Popen(["true"])
     end = time.monotonic() + 20
-    while len(devserve.children()) > 1 and time.monotonic() < end: time.sleep(0.05)
-    print("children", len(devserve.children()), "own", own.wait())
+    while len(devserve._children()) > 1 and time.monotonic() < end: time.sleep(0.05)
+    print("children", len(devserve._children()), "own", own.wait())
 """
         self.run_program(body, turns=1)
         self.assertIn("children 1 own 0", self.output)
@@ -8024,7 +8046,7 @@ class ReloaderProgram(Folder):
 
 
 # =====================================================================================================================
-# 11. The hall
+# 14. Runner
 #
 # Start-up lines, signals, sockets of every kind, a port in use; run and make_server in code.
 # =====================================================================================================================
@@ -8121,7 +8143,7 @@ class HallGreeting(HallCase):
 
     def test_loopback_alone_is_bound_by_default(self) -> None:
         served = self.served("hello")
-        others = [h for h in devserve.machine_addresses(ipv6=False) if not h.startswith("127.")]
+        others = [h for h in devserve._machine_addresses(ipv6=False) if not h.startswith("127.")]
         for host in others:
             with self.assertRaises(OSError):
                 socket.create_connection((host, served.port), 2.0)
@@ -8475,7 +8497,7 @@ class HallPortInUse(HallCase):
             for neighbour in (port + 1, port + 2):
                 with contextlib.suppress(OSError, OverflowError):
                     stack.enter_context(listening("127.0.0.1", neighbour))
-            free = devserve.next_free_port("127.0.0.1", port)
+            free = devserve._next_free_port("127.0.0.1", port)
             self.assertTrue(free == 0 or free > port)
             if free:
                 listening("127.0.0.1", free).close()
@@ -8484,17 +8506,17 @@ class HallPortInUse(HallCase):
         error = OSError(number, "the system's words")
         if windows:
             error.winerror = windows  # type: ignore[attr-defined]
-        return str(devserve.bind_error(error, host, port, lambda free: f"COMMAND {free}"))
+        return str(devserve._bind_error(error, host, port, lambda free: f"COMMAND {free}"))
 
     def test_every_system_s_number_for_a_used_port_is_understood(self) -> None:
-        with mock.patch.object(devserve, "port_holder", lambda port: " by python (pid 4711)"):
+        with mock.patch.object(devserve, "_port_holder", lambda port: " by python (pid 4711)"):
             for number, windows in ((errno.EADDRINUSE, 0), (errno.EACCES, 10013), (errno.EADDRINUSE, 10048)):
                 line = self.error(number, windows=windows)
                 self.assertIn("already in use by python (pid 4711)", line)
                 self.assertRegex(line, r"COMMAND 50\d\d")
 
     def test_a_port_that_needs_privileges(self) -> None:
-        with mock.patch.object(devserve, "port_holder", lambda port: ""):
+        with mock.patch.object(devserve, "_port_holder", lambda port: ""):
             for number, windows in ((errno.EACCES, 0), (errno.EACCES, 10013)):
                 line = self.error(number, windows=windows, port=80)
                 self.assertIn("privileges", line)
@@ -8506,7 +8528,10 @@ class HallPortInUse(HallCase):
             self.assertTrue(suggested is None or 1024 <= int(suggested[1]) <= 65_535, suggested)
 
     def test_the_airplay_hint_for_port_5000_on_macos(self) -> None:
-        with mock.patch.object(sys, "platform", "darwin"), mock.patch.object(devserve, "port_holder", lambda port: ""):
+        with (
+            mock.patch.object(sys, "platform", "darwin"),
+            mock.patch.object(devserve, "_port_holder", lambda port: ""),
+        ):
             self.assertIn("AirPlay", self.error(errno.EADDRINUSE))
             self.assertNotIn("AirPlay", self.error(errno.EADDRINUSE, port=5001))
         self.assertNotIn("AirPlay", self.error(errno.EADDRINUSE))
@@ -8521,12 +8546,12 @@ class HallPortInUse(HallCase):
             "  TCP    127.0.0.1:5000         0.0.0.0:0              ABH\xd6REN         4711\n"
         )
         said = {"lsof": lsof, "netstat": netstat, "tasklist": '"python.exe","4711","Console","1","20,000 K"\n'}
-        with mock.patch.object(devserve, "tool_output", lambda tool, *arguments: said[tool]):
-            self.assertEqual(devserve.holder_by_lsof(5000), " by ControlCe (pid 4711)")
-            self.assertEqual(devserve.holder_by_netstat(5000), " by python.exe (pid 4711)")
+        with mock.patch.object(devserve, "_tool_output", lambda tool, *arguments: said[tool]):
+            self.assertEqual(devserve._holder_by_lsof(5000), " by ControlCe (pid 4711)")
+            self.assertEqual(devserve._holder_by_netstat(5000), " by python.exe (pid 4711)")
         for platform in ("darwin", "win32", "freebsd13"):
             with mock.patch.object(sys, "platform", platform), mock.patch.dict(os.environ, {"PATH": "/nowhere"}):
-                self.assertEqual(devserve.port_holder(5000), "")
+                self.assertEqual(devserve._port_holder(5000), "")
 
     def test_an_unknown_holder_is_no_failure(self) -> None:
         with mock.patch.object(os, "listdir", side_effect=PermissionError("no")):
@@ -8591,7 +8616,7 @@ class HallImport(HallCase):
         with (self.folder / "unguarded.py").open("a", encoding="utf-8") as file:
             file.write("\nlisten.accept()\n")
         start = (
-            f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import devserve; devserve.IMPORT_PATIENCE = 0.2"
+            f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import devserve; devserve._IMPORT_PATIENCE = 0.2"
         )
         script = self.write("impatient.py", f"{start}; sys.exit(devserve.main())")
         served = self.served("unguarded", script=[str(script)], flags=("-u",))
@@ -8857,7 +8882,7 @@ class HallInCode(HallCase):
 
 
 # =====================================================================================================================
-# 12. The command line
+# 15. Command line
 # =====================================================================================================================
 
 
@@ -8865,7 +8890,7 @@ def read_command(*arguments: str, **variables: str) -> Any:
     """Return the configuration of a command line with these DEVSERVE_* variables and no others."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("DEVSERVE_", "FLASK_"))}
     with mock.patch.dict(os.environ, {**environ, **variables}, clear=True):
-        return devserve.read_command(arguments, lambda text: None)
+        return devserve._read_command(arguments, lambda text: None)
 
 
 class CommandLineOptions(Folder):
@@ -9051,7 +9076,7 @@ class CommandLineProcess(Folder):
 
 
 # =====================================================================================================================
-# 13. The page in a real browser
+# 16. The page in a real browser
 # =====================================================================================================================
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome") or ""
@@ -9838,7 +9863,7 @@ class ReloadLosesNothing(Reload):
         self.reaches(wire, "v2")
 
     def test_request_past_its_grace_is_cut_and_the_log_says_so_once(self) -> None:
-        served = self.serve("app", "--reload", script=self.patched(GRACE=2.0))
+        served = self.serve("app", "--reload", script=self.patched(_GRACE=2.0))
         wire, *others = (self.wire(served) for _ in range(3))
         wire.send("/slow?1000")
         served.wait_for("slow request began")
@@ -9896,7 +9921,7 @@ class ReloadLosesNothing(Reload):
 
     def test_client_that_pipelines_without_end_does_not_hold_a_reload(self) -> None:
         """Each read ends in the middle of a head, so that the connection is never at rest."""
-        served = self.serve("app", "--reload", "-q", script=self.patched(GRACE=0.4))
+        served = self.serve("app", "--reload", "-q", script=self.patched(_GRACE=0.4))
         greedy, other = self.wire(served), self.wire(served)
         stop = threading.Event()
         threading.Thread(target=self.drain, args=(greedy,), daemon=True).start()
@@ -9925,7 +9950,7 @@ class ReloadLosesNothing(Reload):
             pass
 
     def test_event_stream_does_not_delay_a_reload(self) -> None:
-        served = self.serve("app", "--reload", "-q", script=self.patched(GRACE=1000.0))
+        served = self.serve("app", "--reload", "-q", script=self.patched(_GRACE=1000.0))
         stream, other = self.wire(served), self.wire(served)
         stream.send("/events")
         while stream._line() != b"data: tick\n\n\r\n"[-2:]:
@@ -10038,7 +10063,7 @@ class ReloadSeesEverything(Reload):
         self.assertLessEqual(self.reloads(), before + 1, self.served.log)
 
     def test_a_request_at_the_heels_of_a_save_is_answered_by_the_new_code(self) -> None:
-        wire = self.start(script=self.patched(SETTLE=2.5))
+        wire = self.start(script=self.patched(_SETTLE=2.5))
         self.assertEqual(wire.ask()["version"], "v1")
         self.settle()
         self.save("v2")
@@ -10309,7 +10334,7 @@ class ReloadDefersErrors(Reload):
         self.assertEqual(idle.ask()["version"], "v2")
 
     def test_import_without_end_is_explained_after_a_while(self) -> None:
-        served = self.serve_debugged(script=self.patched(IMPORT_PATIENCE=0.2))
+        served = self.serve_debugged(script=self.patched(_IMPORT_PATIENCE=0.2))
         loop = "\nwhile True:  # for ever\n    pass\n"
         self.write("app.py", RELOADED_APP + loop)
         line = (RELOADED_APP + loop).count("\n")
@@ -10445,7 +10470,7 @@ class ReloadIsTheSameProcess(Reload):
 
     def test_exit_handler_that_never_ends_delays_a_reload_but_little(self) -> None:
         self.save("v1", "{}\n\n\nimport atexit, threading\natexit.register(threading.Event().wait)")
-        served = self.serve("app", "--reload", "-q", script=self.patched(EXIT_SECONDS=0.2))
+        served = self.serve("app", "--reload", "-q", script=self.patched(_EXIT_SECONDS=0.2))
         wire = self.wire(served)
         wire.ask()
         self.save("v2")
@@ -10644,7 +10669,7 @@ class ReloadAtATerminal(Reload):
             import fcntl, os, sys, termios
             os.setsid()
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-            os.execv(sys.executable, [sys.executable, {self.patched(GRACE=0.5)[0]!r}, *sys.argv[1:]])
+            os.execv(sys.executable, [sys.executable, {self.patched(_GRACE=0.5)[0]!r}, *sys.argv[1:]])
             """,
         )
         served = SeatedServed(terminal, person, self.folder, ["seat.py", *arguments, "--port", "0"], environ)
