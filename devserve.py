@@ -4080,7 +4080,8 @@ class _Connection:
         """Wait until a request may begin, and say whether one does.
 
         A busy client's next request is caught within `_READ_AHEAD_SECONDS` by reading at once, which saves it a system
-        call.  The connection counts as busy meanwhile, so that a reload waits for the end of that read; afterwards it watches.
+        call.  The connection counts as busy meanwhile, so that a reload waits for the end of that read; afterwards it
+        watches.
         """
         self.started = time.perf_counter()
         if self.buffer:
