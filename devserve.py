@@ -81,6 +81,7 @@ __all__ = ["Config", "DebuggedApplication", "DevServer", "DevserveError", "load_
 TYPE_CHECKING = False  # but to type checkers; importing `typing` and making classes by it is 12 of a start's 42 ms
 
 if TYPE_CHECKING:
+    from contextvars import Context
     from typing import Any, Callable, NamedTuple, NoReturn, Optional, TextIO, TypeVar, Union
 
     from _typeshed import OptExcInfo
@@ -157,93 +158,345 @@ class DevserveError(Exception):
 # =====================================================================================================================
 # 2. Foreign code
 #
-# What belongs to the application is text that may deceive, and code that may raise, hang or never end.  Here it is
-# made harmless: text is escaped, code is called with a deadline, a frame is told to be whose it is, attributes are
-# found without running anything.  Knows nothing but the standard library.
+# What belongs to the application is text that may deceive, and code that may raise anything, hang or never end.  This
+# room makes both harmless for all the others: it escapes text, calls code with a deadline, tells whose a frame is, and
+# finds attributes without running code.  Knows nothing but the standard library.
+#
+# Invariants: only here is every exception caught, and each such place says why.  Nothing that `call_bounded` returns
+# was made in more time than was allowed, and no more than `_STUCK_LIMIT` of its threads live at once.  Nothing below
+# "attributes" runs a line of the application's.
+#
+# Doors: escape_controls, escape_unprintable, shown_text, type_name; call_safely, call_bounded, call_each_bounded,
+# TooLate, ForeignCalls, interrupt_thread; is_library, is_app_file, is_app_code, application_traceback, traceback_text;
+# MISSING, NAME_LIMIT, raw_slot, own_dict, static_attributes, static_attribute, locals_of.
+#
+# Read first: call_safely, call_each_bounded, is_app_file, static_attribute.
 # =====================================================================================================================
 
-_CRASH_PATIENCE = 2.0  # seconds for an exception's own text, which may hang as any code may
+NAME_LIMIT = 200  # characters of any name: a type's, a function's, a variable's
+_TEXT_SECONDS = 2.0  # for an exception's own text, which may hang as any code may
+_STUCK_LIMIT = 16  # threads for foreign code at once; more than this hang only when something is badly wrong
+_ROUNDS = 3  # threads for one reading: each goes on after the call in which the one before it hung
+_PROMPT = re.compile(r"<(stdin|i?python-input-.*)>|.*[\\/]ipykernel_\d+[\\/]\d+\.py")  # a REPL's, a notebook's
+_STDLIB = os.path.dirname(os.__file__)
+_IMPORTLIB = os.path.join(_STDLIB, "importlib", "__init__.py")  # where import_module is
+MISSING: Any = object()  # stands for a value that is not there, where None may be one
 
 if TYPE_CHECKING:
-    Stop = Callable[[Optional[int]], object]  # ends the thread of an id, as far as the interpreter can
+    Outcome = TypeVar("Outcome")
+    _Called = tuple[Optional[Outcome], Optional[BaseException]]  # what a call returned, or what it raised
+
+
+# -- text
 
 
 def escape_controls(text: str) -> str:
     """Return `text` with each character that could drive a terminal escaped; UTF-8 that came as Latin-1 is mended."""
     if text.isascii() and text.isprintable():
         return text
-    try:
+    with contextlib.suppress(UnicodeEncodeError):
         text = text.encode("latin-1").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:
-        pass
     return escape_unprintable(text)
 
 
 def escape_unprintable(text: str, but: str = "") -> str:
-    """Return `text` with each character that is not printable escaped, except those in `but`."""
+    """Return `text` with each character that is not printable escaped, except those in `but`.
+
+    Besides control characters those are lone surrogates, which cannot be encoded, and marks that reverse the direction
+    of what follows, which deceive the eye.
+    """
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in but else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def traceback_lines(error: BaseException, stop: Stop = lambda ident: None) -> list[str]:
-    """Return the plain traceback of `error`; of one whose own text does not come in time, what stands before it.
+def shown_text(text: str, limit: int) -> str:
+    """Return `text` cut to `limit` characters, and what cannot be shown escaped; tabs and line ends are kept."""
+    if len(text) > limit:
+        text = f"{text[:limit]}… ({len(text) - limit:,} more characters)"
+    return escape_unprintable(text, "\n\t")
 
-    `stop` is given the id of the thread in which that text is still being made.
-    """
-    tb = _application_traceback(error)
-    lines: list[str] = []
-    helper = threading.Thread(target=_add_traceback, args=(lines, error, tb), name="devserve crash", daemon=True)
+
+def type_name(kind: type) -> str:
+    """Return the name of a type, qualified by its module unless builtin, past any metaclass that says otherwise."""
+    module, name = (type.__dict__[word].__get__(kind) for word in ("__module__", "__qualname__"))
+    prefix = "" if module in ("builtins", "__main__") or not isinstance(module, str) else module + "."
+    return shown_text(f"{prefix}{name}", NAME_LIMIT)
+
+
+# -- calls
+
+
+class TooLate(Exception):
+    """A call did not end in its time, and was left behind; the message says so in words for a reader."""
+
+
+def call_safely(job: Callable[[], Outcome]) -> _Called[Outcome]:
+    """Return what foreign code returns and None, or None and what it raised, be that anything."""
     try:
-        helper.start()
-    except RuntimeError:  # no thread can be started: out of memory, or at the interpreter's end
-        _add_traceback(lines, error, tb)
-        return lines
-    helper.join(_CRASH_PATIENCE)
-    if not helper.is_alive():
-        return lines
-    stop(helper.ident)
-    return _textless_traceback(error, tb, "its text takes too long")
+        return job(), None
+    except BaseException as error:  # noqa: BLE001 - foreign code may raise SystemExit and worse
+        return None, error
 
 
-def _add_traceback(lines: list[str], error: BaseException, tb: Optional[TracebackType]) -> None:
-    """Add the lines of a traceback; of an exception whose own text cannot be had, those before it."""
-    import traceback
-
-    try:
-        lines += traceback.format_exception(type(error), error, tb)
-    except BaseException as failure:  # noqa: BLE001 - an exception's own code may raise anything
-        lines += _textless_traceback(error, tb, f"its text cannot be had: {type(failure).__name__}")
+def call_bounded(job: Callable[[], Outcome], seconds: float) -> _Called[Outcome]:
+    """Call foreign code as `call_safely` does; when it takes longer, interrupt it and return a TooLate."""
+    return call_each_bounded({"": job}, seconds)[""]
 
 
-def _textless_traceback(error: BaseException, tb: Optional[TracebackType], why: str) -> list[str]:
-    import traceback
+def call_each_bounded(jobs: Mapping[str, Callable[[], Outcome]], seconds: float) -> dict[str, _Called[Outcome]]:
+    """Call several pieces of foreign code one after another; return what `call_bounded` returns for each.
 
-    return [*traceback.format_tb(tb), f"{type(error).__name__}: ({why})\n"]
-
-
-def _application_traceback(error: BaseException) -> Optional[TracebackType]:
-    """Return the traceback of `error` from the first frame that is the application's.
-
-    Left out at the head are devserve's own frames and the import system's between them and the application.  When no
-    other is left, a SyntaxError says all by itself, and so does what devserve says of the application; any other error
-    is devserve's own, and its traceback is whole.
+    A thread does them all.  When it has not ended after `seconds`, the call in which it hangs is left behind, and
+    another thread goes on with the rest, up to `_ROUNDS` times.
     """
-    tb = error.__traceback__
-    while tb is not None and _is_plumbing(tb.tb_frame.f_code):
+    outcomes: dict[str, _Called[Outcome]] = {}
+    for _ in range(_ROUNDS):
+        todo = {name: job for name, job in jobs.items() if name not in outcomes}
+        if not todo:
+            break
+        if sum(isinstance(thread, ForeignCalls) for thread in threading.enumerate()) >= _STUCK_LIMIT:
+            return {name: outcomes.get(name, (None, TooLate(f"{_STUCK_LIMIT} others still hang"))) for name in jobs}
+        thread = ForeignCalls(todo)
+        thread.begin(seconds)
+        thread.abandoned = True
+        outcomes.update(thread.outcomes)
+        if thread.is_alive():
+            hanging = next((name for name in todo if name not in outcomes), "")
+            outcomes.setdefault(hanging, (None, TooLate(f"it takes longer than {seconds:.2g} s")))
+            interrupt_thread(thread.ident)
+    return {name: outcomes.get(name, (None, TooLate("too many others take too long"))) for name in jobs}
+
+
+class ForeignCalls(threading.Thread):
+    """A thread that calls foreign code, so that what hangs there can be interrupted and left behind.
+
+    It runs in a copy of its maker's context, as frameworks' proxies mean the request of the context that they are in.
+    The maker begins it, waits, and reads `outcomes`, to which only the thread itself adds.
+    """
+
+    def __init__(self, jobs: Mapping[str, Callable[[], Any]], context: Optional[Context] = None) -> None:
+        super().__init__(name="devserve foreign code", daemon=True)
+        from contextvars import copy_context
+
+        self.jobs = jobs
+        self.context = context or copy_context()
+        self.outcomes: dict[str, _Called[Any]] = {}
+        self.abandoned = False  # nobody waits any more: begin no further call
+
+    def begin(self, seconds: float) -> None:
+        """Start, and wait for the end so long.  Where the system has no thread left, call in the present one."""
+        try:
+            self.start()
+        except RuntimeError:  # or the interpreter is at its end
+            self.run()
+        else:
+            self.join(seconds)
+
+    def run(self) -> None:
+        try:
+            for name, job in self.jobs.items():
+                if not self.abandoned:
+                    self.outcomes[name] = self.context.run(call_safely, job)
+        except KeyboardInterrupt:  # from `interrupt_thread`, a moment after the call that it was meant for had ended
+            pass
+
+
+def interrupt_thread(ident: Optional[int]) -> bool:
+    """Raise KeyboardInterrupt in a thread as soon as it runs Python code; return whether there is a way to do so."""
+    try:
+        import ctypes
+
+        raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    except (ImportError, AttributeError):  # PyPy, or a Python built without ctypes
+        return False
+    return bool(raise_in(ctypes.c_ulong(ident or 0), ctypes.py_object(KeyboardInterrupt)) == 1)
+
+
+# -- whose a frame is
+
+
+def is_library(path: str, cwd: str) -> bool:
+    """Return whether `path` belongs to the standard library, to an installed package or to a virtual environment.
+
+    `cwd` is the working directory: who works inside of such a folder works on his own code there.
+    """
+    for root in (_STDLIB, sys.prefix, sys.base_prefix):
+        if _is_below(path, root) and not _is_below(cwd, root):
+            return True
+    inside = path[len(cwd) :] if _is_below(path, cwd) else path
+    return not {"site-packages", "dist-packages"}.isdisjoint(re.split(r"[\\/]", inside))
+
+
+def is_app_file(filename: str) -> bool:
+    """Return whether `filename`, as a code object has it, is a file of the project.
+
+    That is one which exists under the working directory or another folder of the project on sys.path, and belongs to
+    no library, not even to one that was copied into the project.  Code that was generated, or compiled from a source
+    that is not there, has no such file; only what was typed at a prompt counts as the application's without one.
+    """
+    if filename[:1] == "<" or not os.path.isfile(filename):
+        return _PROMPT.fullmatch(filename) is not None
+    try:
+        cwd = os.getcwd()
+    except OSError:  # it was removed
+        cwd = os.sep
+    path = os.path.join(cwd, filename)
+    folders = [cwd, *(folder for folder in sys.path if type(folder) is str and os.path.isabs(folder))]
+    homes = [folder for folder in folders if _is_below(path, folder) and not is_library(folder, cwd)]
+    return bool(homes) and not is_library(path, cwd) and not _is_vendored(path, min(homes, key=len))
+
+
+def is_app_code(code: CodeType) -> bool:
+    """Return whether a frame of `code` is the application's own."""
+    return not _is_machinery(code.co_filename, code.co_name) and is_app_file(code.co_filename)
+
+
+def _is_below(path: str, folder: str) -> bool:
+    path, folder = os.path.normcase(path), os.path.normcase(folder)
+    return path == folder or path.startswith(os.path.join(folder, ""))
+
+
+def _is_vendored(path: str, home: str) -> bool:
+    """Return whether an installer has put `path` into the project, as `pip install --target` does."""
+    folder, name = os.path.split(path)
+    while name and _is_below(folder, home):
+        if name.partition(".")[0] in _installed_names(folder):
+            return True
+        folder, name = os.path.split(folder)
+    return False
+
+
+@functools.lru_cache(maxsize=256)  # what is installed later is seen by the next process
+def _installed_names(folder: str) -> frozenset[str]:
+    """Return the packages and modules in `folder` for which a `.dist-info` stands beside them."""
+    names = set()
+    with contextlib.suppress(OSError):
+        for entry in os.listdir(folder):
+            if entry.endswith(".dist-info"):
+                names.add(entry.partition("-")[0].lower())
+                with contextlib.suppress(OSError), open(os.path.join(folder, entry, "RECORD"), "rb") as record:
+                    names.update(re.findall(r"(?m)^(\w+)(?=[/.])", record.read().decode("utf-8", "replace")))
+    return frozenset(names)
+
+
+def _is_machinery(filename: str, function: str) -> bool:
+    """Return whether a frame stands between the interpreter and the application: devserve's own, or of an import.
+
+    The demonstration in this file is an application.
+    """
+    if filename == _is_machinery.__code__.co_filename:
+        return not function.startswith("demo")
+    return filename.startswith("<frozen importlib") or filename == _IMPORTLIB
+
+
+def application_traceback(error: BaseException) -> Optional[TracebackType]:
+    """Return the traceback of `error` from the first frame that is not machinery.
+
+    When no other is left, a SyntaxError says all by itself, and so does what devserve says of the application; any
+    other error is devserve's own, and its traceback is whole.
+    """
+    whole: Optional[TracebackType] = raw_slot(error, "__traceback__")
+    tb = whole
+    while tb is not None and _is_machinery(tb.tb_frame.f_code.co_filename, tb.tb_frame.f_code.co_name):
         tb = tb.tb_next
     speaks_for_itself = isinstance(error, SyntaxError) or type(error).__module__ == __name__
-    return tb if tb is not None or speaks_for_itself else error.__traceback__
+    return tb if tb is not None or speaks_for_itself else whole
 
 
-def _is_plumbing(code: CodeType) -> bool:
-    """Say whether a frame of `code` stands between the interpreter and the application; the demo is an application."""
-    if code.co_filename == _is_plumbing.__code__.co_filename:
-        return not code.co_name.startswith("demo")
-    return code.co_filename.startswith("<frozen importlib") or code.co_filename == _IMPORTLIB
+def traceback_text(error: BaseException, *, folded: bool = False) -> str:
+    """Return the interpreter's own text of `error` and of what led to it.
+
+    With `folded`, runs of library frames become a line that counts them.  Of an exception whose text raises or hangs,
+    only what stands before that text is told.
+    """
+    import traceback
+
+    text, failure = call_bounded(partial(_format_traceback, error, folded), _TEXT_SECONDS)
+    if text is not None:
+        return text
+    why = "takes too long" if isinstance(failure, TooLate) else f"cannot be had: {type(failure).__name__}"
+    frames = traceback.format_tb(application_traceback(error))
+    return "".join([*frames, f"{type_name(type(error))}: (its text {why})\n"])
 
 
-_IMPORTLIB = os.path.join(os.path.dirname(os.__file__), "importlib", "__init__.py")  # where import_module is
+def _format_traceback(error: BaseException, folded: bool) -> str:
+    import traceback
+
+    class Folded(traceback.StackSummary):
+        def format(self, **options: Any) -> list[str]:
+            return list(_fold_lines(self, lambda run: traceback.StackSummary.from_list(run).format(**options)))
+
+    told = traceback.TracebackException(type(error), error, application_traceback(error))
+    todo: list[Any] = [told] if folded else []
+    while todo:
+        each = todo.pop()
+        if isinstance(each, traceback.TracebackException) and type(each.stack) is not Folded:
+            each.stack = Folded(each.stack or ())
+            todo += [each.__cause__, each.__context__, *(getattr(each, "exceptions", None) or ())]
+    return "".join(told.format())
+
+
+def _fold_lines(stack: Sequence[Any], write: Callable[[list[Any]], Iterable[str]]) -> Iterator[str]:
+    """Yield the lines of a stack with the application's frames, the innermost, and counts of the others between."""
+    own = [not _is_machinery(frame.filename, frame.name) and is_app_file(frame.filename) for frame in stack]
+    shown = [*own[:-1], True] if any(own) else [True] * len(own)
+    for is_shown, run in itertools.groupby(zip(shown, stack), key=operator.itemgetter(0)):
+        frames = [frame for _, frame in run]
+        if is_shown or len(frames) == 1:
+            yield from write(frames)
+        else:
+            packages = ", ".join(dict.fromkeys(_package_of(frame.filename) for frame in frames))
+            yield f"  … {len(frames)} frames of {packages}\n"
+
+
+def _package_of(filename: str) -> str:
+    """Return the name of the installed package or the library's module to which a file belongs."""
+    inside = re.split(r"[\\/](?:site|dist)-packages[\\/]", filename)[-1]
+    if inside == filename and _is_below(filename, _STDLIB):
+        inside = os.path.relpath(filename, _STDLIB)
+    return re.split(r"[\\/]|\.py$", inside if inside != filename else os.path.basename(filename))[0]
+
+
+# -- attributes and variables, found without running code
+
+
+def raw_slot(error: BaseException, name: str) -> Any:
+    """Return what the interpreter keeps in an exception, past any property by which its class hides that."""
+    return BaseException.__dict__[name].__get__(error)
+
+
+def own_dict(value: object) -> dict[str, Any]:
+    """Return the attributes that an object itself holds; none of one with slots only, or with an odd __dict__."""
+    held: Any = call_safely(lambda: object.__getattribute__(value, "__dict__"))[0]
+    return dict(dict.items(held)) if issubclass(type(held), dict) else {}
+
+
+def static_attributes(value: object) -> dict[str, Any]:
+    """Return what a value, its class and its bases hold, as it is stored; no descriptor and no __dir__ is run."""
+    kind = value if issubclass(type(value), type) else type(value)
+    held: dict[str, Any] = {}
+    for each in reversed(type.__dict__["__mro__"].__get__(kind)):
+        held.update(type.__dict__["__dict__"].__get__(each))
+    held.update(own_dict(value))
+    return held
+
+
+def static_attribute(value: object, name: str) -> Any:
+    """Return an attribute as far as it can be had without running code; MISSING for a property and the like."""
+    held = static_attributes(value).get(name, MISSING)
+    if type(held) is MemberDescriptorType:
+        found, error = call_safely(lambda: held.__get__(value))
+        return MISSING if error else found
+    return MISSING if hasattr(type(held), "__set__") else held
+
+
+def locals_of(frame: FrameType) -> dict[Any, Any]:
+    """Return a frame's variables.  A mapping of somebody's own, which exec and eval take too, is not asked for any."""
+    values: Any = frame.f_locals
+    if issubclass(type(values), dict):
+        return dict(dict.items(values))
+    return dict(values) if type(values) is type(sys._getframe().f_locals) else {}  # since Python 3.13 a proxy
 
 
 # =====================================================================================================================
@@ -313,12 +566,9 @@ class Terminal:
         """Write the one line that tells the person at the keyboard what to mend."""
         self.say(self.colour(f"devserve: error: {text}", "1;31"))
 
-    def crash(self, error: BaseException, context: str = "", stop: Stop = lambda ident: None) -> None:
-        """Write the plain traceback of `error` without devserve's own frames; `context` says what was being done.
-
-        `stop` is given the id of the thread in which the exception's own text hangs.
-        """
-        lines = "".join(traceback_lines(error, stop)).rstrip("\n").split("\n")
+    def crash(self, error: BaseException, context: str = "") -> None:
+        """Write the plain traceback of `error` without devserve's own frames; `context` says what was being done."""
+        lines = traceback_text(error).rstrip("\n").split("\n")
         text = "\n".join(escape_unprintable(line, "\t") for line in lines)
         self.say(f"{self.colour(escape_controls(context), '1;31')}\n{text}" if context else text)
 
@@ -994,15 +1244,12 @@ _LIBRARY_LINES_AROUND = 2  # and of a library's: folded on the page, and most of
 _LINE_LIMIT = 400  # characters of a source line; only generated code is longer
 _SOURCE_LIMIT = 4_000_000  # bytes of a source file; more is no source that a person wrote
 _MESSAGE_LIMIT = 10_000  # characters of an exception's message; enough for a compiler's, harmless to a browser
-_NAME_LIMIT = 200  # characters of any name: a type's, a function's, a variable's
 _FILENAME_LIMIT = 4_096  # PATH_MAX of Linux
 _REPR_LIMIT = 1_500  # characters of a value: about what fits on a screen when it is asked for
 _INLINE_LIMIT = 400  # characters of a value that is in the page from the start
 _REPR_DEADLINE = 0.5  # seconds for the values of one frame, when asked for
 _INLINE_DEADLINE = 0.1  # seconds for what is in the page from the start: a hanging repr may cost no more than this
 _REPORT_DEADLINE = 0.5  # seconds for all of a page's values and messages together
-_REPR_ROUNDS = 3  # helpers for one reading: each goes on after the value in which the one before it hung
-_STUCK_LIMIT = 16  # helper threads at once; more than this hang, or are wanted, only when something is badly wrong
 _DEPTH_LIMIT = 6  # containers within containers
 _VARIABLES_LIMIT = 60  # variables of one frame; a function that has more is generated
 _NOTES_LIMIT = 20
@@ -1032,10 +1279,6 @@ _OPENER = "\x3c"  # the less-than sign, with which names such as that of exec's 
 _MODULE = _OPENER + "module>"  # what the interpreter calls the code of a module itself
 _TAKES_ARGS, _TAKES_KWARGS = 4, 8  # flags of code objects: it takes *args, **kwargs (as in the module inspect)
 _PLAIN_TYPES = (str, bytes, int, float, bool, type(None))  # whose repr runs nobody's code
-MISSING = object()
-
-if TYPE_CHECKING:
-    Outcome = TypeVar("Outcome")
 
 
 class _SourceLine(NamedTuple):
@@ -1200,7 +1443,7 @@ class _ReportBuilder:
         view, _ = call_safely(lambda: view_place(place, id=id, sources=self.sources))
         if view is not None:
             return view
-        filename, name = _shown_text(code.co_filename, _FILENAME_LIMIT), _shown_text(code.co_name, _NAME_LIMIT)
+        filename, name = shown_text(code.co_filename, _FILENAME_LIMIT), shown_text(code.co_name, NAME_LIMIT)
         return FrameView(id, "python", filename, place.lineno, name, "", False, (), "The frame cannot be read.", ())
 
 
@@ -1214,23 +1457,18 @@ def _linked_exceptions(error: BaseException) -> list[tuple[BaseException, str]]:
     each: Optional[BaseException] = error
     while each is not None:
         seen.add(id(each))
-        cause = _raw_slot(each, "__cause__")
-        hidden_context = cause is not None or _raw_slot(each, "__suppress_context__")
-        before = cause if hidden_context else _raw_slot(each, "__context__")
+        cause = raw_slot(each, "__cause__")
+        hidden_context = cause is not None or raw_slot(each, "__suppress_context__")
+        before = cause if hidden_context else raw_slot(each, "__context__")
         before = None if before is None or id(before) in seen else before
         found.append((each, "" if before is None else "context" if cause is None else "cause"))
         each = before
     return [*found[:-1], (found[-1][0], "")]
 
 
-def _raw_slot(error: BaseException, name: str) -> Any:
-    """Return what the interpreter keeps in an exception, past any property by which its class hides that."""
-    return BaseException.__dict__[name].__get__(error)
-
-
 def _first_text(error: BaseException) -> str:
     """Return the first argument of an exception when it is a text, else nothing."""
-    args = _raw_slot(error, "args")
+    args = raw_slot(error, "args")
     return args[0] if args and type(args[0]) is str else ""
 
 
@@ -1243,26 +1481,12 @@ def _group_members(error: BaseException) -> tuple[BaseException, ...]:
 
 
 def _places_of(error: BaseException) -> list[FramePosition]:
-    """Return where `error` passed, the outermost frame first, without devserve's own and the hidden ones.
-
-    When no other is left, a SyntaxError and what devserve raises for a person to read say all by themselves; any
-    other error is devserve's own, and all its places are told.
-    """
-    places, tb = [], _raw_slot(error, "__traceback__")
+    """Return where `error` passed, the outermost frame first, without machinery and frames that ask to be hidden."""
+    places, tb = [], application_traceback(error)
     while tb is not None:
         places.append(FramePosition(tb.tb_frame, tb.tb_lineno or 0, tb.tb_lasti))
         tb = tb.tb_next
-    first = next((n for n, place in enumerate(places) if not _is_machinery(place.frame.f_code)), -1)
-    if first == -1 and (isinstance(error, SyntaxError) or type(error).__module__ == __name__):
-        return []
-    first = max(first, 0)
-    return [place for place in places[first:] if not _hidden(place.frame)] or places[-1:]
-
-
-def _is_machinery(code: CodeType) -> bool:
-    """Tell devserve's own frames, but those of its demonstration, and the import system's."""
-    own = code.co_filename == __file__ and not code.co_name.startswith("demo")
-    return own or code.co_filename.startswith(_OPENER + "frozen importlib")
+    return [place for place in places if not _hidden(place.frame)] or places[-1:]
 
 
 def _hidden(frame: FrameType) -> bool:
@@ -1310,18 +1534,18 @@ def _find_cycle(keys: list[tuple[CodeType, int]], at: int) -> tuple[int, int]:
 def _message_of(error: BaseException, deadline: float) -> str:
     """Return the message; of a SyntaxError without the place, which is shown by itself."""
     if isinstance(error, SyntaxError) and type(error.msg) is str and type(error).__str__ is SyntaxError.__str__:
-        return _shown_text(error.msg, _MESSAGE_LIMIT)
-    return _mask_plain(_shown_text(_run_bounded({"": partial(str, error)}, deadline)[""], _MESSAGE_LIMIT))
+        return shown_text(error.msg, _MESSAGE_LIMIT)
+    return _mask_plain(shown_text(_run_bounded({"": partial(str, error)}, deadline)[""], _MESSAGE_LIMIT))
 
 
 def _notes_of(error: BaseException, deadline: float) -> tuple[str, ...]:
     """Return the notes that were added (PEP 678); one that is no text is shown as its repr."""
-    notes = _own_dict(error).get("__notes__", ())
+    notes = own_dict(error).get("__notes__", ())
     notes = notes if isinstance(notes, (list, tuple)) else (notes,)
     jobs = {
         str(n): partial(str if type(note) is str else _describe, note) for n, note in enumerate(notes[:_NOTES_LIMIT])
     }
-    return tuple(_mask_plain(_shown_text(text, _MESSAGE_LIMIT)) for text in _run_bounded(jobs, deadline).values())
+    return tuple(_mask_plain(shown_text(text, _MESSAGE_LIMIT)) for text in _run_bounded(jobs, deadline).values())
 
 
 # -- where it was raised
@@ -1333,7 +1557,7 @@ def view_place(
     """Return the view of one frame, its variables named but not read; `around` lines of source on each side."""
     frame, code = place.frame, place.frame.f_code
     filename, lineno, name = _template_line(place) or (code.co_filename, place.lineno, "")
-    app = is_app_frame(frame, filename)
+    app = is_app_code(code) or (bool(name) and not is_library(filename, ""))
     around = around or (LINES_AROUND if app else _LIBRARY_LINES_AROUND)
     lines, missing = _read_source(filename, frame.f_globals, sources)
     window, missing = _source_window(lines, lineno, around, missing)
@@ -1344,10 +1568,10 @@ def view_place(
     return FrameView(
         id=id,
         kind="template" if name else "python",
-        filename=_shown_text(filename, _FILENAME_LIMIT),
+        filename=shown_text(filename, _FILENAME_LIMIT),
         lineno=lineno,
-        name=_shown_text(name or _qualified_name(frame), _NAME_LIMIT),
-        module=_shown_text(module, _NAME_LIMIT) if isinstance(module, str) else "",
+        name=shown_text(name or _qualified_name(frame), NAME_LIMIT),
+        module=shown_text(module, NAME_LIMIT) if isinstance(module, str) else "",
         app=app,
         source=window,
         missing=missing,
@@ -1365,29 +1589,6 @@ def with_values(
     jobs = {v.name: partial(_describe, values[v.name], limit, v.name) for v in view.variables if v.name in values}
     texts = _run_bounded(jobs, deadline)
     return view._replace(variables=tuple(v._replace(value=texts.get(v.name)) for v in view.variables))
-
-
-def locals_of(frame: FrameType) -> dict[Any, Any]:
-    """Return a frame's variables.  A mapping of somebody's own, which exec and eval take too, is not asked for any."""
-    values: Any = frame.f_locals
-    if issubclass(type(values), dict):
-        return dict(dict.items(values))
-    return dict(values) if type(values) is type(sys._getframe().f_locals) else {}  # since Python 3.13 a proxy
-
-
-def is_app_frame(frame: FrameType, filename: str) -> bool:
-    """Tell the application's own code; what came from exec belongs to the module that its globals are of."""
-    if filename[:1] == _OPENER:
-        filename = str(frame.f_globals.get("__file__") or filename)
-    return not _is_machinery(frame.f_code) and _is_app(filename)
-
-
-def _is_app(filename: str) -> bool:
-    """Tell the application's own files from the standard library's, and installed packages'."""
-    parts = re.split(r"[\\/]", filename)
-    library = os.path.dirname(os.__file__) + os.sep
-    frozen = filename.startswith(_OPENER + "frozen ")
-    return not (frozen or filename.startswith(library) or {"site-packages", "dist-packages"} & set(parts))
 
 
 def _qualified_name(frame: FrameType) -> str:
@@ -1469,7 +1670,7 @@ def _source_window(lines: list[str], lineno: int, around: int, missing: str) -> 
 
 def _source_text(line: str) -> str:
     """Return a source line as it can be shown; an escape takes up to ten characters for one."""
-    return _shown_text(line[: _LINE_LIMIT - 1] + "…" if len(line) > _LINE_LIMIT else line, _LINE_LIMIT * 10)
+    return shown_text(line[: _LINE_LIMIT - 1] + "…" if len(line) > _LINE_LIMIT else line, _LINE_LIMIT * 10)
 
 
 def _expression_of(place: FramePosition, lines: list[str]) -> list[_Mark]:
@@ -1506,7 +1707,7 @@ def _clip(marks: list[_Mark], lines: list[str], window: tuple[_SourceLine, ...])
     for number, start, end in marks:
         if number in shown:
             raw = lines[number - 1]
-            start, end = (len(_shown_text(raw[:offset], _LINE_LIMIT * 10)) for offset in (start, end))
+            start, end = (len(shown_text(raw[:offset], _LINE_LIMIT * 10)) for offset in (start, end))
             clipped.append(_Mark(number, min(start, shown[number]), min(end, shown[number])))
     return tuple(mark for mark in clipped if mark.end > mark.start)
 
@@ -1520,7 +1721,7 @@ def _variables_of(frame: FrameType) -> list[Variable]:
     names = [name for name in arguments if name in values]
     names += [name for name in values if name not in arguments and _is_shown(name, values[name], frame)]
     return [
-        Variable(_shown_text(name, _NAME_LIMIT), type_name(type(values[name])), None, name in arguments)
+        Variable(shown_text(name, NAME_LIMIT), type_name(type(values[name])), None, name in arguments)
         for name in names
     ]
 
@@ -1544,7 +1745,7 @@ def _own_place(error: BaseException) -> Iterator[FrameView]:
     """Yield the place that an exception names itself: a SyntaxError's, or one in a template."""
     if isinstance(error, SyntaxError) and isinstance(error.filename, str) and isinstance(error.lineno, int):
         yield _syntax_place(error, error.filename, error.lineno)
-    attributes = _own_dict(error)
+    attributes = own_dict(error)
     django = attributes.get("template_debug")
     if isinstance(django, dict) and isinstance(django.get("line"), int):
         yield _django_place(django)
@@ -1557,7 +1758,7 @@ def _stated_place(kind: str, filename: str, lineno: int, name: str, lines: Optio
     found, missing = _read_source(filename)
     window, missing = _source_window(found or lines or [], lineno, LINES_AROUND, missing)
     return FrameView(
-        "", kind, _shown_text(filename, _FILENAME_LIMIT), lineno, name, "", _is_app(filename), window, missing, ()
+        "", kind, shown_text(filename, _FILENAME_LIMIT), lineno, name, "", is_app_file(filename), window, missing, ()
     )
 
 
@@ -1622,9 +1823,7 @@ def _django_place(debug: dict[str, Any]) -> FrameView:
 
 def _search_safely(search: Callable[[], str], deadline: float) -> str:
     """Return what a search finds: nothing when it fails, or is not done in time."""
-    found: dict[str, str] = {}
-    _run_bounded({"": lambda: found.setdefault("", search())}, deadline)
-    return found.get("", "")
+    return call_bounded(search, deadline)[0] or ""
 
 
 def _hint_for(error: BaseException, places: list[FramePosition]) -> str:
@@ -1682,13 +1881,13 @@ def _suggestion(wanted: str, known: Iterable[Any]) -> str:
     from difflib import get_close_matches
 
     names = [name for name in itertools.islice(known, _NEAR_LIMIT) if type(name) is str and name != wanted]
-    near = [] if len(wanted) > _NAME_LIMIT else get_close_matches(wanted, names, 1, _NEARNESS)
-    return f"Did you mean: '{_shown_text(near[0], _NAME_LIMIT)}'?" if near else ""
+    near = [] if len(wanted) > NAME_LIMIT else get_close_matches(wanted, names, 1, _NEARNESS)
+    return f"Did you mean: '{shown_text(near[0], NAME_LIMIT)}'?" if near else ""
 
 
 def _innermost_first(places: list[FramePosition]) -> list[FramePosition]:
     """Return the places from the innermost out to the application's own: a mapping's __getitem__ may lie between."""
-    own = [n for n, place in enumerate(places) if is_app_frame(place.frame, place.frame.f_code.co_filename)]
+    own = [n for n, place in enumerate(places) if is_app_code(place.frame.f_code)]
     return list(reversed(places[own[-1] :] if own else places[-1:]))
 
 
@@ -1722,31 +1921,6 @@ def _resolved(code: str, frame: FrameType) -> Iterator[Any]:
             yield value
 
 
-def static_attributes(value: object) -> dict[str, Any]:
-    """Return what a value, its class and its bases hold, as it is stored; no descriptor and no __dir__ is run."""
-    kind = value if issubclass(type(value), type) else type(value)
-    held: dict[str, Any] = {}
-    for each in reversed(type.__dict__["__mro__"].__get__(kind)):
-        held.update(type.__dict__["__dict__"].__get__(each))
-    held.update(_own_dict(value))
-    return held
-
-
-def _own_dict(value: object) -> dict[str, Any]:
-    """Return the attributes that an object itself holds; none of one with slots only, or with an odd __dict__."""
-    held: Any = call_safely(lambda: object.__getattribute__(value, "__dict__"))[0]
-    return dict(dict.items(held)) if issubclass(type(held), dict) else {}
-
-
-def static_attribute(value: object, name: str) -> Any:
-    """Return an attribute as far as it can be had without running code; MISSING for a property and the like."""
-    held = static_attributes(value).get(name, MISSING)
-    if type(held) is MemberDescriptorType:
-        found, error = call_safely(lambda: held.__get__(value))
-        return MISSING if error else found
-    return MISSING if hasattr(type(held), "__set__") else held
-
-
 def _signature_for(error: TypeError, place: FramePosition) -> str:
     """Return what the called function takes, when the error says that it was called wrongly."""
     said = re.match(r"([\w.\x3c>]+)\(\) (?:takes|missing|got)", _first_text(error))
@@ -1773,7 +1947,7 @@ def _signature_text(function: FunctionType) -> str:
     """Return name and parameters as they would be written; the defaults' reprs are run."""
     import inspect
 
-    return _shown_text(f"{function.__qualname__}{inspect.signature(function)}", _REPR_LIMIT)
+    return shown_text(f"{function.__qualname__}{inspect.signature(function)}", _REPR_LIMIT)
 
 
 # -- values, as texts that are bounded, printable and masked
@@ -1787,50 +1961,6 @@ def _safe_repr(value: object, limit: int = _REPR_LIMIT, deadline: float = _REPR_
     return _run_bounded({name: partial(_describe, value, limit, name)}, deadline)[name]
 
 
-class _Helper(threading.Thread):
-    """Runs jobs one after another, so that one that hangs can be left behind."""
-
-    def __init__(self, jobs: Mapping[str, Callable[[], str]]) -> None:
-        super().__init__(name="devserve-repr", daemon=True)
-        from contextvars import copy_context  # frameworks' proxies mean the request of the context that they are in
-
-        self.jobs, self.context = jobs, copy_context()
-        self.texts: dict[str, str] = {}
-        self.abandoned = False
-
-    def run(self) -> None:
-        try:
-            for name, job in self.jobs.items():
-                if not self.abandoned:
-                    self.texts[name] = self.context.run(_text_or_error, job)
-        except KeyboardInterrupt:  # from `interrupt_thread`, which came a moment after the job had ended
-            pass
-
-
-def _run_bounded(jobs: Mapping[str, Callable[[], str]], deadline: float) -> dict[str, str]:
-    """Return what the jobs return.  One that is not done in `deadline` seconds is left behind with a word about it.
-
-    What runs nobody's code is done at once, and so is still told when as many helpers hang as there may be.
-    """
-    texts = {name: _text_or_error(job) for name, job in jobs.items() if _is_inert(job)}
-    for _ in range(_REPR_ROUNDS):
-        todo = {name: job for name, job in jobs.items() if name not in texts}
-        if not todo:
-            break
-        if sum(isinstance(thread, _Helper) for thread in threading.enumerate()) >= _STUCK_LIMIT:
-            return {name: texts.get(name, f"(not read: {_STUCK_LIMIT} others still hang)") for name in jobs}
-        helper = _Helper(todo)
-        helper.start()
-        helper.join(deadline)
-        helper.abandoned = True
-        texts.update(helper.texts)
-        if helper.is_alive():
-            hanging = next((name for name in todo if name not in texts), "")
-            texts.setdefault(hanging, f"(not read: it takes longer than {deadline:.2g} s)")
-            interrupt_thread(helper.ident)
-    return {name: texts.get(name, "(not read: too many others take too long)") for name in jobs}
-
-
 def _is_inert(job: Callable[[], str]) -> bool:
     """Tell a job that runs nobody's code: it describes a plain value, or takes a message of plain text."""
     if type(job) is not partial or job.func not in (str, _describe):
@@ -1839,37 +1969,34 @@ def _is_inert(job: Callable[[], str]) -> bool:
     kind: Any = type(value)
     if issubclass(kind, BaseException):
         builtin = kind.__str__ in (BaseException.__str__, KeyError.__str__)
-        return builtin and all(type(each) is str for each in _raw_slot(value, "args"))
+        return builtin and all(type(each) is str for each in raw_slot(value, "args"))
     return kind in _PLAIN_TYPES
 
 
-def interrupt_thread(ident: Optional[int], kind: type[BaseException] = KeyboardInterrupt) -> bool:
-    """Raise `kind` in a thread as soon as it runs Python code; False where the interpreter offers no way."""
-    try:
-        import ctypes
+def _run_bounded(jobs: Mapping[str, Callable[[], str]], deadline: float) -> dict[str, str]:
+    """Return what the jobs return.  One that is not done in `deadline` seconds is left behind with a word about it.
 
-        raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
-    except (ImportError, AttributeError):  # PyPy, or a Python built without ctypes
-        return False
-    return bool(raise_in(ctypes.c_ulong(ident or 0), ctypes.py_object(kind)) == 1)
+    What runs nobody's code is done at once, and so is still told when as many threads hang as there may be.
+    """
+    texts = {name: _text_or_error(job) for name, job in jobs.items() if _is_inert(job)}
+    foreign = {name: job for name, job in jobs.items() if name not in texts}
+    for name, (text, error) in call_each_bounded(foreign, deadline).items():
+        late = isinstance(error, TooLate)
+        texts[name] = f"(not read: {error})" if late else _text_of_outcome(text, error)
+    return {name: texts[name] for name in jobs}
 
 
 def _text_or_error(job: Callable[[], str]) -> str:
     """Return the text that `job` makes, or in brackets what it raised instead."""
-    text, error = call_safely(job)
+    return _text_of_outcome(*call_safely(job))
+
+
+def _text_of_outcome(text: Optional[str], error: Optional[BaseException]) -> str:
     if error is None and issubclass(type(text), str):
         return str.__str__(text)
-    words = _mask_plain(_first_text(error)[:_NAME_LIMIT]) if error else ""
+    words = _mask_plain(_first_text(error)[:NAME_LIMIT]) if error else ""
     said = f": {words}" if words else ""
-    return _shown_text(f"(reading it raised {type_name(type(error))}{said})", _MESSAGE_LIMIT)
-
-
-def call_safely(job: Callable[[], Outcome]) -> tuple[Optional[Outcome], Optional[BaseException]]:
-    """Return what other people's code returns, or what it raises, be that anything: the broad catch of this room."""
-    try:
-        return job(), None
-    except BaseException as error:  # noqa: BLE001
-        return None, error
+    return shown_text(f"(reading it raised {type_name(type(error))}{said})", _MESSAGE_LIMIT)
 
 
 def _describe(value: object, limit: int = _REPR_LIMIT, name: str = "") -> str:
@@ -1880,8 +2007,8 @@ def _describe(value: object, limit: int = _REPR_LIMIT, name: str = "") -> str:
         size += len(piece)
         if size > limit:
             count = f" ({len(value):,} items)" if isinstance(value, (list, tuple, set, frozenset, dict)) else ""
-            return _shown_text("".join(texts), limit * 2) + "…" + count
-    return _shown_text("".join(texts), limit * 2)
+            return shown_text("".join(texts), limit * 2) + "…" + count
+    return shown_text("".join(texts), limit * 2)
 
 
 def _repr_pieces(value: Any, limit: int, name: str = "", depth: int = 0) -> Iterator[str]:
@@ -1941,7 +2068,7 @@ _CONTAINERS: dict[Any, tuple[Any, str, str]] = {
 
 def _key_name(key: object) -> str:
     """Return a key as the name of what it leads to."""
-    return key[:_NAME_LIMIT] if type(key) is str else key[:_NAME_LIMIT].decode("latin-1") if type(key) is bytes else ""
+    return key[:NAME_LIMIT] if type(key) is str else key[:NAME_LIMIT].decode("latin-1") if type(key) is bytes else ""
 
 
 def _is_secret(name: str) -> bool:
@@ -1993,25 +2120,6 @@ def _hide_value(shown: str, name: int) -> Callable[[re.Match[str]], str]:
     return replace
 
 
-def type_name(kind: type) -> str:
-    """Return the qualified name of a type, past any metaclass that would have it otherwise."""
-    module, name = (type.__dict__[word].__get__(kind) for word in ("__module__", "__qualname__"))
-    prefix = "" if module in ("builtins", "__main__") or not isinstance(module, str) else module + "."
-    return _shown_text(f"{prefix}{name}", _NAME_LIMIT)
-
-
-def _shown_text(text: str, limit: int) -> str:
-    """Return `text` cut to `limit` characters, with escapes for what cannot be shown or encoded, or deceives the eye.
-
-    Those are control characters but tab and newline, lone surrogates, and marks that reverse the direction of text.
-    """
-    if len(text) > limit:
-        text = f"{text[:limit]}… ({len(text) - limit:,} more characters)"
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
-
-
 # -- the request and the surroundings
 
 
@@ -2019,18 +2127,18 @@ def read_request(environ: Mapping[str, Any], body: bytes = b"") -> _Request:
     """Return the request of a WSGI environ; `body` is what was read of it."""
     headers, rest = [], {}
     for name, value in list(environ.items()):
-        key = name if isinstance(name, str) else _safe_repr(name, _NAME_LIMIT, _INLINE_DEADLINE)
+        key = name if isinstance(name, str) else _safe_repr(name, NAME_LIMIT, _INLINE_DEADLINE)
         if key.startswith("HTTP_") or key in ("CONTENT_TYPE", "CONTENT_LENGTH"):
             headers.append((key.replace("HTTP_", "", 1).replace("_", "-").title(), value))
         else:
             rest[key] = partial(_describe, value, _INLINE_LIMIT, key)
     return _Request(
-        _shown_text(str(environ.get("REQUEST_METHOD", "")), _NAME_LIMIT),
+        shown_text(str(environ.get("REQUEST_METHOD", "")), NAME_LIMIT),
         _request_url(environ),
         tuple(_form_field(name, value) for name, value in headers if value),
         tuple(_form_fields(str(environ.get("CONTENT_TYPE", "")), body)),
         tuple(
-            (_shown_text(key, _NAME_LIMIT), text) for key, text in sorted(_run_bounded(rest, _INLINE_DEADLINE).items())
+            (shown_text(key, NAME_LIMIT), text) for key, text in sorted(_run_bounded(rest, _INLINE_DEADLINE).items())
         ),
     )
 
@@ -2038,7 +2146,7 @@ def read_request(environ: Mapping[str, Any], body: bytes = b"") -> _Request:
 def _form_field(name: str, value: object) -> tuple[str, str]:
     """Return one header or form field as it can be shown."""
     text = _MASK if _is_secret(name) and value else _mask_plain(str(value))
-    return _shown_text(name, _NAME_LIMIT), _shown_text(text, _REPR_LIMIT)
+    return shown_text(name, NAME_LIMIT), shown_text(text, _REPR_LIMIT)
 
 
 def _request_url(environ: Mapping[str, Any]) -> str:
@@ -2047,7 +2155,7 @@ def _request_url(environ: Mapping[str, Any]) -> str:
     path = f"{environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}"
     path = path.encode("latin-1", "replace").decode("utf-8", "replace")
     query = environ.get("QUERY_STRING")
-    return _shown_text(
+    return shown_text(
         _mask_plain(f"{environ.get('wsgi.url_scheme')}://{host}{path}{'?' if query else ''}{query or ''}"), _REPR_LIMIT
     )
 
@@ -2086,7 +2194,7 @@ def _json_fields(text: str) -> Iterator[tuple[str, str]]:
     except (ValueError, RecursionError):
         value = text
     for key, each in list(value.items())[:_FORM_LIMIT] if isinstance(value, dict) else [("JSON", value)]:
-        yield _shown_text(key, _NAME_LIMIT), _safe_repr(each, _REPR_LIMIT, _INLINE_DEADLINE, key)
+        yield shown_text(key, NAME_LIMIT), _safe_repr(each, _REPR_LIMIT, _INLINE_DEADLINE, key)
 
 
 def _versions() -> tuple[tuple[str, str], ...]:
@@ -2105,7 +2213,7 @@ def _versions() -> tuple[tuple[str, str], ...]:
             if not isinstance(version, str) and metadata is not None:
                 version, _ = call_safely(partial(metadata.version, name))
             if isinstance(version, str):  # else it is vendored, or a folder of that name
-                own.append((name, _shown_text(version, _NAME_LIMIT)))
+                own.append((name, shown_text(version, NAME_LIMIT)))
     return tuple(own)
 
 
@@ -2811,7 +2919,7 @@ def _names_below(namespace: dict[str, Any], path: list[str]) -> Iterable[str]:
     return () if value is MISSING else static_attributes(value)
 
 
-class _Evaluator(threading.Thread):
+class _Evaluator(ForeignCalls):
     """One evaluation, in a thread of its own.
 
     An interrupt can hit it without hitting the server; the answer need not wait for it when an interrupt has no
@@ -2819,23 +2927,15 @@ class _Evaluator(threading.Thread):
     """
 
     def __init__(self, console: Console, code: str) -> None:
-        super().__init__(name="devserve-console", daemon=True)
-        self.console, self.code = console, code
+        super().__init__({"": partial(console.evaluate, code)})
         self.output = io.StringIO()
-        self.more = False
         self.interrupted = threading.Event()
-
-    def run(self) -> None:
-        for name in ("stdin", "stdout", "stderr"):
-            if not isinstance(getattr(sys, name), _Stream):
-                setattr(sys, name, _Stream(getattr(sys, name)))
-        try:
-            self.more = self.console.evaluate(self.code)
-        except KeyboardInterrupt:  # an interrupt that came a moment after the end
-            pass
 
     def result(self) -> _Evaluation:
         """Start, and return what came of it; after an interrupt without effect, what came of it so far."""
+        for name in ("stdin", "stdout", "stderr"):
+            if not isinstance(getattr(sys, name), _Stream):
+                setattr(sys, name, _Stream(getattr(sys, name)))
         self.start()
         while self.is_alive() and not self.interrupted.is_set():
             self.join(0.05)  # seconds until an interrupt is noticed; the end is noticed at once
@@ -2843,7 +2943,7 @@ class _Evaluator(threading.Thread):
         text = self.output.getvalue()
         if self.is_alive():
             text += "(it runs on: what is not Python code, such as a sleep, cannot be interrupted)\n"
-        return _Evaluation(text, self.more)
+        return _Evaluation(text, self.outcomes.get("", (False, None))[0] is True)
 
 
 class _Stream:
@@ -3366,7 +3466,7 @@ class _Exchange:
 
     def check_started(self) -> None:
         if not self.started:
-            raise RuntimeError("the application returned a response without having called start_response")
+            raise _NotWSGI("the application returned a response without having called start_response")
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -3384,7 +3484,7 @@ class _Exchange:
             return None
         _check_chunk(chunk)
         self.sent = self.sent or bool(chunk)
-        return chunk  # type: ignore[return-value]
+        return chunk  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """Close the application's iterable, as a server must; let go of contexts that refer to the environ."""
@@ -3414,7 +3514,7 @@ class _Exchange:
         method = self.environ.get("REQUEST_METHOD")
         if not getattr(self.debugger.app, "deferred", False):
             what = f"{method} {self.script_name}{self.path}"
-            call_safely(lambda: self.debugger.terminal.crash(error, what, interrupt_thread))
+            call_safely(lambda: self.debugger.terminal.crash(error, what))
         headers, page = self.response_about(error)
         self.start_response("500 Internal Server Error", headers, sys.exc_info())
         self.started = True
@@ -3426,7 +3526,7 @@ class _Exchange:
         text, trouble = call_safely(lambda: self.text_about(error, kind, nonce))
         if trouble is not None:
             kind = "text/plain"
-            crash, _ = call_safely(lambda: "".join(traceback_lines(error, interrupt_thread)))
+            crash, _ = call_safely(lambda: traceback_text(error))
             text = emergency_page(trouble, crash or type_name(type(error)))
         page = (text or "").encode("utf-8", "backslashreplace")
         return [*_page_headers(kind, nonce), ("Content-Length", str(len(page)))], page
@@ -5604,7 +5704,6 @@ class _Files:
         self.recent: dict[str, int] = {}  # files written lately: how many reloads in a row each caused in an import
         self.imported = float("inf")  # wall clock: when the import ended, after which nobody but a person edits
         self.full = False
-        self._library_root = os.path.dirname(os.__file__) + os.sep
         self._names: set[str] = set()  # of the modules that have been adopted
         self._scanned = since  # when that was, by the wall clock
         self._noted: set[str] = set()  # wanted files that some listing has met
@@ -5683,20 +5782,13 @@ class _Files:
     def _adopt(self, path: str) -> None:
         if not path or path in self.states or self.excluded(path):
             return
-        if self.is_library(path):
+        if is_library(path, self.cwd):
             # It is looked at first when its turn comes: a start must not pay for 1,500 of them.
             self.installed.append(path)
             self.states[path] = None
             return
         self.add(path, since=max(self.since, self._scanned - _CLOCK_STEP))
         self.add_tree(os.path.dirname(path), _BESIDE)
-
-    def is_library(self, path: str) -> bool:
-        """Tell whether `path` belongs to the standard library or to an installed package."""
-        if path.startswith(self._library_root) and not self.cwd.startswith(self._library_root):
-            return True
-        inside = path[len(self.cwd) :] if path.startswith(self.cwd + os.sep) else path
-        return f"{os.sep}site-packages{os.sep}" in inside or f"{os.sep}dist-packages{os.sep}" in inside
 
     def add_places(self, places: Iterable[str]) -> None:
         """Watch files, folders and globs, relative to the working directory at the start."""
@@ -5716,7 +5808,7 @@ class _Files:
         """Watch every module file in the working directory and in the project's other places on sys.path."""
         for place in [self.cwd, *sys.path]:
             folder = os.path.join(self.cwd, place)
-            if os.path.isdir(folder) and not self.is_library(os.path.join(folder, "")):
+            if os.path.isdir(folder) and not is_library(folder, self.cwd):
                 self.add_tree(os.path.normpath(folder), _PROJECT)
 
     def add_tree(self, folder: str, tree: _Tree, new: bool = False) -> None:
@@ -7429,7 +7521,7 @@ class _Runner:
 def _main_thread_place() -> str:
     """Return where the main thread is: in the application's own code, which may have called a library that waits."""
     innermost = frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    while frame is not None and not is_app_frame(frame, frame.f_code.co_filename):
+    while frame is not None and not is_app_code(frame.f_code):
         frame = frame.f_back
     frame = frame or innermost
     return f"{frame.f_code.co_filename}, line {frame.f_lineno}" if frame else "an unknown place"

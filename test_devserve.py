@@ -494,6 +494,162 @@ class Configuration(unittest.TestCase):
 
 
 # =====================================================================================================================
+# 2. Foreign code
+# =====================================================================================================================
+
+
+class ForeignFrames(Folder):
+    """Whose a frame is, told by its file."""
+
+    def own(self, *names: str) -> list[bool]:
+        """Return for each file below the folder whether it is the application's, when work is done in the folder."""
+        with mock.patch.object(os, "getcwd", lambda: str(self.folder)):
+            return [devserve.is_app_file(str(self.folder / name)) for name in names]
+
+    def test_what_lies_below_the_working_directory_is_the_applications(self) -> None:
+        for name in ("app.py", "pkg/views.py", "venv-like/src/site.py", "templates/page.html"):
+            self.write(name, "")
+            self.assertEqual(self.own(name), [True])
+
+    def test_what_is_not_there_is_nobodys(self) -> None:
+        self.assertEqual(self.own("gone.py", "."), [False, False])
+        for name in (
+            "src/lxml/parser.pyx",
+            "<string>",
+            "<sqlalchemy generated __init__>",
+            "<frozen importlib._bootstrap>",
+        ):
+            self.assertFalse(devserve.is_app_file(name))
+
+    def test_what_was_typed_at_a_prompt_is_the_applications(self) -> None:
+        for name in ("<stdin>", "<python-input-3>", "<ipython-input-1-abc>", "/tmp/ipykernel_12/345.py"):
+            self.assertTrue(devserve.is_app_file(name))
+
+    def test_a_file_with_a_relative_name_is_found_from_the_working_directory(self) -> None:
+        self.write("app.py", "")
+        before = os.getcwd()
+        os.chdir(self.folder)
+        self.addCleanup(os.chdir, before)
+        self.assertTrue(devserve.is_app_file("app.py"))
+
+    def test_packages_are_a_librarys_in_whatever_environment_they_lie(self) -> None:
+        for name in (
+            ".venv/lib/python3.12/site-packages/flask/app.py",
+            "Lib/site-packages/x.py",
+            "dist-packages/y.py",
+        ):
+            self.write(name, "")
+            self.assertEqual(self.own(name), [False])
+        self.assertFalse(devserve.is_app_file(json.__file__))
+        self.assertTrue(devserve.is_library(r"C:\project\venv\Lib\site-packages\flask\app.py", "/x"))
+
+    def test_the_running_environment_is_a_librarys_unless_work_is_done_there(self) -> None:
+        self.write("env/bin/tool.py", "")
+        with mock.patch.object(sys, "prefix", str(self.folder / "env")):
+            self.assertEqual(self.own("env/bin/tool.py"), [False])
+            with mock.patch.object(os, "getcwd", lambda: str(self.folder / "env")):
+                self.assertTrue(devserve.is_app_file(str(self.folder / "env/bin/tool.py")))
+
+    def test_a_project_inside_of_a_library_is_ones_own(self) -> None:
+        path = self.write("site-packages/mine/app.py", "")
+        with mock.patch.object(os, "getcwd", lambda: str(path.parent)):
+            self.assertTrue(devserve.is_app_file(str(path)))
+
+    def test_packages_that_were_installed_into_the_project_are_a_librarys(self) -> None:
+        for folder in ("", "vendor/"):
+            self.write(f"{folder}Fake-1.0.dist-info/METADATA", "")
+            self.write(
+                f"{folder}PyYAML-6.0.dist-info/RECORD", "yaml/__init__.py,sha256=x,1\n_yaml.py,,\n../../bin/y,,\n"
+            )
+            names = [
+                f"{folder}{name}" for name in ("fake/sub/a.py", "yaml/__init__.py", "_yaml.py", "mine/b.py", "bin/y")
+            ]
+            for name in names:
+                self.write(name, "")
+            devserve._installed_names.cache_clear()
+            self.assertEqual(self.own(*names), [False, False, False, True, True])
+
+    def test_other_folders_of_the_project_are_those_on_the_path(self) -> None:
+        path = str(self.write("beside/app.py", ""))
+        with mock.patch.object(os, "getcwd", lambda: str(self.folder / "elsewhere")):
+            self.assertFalse(devserve.is_app_file(path))
+            with mock.patch.object(sys, "path", [*sys.path, str(self.folder / "beside")]):
+                self.assertTrue(devserve.is_app_file(path))
+
+    def test_devserves_own_frames_are_nobodys_but_its_demonstration_is_an_application(self) -> None:
+        self.assertFalse(devserve.is_app_code(devserve.main.__code__))
+        self.assertTrue(devserve._is_machinery(devserve.main.__code__.co_filename, "main"))
+        self.assertFalse(devserve._is_machinery(devserve.demo.__code__.co_filename, "demo"))
+
+
+class ForeignCode(unittest.TestCase):
+    """Calls that raise or hang, and texts that cannot be had."""
+
+    def test_a_call_returns_what_it_returns_or_what_it_raises(self) -> None:
+        self.assertEqual(devserve.call_bounded(lambda: 3, 5.0), (3, None))
+        self.assertIsInstance(devserve.call_bounded(sys.exit, 5.0)[1], SystemExit)
+
+    def test_a_call_that_hangs_is_left_behind_and_interrupted(self) -> None:
+        ended, release = threading.Event(), threading.Event()
+
+        def hang() -> None:
+            try:
+                while not release.wait(0.001):
+                    pass
+            finally:
+                ended.set()
+
+        self.addCleanup(release.set)
+        called = devserve.call_each_bounded({"first": lambda: 1, "hangs": hang, "last": lambda: 2}, 0.1)
+        self.assertEqual((called["first"], called["last"]), ((1, None), (2, None)))
+        self.assertIsInstance(called["hangs"][1], devserve.TooLate)
+        if sys.implementation.name == "cpython":
+            self.assertTrue(ended.wait(DEADLINE))
+
+    def test_calls_are_made_where_no_thread_can_be_started(self) -> None:
+        with mock.patch.object(devserve.ForeignCalls, "start", side_effect=RuntimeError("can't start new thread")):
+            self.assertEqual(devserve.call_bounded(lambda: 3, 5.0), (3, None))
+
+    def test_a_call_is_made_in_the_context_of_its_caller(self) -> None:
+        import contextvars
+
+        variable = contextvars.ContextVar("variable", default="outside")
+        token = variable.set("inside")
+        self.addCleanup(variable.reset, token)
+        self.assertEqual(devserve.call_bounded(variable.get, 5.0), ("inside", None))
+
+    def test_a_folded_traceback_counts_the_frames_of_libraries_between_the_applications(self) -> None:
+        def view() -> Any:
+            return json.loads("{", cls=Decoder)
+
+        class Decoder(json.JSONDecoder):
+            def raw_decode(self, s: str, idx: int = 0) -> Any:
+                raise LookupError("here")
+
+        error = failure_of(view)
+        folded = devserve.traceback_text(error, folded=True).splitlines()
+        self.assertIn("  … 2 frames of json", folded)
+        self.assertEqual(folded[-1], "LookupError: here")
+        self.assertIn("decoder.py", devserve.traceback_text(error))
+
+    def test_causes_and_members_are_folded_too(self) -> None:
+        def view() -> None:
+            try:
+                json.loads("{")
+            except ValueError as error:
+                raise LookupError from error
+
+        text = devserve.traceback_text(failure_of(view), folded=True)
+        self.assertIn("  … 2 frames of json\n", text)
+        self.assertEqual(text.count("json/decoder.py"), 1)
+
+    def test_a_traceback_of_libraries_alone_is_told_whole(self) -> None:
+        error = failure_of(lambda: json.loads("{"))
+        error.__traceback__ = error.__traceback__.tb_next.tb_next  # type: ignore[union-attr]
+        self.assertEqual(devserve.traceback_text(error, folded=True), devserve.traceback_text(error))
+
+
+# =====================================================================================================================
 # 3. Terminal
 # =====================================================================================================================
 
@@ -542,7 +698,7 @@ class TerminalLines(unittest.TestCase):
             except Hangs as error:
                 terminal.crash(error, "GET /")
 
-        with mock.patch.object(devserve, "_CRASH_PATIENCE", 0.2):
+        with mock.patch.object(devserve, "_TEXT_SECONDS", 0.2):
             text = self.shown(crash)
         self.assertIn("raise Hangs", text)
         self.assertTrue(text.endswith("Hangs: (its text takes too long)\n"), text)
@@ -560,16 +716,9 @@ class TerminalLines(unittest.TestCase):
                     ended.set()
 
         self.addCleanup(ended.set)
-        stopped: list[Any] = []
-
-        def stop(ident: Optional[int]) -> None:
-            stopped.append(ident)
-            devserve.interrupt_thread(ident)
-
-        with mock.patch.object(devserve, "_CRASH_PATIENCE", 0.2):
-            text = self.shown(lambda terminal: terminal.crash(Endless(), "GET /", stop))
+        with mock.patch.object(devserve, "_TEXT_SECONDS", 0.2):
+            text = self.shown(lambda terminal: terminal.crash(Endless(), "GET /"))
         self.assertTrue(text.endswith("Endless: (its text takes too long)\n"), text)
-        self.assertEqual(len(stopped), 1)
         if sys.implementation.name == "cpython":
             self.assertTrue(ended.wait(DEADLINE))
 
@@ -1613,7 +1762,13 @@ def failure_of(function: Callable[..., Any], *arguments: Any) -> BaseException:
 
 
 class Reading(Folder):
-    """A test with modules that fail, and a report about their failures."""
+    """A test with modules that fail, and a report about their failures.  Its folder is the project's."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        before = os.getcwd()
+        os.chdir(self.folder)
+        self.addCleanup(os.chdir, before)
 
     def module(self, source: str, name: str = "views.py") -> dict[str, Any]:
         path = self.write(name, source)
@@ -1779,10 +1934,6 @@ class ReadingProblems(Reading):
         kinds = [frame.app for frame in problem.frames if "views.py" in frame.filename or "json" in frame.filename]
         self.assertEqual(kinds[0], True)
         self.assertFalse(any(kinds[1:]))
-        self.assertFalse(devserve._is_app("/project/venv/lib/python3.12/site-packages/flask/app.py"))
-        self.assertFalse(devserve._is_app(r"C:\project\venv\Lib\site-packages\flask\app.py"))
-        self.assertFalse(devserve._is_app("<frozen importlib._bootstrap>"))
-        self.assertTrue(devserve._is_app("/project/venv-like/src/site.py"))
 
     def test_reads_only_the_innermost_frame_of_the_application(self) -> None:
         problem = self.read("import json\ndef view():\n    text = '{'\n    json.loads(text)\n")
@@ -1907,12 +2058,9 @@ class ReadingHostileObjects(Reading):
         self.assertEqual((problem.hint, problem.frames[-1].variables[0].name), ("", "self"))
 
     def test_tells_where_a_frame_was_that_cannot_be_read(self) -> None:
-        class Odd:
-            def __str__(self) -> str:
-                raise RuntimeError
-
-        error = failure_of(lambda: exec("1 / 0", {"__file__": Odd()}))
-        frame = devserve.read_report(error).problems[-1].frames[-1]
+        error = failure_of(lambda: exec("1 / 0"))
+        with mock.patch.object(devserve, "_variables_of", side_effect=RuntimeError):
+            frame = devserve.read_report(error).problems[-1].frames[-1]
         self.assertEqual((frame.filename, frame.lineno, frame.missing), ("<string>", 1, "The frame cannot be read."))
 
     def test_seeks_a_hint_for_a_short_time_only(self) -> None:
@@ -2170,7 +2318,7 @@ class ReadingValues(unittest.TestCase):
         self.addCleanup(release.set)
 
         def helpers() -> list[threading.Thread]:
-            return [thread for thread in threading.enumerate() if isinstance(thread, devserve._Helper)]
+            return [thread for thread in threading.enumerate() if isinstance(thread, devserve.ForeignCalls)]
 
         for _ in range(3 * devserve._STUCK_LIMIT):
             devserve._safe_repr(Hangs(), deadline=0.001)
@@ -7713,12 +7861,12 @@ class ReloaderTiers(unittest.TestCase):
         return files
 
     def is_library(self, cwd: str, path: str) -> bool:
-        return self.files(cwd).is_library(os.path.join(os.sep, *path.split("/")))
+        return devserve.is_library(os.path.join(os.sep, *path.split("/")), os.path.join(os.sep, *cwd.split("/")))
 
     def test_installed_packages_are_looked_at_seldom_wherever_they_lie(self) -> None:
         self.assertTrue(self.is_library("srv/app", "srv/app/venv/lib/python3.9/site-packages/flask/app.py"))
         self.assertTrue(self.is_library("srv/app", "usr/lib/python3/dist-packages/six.py"))
-        self.assertTrue(self.files("srv/app").is_library(os.__file__))
+        self.assertTrue(devserve.is_library(os.__file__, os.path.join(os.sep, "srv", "app")))
 
     def test_the_project_is_looked_at_often_wherever_it_lies(self) -> None:
         self.assertFalse(self.is_library("srv/env-app", "srv/env-app/main.py"))
