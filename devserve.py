@@ -16,10 +16,10 @@ FOR LOCAL DEVELOPMENT ONLY.  The console runs code by design, and nothing here w
 
 The house.  Machines that do not know each other, and one room where they meet.
 
-     1  Configuration        Config, DevserveError
+     1  Configuration        Config and OPTIONS, each option once; environment files; DevserveError
      2  Foreign code         text is escaped, calls are bounded, frames are told whose they are
      3  Terminal             Terminal: the only writer to standard error
-     4  App loading          load_app: "pkg.mod:app" becomes a callable; frameworks; environment files
+     4  App loading          load_app: "pkg.mod:app" becomes a callable; frameworks
      5  Traceback            an exception becomes plain data: Report, ExceptionView, FrameView, _safe_repr
      6  Traceback pages      the data becomes HTML, text, Markdown or JSON
      7  Console              Console, and the FrameShelf that keeps the last crashes' frames
@@ -125,34 +125,381 @@ else:
 # =====================================================================================================================
 # 1. Configuration
 #
-# Every option with its default, and the error of the person at the keyboard.  Knows nothing but the standard library.
-# A new option starts here, as a field; then the command line gets its flag, and the machine that needs it reads the
-# field.
+# Every option, once: the rows of `Config` make the parser and its help, the DEVSERVE_* variables, Flask's that are
+# heeded after them, and the keywords of `run` and `make_server`.  `configure` turns what was given, and what the
+# environment and its files say, into a `Config`.  The room knows nothing but the standard library.
+#
+# Invariants: what is given wins over a DEVSERVE_* variable, that over Flask's, and that over the default.  A variable
+# that is empty is not set.  A file sets only what the environment lacks.
+#
+# Doors: Config, OPTIONS, Option, DevserveError, configure, config_of_keywords, values_of_keywords, check_keywords,
+# env_files, split_host, is_negative, own_command.
+# Read first: Config, Option.read, configure.
+#
+# To add an option, write its row, read the field where it matters, and name it in the README (a test compares them).
 # =====================================================================================================================
 
-
-class Config(NamedTuple):
-    """Every option of one run.  It only travels: nobody changes it after the command line or `run` has made it."""
-
-    app: str = ""  # where the application is; "" looks for app.py and wsgi.py
-    host: str = "127.0.0.1"  # an address, a name, or unix:PATH; loopback, since the debugger runs code by design
-    port: int = 5000  # Flask's, so that bookmarks keep working; 0 lets the system choose
-    debug: bool = False  # what the frameworks are told; reload and debugger follow it unless set
-    reload: bool = False
-    debugger: bool = False
-    threads: bool = True  # False: one request at a time, for applications that are not thread-safe
-    cert: str = ""  # PEM file: serve HTTPS
-    key: str = ""  # PEM file: the certificate's key, when it is not in the same file
-    env_file: str = ""  # read besides .env and .flaskenv
-    extra_files: tuple[str, ...] = ()  # files, folders and globs that the reloader also watches
-    exclude_patterns: tuple[str, ...] = ()  # globs that it must not; they win over everything
-    pin: str = ""  # "" makes a random one, "off" asks for none
-    trusted_hosts: tuple[str, ...] = ()  # Host values, besides loopback and the bound host, that may use the console
-    quiet: bool = False  # no request log
+_YES = frozenset({"1", "true", "t", "yes", "y", "on"})
+_NO = frozenset({"0", "false", "f", "no", "n", "off"})
 
 
 class DevserveError(Exception):
     """A mistake that the person at the keyboard can mend: one line that names the value and the remedy."""
+
+
+class Option(NamedTuple):
+    """A row of the table: all that is known of one option."""
+
+    field: str  # its name in `Config`, and as a keyword
+    default: Any  # its type tells what a text means: a bool is a yes or no, an int a port, a tuple a list
+    flags: tuple[str, ...]  # on the command line; those of two hyphens name the DEVSERVE_* variables too
+    topic: str  # the heading in --help
+    help: str
+    metavar: Optional[str]
+    separator: str  # between the parts of a list that is given as one text
+    flask: str  # the variable in which Flask looks for the same
+    others: tuple[str, ...]  # what other servers call it, for those who come from them
+    run_only: bool  # has no effect on `make_server`, whose server neither reloads nor reads files
+
+    def variables(self) -> Iterator[tuple[str, str]]:
+        """Yield the variables that may set it, each with its flag, the strongest first."""
+        for flag in self.flags:
+            if flag.startswith("--"):
+                yield f"DEVSERVE_{flag[2:].upper().replace('-', '_')}", flag
+        if self.flask:
+            yield self.flask, ""
+
+    def read(self, text: str, shown: str) -> Any:
+        """Return the value of a text; `shown` is how the person wrote it, for the error.  Raises DevserveError."""
+        if isinstance(self.default, bool):
+            if text.lower() not in _YES | _NO:
+                raise DevserveError(f"{shown}: not a yes or no; use 1 or 0")
+            return text.lower() in _YES
+        if isinstance(self.default, int):
+            if not (text.isascii() and text.isdigit() and len(text) < 6 and int(text) < 65536):
+                raise DevserveError(f"{shown}: not a port; choose one from 1 to 65535, or 0 for a free one")
+            return int(text)
+        if isinstance(self.default, tuple):
+            return tuple(part.strip() for part in text.split(self.separator) if part.strip())
+        return text
+
+    def value(self, value: Any) -> Any:
+        """Return the value of a keyword, which may be a text too.  Raises TypeError and DevserveError."""
+        if isinstance(value, str):
+            return self.read(value, f"{self.field}={value!r}")
+        try:
+            if isinstance(self.default, tuple):
+                return tuple(map(os.fspath, value))
+            return os.fspath(value) if isinstance(self.default, str) else type(self.default)(operator.index(value))
+        except TypeError:
+            raise TypeError(f"{self.field}={value!r:.80}: not a {type(self.default).__name__}") from None
+
+
+OPTIONS: dict[str, Option] = {}  # by field; complete when `Config` is
+
+
+def _option(
+    default: Any,
+    flags: str,
+    topic: str,
+    help: str,
+    metavar: Optional[str] = None,
+    *,
+    field: str = "",
+    separator: str = os.pathsep,
+    flask: str = "",
+    others: str = "",
+    run_only: bool = False,
+) -> Any:
+    """Enter a row in OPTIONS; return the default.  Unless `field` names the field, the first long flag does."""
+    words = tuple(flags.split())
+    field = field or next(flag for flag in words if flag.startswith("--"))[2:].replace("-", "_")
+    row = Option(field, default, words, topic, help, metavar, separator, flask, tuple(others.split()), run_only)
+    OPTIONS[field] = row
+    return default
+
+
+class Config(NamedTuple):
+    """Every option of one run.  It only travels: nobody changes it after `configure` has made it."""
+
+    app: str = _option(
+        "", "-A --app", "What to serve", "the same as APP", "APP", flask="FLASK_APP", others="--wsgi-app"
+    )
+    host: str = _option(  # loopback, since the debugger runs code by design
+        "127.0.0.1", "-H --host", "Where to serve it", "address, name, or unix:PATH (default: 127.0.0.1)", "HOST",
+        flask="FLASK_RUN_HOST", others="-b --bind hostname --listen",
+    )  # fmt: skip
+    port: int = _option(  # Flask's, so that bookmarks keep working
+        5000, "-p --port", "Where to serve it", "0 picks a free one (default: 5000)", "PORT",
+        flask="FLASK_RUN_PORT", others="--http-port",
+    )  # fmt: skip
+    debug: bool = _option(
+        False, "-d --debug --no-debug", "Debugging",
+        "show exceptions as pages with a console, and reload when a file is saved", flask="FLASK_DEBUG",
+    )  # fmt: skip
+    reload: bool = _option(
+        False, "--reload --no-reload", "Reloading", "reload when a file is saved (as --debug)",
+        flask="FLASK_RUN_RELOAD", others="use_reloader reloader --noreload", run_only=True,
+    )  # fmt: skip
+    debugger: bool = _option(
+        False, "--debugger --no-debugger", "Debugging", "the pages and the console alone (as --debug)",
+        flask="FLASK_RUN_DEBUGGER", others="use_debugger use_evalex evalex",
+    )  # fmt: skip
+    env_file: str = _option(
+        "", "-e --env-file", "What to serve",
+        "set environment variables from FILE, and from .env and .flaskenv, unless they are set", "FILE",
+        flask="FLASK_ENV_FILE", run_only=True,
+    )  # fmt: skip
+    threads: bool = _option(
+        True, "--with-threads --without-threads", "What to serve",
+        "serve requests at the same time (the default), or one after the other",
+        field="threads", flask="FLASK_RUN_WITH_THREADS", others="threaded --threads --nothreading",
+    )  # fmt: skip
+    open: bool = _option(
+        False, "--open", "Where to serve it", "open the browser when the server is ready",
+        others="open_browser --open-browser", run_only=True,
+    )  # fmt: skip
+    quiet: bool = _option(False, "-q --quiet", "Where to serve it", "no request log", others="--no-access-log")
+    live: bool = _option(
+        False, "--live --no-live", "Reloading", "browsers show the new page by themselves after a save",
+        others="livereload --livereload", run_only=True,
+    )  # fmt: skip
+    extra_files: tuple[str, ...] = _option(
+        (), "--extra-files", "Reloading",
+        f"also watch these files, folders and globs; may be repeated, or separated by {os.pathsep!r}", "PATH",
+        flask="FLASK_RUN_EXTRA_FILES", others="--reload-extra-file --reload-dir --reload-include", run_only=True,
+    )  # fmt: skip
+    exclude_patterns: tuple[str, ...] = _option(
+        (), "--exclude-patterns", "Reloading", "never watch these", "GLOB",
+        flask="FLASK_RUN_EXCLUDE_PATTERNS", others="--reload-exclude", run_only=True,
+    )  # fmt: skip
+    pin: str = _option(
+        "", "--pin", "Debugging",
+        "the console's PIN instead of a random one, or off; other users of this machine can read command lines, "
+        "so better set DEVSERVE_PIN", "PIN",
+    )  # fmt: skip
+    trusted_hosts: tuple[str, ...] = _option(
+        (), "--trusted-host", "Debugging",
+        "a host name, besides localhost, whose pages may use the console; may be repeated", "HOST",
+        field="trusted_hosts", separator=",", others="--forwarded-allow-ips",
+    )  # fmt: skip
+    editor: str = _option(
+        "", "--editor", "Debugging",
+        "what opens a file from the terminal's and the page's links, such as vscode, pycharm or a URL with {path} "
+        "and {line}", "EDITOR",
+    )  # fmt: skip
+    path_map: tuple[str, ...] = _option(
+        (), "--path-map", "Debugging",
+        "where the editor has the folder that is HERE for the server; may be repeated", "HERE=THERE",
+    )  # fmt: skip
+    cert: str = _option(
+        "", "--cert", "HTTPS",
+        "serve HTTPS with this certificate (PEM); adhoc makes one for this machine, and keeps it", "FILE",
+        flask="FLASK_RUN_CERT", others="ssl_context --certfile --ssl-certfile",
+    )  # fmt: skip
+    key: str = _option(
+        "", "--key", "HTTPS", "the certificate's key, when it is in another file", "FILE",
+        flask="FLASK_RUN_KEY", others="--keyfile --ssl-keyfile",
+    )  # fmt: skip
+
+
+def is_negative(flag: str) -> bool:
+    """Return whether a flag turns its option off."""
+    return flag.startswith(("--no-", "--without-"))
+
+
+def configure(given: Mapping[str, Any], warn: Callable[[str], None]) -> Config:
+    """Return the configuration of what was given, and for the rest of what the environment and its files say.
+
+    The files are read first, since they may hold such variables too.  Raises DevserveError.
+    """
+    env_file = given.get("env_file") or _values_of_environment(["env_file"]).get("env_file", "")
+    for warning in _read_env_files(env_file):
+        warn(warning)
+    values = {**_values_of_environment(OPTIONS), **given}
+    config = _config_of_values(values)
+    for pattern in (*config.extra_files, *config.exclude_patterns):
+        for low, high in re.findall(r"\[[^\]]*?(.)-([^\]])", pattern):
+            if low > high:
+                warn(f"the pattern {pattern} matches nothing, since [{low}-{high}] is no range")
+    return config
+
+
+def config_of_keywords(**options: Any) -> Config:
+    """Return the configuration of keywords alone, whatever the environment says.  Raises DevserveError."""
+    return _config_of_values(values_of_keywords(options))
+
+
+def values_of_keywords(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of keywords; one that is None says nothing.  Raises TypeError and DevserveError."""
+    values = {name: OPTIONS[name].value(value) for name, value in options.items() if value is not None}
+    return _with_address(values, "host=")
+
+
+def check_keywords(options: Iterable[str], *, run: bool) -> None:
+    """Raise TypeError for a keyword that is none, or that has no effect where it is given."""
+    known = [name for name, option in OPTIONS.items() if name != "app" and (run or not option.run_only)]
+    for name in options:
+        if name not in known:
+            instead = [option.field for option in OPTIONS.values() if name in option.others]
+            if name in OPTIONS:
+                raise TypeError(f"{name} has no effect on make_server; it is an option of run")
+            hint = f"it is called {instead[0]} here" if instead else f"there are {', '.join(known)}"
+            raise TypeError(f"devserve has no option {name!r}; {hint}")
+
+
+def _config_of_values(values: Mapping[str, Any]) -> Config:
+    debug = bool(values.get("debug"))
+    config = Config(**{"reload": debug, "debugger": debug, **values})
+    if config.key and not config.cert:
+        raise DevserveError(f"the key {config.key} needs its certificate too: add --cert FILE")
+    if config.live and not config.reload:
+        raise DevserveError("--live shows what a reload has changed; add --debug or --reload")
+    for pair in config.path_map:
+        if not re.fullmatch(r"[^=]+=[^=]+", pair):
+            raise DevserveError(f"the path map {pair!r} has not the form HERE=THERE, as in /app=/home/me/project")
+    return config
+
+
+def _values_of_environment(names: Iterable[str]) -> dict[str, Any]:
+    """Return the values that variables give to these options.  Raises DevserveError."""
+    values: dict[str, Any] = {}
+    for option in map(OPTIONS.__getitem__, names):
+        for name, flag in option.variables():
+            text = os.environ.get(name, "")
+            if text and option.field not in values:
+                value = option.read(text, f"{name}={text}")
+                if not is_negative(flag):
+                    values[option.field] = value
+                elif value:  # not to be without says nothing
+                    values[option.field] = False
+    return _with_address(values, "DEVSERVE_HOST=")
+
+
+def split_host(text: str) -> dict[str, str]:
+    """Return the host and the port that stand in one text, as in 0.0.0.0:8000, [::1]:8000 or :8000; else nothing."""
+    match = re.fullmatch(r"(?!unix:)(?:\[([^\]]+)\]|([^:\[\]/]*)):([0-9]+)", text)
+    if match is None:
+        return {}
+    host = match[1] or match[2]
+    return {"host": host, "port": match[3]} if host else {"port": match[3]}
+
+
+def _with_address(values: dict[str, Any], shown: str) -> dict[str, Any]:
+    """Return the values with a host that names a port as well made two.  Raises DevserveError."""
+    address = split_host(values.get("host", ""))
+    if not address:
+        return values
+    port = OPTIONS["port"].read(address["port"], shown + values["host"])
+    if values.get("port", port) != port:
+        raise DevserveError(f"{shown}{values['host']} names another port than {values['port']}; name one")
+    return {**values, "host": address.get("host", Config().host), "port": port}
+
+
+def own_command() -> list[str]:
+    """Return the words that start this program, as the person may have typed them."""
+    python = os.path.basename(sys.executable) or "python"
+    name = sys.argv[0] if sys.argv else ""
+    if getattr(sys.modules.get("__main__"), "__spec__", None) and os.path.basename(name) == "devserve.py":
+        return [python, "-m", "devserve"]
+    return [python, name] if name.endswith(".py") else [os.path.basename(name) or "devserve"]
+
+
+# -- environment files
+
+
+def env_files(env_file: str = "") -> list[str]:
+    """Return the absolute paths of the files that `_read_env_files` reads when they are there, the strongest first."""
+    found = [os.path.abspath(env_file)] if env_file else []
+    if not _is_true(os.environ.get("FLASK_SKIP_DOTENV", "")):
+        for name in (".env", ".flaskenv"):
+            found += dict.fromkeys([os.path.abspath(name), _nearest_file(name)])
+    return found
+
+
+def _is_true(text: str) -> bool:
+    """Return whether a variable of Flask's switches something on: by anything but a no."""
+    return bool(text) and text.lower() not in _NO
+
+
+def _nearest_file(name: str) -> str:
+    """Return the path of the file in the current folder or the nearest above it, as python-dotenv finds it.
+
+    Where everybody may write, as in /tmp, anybody may have put it there, so that such a parent is passed over.
+    """
+    here = folder = os.getcwd()
+    while not os.path.isfile(os.path.join(folder, name)) or not (folder == here or _is_ours(folder)):
+        folder, below = os.path.dirname(folder), folder
+        if folder == below:
+            return os.path.join(here, name)
+    return os.path.join(folder, name)
+
+
+def _is_ours(folder: str) -> bool:
+    return sys.platform == "win32" or not os.stat(folder).st_mode & stat.S_IWOTH
+
+
+def _read_env_files(env_file: str = "") -> list[str]:
+    """Set in `os.environ` what `env_file`, .env and .flaskenv say, without overriding what is set already.
+
+    Returns a warning for each line and each file that cannot be read.  Raises DevserveError for a missing `env_file`.
+    """
+    if env_file and not os.path.isfile(env_file):
+        raise DevserveError(f"no file {env_file!r} for --env-file; check the path")
+    files = [path for path in env_files(env_file) if os.path.isfile(path)]  # .env may well be a virtual environment
+    return [warning for path in files for warning in _read_env_file(path)]
+
+
+def _read_env_file(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        return [f"{path} is left out: {getattr(error, 'strerror', None) or 'it is not UTF-8; save it so'}"]
+    warnings = []
+    values: dict[str, str] = {}
+    for lineno, key, value in _env_entries(text):
+        if key and "\0" not in key + value:  # the system's environment has no place for NUL
+            values[key] = _expand_variables(value, {**values, **os.environ})
+        else:
+            warnings.append(f"{path}, line {lineno} is left out: it is not KEY=value")
+    for key, value in values.items():
+        os.environ.setdefault(key, value)
+    return warnings
+
+
+# An entry as python-dotenv reads it: a quoted value may span lines and has escapes, a bare one ends at " #".
+_ENV_ENTRY = r"""
+    [ \t]* (?:export[ \t]+)? (?P<key> '[^'\n]+' | [^=\#\s'][^=\#\s]* ) [ \t]* = [ \t]*
+    (?: '(?P<single> (?:\\[\s\S]|[^'\\])* )' [ \t]* (?:\#.*)?
+      | "(?P<double> (?:\\[\s\S]|[^"\\])* )" [ \t]* (?:\#.*)?
+      | (?P<bare> (?!['"]).*? ) [ \t]* (?:(?<=[ \t])\#.*)?
+    ) (?:\n|\Z)
+"""
+_ENV_ESCAPES = {"single": r"\\[\\']", "double": r"\\[\\'\"abfnrtv]", "bare": r"(?!)"}  # what each value unescapes
+
+
+def _env_entries(text: str) -> Iterator[tuple[int, str, str]]:
+    """Yield (lineno, key, value) of each entry; a line that is none has the key ""."""
+    import codecs
+
+    entry, idle = re.compile(_ENV_ENTRY, re.VERBOSE), re.compile(r"[ \t]*(?:#.*)?(?:\n|\Z)")
+    position = 0
+    while position < len(text):
+        lineno = text.count("\n", 0, position) + 1
+        match = idle.match(text, position) or entry.match(text, position)
+        if match is None:
+            yield lineno, "", ""
+        elif match.re is entry:
+            kind = str(match.lastgroup)
+            value = re.sub(_ENV_ESCAPES[kind], lambda escape: codecs.decode(escape[0], "unicode-escape"), match[kind])
+            yield lineno, match["key"].strip("'"), value
+        position = match.end() if match else (text.find("\n", position) + 1) or len(text)
+
+
+def _expand_variables(value: str, environ: dict[str, str]) -> str:
+    """Return `value` with each `${NAME}` and `${NAME:-default}` replaced."""
+    return re.sub(r"\$\{([^}:]*)(?::-([^}]*))?\}", lambda match: environ.get(match[1], match[2] or ""), value)
 
 
 # =====================================================================================================================
@@ -632,7 +979,7 @@ def _wants_color(stream: TextIO) -> bool:
 # 4. App loading
 #
 # `pkg.mod:app` becomes a callable: APP is read, the module imported, the application picked, and its framework told to
-# let exceptions through; at the end, the environment files.  May know the configuration.  A mistake of the person is a
+# let exceptions through.  May know the configuration.  A mistake of the person is a
 # DevserveError, what the application's own code raises comes out untouched.  A new framework is a line in FRAMEWORKS.
 # =====================================================================================================================
 
@@ -1160,74 +1507,6 @@ _FRAMEWORKS: dict[str, Callable[[Any], None]] = {
     "cherrypy._cptree.Tree": _open_cherrypy,
     "web.application.application": _open_webpy,
 }
-
-
-def env_files(env_file: str = "") -> list[str]:
-    """Return the absolute paths of the files that `read_env_files` reads when they are there, the strongest first."""
-    return [os.path.abspath(name) for name in (env_file, ".env", ".flaskenv") if name]
-
-
-def read_env_files(env_file: str = "") -> list[str]:
-    """Set in `os.environ` what `env_file`, .env and .flaskenv say, without overriding what is set already.
-
-    Returns a warning for each line and each file that cannot be read.  Raises DevserveError for a missing `env_file`.
-    """
-    if env_file and not os.path.isfile(env_file):
-        raise DevserveError(f"no file {env_file!r} for --env-file; check the path")
-    files = [path for path in env_files(env_file) if os.path.isfile(path)]  # .env may well be a virtual environment
-    return [warning for path in files for warning in _read_env_file(path)]
-
-
-def _read_env_file(path: str) -> list[str]:
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            text = file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        return [f"{path} is left out: {getattr(error, 'strerror', None) or 'it is not UTF-8; save it so'}"]
-    warnings = []
-    values: dict[str, str] = {}
-    for lineno, key, value in _env_entries(text):
-        if key and "\0" not in key + value:  # the system's environment has no place for NUL
-            values[key] = _expand_variables(value, {**values, **os.environ})
-        else:
-            warnings.append(f"{path}, line {lineno} is left out: it is not KEY=value")
-    for key, value in values.items():
-        os.environ.setdefault(key, value)
-    return warnings
-
-
-# An entry as python-dotenv reads it: a quoted value may span lines and has escapes, a bare one ends at " #".
-_ENV_ENTRY = r"""
-    [ \t]* (?:export[ \t]+)? (?P<key> '[^'\n]+' | [^=\#\s'][^=\#\s]* ) [ \t]* = [ \t]*
-    (?: '(?P<single> (?:\\[\s\S]|[^'\\])* )' [ \t]* (?:\#.*)?
-      | "(?P<double> (?:\\[\s\S]|[^"\\])* )" [ \t]* (?:\#.*)?
-      | (?P<bare> (?!['"]).*? ) [ \t]* (?:(?<=[ \t])\#.*)?
-    ) (?:\n|\Z)
-"""
-_ENV_ESCAPES = {"single": r"\\[\\']", "double": r"\\[\\'\"abfnrtv]", "bare": r"(?!)"}  # what each value unescapes
-
-
-def _env_entries(text: str) -> Iterator[tuple[int, str, str]]:
-    """Yield (lineno, key, value) of each entry; a line that is none has the key ""."""
-    import codecs
-
-    entry, idle = re.compile(_ENV_ENTRY, re.VERBOSE), re.compile(r"[ \t]*(?:#.*)?(?:\n|\Z)")
-    position = 0
-    while position < len(text):
-        lineno = text.count("\n", 0, position) + 1
-        match = idle.match(text, position) or entry.match(text, position)
-        if match is None:
-            yield lineno, "", ""
-        elif match.re is entry:
-            kind = str(match.lastgroup)
-            value = re.sub(_ENV_ESCAPES[kind], lambda escape: codecs.decode(escape[0], "unicode-escape"), match[kind])
-            yield lineno, match["key"].strip("'"), value
-        position = match.end() if match else (text.find("\n", position) + 1) or len(text)
-
-
-def _expand_variables(value: str, environ: dict[str, str]) -> str:
-    """Return `value` with each `${NAME}` and `${NAME:-default}` replaced."""
-    return re.sub(r"\$\{([^}:]*)(?::-([^}]*))?\}", lambda match: environ.get(match[1], match[2] or ""), value)
 
 
 # =====================================================================================================================
@@ -7091,36 +7370,68 @@ _GREETING_PATIENCE = 1.0  # seconds; a mistake in the command is told in less, a
 _IMPORT_TOLD = 3.0  # seconds of importing before the terminal is told where the import is
 _IMPORT_PATIENCE = 10.0  # seconds of it, after a reload, before clients are told too; few libraries take as long
 
-# Werkzeug's and Flask's words, and ours.
-_WERKZEUG_WORDS = {"use_reloader": "reload", "use_debugger": "debugger", "threaded": "threads", "ssl_context": "cert"}
 
-
-def run(app: WSGIApplication, host: str = "127.0.0.1", port: int = 5000, debug: bool = False, **options: Any) -> None:
+def run(
+    app: WSGIApplication, host: Optional[str] = None, port: Optional[int] = None, debug: Optional[bool] = None,
+    **options: Any,
+) -> None:  # fmt: skip
     """Serve `app` until Ctrl-C, like `app.run()` of the frameworks; with `debug` it reloads and explains exceptions.
 
-    `options` are the command line's, with underscores: reload, debugger, threads, cert, key, extra_files,
-    exclude_patterns, pin, trusted_hosts, quiet.  As the code that calls this runs again at each reload, an exception
-    in it ends the process.  Raises TypeError for an unknown option; a port in use, what is no WSGI application and the
-    like end the process with one line and exit status 2.
+        if __name__ == "__main__":
+            devserve.run(app, debug=True)
+
+    The keywords are the command line's options.  What none of them says, a DEVSERVE_* variable may say, also one from
+    `.env` or `.flaskenv`, which are read as the command line reads them.
+
+    host (str, "127.0.0.1")         an address, a name, or unix:PATH
+    port (int, 5000)                0 takes a free one
+    debug (bool, False)             reload on a save, and show exceptions as pages with a console
+    reload, debugger (bool, debug)  either alone
+    live (bool, False)              browsers show the new page by themselves after a reload
+    open (bool, False)              open the browser when the server is ready
+    threads (bool, True)            False serves one request after the other
+    quiet (bool, False)             True writes no log of requests
+    cert, key (path, "")            files in PEM, for HTTPS; cert="adhoc" makes a certificate
+    env_file (path, "")             variables for the application, besides `.env` and `.flaskenv`
+    extra_files (list of str, [])   files, folders and globs that are watched too
+    exclude_patterns (list, [])     globs of what is never watched
+    pin (str, "")                   the console's PIN: "" for a random one, "off" for none
+    trusted_hosts (list, [])        host names, besides this machine's, whose pages may use the console
+    editor (str, "")                what opens a file from a link
+    path_map (list, [])             "HERE=THERE", where the editor has the folder that is HERE for the server
+
+    The code that calls this runs again at each reload, so an exception in it ends the process.  Raises TypeError for
+    an unknown keyword or a value of the wrong type.  What the person can mend, such as a port in use or an `app` that
+    is no WSGI application, ends the process with one line and exit status 2.
     """
     terminal = Terminal(quiet=bool(options.get("quiet")))
     if _imported_by_devserve():
         terminal.warn("devserve is serving already; the call of devserve.run is left out")
         return
-    config = _config_from_keywords(host=host, port=port, debug=debug, **options)
+    check_keywords(options, run=True)
+    keywords = {"host": host, "port": port, "debug": debug, **options}
 
     def load(config: Config) -> WSGIApplication:
         return prepared(checked(app, f"{app!r:.80}"), debug=config.debug, debugger=config.debugger)
 
-    status = _start(lambda warn: config, load, Launch.capture(), terminal, in_code=True)
+    def read(warn: Callable[[str], None]) -> Config:
+        return configure(values_of_keywords(keywords), warn)
+
+    status = _start(read, load, Launch.capture(), terminal, in_code=True)
     if status:
         raise SystemExit(status)
 
 
-def serve_command(read: Callable[[Callable[[str], None]], Config]) -> int:
-    """Serve what a command line asks for, as `read` understands it; return the exit status."""
+def serve_command(read: Callable[[Callable[[str], None]], Config], notes: Iterable[str] = ()) -> int:
+    """Serve what a command line asks for, as `read` understands it; return the exit status.
+
+    The notes on how it was understood are said at the first start alone.
+    """
     terminal = Terminal()
     launch = Launch.capture(early=True)
+    if launch.handover is None and launch.line is None:
+        for note in notes:
+            terminal.say(f"devserve: {note}")
 
     def load(config: Config) -> WSGIApplication:
         with servers_left_out(terminal.warn):
@@ -7161,13 +7472,26 @@ def _start(
 
 
 def make_server(app: WSGIApplication, host: str = "127.0.0.1", port: int = 0, **options: Any) -> DevServer:
-    """Return a server for `app` that listens already; port 0 takes a free one, see `server_port`.
+    """Return a server for `app` that listens already.  It is made for tests, and reads no variables and no files:
 
-    Made for tests: `with make_server(app) as server`, then `serve_forever` in a thread and `shutdown`.  `options` are
-    threads, cert, key, quiet, debug and debugger, as for `run`.  Raises `DevserveError` when the address cannot be
-    bound.
+        with devserve.make_server(app) as server:
+            threading.Thread(target=server.serve_forever).start()
+            ...  # requests to server.server_port
+            server.shutdown()
+
+    host (str)                   an address, a name, or unix:PATH
+    port (int)                   0 takes a free one, see `server_port`
+    debug (bool, False)          tell the framework so, and turn the debugger on
+    debugger (bool, debug)       show exceptions as pages with a console
+    threads (bool, True)         False serves one request after the other
+    quiet (bool, False)          True writes no log of requests
+    cert, key, pin, trusted_hosts, editor, path_map: as for `run`
+
+    Raises TypeError for any other keyword, and DevserveError for what the person can mend, such as an address that
+    cannot be bound.
     """
-    config = _config_from_keywords(host=host, port=port, **options)
+    check_keywords(options, run=False)
+    config = config_of_keywords(host=host, port=port, **options)
     app = prepared(app, debug=config.debug, debugger=config.debugger)
     terminal = Terminal(quiet=config.quiet)
     check_pin(config.pin)
@@ -7181,26 +7505,8 @@ def make_server(app: WSGIApplication, host: str = "127.0.0.1", port: int = 0, **
     return server
 
 
-def _config_from_keywords(**options: Any) -> Config:
-    """Return the configuration that keywords of `run` describe.  Raises TypeError for an unknown one."""
-    for name in options:
-        if name not in Config._fields:
-            instead = _WERKZEUG_WORDS.get(name)
-            hint = f"; it is called {instead} here" if instead else f"; there are {', '.join(Config._fields[1:])}"
-            raise TypeError(f"devserve has no option {name!r}{hint}")
-    debug = bool(options.get("debug"))
-    options = {"reload": debug, "debugger": debug, **{k: v for k, v in options.items() if v is not None}}
-    options["port"] = int(options.get("port", Config().port))
-    for name in ("extra_files", "exclude_patterns", "trusted_hosts"):
-        value = options.get(name, ())
-        options[name] = (value,) if isinstance(value, str) else tuple(map(os.fspath, value))
-    return Config(**options)
-
-
 def _tls_of(config: Config) -> Optional[Callable[[socket.socket], socket.socket]]:
     """Return the TLS handshake that a configuration asks for, None when it asks for none.  Raises `DevserveError`."""
-    if config.key and not config.cert:
-        raise DevserveError(f"--key {config.key} needs the certificate too: add --cert FILE")
     return tls_from_files(config.cert, config.key) if config.cert else None
 
 
@@ -7574,140 +7880,144 @@ def _command_for_port(port: int) -> str:
             skip = word in ("-p", "--port")
         elif not (word.startswith("-p") and word[2:].isdigit()):
             words.append(word)
-    name = os.path.basename(sys.argv[0])
-    python = os.path.basename(sys.executable) or "python"
-    start = [python, sys.argv[0]] if name.endswith(".py") else [name]
-    return shlex.join([*start, *words, "--port", str(port)])
+    return shlex.join([*own_command(), *words, "--port", str(port)])
 
 
 # =====================================================================================================================
 # 15. Command line
 #
-# Options and DEVSERVE_* variables become a `Config`; mistakes become one line and exit status 2.  The only room that
-# knows argparse.  May know the configuration, the environment files and the hall.  At its end stands the demo,
-# an application to try it with.
+# The words of a command become values of the options, by their table; a mistake becomes one line and exit status 2,
+# before anything of the process is touched.  This is the only room that knows argparse.  It may know the terminal and
+# the runner too.  At its end stands the demo, an application to try devserve with.
+#
+# Doors: main, demo.  Read first: main, _read_command, _command_parser.
 # =====================================================================================================================
 
 if TYPE_CHECKING:
     import argparse
 
-_TRUE = frozenset({"1", "true", "yes", "on"})
-_FALSE = frozenset({"0", "false", "no", "off", ""})
+_HELP_WIDTH = 98  # columns of --help where there is no terminal, as on one of 100
+_OTHER_COMMANDS = ("run", "runserver")  # Flask's and Django's words for what is devserve's only command
+_DESCRIPTION = """\
+The development server for Python web applications: it reloads on a save, and
+turns an exception into a page that finds the bug. For local development only,
+never for production. Try it with the demo that is inside:
+
+  %(prog)s devserve:demo --debug"""
+_EPILOG = """\
+APP is a module or a file, and after a colon what to take from it; without the
+colon it is app, application, the one framework object, or create_app():
+  hello                        the module hello.py
+  package.module:site.wsgi     a name, which may have dots
+  path/to/file.py:app          a file, wherever it is
+  'hello:make_app("test")'     what a call returns; its arguments are literals
+Without APP: $DEVSERVE_APP, $FLASK_APP, app.py, wsgi.py, main.py, or the wsgi.py
+of a Django project.
+
+Each long option may be set in the environment or in .env: DEVSERVE_PORT=8000,
+DEVSERVE_DEBUG=1, DEVSERVE_PIN=..."""
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit status: 0 after Ctrl-C, 1 when the application fails to start, 2 for a
     mistake in the command."""
-    return serve_command(lambda warn: _read_command(sys.argv[1:] if argv is None else argv, warn))
+    try:
+        given, notes = _read_command(sys.argv[1:] if argv is None else argv)
+    except DevserveError as error:
+        Terminal().error(str(error))
+        return 2
+    return serve_command(lambda warn: configure(given, warn), notes)
 
 
-def _read_command(argv: Sequence[str], warn: Callable[[str], None]) -> Config:
-    """Return the configuration of a command line; what it does not say, the environment may.
+def _read_command(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Return the values that a command gives, and a note on each word that was understood as something else.
 
-    The environment is read after `.env` and `.flaskenv`, which may hold DEVSERVE_* lines too.  Raises `DevserveError`.
+    Raises DevserveError for a mistake, and SystemExit when --help or --version has been answered.
     """
-    parser = _command_parser()
-    given = parser.parse_intermixed_args(argv)
-    for warning in read_env_files(given.env_file or os.environ.get("DEVSERVE_ENV_FILE", "")):
-        warn(warning)
-    parser.set_defaults(**_options_of_environment(parser))
-    given = parser.parse_intermixed_args(argv)
-    reload = given.debug if given.reload is None else given.reload
-    debugger = given.debug if given.debugger is None else given.debugger
-    return Config(
-        app=_chosen_app(given),
-        host=given.host,
-        port=given.port,
-        debug=given.debug,
-        reload=reload,
-        debugger=debugger,
-        threads=given.threads,
-        cert=given.cert,
-        key=given.key,
-        env_file=given.env_file,
-        extra_files=tuple(given.extra_files or ()),
-        exclude_patterns=tuple(given.exclude_patterns or ()),
-        pin=given.pin,
-        trusted_hosts=tuple(given.trusted_host or ()),
-        quiet=given.quiet,
-    )
+    parsed = vars(_command_parser().parse_intermixed_args(argv))
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in parsed.items()}
+    apps, notes = [], []
+    for word in given.pop("words", ()):
+        address = {"port": word} if word.isdigit() else split_host(word)
+        if address:
+            notes.append(_give_address(given, address, word))
+        elif word not in _OTHER_COMMANDS or (os.path.exists(f"{word}.py") and "app" not in given):
+            apps.append(word)
+    apps += [given["app"]] if "app" in given else []
+    if len(apps) > 1:
+        raise DevserveError(f"more than one application: {' and '.join(apps)}; name one")
+    if apps and os.path.basename(apps[0]) in ("devserve", "devserve.py"):
+        demo = " ".join([*own_command(), "devserve:demo --debug"])
+        raise DevserveError(f"{apps[0]} is the server; name the application that it shall serve, or try: {demo}")
+    address = split_host(str(given.get("host", "")))
+    if address:
+        notes.append(_give_address(given, address, f"--host {given.pop('host')}"))
+    return {**given, **({"app": apps[0]} if apps else {})}, notes
 
 
-def _chosen_app(given: argparse.Namespace) -> str:
-    """Return APP or --app; the word `run` of Flask's command line is accepted and means nothing."""
-    words = [word for word in given.words if word != "run" or (os.path.exists("run.py") and not given.app)]
-    if len(words) + bool(given.app) > 1:
-        named = " and ".join([*words, *([given.app] if given.app else [])])
-        raise DevserveError(f"more than one application: {named}; name one")
-    return words[0] if words else str(given.app)
+def _give_address(given: dict[str, Any], address: Mapping[str, str], word: str) -> str:
+    """Add host and port to the values that are given; return the note on the word that says them."""
+    for name, text in address.items():
+        value = OPTIONS[name].read(text, word)
+        if given.get(name, value) != value:
+            raise DevserveError(f"{word} names another {name} than --{name} {given[name]}; name one")
+        given[name] = value
+    return f"{word} is taken as {' '.join(f'--{name} {text}' for name, text in address.items())}"
 
 
 def _command_parser() -> argparse.ArgumentParser:
-    """Return the parser; the help texts are the documentation of the options."""
+    """Return the parser that the table of options makes; its values are those that are given, and no defaults."""
     import argparse
 
     class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> Any:
-            raise DevserveError(f"{message} (see --help)")
+        def error(self, message: str) -> NoReturn:
+            raise DevserveError(f"{message} {_flag_hint(message)}")
+
+    class Flag(argparse.Action):
+        def __init__(self, option_strings: Sequence[str], dest: str, **rest: Any) -> None:
+            super().__init__(option_strings, dest, nargs=0, **rest)
+
+        def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Optional[str] = None) -> None:
+            setattr(namespace, self.dest, not is_negative(str(option_string)))
 
     parser = Parser(
-        prog="devserve",
+        prog=" ".join(own_command()),
         usage="%(prog)s [APP] [options]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=_terminal_width()),
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=_terminal_width()),
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+        add_help=False,
     )
-    defaults = Config()
-    add = parser.add_argument
-    add(
-        "words",
-        metavar="APP",
-        nargs="*",
-        help="module, package.module or path/to/file.py, each with an optional "
-        ':name, :dotted.name or :factory("argument"); without it $DEVSERVE_APP, $FLASK_APP, app.py, wsgi.py',
-    )
-    add("-A", "--app", default="", help="the same as APP")
-    add("-H", "--host", default=defaults.host, help="address, name, or unix:PATH (default: %(default)s)")
-    add("-p", "--port", default=defaults.port, type=_port_number, help="0 picks a free one (default: %(default)s)")
-    flag = argparse.BooleanOptionalAction
-    add("-d", "--debug", action=flag, default=False, help="turn the reloader and the debugger on")
-    add("--reload", action=flag, help="restart when a file is saved (as --debug)")
-    add("--debugger", action=flag, help="show exceptions as pages with a console (as --debug)")
-    add(
-        "--extra-files",
-        metavar="PATH",
-        action="extend",
-        type=_path_list,
-        help=f"also watch these files, folders and globs; may be repeated, or separated by {os.pathsep!r}",
-    )
-    add("--exclude-patterns", metavar="GLOB", action="extend", type=_path_list, help="never watch these")
-    add(
-        "--with-threads",
-        action="store_true",
-        dest="threads",
-        default=True,
-        help="serve requests at the same time (default)",
-    )
-    add("--without-threads", action="store_false", dest="threads", default=True, help="run one request at a time")
-    add("--cert", metavar="FILE", default="", help="serve HTTPS with this certificate (PEM)")
-    add("--key", metavar="FILE", default="", help="the certificate's key, when it is in another file")
-    add(
-        "-e",
-        "--env-file",
-        metavar="FILE",
-        default="",
-        help="set environment variables from FILE, and from .env and .flaskenv, unless they are set",
-    )
-    add("--pin", default="", help="the console's PIN instead of a random one, or off")
-    add(
-        "--trusted-host",
-        metavar="HOST",
-        action="append",
-        help="a host name, besides localhost, whose pages may use the console; may be repeated",
-    )
-    add("-q", "--quiet", action="store_true", help="no request log")
-    add("--version", action="version", version=f"devserve {__version__}")
+    topics = {
+        topic: parser.add_argument_group(topic) for topic in dict.fromkeys(row.topic for row in OPTIONS.values())
+    }
+    next(iter(topics.values())).add_argument("words", metavar="APP", nargs="*", help="the application: see below")
+    for field, row in OPTIONS.items():
+        rest: dict[str, Any] = {"action": Flag}
+        if not isinstance(row.default, bool):
+            action = "extend" if isinstance(row.default, tuple) else "store"
+            rest = {"action": action, "metavar": row.metavar, "type": partial(_read_word, row)}
+        topics[row.topic].add_argument(*row.flags, dest=field, help=row.help, **rest)
+    others = parser.add_argument_group("Help")
+    others.add_argument("--version", action="version", version=f"devserve {__version__}", help="print the version")
+    others.add_argument("-h", "--help", action="help", help="print this")
     return parser
+
+
+def _read_word(option: Option, text: str) -> Any:
+    return option.read(text, f"{option.flags[-1]} {text}")
+
+
+def _flag_hint(message: str) -> str:
+    """Return what an unknown flag in a message of argparse's is called here."""
+    flags = [word.partition("=")[0] for word in message.split() if word.startswith("-")]
+    for flag in flags if message.startswith("unrecognized") else []:
+        for option in OPTIONS.values():
+            if flag in option.others:
+                return f"(here it is called {option.flags[-1]})"
+    return "(see --help)"
 
 
 def _terminal_width() -> int:
@@ -7716,53 +8026,6 @@ def _terminal_width() -> int:
         return os.get_terminal_size(1).columns - 2
     except (OSError, ValueError):  # not a terminal
         return _HELP_WIDTH
-
-
-_HELP_WIDTH = 98  # as on a terminal of 100 columns
-_DESCRIPTION = "The development server for WSGI applications. For local development only, never for production."
-_EPILOG = "Each long option can be set as DEVSERVE_OPTION in the environment. Try: devserve devserve:demo --debug"
-
-
-def _port_number(text: str) -> int:
-    """Return the port that `text` names.  Raises `DevserveError` outside 0 to 65535, which a bind would wrap."""
-    if not (text.isascii() and text.isdigit()) or int(text) > 65535:
-        raise DevserveError(f"--port {text}: not a port; choose one from 1 to 65535, or 0 for a free one")
-    return int(text)
-
-
-def _path_list(text: str) -> list[str]:
-    """Return the paths that `os.pathsep` separates, as Flask has it."""
-    return [path for path in text.split(os.pathsep) if path]
-
-
-def _options_of_environment(parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """Return the defaults that DEVSERVE_* variables set, converted.  Raises `DevserveError`."""
-    found: dict[str, Any] = {}
-    for action in parser._actions:
-        for option in action.option_strings:
-            name = f"DEVSERVE_{option[2:].upper().replace('-', '_')}"
-            if option.startswith("--") and name in os.environ and action.dest not in ("app", "help", "version"):
-                value = _option_value(action, option, name)
-                if value is not None:
-                    found[action.dest] = value
-    return found
-
-
-def _option_value(action: argparse.Action, option: str, name: str) -> Any:
-    """Return the value that the variable `name` gives to an option, None for none; a flag takes yes and no."""
-    text = os.environ[name]
-    if action.nargs == 0:
-        if text.lower() not in _TRUE | _FALSE:
-            raise DevserveError(f"{name}={text}: not a yes or no; use 1 or 0")
-        wanted = text.lower() in _TRUE
-        negative = option.startswith("--no-") or option == "--without-threads"
-        return None if negative and not wanted else wanted is not negative  # not to be without: that says nothing
-    if action.dest == "trusted_host":
-        return [host.strip() for host in text.split(",")]
-    try:
-        return action.type(text) if callable(action.type) else text
-    except DevserveError as error:
-        raise DevserveError(str(error).replace(f"{option} {text}", f"{name}={text}")) from None
 
 
 # -- the demo

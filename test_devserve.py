@@ -493,6 +493,258 @@ class Configuration(unittest.TestCase):
                 devserve.Handover(*values, **named)
 
 
+class Options(unittest.TestCase):
+    """The table, and what it makes."""
+
+    def test_the_rows_are_the_fields(self) -> None:
+        self.assertEqual(tuple(devserve.OPTIONS), devserve.Config._fields)
+        self.assertEqual({row.field: row.default for row in devserve.OPTIONS.values()}, devserve.Config()._asdict())
+
+    def test_no_flag_variable_or_foreign_word_means_two_things(self) -> None:
+        for words in (
+            [flag for row in devserve.OPTIONS.values() for flag in (*row.flags, *row.others)],
+            [name for row in devserve.OPTIONS.values() for name, _ in row.variables()],
+        ):
+            self.assertEqual([word for word, count in collections.Counter(words).items() if count > 1], [])
+
+    @unittest.skipUnless(devserve.run.__doc__, "without docstrings")
+    def test_every_keyword_stands_in_the_docstring_that_promises_it(self) -> None:
+        for row in devserve.OPTIONS.values():
+            with self.subTest(row.field):
+                if row.field != "app":
+                    self.assertRegex(str(devserve.run.__doc__), rf"(?m)^    ([\w, ]+, )?{row.field}\b.* \(")
+                if row.field != "app" and not row.run_only:
+                    self.assertRegex(str(devserve.make_server.__doc__), rf"(?m)^    .*\b{row.field}\b.*(\(|:)")
+
+    def test_an_option_without_effect_is_refused(self) -> None:
+        app: Any = lambda environ, start_response: []  # noqa: E731
+        for option in devserve.OPTIONS.values():
+            if option.run_only:
+                with self.subTest(option.field), self.assertRaisesRegex(TypeError, f"{option.field}.* no effect"):
+                    devserve.make_server(app, **{option.field: option.default})
+
+    def test_an_unknown_option_is_a_type_error_that_names_the_right_one(self) -> None:
+        for run in (True, False):
+            for option, named in (
+                ("use_reloader", "reload"), ("threaded", "threads"), ("reloader", "reload"), ("ports", "port"),
+                ("ssl_context", "cert"), ("hostname", "host"), ("use_debugger", "debugger"),
+            ):  # fmt: skip
+                with self.subTest(run=run, option=option), self.assertRaises(TypeError) as caught:
+                    devserve.check_keywords([option], run=run)
+                self.assertIn(option, str(caught.exception))
+                self.assertIn(named, str(caught.exception))
+
+    def test_a_keyword_may_be_a_path_a_text_or_none(self) -> None:
+        given = {
+            "cert": pathlib.Path("c.pem"), "extra_files": [pathlib.Path("a"), "b"], "exclude_patterns": "*.tmp",
+            "debug": "yes", "reload": 0, "port": "80", "pin": None, "trusted_hosts": "a.test, b.test",
+        }  # fmt: skip
+        self.assertEqual(
+            devserve.config_of_keywords(**given),
+            devserve.Config(
+                cert="c.pem", extra_files=("a", "b"), exclude_patterns=("*.tmp",), debug=True, debugger=True, port=80,
+                trusted_hosts=("a.test", "b.test"),
+            ),
+        )  # fmt: skip
+
+    def test_a_keyword_of_the_wrong_type_is_a_type_error_that_names_it(self) -> None:
+        wrong: tuple[dict[str, Any], ...] = (
+            {"port": 1.5},
+            {"extra_files": 3},
+            {"debug": []},
+            {"host": 1},
+            {"cert": ()},
+        )
+        for given in wrong:
+            with self.subTest(given), self.assertRaisesRegex(TypeError, next(iter(given))):
+                devserve.config_of_keywords(**given)
+
+    def test_what_does_not_fit_together_is_one_line(self) -> None:
+        wrong: list[tuple[dict[str, Any], str]] = [
+            ({"key": "k.pem"}, "--cert"), ({"live": True}, "--reload"), ({"path_map": "/app"}, "HERE=THERE"),
+            ({"host": "0.0.0.0:80", "port": 81}, "81"), ({"port": "x"}, "port='x'"),
+            ({"debug": "maybe"}, "debug='maybe'"),
+        ]  # fmt: skip
+        for given, named in wrong:
+            with self.subTest(given), self.assertRaisesRegex(devserve.DevserveError, named):
+                devserve.config_of_keywords(**given)
+
+    def test_a_host_may_name_the_port(self) -> None:
+        for text, expected in {
+            "0.0.0.0:8000": ("0.0.0.0", 8000), "[::1]:8000": ("::1", 8000), "localhost:0": ("localhost", 0),
+            ":8000": ("127.0.0.1", 8000), "::1": ("::1", 5000), "unix:80": ("unix:80", 5000), "a": ("a", 5000),
+        }.items():  # fmt: skip
+            with self.subTest(text):
+                config = devserve.config_of_keywords(host=text)
+                self.assertEqual((config.host, config.port), expected)
+
+    def test_a_pattern_that_cannot_match_is_a_warning(self) -> None:
+        with mock.patch.dict(os.environ, {"FLASK_SKIP_DOTENV": "1"}, clear=True):
+            for field in ("extra_files", "exclude_patterns"):
+                for pattern, expected in {"log[9-0]*": 1, "log[0-9]*": 0, "a\\z": 0, "[!z-a]": 1, "[": 0}.items():
+                    with self.subTest(field=field, pattern=pattern):
+                        warnings: list[str] = []
+                        config = devserve.configure({field: (pattern,)}, warnings.append)
+                        self.assertEqual(getattr(config, field), (pattern,))
+                        self.assertEqual(len([text for text in warnings if pattern in text]), expected)
+
+
+class InEmptyEnvironment(Folder):
+    """Tests in a folder of their own, whose changes to the environment do not outlive them."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        here = os.getcwd()
+        os.chdir(self.folder)
+        self.addCleanup(os.chdir, here)
+        patch = mock.patch.dict(os.environ, {}, clear=True)
+        patch.start()
+        self.addCleanup(patch.stop)
+
+
+class EnvironmentFiles(InEmptyEnvironment):
+    def values(self, text: str) -> dict[str, str]:
+        """Return what an environment file sets in an environment of HOME_TOWN only."""
+        self.write(".env", "").write_bytes(text.encode("utf-8"))
+        with unittest.mock.patch.dict(os.environ, {"HOME_TOWN": "Ulm"}, clear=True):
+            devserve._read_env_files()
+            return {key: value for key, value in os.environ.items() if key != "HOME_TOWN"}
+
+    def test_forms_of_a_line(self) -> None:
+        for text, expected in {
+            "A=1": "1",
+            "A = 1 ": "1",
+            "export A=1": "1",
+            "  A=": "",
+            "'A'=1": "1",
+            "A=a b # c": "a b",
+            "A=a#b": "a#b",
+            "A=#b": "#b",
+            "A= # b": "",
+            "A='a # b' # c": "a # b",
+            'A="a\\tb\\"c\\\\"#d': 'a\tb"c\\',
+            "A='it\\'s\\n'": "it's\\n",
+            "A=\u00e9\u4e2d": "\u00e9\u4e2d",
+            "\ufeffA=1": "1",
+            "A=1\r\nB=2\r\n": "1",
+            "# A=0\n\nA=1\n": "1",
+            "A=1\nA=2": "2",
+            "A='1\n2'": "1\n2",
+            'A="1\\\n2"': "1\\\n2",
+            "A=x=y": "x=y",
+            "A=in ${HOME_TOWN}!": "in Ulm!",
+            "A='${HOME_TOWN}'": "Ulm",
+            "B=b\nA=${B}c": "bc",
+            "A=${NO}x": "x",
+            "A=${NO:-else}": "else",
+            "A=${HOME_TOWN:-else}": "Ulm",
+            "A=$HOME_TOWN": "$HOME_TOWN",
+            "A=${": "${",
+        }.items():
+            with self.subTest(text):
+                self.assertEqual(self.values(text).get("A"), expected)
+
+    @needs("dotenv")
+    def test_reads_as_python_dotenv_does(self) -> None:
+        import dotenv
+
+        text = (
+            "A=1\nB = two # c\nexport C='x ${A}'\nD=\"q\\n${B}\\x\" # d\nE=${C}${NO:-e}\n"
+            "'F'=6\nG=#g\nH=\"a\nb\"\nI=\nJ=j#j #j\n"
+            "HOME_TOWN=Bonn\nK=${HOME_TOWN}\nL='\\a\\\\b'\nM=\"\\\\n\"\n N=$A\nO=a'b'\n"
+        )
+        expected = dict(os.environ)
+        with unittest.mock.patch.dict(os.environ, {"HOME_TOWN": "Ulm"}, clear=True):
+            path = self.write("theirs.env", "")
+            path.write_text(text, encoding="utf-8")
+            dotenv.load_dotenv(path)
+            expected = {key: value for key, value in os.environ.items() if key != "HOME_TOWN"}
+        self.assertEqual(self.values(text), expected)
+
+    def test_precedence(self) -> None:
+        os.environ["A"] = "shell"
+        self.write(".flaskenv", "A=flaskenv\nB=flaskenv\nC=flaskenv\nD=flaskenv")
+        self.write(".env", "A=env\nB=env\nC=env")
+        self.write("mine.env", "A=mine\nB=mine\nE=${C}")
+        self.assertEqual(devserve._read_env_files("mine.env"), [])
+        self.assertEqual([os.environ[name] for name in "ABCDE"], ["shell", "mine", "env", "flaskenv", ""])
+
+    def test_bad_line_is_a_warning_that_names_file_and_line_and_no_secret(self) -> None:
+        path = self.write(".env", "A=1\nsecret words\nB='secret\nC=3\n=secret\nD='4' secret\n")
+        warnings = devserve._read_env_files()
+        self.assertEqual(
+            [line.partition(" is left out")[0] for line in warnings], [f"{path}, line {n}" for n in (2, 3, 5, 6)]
+        )
+        self.assertNotIn("secret", "".join(warnings))
+        self.assertEqual((os.environ["A"], os.environ["C"]), ("1", "3"))
+
+    def test_missing_env_file_is_an_error_and_others_may_be_missing(self) -> None:
+        with self.assertRaisesRegex(devserve.DevserveError, "no file 'no.env'"):
+            devserve._read_env_files("no.env")
+        os.mkdir(".env")
+        self.assertEqual(devserve._read_env_files(), [])
+
+    def test_file_that_is_no_text_is_a_warning(self) -> None:
+        (self.folder / ".env").write_bytes("A=1".encode("utf-16"))
+        (warning,) = devserve._read_env_files()
+        self.assertIn("UTF-8", warning)
+        (self.folder / ".env").write_bytes(b"A=1\0\nB=2")
+        (warning,) = devserve._read_env_files()
+        self.assertIn("line 1", warning)
+        self.assertEqual(os.environ["B"], "2")
+
+    def test_files_are_found_in_the_folders_above(self) -> None:
+        for depth in (1, 3):
+            with self.subTest(depth=depth):
+                below = self.folder.joinpath(*["below"] * depth)
+                below.mkdir(parents=True, exist_ok=True)
+                os.chdir(below)
+                self.write(".env", "A=above")
+                self.write("below/.flaskenv" if depth == 3 else ".flaskenv", "B=above")
+                os.environ.clear()
+                self.assertEqual(devserve._read_env_files(), [])
+                self.assertEqual((os.environ.get("A"), os.environ.get("B")), ("above", "above"))
+                self.assertIn(str(self.folder / ".env"), devserve.env_files(), "watched")
+                self.assertIn(str(below / ".env"), devserve.env_files(), "watched, as it would win")
+
+    def test_the_nearest_file_wins(self) -> None:
+        self.write(".env", "A=above\nB=above")
+        self.write("here/.env", "A=here")
+        os.chdir("here")
+        devserve._read_env_files()
+        self.assertEqual((os.environ.get("A"), os.environ.get("B")), ("here", None))
+
+    @unittest.skipIf(sys.platform == "win32", "modes of POSIX")
+    def test_a_file_in_a_folder_above_where_everybody_may_write_is_passed_over(self) -> None:
+        self.write("shared/.env", "A=foe")
+        self.write(".env", "A=mine")
+        self.write("shared/project/app.py", "")
+        os.chmod("shared", 0o1777)
+        os.chdir("shared/project")
+        devserve._read_env_files()
+        self.assertEqual(os.environ["A"], "mine")
+        os.chdir("..")
+        os.environ.clear()
+        devserve._read_env_files()
+        self.assertEqual(os.environ["A"], "foe", "the current folder is the person's choice")
+
+    def test_flask_skip_dotenv_leaves_out_all_but_a_file_that_is_named(self) -> None:
+        self.write(".env", "A=env")
+        self.write("mine.env", "B=mine")
+        for value, skipped in {"1": True, "yes": True, "0": False, "no": False, "": False}.items():
+            with self.subTest(value), mock.patch.dict(os.environ, {"FLASK_SKIP_DOTENV": value}, clear=True):
+                devserve._read_env_files("mine.env")
+                self.assertEqual((os.environ.get("A"), os.environ.get("B")), (None if skipped else "env", "mine"))
+                self.assertEqual(
+                    devserve.env_files(), [] if skipped else [str(self.folder / n) for n in (".env", ".flaskenv")]
+                )
+
+    def test_files_to_watch_are_named_absolutely(self) -> None:
+        names = [str(self.folder / name) for name in ("mine.env", ".env", ".flaskenv")]
+        self.assertEqual(devserve.env_files("mine.env"), names)
+        self.assertEqual(devserve.env_files(""), names[1:])
+
+
 # =====================================================================================================================
 # 2. Foreign code
 # =====================================================================================================================
@@ -1383,103 +1635,6 @@ class FindingMistakes(FindingFolder):
         except ZeroDivisionError as error:
             return error
         raise AssertionError("nothing was raised")
-
-
-class FindingEnvFiles(FindingFolder):
-    def values(self, text: str) -> dict[str, str]:
-        """Return what an environment file sets in an environment of HOME_TOWN only."""
-        self.write(".env", "").write_bytes(text.encode("utf-8"))
-        with unittest.mock.patch.dict(os.environ, {"HOME_TOWN": "Ulm"}, clear=True):
-            devserve.read_env_files()
-            return {key: value for key, value in os.environ.items() if key != "HOME_TOWN"}
-
-    def test_forms_of_a_line(self) -> None:
-        for text, expected in {
-            "A=1": "1",
-            "A = 1 ": "1",
-            "export A=1": "1",
-            "  A=": "",
-            "'A'=1": "1",
-            "A=a b # c": "a b",
-            "A=a#b": "a#b",
-            "A=#b": "#b",
-            "A= # b": "",
-            "A='a # b' # c": "a # b",
-            'A="a\\tb\\"c\\\\"#d': 'a\tb"c\\',
-            "A='it\\'s\\n'": "it's\\n",
-            "A=\u00e9\u4e2d": "\u00e9\u4e2d",
-            "\ufeffA=1": "1",
-            "A=1\r\nB=2\r\n": "1",
-            "# A=0\n\nA=1\n": "1",
-            "A=1\nA=2": "2",
-            "A='1\n2'": "1\n2",
-            'A="1\\\n2"': "1\\\n2",
-            "A=x=y": "x=y",
-            "A=in ${HOME_TOWN}!": "in Ulm!",
-            "A='${HOME_TOWN}'": "Ulm",
-            "B=b\nA=${B}c": "bc",
-            "A=${NO}x": "x",
-            "A=${NO:-else}": "else",
-            "A=${HOME_TOWN:-else}": "Ulm",
-            "A=$HOME_TOWN": "$HOME_TOWN",
-            "A=${": "${",
-        }.items():
-            with self.subTest(text):
-                self.assertEqual(self.values(text).get("A"), expected)
-
-    @needs("dotenv")
-    def test_reads_as_python_dotenv_does(self) -> None:
-        import dotenv
-
-        text = (
-            "A=1\nB = two # c\nexport C='x ${A}'\nD=\"q\\n${B}\\x\" # d\nE=${C}${NO:-e}\n"
-            "'F'=6\nG=#g\nH=\"a\nb\"\nI=\nJ=j#j #j\n"
-            "HOME_TOWN=Bonn\nK=${HOME_TOWN}\nL='\\a\\\\b'\nM=\"\\\\n\"\n N=$A\nO=a'b'\n"
-        )
-        expected = dict(os.environ)
-        with unittest.mock.patch.dict(os.environ, {"HOME_TOWN": "Ulm"}, clear=True):
-            path = self.write("theirs.env", "")
-            path.write_text(text, encoding="utf-8")
-            dotenv.load_dotenv(path)
-            expected = {key: value for key, value in os.environ.items() if key != "HOME_TOWN"}
-        self.assertEqual(self.values(text), expected)
-
-    def test_precedence(self) -> None:
-        os.environ["A"] = "shell"
-        self.write(".flaskenv", "A=flaskenv\nB=flaskenv\nC=flaskenv\nD=flaskenv")
-        self.write(".env", "A=env\nB=env\nC=env")
-        self.write("mine.env", "A=mine\nB=mine\nE=${C}")
-        self.assertEqual(devserve.read_env_files("mine.env"), [])
-        self.assertEqual([os.environ[name] for name in "ABCDE"], ["shell", "mine", "env", "flaskenv", ""])
-
-    def test_bad_line_is_a_warning_that_names_file_and_line_and_no_secret(self) -> None:
-        path = self.write(".env", "A=1\nsecret words\nB='secret\nC=3\n=secret\nD='4' secret\n")
-        warnings = devserve.read_env_files()
-        self.assertEqual(
-            [line.partition(" is left out")[0] for line in warnings], [f"{path}, line {n}" for n in (2, 3, 5, 6)]
-        )
-        self.assertNotIn("secret", "".join(warnings))
-        self.assertEqual((os.environ["A"], os.environ["C"]), ("1", "3"))
-
-    def test_missing_env_file_is_an_error_and_others_may_be_missing(self) -> None:
-        with self.assertRaisesRegex(devserve.DevserveError, "no file 'no.env'"):
-            devserve.read_env_files("no.env")
-        os.mkdir(".env")
-        self.assertEqual(devserve.read_env_files(), [])
-
-    def test_file_that_is_no_text_is_a_warning(self) -> None:
-        (self.folder / ".env").write_bytes("A=1".encode("utf-16"))
-        (warning,) = devserve.read_env_files()
-        self.assertIn("UTF-8", warning)
-        (self.folder / ".env").write_bytes(b"A=1\0\nB=2")
-        (warning,) = devserve.read_env_files()
-        self.assertIn("line 1", warning)
-        self.assertEqual(os.environ["B"], "2")
-
-    def test_files_to_watch_are_named_absolutely(self) -> None:
-        names = [str(self.folder / name) for name in ("mine.env", ".env", ".flaskenv")]
-        self.assertEqual(devserve.env_files("mine.env"), names)
-        self.assertEqual(devserve.env_files(""), names[1:])
 
 
 class FindingFrameworks(FindingFolder):
@@ -8924,19 +9079,31 @@ class HallInCode(HallCase):
             self.failed("hello", "--host", f"unix:{folder}/s", "--cert", "missing.pem")
             self.assertEqual(os.listdir(folder), [])
 
-    def test_an_unknown_option_is_a_type_error_that_names_the_right_one(self) -> None:
+    def test_an_unknown_option_is_a_type_error_before_anything_is_done(self) -> None:
         for function in (devserve.run, devserve.make_server):
-            for option, named in (
-                ("use_reloader", "reload"),
-                ("threaded", "threads"),
-                ("reloader", "reload"),
-                ("ports", "port"),
-            ):
-                with self.subTest(function=function, option=option), self.assertRaises(TypeError) as caught:
-                    call: Any = function
-                    call(lambda environ, start_response: [], **{option: True})
-                self.assertIn(option, str(caught.exception))
-                self.assertIn(named, str(caught.exception))
+            with mock.patch.object(devserve.Launch, "capture", side_effect=AssertionError):
+                call: Any = function
+                with self.assertRaisesRegex(TypeError, "use_reloader.* reload "):
+                    call(lambda environ, start_response: [], use_reloader=True)
+
+    def test_run_reads_env_files_and_variables_as_the_command_line_does(self) -> None:
+        self.write(".env", "DEVSERVE_PORT=0\nFROM_ENV=a\n")
+        self.write("mine.env", "FROM_MINE=b\n")
+        tell = "print('read', os.environ['FROM_ENV'], os.environ['FROM_MINE'], flush=True)"
+        served = self.ran("import os; devserve.run(app, env_file='mine.env')", after=tell)
+        self.assertEqual(served.get(), "hello")
+        self.assertNotEqual(served.port, 5000)
+        served.stop()
+        self.assertIn("read a b", served.log)
+
+    def test_a_keyword_wins_over_a_variable(self) -> None:
+        self.write(".env", "DEVSERVE_PORT=1\nDEVSERVE_DEBUG=maybe\n")
+        served = self.ran("devserve.run(app, port=0)")
+        served.wait_for("error: DEVSERVE_DEBUG=maybe: not a yes or no")
+        self.write(".env", "DEVSERVE_PORT=1\nDEVSERVE_DEBUG=1\n")
+        served = self.ran("devserve.run(app, port=0, debug=False)")
+        self.assertEqual(served.get(), "hello")
+        self.assertNotIn("PIN", served.log)
 
     def test_run_without_a_main_guard_is_left_out_when_devserve_serves_already(self) -> None:
         self.write("unguarded.py", "import devserve" + textwrap.dedent(HELLO) + "devserve.run(app, port=1)\n")
@@ -9038,7 +9205,7 @@ def read_command(*arguments: str, **variables: str) -> Any:
     """Return the configuration of a command line with these DEVSERVE_* variables and no others."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("DEVSERVE_", "FLASK_"))}
     with mock.patch.dict(os.environ, {**environ, **variables}, clear=True):
-        return devserve._read_command(arguments, lambda text: None)
+        return devserve.configure(devserve._read_command(arguments)[0], lambda text: None)
 
 
 class CommandLineOptions(Folder):
@@ -9079,6 +9246,12 @@ class CommandLineOptions(Folder):
         (["--cert", "c.pem", "--key", "k.pem"], {}, {"cert": "c.pem", "key": "k.pem"}),
         (["--pin", "off"], {}, {"pin": "off"}),
         (["--trusted-host", "a.test", "--trusted-host", "b.test"], {}, {"trusted_hosts": ("a.test", "b.test")}),
+        (["--open"], {}, {"open": True}),
+        (["--live", "--reload"], {}, {"live": True, "reload": True}),
+        (["--live", "--no-live"], {}, {}),
+        (["--cert", "adhoc"], {}, {"cert": "adhoc"}),
+        (["--editor", "vscode"], {}, {"editor": "vscode"}),
+        (["--path-map", "/a=/b", "--path-map", "/c=/d"], {}, {"path_map": ("/a=/b", "/c=/d")}),
         (["-q"], {}, {"quiet": True}),
         (["--quiet"], {}, {"quiet": True}),
         # variables
@@ -9104,6 +9277,37 @@ class CommandLineOptions(Folder):
         ([], {"DEVSERVE_PIN": "1234"}, {"pin": "1234"}),
         ([], {"DEVSERVE_TRUSTED_HOST": "a.test, b.test"}, {"trusted_hosts": ("a.test", "b.test")}),
         ([], {"DEVSERVE_NOTHING_OF_OURS": "1"}, {}),
+        ([], {"DEVSERVE_OPEN": "1"}, {"open": True}),
+        ([], {"DEVSERVE_LIVE": "1", "DEVSERVE_RELOAD": "1"}, {"live": True, "reload": True}),
+        ([], {"DEVSERVE_EDITOR": "idea"}, {"editor": "idea"}),
+        ([], {"DEVSERVE_PATH_MAP": "/a=/b"}, {"path_map": ("/a=/b",)}),
+        ([], {"DEVSERVE_EXCLUDE_PATTERNS": "*.log"}, {"exclude_patterns": ("*.log",)}),
+        ([], {"DEVSERVE_APP": "hello"}, {"app": "hello"}),
+        (["hello"], {"DEVSERVE_APP": "other", "FLASK_APP": "third"}, {"app": "hello"}),
+        # words that are understood as something else
+        (["hello", "8000"], {}, {"app": "hello", "port": 8000}),
+        (["runserver", "0.0.0.0:8000"], {}, {"host": "0.0.0.0", "port": 8000}),
+        (["runserver", "[::1]:8000"], {}, {"host": "::1", "port": 8000}),
+        (["hello:app", "localhost:80"], {}, {"app": "hello:app", "host": "localhost", "port": 80}),
+        (["--host", "0.0.0.0:8000"], {}, {"host": "0.0.0.0", "port": 8000}),
+        (["--host", "0.0.0.0:8000", "-p", "8000"], {}, {"host": "0.0.0.0", "port": 8000}),
+        (["--host", "0.0.0.0:8000"], {"DEVSERVE_PORT": "9"}, {"host": "0.0.0.0", "port": 8000}),
+        ([], {"DEVSERVE_HOST": "0.0.0.0:8000"}, {"host": "0.0.0.0", "port": 8000}),
+        # Flask's variables
+        ([], {"FLASK_APP": "hello"}, {"app": "hello"}),
+        ([], {"FLASK_DEBUG": "1"}, {"debug": True, "reload": True, "debugger": True}),
+        ([], {"FLASK_DEBUG": "1", "DEVSERVE_DEBUG": "0"}, {}),
+        ([], {"FLASK_DEBUG": "1", "DEVSERVE_DEBUG": ""}, {"debug": True, "reload": True, "debugger": True}),
+        (["--no-debug"], {"FLASK_DEBUG": "1"}, {}),
+        ([], {"FLASK_DEBUG": "true", "FLASK_RUN_RELOAD": "false"}, {"debug": True, "debugger": True}),
+        ([], {"FLASK_DEBUG": "t", "FLASK_RUN_DEBUGGER": "n"}, {"debug": True, "reload": True}),
+        ([], {"FLASK_RUN_HOST": "::", "FLASK_RUN_PORT": "8001"}, {"host": "::", "port": 8001}),
+        ([], {"FLASK_RUN_PORT": "8001", "DEVSERVE_PORT": "8002"}, {"port": 8002}),
+        (["-p", "8003"], {"FLASK_RUN_PORT": "8001"}, {"port": 8003}),
+        ([], {"FLASK_RUN_CERT": "c.pem", "FLASK_RUN_KEY": "k.pem"}, {"cert": "c.pem", "key": "k.pem"}),
+        ([], {"FLASK_RUN_EXTRA_FILES": f"a{os.pathsep}b"}, {"extra_files": ("a", "b")}),
+        ([], {"FLASK_RUN_EXCLUDE_PATTERNS": "*.log"}, {"exclude_patterns": ("*.log",)}),
+        ([], {"FLASK_RUN_WITH_THREADS": "0"}, {"threads": False}),
     ]
 
     def setUp(self) -> None:
@@ -9117,11 +9321,32 @@ class CommandLineOptions(Folder):
             with self.subTest(arguments=arguments, variables=variables):
                 self.assertEqual(read_command(*arguments, **variables), devserve.Config(**fields))
 
-    def test_every_field_is_reached_by_an_option_and_a_variable(self) -> None:
+    def test_every_field_is_tried_by_an_option_and_a_variable(self) -> None:
         by_option = {field for arguments, _, fields in self.TABLE if arguments for field in fields}
         self.assertEqual(by_option | {"env_file"}, set(devserve.Config._fields))
         by_variable = {field for arguments, _, fields in self.TABLE if not arguments for field in fields}
-        self.assertEqual(by_variable | {"env_file", "app", "exclude_patterns"}, set(devserve.Config._fields))
+        self.assertEqual(by_variable | {"env_file"}, set(devserve.Config._fields))
+
+    def test_a_file_is_named_by_a_variable_too(self) -> None:
+        self.write("more.env", "DEVSERVE_PORT=8003\n")
+        for name in ("DEVSERVE_ENV_FILE", "FLASK_ENV_FILE"):
+            config = read_command(**{name: "more.env"})
+            self.assertEqual((config.port, config.env_file), (8003, "more.env"))
+
+    def test_a_word_that_is_understood_as_something_else_is_told(self) -> None:
+        for arguments, note in {
+            ("hello", "8000"): "8000 is taken as --port 8000",
+            ("runserver", "0:8000"): "0:8000 is taken as --host 0 --port 8000",
+            ("--host", "[::1]:80"): "--host [::1]:80 is taken as --host ::1 --port 80",
+        }.items():
+            self.assertEqual(devserve._read_command(arguments)[1], [note])
+        self.assertEqual(devserve._read_command(("hello", "run", "--host", "::1"))[1], [])
+
+    def test_devserve_itself_offers_the_demo(self) -> None:
+        for word in ("devserve", "devserve.py", "./devserve.py"):
+            with self.assertRaisesRegex(devserve.DevserveError, "devserve:demo --debug"):
+                read_command(word)
+        self.assertEqual(read_command("devserve:demo").app, "devserve:demo")
 
     def test_variables_may_stand_in_env_files(self) -> None:
         self.write(".env", "DEVSERVE_PORT=8003\n")
@@ -9139,7 +9364,12 @@ class CommandLineOptions(Folder):
             (["--bogus"], {}, "--bogus"), (["--debug=3"], {}, "3"), (["hello", "other"], {}, "hello and other"),
             (["hello", "--app", "other"], {}, "hello and other"), (["band", "banana and"], {}, "band and banana and"),
             ([], {"DEVSERVE_PORT": "many"}, "many"), ([], {"DEVSERVE_DEBUG": "maybe"}, "DEVSERVE_DEBUG=maybe"),
-            (["--env-file", "missing.env"], {}, "missing.env"),
+            (["--env-file", "missing.env"], {}, "missing.env"), (["hello", "99999"], {}, "99999"),
+            (["hello", "8000", "--port", "9000"], {}, "9000"), (["--host", "a:1", "b:2"], {}, "a"),
+            (["--bind", "0.0.0.0:80"], {}, "--host"), (["--ssl-certfile=c.pem"], {}, "--cert"),
+            (["--por", "1"], {}, "--por"),
+            (["--live"], {}, "--reload"), ([], {"FLASK_DEBUG": "maybe"}, "FLASK_DEBUG=maybe"),
+            ([], {"FLASK_RUN_PORT": "http"}, "FLASK_RUN_PORT=http"), (["--path-map", "x"], {}, "HERE=THERE"),
         ]  # fmt: skip
         for arguments, variables, named in table:
             with self.subTest(arguments=arguments, variables=variables):
@@ -9185,14 +9415,28 @@ class CommandLineProcess(Folder):
         done = self.run_command("--version")
         self.assertEqual((done.returncode, done.stdout, done.stderr), (0, f"devserve {devserve.__version__}\n", ""))
 
-    def test_help_names_every_option(self) -> None:
+    def test_help_names_every_option_in_groups_and_each_form_of_app(self) -> None:
         done = self.run_command("--help")
         self.assertEqual((done.returncode, done.stderr), (0, ""))
-        options = """APP DEVSERVE_ --app -A --host -H --port -p --debug -d --no-debug --reload --no-reload --debugger
-            --no-debugger --extra-files --exclude-patterns --with-threads --without-threads --cert --key --env-file -e
-            --pin --trusted-host --quiet -q --version"""
-        for option in options.split():
-            self.assertIn(option, done.stdout)
+        for row in devserve.OPTIONS.values():
+            for word in (*row.flags, f"\n{row.topic}:\n"):
+                self.assertIn(word, done.stdout)
+        for words in (
+            "--help", "-h", "--version", "DEVSERVE_PIN", " hello ", "package.module:site.wsgi", "path/to/file.py:app",
+            "'hello:make_app(\"test\")'", f"{SCRIPT} devserve:demo --debug",
+        ):  # fmt: skip
+            self.assertIn(words, done.stdout)
+
+    def test_help_and_a_mistake_touch_nothing_of_the_process(self) -> None:
+        for words, status in ((["--help"], 0), (["--version"], 0), (["--bogus"], 2), (["hello", "other"], 2)):
+            with self.subTest(words), mock.patch.object(devserve.Launch, "capture", side_effect=AssertionError):
+                screen = io.StringIO()
+                with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
+                    try:
+                        ended = devserve.main(words)
+                    except SystemExit as end:
+                        ended = int(end.code or 0)
+                self.assertEqual(ended, status, screen.getvalue())
 
     def test_an_abbreviated_option_is_not_guessed_wrong(self) -> None:
         done = self.run_command("--no")
