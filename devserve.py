@@ -984,6 +984,8 @@ def _wants_color(stream: TextIO) -> bool:
 # =====================================================================================================================
 
 _DEFAULT_FILES = ("app.py", "wsgi.py")  # where an application is looked for when none is named
+_NO_APPLICATIONS = ("_", "conf", "devserve", "manage", "setup", "test")  # how files begin that are none
+_SCRIPTS_NAMED = 3  # files that are proposed where none has a default name; more would be a listing
 _DEFAULT_NAMES = ("app", "application")  # what it is called there: Flask's habit, then PEP 3333's and mod_wsgi's
 _FACTORIES = ("create_app", "make_app")  # Flask's and Pyramid's habit
 _WRAPPED_NAMES = ("app", "application", "wsgi_app")  # what middleware calls the application inside
@@ -1087,8 +1089,10 @@ def default_file(folder: str) -> str:
     for path in (os.path.normpath(os.path.join(folder, name)) for name in names):
         if os.path.isfile(path):
             return path
-    place = os.path.abspath(folder)
-    raise DevserveError(f"no app.py and no wsgi.py in {place}; say what to serve: MODULE:NAME or FILE:NAME")
+    scripts = [name for name in _names_in(folder) if name.endswith(".py") and not name.startswith(_NO_APPLICATIONS)]
+    named = " or ".join(os.path.normpath(os.path.join(folder, name)) for name in scripts[:_SCRIPTS_NAMED])
+    remedy = f"say what to serve, such as {named}" if named else "say what to serve: MODULE:NAME or FILE:NAME"
+    raise DevserveError(f"no app.py and no wsgi.py in {os.path.abspath(folder)}; {remedy}")
 
 
 def _names_in(folder: str) -> list[str]:
@@ -7926,7 +7930,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except DevserveError as error:
         Terminal().error(str(error))
         return 2
-    return serve_command(lambda warn: configure(given, warn), notes)
+
+    def configured(warn: Callable[[str], None]) -> Config:
+        _mask_pin(given.get("pin", ""))
+        return configure(given, warn)
+
+    return serve_command(configured, notes)
 
 
 def _read_command(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -7963,6 +7972,27 @@ def _give_address(given: dict[str, Any], address: Mapping[str, str], word: str) 
             raise DevserveError(f"{word} names another {name} than --{name} {given[name]}; name one")
         given[name] = value
     return f"{word} is taken as {' '.join(f'--{name} {text}' for name, text in address.items())}"
+
+
+def _mask_pin(pin: str) -> None:
+    """Overwrite the PIN of the command line where other users read it, as `ps` does.
+
+    Linux shows them the memory that `main` was given, which the interpreter has copied long ago.  Elsewhere, and in
+    the moments before this, the PIN can be read: the help says what is better.
+    """
+    if not pin or sys.platform != "linux":
+        return
+    word = os.fsencode(pin)
+    with contextlib.suppress(OSError, ValueError):  # a system that forbids it, or has no /proc
+        with open("/proc/self/stat", "rb") as file:
+            start, end = map(int, file.read().rpartition(b")")[2].split()[45:47])  # arg_start, arg_end of proc(5)
+        with open("/proc/self/mem", "r+b", buffering=0) as memory:
+            memory.seek(start)
+            text = memory.read(end - start)
+            for flag in (b"\0--pin\0", b"\0--pin="):
+                if flag + word + b"\0" in text:
+                    memory.seek(start + text.index(flag + word) + len(flag))
+                    memory.write(b"*" * len(word))
 
 
 def _command_parser() -> argparse.ArgumentParser:

@@ -1476,6 +1476,9 @@ class FindingMistakes(FindingFolder):
 
     def test_nothing_to_serve_in_the_folder(self) -> None:
         self.refused("", "no app.py and no wsgi.py", str(self.folder))
+        for name in ("hello.py", "test_hello.py", "conftest.py", "notes.txt"):
+            self.write(name, "")
+        self.refused("", "such as hello.py")
         os.mkdir("empty")
         self.refused("./empty", "no app.py and no wsgi.py", "empty")
 
@@ -9437,6 +9440,21 @@ class CommandLineProcess(Folder):
                     except SystemExit as end:
                         ended = int(end.code or 0)
                 self.assertEqual(ended, status, screen.getvalue())
+
+    @unittest.skipUnless(sys.platform == "linux", "reads /proc")
+    def test_a_pin_on_the_command_line_is_not_in_the_process_list_also_after_a_reload(self) -> None:
+        hello = self.write(
+            "hello.py", "app = lambda environ, start_response: (start_response('200 OK', []), [b'old'])[1]"
+        )
+        with Served("hello", "--debug", "--pin", "correct-horse-9", cwd=self.folder) as served:
+            commands = pathlib.Path(f"/proc/{served.process.pid}/cmdline")
+            served.wait_for("The PIN is correct-horse-9|correct-horse-9")
+            self.assertNotIn("correct-horse-9", commands.read_text())
+            self.assertIn("--pin\0***", commands.read_text())
+            hello.write_text(hello.read_text().replace("old", "new"))
+            served.wait_for("reloaded in")
+            self.assertNotIn("correct-horse-9", commands.read_text())
+            self.assertEqual(served.get(), "new")
 
     def test_an_abbreviated_option_is_not_guessed_wrong(self) -> None:
         done = self.run_command("--no")
