@@ -846,6 +846,28 @@ def locals_of(frame: FrameType) -> dict[Any, Any]:
     return dict(values) if type(values) is type(sys._getframe().f_locals) else {}  # since Python 3.13 a proxy
 
 
+# -- a connection that the application took over
+
+SOCKET_KEY = "werkzeug.socket"  # in the environ of a request that asks to upgrade; WebSocket libraries look for it
+
+
+def is_taken_over(environ: Mapping[str, Any]) -> bool:
+    """Return whether the application has taken over the connection of a request, as it does for a WebSocket."""
+    return getattr(environ.get(SOCKET_KEY), "is_taken_over", False) is True
+
+
+def nobody_listens(error: BaseException, environ: Mapping[str, Any]) -> bool:
+    """Return whether an exception says no more than that the client has gone: nobody is there to be told.
+
+    WebSocket libraries end a handler by a ConnectionError, and so does a socket whose other end has gone.  That no
+    connection could be made is another matter.
+    """
+    if getattr(type(error), "nobody_listens", False):
+        return True
+    ends = isinstance(error, ConnectionError) or type(error).__name__ == "ConnectionClosed"
+    return ends and not isinstance(error, ConnectionRefusedError) and is_taken_over(environ)
+
+
 # =====================================================================================================================
 # 3. Terminal
 #
@@ -3748,7 +3770,7 @@ class _Exchange:
         return write(data)
 
     def check_started(self) -> None:
-        if not self.started:
+        if not self.started and not is_taken_over(self.environ):
             raise _NotWSGI("the application returned a response without having called start_response")
 
     def __iter__(self) -> Iterator[bytes]:
@@ -3782,7 +3804,7 @@ class _Exchange:
             return step()
         except BaseException as error:  # the debugger's broad catch: a view may raise anything
             ctrl_c = isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
-            if ctrl_c or self.sent or getattr(type(error), "nobody_listens", False):
+            if ctrl_c or self.sent or nobody_listens(error, self.environ):
                 raise
             self.tell(error)
             return None
@@ -4534,6 +4556,8 @@ class _Connection:
     def _run(self, head: _Head, environ: Environ, body: Optional[_Body]) -> None:
         """Call the application and send what it answers; whatever goes wrong, exactly one log line is written."""
         response = _Response(self, head, body)
+        if head.upgrades:
+            environ[SOCKET_KEY] = response.upgraded = _UpgradedSocket(self, partial(self._log_beginning, environ))
         try:
             response.run(self.server.app, environ)
         except _ClientGone:
@@ -4541,14 +4565,22 @@ class _Connection:
             response.answer_silence()
         except BaseException as error:  # noqa: BLE001 - whatever a view raises, SystemExit too, ends its request alone
             self.keep_alive = False
-            self.server.terminal.crash(error, f"{' '.join(self.line)} failed:")
+            if not nobody_listens(error, environ):
+                self.server.terminal.crash(error, f"{' '.join(self.line)} failed:")
             response.answer_failure()
         finally:
             self.ended = time.perf_counter()
-            self.is_stream = False
+            self.is_stream = response.is_taken_over
             if UNLOGGED not in environ:
                 seconds = self.ended - self.started
-                self.server.terminal.access(*self.line, response.status[:3] or "-", response.sent, seconds)
+                status, sent = response.outcome()
+                self.server.terminal.access(*self.line, status, sent, seconds)
+
+    def _log_beginning(self, environ: Environ, status: str) -> None:
+        """Write the first of two lines about a request whose end is not to be expected soon."""
+        if UNLOGGED not in environ:
+            now = time.perf_counter()
+            self.server.terminal.access(self.line[0], f"{self.line[1]} (begins)", status, 0, now - self.started)
 
     def _read_request(self) -> tuple[_Head, Environ, Optional[_Body]]:
         """Take one request's head off the connection; return it, its environ, and its body if it has one."""
@@ -4695,21 +4727,23 @@ class _Connection:
         self.started = self.started or time.perf_counter()  # from here on it is nothing to hand over
         try:
             if self.shaken and self.server.tls is not None:
-                self._close_tls()
+                self.close_tls()
             self.sock.shutdown(socket.SHUT_WR)  # a child of the application may hold a copy of the socket
             if self.input_left or self.buffer or self.readable(0):
                 self._linger()
         except (OSError, ValueError):
             pass  # it has gone
+        if self.is_stream:
+            self.cut()  # for threads of the application that still wait for the socket
         self.sock.close()
 
-    def _close_tls(self) -> None:
+    def close_tls(self) -> None:
         """Send close_notify (RFC 9112 section 9.8), without waiting for the client's."""
         self.sock.setblocking(False)
         try:
             self.sock.unwrap()  # type: ignore[attr-defined]
-        except OSError:
-            pass  # as a rule: the client's has not come yet
+        except (OSError, ValueError):
+            pass  # as a rule the client's has not come yet; or the end has been said before
 
     def _linger(self) -> None:
         """Read on until the client has understood that nothing more is coming (RFC 9112 section 9.6)."""
@@ -4738,12 +4772,20 @@ class _Connection:
         """Say whether a waiting connection can be handed over; one inside TLS cannot, and is closed cleanly."""
         if self.server.tls is None or not self.shaken:
             return True
-        self._close_tls()
+        self.close_tls()
         self.cut()
         return False
 
     def describe(self) -> str:
         return escape_controls(" ".join(self.line))
+
+    def hand_over(self) -> None:
+        """Leave the connection to the application, for a protocol of its own; a reload does not wait for its end."""
+        self.keep_alive = False
+        self.input_left = True
+        self.is_stream = True
+        self.sock.setblocking(False)
+        self.server.look_again()
 
 
 # -- a request's head
@@ -4771,6 +4813,7 @@ class _Head(NamedTuple):
     keep_alive: bool
     length: int  # of the body in bytes, or CHUNKED
     expects: bool  # the client waits for `100 Continue`
+    upgrades: bool  # the client asks for another protocol on this connection, as for a WebSocket
     environ: dict[str, str]  # what it gives to the environ
 
 
@@ -4791,6 +4834,7 @@ def _parse_head(raw: bytes) -> _Head:
         keep_alive=_wants_keep_alive(fields.get("HTTP_CONNECTION"), http11),
         length=length,
         expects=length != 0 and _expects(fields, http11),
+        upgrades=http11 and "HTTP_UPGRADE" in fields and "upgrade" in _options(fields.get("HTTP_CONNECTION", "")),
         environ={
             **fields,
             "REQUEST_METHOD": method,
@@ -4908,8 +4952,13 @@ def _wants_keep_alive(connection: Optional[str], http11: bool) -> bool:
     """Say whether the connection persists after the request (RFC 9112 section 9.3)."""
     if connection is None:
         return http11
-    options = [option.strip() for option in connection.lower().split(",")]
+    options = _options(connection)
     return "close" not in options and (http11 or "keep-alive" in options)
+
+
+def _options(connection: str) -> list[str]:
+    """Return the options of a Connection header (RFC 9110 section 7.6.1)."""
+    return [option.strip() for option in connection.lower().split(",")]
 
 
 def _expects(fields: dict[str, str], http11: bool) -> bool:
@@ -5175,6 +5224,11 @@ class _Response:
         self.body = body
         self.bodiless = head.line[0] == "HEAD"
         self.said = _NOTHING_SAID
+        self.upgraded: Optional[_UpgradedSocket] = None  # the connection, for an application that takes it over
+
+    @property
+    def is_taken_over(self) -> bool:
+        return self.upgraded is not None and self.upgraded.is_taken_over
 
     def run(self, app: WSGIApplication, environ: Environ) -> None:
         """Call the application and send its answer; its iterable is closed exactly once, whatever happens."""
@@ -5214,6 +5268,8 @@ class _Response:
         exc_info: Optional[OptExcInfo] = None,
     ) -> Callable[[bytes], None]:
         """PEP 3333's start_response.  What is no HTTP head is refused here, where the traceback shows who said it."""
+        if self.is_taken_over:  # WebSocket libraries return an empty response to please their framework
+            return self.write
         if exc_info:
             try:
                 if self.head_sent and exc_info[1] is not None:
@@ -5235,6 +5291,8 @@ class _Response:
 
     def write(self, data: bytes) -> None:
         """Send a piece of the body, and the head before the first one; the bytes are on the wire on return."""
+        if self.is_taken_over:
+            return None
         if not isinstance(data, bytes):
             raise TypeError(f"the application must yield bytes, not {type(data).__name__}: {data!r:.80}")
         if self.ended:
@@ -5313,6 +5371,8 @@ class _Response:
 
     def _finish(self) -> None:
         """End the body; one that is shorter than declared is cut, so that the client does not take it for whole."""
+        if self.is_taken_over:
+            return
         if not self.head_sent:
             if not self.status:
                 raise AssertionError("the application returned without calling start_response")
@@ -5350,6 +5410,12 @@ class _Response:
         else:
             self.sent += sent
 
+    def outcome(self) -> tuple[str, int]:
+        """Return status and number of bytes sent, for the log."""
+        if self.upgraded is not None and self.upgraded.is_taken_over:
+            return self.upgraded.status, self.upgraded.sent
+        return self.status[:3] or "-", self.sent
+
     # -- failures
 
     def answer_silence(self) -> None:
@@ -5359,7 +5425,9 @@ class _Response:
 
     def answer_failure(self) -> None:
         """Answer for an application that failed; once its headers are out, the cut connection is the answer."""
-        if not self.head_sent:
+        if self.is_taken_over:
+            pass  # what is said on the connection is the application's
+        elif not self.head_sent:
             self._replace("500 Internal Server Error", b"Internal Server Error\n")
         elif self.length < 0 and not self.chunked:  # for HTTP/1.0, the end of the connection would be the body's
             self.connection.abort()
@@ -5384,6 +5452,133 @@ def _file_pieces(file: Any, count: int) -> Iterator[bytes]:
             return
         count -= len(piece)
         yield piece
+
+
+# -- a connection that has become the application's
+
+
+class _UpgradedSocket:
+    """The connection of a request that asks to upgrade, for the application that speaks another protocol on it.
+
+    It is used like the socket that Werkzeug gives, plain or TLS: blocking, without our timeouts.  The application has
+    taken the connection over once it receives or sends: then nothing else is written, and the connection ends when the
+    application returns.  An application that only answers the request has not.
+
+    Any thread may call anything; what one thread sends arrives in one piece.  Before Python 3.13, OpenSSL must not
+    read and write in two threads at once; so the socket itself never blocks, and who waits for it holds no lock that
+    others need.  A reload ends the connection by `_Connection.cut`: `recv` then returns nothing, and sending raises
+    BrokenPipeError.
+    """
+
+    def __init__(self, connection: _Connection, began: Callable[[str], None]) -> None:
+        self.is_taken_over = False
+        self.status = "-"  # of the application's answer to the handshake, for the log
+        self.sent = 0  # bytes
+        self._connection = connection
+        self._began = began  # is called with the status before the first byte is sent
+        self._timeout: Optional[float] = None
+        self._sending = threading.Lock()  # held for a whole message
+        self._calling = threading.Lock()  # held for each call of the socket
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection.sock, name)
+
+    def take_over(self) -> None:
+        """Make the connection the application's."""
+        if not self.is_taken_over:
+            self.is_taken_over = True
+            self._connection.hand_over()
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """Return up to `size` bytes, and nothing when the client has ended the connection."""
+        self.take_over()
+        data = self._connection.buffer[:size]  # sent together with the request's head
+        if not data:
+            return self._call("recv", size, flags, writing=False)  # type: ignore[no-any-return]
+        if not flags & socket.MSG_PEEK:
+            self._connection.buffer = self._connection.buffer[size:]
+        return data
+
+    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
+        view = memoryview(buffer).cast("B")
+        data = self.recv(size or len(view), flags)
+        view[: len(data)] = data
+        return len(data)
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        """Send all of `data`: libraries that write to a blocking socket do not look at what is returned."""
+        self.sendall(data, flags)
+        return memoryview(data).nbytes
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        self.take_over()
+        with self._sending:
+            view = memoryview(data).cast("B")
+            if not self.sent:
+                begin = bytes(view[:12])
+                self.status = begin[9:].decode("latin-1") if begin.startswith(b"HTTP/1.") else "-"
+                self._began(self.status)
+            while view:
+                count = self._call("send", view, flags, writing=True)
+                self.sent += count
+                view = view[count:]
+
+    def _call(self, method: str, *args: Any, writing: bool) -> Any:
+        """Return what a method of the socket returns, called anew each time that the socket is ready for it."""
+        sock = self._connection.sock
+        while True:
+            try:
+                with self._calling:
+                    return getattr(sock, method)(*args)
+            except OSError as error:
+                if not _would_block(error) or self._timeout == 0:
+                    raise
+                writing = _waits_to_write(error, writing)
+            if not _wait(sock, self._timeout, writing=writing):
+                raise socket.timeout("timed out")
+
+    def settimeout(self, seconds: Optional[float]) -> None:
+        self._timeout = seconds
+
+    def gettimeout(self) -> Optional[float]:
+        return self._timeout
+
+    def setblocking(self, flag: bool) -> None:
+        self._timeout = None if flag else 0.0
+
+    makefile: Any = socket.socket.makefile
+
+    def shutdown(self, how: int) -> None:
+        """Shut down the connection, after TLS's own farewell."""
+        if self._connection.server.tls is not None:
+            with self._calling:
+                self._connection.close_tls()
+        self._connection.sock.shutdown(how)
+
+    def close(self) -> None:
+        """End the connection for both sides; its descriptor is closed when the application has returned."""
+        with contextlib.suppress(OSError):
+            self.shutdown(socket.SHUT_RDWR)
+
+
+def _would_block(error: OSError) -> bool:
+    """Return whether a call failed only because a socket was not ready; `ssl` is not imported for plain HTTP."""
+    return isinstance(error, BlockingIOError) or type(error).__name__ in ("SSLWantReadError", "SSLWantWriteError")
+
+
+def _waits_to_write(error: OSError, writing: bool) -> bool:
+    """Return for what a call that was not ready waits: TLS may have to read in order to write, and the reverse."""
+    return writing if isinstance(error, BlockingIOError) else type(error).__name__ == "SSLWantWriteError"
+
+
+def _wait(sock: socket.socket, seconds: Optional[float], *, writing: bool) -> bool:
+    """Return whether a socket is ready within so many seconds."""
+    if sys.platform == "win32" or not _CAN_CATCH:
+        reading, writable = ([], [sock]) if writing else ([sock], [])
+        return any(select.select(reading, writable, [], seconds))
+    poller = select.poll()
+    poller.register(sock, select.POLLOUT if writing else select.POLLIN)
+    return bool(poller.poll(None if seconds is None else max(0, seconds) * 1000))
 
 
 class _ResponseHead(NamedTuple):

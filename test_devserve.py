@@ -7171,6 +7171,269 @@ class ServerTls(ServerCase):
         self.assertNotIn("Traceback", self.log)
 
 
+class ServerWebSockets(ServerCase):
+    """A request that asks to upgrade finds its socket in the environ, and the connection becomes the application's."""
+
+    UPGRADE = (
+        b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
+
+    def serve_each(self, app: App) -> Iterator[Any]:
+        """Serve `app` plain and over TLS, with and without the debugger; yield what makes a connection's context."""
+        pem = str(self.write("cert.pem", CERTIFICATE))
+        for debugger in (False, True):
+            for cert in ("", pem):
+                with self.subTest(debugger=debugger, tls=bool(cert)):
+                    self.serve(app, cert=cert)
+                    if debugger:
+                        self.put_debugger_before(app)
+                    yield ssl.create_default_context(cafile=cert) if cert else None
+
+    def put_debugger_before(self, app: App) -> None:
+        guard = devserve.Guard.fresh()
+        self.server.app = devserve.DebuggedApplication(app, guard=guard, terminal=self.server.terminal)
+
+    def echo_bytes(self, environ: dict[str, Any], start_response: App) -> list[bytes]:
+        """Speak a protocol of its own: what comes is sent back, until the client ends or says b"bye"."""
+        sock = environ["werkzeug.socket"]
+        sock.sendall(self.SWITCH)
+        for data in iter(lambda: sock.recv(65536), b""):
+            sock.send(data)
+            if data == b"bye":
+                break
+        return []
+
+    def check_log(self, status: str = "101") -> None:
+        lines = self.lines(2)
+        self.assertEqual([line[:3] for line in lines], [("GET", "/ws (begins)", status), ("GET", "/ws", status)])
+        self.assertNotIn("Traceback", self.log)
+
+    def test_an_application_speaks_a_protocol_of_its_own(self) -> None:
+        self.patch("_BODY_TIMEOUT", 0.1)
+        for context in self.serve_each(self.echo_bytes):
+            wire = self.wire(self.UPGRADE, context=context)
+            self.assertEqual((wire.head().status, wire.send(b"one").exactly(3)), (101, b"one"))
+            time.sleep(0.3)  # longer than HTTP's timeout
+            big = bytes(range(256)) * 400
+            for _ in range(20):
+                self.assertTrue(wire.send(big).exactly(len(big)) == big)
+            self.assertEqual(wire.send(b"bye").rest(), b"bye")
+            self.check_log()
+
+    def test_what_came_with_the_head_is_received_first(self) -> None:
+        self.serve(self.echo_bytes)
+        wire = self.wire(self.UPGRADE + b"early")
+        wire.head()
+        self.assertEqual(wire.exactly(5), b"early")
+
+    def test_an_answer_to_the_request_is_plain_http(self) -> None:
+        for context in self.serve_each(answering([b"no"], status="426 Upgrade Required")):
+            wire = self.wire(self.UPGRADE, self.UPGRADE, context=context)
+            self.assertEqual([wire.answer().body for _ in range(2)], [b"no", b"no"])
+            self.assertEqual(wire.send(GET).answer().status, 426)
+            self.assertEqual([line[2] for line in self.lines(3)], ["426"] * 3)
+
+    def test_a_request_that_does_not_ask_has_no_socket(self) -> None:
+        self.serve(lambda e, sr: hello(e, sr) and [str("werkzeug.socket" in e).encode()])
+        for request, there in (
+            (GET, b"False"),
+            (self.UPGRADE, b"True"),
+            (self.UPGRADE.replace(b", Upgrade", b""), b"False"),
+            (self.UPGRADE.replace(b"Upgrade: websocket\r\n", b""), b"False"),
+            (self.UPGRADE.replace(b"HTTP/1.1", b"HTTP/1.0"), b"False"),
+        ):
+            self.assertEqual(self.ask(request).body, there, request)
+
+    def test_however_the_application_ends_nothing_is_added(self) -> None:
+        def answer_too(environ: dict[str, Any], start_response: App) -> Iterator[bytes]:
+            start_response("200 OK", [("Content-Type", "text/html")])
+            yield b"an answer"
+
+        def end_quietly(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            raise ConnectionError
+
+        def lose_the_client(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+        ends: list[App] = [hello, answer_too, end_quietly, lose_the_client, lambda environ, start_response: []]
+        for end in ends:
+
+            def app(environ: dict[str, Any], start_response: App, end: App = end) -> Any:
+                environ["werkzeug.socket"].sendall(self.SWITCH + b"bye")
+                return end(environ, start_response)
+
+            for context in self.serve_each(app):
+                wire = self.wire(self.UPGRADE, context=context)
+                self.assertEqual((wire.head().status, wire.rest()), (101, b"bye"))
+                self.check_log()
+
+    def test_a_failure_of_the_application_is_told_on_the_terminal(self) -> None:
+        def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            environ["werkzeug.socket"].sendall(self.SWITCH)
+            socket.create_connection(("127.0.0.1", 1)).close()
+            return []
+
+        for context in self.serve_each(app):
+            wire = self.wire(self.UPGRADE, context=context)
+            self.assertEqual((wire.head().status, wire.rest()), (101, b""))
+            self.assertEqual(len(self.lines(2)), 2)
+            self.assertEqual(self.log.count("Traceback"), 1, self.log)
+            self.assertIn("ConnectionRefusedError", self.log)
+
+    def test_the_socket_does_what_libraries_ask_of_it(self) -> None:
+        def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            sock = environ["werkzeug.socket"]
+            sock.settimeout(0.05)
+            self.assertEqual((sock.gettimeout(), sock.getpeername()[0]), (0.05, "127.0.0.1"))
+            self.assertFalse(sock.is_taken_over)
+            with self.assertRaises(socket.timeout):
+                sock.recv(1)
+            sock.setblocking(False)
+            with self.assertRaises(OSError):
+                sock.recv(1)
+            sock.setblocking(True)
+            with sock.makefile("rwb") as file:
+                file.write(self.SWITCH + b"go")
+                file.flush()
+                line = file.readline()
+            buffer = bytearray(10)
+            count = sock.recv_into(buffer)
+            sock.sendall(memoryview(line + buffer[:count]))
+            sock.close()
+            with self.assertRaises(OSError):
+                sock.sendall(b"more")
+            return []
+
+        for context in self.serve_each(app):
+            wire = self.wire(self.UPGRADE, context=context)
+            wire.head()
+            self.assertEqual(wire.exactly(2), b"go")
+            wire.send(b"a line\n", b"more", pause=0.1)
+            self.assertEqual(wire.rest(), b"a line\nmore")
+            self.check_log()
+
+    def test_one_thread_sends_while_another_receives(self) -> None:
+        """Over TLS too, where OpenSSL itself would not bear it; and no message is torn apart."""
+
+        def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            sock = environ["werkzeug.socket"]
+            sock.sendall(self.SWITCH)
+            senders = [
+                threading.Thread(target=lambda n=n: [sock.send(b"%d" % n * 50_000) for _ in range(20)])
+                for n in range(3)
+            ]
+            for sender in senders:
+                sender.start()
+            received = 0
+            while received < 3_000_000:
+                received += len(sock.recv(65536))
+            for sender in senders:
+                sender.join()
+            return []
+
+        for context in self.serve_each(app):
+            wire = self.wire(self.UPGRADE, context=context)
+            wire.head()
+            messages: collections.Counter[bytes] = collections.Counter()
+            for _ in range(3):
+                wire.send(b"x" * 1_000_000)
+                messages.update(wire.exactly(50_000) for _ in range(20))
+            self.assertEqual(messages, {b"%d" % n * 50_000: 20 for n in range(3)})
+
+    def test_a_reload_closes_it_at_once_and_waits_for_nothing(self) -> None:
+        for context in self.serve_each(self.echo_bytes):
+            wire = self.wire(self.UPGRADE, context=context)
+            wire.head()
+            self.assertEqual(wire.send(b"one").exactly(3), b"one")
+            began = time.monotonic()
+            self.assertEqual(self.server.close_gate(DEADLINE), [])
+            self.assertLess(time.monotonic() - began, DEADLINE / 2)
+            with contextlib.suppress(OSError):
+                self.assertEqual(wire.rest(), b"")
+            self.check_log()
+            self.server.open_gate()
+
+    @needs("simple_websocket")
+    @needs("websocket")
+    @needs("websockets")
+    def test_clients_talk_to_a_library_for_wsgi(self) -> None:
+        import simple_websocket
+        import websocket
+        from websockets.sync.client import connect
+
+        def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            ws = simple_websocket.Server.accept(environ, ping_interval=0.1)
+            while True:  # until ConnectionClosed, as in its documentation but for the `except`
+                ws.send(ws.receive())
+
+        for context in self.serve_each(app):
+            url = f"{'wss' if context else 'ws'}://localhost:{self.server.server_port}/ws"
+            theirs = websocket.create_connection(url, timeout=DEADLINE, sslopt={"context": context} if context else {})
+            for text in ("one", "x" * 1_000_000):
+                theirs.send(text)
+                self.assertTrue(theirs.recv() == text)
+            theirs.close()
+            self.check_log()
+            with connect(url, ssl=context) as others:
+                others.send(b"two")
+                self.assertEqual(others.recv(), b"two")
+                time.sleep(0.3)  # a few pings
+                others.send("three")
+                self.assertEqual(others.recv(), "three")
+            self.lines(4)
+            self.assertNotIn("Traceback", self.log)
+
+    @needs("flask_sock")
+    @needs("websocket")
+    def test_a_view_of_flask_sock_ends_the_websocket(self) -> None:
+        import flask
+        import flask_sock
+        import websocket
+
+        flask_app = flask.Flask("websockets")
+        sock = flask_sock.Sock(flask_app)
+
+        @sock.route("/ws")
+        def view(ws: Any) -> None:
+            ws.send(ws.receive())
+            ws.close(4000, "enough")
+
+        for context in self.serve_each(flask_app):
+            url = f"{'wss' if context else 'ws'}://localhost:{self.server.server_port}/ws"
+            client = websocket.create_connection(url, timeout=DEADLINE, sslopt={"context": context} if context else {})
+            client.send("one")
+            self.assertEqual(client.recv(), "one")
+            opcode, data = client.recv_data()
+            self.assertEqual((opcode, data), (websocket.ABNF.OPCODE_CLOSE, b"\x0f\xa0enough"))
+            client.close()
+            self.check_log()
+
+    @needs("socketio")
+    @needs("websocket")
+    @needs("requests")
+    def test_socketio_connects_by_every_transport(self) -> None:
+        import socketio
+
+        server = socketio.Server(async_mode="threading")
+        server.on("ask", lambda sid, number: {"got": number})
+        for debugger in (False, True):
+            for transports in (["polling"], ["websocket"], ["polling", "websocket"]):
+                with self.subTest(debugger=debugger, transports=transports):
+                    app = socketio.WSGIApp(server, hello)
+                    self.serve(app)
+                    if debugger:
+                        self.put_debugger_before(app)
+                    client = socketio.Client()
+                    client.connect(f"http://127.0.0.1:{self.server.server_port}", transports=transports)
+                    self.assertEqual(client.call("ask", 5, timeout=DEADLINE), {"got": 5})
+                    self.assertEqual(client.transport(), transports[-1])
+                    client.disconnect()
+                    eventually(lambda: not any(c.started for c in self.server.connections), "all requests end")
+                    self.assertNotIn("Traceback", self.log)
+
+
 class ServerUnderFuzz(ServerCase):
     """Random requests: whatever comes, an HTTP answer or nothing, at once, and no traceback."""
 
