@@ -949,6 +949,8 @@ class Terminal:
         if now != self._clock[0]:
             self._clock = (now, time.strftime("%H:%M:%S", time.localtime(now)))
         tenths = round(seconds * 10_000)  # of a millisecond; formatting a float costs more than the rest of the line
+        if "/unlock?" in target:  # the debugger's link: logs are pasted into issues, and its token opens the console
+            target = re.sub(r"(/unlock\?).*", r"\1token=…", target)
         line = f"{self._clock[1]} {method} {escape_controls(target)} {status} {size} {tenths // 10}.{tenths % 10}ms"
         self._gathered.append(self.colour(line, _STATUS_COLORS.get(status[:1], "")) if self.coloured else line)
         if self._in_burst:
@@ -3168,11 +3170,21 @@ class Console:
 
     def complete(self, code: str) -> tuple[int, list[str]]:
         """Return where the word before the caret begins, and what it may become.  No property is run."""
-        word = re.search(r"(?:[^\W\d]\w*\.)*\w*$", code)
-        path, start = (word.group().split("."), word.start()) if word else ([""], len(code))
+        path = _word_before(code).split(".")
+        start = len(code) - len(".".join(path))
         names = _names_below(self.namespace, path[:-1])
         found = sorted(name for name in map(str, names) if name.startswith(path[-1]) and (path[-1] or name[:1] != "_"))
         return start, [".".join([*path[:-1], name]) for name in found[:_COMPLETIONS_LIMIT]]
+
+
+def _word_before(code: str) -> str:
+    """Return the dotted name at the end of `code`, looking back from there: what comes before may be a megabyte."""
+    start = len(code)
+    while start and (code[start - 1].isalnum() or code[start - 1] in "_."):
+        start -= 1
+    names = code[start:].split(".")
+    first = next((n for n in range(len(names) - 1, 0, -1) if not names[n - 1].isidentifier()), 0)
+    return ".".join(names[first:])
 
 
 def _compile_statements(code: str) -> Optional[list[tuple[CodeType, bool]]]:
@@ -3373,30 +3385,59 @@ class FrameShelf:
 # =====================================================================================================================
 # 8. Guard
 #
-# Who may use the console, which is to say: run any code as the person at the keyboard.  Decisions only; what is
-# answered is written elsewhere.  May know the configuration (1).  The rules, and the way in that each closes:
+# Decides who may use the console, which is to say: run any code as the person at the keyboard.  It makes decisions
+# only; what is answered is written elsewhere.  May know the configuration (1).
+#
+# The rules for a request that acts (POST), and the way in that each closes:
 #
 # | rule                                                  | closes                                                    |
 # |-------------------------------------------------------|-----------------------------------------------------------|
 # | Host is loopback, the bound one, or --trusted-host    | DNS rebinding; X-Forwarded-Host and the like are not read |
 # | POST only                                             | images, links, forms by GET, prefetching                  |
-# | Origin equals Host; without one, Sec-Fetch-Site says  | forms and scripts of other sites and other ports          |
-# |   same-origin; and it never says anything else        |                                                           |
+# | Origin equals Host, or is named by --trusted-host;    | forms and scripts of other sites and other ports          |
+# |   without one, Sec-Fetch-Site says same-origin; and   |                                                           |
+# |   it never says anything else                         |                                                           |
 # | Content-Type is application/json                      | forms, text/plain: what a browser sends without preflight |
 # | X-Devserve-Secret is the process's secret             | whoever has not read one of our pages, CORS preflights    |
 # | the cookie, for what runs code                        | whoever has read a page, but neither PIN nor link         |
+# | X-Devserve-Key, beside a browser's cookie             | servers on other ports, whom browsers send our cookie     |
 # | ten wrong PINs and it is shut until a restart         | guessing, also in parallel and across reloads             |
+# | PIN off holds for clients of this machine only        | everybody on the network of `--host 0.0.0.0`              |
 #
-# The PIN (30 bits) is for typing, the token (128 bits) for the link on the terminal, which works even when the PIN is
-# shut, since it cannot be guessed.  The cookie cannot be computed from the PIN, is HttpOnly, SameSite=Strict and named
-# by the port, since browsers send the cookies of one port to every other.  All of these survive a reload, none is in
-# a page; the secret is, but only when the page's Host is trusted.
+# The rules for what is read (GET), whatever its form:
+#
+# | rule                                                  | closes                                                    |
+# |-------------------------------------------------------|-----------------------------------------------------------|
+# | a Host that is a name is loopback, bound, or trusted; | a rebound name that reads source and values; an address   |
+# |   an address may be any                               |   is what it says, nobody can rebind it                   |
+# | the secret is only in a document: Sec-Fetch-Dest says | script in the application's own page: fetch, XHR, iframe, |
+# |   so, or is not there, and Host is trusted            |   object, service worker                                  |
+# | Cross-Origin-Opener-Policy is same-origin             | the same script by window.open                            |
+# | a crash's page under its address: the same, and the   | whoever was not shown the link                            |
+# |   address (64 random bits) cannot be guessed          |                                                           |
+# | the list and the last crash: the browser is unlocked, | others on the network, and behind a tunnel, to whom the   |
+# |   or the client is on this machine, not behind a proxy|   crashes of other people are not told                    |
+# | all stacks: unlocked                                  | everybody else                                            |
+#
+# Invariants.  The PIN (30 bits) is for typing; the token (128 bits) is for the link on the terminal, which works even
+# when the PIN is shut, since it cannot be guessed.  Cookie and key are made from the token, and neither from the other
+# nor from the PIN.  The cookie is HttpOnly, SameSite=Strict, limited to our own paths and named by the port, since
+# browsers send the cookies of one port to every other; the key lies in localStorage, which does know the port, but
+# which script in the application's page can read.  So each is worth nothing alone.  A program that is no browser sends
+# its cookies to nobody else, and is given one that needs no key.  All of these survive a reload unless another PIN was
+# configured; none is in a page or in the log.  The secret is in pages, under the rules above.  On plain HTTP to an
+# address that is not loopback, browsers send no Sec-Fetch-Dest and heed no opener policy: there, script in the
+# application's own page is as mighty as the page.
+#
+# Doors: Guard, Refusal, check_pin, without_our_cookies, COOKIE_PREFIX.  Read first: Guard.refuses, Guard.knows,
+# Guard.refuses_reading, Guard.try_pin.
 # =====================================================================================================================
 
 _PIN_DIGITS = 9  # read off the terminal and typed once; ten guesses find it once in a hundred million times
 _PIN_FAILURES = 10  # wrong PINs until it is shut
 _PIN_OFF = "off"
 COOKIE_PREFIX = "devserve_"  # the port follows
+_PROXY_HEADERS = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_X_FORWARDED_HOST", "HTTP_VIA")
 
 
 class Refusal(NamedTuple):
@@ -3408,53 +3449,112 @@ class Refusal(NamedTuple):
 
 
 class Guard:
-    """Holds what opens the console, and says who may.  Its count of guesses holds over threads and reloads."""
+    """Holds what opens the console, and says who may.  Any thread may ask; guesses are counted under a lock."""
 
-    def __init__(
-        self, pin: str, secret: str, token: str, port: int, trusted_hosts: Iterable[str] = (), failures: int = 0
-    ) -> None:
+    def __init__(self, pin: str, secret: str, token: str, port: int = 0, *, configured: str = "") -> None:
         self.pin = pin
         self.secret = secret
         self.token = token
         self.port = port
-        self.trusted_hosts = frozenset(_host_name(host) or host.lower() for host in trusted_hosts)
-        self.failures = failures
+        self.configured = configured  # the PIN that the person chose, "" when it was made here
+        self.is_new = True  # since no earlier process has said how the console is opened
+        self.trusted_hosts: frozenset[str] = frozenset()  # names and addresses of Hosts, loopback's apart
+        self.trusted_origins: frozenset[str] = (
+            frozenset()
+        )  # the same with their ports, but without what was only bound
+        self.failures = 0
         self.lock = threading.Lock()
 
     @classmethod
-    def fresh(cls, pin: str = "", port: int = 0, trusted_hosts: Iterable[str] = ()) -> Guard:
+    def fresh(
+        cls, pin: str = "", port: int = 0, trusted_hosts: Iterable[str] = (), bound_hosts: Iterable[str] = ()
+    ) -> Guard:
         """Return a guard with new words; `pin` "" makes a random one, "off" asks for none.  Raises DevserveError."""
         check_pin(pin)
         number = int.from_bytes(os.urandom(8), "big") % 10**_PIN_DIGITS
         digits = f"{number:0{_PIN_DIGITS}d}"
         made = "-".join(digits[n : n + 3] for n in range(0, _PIN_DIGITS, 3))
-        return cls(pin or made, os.urandom(16).hex(), os.urandom(16).hex(), port, trusted_hosts)
+        guard = cls(pin or made, os.urandom(16).hex(), os.urandom(16).hex(), port, configured=pin)
+        guard.trust(trusted_hosts, bound_hosts)
+        return guard
 
     @classmethod
-    def recall(cls, notes: Mapping[str, str], port: int = 0, trusted_hosts: Iterable[str] = ()) -> Guard:
-        """Return the guard that `remember` wrote down; a fresh one when the notes hold none."""
-        try:
-            pin, secret, token = notes["pin"], notes["secret"], notes["token"]
-            return cls(pin, secret, token, port, trusted_hosts, int(notes["failures"]))
-        except (KeyError, ValueError):
-            return cls.fresh("", port, trusted_hosts)
+    def recall(
+        cls,
+        notes: Mapping[str, str],
+        pin: str = "",
+        port: int = 0,
+        trusted_hosts: Iterable[str] = (),
+        bound_hosts: Iterable[str] = (),
+    ) -> Guard:
+        """Return the guard that `remember` wrote down; a fresh one when there is none, or `pin` was another then."""
+        guard = cls.fresh(pin, port, trusted_hosts, bound_hosts)
+        if notes.get("configured") == pin and {"pin", "secret", "token"} <= notes.keys():
+            guard.pin, guard.secret, guard.token = notes["pin"], notes["secret"], notes["token"]
+            guard.failures = int(notes.get("failures", _PIN_FAILURES))
+            guard.is_new = False
+        return guard
 
     def remember(self) -> dict[str, str]:
-        """Return what must survive a reload: open pages stay unlocked, and guesses stay counted."""
-        return {"pin": self.pin, "secret": self.secret, "token": self.token, "failures": str(self.failures)}
+        """Return what must survive a reload: open pages stay unlocked, and guesses stay counted.
+
+        Guesses can only be counted to the end once no request is answered any more: ask when the gate is closed.
+        """
+        words = {"pin": self.pin, "configured": self.configured, "secret": self.secret, "token": self.token}
+        return {**words, "failures": str(self.failures)}
+
+    def trust(self, trusted_hosts: Iterable[str], bound_hosts: Iterable[str] = ()) -> None:
+        """Trust Hosts that the person named, and those that the server is bound to."""
+        named = [host.lower() for host in trusted_hosts]
+        self.trusted_hosts = frozenset(_host_name(host) or host for host in [*named, *bound_hosts])
+        self.trusted_origins = frozenset(named)
 
     def greeting(self, url: str) -> str:
         """Return the line for the terminal that says how to open the console."""
         if self.pin == _PIN_OFF:
-            return "the debugger asks for no PIN"
+            return "the debugger asks for no PIN, and opens its console to clients on this machine only"
         link = "" if url.startswith("unix:") else f", or open {self.unlock_url(url)}"  # no browser opens a socket file
         return f"the debugger's PIN is {self.pin}{link}"
+
+    def must_greet(self) -> bool:
+        """Return whether the terminal is to be told after a reload, too, how the console is opened."""
+        return self.is_new or self.pin == _PIN_OFF
 
     def unlock_url(self, base: str) -> str:
         """Return the link that opens the console in the browser that follows it."""
         return f"{base.rstrip('/')}/__devserve__/unlock?token={self.token}"
 
-    # -- decisions
+    # -- decisions about reading
+
+    def refuses_reading(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
+        """Say no to a Host that is a name which could have been rebound: its page would read source and values."""
+        host = str(environ.get("HTTP_HOST", ""))
+        name = _host_name(host)
+        if not host or (name is not None and _is_address(name)):  # every browser sends a Host
+            return None
+        return self.refuses_host(environ)
+
+    def refuses_script(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
+        """Say no to whatever a browser does not show as a document of its own."""
+        if environ.get("HTTP_SEC_FETCH_DEST", "document") == "document":
+            return None
+        return Refusal("script", "This is shown in a browser's own tab only.", "Open the address there.")
+
+    def refuses_list(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
+        """Say no to a client elsewhere, unless it has been unlocked: it would read of other people's crashes."""
+        refusal = self.refuses_reading(environ) or self.refuses_script(environ)
+        if refusal or _is_local(environ) or self.has_cookie(environ):
+            return refusal
+        return Refusal("cookie", "Crashes are listed on this machine only.", "Unlock this browser with the PIN first.")
+
+    def refuses_stacks(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
+        """Say no to a browser that has not been unlocked."""
+        refusal = self.refuses_host(environ) or self.refuses_script(environ)
+        if refusal or self.has_cookie(environ):
+            return refusal
+        return Refusal("cookie", "This browser has not been unlocked.", "Follow the link that the terminal shows.")
+
+    # -- decisions about acting
 
     def refuses_host(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
         """Say no to a Host that another site's name could have led here."""
@@ -3467,18 +3567,43 @@ class Guard:
                 "host", "The request names no valid host.", "Open the page as http://localhost and its port."
             )
         remedy = f"Open the page as http://localhost and its port, or start devserve with --trusted-host {name}."
-        return Refusal("host", f"The console trusts the host {name} only when it is told to.", remedy)
+        return Refusal("host", f"The debugger trusts the host {name} only when it is told to.", remedy)
 
     def refuses(self, environ: Mapping[str, Any], *, cookie: bool) -> Optional[Refusal]:
         """Say no to any request that our own page, in an unlocked browser if `cookie`, would not have sent."""
         return (
             self.refuses_host(environ)
             or _refuses_method(environ)
-            or _refuses_origin(environ)
+            or self._refuses_origin(environ)
             or _refuses_type(environ)
             or self._refuses_secret(environ)
             or (self._refuses_cookie(environ) if cookie else None)
         )
+
+    def _refuses_origin(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
+        """Say no to what another site's page sends.
+
+        Browsers send Origin with every POST; only one that hides it may leave it out, and must then say same-origin in
+        Sec-Fetch-Site.  Schemes are not compared: a proxy may speak TLS before us, and two cannot share one port.  A
+        proxy may also have changed Host, by which our own page looks like another's: the person can say so.
+        """
+        origin, site = environ.get("HTTP_ORIGIN"), environ.get("HTTP_SEC_FETCH_SITE")
+        host = str(environ.get("HTTP_HOST", "")).lower()
+        scheme, _, authority = str(origin).lower().partition("://")
+        is_web = scheme in ("http", "https")
+        if site in (None, "same-origin"):
+            if (origin is None and site) or (is_web and (authority == host or self._trusts_origin(authority))):
+                return None
+            if is_web and _host_name(authority):
+                return _refuse_changed_host(authority, host)
+        reason = "The request comes from the page of another site."
+        return Refusal("origin", reason, "Use the console on devserve's page.")
+
+    def _trusts_origin(self, authority: str) -> bool:
+        """Return whether the person named this origin; loopback's many ports must each be named with the port."""
+        name = _host_name(authority)
+        by_name = name in self.trusted_origins and not _is_loopback(name or "")
+        return name is not None and (by_name or authority in self.trusted_origins)
 
     def _refuses_secret(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
         if _equals_in_constant_time(str(environ.get("HTTP_X_DEVSERVE_SECRET", "")), self.secret):
@@ -3488,36 +3613,46 @@ class Guard:
     def _refuses_cookie(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
         if self.knows(environ):
             return None
-        return self.shut() or Refusal(
+        return self.shut(environ) or Refusal(
             "cookie", "This browser has not been unlocked.", "Enter the PIN from the terminal."
         )
 
     def knows(self, environ: Mapping[str, Any]) -> bool:
-        """Tell whether the browser has been unlocked."""
-        name, expected = self.cookie_name(environ), self.cookie_value()
-        pairs = (pair.strip().partition("=") for pair in str(environ.get("HTTP_COOKIE", "")).split(";"))
-        sent = [value for key, _, value in pairs if key == name]
-        return self.pin == _PIN_OFF or any(_equals_in_constant_time(value, expected) for value in sent)
+        """Return whether the client has been unlocked: a program by its cookie, a browser by cookie and key."""
+        key = str(environ.get("HTTP_X_DEVSERVE_KEY", ""))
+        return (
+            (self.pin == _PIN_OFF and _is_local(environ))
+            or self._sends_cookie(environ, "program")
+            or (self._sends_cookie(environ, "browser") and _equals_in_constant_time(key, self.key()))
+        )
 
-    def shut(self) -> Optional[Refusal]:
-        """Say no when the PIN has been wrong too often."""
+    def has_cookie(self, environ: Mapping[str, Any]) -> bool:
+        """Return whether the client has been unlocked as far as a request for a document, without a key, can show."""
+        return self.knows(environ) or self._sends_cookie(environ, "browser")
+
+    def shut(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
+        """Say no when no PIN opens the console: it has been wrong too often, or there is none."""
+        if self.pin == _PIN_OFF and not _is_local(environ):
+            return Refusal("shut", "The PIN is off, for clients on this machine only.", "Start devserve with a PIN.")
         if self.failures < _PIN_FAILURES:
             return None
         remedy = "Open the link that the terminal shows beside the PIN, or start devserve again."
         return Refusal("shut", f"The PIN was wrong {_PIN_FAILURES} times and is taken no more.", remedy)
 
-    def try_pin(self, guess: str) -> Optional[Refusal]:
+    def try_pin(self, guess: str, environ: Mapping[str, Any]) -> Optional[Refusal]:
         """Return None when the guess is right.  Counts a wrong one before anybody else may guess."""
         with self.lock:
-            if self.shut() or self.pin == _PIN_OFF:
-                return self.shut()
+            refusal = self.shut(environ)
+            if refusal or self.pin == _PIN_OFF:
+                return refusal
             if _equals_in_constant_time(_plain_pin(guess), _plain_pin(self.pin)):
                 self.failures = 0
                 return None
             self.failures += 1
         left = _PIN_FAILURES - self.failures
         attempts = "attempt is" if left == 1 else "attempts are"
-        return self.shut() or Refusal("pin", f"The PIN is wrong; {left} {attempts} left.", "It is on the terminal.")
+        reason = f"The PIN is wrong; {left} {attempts} left."
+        return self.shut(environ) or Refusal("pin", reason, "It is on the terminal.")
 
     def refuses_link(self, environ: Mapping[str, Any], token: str) -> Optional[Refusal]:
         """Say no unless the link of the terminal was followed."""
@@ -3528,22 +3663,40 @@ class Guard:
             "token", "This link is from another start of devserve.", "Take the one that the terminal shows."
         )
 
-    # -- the cookie
+    # -- cookie and key
 
     def cookie(self, environ: Mapping[str, Any]) -> str:
-        """Return the Set-Cookie that unlocks a browser until it is closed."""
+        """Return the Set-Cookie that unlocks a client until it is closed.
+
+        It names no path, and so holds for the folder of the address that sets it, as the client sees it: ours, even
+        where a proxy has taken away the beginning.
+        """
         secure = "; Secure" if environ.get("wsgi.url_scheme") == "https" else ""
-        return f"{self.cookie_name(environ)}={self.cookie_value()}; Path=/; HttpOnly; SameSite=Strict{secure}"
+        value = self.cookie_value("browser" if _is_browser(environ) else "program")
+        return f"{self.cookie_name(environ)}={value}; HttpOnly; SameSite=Strict{secure}"
 
     def cookie_name(self, environ: Mapping[str, Any]) -> str:
         """Return the cookie's name, by the port."""
         return f"{COOKIE_PREFIX}{self.port or environ.get('SERVER_PORT', 0)}"
 
-    def cookie_value(self) -> str:
+    def cookie_value(self, kind: str) -> str:
+        """Return the word in the cookie of a "browser" or a "program"."""
+        return self._derived(f"{kind} cookie")
+
+    def key(self) -> str:
+        """Return the word that a browser keeps beside the cookie."""
+        return self._derived("key")
+
+    def _derived(self, purpose: str) -> str:
         """Return a word that neither the PIN nor a page helps to find, and from which the token cannot be found."""
         from hashlib import sha256
 
-        return sha256(f"cookie {self.token}".encode()).hexdigest()
+        return sha256(f"{purpose} {self.token}".encode()).hexdigest()
+
+    def _sends_cookie(self, environ: Mapping[str, Any], kind: str) -> bool:
+        name, expected = self.cookie_name(environ), self.cookie_value(kind)
+        pairs = (pair.strip().partition("=") for pair in str(environ.get("HTTP_COOKIE", "")).split(";"))
+        return any(_equals_in_constant_time(value, expected) for key, _, value in pairs if key == name)
 
 
 def without_our_cookies(header: str) -> str:
@@ -3552,25 +3705,23 @@ def without_our_cookies(header: str) -> str:
     return ";".join(pairs).lstrip()
 
 
+def _refuse_changed_host(authority: str, host: str) -> Refusal:
+    """Say no to what is either another site's page, or our own behind a proxy that names another Host than it got."""
+    name = _host_name(authority) or ""
+    named = authority if _is_loopback(name) else name
+    reason = f"The page is at {authority}, but its request names the host {host}."
+    remedy = (
+        "If a proxy between them changes Host, have it pass Host on (nginx: proxy_set_header Host $http_host), "
+        f"or start devserve with --trusted-host {named}. If not, another site sent this."
+    )
+    return Refusal("origin", reason, remedy)
+
+
 def _refuses_method(environ: Mapping[str, Any]) -> Optional[Refusal]:
     """Say no to all but POST; a CORS preflight gets no permission either."""
     if environ.get("REQUEST_METHOD") == "POST":
         return None
     return Refusal("method", "The debugger takes POST only.", "Use the console on the page.")
-
-
-def _refuses_origin(environ: Mapping[str, Any]) -> Optional[Refusal]:
-    """Say no to what another site's page sends.
-
-    Browsers send Origin with every POST; only one that hides it may leave it out, and must then say same-origin in
-    Sec-Fetch-Site.  Schemes are not compared: a proxy may speak TLS before us, and two cannot share one port.
-    """
-    origin, site = environ.get("HTTP_ORIGIN"), environ.get("HTTP_SEC_FETCH_SITE")
-    scheme, _, authority = str(origin).partition("://")
-    same_host = scheme in ("http", "https") and authority.lower() == str(environ.get("HTTP_HOST", "")).lower()
-    if site in (None, "same-origin") and (same_host or (origin is None and site is not None)):
-        return None
-    return Refusal("origin", "The request comes from the page of another site.", "Use the console on devserve's page.")
 
 
 def _refuses_type(environ: Mapping[str, Any]) -> Optional[Refusal]:
@@ -3581,17 +3732,39 @@ def _refuses_type(environ: Mapping[str, Any]) -> Optional[Refusal]:
     return Refusal("type", "The debugger takes application/json only.", "Use the console on the page.")
 
 
+def _is_local(environ: Mapping[str, Any]) -> bool:
+    """Return whether the client is on this machine, and no proxy has spoken for one that may be elsewhere.
+
+    A client of a socket file has the empty address; a server that names none tells nothing.
+    """
+    address = str(environ.get("REMOTE_ADDR", "unknown"))
+    return (not address or _is_loopback(address)) and not any(name in environ for name in _PROXY_HEADERS)
+
+
+def _is_browser(environ: Mapping[str, Any]) -> bool:
+    """Return whether the client shares its cookies between ports: all browsers call themselves Mozilla."""
+    named = str(environ.get("HTTP_USER_AGENT", "")).startswith("Mozilla/")
+    return named or any(name.startswith("HTTP_SEC_FETCH_") for name in environ)
+
+
 def _host_name(host: str) -> Optional[str]:
-    """Return the name in a Host header, without port, brackets and final dot; None when it is no valid one."""
-    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9_.\-]+))(?::[0-9]{0,5})?", host)
+    """Return the name in a Host header, without port, brackets, zone and final dot; None when it is no valid one."""
+    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)(?:%[\w.~%\-]+)?\]|([A-Za-z0-9_.\-]+))(?::[0-9]{0,5})?", host)
     return (found.group(1) or found.group(2)).rstrip(".").lower() if found else None
 
 
+_BYTE = "(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])"
+
+
+def _is_address(name: str) -> bool:
+    """Return whether a name of `_host_name` is an address, which no name server decides about."""
+    return ":" in name or bool(re.fullmatch(rf"{_BYTE}(?:\.{_BYTE}){{3}}", name))
+
+
 def _is_loopback(name: str) -> bool:
-    """Tell the names of this machine that no name server decides about (RFC 6761) and the addresses of loopback."""
-    byte = "(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])"
+    """Return whether a name is this machine's by RFC 6761, or an address of loopback."""
     named = name == "localhost" or name.endswith(".localhost") or name in ("::1", "::ffff:127.0.0.1")
-    return named or bool(re.fullmatch(rf"127\.{byte}\.{byte}\.{byte}", name))
+    return named or bool(re.fullmatch(rf"127(?:\.{_BYTE}){{3}}", name))
 
 
 def check_pin(pin: str) -> None:
@@ -3680,14 +3853,21 @@ class DebuggedApplication:
 
     def surroundings(self, environ: Mapping[str, Any]) -> dict[str, Any]:
         """Return what every page needs: where it is, which process wrote it, and what its console may do."""
-        console = self.console_state(environ)
+        refusal = self.guard.refuses_script(environ)
+        closed = ConsoleState("closed", "", refusal.reason, refusal.remedy) if refusal else None
+        console = closed or self.console_state(environ)
         return {"console": console, "generation": self.generation, "prefix": self.prefix(environ)}
 
     def prefix(self, environ: Mapping[str, Any]) -> str:
-        """Return where the endpoints are, seen from the browser."""
+        """Return where the endpoints are, relative to the page, since a proxy may have taken the path's beginning."""
         from urllib.parse import quote
 
-        return quote(str(environ.get("SCRIPT_NAME", "")), encoding="latin-1") + _PREFIX
+        mount, path = str(environ.get("SCRIPT_NAME", "")), str(environ.get("PATH_INFO", ""))
+        if not path:  # the page lies beside its mount point, not below it
+            return quote(mount.rpartition("/")[2], encoding="latin-1") + _PREFIX if mount else _PREFIX[1:]
+        target = str(environ.get("REQUEST_URI", "")).partition("?")[0]  # where a slash may be written %2F
+        depth = (target.count("/") - mount.rstrip("/").count("/") if target[:1] == "/" else path.count("/")) - 1
+        return "../" * depth + _PREFIX[1:]
 
     def console_state(self, environ: Mapping[str, Any]) -> ConsoleState:
         """Return what the page of this request may do, and why not more."""
@@ -3699,7 +3879,7 @@ class DebuggedApplication:
             return ConsoleState("closed", "", reason, "Start it with one process.")
         if self.guard.knows(environ):
             return ConsoleState("open", self.guard.secret, "", "")
-        refusal = self.guard.shut()
+        refusal = self.guard.shut(environ)
         if refusal:
             return ConsoleState("closed", self.guard.secret, refusal.reason, refusal.remedy)
         return ConsoleState("locked", self.guard.secret, "", "")
@@ -3828,6 +4008,11 @@ class _Exchange:
     def response_about(self, error: BaseException) -> tuple[list[tuple[str, str]], bytes]:
         """Return headers and body, in the type that the client prefers; plain text when no page can be made."""
         kind, nonce = _preferred_type(self.environ.get("HTTP_ACCEPT", "")), os.urandom(16).hex()
+        refusal = self.debugger.guard.refuses_reading(self.environ)
+        if refusal:
+            reason = f"The application failed, and the terminal shows how. {refusal.reason}"
+            page = _write_refusal(refusal._replace(reason=reason), kind, nonce, as_report=True).encode()
+            return [*_page_headers(kind, nonce), ("Content-Length", str(len(page)))], page
         text, trouble = call_safely(lambda: self.text_about(error, kind, nonce))
         if trouble is not None:
             kind = "text/plain"
@@ -3968,6 +4153,8 @@ def _page_headers(kind: str, nonce: str) -> list[tuple[str, str]]:
         ("X-Content-Type-Options", "nosniff"),
         ("X-Frame-Options", "DENY"),
         ("Referrer-Policy", "same-origin"),
+        ("Cross-Origin-Opener-Policy", "same-origin"),
+        ("Cross-Origin-Resource-Policy", "same-origin"),
     ]
 
 
@@ -4027,10 +4214,9 @@ class _DebuggerEndpoint:
 
     def refusal(self, no: Refusal) -> _Reply:
         """Return a refusal, as JSON for the page's script and as a page for a person who followed a link."""
-        status = _STATUSES.get(no.error, _FORBIDDEN)
-        if _preferred_type(self.environ.get("HTTP_ACCEPT", "")) == "text/html":
-            return _Reply(status, notice_page(no.reason, no.remedy, nonce=self.nonce), "text/html")
-        return _as_json(no._asdict(), status)
+        kind = _preferred_type(self.environ.get("HTTP_ACCEPT", ""))
+        kind = kind if kind == "text/html" else "application/json"
+        return _Reply(_STATUSES.get(no.error, _FORBIDDEN), _write_refusal(no, kind, self.nonce), kind)
 
     def read_asked(self) -> dict[str, Any]:
         """Return the JSON object that came with the request."""
@@ -4072,7 +4258,7 @@ class _DebuggerEndpoint:
         refusal = self.guard.refuses_link(self.environ, token)
         if refusal:
             raise _Refused(refusal)
-        there = ("Location", self.debugger.prefix(self.environ) + "/console")
+        there = ("Location", f"console#{self.guard.key()}")  # the part behind # is the script's to keep and to hide
         return _Reply("303 See Other", "", "text/plain", (there, ("Set-Cookie", self.guard.cookie(self.environ))))
 
     def console(self) -> _Reply:
@@ -4088,10 +4274,10 @@ class _DebuggerEndpoint:
 
     def pin(self) -> dict[str, Any]:
         """Unlock the browser that sends the PIN."""
-        refusal = self.guard.try_pin(self.word("pin"))
+        refusal = self.guard.try_pin(self.word("pin"), self.environ)
         if refusal:
             raise _Refused(refusal)
-        return {"console": "open", "Set-Cookie": self.guard.cookie(self.environ)}
+        return {"console": "open", "key": self.guard.key(), "Set-Cookie": self.guard.cookie(self.environ)}
 
     def variables(self) -> dict[str, Any]:
         """Return the variables of a frame with their values."""
@@ -4150,6 +4336,21 @@ _ACTIONS: dict[str, tuple[Callable[[_DebuggerEndpoint], dict[str, Any]], bool]] 
     "complete": (_DebuggerEndpoint.complete, True),
     "interrupt": (_DebuggerEndpoint.interrupt, True),
 }
+
+
+def _write_refusal(no: Refusal, kind: str, nonce: str, *, as_report: bool = False) -> str:
+    """Return a refusal as a page, as JSON, or as text; `as_report` to a program that expects a report of a crash."""
+    import json
+
+    if kind == "text/html":
+        return notice_page(no.reason, no.remedy, nonce=nonce)
+    if kind != "application/json":
+        return f"{no.reason}\n{no.remedy}\n"
+    if not as_report:
+        return json.dumps(no._asdict())
+    frame = FrameView("", "python", "", 0, "", "", False, (), no.remedy, ())
+    problem = ExceptionView("Refusal", no.reason, no.remedy, (), "", (frame,), (), 0)
+    return write_json(Report((problem,), None, (), time.strftime("%Y-%m-%dT%H:%M:%S%z")))
 
 
 def _as_json(value: dict[str, Any], status: str = "200 OK") -> _Reply:
@@ -7698,7 +7899,7 @@ def make_server(app: WSGIApplication, host: str = "127.0.0.1", port: int = 0, **
     listener = listen(config.host, config.port, again=_keyword_for_port)
     server = DevServer(listener, app, terminal, threads=config.threads, tls=tls)
     if config.debugger:
-        guard = Guard.fresh(config.pin, server.server_port, _trusted_hosts(config, listener))
+        guard = Guard.fresh(config.pin, server.server_port, config.trusted_hosts, _bound_hosts(config, listener))
         server.app = DebuggedApplication(app, guard=guard, terminal=terminal)
         terminal.say(f"devserve: {guard.greeting(urls(listener, 'https' if tls else 'http')[0])}")
     return server
@@ -7709,11 +7910,11 @@ def _tls_of(config: Config) -> Optional[Callable[[socket.socket], socket.socket]
     return tls_from_files(config.cert, config.key) if config.cert else None
 
 
-def _trusted_hosts(config: Config, listener: socket.socket) -> list[str]:
-    """Return the hosts, besides loopback, whose pages may use the console: those named, and the one that was bound."""
+def _bound_hosts(config: Config, listener: socket.socket) -> list[str]:
+    """Return name and address that the listener is bound to, whose pages may use the console."""
     address = listener.getsockname()
     bound = [config.host, str(address[0])] if isinstance(address, tuple) else []
-    return [*config.trusted_hosts, *(host for host in bound if host not in ("0.0.0.0", "::", ""))]
+    return [host for host in bound if host not in ("0.0.0.0", "::", "")]
 
 
 def _imported_by_devserve() -> bool:
@@ -7766,10 +7967,9 @@ class _Runner:
         return listener
 
     def _guard(self) -> Guard:
-        hosts = _trusted_hosts(self.config, self.listener)
-        if self.reloaded:
-            return Guard.recall(self.notes, self.server.server_port, hosts)
-        return Guard.fresh(self.config.pin, self.server.server_port, hosts)
+        notes = self.notes if self.reloaded else {}
+        bound = _bound_hosts(self.config, self.listener)
+        return Guard.recall(notes, self.config.pin, self.server.server_port, self.config.trusted_hosts, bound)
 
     def _watcher(self) -> Watcher:
         return Watcher(
@@ -7806,6 +8006,8 @@ class _Runner:
         self.install(app)
         if self.reloaded and not isinstance(app, BrokenApp):
             self._tell_reload_time()
+        if self.reloaded and self.guard and self.guard.must_greet():
+            self.terminal.say(f"  {self.guard.greeting(urls(self.listener, self.scheme)[0])}")
         self._start()
         while not self.ended.wait(_WAKE_INTERVAL):
             pass
@@ -7893,12 +8095,12 @@ class _Runner:
             return
         self.terminal.say("SIGHUP, reloading" if paths == [_BY_HAND] else f"{_tell_paths(paths)} changed, reloading")
         notes = {"since": repr(time.time()), "socket_file": self.socket_file}
-        if self.guard:
-            notes.update(self.guard.remember())
         if self.watcher:
             notes["watched"] = self.watcher.remember()
         with self.starting:  # so that nobody adopts meanwhile what the last image handed over
             waiting = [sock.fileno() for sock in self.server.close_gate(_GRACE)]
+            if self.guard:  # once no request is answered any more, in which a PIN could be guessed
+                notes.update(self.guard.remember())
             if self.handover and not self.acceptor.ident:
                 waiting += self.handover.sockets["waiting"]
             handover = Handover({"listener": [self.listener.fileno()], "waiting": waiting}, notes)
@@ -8636,16 +8838,26 @@ SCRIPT = r"""
 (() => {
 "use strict";
 const page = document.body.dataset;
+// The page does nothing in a document of somebody else's, into which a script or a frame has put it.
+if (page.prefix === undefined || window !== window.top) return;
 const find = (selector, within = document) => within.querySelector(selector);
 const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 const on = (element, event, action) => element && element.addEventListener(event, action);
 const stamp = id => find("#" + id).content.firstElementChild.cloneNode(true);
 document.documentElement.classList.add("js");
 
+// The key that unlocks, beside a cookie: it comes behind the # of the terminal's link, or with the answer to the PIN.
+const keep = key => localStorage.setItem("devserve.key", key);
+const key = () => localStorage.getItem("devserve.key") || "";
+if (/^#[0-9a-f]{64}$/.test(location.hash)) {
+  keep(location.hash.slice(1));
+  history.replaceState(null, "", location.pathname);
+}
+
 // Asking the server: a refusal throws what it says.
 async function ask(what, message) {
-  const answer = await fetch(page.prefix + "/" + what, {method: "POST", body: JSON.stringify(message),
-    headers: {"Content-Type": "application/json", "X-Devserve-Secret": page.secret}});
+  const answer = await fetch(page.prefix + "/" + what, {method: "POST", body: JSON.stringify(message), headers:
+    {"Content-Type": "application/json", "X-Devserve-Secret": page.secret, "X-Devserve-Key": key()}});
   const reply = await answer.json();
   if (!answer.ok) throw reply;
   return reply;
@@ -8836,7 +9048,9 @@ function makeLock() {
     event.preventDefault();
     const frame = box.closest(".frame");
     try {
-      setConsole((await ask("pin", {pin: input.value})).console);
+      const reply = await ask("pin", {pin: input.value});
+      keep(reply.key);
+      setConsole(reply.console);
       find("textarea", frame).focus();
     } catch (refusal) {
       why.textContent = words(refusal);
@@ -8847,7 +9061,8 @@ function makeLock() {
 }
 
 function setConsole(state, why) {
-  if (state === page.console && find(".console")) return;
+  const isFirst = !find(".console");
+  if (state === page.console && !isFirst) return;
   page.console = state;
   for (const old of all(".console")) old.remove();
   for (const frame of all(".frame")) {
@@ -8857,8 +9072,8 @@ function setConsole(state, why) {
     if (state === "closed" && why) find(".why", box).textContent = why;
     find(".body", frame).append(box);
   }
+  if (isFirst && find('[data-frame="app"]')) keys.c();  // the page is nothing but a console
 }
-setConsole(page.console);
 
 // Keys: none while something is typed.
 const heads = () => all(".frame > summary, .fold > summary, .member > summary")
@@ -8913,19 +9128,21 @@ async function watch() {
   clearTimeout(timer);
   const before = page.console;  // a PIN may be taken while the answer is under way
   try {
-    const now = await (await fetch(page.prefix + "/alive", {cache: "no-store"})).json();
+    const headers = {"X-Devserve-Key": key()};
+    const now = await (await fetch(page.prefix + "/alive", {cache: "no-store", headers})).json();
     if (now.generation !== page.generation) return renew();
-    if (page.console === before && now.console !== before) setConsole(now.console, now.why);
+    if (page.secret && page.console === before) setConsole(now.console, now.why);
     failures = 0;
   } catch {
     failures += 1;
+    setConsole(page.console);
   }
   state.textContent = failures > 10 ? "The server does not answer" : failures ? "Reloading…" : "";
   timer = setTimeout(watch, document.hidden ? 2000 : failures > 10 ? 1000 : 300);
 }
 on(document, "visibilitychange", () => { if (!document.hidden && news.hidden) watch(); });
+if (page.console !== "locked" || !key()) setConsole(page.console);  // else it is known only when `watch` has asked
 watch();
-if (find('[data-frame="app"]')) keys.c();  // on the page that is nothing but a console
 })();
 """
 
