@@ -457,49 +457,66 @@ def _read_env_file(path: str) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         return [f"{path} is left out: {getattr(error, 'strerror', None) or 'it is not UTF-8; save it so'}"]
     warnings = []
-    values: dict[str, str] = {}
-    for lineno, key, value in _env_entries(text):
-        if key and "\0" not in key + value:  # the system's environment has no place for NUL
-            values[key] = _expand_variables(value, {**values, **os.environ})
-        else:
+    values: dict[str, Optional[str]] = {}
+    for position, key, value in _env_entries(text):
+        if not key or "=" in key or "\0" in f"{key}{value}":  # the system's environment has no place for these
+            lineno = text.count("\n", 0, position) + 1
             warnings.append(f"{path}, line {lineno} is left out: it is not KEY=value")
+        else:
+            values[key] = None if value is None else _expand_variables(value, {**values, **os.environ})
     for key, value in values.items():
-        os.environ.setdefault(key, value)
+        if value is not None:
+            os.environ.setdefault(key, value)
     return warnings
 
 
-# An entry as python-dotenv reads it: a quoted value may span lines and has escapes, a bare one ends at " #".
-_ENV_ENTRY = r"""
-    [ \t]* (?:export[ \t]+)? (?P<key> '[^'\n]+' | [^=\#\s'][^=\#\s]* ) [ \t]* = [ \t]*
-    (?: '(?P<single> (?:\\[\s\S]|[^'\\])* )' [ \t]* (?:\#.*)?
-      | "(?P<double> (?:\\[\s\S]|[^"\\])* )" [ \t]* (?:\#.*)?
-      | (?P<bare> (?!['"]).*? ) [ \t]* (?:(?<=[ \t])\#.*)?
-    ) (?:\n|\Z)
-"""
-_ENV_ESCAPES = {"single": r"\\[\\']", "double": r"\\[\\'\"abfnrtv]", "bare": r"(?!)"}  # what each value unescapes
+_BLANK = r"[^\S\n]"  # white space within a line
+_ENV_VALUES = {"'": r"'((?:\\.|[^'\\])*)'", '"': r'"((?:\\.|[^"\\])*)"'}  # by their first character
+_ENV_ESCAPES = {"'": r"\\([\\'])", '"': r"\\([\\'\"abfnrtv])"}  # what follows a backslash there
+_ESCAPED = dict(zip("abfnrtv", "\a\b\f\n\r\t\v"))
 
 
-def _env_entries(text: str) -> Iterator[tuple[int, str, str]]:
-    """Yield (lineno, key, value) of each entry; a line that is none has the key ""."""
-    import codecs
+def _env_entries(text: str) -> Iterator[tuple[int, str, Optional[str]]]:
+    """Yield (position, key, value) of each entry, read as python-dotenv 1.2 does; the key of a mistake is "".
 
-    entry, idle = re.compile(_ENV_ENTRY, re.VERBOSE), re.compile(r"[ \t]*(?:#.*)?(?:\n|\Z)")
+    A quoted value may span lines, a bare one ends at " #".  A key alone has the value None, and sets nothing.
+    """
     position = 0
-    while position < len(text):
-        lineno = text.count("\n", 0, position) + 1
-        match = idle.match(text, position) or entry.match(text, position)
+
+    def take(pattern: str) -> re.Match[str]:
+        nonlocal position
+        match = re.compile(pattern, re.DOTALL).match(text, position)
         if match is None:
-            yield lineno, "", ""
-        elif match.re is entry:
-            kind = str(match.lastgroup)
-            value = re.sub(_ENV_ESCAPES[kind], lambda escape: codecs.decode(escape[0], "unicode-escape"), match[kind])
-            yield lineno, match["key"].strip("'"), value
-        position = match.end() if match else (text.find("\n", position) + 1) or len(text)
+            raise ValueError(pattern)
+        position = match.end()
+        return match
+
+    while take(r"\s*").end() < len(text):
+        start, key, value = position, "", None
+        try:
+            take(rf"(?:export{_BLANK}+)?")
+            if not text.startswith("#", position):
+                key = take(r"'([^']+)'" if text.startswith("'", position) else r"([^=#\s]+)")[1]
+            equals = take(rf"{_BLANK}*(=?)({_BLANK}*)")
+            first = text[position : position + 1]
+            if first in _ENV_VALUES and equals[1]:
+                escaped = take(_ENV_VALUES[first])[1]
+                value = re.sub(_ENV_ESCAPES[first], lambda match: _ESCAPED.get(match[1], match[1]), escaped)
+            elif equals[1]:
+                value = "" if first == "#" and equals[2] else re.sub(r"\s+#.*", "", take(r"[^\n]*")[0]).rstrip()
+            take(rf"(?:{_BLANK}*#[^\n]*)?{_BLANK}*(?:\n|\Z)")
+        except ValueError:
+            take(r"[^\n]*")
+            yield start, "", None
+        else:
+            if key:
+                yield start, key, value
 
 
-def _expand_variables(value: str, environ: dict[str, str]) -> str:
+def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
     """Return `value` with each `${NAME}` and `${NAME:-default}` replaced."""
-    return re.sub(r"\$\{([^}:]*)(?::-([^}]*))?\}", lambda match: environ.get(match[1], match[2] or ""), value)
+    pattern = r"\$\{([^}:]*)(?::-([^}]*))?\}"
+    return re.sub(pattern, lambda match: environ.get(match[1], match[2]) or "", value)
 
 
 # =====================================================================================================================

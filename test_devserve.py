@@ -663,6 +663,45 @@ class EnvironmentFiles(InEmptyEnvironment):
             expected = {key: value for key, value in os.environ.items() if key != "HOME_TOWN"}
         self.assertEqual(self.values(text), expected)
 
+    @needs("dotenv")
+    @needs("hypothesis")
+    def test_reads_whatever_python_dotenv_reads(self) -> None:
+        """Lines of entries, of mistakes and of noise, in any order, mean the same to both."""
+        import logging
+
+        from dotenv.main import DotEnv
+        from hypothesis import example, given, settings
+        from hypothesis import strategies as st
+
+        logging.disable(logging.WARNING)  # of python-dotenv, about each mistake
+        self.addCleanup(logging.disable, logging.NOTSET)
+        key = st.sampled_from(["A", "B", "export A", "'A'", "'B C'", "A-b", '"A"', "export", "é", "", "'A", "#A"])
+        equals = st.sampled_from(["=", " = ", "= ", "\t=", "", "==", "\x0b=", "\x85=\xa0"])
+        piece = st.sampled_from(
+            ["x", "'", '"', "\\", "\\n", "\\'", '\\"', "#", " #", " ", "\t", "\n", "\x0c", "${A}", "${B:-d}", "${"]
+        )  # fmt: skip
+        value = st.one_of(
+            st.lists(piece, max_size=8).map("".join),
+            st.lists(piece, max_size=4).map(lambda pieces: f"'{''.join(pieces)}'"),
+            st.lists(piece, max_size=4).map(lambda pieces: f'"{"".join(pieces)}" # c'),
+        )
+        line = st.tuples(key, equals, value, st.sampled_from(["\n", "\r\n", "\n\n  ", ""])).map("".join)
+
+        @settings(max_examples=500, deadline=None)
+        @given(st.lists(line, max_size=5).map("".join))
+        @example("A='1\n2' x\nB=2")
+        @example("export =1\nB=2")
+        @example("A='unclosed\nB=2\n")
+        @example("A\nB=${A}x")
+        @example("A=1\nA\nB=${A:-d}")
+        def same(text: str) -> None:
+            values = self.values(text)
+            with mock.patch.dict(os.environ, {"HOME_TOWN": "Ulm"}, clear=True):
+                theirs = DotEnv(self.folder / ".env", encoding="utf-8", override=False).dict()
+            self.assertEqual(values, {k: v for k, v in theirs.items() if v is not None and "=" not in k})
+
+        same()
+
     def test_precedence(self) -> None:
         os.environ["A"] = "shell"
         self.write(".flaskenv", "A=flaskenv\nB=flaskenv\nC=flaskenv\nD=flaskenv")
@@ -672,13 +711,13 @@ class EnvironmentFiles(InEmptyEnvironment):
         self.assertEqual([os.environ[name] for name in "ABCDE"], ["shell", "mine", "env", "flaskenv", ""])
 
     def test_bad_line_is_a_warning_that_names_file_and_line_and_no_secret(self) -> None:
-        path = self.write(".env", "A=1\nsecret words\nB='secret\nC=3\n=secret\nD='4' secret\n")
+        path = self.write(".env", "A=1\nsecret words\nC=3\n=secret\nD='4' secret\nE=5\nB='secret\n")
         warnings = devserve._read_env_files()
         self.assertEqual(
-            [line.partition(" is left out")[0] for line in warnings], [f"{path}, line {n}" for n in (2, 3, 5, 6)]
+            [line.partition(" is left out")[0] for line in warnings], [f"{path}, line {n}" for n in (2, 4, 5, 7)]
         )
         self.assertNotIn("secret", "".join(warnings))
-        self.assertEqual((os.environ["A"], os.environ["C"]), ("1", "3"))
+        self.assertEqual(dict(os.environ), {"A": "1", "C": "3", "E": "5"})
 
     def test_missing_env_file_is_an_error_and_others_may_be_missing(self) -> None:
         with self.assertRaisesRegex(devserve.DevserveError, "no file 'no.env'"):
