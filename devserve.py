@@ -531,8 +531,8 @@ def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
 # "attributes" runs a line of the application's.
 #
 # Doors: escape_controls, escape_unprintable, shown_text, type_name; call_safely, call_bounded, call_each_bounded,
-# TooLate, ForeignCalls, interrupt_thread; is_library, is_app_file, is_app_code, application_traceback, traceback_text;
-# MISSING, NAME_LIMIT, raw_slot, own_dict, static_attributes, static_attribute, locals_of.
+# TooLate, ForeignCalls, interrupt_thread; is_library, is_below, is_app_file, is_app_code, application_traceback,
+# traceback_text; MISSING, NAME_LIMIT, raw_slot, own_dict, static_attributes, static_attribute, locals_of.
 #
 # Read first: call_safely, call_each_bounded, is_app_file, static_attribute.
 # =====================================================================================================================
@@ -686,9 +686,9 @@ def is_library(path: str, cwd: str) -> bool:
     `cwd` is the working directory: who works inside of such a folder works on his own code there.
     """
     for root in (_STDLIB, sys.prefix, sys.base_prefix):
-        if _is_below(path, root) and not _is_below(cwd, root):
+        if is_below(path, root) and not is_below(cwd, root):
             return True
-    inside = path[len(cwd) :] if _is_below(path, cwd) else path
+    inside = path[len(cwd) :] if is_below(path, cwd) else path
     return not {"site-packages", "dist-packages"}.isdisjoint(re.split(r"[\\/]", inside))
 
 
@@ -707,7 +707,7 @@ def is_app_file(filename: str) -> bool:
         cwd = os.sep
     path = os.path.join(cwd, filename)
     folders = [cwd, *(folder for folder in sys.path if type(folder) is str and os.path.isabs(folder))]
-    homes = [folder for folder in folders if _is_below(path, folder) and not is_library(folder, cwd)]
+    homes = [folder for folder in folders if is_below(path, folder) and not is_library(folder, cwd)]
     return bool(homes) and not is_library(path, cwd) and not _is_vendored(path, min(homes, key=len))
 
 
@@ -716,7 +716,8 @@ def is_app_code(code: CodeType) -> bool:
     return not _is_machinery(code.co_filename, code.co_name) and is_app_file(code.co_filename)
 
 
-def _is_below(path: str, folder: str) -> bool:
+def is_below(path: str, folder: str) -> bool:
+    """Return whether `path` is `folder` or lies in it, by whole components of the path."""
     path, folder = os.path.normcase(path), os.path.normcase(folder)
     return path == folder or path.startswith(os.path.join(folder, ""))
 
@@ -724,7 +725,7 @@ def _is_below(path: str, folder: str) -> bool:
 def _is_vendored(path: str, home: str) -> bool:
     """Return whether an installer has put `path` into the project, as `pip install --target` does."""
     folder, name = os.path.split(path)
-    while name and _is_below(folder, home):
+    while name and is_below(folder, home):
         if name.partition(".")[0] in _installed_names(folder):
             return True
         folder, name = os.path.split(folder)
@@ -817,7 +818,7 @@ def _fold_lines(stack: Sequence[Any], write: Callable[[list[Any]], Iterable[str]
 def _package_of(filename: str) -> str:
     """Return the name of the installed package or the library's module to which a file belongs."""
     inside = re.split(r"[\\/](?:site|dist)-packages[\\/]", filename)[-1]
-    if inside == filename and _is_below(filename, _STDLIB):
+    if inside == filename and is_below(filename, _STDLIB):
         inside = os.path.relpath(filename, _STDLIB)
     return re.split(r"[\\/]|\.py$", inside if inside != filename else os.path.basename(filename))[0]
 
@@ -888,52 +889,114 @@ def nobody_listens(error: BaseException, environ: Mapping[str, Any]) -> bool:
 # =====================================================================================================================
 # 3. Terminal
 #
-# The only writer to standard error: start-up lines, the request log, warnings and crashes.  Colours only where a
-# terminal shows them.  May know the configuration.
+# The only writer to standard error: start-up lines, the request log, warnings and crashes.  Colors and links are used
+# only where a terminal shows them.  May know the configuration and how foreign code is called.
+#
+# Invariants: lines are written whole and in the order in which they were said, by one thread at a time.  Whoever says
+# something in the main thread waits until it is written, a second at most; no other thread waits: a terminal that was
+# stopped by Ctrl-S, or a pipe that nobody reads, holds no request.
+#
+# Doors: Terminal, UNLOGGED, EDITORS.
+# Read first: Terminal.say, Terminal.flush, Terminal._write_all, Terminal.crash.
 # =====================================================================================================================
 
-# SGR codes by the class of a status: what went well stays quiet, what failed is seen from the other end of the desk.
+# SGR codes by the class of a status: what went well stays quiet, what failed is seen from the other end of the room.
 _STATUS_COLORS = {"1": "2", "2": "", "3": "36", "4": "33", "5": "1;31"}
 
 UNLOGGED = "devserve.unlogged"  # an application sets this key in the environ of a request that is not worth a line
-_LOG_INTERVAL = 0.01  # seconds that a line may wait for its neighbours: less than the eye, or a test, can see
+_LOG_INTERVAL = 0.01  # seconds that a line may wait for its neighbors: less than the eye, or a test, can see
+_FLUSH_SECONDS = 1.0  # that somebody waits for a standard error which takes nothing
+_UNWRITTEN_LIMIT = 10_000  # lines that wait for it; more would be read by nobody, and cost memory without end
+_HYPERLINK_SIGNS = {  # variables by which terminals that understand OSC 8 tell themselves; None: any value
+    "TERM_PROGRAM": "iTerm.app vscode WezTerm Hyper ghostty Tabby rio mintty",
+    "TERM": "xterm-kitty xterm-ghostty alacritty foot wezterm",
+    **dict.fromkeys(("WT_SESSION", "KONSOLE_VERSION", "VTE_VERSION", "KITTY_WINDOW_ID", "DOMTERM")),
+}
+
+EDITORS = {  # links by which an editor opens a file; the first is what a page offers
+    "VS Code": "vscode://file{path}:{line}:{column}",
+    "PyCharm": "pycharm://open?file={path}&line={line}",
+    "Sublime": "subl://open?url=file://{path}&line={line}",
+    "Vim": "mvim://open?url=file://{path}&line={line}",
+    "Emacs": "emacs://open?url=file://{path}&line={line}",
+    "Cursor": "cursor://file{path}:{line}:{column}",
+    "Zed": "zed://file{path}:{line}:{column}",
+}
 
 
 class Terminal:
-    """What the person at the keyboard reads.  Lines are written whole, so that threads never interleave.
+    """What the person at the keyboard reads.  Any thread may call anything here, a signal handler too.
 
-    A line of the request log that follows another within `_LOG_INTERVAL` is written a moment later, together with its
-    neighbours: a write to a terminal or a file costs as much as the rest of a small request.
+    A thread writes what was said, and ends when there is nothing more.  A line of the request log that follows
+    another within `_LOG_INTERVAL` is written a moment later, together with its neighbors: a write to a terminal or a
+    file costs as much as the rest of a small request.  `editor` and `path_map` are those of `_editor_link`.
     """
 
-    def __init__(self, stream: Optional[TextIO] = None, *, quiet: bool = False) -> None:
+    def __init__(
+        self, stream: Optional[TextIO] = None, *, quiet: bool = False, editor: str = "", path_map: str = ""
+    ) -> None:
         self.stream = sys.stderr if stream is None else stream
         self.quiet = quiet
-        self.coloured = _wants_color(self.stream)
+        self.editor, self.path_map = editor, path_map
+        self.is_colored = _wants_color(self.stream)
         self._clock = (0, "")  # the second, and its text: a strftime a second is enough
-        self._gathered: deque[str] = deque()  # lines of the request log that are not written yet
-        self._writing = threading.RLock()
-        self._is_writing = False  # what a signal handler or a destructor says meanwhile must wait
-        self._written_at = 0.0
-        self._in_burst = False  # a thread writes what is gathered
+        self._unwritten: deque[str] = deque()
+        self._dropped = 0  # lines beyond `_UNWRITTEN_LIMIT`
+        self._lock = threading.RLock()  # guards `_writer`; what a signal handler says meanwhile is its own thread's
+        self._writer: Optional[threading.Thread] = None
+        self._is_stuck = False  # somebody has waited in vain: until a write has ended nobody waits again
 
     def say(self, text: str) -> None:
         """Write one line that informs.  A standard error that is closed or full is no reason to stop serving."""
-        self._gathered.append(text)
-        self.flush()
+        self._add(text)
+        self._wake(0.0)
+        if threading.current_thread() is threading.main_thread():
+            self.flush()
 
     def flush(self) -> None:
-        """Write what has been gathered.  What a signal handler says in the middle of a line is written after it."""
-        with self._writing:
-            if self._is_writing:
-                return
-            self._is_writing = True
-            try:
-                while self._gathered:
-                    self._write("".join(f"{self._gathered.popleft()}\n" for _ in range(len(self._gathered))))
-                    self._written_at = time.monotonic()
-            finally:
-                self._is_writing = False
+        """Wait until all that was said is written, `_FLUSH_SECONDS` at most."""
+        writer = self._wake(0.0) if self._unwritten else self._writer
+        if writer is not None and writer is not threading.current_thread() and writer.is_alive():
+            writer.join(0.0 if self._is_stuck else _FLUSH_SECONDS)
+            self._is_stuck = writer.is_alive()
+
+    def _add(self, text: str) -> None:
+        if len(self._unwritten) > _UNWRITTEN_LIMIT:
+            self._dropped += 1
+        else:
+            self._unwritten.append(text)
+
+    def _wake(self, delay: float) -> Optional[threading.Thread]:
+        """Return the thread that writes, which begins after `delay` seconds if there was none."""
+        with self._lock:
+            if self._writer is not None:
+                return self._writer
+            self._writer = threading.Thread(
+                target=self._write_all, args=(delay,), name="devserve terminal", daemon=True
+            )
+            atexit.register(self.flush)  # the interpreter does not wait for the thread
+        try:
+            self._writer.start()
+        except RuntimeError:  # the system has no thread left, or the interpreter is at its end
+            self._write_all(0.0)
+        return self._writer
+
+    def _write_all(self, delay: float) -> None:
+        """Write what was said, every `_LOG_INTERVAL` until nothing more has come for as long."""
+        while True:
+            time.sleep(delay)
+            while self._unwritten:
+                self._write("".join(f"{self._unwritten.popleft()}\n" for _ in range(len(self._unwritten))))
+                self._is_stuck = False
+            if self._dropped:
+                self._write(f"({self._dropped:,} lines were not written while standard error took nothing)\n")
+                self._dropped = 0
+            with self._lock:
+                if not self._unwritten:
+                    self._writer = None
+                    atexit.unregister(self.flush)
+                    return
+            delay = _LOG_INTERVAL
 
     def _write(self, text: str) -> None:
         try:
@@ -946,17 +1009,36 @@ class Terminal:
 
     def warn(self, text: str) -> None:
         """Write one line about something that was left undone or looks wrong."""
-        self.say(self.colour(f"devserve: warning: {text}", "33"))
+        self.say(self.color(f"devserve: warning: {text}", "33"))
 
     def error(self, text: str) -> None:
         """Write the one line that tells the person at the keyboard what to mend."""
-        self.say(self.colour(f"devserve: error: {text}", "1;31"))
+        self.say(self.color(f"devserve: error: {text}", "1;31"))
 
-    def crash(self, error: BaseException, context: str = "") -> None:
-        """Write the plain traceback of `error` without devserve's own frames; `context` says what was being done."""
-        lines = traceback_text(error).rstrip("\n").split("\n")
-        text = "\n".join(escape_unprintable(line, "\t") for line in lines)
-        self.say(f"{self.colour(escape_controls(context), '1;31')}\n{text}" if context else text)
+    def crash(self, error: BaseException, context: str = "", link: str = "") -> None:
+        """Write the traceback of `error` without devserve's own frames; `context` says what was being done.
+
+        With a `link` to a page that tells the rest, library frames are counted only.
+        """
+        lines = [self.color(escape_controls(context), "1;31")] if context else []
+        for line in traceback_text(error, folded=bool(link)).rstrip("\n").split("\n"):
+            lines.append(self._link_to_editor(escape_unprintable(line, "\t")))
+        if link:
+            lines.append(f"  {self.hyperlink(link, link)}")
+        self.say("\n".join(lines))
+
+    def _link_to_editor(self, line: str) -> str:
+        """Return a line of a traceback; the place that it names is a link where an editor was named."""
+        place = re.match(r'([ |]*  File ")(.+)(", line (\d+).*)', line) if self.editor else None
+        if place is None:
+            return line
+        before, path, after, lineno = place.groups()
+        url = _editor_link(self.editor, path, int(lineno), path_map=self.path_map) if os.path.isabs(path) else ""
+        return before + self.hyperlink(url, path) + after
+
+    def hyperlink(self, url: str, text: str) -> str:
+        """Return `text` as a link to `url` (OSC 8) where the terminal understands that."""
+        return f"\x1b]8;;{url}\x1b\\{text}\x1b]8;;\x1b\\" if url and self.is_colored and _knows_hyperlinks() else text
 
     def access(self, method: str, target: str, status: str, size: int, seconds: float) -> None:
         """Write the line of one request; `size` is the body's bytes on the wire, `status` the three digits."""
@@ -969,51 +1051,72 @@ class Terminal:
         if "/unlock?" in target:  # the debugger's link: logs are pasted into issues, and its token opens the console
             target = re.sub(r"(/unlock\?).*", r"\1token=…", target)
         line = f"{self._clock[1]} {method} {escape_controls(target)} {status} {size} {tenths // 10}.{tenths % 10}ms"
-        self._gathered.append(self.colour(line, _STATUS_COLORS.get(status[:1], "")) if self.coloured else line)
-        if self._in_burst:
-            return
-        if time.monotonic() - self._written_at > _LOG_INTERVAL:
-            self.flush()
-        else:
-            self._begin_burst()
-
-    def _begin_burst(self) -> None:
-        self._in_burst = True
-        atexit.register(self.flush)  # at the interpreter's end the thread does not wake again
-        try:
-            threading.Thread(target=self._write_burst, name="devserve log", daemon=True).start()
-        except RuntimeError:  # the system has no thread left
-            self._in_burst = False
-            self.flush()
-
-    def _write_burst(self) -> None:
-        """Write what is gathered, every LOG_INTERVAL until nothing more has come for as long."""
-        more = True
-        while more:
-            time.sleep(_LOG_INTERVAL)
-            more = bool(self._gathered)
-            self.flush()
-        atexit.unregister(self.flush)
-        self._in_burst = False
-        self.flush()  # what came a moment before that, and was left to this thread
+        self._add(self.color(line, _STATUS_COLORS.get(status[:1], "")) if self.is_colored else line)
+        if self._writer is None:
+            self._wake(_LOG_INTERVAL)
 
     def after_fork(self) -> None:
-        """In a child of the application, leave to the parent what is gathered, and locks that its threads hold."""
+        """In a child of the application, leave to the parent what is unwritten, and the lock that its thread holds."""
         atexit.unregister(self.flush)
-        self._gathered.clear()
-        self._writing, self._is_writing, self._in_burst = threading.RLock(), False, False
+        self._unwritten.clear()
+        self._lock, self._writer, self._is_stuck, self._dropped = threading.RLock(), None, False, 0
 
-    def colour(self, text: str, code: str) -> str:
-        """Return `text` in the colour of an SGR `_code` where the terminal shows colours."""
-        return f"\x1b[{code}m{text}\x1b[0m" if self.coloured and code else text
+    def color(self, text: str, code: str) -> str:
+        """Return `text` in the color of an SGR `code` where the terminal shows colors."""
+        return f"\x1b[{code}m{text}\x1b[0m" if self.is_colored and code else text
 
 
 def _wants_color(stream: TextIO) -> bool:
-    """Say whether `stream` is a terminal that shows colours and whose owner did not ask for none (no-color.org)."""
+    """Return whether `stream` is a terminal that shows colors and whose owner did not ask for none (no-color.org)."""
     try:
-        return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    except (AttributeError, ValueError):
+        is_wanted = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        return is_wanted and _obeys_escapes(stream)
+    except (AttributeError, ValueError, OSError):
         return False
+
+
+def _obeys_escapes(stream: TextIO) -> bool:
+    """Return whether a terminal obeys escape sequences; the classic console of Windows is told to."""
+    if sys.platform != "win32":
+        return True
+    import ctypes
+    import msvcrt
+
+    console, mode = msvcrt.get_osfhandle(stream.fileno()), ctypes.c_ulong()
+    if not ctypes.windll.kernel32.GetConsoleMode(console, ctypes.byref(mode)):
+        return False
+    processing = 0x4  # ENABLE_VIRTUAL_TERMINAL_PROCESSING, which consoles before Windows 10 refuse
+    return bool(ctypes.windll.kernel32.SetConsoleMode(console, mode.value | processing))
+
+
+def _knows_hyperlinks() -> bool:
+    """Return whether the terminal says of itself that it understands OSC 8."""
+    for variable, names in _HYPERLINK_SIGNS.items():
+        value = os.environ.get(variable, "")
+        if value and (names is None or value in names.split()):
+            return True
+    return False
+
+
+def _editor_link(editor: str, path: str, line: int, column: int = 1, path_map: str = "") -> str:
+    """Return the link by which an editor opens `path`; "" when there is no such editor.
+
+    `editor` is a name of `EDITORS` in any spelling, or a link with {path}, {line} and {column} in it.  `path_map`
+    holds pairs such as `/app=/home/me/project`, with commas between: where the server has a folder, and where the
+    editor has it.
+    """
+    from urllib.parse import quote
+
+    plain = {re.sub(r"\W", "", name).lower(): link for name, link in EDITORS.items()}
+    link = editor if "{path}" in editor else plain.get(re.sub(r"\W", "", editor).lower(), "")
+    for pair in path_map.split(","):
+        there, _, here = (side.strip().rstrip("/\\") for side in pair.partition("="))
+        if there and here and is_below(path, there):
+            path = here + path[len(there) :]
+            break
+    path = quote(path.replace("\\", "/").encode("utf-8", "surrogateescape"), safe="/:")
+    path = path if path.startswith("/") else "/" + path
+    return link.replace("{path}", path).replace("{line}", str(line)).replace("{column}", str(column))
 
 
 # =====================================================================================================================
@@ -2613,7 +2716,7 @@ def write_page(report: Report, *, console: ConsoleState, generation: str, nonce:
         CRASH,
         request=_fill_template(REQUEST_LINE, method=method, url=request.url) if request else "",
         again="Reload" if method in ("GET", "HEAD") else "Send again",
-        editors=_Markup(EDITORS),
+        editors=_joined(_fill_template(EDITOR, name=n, link=link) for n, link in [*EDITORS.items(), ("Own link", "")]),
         type=_write_type(newest.type),
         message=_fill_template(MESSAGE, text=_fold_text(newest.message)),
         remarks=_joined([_write_remarks(newest), _write_overview(report.problems)]),
@@ -8611,17 +8714,7 @@ NOTICE = """<!doctype html>
 </html>
 """
 
-# {path}, {line} and {column} are filled in by the script: this text is not a template of room 5.
-EDITORS = """
-<option value="vscode://file{path}:{line}:{column}">VS Code</option>
-<option value="pycharm://open?file={path}&amp;line={line}">PyCharm</option>
-<option value="subl://open?url=file://{path}&amp;line={line}">Sublime</option>
-<option value="mvim://open?url=file://{path}&amp;line={line}">Vim</option>
-<option value="emacs://open?url=file://{path}&amp;line={line}">Emacs</option>
-<option value="cursor://file{path}:{line}:{column}">Cursor</option>
-<option value="zed://file{path}:{line}:{column}">Zed</option>
-<option value="">Own link</option>
-"""
+EDITOR = """<option value="{link}">{name}</option>"""
 
 # What kind of exception, its module quieter; its message.  LONG is in its place for a long one.
 TYPE = """<span class="type"><span>{module}</span>{name}</span>"""

@@ -199,7 +199,7 @@ class Served:
 
 # room: the rooms with a smaller number that it may name, besides the title page
 MAY_KNOW: dict[int, set[int]] = {
-    0: set(), 1: set(), 2: set(), 3: {1, 2}, 4: {1, 2, 3}, 5: {2}, 6: {2, 5}, 7: {2, 5}, 8: {1, 2},
+    0: set(), 1: set(), 2: set(), 3: {1, 2}, 4: {1, 2, 3}, 5: {2}, 6: {2, 3, 5}, 7: {2, 5}, 8: {1, 2},
     9: {1, 2, 3, 5, 6, 7, 8}, 10: {1, 2, 3}, 11: {1, 2, 3, 10}, 12: {1, 2}, 13: {1, 2, 3}, 14: set(range(1, 14)),
     15: {1, 2, 3, 4, 14}, 16: set(),
 }  # fmt: skip
@@ -1045,7 +1045,7 @@ class TerminalLines(unittest.TestCase):
         )
         self.assertTrue(text.endswith("ValueError: \\x1b]0;owned\\x07\n\tcaf\u00c3\u00a9 \\x9b2J\\r日本\n"), text)
 
-    def test_colours_only_on_a_terminal(self) -> None:
+    def test_colors_only_on_a_terminal(self) -> None:
         with mock.patch.dict(os.environ, {"TERM": "xterm"}):
             os.environ.pop("NO_COLOR", None)
             for status in ("404", "500"):
@@ -1054,7 +1054,7 @@ class TerminalLines(unittest.TestCase):
             self.assertIn("\x1b[", self.shown(lambda t: t.warn("careful"), Screen()))
             self.assertIn("\x1b[", self.shown(lambda t: t.error("wrong"), Screen()))
 
-    def test_no_colour_for_no_color_and_dumb_terminals(self) -> None:
+    def test_no_color_for_no_color_and_dumb_terminals(self) -> None:
         for variables in ({"NO_COLOR": "1", "TERM": "xterm"}, {"NO_COLOR": "", "TERM": "dumb"}):
             with self.subTest(variables), mock.patch.dict(os.environ, variables):
                 for act in (
@@ -1171,27 +1171,124 @@ class TerminalLines(unittest.TestCase):
     def test_what_a_crash_was_doing_cannot_drive_the_terminal(self) -> None:
         self.assertNotIn("\x1b[2J", self.shown(lambda t: t.crash(ValueError("x"), "GET /\x1b[2J")))
 
-    def test_a_signal_in_the_middle_of_a_line_does_not_stop_the_next(self) -> None:
-        """A signal handler runs in the main thread, perhaps while that very thread writes."""
+    def test_what_is_said_while_a_line_is_written_comes_after_it(self) -> None:
+        """A destructor may run in the thread that writes."""
 
-        class Interrupted(io.StringIO):
+        class Talkative(io.StringIO):
             def write(self, text: str) -> int:
                 if "first" in text:
-                    handler()
+                    terminal.say("second")
                 return super().write(text)
 
-        stream = Interrupted()
+        stream = Talkative()
+        terminal = devserve.Terminal(stream)
+        terminal.say("first")
+        self.assertEqual(stream.getvalue(), "first\nsecond\n")
+
+    @unittest.skipUnless(hasattr(signal, "setitimer"), "needs a signal from a timer")
+    def test_a_signal_handler_speaks_while_the_main_thread_waits_for_a_line(self) -> None:
+        spoken = threading.Event()
+
+        class Slow(io.StringIO):
+            def write(self, text: str) -> int:
+                if "first" in text:
+                    spoken.wait(DEADLINE)
+                return super().write(text)
+
+        stream = Slow()
         terminal = devserve.Terminal(stream)
 
-        def handler() -> None:
-            with contextlib.suppress(RuntimeError):
-                terminal.flush()
+        def handler(number: int, frame: Any) -> None:
+            with mock.patch.object(devserve, "_FLUSH_SECONDS", 0.01):
+                terminal.say("second")
+            spoken.set()
 
-        thread = threading.Thread(target=terminal.say, args=("first",), daemon=True)
+        self.addCleanup(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, handler))
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        terminal.say("first")
+        terminal.flush()
+        self.assertEqual(stream.getvalue(), "first\nsecond\n")
+
+    def test_a_standard_error_that_takes_nothing_holds_nobody_and_costs_bounded_memory(self) -> None:
+        free = threading.Event()
+        self.addCleanup(free.set)
+
+        class Stopped(io.StringIO):
+            def write(self, text: str) -> int:
+                free.wait(DEADLINE)
+                return super().write(text)
+
+        stream = Stopped()
+        terminal = devserve.Terminal(stream)
+        thread = threading.Thread(target=terminal.crash, args=(ValueError("x"), "GET /"))
         thread.start()
-        thread.join(5.0)
-        self.assertFalse(thread.is_alive(), "a deadlock")
-        self.assertIn("first", stream.getvalue())
+        thread.join(DEADLINE)
+        self.assertFalse(thread.is_alive())
+        with mock.patch.object(devserve, "_FLUSH_SECONDS", 0.05), mock.patch.object(devserve, "_UNWRITTEN_LIMIT", 10):
+            begin = time.monotonic()
+            for number in range(1000):
+                terminal.say(str(number))
+            self.assertLess(time.monotonic() - begin, DEADLINE / 2)
+        free.set()
+        eventually(lambda: "not written" in stream.getvalue(), "the count of what was dropped")
+        self.assertRegex(stream.getvalue(), r"(?s)^GET /\nValueError: x\n0\n1\n.*\((9\d\d) lines were not written")
+
+    def test_a_crash_page_comes_while_standard_error_is_full(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        path = pathlib.Path(folder.name, "app.py")
+        path.write_text("def app(environ, start_response): raise ValueError('y' * 30_000)\n", encoding="utf-8")
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        command = [sys.executable, str(SCRIPT), "app", "--port", str(port), "--debug", "--no-reload"]
+        process = subprocess.Popen(command, cwd=folder.name, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        self.addCleanup(process.stderr.close)  # type: ignore[union-attr]
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+
+        def ask() -> bool:
+            with contextlib.suppress(OSError):
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
+                self.addCleanup(connection.close)
+                connection.request("GET", "/")
+                return connection.getresponse().status == 500
+            return False
+
+        eventually(ask, "a page")
+        for _ in range(6):  # a pipe holds 64 KiB
+            self.assertTrue(ask())
+
+    def test_a_crash_with_a_link_counts_library_frames_and_ends_with_the_link(self) -> None:
+        text = self.shown(lambda t: t.crash(failure_of(lambda: json.loads("{")), "GET /", "http://h/__devserve__/x"))
+        self.assertIn("  … 2 frames of json\n", text)
+        self.assertTrue(text.endswith("\n  http://h/__devserve__/x\n"), text)
+
+    def test_places_are_links_to_the_editor_where_the_terminal_understands_them(self) -> None:
+        def crash(terminal: Any) -> None:
+            terminal.crash(failure_of(lambda: 1 / 0), link="http://h/x")
+
+        seen = {"TERM": "xterm", "TERM_PROGRAM": "vscode", "NO_COLOR": ""}
+        with mock.patch.dict(os.environ, seen):
+            text = self.shown(crash, Screen(), editor="vscode")
+            self.assertIn(f'File "\x1b]8;;vscode://file{urllib.parse.quote(__file__)}:', text)
+            self.assertIn("\x1b]8;;http://h/x\x1b\\http://h/x\x1b]8;;\x1b\\", text)
+            self.assertNotIn("vscode:", self.shown(crash, Screen()))
+            self.assertNotIn("\x1b]8", self.shown(crash, editor="vscode"))
+        with mock.patch.dict(os.environ, {"TERM": "xterm", "NO_COLOR": ""}):
+            for name in devserve._HYPERLINK_SIGNS:
+                os.environ.pop(name, None)
+            self.assertNotIn("\x1b]8", self.shown(crash, Screen(), editor="vscode"))
+
+    def test_an_editors_link_maps_whole_components_of_the_path(self) -> None:
+        table = {
+            ("VS Code", "/app/x y.py", "/app=/home/me/p"): "vscode://file/home/me/p/x%20y.py:3:5",
+            ("vscode", "/application/x.py", "/app=/home/me/p"): "vscode://file/application/x.py:3:5",
+            ("pycharm", "/b/é.py", "/a=/x, /b/=/y/"): "pycharm://open?file=/y/%C3%A9.py&line=3",
+            ("my://{path}#{line}", "C:\\a\\b.py", ""): "my:///C:/a/b.py#3",
+            ("nano", "/a", ""): "",
+        }
+        for (editor, path, path_map), link in table.items():
+            self.assertEqual(devserve._editor_link(editor, path, 3, 5, path_map), link)
 
 
 # =====================================================================================================================
