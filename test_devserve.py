@@ -3754,6 +3754,11 @@ class Debugged(unittest.TestCase):
         self.addCleanup(thread.join)
         self.addCleanup(self.server.shutdown)
 
+    @property
+    def printed(self) -> str:
+        self.debugger.terminal.flush()
+        return self.terminal.getvalue()
+
     def install(self, app: Any, validate: bool = True) -> None:
         terminal = devserve.Terminal(self.terminal)
         self.debugger = devserve.DebuggedApplication(app, guard=self.guard, terminal=terminal)
@@ -4253,7 +4258,7 @@ class GuardWords(Debugged):
             ):
                 self.assertNotIn(word, answer.text)
         for word in (self.guard.pin, self.guard.token, self.guard.secret, self.guard.cookie_value("program")):
-            self.assertNotIn(word, self.terminal.getvalue())
+            self.assertNotIn(word, self.printed)
 
     def test_secret_is_in_documents_only_and_what_the_browser_opens_has_no_opener(self) -> None:
         for path in ("/", "/__devserve__/console"):
@@ -4350,9 +4355,9 @@ class DebuggerPages(Debugged):
         self.assertEqual(int(answer.headers["Content-Length"]), len(answer.body))
         for text in ("ZeroDivisionError", "division by zero", "number", "/some/path"):
             self.assertIn(text, answer.text)
-        self.assertIn("ZeroDivisionError: division by zero", self.terminal.getvalue())
-        self.assertIn("GET /some/path", self.terminal.getvalue())
-        self.assertNotIn("/devserve.py", self.terminal.getvalue())
+        self.assertIn("ZeroDivisionError: division by zero", self.printed)
+        self.assertIn("GET /some/path", self.printed)
+        self.assertNotIn("/devserve.py", self.printed)
 
     def test_answers_in_the_type_that_the_client_prefers(self) -> None:
         browser = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"
@@ -4554,7 +4559,7 @@ class DebuggerPages(Debugged):
         app.deferred = True  # type: ignore[attr-defined]
         self.install(app)
         self.assertIn("printed at the import", self.ask().text)
-        self.assertEqual(self.terminal.getvalue(), "")
+        self.assertEqual(self.printed, "")
 
     def test_console_is_closed_where_several_processes_serve(self) -> None:
         state = self.debugger.console_state({"HTTP_HOST": "localhost", "wsgi.multiprocess": True})
@@ -4848,7 +4853,7 @@ class DebuggerFailures(Debugged):
         answer = self.ask()
         self.assertEqual(answer.status, 500)
         self.assertIn(error, answer.text)
-        self.assertIn(error, self.terminal.getvalue())
+        self.assertIn(error, self.printed)
 
     def test_in_the_first_step_of_a_generator(self) -> None:
         def app(environ: Any, start_response: Any) -> Any:
@@ -5401,6 +5406,7 @@ class ServerCase(Folder):
 
     @property
     def log(self) -> str:
+        self.server.terminal.flush()
         return self.stream.getvalue()
 
     def wire(self, *sent: Union[bytes, str], **options: Any) -> Wire:
