@@ -353,6 +353,8 @@ def _config_of_values(values: Mapping[str, Any]) -> Config:
     config = Config(**{"reload": debug, "debugger": debug, **values})
     if config.key and not config.cert:
         raise DevserveError(f"the key {config.key} needs its certificate too: add --cert FILE")
+    if config.key and config.cert.lower() == "adhoc":
+        raise DevserveError(f"the key {config.key} has no effect beside --cert adhoc, which makes its own; name one")
     if config.live and not config.reload:
         raise DevserveError("--live shows what a reload has changed; add --debug or --reload")
     for pair in config.path_map:
@@ -6333,6 +6335,163 @@ def tls_from_files(cert: str, key: str) -> Callable[[socket.socket], socket.sock
     return shake_hands
 
 
+# -- a certificate of this machine's own
+
+_CERTIFICATE_DAYS = 397  # browsers believe in no certificate that is valid for longer
+_CERTIFICATE_REST = 7 * 86400  # seconds before its end at which it is made anew: a project may run for some days
+_OPENSSL_PATIENCE = 30.0  # seconds for the program, which needs a tenth of one
+
+
+def adhoc_certificate(host: str, say: Callable[[str], None]) -> str:
+    """Return the path of a certificate, with its key, for this machine and `host`; it is made when there is none yet.
+
+    It is kept in the cache folder, for the user alone, so that a browser asks once whether to trust it, and not at
+    every start.  Its first line, which is none of PEM's, tells until when it is valid and for which names.  Raises
+    DevserveError.
+    """
+    path = os.path.join(_cache_folder(), "adhoc.pem")
+    names, (kept, until) = _certificate_names(host), _kept_certificate(path)
+    if until > time.time() + _CERTIFICATE_REST:
+        if names <= kept:
+            return path
+        names |= kept  # so that two projects on different addresses do not take turns
+    head = f"devserve {int(time.time()) + _CERTIFICATE_DAYS * 86400} {' '.join(sorted(names))}\n"
+    text = head + _new_certificate(sorted(names))
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        fresh = f"{path}.{os.getpid()}"
+        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+            file.write(text)
+        os.replace(fresh, path)
+    except OSError as error:
+        raise DevserveError(f"--cert adhoc cannot keep a certificate in {path} ({error.strerror})") from error
+    say(f"devserve: made a certificate for {', '.join(sorted(names))}, kept in {path}; browsers ask once about it")
+    return path
+
+
+def _cache_folder() -> str:
+    """Return where devserve may keep something from one start to the next, as each system has it."""
+    default = {"darwin": "~/Library/Caches", "win32": "~/AppData/Local"}.get(sys.platform, "~/.cache")
+    named = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", "")
+    return os.path.join(named if os.path.isabs(named) else os.path.expanduser(default), "devserve")
+
+
+def _certificate_names(host: str) -> set[str]:
+    """Return the names and addresses under which browsers may ask a server on `host`."""
+    own = socket.gethostname()
+    names = {"localhost", "127.0.0.1", "::1", own, f"{own.partition('.')[0]}.local", host.partition("%")[0]}
+    if host in ("0.0.0.0", "::"):
+        names.update(_machine_addresses(ipv6=host == "::"))
+    return {name.lower() for name in names if re.fullmatch(r"[A-Za-z0-9:][A-Za-z0-9.:-]*", name)} - {"0.0.0.0", "::"}
+
+
+def _kept_certificate(path: str) -> tuple[set[str], float]:
+    """Return the names of the certificate in a file, and until when it is valid.  One that others read is none."""
+    try:
+        status = os.stat(path)
+        is_private = sys.platform == "win32" or (status.st_uid == os.geteuid() and not status.st_mode & 0o077)
+        with open(path, encoding="ascii") as file:
+            title, until, *names = file.readline().split()
+        return (set(names), float(until)) if is_private and title == "devserve" else (set(), 0.0)
+    except (OSError, ValueError):
+        return set(), 0.0
+
+
+def _new_certificate(names: Sequence[str]) -> str:
+    """Return a new key and a certificate for these names (PEM).  Raises DevserveError when nothing here makes one."""
+    import shutil
+
+    try:
+        return _certificate_by_cryptography(names)
+    except ImportError:
+        pass
+    if shutil.which("openssl"):
+        return _certificate_by_openssl(names)
+    raise DevserveError(
+        "--cert adhoc needs the package cryptography (pip install cryptography) or the program openssl; or give "
+        "--cert FILE"
+    )
+
+
+def _certificate_by_cryptography(names: Sequence[str]) -> str:
+    """Raises ImportError where the package is not installed."""
+    from datetime import datetime, timedelta, timezone
+    from importlib import import_module
+    from ipaddress import ip_address
+
+    x509 = import_module("cryptography.x509")
+    primitives = "cryptography.hazmat.primitives"
+    hashes, serialization, ec = (
+        import_module(f"{primitives}.{name}") for name in ("hashes", "serialization", "asymmetric.ec")
+    )
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "devserve on this machine")])
+    now = datetime.now(timezone.utc)
+    alternatives = [x509.IPAddress(ip_address(name)) if _is_ip(name) else x509.DNSName(name) for name in names]
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))  # for a clock that is late
+        .not_valid_after(now + timedelta(days=_CERTIFICATE_DAYS - 1))
+        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    written = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain) + certificate.public_bytes(pem)
+    return str(written, "ascii")
+
+
+def _certificate_by_openssl(names: Sequence[str]) -> str:
+    """A file of settings, since LibreSSL, which macOS has, lacks some of the options."""
+    import subprocess
+    import tempfile
+
+    alternatives = ",".join(f"{'IP' if _is_ip(name) else 'DNS'}:{name}" for name in names)
+    with tempfile.TemporaryDirectory(prefix="devserve") as folder:
+        settings, key, cert = (os.path.join(folder, name) for name in ("settings", "key", "cert"))
+        with open(settings, "w", encoding="ascii") as file:
+            file.write(_OPENSSL_SETTINGS.format(alternatives=alternatives))
+        kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-sha256"]
+        made = ["-days", str(_CERTIFICATE_DAYS), "-config", settings, "-keyout", key, "-out", cert]
+        try:
+            command = ["openssl", "req", "-x509", *kind, *made]
+            subprocess.run(command, check=True, capture_output=True, timeout=_OPENSSL_PATIENCE)
+            with open(key, encoding="ascii") as first, open(cert, encoding="ascii") as second:
+                return first.read() + second.read()
+        except (OSError, subprocess.SubprocessError) as error:
+            told = getattr(error, "stderr", None) or str(error).encode()
+            lines = told.decode("utf-8", "replace").strip().splitlines()
+            raise DevserveError(
+                f"--cert adhoc: openssl makes no certificate ({lines[-1]}); give --cert FILE"
+            ) from error
+
+
+_OPENSSL_SETTINGS = """\
+[req]
+distinguished_name = subject
+x509_extensions = extensions
+prompt = no
+[subject]
+CN = devserve on this machine
+[extensions]
+subjectAltName = {alternatives}
+basicConstraints = critical, CA:FALSE
+extendedKeyUsage = serverAuth
+subjectKeyIdentifier = hash
+"""
+
+
+def _is_ip(name: str) -> bool:
+    """Return whether a name is an address."""
+    return ":" in name or name.replace(".", "").isdigit()
+
+
 # =====================================================================================================================
 # 11. ASGI and WebSockets
 #
@@ -8015,7 +8174,7 @@ def make_server(app: WSGIApplication, host: str = "127.0.0.1", port: int = 0, **
     app = prepared(app, debug=config.debug, debugger=config.debugger)
     terminal = Terminal(quiet=config.quiet)
     check_pin(config.pin)
-    tls = _tls_of(config)
+    tls = _tls_of(config, terminal)
     listener = listen(config.host, config.port, again=_keyword_for_port)
     server = DevServer(listener, app, terminal, threads=config.threads, tls=tls)
     if config.debugger:
@@ -8025,9 +8184,12 @@ def make_server(app: WSGIApplication, host: str = "127.0.0.1", port: int = 0, **
     return server
 
 
-def _tls_of(config: Config) -> Optional[Callable[[socket.socket], socket.socket]]:
+def _tls_of(config: Config, terminal: Terminal) -> Optional[Callable[[socket.socket], socket.socket]]:
     """Return the TLS handshake that a configuration asks for, None when it asks for none.  Raises `DevserveError`."""
-    return tls_from_files(config.cert, config.key) if config.cert else None
+    cert = config.cert
+    if cert.lower() == "adhoc" and not os.path.isfile(cert):
+        cert = adhoc_certificate(config.host, terminal.say)
+    return tls_from_files(cert, config.key) if cert else None
 
 
 def _bound_hosts(config: Config, listener: socket.socket) -> list[str]:
@@ -8061,7 +8223,7 @@ class _Runner:
         self.reloaded = self.handover is not None and _AT_FIRST not in self.notes
         self.socket_file = self.notes.get("socket_file", "")  # ours to remove at the end
         check_pin(config.pin)
-        tls = _tls_of(config)
+        tls = _tls_of(config, terminal)
         self.listener = self._listener()
         self.server = DevServer(self.listener, _loading_app, terminal, threads=config.threads, tls=tls)
         self.scheme = "https" if config.cert else "http"
@@ -8129,6 +8291,8 @@ class _Runner:
         if self.reloaded and self.guard and self.guard.must_greet():
             self.terminal.say(f"  {self.guard.greeting(urls(self.listener, self.scheme)[0])}")
         self._start()
+        if self.config.open and not self.reloaded:
+            threading.Thread(target=self._open_browser, name="devserve browser", daemon=True).start()
         while not self.ended.wait(_WAKE_INTERVAL):
             pass
         return self.status
@@ -8267,6 +8431,14 @@ class _Runner:
             with contextlib.suppress(DevserveError):
                 return app_spec(self.config.app) or default_file(os.curdir)
         return "the application"
+
+    def _open_browser(self) -> None:
+        """Show the application; in a thread of its own, since some browsers return when they are closed."""
+        import webbrowser
+
+        url = urls(self.listener, self.scheme)[0]
+        if not url.startswith("http") or not webbrowser.open(url):
+            self.terminal.warn(f"--open finds no browser that shows {url}")
 
     def _take_signals(self) -> None:
         """Stop on SIGTERM and Ctrl-C, reload on SIGHUP; in code, Ctrl-C stays the exception on which `run` ends."""

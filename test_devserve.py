@@ -563,7 +563,8 @@ class Options(unittest.TestCase):
 
     def test_what_does_not_fit_together_is_one_line(self) -> None:
         wrong: list[tuple[dict[str, Any], str]] = [
-            ({"key": "k.pem"}, "--cert"), ({"live": True}, "--reload"), ({"path_map": "/app"}, "HERE=THERE"),
+            ({"key": "k.pem"}, "--cert"), ({"key": "k", "cert": "adhoc"}, "its own"),
+            ({"live": True}, "--reload"), ({"path_map": "/app"}, "HERE=THERE"),
             ({"host": "0.0.0.0:80", "port": 81}, "81"), ({"port": "x"}, "port='x'"),
             ({"debug": "maybe"}, "debug='maybe'"),
         ]  # fmt: skip
@@ -7675,6 +7676,107 @@ class ServerWebSockets(ServerCase):
                     self.assertNotIn("Traceback", self.log)
 
 
+class ServerCertificate(Folder):
+    """A certificate of this machine's own, made once and kept."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        patch = mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(self.folder), "LOCALAPPDATA": str(self.folder)})
+        patch.start()
+        self.addCleanup(patch.stop)
+        self.told: list[str] = []
+
+    def made(self, host: str = "127.0.0.1") -> pathlib.Path:
+        return pathlib.Path(devserve.adhoc_certificate(host, self.told.append))
+
+    def shaken_hands(self, cert: pathlib.Path, name: str) -> None:
+        """Serve with a certificate, and ask for it as a client that trusts nothing else does."""
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            shake = devserve.tls_from_files(str(cert), "")
+            server = threading.Thread(target=lambda: shake(ours).close())
+            server.start()
+            ssl.create_default_context(cafile=str(cert)).wrap_socket(theirs, server_hostname=name).close()
+            server.join(DEADLINE)
+
+    def without(self, *modules: str) -> Any:
+        return mock.patch.dict(sys.modules, dict.fromkeys(modules))
+
+    def test_both_makers_make_what_a_strict_client_believes(self) -> None:
+        for maker, missing in (("cryptography", ()), ("openssl", ("cryptography", "cryptography.x509"))):
+            with self.subTest(maker), self.without(*missing):
+                if maker == "cryptography" and importlib.util.find_spec(maker) is None:
+                    self.skipTest("needs the package cryptography")
+                if maker == "openssl" and not shutil.which(maker):
+                    self.skipTest("needs the program openssl")
+                self.folder.joinpath("devserve/adhoc.pem").unlink(missing_ok=True)
+                cert = self.made("dev.test")
+                for name in ("localhost", "127.0.0.1", "::1", "dev.test", socket.gethostname().lower()):
+                    self.shaken_hands(cert, name)
+
+    def test_it_is_the_users_alone_and_kept_for_the_next_start(self) -> None:
+        cert = self.made()
+        first = cert.read_bytes()
+        if sys.platform != "win32":
+            self.assertEqual(cert.stat().st_mode & 0o777, 0o600)
+            self.assertEqual(cert.parent.stat().st_mode & 0o777, 0o700)
+        self.assertEqual(self.made(), cert)
+        self.assertEqual(cert.read_bytes(), first)
+        self.assertEqual(len(self.told), 1)
+        self.assertEqual([path.name for path in cert.parent.iterdir()], ["adhoc.pem"])
+
+    def test_another_address_is_added_to_those_before(self) -> None:
+        self.made("one.test")
+        cert = self.made("two.test")
+        for name in ("one.test", "two.test"):
+            self.shaken_hands(cert, name)
+        first = cert.read_bytes()
+        self.made("one.test")
+        self.assertEqual(cert.read_bytes(), first)
+
+    def test_one_that_ends_soon_that_others_can_read_or_that_is_damaged_is_made_anew(self) -> None:
+        def soon(cert: pathlib.Path) -> None:
+            text = cert.read_text()
+            cert.write_text(text.replace(text.split()[1], str(int(time.time()) + 3600), 1))
+
+        damages: list[Callable[[pathlib.Path], Any]] = [
+            soon,
+            lambda cert: cert.write_text("x"),
+            lambda cert: cert.write_bytes(b"\xff"),
+            lambda cert: cert.unlink(),
+        ]
+        if sys.platform != "win32":
+            damages.append(lambda cert: cert.chmod(0o644))
+        for damage in damages:
+            cert = self.made()
+            damage(cert)
+            broken = cert.read_bytes() if cert.exists() else b""
+            self.made()
+            self.assertNotEqual(cert.read_bytes(), broken)
+            self.shaken_hands(cert, "localhost")
+
+    def test_without_a_maker_or_a_place_it_is_one_line_that_says_how(self) -> None:
+        remedy = self.assertRaisesRegex(devserve.DevserveError, "pip install cryptography.* openssl.* --cert FILE")
+        with self.without("cryptography", "cryptography.x509"), mock.patch.dict(os.environ, {"PATH": ""}), remedy:
+            self.made()
+        self.write("devserve", "a file where the folder should be")
+        with self.assertRaisesRegex(devserve.DevserveError, "cannot keep a certificate"):
+            self.made()
+
+    def test_served_over_https_by_name(self) -> None:
+        self.write("hello.py", HELLO)
+        cache = {"XDG_CACHE_HOME": str(self.folder / "cache"), "LOCALAPPDATA": str(self.folder / "cache")}
+        with Served("hello", "--cert", "adhoc", cwd=self.folder, env=cache) as served:
+            context = ssl.create_default_context(cafile=None)
+            served.wait_for("made a certificate for .*localhost")
+            self.assertTrue(served.url.startswith("https://"))
+            context.load_verify_locations(self.folder / "cache/devserve/adhoc.pem")
+            with urllib.request.urlopen(
+                f"https://localhost:{served.port}/", timeout=DEADLINE, context=context
+            ) as answer:
+                self.assertEqual(answer.read(), b"hello")
+
+
 class ServerUnderFuzz(ServerCase):
     """Random requests: whatever comes, an HTTP answer or nothing, at once, and no traceback."""
 
@@ -9581,6 +9683,24 @@ class HallInCode(HallCase):
         self.assertIn("give the path: select.py", self.failed("select"))
 
     @unittest.skipIf(sys.platform == "win32", "has no socket files")
+    def test_open_shows_the_application_when_it_answers_and_not_again_after_a_reload(self) -> None:
+        get = "print(sys.argv[1], urllib.request.urlopen(sys.argv[1]).read(), file=open('seen', 'a'))"
+        script = self.write("visit.py", f"import sys, urllib.request; {get}")
+        browser = {"BROWSER": f"{shlex.quote(sys.executable)} {shlex.quote(str(script))} %s"}
+        served = self.served("hello", "--open", "--reload", env=browser)
+        seen = self.folder / "seen"
+        eventually(lambda: seen.exists() and seen.read_text(), "a visit")
+        self.assertEqual(seen.read_text(), f"{served.url} b'hello'\n")
+        (self.folder / "hello.py").write_text(textwrap.dedent(HELLO).replace("hello", "again"))
+        served.wait_for("reloaded in")
+        self.assertEqual(served.get(), "again")
+        self.assertEqual(seen.read_text().count("http"), 1)
+
+    def test_open_without_a_browser_is_a_warning(self) -> None:
+        served = self.served("hello", "--open", env={"BROWSER": "no-such-browser", "PATH": "", "DISPLAY": ""})
+        served.wait_for("warning: --open finds no browser that shows http")
+        self.assertEqual(served.get(), "hello")
+
     def test_a_bad_certificate_leaves_no_socket_file_behind(self) -> None:
         with tempfile.TemporaryDirectory(prefix="ds") as folder:
             self.failed("hello", "--host", f"unix:{folder}/s", "--cert", "missing.pem")
