@@ -534,7 +534,8 @@ def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
 #
 # Doors: escape_controls, escape_unprintable, shown_text, type_name; call_safely, call_bounded, call_each_bounded,
 # TooLate, ForeignCalls, interrupt_thread; is_library, is_below, is_app_file, is_app_code, application_traceback,
-# traceback_text; MISSING, NAME_LIMIT, raw_slot, own_dict, static_attributes, static_attribute, locals_of.
+# traceback_text; MISSING, NAME_LIMIT, raw_slot, own_dict, static_attributes, static_attribute, locals_of;
+# SOCKET_KEY, is_taken_over, nobody_listens; ON_EXCEPTION, HANDED_OVER, hand_over.
 #
 # Read first: call_safely, call_each_bounded, is_app_file, static_attribute.
 # =====================================================================================================================
@@ -888,6 +889,26 @@ def nobody_listens(error: BaseException, environ: Mapping[str, Any]) -> bool:
     return ends and not isinstance(error, ConnectionRefusedError) and is_taken_over(environ)
 
 
+# -- exceptions that a framework has caught
+
+ON_EXCEPTION = "devserve.on_exception"  # in an environ or a scope: the debugger's function that takes one
+HANDED_OVER = "devserve puts its page in the place of this text."
+
+
+def hand_over(environ: Mapping[str, Any], error: BaseException) -> str:
+    """Give the debugger an exception for which a framework is about to answer with a page of its own.
+
+    Returns HANDED_OVER, which the framework is to answer with: when it arrives, with whatever status and headers, the
+    debugger puts its page in its place.  "" when no debugger listens, and the framework's own page is wanted.  The
+    text is short, since middleware that compresses lets short ones be.
+    """
+    take = environ.get(ON_EXCEPTION)
+    if take is None:
+        return ""
+    take(error)
+    return HANDED_OVER
+
+
 # =====================================================================================================================
 # 3. Terminal
 #
@@ -1124,20 +1145,44 @@ def _editor_link(editor: str, path: str, line: int, column: int = 1, path_map: s
 # =====================================================================================================================
 # 4. App loading
 #
-# `pkg.mod:app` becomes a callable: APP is read, the module imported, the application picked, and its framework told to
-# let exceptions through.  May know the configuration.  A mistake of the person is a
-# DevserveError, what the application's own code raises comes out untouched.  A new framework is a line in FRAMEWORKS.
+# `pkg.mod:app` becomes a callable.  APP is split into a module or a file and a name; the module is imported; the
+# application is the name's, or is found in the module; last, what is known of its framework is applied, so that its
+# exceptions reach the debugger.  May know the configuration and foreign code.
+#
+# Invariants: a mistake of the person at the keyboard is a DevserveError of one line that names the remedy.  What the
+# application's own code raises comes out as it is, with no frame of importlib in its traceback.  To find an
+# application runs nothing of its code but the import and a factory.  A framework's own handling of an exception stays
+# what it is (signals, hooks, middleware, clean-up); only the page in its answer is replaced.
+#
+# Doors: load_app, prepared, checked, is_asgi; app_spec, default_file; BrokenApp, servers_left_out, import_remedy;
+# framework_files, framework_heeds.
+#
+# Read first: load_app, _import_target, _discovered_app, _FRAMEWORKS, prepared.  A new framework is a line in the table
+# _FRAMEWORKS, a server that may be started by an import one in _SERVERS.
 # =====================================================================================================================
 
-_DEFAULT_FILES = ("app.py", "wsgi.py")  # where an application is looked for when none is named
-_NO_APPLICATIONS = ("_", "conf", "devserve", "manage", "setup", "test")  # how files begin that are none
-_SCRIPTS_NAMED = 3  # files that are proposed where none has a default name; more would be a listing
+_DEFAULT_MODULES = ("app", "wsgi", "main")  # where an application is looked for when none is named
 _DEFAULT_NAMES = ("app", "application")  # what it is called there: Flask's habit, then PEP 3333's and mod_wsgi's
 _FACTORIES = ("create_app", "make_app")  # Flask's and Pyramid's habit
 _WRAPPED_NAMES = ("app", "application", "wsgi_app")  # what middleware calls the application inside
+_NO_APP_FILES = re.compile(r"(devserve|setup|conftest|manage|noxfile|fabfile|tasks|test_.*|.*_test|tests|__.*)\.py$")
+_VIRTUAL_ENVIRONMENTS = (".venv", "venv", "env", ".env")  # what they are called beside a project
 _DECORATED = (FunctionType, functools._lru_cache_wrapper)  # what tells its own function by `__wrapped__`
 _CO_ASYNC = 0x80 | 0x200  # inspect.CO_COROUTINE and CO_ASYNC_GENERATOR, without the cost of importing inspect
 _CO_VARARGS = 0x04
+_WALK_LIMIT = 2_000  # objects that are looked at for the applications inside of one; a project has some dozens
+
+# What frameworks read from the environment while they are imported and set up, in their debug mode.
+_DEBUG_VARIABLES = ("FLASK_DEBUG", "QUART_DEBUG", "PYRAMID_RELOAD_TEMPLATES")
+
+# Lines by which a file that nobody named looks like one that has an application.
+_OFFER = re.compile(
+    r"^(?:async )?(?:def|class) +(?:app|application|create_app|make_app)\b"
+    r"|^(?:app|application|create_app|make_app)\b[^=\n]*=(?!=)"
+    r"|^from .* import .*\b(?:app|application|create_app|make_app)\b"
+    r"|\bstart_response\b",
+    re.MULTILINE,
+)
 
 if TYPE_CHECKING:
     _Arguments = tuple[list[Any], dict[str, Any]]  # of a factory: positional, by keyword
@@ -1147,12 +1192,14 @@ def load_app(spec: str = "", *, debug: bool = False, debugger: bool = False) -> 
     """Return the application that `spec` names: `module`, `package.module` or `path/to/file.py`, each with an optional
     `:name`, `:dotted.name` or `:factory("literal", key=1)`.
 
-    Without a `spec` $DEVSERVE_APP and $FLASK_APP are asked, then app.py and wsgi.py in the current folder.  With
-    `debug` or `debugger` the framework is told to let exceptions through.  Raises DevserveError for what the person
-    can mend; whatever the application's own code raises, SystemExit too, comes out as it is.
+    Without a `spec` $DEVSERVE_APP and $FLASK_APP are asked, then `default_file` in the current folder.  `debug` turns
+    on the framework's debug mode; with `debug` or `debugger` its exceptions reach the debugger.  Raises DevserveError
+    for what the person can mend; whatever the application's own code raises, SystemExit too, comes out as it is.
+
+        app = load_app("shop.web:create_app('testing')")
     """
-    if debug:
-        os.environ.setdefault("FLASK_DEBUG", "1")  # before the import, since extensions ask while they are set up
+    for variable in _DEBUG_VARIABLES if debug else ():
+        os.environ.setdefault(variable, "1")  # before the import, since extensions ask while they are set up
     _put_first_on_path(os.getcwd())
     target, name = _split_spec(app_spec(spec))
     target = target or default_file(os.curdir)
@@ -1162,20 +1209,28 @@ def load_app(spec: str = "", *, debug: bool = False, debugger: bool = False) -> 
 
 
 def prepared(app: Any, *, debug: bool, debugger: bool) -> WSGIApplication:
-    """Return the callable of `app`; with `debug` or `debugger` its frameworks let exceptions through from now on.
+    """Return the callable of `app`, with all that its frameworks need for `debug` and `debugger`.
 
-    With `debug` Flask is in its debug mode too, and a Django project's static files are served.
+    A Django project in debug mode has its static files served, as by its runserver, be devserve's options what they
+    may.
     """
-    for inner in _frameworks_in(app) if debug or debugger else ():
-        _FRAMEWORKS[_framework_of(inner)](inner)
-        if debug and _framework_of(inner) == "flask.app.Flask":
-            inner.debug = True  # one that was made in code, before `run`, has not seen FLASK_DEBUG
-    ready: WSGIApplication = _with_static_files(app) if debug else _wsgi_callable(app)
-    return ready
+    if is_asgi(app):
+        raise DevserveError(
+            f"{_kind(app)} is an ASGI application; devserve serves WSGI: use uvicorn or another ASGI server"
+        )
+    frameworks = [(_FRAMEWORKS[_framework_of(inner)], inner) for inner in _frameworks_in(app)]
+    for framework, inner in frameworks:
+        if debug:
+            framework.debug(inner)
+        if debug or debugger:
+            framework.open(inner)
+    for framework, _ in frameworks:
+        app = framework.wrap(app)
+    return app  # type: ignore[no-any-return]
 
 
 class BrokenApp:
-    """Stands in for an application that failed to import: every call raises the failure again."""
+    """Stands in for an application that failed to import: every call raises the failure again.  For any thread."""
 
     deferred = True  # the failure was printed when it happened; the debugger need not print it again
 
@@ -1187,39 +1242,7 @@ class BrokenApp:
         raise self.error.with_traceback(self.traceback)  # reset, or it would grow by the frames of every call
 
 
-@contextlib.contextmanager
-def servers_left_out(warn: Callable[[str], None]) -> Iterator[None]:
-    """Let a module that starts a server while it is imported, for want of a main guard, be imported to its end.
-
-    Flask has a switch for that; `bottle.run()`, wsgiref's servers and their like come to socketserver's loop.  Only
-    this thread's servers are left out: what a module runs in a thread of its own may well be meant.
-    """
-    importer, serve_forever = threading.current_thread(), socketserver.BaseServer.serve_forever
-
-    def leave_out(self: socketserver.BaseServer, poll_interval: float = 0.5) -> None:
-        if threading.current_thread() is not importer:
-            serve_forever(self, poll_interval)
-        else:
-            remedy = "start it under if __name__ == '__main__':"
-            warn(f"the server that the import starts, on {self.server_address}, is left out; {remedy}")
-
-    flask_knows = "FLASK_RUN_FROM_CLI" in os.environ
-    os.environ.setdefault("FLASK_RUN_FROM_CLI", "true")
-    socketserver.BaseServer.serve_forever = leave_out  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        socketserver.BaseServer.serve_forever = serve_forever  # type: ignore[method-assign]
-        if not flask_knows:
-            os.environ.pop("FLASK_RUN_FROM_CLI", None)  # what the application starts later may run on its own
-
-
-def _split_spec(spec: str) -> tuple[str, str]:
-    """Return `spec` as (module or file, name); a drive letter's colon and one in a file's own name divide nothing."""
-    colons = [i for i, letter in enumerate(spec) if letter == ":" and spec[i + 1 : i + 2] not in ("\\", "/")]
-    ends = [*colons, len(spec)]
-    end = next((end for end in ends if os.path.isfile(spec[:end])), ends[0])
-    return spec[:end], spec[end + 1 :]
+# -- what is to be imported
 
 
 def app_spec(spec: str) -> str:
@@ -1227,18 +1250,75 @@ def app_spec(spec: str) -> str:
     return spec or os.environ.get("DEVSERVE_APP") or os.environ.get("FLASK_APP") or ""
 
 
+def _split_spec(spec: str) -> tuple[str, str]:
+    """Return `spec` as (module or file, name); a drive letter's colon and one in a file's own name divide nothing."""
+    colons = [i for i, letter in enumerate(spec) if letter == ":" and spec[i + 1 : i + 2] not in ("\\", "/")]
+    ends = [*colons, len(spec)]
+    end = next((end for end in ends if os.path.isfile(spec[:end])), ends[0])
+    return spec[:end].strip(), spec[end + 1 :].strip()
+
+
 def default_file(folder: str) -> str:
-    """Return the path of the folder's app.py or wsgi.py or, beside a Django project's manage.py, of its wsgi.py."""
-    names = list(_DEFAULT_FILES)
+    """Return the path of the file in `folder` that most likely has the application, when nobody names one.
+
+    These are asked, and the first whose text looks so wins, or else the first of all: app.py, wsgi.py and main.py; a
+    Django project's wsgi.py or asgi.py, beside whose package manage.py stands; the packages app and wsgi, themselves
+    or by a file of these names.  Raises DevserveError when there is none, with what the folder has instead.
+    """
+    names = [f"{stem}.py" for stem in _DEFAULT_MODULES]
     if os.path.isfile(os.path.join(folder, "manage.py")):
-        names += [os.path.join(package, "wsgi.py") for package in _names_in(folder)]
-    for path in (os.path.normpath(os.path.join(folder, name)) for name in names):
-        if os.path.isfile(path):
-            return path
-    scripts = [name for name in _names_in(folder) if name.endswith(".py") and not name.startswith(_NO_APPLICATIONS)]
-    named = " or ".join(os.path.normpath(os.path.join(folder, name)) for name in scripts[:_SCRIPTS_NAMED])
-    remedy = f"say what to serve, such as {named}" if named else "say what to serve: MODULE:NAME or FILE:NAME"
-    raise DevserveError(f"no app.py and no wsgi.py in {os.path.abspath(folder)}; {remedy}")
+        packages = _names_in(folder)
+        names += [os.path.join(package, file) for file in ("wsgi.py", "asgi.py") for package in packages]
+    sure = [os.path.normpath(os.path.join(folder, name)) for name in names]
+    stems = ("__init__", *_DEFAULT_MODULES)
+    packed = [os.path.join(folder, package, f"{stem}.py") for package in ("app", "wsgi") for stem in stems]
+    found = [path for path in sure if os.path.isfile(path)]
+    likely = [path for path in (*found, *map(os.path.normpath, packed)) if _offers_app(path)]
+    if likely or found:
+        return (likely or found)[0]
+    raise DevserveError(f"no app.py, wsgi.py or main.py in {os.path.abspath(folder)}; {_folder_remedy(folder)}")
+
+
+def _offers_app(path: str) -> bool:
+    """Return whether the text of a file looks as if it made an application."""
+    return bool(_OFFER.search(_text_of(path)))
+
+
+def _folder_remedy(folder: str) -> str:
+    """Return what to serve instead in a folder without a default file."""
+    names = _names_in(folder)
+    files = [name for name in names if name.endswith(".py") and not _NO_APP_FILES.match(name)]
+    files = [name for name in files if _offers_app(os.path.join(folder, name))] or files
+    settings = next((name for name in names if name.endswith(".ini") and _is_paste(os.path.join(folder, name))), "")
+    if len(files) == 1:
+        return f"did you mean {os.path.normpath(os.path.join(folder, files[0][:-3]))!r}?"
+    if settings:
+        return _paste_remedy(os.path.join(folder, settings))
+    if 1 < len(files) < 6:
+        return f"say what to serve, one of: {', '.join(name[:-3] for name in files)}"
+    return "say what to serve: MODULE:NAME or FILE:NAME"
+
+
+def _is_paste(path: str) -> bool:
+    return bool(re.search(r"^\[(app|composite|pipeline)\b", _text_of(path), re.MULTILINE))
+
+
+def _paste_remedy(path: str) -> str:
+    """Return what to do with a configuration for PasteDeploy, as Pyramid and TurboGears have it."""
+    path = os.path.abspath(path)
+    return (
+        f"{os.path.basename(path)} is no Python: write a file app.py with "
+        f"`from paste.deploy import loadapp; app = loadapp({'config:' + path!r})`, or use pserve"
+    )
+
+
+def _text_of(path: str) -> str:
+    """Return the text of a file, or as much as looks like one; "" where there is none."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(1 << 20)
+    except (OSError, ValueError):
+        return ""
 
 
 def _names_in(folder: str) -> list[str]:
@@ -1248,42 +1328,18 @@ def _names_in(folder: str) -> list[str]:
         return []
 
 
-def _parse_name(name: str) -> tuple[list[str], Optional[_Arguments]]:
-    """Return `name` as its dotted parts and, when it is a call, the arguments."""
-    path, parenthesis, _ = name.strip().partition("(")
-    parts = path.split(".")
-    if not all(part.isidentifier() for part in parts):
-        raise DevserveError(f'{name!r} names no application; write NAME, DOTTED.NAME or FACTORY("text", key=1)')
-    return parts, _literal_arguments(name.strip(), path) if parenthesis else None
-
-
-def _literal_arguments(name: str, path: str) -> _Arguments:
-    import ast
-
-    try:
-        call = ast.parse(name, mode="eval").body
-        if not isinstance(call, ast.Call) or ast.unparse(call.func) != path:
-            raise ValueError("not a plain call")
-        keywords = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
-        if len(keywords) < len(call.keywords):
-            raise ValueError("** or the same keyword twice")
-        return [ast.literal_eval(argument) for argument in call.args], keywords
-    except (SyntaxError, ValueError, TypeError):
-        raise DevserveError(f'cannot read {name!r}; arguments must be literals: {path}("text", key=1)') from None
-
-
-def _put_first_on_path(folder: str) -> None:
-    """Make `folder` the first place that imports look in, and keep it there once."""
-    same = ("", folder) if folder == os.getcwd() else (folder,)  # "" stands for the current folder
-    sys.path[:] = [folder, *(entry for entry in sys.path if entry not in same)]
+# -- the import
 
 
 def _import_target(target: str) -> ModuleType:
+    """Import the module or the file that `target` names."""
     if not _means_a_file(target):
+        _heed_manage_py(os.getcwd(), target.replace(".", os.sep))
         return _import_module(target)
     path = _existing_file(target)
     root, name = _importable_name(path)
     _put_first_on_path(root)
+    _heed_manage_py(root, os.path.relpath(path, root))
     if path.endswith(".py") and "." not in os.path.basename(path)[:-3]:
         module = _import_module(name)
         if os.path.realpath(getattr(module, "__file__", None) or "") == os.path.realpath(path):
@@ -1292,12 +1348,13 @@ def _import_target(target: str) -> ModuleType:
 
 
 def _means_a_file(target: str) -> bool:
-    """Say whether `target` is a path; a bare name is one only where no module in the current folder has that name."""
-    if "/" in target or "\\" in target or target.endswith(".py") or target.startswith("."):
+    """Return whether `target` is a path; a bare name is one only where no module in the folder has that name."""
+    if "/" in target or "\\" in target or target.endswith((".py", ".ini")) or target.startswith("."):
         return True
     if os.path.isfile(target + ".py") or os.path.isfile(os.path.join(target, "__init__.py")):
         return False
-    return os.path.isfile(target) or any(os.path.isfile(os.path.join(target, file)) for file in _DEFAULT_FILES)
+    inside = [os.path.join(target, f"{stem}.py") for stem in _DEFAULT_MODULES]
+    return any(map(os.path.isfile, [target, *inside]))
 
 
 def _existing_file(target: str) -> str:
@@ -1308,6 +1365,8 @@ def _existing_file(target: str) -> str:
         return package if os.path.isfile(package) else default_file(path)
     for candidate in (path, path + ".py"):
         if os.path.isfile(candidate):
+            if candidate.endswith(".ini"):
+                raise DevserveError(_paste_remedy(candidate))
             return candidate
     near = _nearest(os.path.basename(path), _names_in(os.path.dirname(path)))
     hint = f"did you mean {os.path.join(os.path.dirname(target), near)!r}?" if near else "check the path"
@@ -1315,14 +1374,62 @@ def _existing_file(target: str) -> str:
 
 
 def _importable_name(path: str) -> tuple[str, str]:
-    """Return the folder that must be on `sys.path` for the file to be imported, and its dotted name from there."""
+    """Return the folder that must be on `sys.path` for the file to be imported, and its dotted name from there.
+
+    Of a file with another suffix the suffix is part of the name, as mod_wsgi's hello.wsgi imports hello.py beside it.
+    """
     folder, base = os.path.split(path)
-    stem = os.path.splitext(base)[0].replace(".", "_")
+    stem = re.sub(r"\.py$", "", base).replace(".", "_")
     parts = [] if stem == "__init__" else [stem]
     while os.path.isfile(os.path.join(folder, "__init__.py")) and "." not in os.path.basename(folder):
         folder, package = os.path.split(folder)
         parts.insert(0, package)
     return folder, ".".join(parts or [stem])
+
+
+def _put_first_on_path(folder: str) -> None:
+    """Make `folder` the first place that imports look in, and keep it there once."""
+    same = ("", folder) if folder == os.getcwd() else (folder,)  # "" stands for the current folder
+    sys.path[:] = [folder, *(entry for entry in sys.path if entry not in same)]
+
+
+def _heed_manage_py(root: str, inside: str) -> None:
+    """Set the DJANGO_ variables that manage.py sets, as its runserver would, before wsgi.py names those of production.
+
+    manage.py stands in `root` or in a folder between it and the module, whose path from there is `inside`.
+    """
+    folder = os.path.dirname(os.path.join(root, inside))
+    while len(folder) >= len(root):
+        text = _text_of(os.path.join(folder, "manage.py"))
+        if "DJANGO_SETTINGS_MODULE" in text:
+            for variable, value in _variables_set(text):
+                os.environ.setdefault(variable, value)
+            return
+        folder = os.path.dirname(folder)
+
+
+def _variables_set(text: str) -> list[tuple[str, str]]:
+    """Return the DJANGO_ variables that a manage.py sets by literals, but not what it sets for some commands only."""
+    import ast
+
+    found: list[tuple[str, str]] = []
+    try:
+        ahead: list[ast.AST] = [ast.parse(text)]
+    except (SyntaxError, ValueError):
+        return found
+    while ahead:
+        node = ahead.pop()
+        if isinstance(node, ast.If) and "argv" in ast.dump(node.test):
+            ahead += reversed(node.orelse)
+            continue
+        ahead += reversed(list(ast.iter_child_nodes(node)))
+        match = re.match(
+            r"(?:os\.)?environ(?:\.setdefault\(|\[)'(DJANGO_\w+)'(?:, |\] = )'([^']+)'\)?$",
+            ast.unparse(node) if isinstance(node, (ast.Call, ast.Assign)) else "",
+        )
+        if match:
+            found.append((match[1], match[2]))
+    return found
 
 
 def _import_module(name: str) -> ModuleType:
@@ -1363,7 +1470,7 @@ def _import_from_location(name: str, path: str) -> ModuleType:
 
 
 def _raised_inside(error: BaseException) -> bool:
-    """Say whether `error`, just caught by the caller, comes from further in than the call that the caller made."""
+    """Return whether `error`, just caught by the caller, comes from further in than the call that the caller made."""
     inner = error.__traceback__.tb_next if error.__traceback__ else None
     while inner is not None and inner.tb_frame.f_code.co_filename.startswith("<frozen importlib"):
         inner = inner.tb_next
@@ -1390,6 +1497,122 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     return next(iter(difflib.get_close_matches(name, list(names), 1)), "")
 
 
+def import_remedy(error: BaseException) -> str:
+    """Return what to do about a package that is missing while a virtual environment stands beside; "" if none does."""
+    if not isinstance(error, ModuleNotFoundError):
+        return ""
+    for name in _VIRTUAL_ENVIRONMENTS:
+        python = os.path.join(name, *(("Scripts", "python.exe") if sys.platform == "win32" else ("bin", "python")))
+        used = os.path.realpath(sys.prefix) == os.path.realpath(name)
+        if os.path.isfile(os.path.join(name, "pyvenv.cfg")) and not used:
+            return f"this is {sys.executable}, but the project has a virtual environment: start devserve by {python}"
+    return ""
+
+
+# -- servers that an import starts
+
+# Where a module that starts a server comes to stay, by the module that defines it.  Each is left out during an import.
+_SERVERS = {
+    "socketserver": ("BaseServer.serve_forever",),  # wsgiref's, Werkzeug's and Bottle's servers among them
+    "waitress": ("serve",),
+    "uvicorn.main": ("run",),
+    "uvicorn.server": ("Server.run",),
+    "hypercorn.run": ("run",),
+    "aiohttp.web": ("run_app",),
+    "tornado.platform.asyncio": ("BaseAsyncIOLoop.start",),
+    "gunicorn.app.base": ("BaseApplication.run",),
+    "gevent.baseserver": ("BaseServer.serve_forever",),
+    "eventlet.wsgi": ("server",),
+    "cheroot.server": ("HTTPServer.start",),
+    # CherryPy's `quickstart` mounts the application and then does all this; its reloader would replace the process.
+    "cherrypy._cpserver": ("Server.start",),
+    "cherrypy.process.plugins": ("SignalHandler.subscribe", "Autoreloader.start"),
+    "cherrypy.process.wspbus": ("Bus.block",),
+}
+
+
+@contextlib.contextmanager
+def servers_left_out(warn: Callable[[str], None]) -> Iterator[None]:
+    """Let a module that starts a server while it is imported, for want of a main guard, be imported to its end.
+
+    `warn` is told so once.  Only this thread's servers are left out: what a module runs in a thread of its own may
+    well be meant.
+    """
+    flask_knows = "FLASK_RUN_FROM_CLI" in os.environ
+    os.environ.setdefault("FLASK_RUN_FROM_CLI", "true")  # by which Flask leaves its own out, with a warning
+    keeper = _ServerFinder(warn)
+    sys.meta_path.insert(0, keeper)
+    try:
+        for name in _SERVERS.keys() & sys.modules.keys():
+            keeper.leave_out(sys.modules[name])
+        yield
+    finally:
+        keeper.end()
+        if not flask_knows:
+            os.environ.pop("FLASK_RUN_FROM_CLI", None)  # what the application starts later may run on its own
+
+
+class _ServerFinder:
+    """A finder of `sys.meta_path` that replaces what starts a server, as soon as its module has been executed.
+
+    Made, used and ended by the thread that imports.  A function that the application has kept works again afterwards.
+    """
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self.warn = warn
+        self.importer: Optional[threading.Thread] = threading.current_thread()
+        self.replaced: list[tuple[Any, str, Any]] = []
+        self.told = False
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """Have the other finders find one of `_SERVERS`, and its loader call `leave_out` at the end."""
+        if name not in _SERVERS:
+            return None
+        finders = [finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec")]
+        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in finders)), None)
+        execute = getattr(spec and spec.loader, "exec_module", None)
+        if spec is not None and execute is not None:
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                self.leave_out(module)
+
+            with contextlib.suppress(AttributeError):  # a loader that is a class, or has slots, is let be
+                spec.loader.exec_module = exec_module  # type: ignore[union-attr, method-assign]
+        return spec
+
+    def leave_out(self, module: ModuleType) -> None:
+        for dotted in _SERVERS[module.__name__]:
+            holder, _, name = dotted.rpartition(".")
+            owner = getattr(module, holder, None) if holder else module
+            start = getattr(owner, name, None)
+            if start is not None:
+                self.replaced.append((owner, name, start))
+                setattr(owner, name, self._stand_in(start, f"{module.__name__}.{dotted}"))
+
+    def _stand_in(self, start: Callable[..., Any], label: str) -> Callable[..., Any]:
+        @functools.wraps(start)
+        def stand_in(*args: Any, **kwargs: Any) -> Any:
+            if threading.current_thread() is not self.importer:
+                return start(*args, **kwargs)
+            if not self.told:
+                self.told = True
+                remedy = "start it under if __name__ == '__main__':"
+                self.warn(f"the server that the import starts ({label}) is left out; {remedy}")
+            return None
+
+        return stand_in
+
+    def end(self) -> None:
+        self.importer = None
+        sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
+        for owner, name, start in reversed(self.replaced):
+            setattr(owner, name, start)
+
+
+# -- the application in a module
+
+
 def _named_app(module: ModuleType, target: str, name: str) -> Any:
     """Return what `name` names in the module: the object, or what the factory makes."""
     parts, arguments = _parse_name(name)
@@ -1407,13 +1630,38 @@ def _named_app(module: ModuleType, target: str, name: str) -> Any:
     return _app_or_made(thing, target, name)
 
 
+def _parse_name(name: str) -> tuple[list[str], Optional[_Arguments]]:
+    """Return `name` as its dotted parts and, when it is a call, the arguments; spaces around them mean nothing."""
+    path, parenthesis, _ = name.strip().partition("(")
+    path = path.strip()
+    parts = path.split(".")
+    if not all(part.isidentifier() for part in parts):
+        raise DevserveError(f'{name!r} names no application; write NAME, DOTTED.NAME or FACTORY("text", key=1)')
+    return parts, _literal_arguments(name.strip(), path) if parenthesis else None
+
+
+def _literal_arguments(name: str, path: str) -> _Arguments:
+    import ast
+
+    try:
+        call = ast.parse(name, mode="eval").body
+        if not isinstance(call, ast.Call) or ast.unparse(call.func) != path:
+            raise ValueError("not a plain call")
+        keywords = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
+        if len(keywords) < len(call.keywords):
+            raise ValueError("** or the same keyword twice")
+        return [ast.literal_eval(argument) for argument in call.args], keywords
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        raise DevserveError(f'cannot read {name!r}; arguments must be literals: {path}("text", key=1)') from None
+
+
 def _spelling_hint(holder: Any, name: str) -> str:
     """Return the remedy for a name that does not exist: the nearest one, or those that look like applications."""
     near = _nearest(name, dir(holder))
     if near:
         return f"did you mean {near!r}?"
     usual = _DEFAULT_NAMES + _FACTORIES
-    inside = getattr(holder, "__dict__", {})
+    inside = own_dict(holder)
     likely = [known for known, thing in inside.items() if known in usual or _framework_of(thing)]
     return f"it has {', '.join(likely)}" if likely else "check the spelling"
 
@@ -1435,11 +1683,11 @@ def _discovered_app(module: ModuleType, target: str) -> Any:
     for name in (*found.values(), *_FACTORIES):
         if hasattr(module, name):
             return _app_or_made(getattr(module, name), target, name)
-    return _framework_default() or _nothing_found(module, target)
+    return _framework_default() or _only_asgi(module, target) or _nothing_found(module, target)
 
 
 def _means_something_else(thing: Any) -> bool:
-    """Say whether what is called `app` is none: nothing, a module, or the stack that `from bottle import *` brings."""
+    """Return whether what is called `app` is none: None, a module, or the stack that `from bottle import *` brings."""
     return thing is None or isinstance(thing, ModuleType) or thing is getattr(sys.modules.get("bottle"), "app", None)
 
 
@@ -1451,25 +1699,44 @@ def _framework_default() -> Any:
     return cherrypy.tree if cherrypy is not None and cherrypy.tree.apps else None
 
 
-def _nothing_found(module: ModuleType, target: str) -> NoReturn:
-    """Raise the error that names what in the module comes nearest to an application."""
+def _only_asgi(module: ModuleType, target: str) -> Any:
+    """Return the one object in the module that is an ASGI application by its form; a coroutine function may be any."""
     for name, thing in vars(module).items():
         kind = type(thing)  # isinstance would ask a lazy object, as Django's settings are, for its class
-        if not issubclass(kind, (type, FunctionType)) and _is_asgi(thing):
-            checked(thing, f"'{target}:{name}'")
-        if kind is FunctionType and thing.__code__.co_varnames[:1] in (("environ",), ("env",)):
+        if not issubclass(kind, (type, FunctionType, ModuleType)) and is_asgi(thing):
+            return checked(thing, f"'{target}:{name}'")
+    return None
+
+
+def _nothing_found(module: ModuleType, target: str) -> NoReturn:
+    """Raise the error that names what in the module comes nearest to an application, or how to make one."""
+    for name, thing in vars(module).items():
+        arguments = thing.__code__.co_varnames[:1] if type(thing) is FunctionType else ()
+        own = arguments and thing.__module__ == module.__name__
+        if own and (arguments in (("environ",), ("env",)) and _shape_of(thing).takes(2)):  # type: ignore[union-attr]
             raise DevserveError(f"no application in {target!r}; did you mean '{target}:{name}'?")
-    files = [
-        file for folder in getattr(module, "__path__", ()) for file in _DEFAULT_FILES if file in _names_in(folder)
-    ]
-    if files:
-        raise DevserveError(f"no application in {target!r}; did you mean '{module.__name__}.{files[0][:-3]}'?")
+        if own and arguments == ("global_config",):  # PasteDeploy's factory, as Pyramid's projects have it
+            raise DevserveError(f"no application in {target!r}; did you mean '{target}:{name}({{}})'?")
+    folders = getattr(module, "__path__", ())
+    stems = [stem for folder in folders for stem in _DEFAULT_MODULES if f"{stem}.py" in _names_in(folder)]
+    if stems:
+        raise DevserveError(f"no application in {target!r}; did you mean '{module.__name__}.{stems[0]}'?")
     file = f"{target}.py"
     if os.path.isfile(file) and not os.path.samefile(file, getattr(module, "__file__", None) or os.devnull):
         raise DevserveError(
             f"no application in {target!r}, which is the interpreter's own module; give the path: {file}"
         )
-    raise DevserveError(f"no application in {target!r}; name the object: '{target}:NAME'")
+    raise DevserveError(f"no application in {target!r}{_making_remedy(module, target)}")
+
+
+def _making_remedy(module: ModuleType, target: str) -> str:
+    """Return how to make an application where an import can find it, in the words of the framework that is used."""
+    text = _text_of(getattr(module, "__file__", None) or "")
+    roots = {name.partition(".")[0]: framework.example for name, framework in _FRAMEWORKS.items() if framework.example}
+    example = next((line for root, line in roots.items() if re.search(rf"\bimport {root}|from {root}\b", text)), "")
+    if re.search(r"^if +__name__ *==", text, re.MULTILINE):
+        return f", which makes it under if __name__ == '__main__' only; make it above: {example or 'app = ...'}"
+    return f"; make one: {example}" if example else f"; name the object: '{target}:NAME'"
 
 
 def _app_or_made(thing: Any, target: str, name: str) -> Any:
@@ -1480,13 +1747,11 @@ def _app_or_made(thing: Any, target: str, name: str) -> Any:
 
 
 def _is_factory(thing: Any, name: str) -> bool:
-    """Say whether `thing` makes applications: it is called so, or it needs no arguments, behind decorators perhaps."""
+    """Return whether `thing` makes applications: it is called so, or needs no arguments, behind decorators perhaps."""
     if name.rpartition(".")[2] in _FACTORIES or getattr(thing, "__name__", "") in _FACTORIES:
         return callable(thing)
+    thing = _undecorated(thing)
     shape = _shape_of(thing)
-    while type(thing) in _DECORATED and hasattr(thing, "__wrapped__") and (shape is None or shape.variable):
-        thing = thing.__wrapped__
-        shape = _shape_of(thing)
     if shape is None or shape.is_async or shape.variable or shape.required:
         return False
     return not shape.names or type(thing) in (FunctionType, MethodType)
@@ -1494,40 +1759,81 @@ def _is_factory(thing: Any, name: str) -> bool:
 
 def _call_factory(factory: Any, arguments: _Arguments, target: str, name: str) -> Any:
     """Call the factory; a DevserveError when the arguments do not fit, the factory's own exception when it fails."""
-    if not callable(factory) or _is_asgi(factory):
-        checked(factory, f"'{target}:{name.partition('(')[0]}'")
+    label = f"'{target}:{name.partition('(')[0].strip()}'"
+    if not callable(factory) or is_asgi(factory):
+        checked(factory, label)
+    shape = _shape_of(_undecorated(factory))
+    if shape is not None and shape.is_async:
+        raise DevserveError(f"{label} is a coroutine function; a factory is called before there is an event loop")
     try:
         return factory(*arguments[0], **arguments[1])
     except TypeError as error:
         if _raised_inside(error):
             raise
-        example = f'{name.partition("(")[0]}("text", key=1)'
+        example = f'{name.partition("(")[0].strip()}("text", key=1)'
         raise DevserveError(f"wrong arguments for '{target}:{name}': {error}; give them as in {example}") from None
 
 
+# -- what an application is
+
+
 def checked(thing: Any, label: str) -> Any:
-    """Return `thing`, or raise the DevserveError that says why it is no WSGI application."""
+    """Return `thing`, or raise the DevserveError that says why it is no application, WSGI or ASGI."""
     if isinstance(thing, ModuleType):
         raise DevserveError(f"{label} is a module, not an application; name the object in it: '{thing.__name__}:app'")
-    if _is_asgi(thing):
-        raise DevserveError(
-            f"{label} is an ASGI application; devserve serves WSGI: use uvicorn or another ASGI server"
-        )
     if isinstance(thing, type) and not hasattr(thing, "__iter__"):  # PEP 3333 allows a class whose instances iterate
         raise DevserveError(
             f"{label} is a class, not an application; name an instance, or call it: {thing.__name__}()"
         )
-    if not callable(thing) and _wsgi_callable(thing) is thing:
-        raise DevserveError(f"{label} is not callable, its type is {type(thing).__name__}; name a WSGI application")
-    shape = _shape_of(thing)
-    if shape is not None and not shape.takes(2):
+    framework = _FRAMEWORKS.get(_framework_of(thing))
+    if framework is not None and framework.elsewhere:
+        raise DevserveError(f"{label} is of {_kind(thing)}, neither WSGI nor ASGI; {framework.elsewhere}")
+    if not callable(thing) and framework is None:
+        raise DevserveError(f"{label} is not callable, its type is {type(thing).__name__}; name an application")
+    asynchronous = is_asgi(thing)
+    shape, inner = (None, None) if framework else (_shape_of(thing), _shape_of(_undecorated(thing)))
+    if inner is not None and inner.is_async and not asynchronous:
+        raise DevserveError(f"{label} is a coroutine function that does not take (scope, receive, send)")
+    if shape is not None and not asynchronous and not shape.takes(2):
         raise DevserveError(f"{label} does not take (environ, start_response); if it is a factory, give its arguments")
+    if framework is None:
+        _check_inside(thing, label, asynchronous)
     return thing
 
 
-def _is_asgi(thing: Any) -> bool:
-    shape = _shape_of(thing)
-    return shape is not None and (shape.is_async or shape.names == ("scope", "receive", "send"))
+def _check_inside(app: Any, label: str, asynchronous: bool) -> None:
+    """Raise the DevserveError for a middleware of WSGI around an ASGI application, or the reverse.
+
+    What has the other interface's word in its name, as a2wsgi's and Starlette's adapters do, is made for just that.
+    """
+    inside = own_dict(app)
+    for inner in (inside[name] for name in _WRAPPED_NAMES if name in inside):
+        named = f"{type(app).__module__}.{type(app).__name__}".lower()
+        if asynchronous and _framework_of(inner) and not is_asgi(inner) and "wsgi" not in named:
+            raise DevserveError(f"{label} is ASGI middleware around a WSGI application; wrap it by WSGI middleware")
+        if not asynchronous and is_asgi(inner) and "asgi" not in named:
+            raise DevserveError(f"{label} is WSGI middleware around an ASGI application; wrap it by ASGI middleware")
+
+
+def is_asgi(app: Any) -> bool:
+    """Return whether `app` is an ASGI 3 application: by its framework, or as it is called.
+
+    Called so are coroutine functions of three parameters, objects with such a `__call__`, and whatever calls its
+    three parameters scope, receive and send.
+    """
+    name = _framework_of(app)
+    if name:
+        return _FRAMEWORKS[name].is_asgi
+    shape = _shape_of(_undecorated(app))
+    if shape is None or issubclass(type(app), type):
+        return False
+    return (shape.is_async and shape.takes(3)) or shape.names[:3] == ("scope", "receive", "send")
+
+
+def _kind(thing: Any) -> str:
+    """Return the name of a thing's class with its package, as `fastapi.FastAPI`."""
+    kind = type(thing)
+    return f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
 
 
 class _Shape(NamedTuple):
@@ -1545,6 +1851,10 @@ class _Shape(NamedTuple):
 def _shape_of(thing: Any) -> Optional[_Shape]:
     """Return how a function, a method or an object with `__call__` is called; None where no Python code says so."""
     kind = type(thing)
+    if kind is partial and not thing.keywords:
+        shape = _shape_of(thing.func)
+        given = len(thing.args)
+        return shape and shape._replace(names=shape.names[given:], required=max(shape.required - given, 0))
     if kind in (FunctionType, MethodType):
         called, bound = thing, kind is MethodType
     else:
@@ -1559,22 +1869,21 @@ def _shape_of(thing: Any) -> Optional[_Shape]:
     return _Shape(names, required, bool(code.co_flags & _CO_VARARGS), bool(code.co_flags & _CO_ASYNC))
 
 
-def _wsgi_callable(app: Any) -> Any:
-    """Return the application itself or, since web.py's is not callable, the function it makes."""
-    return app.wsgifunc() if _framework_of(app) == "web.application.application" else app
+def _undecorated(thing: Any) -> Any:
+    """Return the function behind decorators whose own form says nothing, as `functools.wraps` leaves it."""
+    while type(thing) in _DECORATED and hasattr(thing, "__wrapped__"):
+        shape = _shape_of(thing)
+        if shape is not None and not shape.variable:
+            break
+        thing = thing.__wrapped__
+    return thing
 
 
-def _with_static_files(app: Any) -> Any:
-    """Return the callable, with the static files of a Django project in debug mode, as its runserver has it."""
-    if _framework_of(app) == "django.core.handlers.wsgi.WSGIHandler":
-        settings = sys.modules["django.conf"].settings
-        if settings.DEBUG and "django.contrib.staticfiles" in settings.INSTALLED_APPS:
-            return _import_module("django.contrib.staticfiles.handlers").StaticFilesHandler(app)
-    return _wsgi_callable(app)
+# -- applications inside of applications
 
 
 def _framework_of(thing: Any) -> str:
-    """Return the name in FRAMEWORKS of the class of `thing`, subclasses included, or ""."""
+    """Return the name in _FRAMEWORKS of the class of `thing`, subclasses included, or ""."""
     names = (f"{base.__module__}.{base.__name__}" for base in type(thing).__mro__)
     return next((name for name in names if name in _FRAMEWORKS), "")
 
@@ -1583,80 +1892,283 @@ def _frameworks_in(app: Any) -> list[Any]:
     """Return the frameworks' applications among `app` and all that it hands requests on to, each once."""
     found: dict[int, Any] = {}
     ahead = [app]
-    while ahead:
+    while ahead and len(found) < _WALK_LIMIT:
         thing = ahead.pop()
         if id(thing) not in found:
             found[id(thing)] = thing
-            ahead += _inner_apps(thing)
+            ahead += filter(_may_be_app, _held_by(thing))
     return [thing for thing in found.values() if _framework_of(thing)]
 
 
-def _inner_apps(app: Any) -> list[Any]:
-    """Return what `app` hands requests on to: what a middleware wraps, what a dispatcher or Bottle has mounted."""
-    inside = getattr(app, "__dict__", {})
-    inner = [inside[name] for name in _WRAPPED_NAMES if name in inside]
-    mounts = inside.get("mounts")  # of Werkzeug's DispatcherMiddleware
-    inner += mounts.values() if isinstance(mounts, dict) else ()
+def _held_by(app: Any) -> list[Any]:
+    """Return what `app` may hand requests on to: attributes, of a function what it names, what is mounted in it."""
+    kind = type(app)
+    if kind is MethodType:  # as in ProxyFix(app.wsgi_app)
+        return [app.__self__]
+    if kind is partial:
+        return [app.func, *app.args]
+    if kind is FunctionType:
+        held = [app.__globals__.get(name) for name in app.__code__.co_names]
+        for cell in app.__closure__ or ():
+            with contextlib.suppress(ValueError):  # nothing is in it yet
+                held.append(cell.cell_contents)
+        return held
+    held = []
+    for value in list(own_dict(app).values()):
+        held += value.values() if type(value) is dict else value if type(value) in (list, tuple) else [value]
     for route in app.routes if _framework_of(app) == "bottle.Bottle" else ():
-        inner += (route.app, route.config.get("mountpoint.target"))
-    return [thing.__self__ if type(thing) is MethodType else thing for thing in inner]  # as in ProxyFix(app.wsgi_app)
+        held += (route.app, route.config.get("mountpoint.target"))
+    return held
+
+
+def _may_be_app(thing: Any) -> bool:
+    """Return whether a thing looks like an application or like middleware, judged by how it is called."""
+    kind = type(thing)
+    if kind is MethodType or _framework_of(thing):
+        return True
+    shape = None if issubclass(kind, (type, ModuleType)) else _shape_of(thing)
+    return shape is not None and (shape.takes(2) or is_asgi(thing))
+
+
+# -- frameworks
+
+
+def _do_nothing(app: Any) -> None:
+    """Let a framework be that needs nothing."""
+
+
+def _as_it_is(app: Any) -> Any:
+    return app
+
+
+class _Framework(NamedTuple):
+    """What is known of a framework."""
+
+    open: Callable[[Any], None] = _do_nothing  # has its exceptions reach the debugger
+    debug: Callable[[Any], None] = _do_nothing  # turns its debug mode on, where the environment has not
+    wrap: Callable[[Any], Any] = _as_it_is  # returns the callable to serve for an application in which one is found
+    is_asgi: bool = False
+    example: str = ""  # how an application is made where an import finds it, for those whose tutorials do not say it
+    elsewhere: str = ""  # for those that neither WSGI nor ASGI can serve: what can
 
 
 def _open_flask(app: Any) -> None:
+    """Let exceptions through, as Flask and Quart do in debug mode; signals and teardown functions run as ever."""
     if app.config.get("PROPAGATE_EXCEPTIONS") is None:  # else the application says so itself, or that it must not
         app.config["PROPAGATE_EXCEPTIONS"] = True
 
 
+def _debug_flask(app: Any) -> None:
+    app.debug = True  # one that was made in code, before `run`, has not seen FLASK_DEBUG
+
+
 def _open_bottle(app: Any) -> None:
+    """Have what a route raises answered by us inside of Bottle, so that hooks see a response; all else goes through.
+
+    `catchall` is Bottle's own switch for that, but what hooks add to the response would be lost with it alone.
+    """
+    bottle = sys.modules["bottle"]
     app.catchall = False
+
+    def plugin(callback: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return callback(*args, **kwargs)
+            except (bottle.HTTPResponse, bottle.RouteReset):
+                raise
+            except Exception as error:  # what Bottle itself would catch; without a debugger it goes on
+                text = hand_over(bottle.request.environ, error)
+                if not text:
+                    raise
+                return bottle.HTTPResponse(text, 500)
+
+        return call
+
+    app.install(plugin)
+
+
+def _debug_bottle(app: Any) -> None:
     sys.modules["bottle"].debug(True)
 
 
 def _open_falcon(app: Any) -> None:
-    handlers = getattr(app, "_error_handlers", None)  # no public way takes the default handler of Exception out
-    if isinstance(handlers, dict) and handlers.get(Exception) == getattr(app, "_python_error_handler", None):
-        handlers.pop(Exception, None)
+    """Have Falcon's own handler of last resort answer with our page; one of the application's is kept."""
+    own = getattr(app, "_python_error_handler", None)
+
+    def handler(request: Any, response: Any, error: Any, params: Any) -> None:
+        text = hand_over(request.env, error)
+        if text:
+            response.status, response.content_type, response.text = "500 Internal Server Error", "text/plain", text
+        else:
+            own(request, response, error, params)  # type: ignore[misc]
+
+    if own is not None and getattr(app, "_error_handlers", {}).get(Exception) == own:
+        app.add_error_handler(Exception, handler)
 
 
 def _open_cherrypy(app: Any) -> None:
+    """Have CherryPy, where it asks for an error response, answer with our page; its hooks run all the same.
+
+    What is raised while a body is sent goes through.  The exception is told by us, and not by CherryPy too.
+    """
     for mounted in app.apps.values() if hasattr(app, "apps") else [app]:
-        mounted.config.setdefault("/", {}).setdefault("request.throw_errors", True)
+        config = mounted.config.setdefault("/", {})
+        config.setdefault("request.error_response", _answer_for_cherrypy)
+        for tool in ("log_tracebacks", "log_headers"):
+            config.setdefault(f"tools.{tool}.on", False)
         mounted.wsgiapp.config.setdefault("ExceptionTrapper", {})["throws"] = (BaseException,)
 
 
+def _answer_for_cherrypy() -> None:
+    cherrypy = sys.modules["cherrypy"]
+    error = sys.exc_info()[1]
+    text = hand_over(cherrypy.serving.request.wsgi_environ, error) if error else ""
+    cherrypy.HTTPError(500).set_response()
+    if text:
+        cherrypy.serving.response.body = text.encode()
+        cherrypy.serving.response.headers.pop("Content-Length", None)
+
+
 def _open_webpy(app: Any) -> None:
+    """Have web.py, where it makes its error page, make ours, and not print the traceback besides."""
+    web = sys.modules["web"]
+
     def handle_with_processors() -> Any:
-        """Call web.py's processors around its handler as the method of this name does, but catch nothing."""
-        handle = app.handle
-        for processor in reversed(app.processors):
-            handle = partial(processor, handle)
-        return handle()
+        """Do what the method of this name does."""
+
+        def process(processors: Sequence[Any]) -> Any:
+            try:
+                return processors[0](lambda: process(processors[1:])) if processors else app.handle()
+            except (web.HTTPError, KeyboardInterrupt, SystemExit):
+                raise
+            except Exception as error:  # what web.py itself would catch; without a debugger it goes on
+                text = hand_over(web.ctx.environ, error)
+                if not text:
+                    raise
+                raise web.HTTPError("500 Internal Server Error", {"Content-Type": "text/plain"}, text) from None
+
+        return process(app.processors)
 
     app.handle_with_processors = handle_with_processors
 
 
+def _wrap_webpy(app: Any) -> Any:
+    """Return the function that web.py makes, since its application is not callable."""
+    return app.wsgifunc() if hasattr(app, "wsgifunc") else app
+
+
 def _open_django(app: Any) -> None:
-    """Skip Django's own page, unless the project's settings say DEBUG_PROPAGATE_EXCEPTIONS = False to keep it."""
+    """Have Django's exception reporter, which makes its page, hand the exception to the debugger instead.
+
+    So signals are sent once, and every middleware gets a response, as under runserver.  A project whose settings say
+    DEBUG_PROPAGATE_EXCEPTIONS, be it True or False, has decided for itself.
+    """
     settings = sys.modules["django.conf"].settings
-    if settings.DEBUG and not settings.is_overridden("DEBUG_PROPAGATE_EXCEPTIONS"):
-        settings.DEBUG_PROPAGATE_EXCEPTIONS = True
+    if not settings.DEBUG or settings.is_overridden("DEBUG_PROPAGATE_EXCEPTIONS"):
+        return
+    base = _import_module("django.views.debug").ExceptionReporter
+
+    def handing_over(own: Callable[[Any], str]) -> Callable[[Any], str]:
+        def get_traceback(self: Any) -> str:
+            return _hand_over_django(self) or own(self)
+
+        return get_traceback
+
+    names = ("get_traceback_html", "get_traceback_text")
+    reporter = type(base.__name__, (base,), {name: handing_over(getattr(base, name)) for name in names})
+    kind = app.request_class
+    own = {"exception_reporter_class": reporter, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    app.request_class = type(kind.__name__, (kind,), own)
+    _keep_tracebacks_once()
 
 
-def _already_open(app: Any) -> None:
-    """Let a framework be that lets exceptions through of itself."""
+def _hand_over_django(reporter: Any) -> str:
+    """Return the text for the response in place of Django's page; "" for Django's own, as a mail would have it."""
+    request, error = reporter.request, reporter.exc_value
+    if request is None or error is None or getattr(reporter, "is_email", False):
+        return ""
+    tried = [place for missing in (*getattr(error, "chain", ()), error) for place in getattr(missing, "tried", ())]
+    text = hand_over(getattr(request, "environ", None) or getattr(request, "scope", {}), error)
+    if text:
+        request.devserve_has_told = True
+        notes = [f"Django tried {origin} ({status})" for origin, status in tried]
+        if notes and not hasattr(error, "__notes__"):
+            error.__notes__ = notes  # PEP 678
+    return text
 
 
-# The classes by which a framework's application is known, and what makes it let exceptions through.
-_FRAMEWORKS: dict[str, Callable[[Any], None]] = {
-    "flask.app.Flask": _open_flask,
-    "django.core.handlers.wsgi.WSGIHandler": _open_django,
-    "bottle.Bottle": _open_bottle,
-    "falcon.app.App": _open_falcon,
-    "pyramid.router.Router": _already_open,
-    "cherrypy._cptree.Application": _open_cherrypy,
-    "cherrypy._cptree.Tree": _open_cherrypy,
-    "web.application.application": _open_webpy,
+def _keep_tracebacks_once() -> None:
+    """Have the handlers that write to the terminal leave out what the debugger has written there."""
+    logging = sys.modules["logging"]
+
+    def is_news(record: Any) -> bool:
+        return not getattr(getattr(record, "request", None), "devserve_has_told", False)
+
+    for name in ("django.request", "django", ""):
+        for handler in logging.getLogger(name).handlers:
+            if getattr(handler, "stream", None) in (sys.stderr, sys.stdout):
+                handler.addFilter(is_news)
+
+
+def _wrap_django(app: Any) -> Any:
+    """Return what serves the static files of a project in debug mode too, as its runserver does; around middleware."""
+    settings = sys.modules["django.conf"].settings
+    if not settings.DEBUG or "django.contrib.staticfiles" not in settings.INSTALLED_APPS:
+        return app
+    handlers = _import_module("django.contrib.staticfiles.handlers")
+    handler = handlers.ASGIStaticFilesHandler if is_asgi(app) else handlers.StaticFilesHandler
+    return app if isinstance(app, handler) else handler(app)
+
+
+# By the class of their applications.
+_FRAMEWORKS: dict[str, _Framework] = {
+    "flask.app.Flask": _Framework(_open_flask, _debug_flask),
+    "django.core.handlers.wsgi.WSGIHandler": _Framework(_open_django, wrap=_wrap_django),
+    "bottle.Bottle": _Framework(_open_bottle, _debug_bottle),
+    "falcon.app.App": _Framework(_open_falcon),
+    "pyramid.router.Router": _Framework(example="app = config.make_wsgi_app()"),
+    "cherrypy._cptree.Application": _Framework(_open_cherrypy, example="app = cherrypy.Application(Root())"),
+    "cherrypy._cptree.Tree": _Framework(_open_cherrypy),
+    "web.application.application": _Framework(_open_webpy, wrap=_wrap_webpy),
+    "starlette.applications.Starlette": _Framework(is_asgi=True),  # FastAPI's is one; it raises after it has answered
+    "quart.app.Quart": _Framework(_open_flask, _debug_flask, is_asgi=True),
+    "django.core.handlers.asgi.ASGIHandler": _Framework(_open_django, wrap=_wrap_django, is_asgi=True),
+    "falcon.asgi.app.App": _Framework(is_asgi=True),
+    "litestar.app.Litestar": _Framework(is_asgi=True),
+    "sanic.app.Sanic": _Framework(is_asgi=True),
+    "blacksheep.server.application.Application": _Framework(is_asgi=True),
+    "aiohttp.web_app.Application": _Framework(elsewhere="start it by its own: python -m aiohttp.web"),
+    "tornado.web.Application": _Framework(elsewhere="start it by its own server: app.listen(8000)"),
 }
+
+
+# -- files that frameworks read besides modules
+
+
+def framework_files(app: Any) -> list[str]:
+    """Return globs of the files, besides modules, whose changes a framework in `app` wants to be told.
+
+    Django's parts say so by a signal of its runserver's: templates, translations, what a library's `ready` adds.  A
+    signal's receiver is the project's code, and may raise.
+    """
+    if not any(_framework_of(inner).startswith("django.") for inner in _frameworks_in(app)):
+        return []
+    autoreload = _import_module("django.utils.autoreload")
+    _import_module("django.utils.translation").get_language()  # the first use has translations listen to the signal
+    reloader = autoreload.BaseReloader()
+    autoreload.autoreload_started.send(sender=reloader)
+    globs = [os.path.join(folder, glob) for folder, globs in reloader.directory_globs.items() for glob in globs]
+    return [*globs, *map(str, reloader.extra_files)]
+
+
+def framework_heeds(path: str) -> bool:
+    """Tell the frameworks that a file has changed; return whether one has taken note, so that nothing need restart."""
+    autoreload = sys.modules.get("django.utils.autoreload")
+    if autoreload is None:
+        return False
+    from pathlib import Path
+
+    return any(answer is True for _, answer in autoreload.file_changed.send_robust(sender=None, file_path=Path(path)))
 
 
 # =====================================================================================================================
@@ -3930,6 +4442,8 @@ _STATUSES = {  # of refusals, by their `error`
     "type": "415 Unsupported Media Type",
 }
 _FORBIDDEN = "403 Forbidden"  # for all others
+# Headers of the response that our page takes the place of which are about its content; all others are kept.
+_ABOUT_CONTENT = frozenset("content-encoding content-language content-disposition etag last-modified age".split())
 _WORTH_A_LINE = frozenset({"pin", "unlock", "console"})  # in the log; the rest is what an open page asks by itself
 
 
@@ -4031,6 +4545,8 @@ class _Exchange:
         self.body = _record_body(environ)
         self.contexts: list[Any] = []
         self.started = self.sent = False
+        self.head: tuple[str, list[tuple[str, str]]] = ("", [])  # the application's own
+        self.handed: list[BaseException] = []  # what a framework has caught, and answers with our text
         self.app_iter: Any = ()
         self.chunks: Iterator[Any] = _NO_CHUNKS
 
@@ -4042,10 +4558,13 @@ class _Exchange:
     def call(self) -> Iterable[bytes]:
         """Call the application; return what the server is to iterate over."""
         self.environ[_PRESERVE_CONTEXT] = self.contexts.append
+        self.environ[ON_EXCEPTION] = self.handed.append
         self.app_iter = self.debugger.app(self.environ, self.start)
         if getattr(type(self.app_iter), "__iter__", None) in (list.__iter__, tuple.__iter__):
             for chunk in self.app_iter:
                 _check_chunk(chunk)
+                self.raise_handed(chunk)
+            self.raise_handed(None)
             self.check_started()
             self.contexts.clear()
             return self.app_iter  # type: ignore[no-any-return]
@@ -4064,12 +4583,24 @@ class _Exchange:
     def start(self, status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
         """Be the application's start_response; the `write` that it returns sends the headers."""
         write = self.start_response(status, headers, *exc_info)
-        self.started = True
+        self.started, self.head = True, (status, headers)
         return partial(self.write, write)
 
     def write(self, write: Callable[[bytes], object], data: bytes) -> object:
         self.sent = True
         return write(data)
+
+    def raise_handed(self, chunk: Optional[bytes]) -> None:
+        """Raise what a framework has handed over, when its answer has arrived; `chunk` is None at the end.
+
+        To a HEAD no body comes.  When the answer became another, that is the application's will, and the terminal
+        alone is told.
+        """
+        if not self.handed or (chunk is not None and HANDED_OVER.encode() not in chunk):
+            return
+        if chunk is not None or self.environ.get("REQUEST_METHOD") == "HEAD":
+            raise self.handed[-1]
+        self.tell_terminal(self.handed.pop())
 
     def check_started(self) -> None:
         if not self.started and not is_taken_over(self.environ):
@@ -4088,8 +4619,10 @@ class _Exchange:
         self.check_started()
         if chunk is MISSING:
             self.chunks = _NO_CHUNKS
+            self.raise_handed(None)
             return None
         _check_chunk(chunk)
+        self.raise_handed(chunk)
         self.sent = self.sent or bool(chunk)
         return chunk  # type: ignore[no-any-return]
 
@@ -4118,14 +4651,21 @@ class _Exchange:
         """
         self.environ = {**self.environ, "SCRIPT_NAME": self.script_name, "PATH_INFO": self.path}
         self.environ.pop(_PRESERVE_CONTEXT, None)
-        method = self.environ.get("REQUEST_METHOD")
+        self.environ.pop(ON_EXCEPTION, None)
         if not getattr(self.debugger.app, "deferred", False):
-            what = f"{method} {self.script_name}{self.path}"
-            call_safely(lambda: self.debugger.terminal.crash(error, what))
+            self.tell_terminal(error)
         headers, page = self.response_about(error)
-        self.start_response("500 Internal Server Error", headers, sys.exc_info())
+        status, kept = self.head if any(error is each for each in self.handed) else ("500 Internal Server Error", [])
+        self.handed.clear()
+        ours = {name.lower() for name, _ in headers}
+        headers += [(name, value) for name, value in kept if name.lower() not in ours | _ABOUT_CONTENT]
+        self.start_response(status, headers, sys.exc_info())
         self.started = True
-        self.chunks = iter(() if method == "HEAD" else (page,))
+        self.chunks = iter(() if self.environ.get("REQUEST_METHOD") == "HEAD" else (page,))
+
+    def tell_terminal(self, error: BaseException) -> None:
+        what = f"{self.environ.get('REQUEST_METHOD')} {self.script_name}{self.path}"
+        call_safely(lambda: self.debugger.terminal.crash(error, what))
 
     def response_about(self, error: BaseException) -> tuple[list[tuple[str, str]], bytes]:
         """Return headers and body, in the type that the client prefers; plain text when no page can be made."""

@@ -352,7 +352,7 @@ class House(unittest.TestCase):
         users: dict[str, set[int]] = collections.defaultdict(set)
         for name, line in names.found:
             users[name].add(self.room_of(line))
-        public = {*devserve.__all__, "main", "demo"}
+        public = {*devserve.__all__, "main", "demo", "is_asgi", "framework_files", "framework_heeds", "import_remedy"}
         wrong = {}
         for name, room in home.items():
             if room not in (0, PAPER) and not name.startswith("__"):
@@ -1621,12 +1621,12 @@ class FindingMistakes(FindingFolder):
         self.refused(r"C:\x\app.py:app", "no file", "app.py")
 
     def test_nothing_to_serve_in_the_folder(self) -> None:
-        self.refused("", "no app.py and no wsgi.py", str(self.folder))
+        self.refused("", "no app.py, wsgi.py or main.py", str(self.folder))
         for name in ("hello.py", "test_hello.py", "conftest.py", "notes.txt"):
             self.write(name, "")
-        self.refused("", "such as hello.py")
+        self.refused("", "did you mean 'hello'?")
         os.mkdir("empty")
-        self.refused("./empty", "no app.py and no wsgi.py", "empty")
+        self.refused("./empty", "no app.py, wsgi.py or main.py", "empty")
 
     def test_no_such_name_with_the_nearest(self) -> None:
         self.app_file("hello.py")
@@ -1706,27 +1706,88 @@ class FindingMistakes(FindingFolder):
             with self.subTest(name):
                 self.refused(f"hello:{name}", "names no application", name)
 
+    ASGI = """
+        import functools
+        async def function(scope, receive, send): pass
+        async def generator(scope, receive, send): yield
+        def plain(scope, receive, send): return function(scope, receive, send)
+        def plain_with_more(scope, receive, send, *more): pass
+        class Site:
+            async def __call__(self, scope, receive, send): pass
+            async def method(self, scope, receive, send): pass
+        class Child(Site): pass
+        site, child = Site(), Child()
+        method = site.method
+        def decorated(inner):
+            @functools.wraps(inner)
+            def wrapper(*args): return inner(*args)
+            return wrapper
+        wrapped = decorated(function)
+        bound = functools.partial(function)
+        def with_word(word, scope, receive, send): pass
+        bound_word = functools.partial(with_word, "word")
+        async def other_names(s, r, w): pass
+        async def with_default(scope, receive, send, more=None): pass
+        def build(): return site
+    """
+
     def test_asynchronous_applications(self) -> None:
+        self.write("hello.py", self.ASGI)
+        sys.path.insert(0, str(self.folder))
+        importlib.invalidate_caches()
+        module = importlib.import_module("hello")
+        also = "wrapped bound bound_word other_names with_default"
+        for name in f"function generator plain plain_with_more site child method {also}".split():
+            with self.subTest(name):
+                self.assertTrue(devserve.is_asgi(getattr(module, name)))
+                self.refused(f"hello:{name}", "is an ASGI application; devserve serves WSGI: use", "uvicorn")
+        for name in ("build", "build()"):
+            with self.subTest(name):
+                self.refused(f"hello:{name}", "is an ASGI application")
+        for name in ("Site", "decorated", "build", "with_word", "functools"):
+            with self.subTest(name):
+                self.assertFalse(devserve.is_asgi(getattr(module, name)))
+        self.write("only.py", "from hello import Site\nasync def helper(scope, receive, send): pass\napi = Site()")
+        self.refused("only", "is an ASGI application")
+
+    def test_coroutine_functions_that_are_no_applications(self) -> None:
+        self.write(
+            "hello.py", "async def create_app(): pass\nasync def view(request): pass\nasync def nothing(): pass"
+        )
+        self.refused("hello", "'hello:create_app' is a coroutine function", "a factory")
+        self.refused("hello:view", "'hello:view' is a coroutine function", "(scope, receive, send)")
+        self.refused("hello:nothing", "'hello:nothing' is a coroutine function")
+
+    def test_middleware_of_the_other_interface(self) -> None:
         self.write(
             "hello.py",
             """
-            async def function(scope, receive, send): pass
-            async def generator(scope, receive, send): yield
-            def plain(scope, receive, send): return function(scope, receive, send)
-            class Site:
-                async def __call__(self, scope, receive, send): pass
-            site = Site()
-            async def create_app(): return site
-            def build(): return site
-        """,
+            async def api(scope, receive, send): pass
+            class Prefix:
+                def __init__(self, app): self.app = app
+                def __call__(self, environ, start_response): return [b"adapted"]
+            class ASGIMiddleware(Prefix): pass
+            wrong, right = Prefix(api), ASGIMiddleware(api)
+            """,
         )
-        for name in ("function", "generator", "plain", "site", "create_app", "build", "build()"):
-            with self.subTest(name):
-                self.refused(
-                    f"hello:{name}", f"hello:{name}", "is an ASGI application; devserve serves WSGI: use", "uvicorn"
-                )
-        self.write("only.py", "from hello import Site\nasync def helper(): pass\napi = Site()")
-        self.refused("only", "'only:api' is an ASGI application")
+        self.refused("hello:wrong", "'hello:wrong' is WSGI middleware around an ASGI application", "ASGI middleware")
+        self.assertEqual(self.body("hello:right"), "adapted")
+
+    @needs("flask")
+    def test_asgi_middleware_around_flask(self) -> None:
+        self.write(
+            "hello.py",
+            """
+            import flask
+            class Site:
+                def __init__(self, app): self.app = app
+                async def __call__(self, scope, receive, send): pass
+            class WsgiToAsgi(Site): pass
+            wrong, right = Site(flask.Flask("site")), WsgiToAsgi(flask.Flask("site"))
+            """,
+        )
+        self.refused("hello:wrong", "'hello:wrong' is ASGI middleware around a WSGI application")
+        self.refused("hello:right", "is an ASGI application")
 
     def test_exceptions_of_the_application_come_out_untouched(self) -> None:
         self.write("uses_missing.py", "import missing_elsewhere")
@@ -1786,11 +1847,155 @@ class FindingMistakes(FindingFolder):
         raise AssertionError("nothing was raised")
 
 
-class FindingFrameworks(FindingFolder):
-    """Each framework's application is found, and under debug its exceptions reach the WSGI callable around it."""
+class FailingApp(NamedTuple):
+    """An application of a framework whose view at / divides by zero, with a local variable and around it a hook."""
 
-    def outcome(self, text: str, path: str = "/", options: str = "debug=True") -> str:
-        """Serve the module `text` in its own process, since frameworks keep state; return what becomes of a GET."""
+    package: str
+    source: str
+    status: str = "500 Internal Server Error"
+    around: bool = True  # the framework, by itself, runs the hook for a failing view and sends its header X-Around
+
+
+FAILING_APPS = {
+    "bottle": FailingApp(
+        "bottle",
+        """
+        import bottle
+        app = bottle.Bottle()
+        @app.route("/")
+        def view():
+            colour_of_view = "green"
+            return 1 / 0
+        @app.hook("after_request")
+        def around():
+            print("around")
+            bottle.response.headers["X-Around"] = "yes"
+        """,
+    ),
+    "cherrypy": FailingApp(
+        "cherrypy",
+        """
+        import cherrypy
+        def around():
+            print("around")
+            cherrypy.response.headers["X-Around"] = "yes"
+        cherrypy.tools.around = cherrypy.Tool("after_error_response", around)
+        class Root:
+            @cherrypy.expose
+            @cherrypy.tools.around()
+            def index(self):
+                colour_of_view = "green"
+                return 1 / 0
+        app = cherrypy.Application(Root(), "")
+        """,
+    ),
+    "django": FailingApp(
+        "django",
+        """
+        from django.conf import settings
+        settings.configure(DEBUG=True, SECRET_KEY="x", ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"],
+                           MIDDLEWARE=["django.middleware.gzip.GZipMiddleware", __name__ + ".around",
+                                       "django.middleware.common.CommonMiddleware"])
+        from django.core.signals import got_request_exception
+        from django.core.wsgi import get_wsgi_application
+        from django.urls import path
+        def signalled(**more): print("signalled")
+        got_request_exception.connect(signalled)
+        def around(get_response):
+            def middleware(request):
+                response = get_response(request)
+                print("around")
+                response["X-Around"] = "yes"
+                return response
+            return middleware
+        def view(request):
+            colour_of_view = "green"
+            return 1 / 0
+        urlpatterns = [path("", view)]
+        app = get_wsgi_application()
+        """,
+    ),
+    "falcon": FailingApp(
+        "falcon",
+        """
+        import falcon
+        class Around:
+            def process_response(self, request, response, resource, req_succeeded):
+                print("around")
+                response.set_header("X-Around", "yes")
+        class View:
+            def on_get(self, request, response):
+                colour_of_view = "green"
+                return 1 / 0
+        app = falcon.App(middleware=[Around()])
+        app.add_route("/", View())
+        """,
+    ),
+    "flask": FailingApp(
+        "flask",
+        """
+        import flask
+        app = flask.Flask(__name__)
+        @app.route("/")
+        def view():
+            colour_of_view = "green"
+            return 1 / 0
+        @app.teardown_request
+        def around(error): print("around")
+        """,
+        around=False,  # in debug mode, as under `flask run`
+    ),
+    "pyramid": FailingApp(
+        "pyramid",
+        """
+        from pyramid.config import Configurator
+        def view(request):
+            colour_of_view = "green"
+            return 1 / 0
+        def around(handler, registry):
+            def tween(request):
+                try:
+                    return handler(request)
+                finally:
+                    print("around")
+            return tween
+        with Configurator() as config:
+            config.add_route("home", "/")
+            config.add_view(view, route_name="home")
+            config.add_tween(__name__ + ".around")
+            app = config.make_wsgi_app()
+        """,
+        around=False,  # its exceptions go through of themselves
+    ),
+    "web.py": FailingApp(
+        "web",
+        """
+        import web
+        class View:
+            def GET(self):
+                colour_of_view = "green"
+                return 1 / 0
+        def around(handler):
+            try:
+                return handler()
+            finally:
+                print("around")
+                web.header("X-Around", "yes")
+        app = web.application(("/", "View"), globals())
+        app.add_processor(around)
+        """,
+    ),
+}
+
+
+class FindingFrameworks(FindingFolder):
+    """Each framework's application is found, and its exceptions get to the debugger, and nothing else changes."""
+
+    def outcome(self, text: str, path: str = "/", options: str = "debug=True", accept: str = "text/html") -> str:
+        """Serve the module `text` in its own process, since frameworks keep state; return what becomes of two GETs.
+
+        Around it is what the debugger has there: it tells whether an exception is raised, or handed over and answered.
+        """
         self.write("site_app.py", text)
         self.write(
             "check.py",
@@ -1804,13 +2009,24 @@ class FindingFrameworks(FindingFolder):
             except devserve.DevserveError as error:
                 sys.exit(print("refused", error))
             for _ in range(2):
-                environ = {{"PATH_INFO": {path!r}, "wsgi.errors": sys.stderr}}
+                handed = []
+                environ = {{"PATH_INFO": {path!r}, "wsgi.errors": sys.stderr, "HTTP_ACCEPT": {accept!r},
+                            "HTTP_ACCEPT_ENCODING": "gzip", devserve.ON_EXCEPTION: handed.append}}
                 setup_testing_defaults(environ)
+                def start_response(status, headers, *more):
+                    head.update(status=status, around={{k.lower(): v for k, v in headers}}.get("x-around"))
+                head = {{}}
                 try:
-                    answer = app(environ, lambda status, *more: print(status))
-                    print("answered", b"".join(answer)[:99])
+                    answer = app(environ, start_response)
+                    body = b"".join(answer)
+                    getattr(answer, "close", int)()
                 except BaseException as error:
                     print("raised", type(error).__name__)
+                else:
+                    if handed and devserve.HANDED_OVER.encode() in body:
+                        print("handed", *(type(error).__name__ for error in handed), head["status"], head["around"])
+                    else:
+                        print("answered", head["status"], body[:99])
             """,
         )
         command = [sys.executable, "check.py"]
@@ -1819,10 +2035,24 @@ class FindingFrameworks(FindingFolder):
 
     def raises(self, text: str, **how: str) -> None:
         """Demand that the view's Boom comes out of the application, time and again, and is printed by nobody."""
-        self.assertEqual(self.outcome(text, **how).split(), ["raised", "Boom"] * 2)
+        outcome = self.outcome(text, **how)
+        self.assertEqual(len(re.findall(r"^(?:raised|handed) Boom", outcome, re.MULTILINE)), 2, outcome)
+        self.assertEqual(outcome.count("Boom"), 2, outcome)
+
+    def test_an_exception_gets_to_the_debugger_and_the_rest_is_as_without_it(self) -> None:
+        for name, app in FAILING_APPS.items():
+            for options in ("debug=True, debugger=True", "debugger=True"):
+                if importlib.util.find_spec(app.package) is None and not REQUIRE_ALL:
+                    continue
+                with self.subTest(name, options=options):
+                    told = ["signalled"] if name == "django" else []
+                    end = f"handed ZeroDivisionError {app.status} yes" if app.around else "raised ZeroDivisionError"
+                    lines = self.outcome(textwrap.dedent(app.source), options=options).splitlines()
+                    lines = [line for line in lines if '"GET / HTTP' not in line]  # CherryPy has a log of its own
+                    self.assertEqual(lines, [*told, "around", end] * 2)
 
     @needs("flask")
-    def test_flask(self) -> None:
+    def test_flask_is_told_to_debug_before_its_import_and_its_application_is_found_by_its_class(self) -> None:
         self.raises("""
             import flask, os
             class Boom(Exception): pass
@@ -1833,17 +2063,41 @@ class FindingFrameworks(FindingFolder):
         """)
 
     @needs("flask")
-    def test_flask_inside_middleware(self) -> None:
-        self.raises("""
-            import flask
-            from werkzeug.middleware.proxy_fix import ProxyFix
-            class Boom(Exception): pass
-            site = flask.Flask(__name__)
-            site.config["DEBUG"] = False
-            @site.route("/")
-            def view(): raise Boom
+    def test_flask_inside_middleware_of_any_form(self) -> None:
+        forms = """
             app = ProxyFix(ProxyFix(site))
-        """)
+
+            site.wsgi_app = ProxyFix(site.wsgi_app); app = site
+
+            class Prefix:
+                def __init__(self, wrapped): self._inside = wrapped
+                def __call__(self, environ, start_response): return self._inside(environ, start_response)
+            app = Prefix(site)
+
+            def closed(inner):
+                def app(environ, start_response): return inner(environ, start_response)
+                return app
+            app = closed(site.wsgi_app)
+
+            def app(environ, start_response): return site(environ, start_response)
+
+            def outer(inner, environ, start_response): return inner(environ, start_response)
+            app = functools.partial(outer, site)
+        """
+        for line in textwrap.dedent(forms).strip().split("\n\n"):
+            with self.subTest(line):
+                self.raises(
+                    textwrap.dedent("""
+                    import flask, functools
+                    from werkzeug.middleware.proxy_fix import ProxyFix
+                    class Boom(Exception): pass
+                    site = flask.Flask(__name__)
+                    site.config["DEBUG"] = False
+                    @site.route("/")
+                    def view(): raise Boom
+                    """)
+                    + line
+                )
 
     @needs("flask")
     def test_flask_lets_exceptions_through_for_the_debugger_alone_and_is_not_told_to_debug(self) -> None:
@@ -1867,7 +2121,7 @@ class FindingFrameworks(FindingFolder):
             @site.route("/")
             def view(): 1 / 0
             """)
-        self.assertIn("500 INTERNAL SERVER ERROR\nanswered", outcome)
+        self.assertIn("answered 500 INTERNAL SERVER ERROR", outcome)
 
     DISPATCHED = """
         import bottle, falcon, flask
@@ -1900,32 +2154,15 @@ class FindingFrameworks(FindingFolder):
         self.assertIn("'site_app' holds the applications shop, blog; choose one: 'site_app:shop'", outcome)
 
     @needs("bottle")
-    def test_bottle(self) -> None:
-        self.raises("""
-            import bottle
-            class Boom(Exception): pass
-            site = bottle.Bottle()
-            @site.route("/")
-            def view(): raise Boom
-        """)
-
-    @needs("bottle")
     def test_bottle_without_an_application_object(self) -> None:
-        self.raises("""
-            from bottle import route
-            class Boom(Exception): pass
-            @route("/")
-            def view(): raise Boom
-        """)
-
-    @needs("bottle")
-    def test_bottle_whose_names_are_all_imported(self) -> None:
-        self.raises("""
-            from bottle import *
-            class Boom(Exception): pass
-            @route("/")
-            def view(): raise Boom
-        """)
+        for line in ("from bottle import route", "from bottle import *"):
+            with self.subTest(line):
+                self.raises(f"""
+                    {line}
+                    class Boom(Exception): pass
+                    @route("/")
+                    def view(): raise Boom
+                """)
 
     @needs("bottle")
     def test_bottle_with_a_mounted_application_serves_both(self) -> None:
@@ -1946,22 +2183,19 @@ class FindingFrameworks(FindingFolder):
                 with self.subTest(call, route=route):
                     self.raises(text + call, path=route)
 
-    @needs("falcon")
-    def test_falcon(self) -> None:
-        self.raises("""
-            import falcon
-            class Boom(Exception): pass
-            class View:
-                def on_get(self, request, response): raise Boom
-            site = falcon.App()
-            site.add_route("/", View())
+    @needs("bottle")
+    def test_bottle_answers_are_no_exceptions(self) -> None:
+        outcome = self.outcome("""
+            import bottle
+            app = bottle.Bottle()
+            @app.route("/")
+            def view(): bottle.abort(418, "tea")
         """)
+        self.assertEqual(outcome.count("answered 418"), 2, outcome)
 
     @needs("falcon")
     def test_falcon_keeps_an_error_handler_of_the_application(self) -> None:
-        self.assertIn(
-            "answered b'handled'",
-            self.outcome("""
+        outcome = self.outcome("""
             import falcon
             class View:
                 def on_get(self, request, response): raise KeyError
@@ -1969,43 +2203,33 @@ class FindingFrameworks(FindingFolder):
             app = falcon.App()
             app.add_route("/", View())
             app.add_error_handler(Exception, handler)
-            """),
-        )
+            """)
+        self.assertIn("answered 200 OK b'handled'", outcome)
 
     @needs("pyramid")
-    def test_pyramid(self) -> None:
+    def test_pyramid_by_its_factory_with_templates_that_are_read_again(self) -> None:
         self.raises("""
             from pyramid.config import Configurator
             class Boom(Exception): pass
             def view(request): raise Boom
             def make_app(settings=None):
                 config = Configurator()
+                assert config.registry.settings["pyramid.reload_templates"]
                 config.add_route("home", "/")
                 config.add_view(view, route_name="home")
                 return config.make_wsgi_app()
         """)
 
     @needs("cherrypy")
-    def test_cherrypy(self) -> None:
-        text = """
+    def test_cherrypy_by_its_tree(self) -> None:
+        self.raises("""
             import cherrypy
             class Boom(Exception): pass
             class Root:
                 @cherrypy.expose
                 def index(self): raise Boom
-            """
-        self.raises(text + "site = cherrypy.Application(Root(), '')")
-        self.raises(text + "cherrypy.tree.mount(Root(), '/')")
-
-    @needs("web")
-    def test_webpy(self) -> None:
-        self.raises("""
-            import web
-            class Boom(Exception): pass
-            class index:
-                def GET(self): raise Boom
-            app = web.application(("/", "index"), globals())
-        """)
+            cherrypy.tree.mount(Root(), '/')
+            """)
 
     DJANGO = """
         from django.conf import settings
@@ -2013,39 +2237,137 @@ class FindingFrameworks(FindingFolder):
         settings.configure(DEBUG=True, SECRET_KEY="x", ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], {more}
                            MIDDLEWARE=["django.middleware.common.CommonMiddleware"])
         from django.urls import path
-        def view(request): raise Boom
+        def view(request): {view}
         urlpatterns = [path("", view)]
         from django.core.wsgi import get_wsgi_application
         application = get_wsgi_application()
     """
 
     @needs("django")
-    def test_django(self) -> None:
-        self.raises(self.DJANGO.format(more=""))
+    def test_django_does_as_the_settings_say_about_its_exceptions(self) -> None:
+        for value, end in (("True", "raised Boom"), ("False", "answered 500 Internal Server Error")):
+            with self.subTest(value):
+                more = f"LOGGING_CONFIG=None, DEBUG_PROPAGATE_EXCEPTIONS={value},"
+                lines = self.outcome(self.DJANGO.format(more=more, view="raise Boom")).splitlines()
+                self.assertEqual([line[: len(end)] for line in lines if line[:6] in ("raised", "answer")], [end] * 2)
 
     @needs("django")
-    def test_django_keeps_its_page_when_the_settings_say_so(self) -> None:
-        outcome = self.outcome(self.DJANGO.format(more="DEBUG_PROPAGATE_EXCEPTIONS=False,"))
-        self.assertIn("500 Internal Server Error\nanswered", outcome)
-        self.assertNotIn("raised", outcome)
+    def test_django_asks_for_a_page_with_a_status_of_its_own_too(self) -> None:
+        view = "from django.core.exceptions import BadRequest; raise BadRequest"
+        lines = self.outcome(self.DJANGO.format(more="", view=view)).splitlines()
+        self.assertEqual(lines, ["handed BadRequest 400 Bad Request None"] * 2)
+        lines = self.outcome(self.DJANGO.format(more="", view="raise Boom"), accept="application/json").splitlines()
+        self.assertEqual(lines, ["handed Boom 500 Internal Server Error None"] * 2)
+
+    @needs("django")
+    def test_django_names_the_templates_that_it_has_tried(self) -> None:
+        more = "TEMPLATES=[{'BACKEND': 'django.template.backends.django.DjangoTemplates', 'DIRS': ['/nowhere']}],"
+        view = "from django.shortcuts import render; return render(request, 'missing.html')"
+        text = textwrap.dedent(self.DJANGO.format(more=more, view=view))
+        notes = """
+            def wrapped(environ, start_response):
+                answer = site(environ, start_response)
+                print(environ["devserve.on_exception"].__self__[0].__notes__)
+                return answer
+            site, application = application, wrapped
+        """
+        outcome = self.outcome(text + textwrap.dedent(notes))
+        self.assertIn("handed TemplateDoesNotExist 500", outcome)
+        self.assertIn("Django tried /nowhere/missing.html (Source does not exist)", outcome)
+
+    STATIC = ("staticfiles", "admin", "auth", "contenttypes", "sessions", "messages")
 
     @needs("django")
     def test_django_serves_the_static_files_of_its_applications(self) -> None:
-        names = ("staticfiles", "admin", "auth", "contenttypes", "sessions", "messages")
-        more = f"STATIC_URL='static/', INSTALLED_APPS={['django.contrib.' + name for name in names]},"
-        outcome = self.outcome(self.DJANGO.format(more=more), "/static/admin/css/base.css")
-        self.assertIn("200 OK", outcome)
-        self.assertIn("DJANGO Admin styles", outcome)
+        more = f"STATIC_URL='static/', INSTALLED_APPS={['django.contrib.' + name for name in self.STATIC]},"
+        text = textwrap.dedent(self.DJANGO.format(more=more, view="raise Boom"))
+        wrapped = text + textwrap.dedent("""
+            class Prefix:
+                def __init__(self, wrapped): self.wrapped = wrapped
+                def __call__(self, environ, start_response): return self.wrapped(environ, start_response)
+            application = Prefix(application)
+        """)
+        for what, code in {"bare": text, "inside middleware": wrapped}.items():
+            for options in ("debug=True", "debug=False"):
+                with self.subTest(what, options=options):
+                    outcome = self.outcome(code, "/static/admin/css/base.css", options)
+                    self.assertEqual(outcome.count("answered 200 OK"), 2, outcome)
+        outcome = self.outcome(text.replace("DEBUG=True", "DEBUG=False"), "/static/admin/css/base.css")
+        self.assertEqual(outcome.count("answered 404"), 2, outcome)
+
+    @needs("django")
+    def test_django_is_given_the_settings_of_its_manage_py(self) -> None:
+        self.write("config/__init__.py", "")
+        for name, debug in (("local", True), ("production", False), ("test", False)):
+            self.write(
+                f"config/{name}.py", f"DEBUG = {debug}\nSECRET_KEY = 'x'\nROOT_URLCONF = 'urls'\nALLOWED_HOSTS = ['*']"
+            )
+        self.write("urls.py", "urlpatterns = []")
+        self.write(
+            "manage.py",
+            """
+            import os, sys
+            def main():
+                if "test" in sys.argv:
+                    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.test")
+                os.environ.setdefault('DJANGO_SETTINGS_MODULE', "config.local")
+                os.environ["DJANGO_CONFIGURATION"] = "Local"
+                os.environ.setdefault("OTHER", "x")
+            if __name__ == "__main__":
+                main()
+            """,
+        )
+        wsgi = """
+            import os
+            os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.production")
+            from django.core.wsgi import get_wsgi_application
+            site = get_wsgi_application()
+            def application(environ, start_response):
+                from django.conf import settings
+                start_response("200 OK", [])
+                names = ("DJANGO_CONFIGURATION", "OTHER")
+                return [repr([settings.DEBUG, *map(os.environ.get, names)]).encode()]
+            """
+        self.write("config/wsgi.py", wsgi)
+        for spec in ("", "config.wsgi", "config/wsgi.py"):
+            with self.subTest(spec):
+                outcome = self.outcome(f"import devserve\napp = devserve.load_app({spec!r})")
+                self.assertEqual(outcome.count("[True, 'Local', None]"), 2, outcome)
+
+    @needs("django")
+    def test_django_is_asked_which_files_it_reads_and_told_when_they_change(self) -> None:
+        self.write("templates/page.html", "one")
+        backend = "django.template.backends.django.DjangoTemplates"
+        more = f"TEMPLATES=[{{'BACKEND': {backend!r}, 'DIRS': [{str(self.folder / 'templates')!r}]}}],"
+        view = "import page; return page.answer(request)"
+        self.write(
+            "page.py",
+            f"""
+            import pathlib, devserve
+            from django.http import HttpResponse
+            from django.template import loader
+            path = {str(self.folder / "templates" / "page.html")!r}
+            def shown(): return loader.get_template("page.html").render()
+            def answer(request):
+                files = devserve.framework_files(__import__("site_app").application)
+                before = shown()
+                pathlib.Path(path).write_text("two")
+                heeds = [devserve.framework_heeds(name) for name in (path, "/x/y.txt", __file__, "/x/y.mo")]
+                return HttpResponse(repr([before, shown(), heeds, path[:-9] + "**/*" in files]))
+            """,
+        )
+        outcome = self.outcome(self.DJANGO.format(more=more, view=view))
+        self.assertIn("""['one', 'two', [True, False, False, True], True]""", outcome)
 
     @needs("quart")
     def test_quart_is_told_to_be_asynchronous(self) -> None:
         outcome = self.outcome("import quart\napp = quart.Quart(__name__)")
-        self.assertIn("refused 'site_app:app' is an ASGI application", outcome)
+        self.assertIn("refused quart.Quart is an ASGI application", outcome)
 
     @needs("fastapi")
     def test_fastapi_is_told_to_be_asynchronous(self) -> None:
         outcome = self.outcome("import fastapi\napi = fastapi.FastAPI()")
-        self.assertIn("refused 'site_app:api' is an ASGI application", outcome)
+        self.assertIn("refused fastapi.FastAPI is an ASGI application", outcome)
 
 
 # =====================================================================================================================
@@ -5011,25 +5333,29 @@ class DebuggerFailures(Debugged):
 class DebuggerFrameworks(Folder):
     """With each framework's real package: an exception in a view reaches the page."""
 
-    def crash_in(self, source: str, *, check: str = "") -> None:
-        """Run a module that makes `app`, ask for /, and find the failing line on the page; each in its own process."""
+    def crash_in(self, source: str, around: bool) -> None:
+        """Run a module that makes `app`, ask for /, and find the failing line on the page; each in its own process.
+
+        With `around` the page has the header that the application's own hook has added.
+        """
         self.write("site_under_test.py", source)
         self.write(
             "run_it.py",
             """\
-            import io, sys, wsgiref.util
+            import io, json, sys, wsgiref.util
             import devserve
             app = devserve.load_app("site_under_test:app", debug=True)
             environ = {}
             wsgiref.util.setup_testing_defaults(environ)
             environ.update(HTTP_ACCEPT="text/html", HTTP_HOST="localhost", SERVER_PORT="80")
-            told = []
+            environ.update({"HTTP_ACCEPT_ENCODING": "gzip", "wsgi.errors": sys.stderr})
+            heads = []
             terminal = devserve.Terminal(io.StringIO())
             debugger = devserve.DebuggedApplication(app, guard=devserve.Guard.fresh("", 80), terminal=terminal)
-            response = debugger(environ, lambda status, headers, exc_info=None: told.append(status))
+            response = debugger(environ, lambda status, headers, exc_info=None: heads.append([status, headers]))
             page = b"".join(response).decode()
-            print(told[-1], len(page))
-            print(page)
+            getattr(response, "close", int)()
+            print(json.dumps([*heads[-1], page, terminal.stream.getvalue()]))
             """,
         )
         environ = {
@@ -5040,98 +5366,26 @@ class DebuggerFrameworks(Folder):
         done = subprocess.run(
             [sys.executable, "run_it.py"], cwd=self.folder, env=environ, capture_output=True, timeout=60
         )
-        page = done.stdout.decode("utf-8")
-        self.assertTrue(page.startswith("500"), done.stderr.decode("utf-8", "replace") + page[:2000])
+        errors = done.stderr.decode("utf-8", "replace")
+        self.assertEqual(done.returncode, 0, errors)
+        status, headers, page, terminal = json.loads(done.stdout.decode("utf-8").splitlines()[-1])
+        self.assertEqual(status, "500 Internal Server Error")
+        names = [name.lower() for name, _ in headers]
+        self.assertEqual(sorted(names), sorted(set(names)), "a header came twice")
+        self.assertEqual("x-around" in names, around)
+        self.assertEqual(dict(headers)["Content-Length"], str(len(page.encode())))
         self.assertIn("ZeroDivisionError", page)
         self.assertIn("colour_of_view", page)  # a local variable of the view
         self.assertIn("green", page)
         self.assertLess(len(page), 100_000)
+        self.assertEqual(terminal.count("ZeroDivisionError"), 1)
+        self.assertEqual(errors, "", "the framework has told it too")
 
-    @needs("flask")
-    def test_flask(self) -> None:
-        self.crash_in("""\
-            import flask
-            app = flask.Flask(__name__)
-            @app.route("/")
-            def view():
-                colour_of_view = "green"
-                return 1 / 0
-            """)
-
-    @needs("django")
-    def test_django(self) -> None:
-        self.crash_in("""\
-            from django.conf import settings
-            settings.configure(DEBUG=True, SECRET_KEY="x", ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"],
-                               MIDDLEWARE=["django.middleware.common.CommonMiddleware"])
-            from django.core.wsgi import get_wsgi_application
-            from django.urls import path
-            def view(request):
-                colour_of_view = "green"
-                return 1 / 0
-            urlpatterns = [path("", view)]
-            app = get_wsgi_application()
-            """)
-
-    @needs("bottle")
-    def test_bottle(self) -> None:
-        self.crash_in("""\
-            import bottle
-            app = bottle.Bottle()
-            @app.route("/")
-            def view():
-                colour_of_view = "green"
-                return 1 / 0
-            """)
-
-    @needs("pyramid")
-    def test_pyramid(self) -> None:
-        self.crash_in("""\
-            from pyramid.config import Configurator
-            def view(request):
-                colour_of_view = "green"
-                return 1 / 0
-            with Configurator() as config:
-                config.add_route("home", "/")
-                config.add_view(view, route_name="home")
-                app = config.make_wsgi_app()
-            """)
-
-    @needs("falcon")
-    def test_falcon(self) -> None:
-        self.crash_in("""\
-            import falcon
-            class View:
-                def on_get(self, request, response):
-                    colour_of_view = "green"
-                    return 1 / 0
-            app = falcon.App()
-            app.add_route("/", View())
-            """)
-
-    @needs("cherrypy")
-    def test_cherrypy(self) -> None:
-        self.crash_in("""\
-            import cherrypy
-            class Root:
-                @cherrypy.expose
-                def index(self):
-                    colour_of_view = "green"
-                    return 1 / 0
-            cherrypy.config.update({"environment": "embedded"})
-            app = cherrypy.Application(Root(), "")
-            """)
-
-    @needs("web")
-    def test_webpy(self) -> None:
-        self.crash_in("""\
-            import web
-            class View:
-                def GET(self):
-                    colour_of_view = "green"
-                    return 1 / 0
-            app = web.application(("/", "View"), globals())
-            """)
+    def test_each_framework_shows_the_page_once_with_what_hooks_have_added(self) -> None:
+        for name, app in FAILING_APPS.items():
+            if importlib.util.find_spec(app.package) is not None or REQUIRE_ALL:
+                with self.subTest(name):
+                    self.crash_in(app.source, app.around)
 
     @needs("flask")
     def test_flask_context_is_there_in_the_console(self) -> None:
@@ -9488,7 +9742,9 @@ class HallImport(HallCase):
         self.module("with make_server('127.0.0.1', 0, app) as server: server.serve_forever()")
         served = self.served("unguarded")
         self.assertEqual(served.get(), "hello unset")
-        self.assertRegex(served.log, r"warning: .*on \('127\.0\.0\.1', \d+\), is left out")
+        self.assertRegex(
+            served.log, r"warning: the server that the import starts .* is left out; start it under if __name__"
+        )
 
     def test_server_that_the_module_starts_in_a_thread_serves(self) -> None:
         self.module("""
