@@ -67,6 +67,7 @@ os.environ["no_proxy"] = os.environ["NO_PROXY"] = "*"  # what is tested is on th
 DEADLINE = 20.0  # seconds that anything may take before a test fails; generous, since machines under load are slow
 REQUIRE_ALL = os.environ.get("DEVSERVE_REQUIRE_ALL") == "1"
 SCRIPT = pathlib.Path(devserve.__file__).resolve()
+README = SCRIPT.with_name("README.md")
 
 
 Test = TypeVar("Test", bound=Callable[..., Any])
@@ -517,6 +518,27 @@ class Options(unittest.TestCase):
                     self.assertRegex(str(devserve.run.__doc__), rf"(?m)^    ([\w, ]+, )?{row.field}\b.* \(")
                 if row.field != "app" and not row.run_only:
                     self.assertRegex(str(devserve.make_server.__doc__), rf"(?m)^    .*\b{row.field}\b.*(\(|:)")
+
+    @unittest.skipUnless(README.exists(), "README.md is not here")
+    def test_the_readme_has_the_same_options_defaults_and_variables(self) -> None:
+        readme = README.read_text(encoding="utf-8").partition("## Options")[2].partition("##")[0]
+        rows = [line.split("|")[1:-1] for line in readme.splitlines() if line.startswith("| `")]
+        flags = [tuple(re.findall(r"(?<=`)-[\w-]+", words)) for words, *_ in rows]
+        self.assertEqual(
+            sorted(flags), sorted([*(row.flags for row in devserve.OPTIONS.values()), ("--version", "-h", "--help")])
+        )
+        for words, _, default, variables in rows[:-1]:
+            option = next(row for row in devserve.OPTIONS.values() if f"`{row.flags[-1]}`" in words)
+            with self.subTest(option.field):
+                if isinstance(option.default, (str, int)) and option.default and option.default is not True:
+                    self.assertEqual(default.strip(), str(option.default))
+                named = re.findall(r"FLASK_\w+", variables)
+                self.assertEqual(named[0] if named else "", option.flask)
+
+    @unittest.skipUnless(README.exists(), "README.md is not here")
+    def test_the_readme_names_the_rooms_as_the_file_does(self) -> None:
+        named = re.findall(r"(\d+) ([A-Z][A-Za-z ]+?)(?=,| \|)", README.read_text(encoding="utf-8"))
+        self.assertEqual(named, [(str(room.number), room.name) for room in list(rooms().values())[1:]])
 
     def test_an_option_without_effect_is_refused(self) -> None:
         app: Any = lambda environ, start_response: []  # noqa: E731
