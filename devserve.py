@@ -1154,11 +1154,12 @@ def _editor_link(editor: str, path: str, line: int, column: int = 1, path_map: s
 # application runs nothing of its code but the import and a factory.  A framework's own handling of an exception stays
 # what it is (signals, hooks, middleware, clean-up); only the page in its answer is replaced.
 #
-# Doors: load_app, prepared, checked, is_asgi; app_spec, default_file; BrokenApp, servers_left_out, import_remedy;
-# framework_files, framework_heeds.
+# Doors: load_app, prepared, BrokenApp, app_spec, default_file, import_remedy, servers_left_out, checked, is_asgi,
+# FrameworkFiles, framework_files.
 #
-# Read first: load_app, _import_target, _discovered_app, _FRAMEWORKS, prepared.  A new framework is a line in the table
-# _FRAMEWORKS, a server that may be started by an import one in _SERVERS.
+# Read first: load_app, _import_target, _discovered_app, checked, _Framework, prepared.
+#
+# A new framework is a line in the table _FRAMEWORKS, a server that an import may start one in _SERVERS.
 # =====================================================================================================================
 
 _DEFAULT_MODULES = ("app", "wsgi", "main")  # where an application is looked for when none is named
@@ -1588,9 +1589,9 @@ class _ServerFinder:
             start = getattr(owner, name, None)
             if start is not None:
                 self.replaced.append((owner, name, start))
-                setattr(owner, name, self._stand_in(start, f"{module.__name__}.{dotted}"))
+                setattr(owner, name, self._stand_in(start, module.__name__.partition(".")[0]))
 
-    def _stand_in(self, start: Callable[..., Any], label: str) -> Callable[..., Any]:
+    def _stand_in(self, start: Callable[..., Any], package: str) -> Callable[..., Any]:
         @functools.wraps(start)
         def stand_in(*args: Any, **kwargs: Any) -> Any:
             if threading.current_thread() is not self.importer:
@@ -1598,7 +1599,7 @@ class _ServerFinder:
             if not self.told:
                 self.told = True
                 remedy = "start it under if __name__ == '__main__':"
-                self.warn(f"the server that the import starts ({label}) is left out; {remedy}")
+                self.warn(f"the server that the import starts ({package}) is left out; {remedy}")
             return None
 
         return stand_in
@@ -2145,30 +2146,52 @@ _FRAMEWORKS: dict[str, _Framework] = {
 # -- files that frameworks read besides modules
 
 
-def framework_files(app: Any) -> list[str]:
-    """Return globs of the files, besides modules, whose changes a framework in `app` wants to be told.
+class FrameworkFiles(NamedTuple):
+    """Files besides modules that a framework reads, and how it is told that some of them have changed."""
 
-    Django's parts say so by a signal of its runserver's: templates, translations, what a library's `ready` adds.  A
-    signal's receiver is the project's code, and may raise.
+    folders: list[str]  # of whose files it takes note by itself, when `heed` has told it
+    files: list[str]  # whose changes need a restart
+    heed: Callable[[list[str]], bool]  # takes the changed files in `folders`; False when a restart is needed
+
+
+def framework_files(app: Any) -> FrameworkFiles:
+    """Return the files that the frameworks in `app` read besides modules.
+
+    Django's parts say so by signals of its own reloader: templates, translations, what a library's `ready` adds.  What
+    lies in an installed package is left out, as are templates of Django itself.
     """
     if not any(_framework_of(inner).startswith("django.") for inner in _frameworks_in(app)):
-        return []
+        return FrameworkFiles([], [], lambda paths: False)
+    _import_module("django.utils.translation").get_language()  # only after a first use its reloader is connected
     autoreload = _import_module("django.utils.autoreload")
-    _import_module("django.utils.translation").get_language()  # the first use has translations listen to the signal
     reloader = autoreload.BaseReloader()
-    autoreload.autoreload_started.send(sender=reloader)
-    globs = [os.path.join(folder, glob) for folder, globs in reloader.directory_globs.items() for glob in globs]
-    return [*globs, *map(str, reloader.extra_files)]
+    autoreload.autoreload_started.send_robust(sender=reloader)
+    cwd = os.getcwd()
+    globs = {os.path.join(cwd, folder): list(globs) for folder, globs in reloader.directory_globs.items()}
+    globs = {folder: globs[folder] for folder in globs if not is_library(folder, cwd)}
+    heed = partial(_tell_django, autoreload.file_changed, globs)
+    return FrameworkFiles(list(globs), [os.path.join(cwd, path) for path in reloader.extra_files], heed)
 
 
-def framework_heeds(path: str) -> bool:
-    """Tell the frameworks that a file has changed; return whether one has taken note, so that nothing need restart."""
-    autoreload = sys.modules.get("django.utils.autoreload")
-    if autoreload is None:
-        return False
+def _tell_django(file_changed: Any, globs: dict[str, list[str]], paths: list[str]) -> bool:
+    """Send Django's signal about each file that some part of it has asked for; return whether all were taken note of.
+
+    For the watcher's thread.  A receiver that raises has taken no note.
+    """
+    from fnmatch import fnmatch
     from pathlib import Path
 
-    return any(answer is True for _, answer in autoreload.file_changed.send_robust(sender=None, file_path=Path(path)))
+    wanted = [
+        path
+        for path in paths
+        if any(
+            is_below(path, folder) and fnmatch(os.path.basename(path), glob.rpartition("/")[2])
+            for folder in globs
+            for glob in globs[folder]
+        )
+    ]
+    answers = [file_changed.send_robust(sender=None, file_path=Path(path)) for path in wanted]
+    return all(any(answer is True for _, answer in each) for each in answers)
 
 
 # =====================================================================================================================
@@ -8863,6 +8886,9 @@ class _Runner:
             self.terminal.error(str(error))
         else:
             self.terminal.crash(error)
+            remedy = import_remedy(error)
+            if remedy:
+                self.terminal.warn(remedy)
 
     def install(self, app: WSGIApplication) -> None:
         """Let requests from now on go to `app`, through the debugger when there is one."""

@@ -353,7 +353,7 @@ class House(unittest.TestCase):
         users: dict[str, set[int]] = collections.defaultdict(set)
         for name, line in names.found:
             users[name].add(self.room_of(line))
-        public = {*devserve.__all__, "main", "demo", "is_asgi", "framework_files", "framework_heeds", "import_remedy"}
+        public = {*devserve.__all__, "main", "demo", "is_asgi", "framework_files", "FrameworkFiles"}
         wrong = {}
         for name, room in home.items():
             if room not in (0, PAPER) and not name.startswith("__"):
@@ -1811,6 +1811,15 @@ class FindingMistakes(FindingFolder):
         self.refused("hello:wrong", "'hello:wrong' is ASGI middleware around a WSGI application")
         self.refused("hello:right", "is an ASGI application")
 
+    def test_remedy_for_a_package_that_is_missing_beside_a_virtual_environment(self) -> None:
+        missing, other = ModuleNotFoundError("No module named 'x'", name="x"), ImportError("x")
+        self.assertEqual(devserve.import_remedy(missing), "")
+        self.write("venv/pyvenv.cfg", "")
+        self.assertRegex(devserve.import_remedy(missing), r"start devserve by venv[\\/]")
+        self.assertEqual(devserve.import_remedy(other), "")
+        with unittest.mock.patch.object(sys, "prefix", str(self.folder / "venv")):
+            self.assertEqual(devserve.import_remedy(missing), "")
+
     def test_exceptions_of_the_application_come_out_untouched(self) -> None:
         self.write("uses_missing.py", "import missing_elsewhere")
         self.write("pack/__init__.py", "import pack.missing")
@@ -1867,6 +1876,89 @@ class FindingMistakes(FindingFolder):
         except ZeroDivisionError as error:
             return error
         raise AssertionError("nothing was raised")
+
+
+class FindingServers(FindingFolder):
+    """A module that starts a server while it is imported is imported to its end."""
+
+    SERVERS: ClassVar[dict[str, str]] = {
+        "wsgiref": "from wsgiref.simple_server import make_server\nmake_server('127.0.0.1', 0, app).serve_forever()",
+        "werkzeug": "from werkzeug.serving import run_simple\nrun_simple('127.0.0.1', 0, app)",
+        "bottle": "import bottle\nbottle.run(app, port=0)",
+        "uvicorn": "import uvicorn\nuvicorn.run(app)",
+        "hypercorn": "from hypercorn.run import run\nrun(None)",
+        "cheroot": "from cheroot import wsgi\nwsgi.Server(('127.0.0.1', 0), app).start()",
+        "gevent": "from gevent.pywsgi import WSGIServer\nWSGIServer(('127.0.0.1', 0), app).serve_forever()",
+        "eventlet": "import eventlet, eventlet.wsgi\neventlet.wsgi.server(eventlet.listen(('127.0.0.1', 0)), app)",
+        "waitress": "from waitress import serve\nserve(app)",
+        "aiohttp": "from aiohttp import web\nweb.run_app(app)",
+        "gunicorn": "from gunicorn.app.base import BaseApplication as Base\nBase().run()",
+        "cherrypy": "import cherrypy\nclass Root:\n    @cherrypy.expose\n    def index(self): return 'root'\n"
+        "del app\ncherrypy.quickstart(Root())",
+    }
+    STAND_INS: ClassVar[dict[str, str]] = {  # where the package is not installed
+        "waitress/__init__.py": "def serve(*_, **__): raise RuntimeError",
+        "aiohttp/web.py": "def run_app(*_, **__): raise RuntimeError",
+        "gunicorn/app/base.py": "class BaseApplication:\n    def run(self): raise RuntimeError",
+    }
+
+    def left_out(self, name: str, source: str) -> list[str]:
+        """Import `source` in its own process; return its output: the application's body, and each warning."""
+        self.app_file("unguarded.py").write_text(FINDING_WSGI + source + "\nended = True\n")
+        self.write(
+            "check.py",
+            f"""
+            import os, sys
+            sys.path.insert(0, {str(SCRIPT.parent)!r})
+            import devserve
+            from wsgiref.util import setup_testing_defaults
+            with devserve.servers_left_out(print):
+                app = devserve.load_app("unguarded")
+            assert sys.modules["unguarded"].ended
+            environ = {{}}
+            setup_testing_defaults(environ)
+            print(b"".join(app(environ, lambda *_: None)))
+            os._exit(0)  # whatever runs
+            """,
+        )
+        command = [sys.executable, "check.py"]
+        run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=3 * DEADLINE)
+        *lines, body = run.stdout.decode().splitlines()
+        return [*(line for line in lines if "left out" in line), body]
+
+    def test_servers_of_any_make_are_left_out_with_one_warning(self) -> None:
+        for name, text in self.STAND_INS.items():
+            package = name.partition("/")[0]
+            if importlib.util.find_spec(package) is None:
+                self.write(name, text)
+        for name, source in self.SERVERS.items():
+            with self.subTest(name):
+                if name not in ("wsgiref", "waitress", "aiohttp", "gunicorn") and not importlib.util.find_spec(name):
+                    self.skipTest(f"needs the package {name}")
+                *warnings, body = self.left_out(name, source)
+                self.assertEqual(body, "b'root'" if name == "cherrypy" else "b'app'", warnings)
+                self.assertEqual(len(warnings), 1, warnings)
+                self.assertIn("is left out; start it under if __name__ == '__main__':", warnings[0])
+
+    def test_afterwards_and_in_other_threads_servers_start(self) -> None:
+        path, serve_forever = list(sys.meta_path), socketserver.BaseServer.serve_forever
+        warnings: list[str] = []
+        self.write("late_server.py", "def serve(): return 'served'")
+        with unittest.mock.patch.dict(devserve._SERVERS, {"late_server": ("serve", "no_such.name")}):
+            sys.path.insert(0, str(self.folder))
+            importlib.invalidate_caches()
+            with devserve.servers_left_out(warnings.append):
+                serve = importlib.import_module("late_server").serve
+                told: list[Any] = [serve(), serve()]
+                thread = threading.Thread(target=lambda: told.append(serve()))
+                thread.start()
+                thread.join(DEADLINE)
+            told.append(serve())
+        self.assertEqual(told, [None, None, "served", "served"])
+        self.assertEqual(len(warnings), 1)
+        self.assertEqual(sys.meta_path, path)
+        self.assertIs(socketserver.BaseServer.serve_forever, serve_forever)
+        self.assertNotIn("FLASK_RUN_FROM_CLI", os.environ)
 
 
 class FailingApp(NamedTuple):
@@ -2048,7 +2140,7 @@ class FindingFrameworks(FindingFolder):
                     if handed and devserve.HANDED_OVER.encode() in body:
                         print("handed", *(type(error).__name__ for error in handed), head["status"], head["around"])
                     else:
-                        print("answered", head["status"], body[:99])
+                        print("answered", head["status"], body[:999])
             """,
         )
         command = [sys.executable, "check.py"]
@@ -2365,21 +2457,34 @@ class FindingFrameworks(FindingFolder):
         self.write(
             "page.py",
             f"""
-            import pathlib, devserve
+            import os, pathlib, sys, devserve
             from django.http import HttpResponse
+            from django.utils import autoreload
+            sys.argv[1:] = ["templates/page.html locale/de/x.mo locale/de/x.po conf/a.conf conf/a.txt templates/a.py"]
+            def more(sender, **kw):
+                sender.watch_dir("conf", "*.conf")
+                sender.extra_files.add(pathlib.Path("extra.txt"))
+            def fails(sender, **kw): 1 / 0
+            autoreload.autoreload_started.connect(more)
+            autoreload.autoreload_started.connect(fails)
+            autoreload.file_changed.connect(fails)
             from django.template import loader
             path = {str(self.folder / "templates" / "page.html")!r}
             def shown(): return loader.get_template("page.html").render()
             def answer(request):
                 files = devserve.framework_files(__import__("site_app").application)
+                here = os.getcwd() + os.sep
                 before = shown()
                 pathlib.Path(path).write_text("two")
-                heeds = [devserve.framework_heeds(name) for name in (path, "/x/y.txt", __file__, "/x/y.mo")]
-                return HttpResponse(repr([before, shown(), heeds, path[:-9] + "**/*" in files]))
+                heeds = [files.heed([here + name]) for name in sys.argv[1].split()]
+                folders = sorted(os.path.relpath(folder) for folder in files.folders)
+                return HttpResponse(repr([before, shown(), heeds, folders, files.files]))
             """,
         )
         outcome = self.outcome(self.DJANGO.format(more=more, view=view))
-        self.assertIn("""['one', 'two', [True, False, False, True], True]""", outcome)
+        heeds = [True, True, True, False, True, False]  # no for the file that only `more` wanted, and the module
+        extra = str(self.folder / "extra.txt")
+        self.assertIn(repr(["one", "two", heeds, ["conf", "locale", "templates"], [extra]]), outcome)
 
     @needs("quart")
     def test_quart_is_told_to_be_asynchronous(self) -> None:
