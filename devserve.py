@@ -533,9 +533,9 @@ def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
 # "attributes" runs a line of the application's.
 #
 # Doors: escape_controls, escape_unprintable, shown_text, type_name; call_safely, call_bounded, call_each_bounded,
-# TooLate, ForeignCalls, interrupt_thread; is_library, is_below, is_app_file, is_app_code, application_traceback,
-# traceback_text; MISSING, NAME_LIMIT, raw_slot, own_dict, static_attributes, static_attribute, locals_of;
-# SOCKET_KEY, is_taken_over, nobody_listens; ON_EXCEPTION, HANDED_OVER, hand_over.
+# TooLate, ForeignCalls, interrupt_thread; is_library, is_below, is_app_file, is_app_code, thread_position,
+# application_traceback, traceback_text; MISSING, NAME_LIMIT, raw_slot, own_dict, static_attributes, static_attribute,
+# locals_of; SOCKET_KEY, is_taken_over, nobody_listens; ON_EXCEPTION, HANDED_OVER, hand_over.
 #
 # Read first: call_safely, call_each_bounded, is_app_file, static_attribute.
 # =====================================================================================================================
@@ -545,6 +545,7 @@ _TEXT_SECONDS = 2.0  # for an exception's own text, which may hang as any code m
 _STUCK_LIMIT = 16  # threads for foreign code at once; more than this hang only when something is badly wrong
 _ROUNDS = 3  # threads for one reading: each goes on after the call in which the one before it hung
 _PROMPT = re.compile(r"<(stdin|i?python-input-.*)>|.*[\\/]ipykernel_\d+[\\/]\d+\.py")  # a REPL's, a notebook's
+_DEBUGGERS = ("bdb", "pdb", "pydevd")  # how modules begin in which a thread waits that a debugger has stopped
 _STDLIB = os.path.dirname(os.__file__)
 _IMPORTLIB = os.path.join(_STDLIB, "importlib", "__init__.py")  # where import_module is
 MISSING: Any = object()  # stands for a value that is not there, where None may be one
@@ -717,6 +718,16 @@ def is_app_file(filename: str) -> bool:
 def is_app_code(code: CodeType) -> bool:
     """Return whether a frame of `code` is the application's own."""
     return not _is_machinery(code.co_filename, code.co_name) and is_app_file(code.co_filename)
+
+
+def thread_position(ident: Optional[int]) -> str:
+    """Return where a thread stands in the application's own code: "" when in none of it, or stopped in a debugger."""
+    frame = sys._current_frames().get(ident or 0)
+    while frame is not None and not is_app_code(frame.f_code):
+        if str(frame.f_globals.get("__name__")).lstrip("_").startswith(_DEBUGGERS):
+            return ""
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}, line {frame.f_lineno}" if frame else ""
 
 
 def is_below(path: str, folder: str) -> bool:
@@ -5081,6 +5092,8 @@ _IDLE_TIMEOUT = 75.0  # between two requests; longer than browsers and proxies k
 _READ_AHEAD_SECONDS = 0.005  # in which a busy client sends its next request; a reload may have to wait so long
 _LINGER_TIMEOUT = 5.0  # reading away what a client still sends, so that the answer is not lost in a reset
 _LINGER_MOMENT = 0.2  # the same when a reload waits: an answer crosses this machine in less
+_HANG_SECONDS = (10.0, 60.0, float("inf"))  # when the terminal is told where a request stands: when one wonders, twice
+_HANG_INTERVAL = 1.0  # seconds between two looks for such requests
 _IDLE_THREAD_TIMEOUT = 10.0  # a thread without a connection waits so long for the next one
 _GATE_LOOK = 0.5  # between two looks whether the server is to shut down, while the gate is closed; as in socketserver
 _OUT_OF_DESCRIPTORS_PAUSE = 0.05  # before accepting again when the process has no descriptor left
@@ -5121,6 +5134,7 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
         self.turn = threading.Lock() if not threads else None  # held by the one request that runs
         self.connections: set[_Connection] = set()
         self.spares: deque[_IdleThread] = deque()  # the threads without work
+        self.hangs_looked_for = 0.0  # on `time.perf_counter`
         self.accepting = threading.Lock()  # held while a connection is between the kernel's queue and `connections`
         self.base_environ = _base_environ(listener, threads=threads, https=tls is not None)
 
@@ -5148,13 +5162,27 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
             return self._register(sock, address), address
 
     def service_actions(self) -> None:
-        """Take what else waits in the kernel's queue, without a poll for each."""
+        """Take what else waits in the kernel's queue, without a poll for each; look for requests that hang."""
+        if time.perf_counter() > self.hangs_looked_for + _HANG_INTERVAL:
+            self._tell_hangs()
         while self.gate.is_set():
             try:
                 request, address = self.get_request()
             except OSError:
                 return
             self.process_request(request, address)
+
+    def _tell_hangs(self) -> None:
+        """Say where each request stands that has not been answered for long, when that is in the application."""
+        self.hangs_looked_for = now = time.perf_counter()
+        for connection in list(self.connections):
+            times, seconds = connection.hangs_told, now - connection.started
+            if connection.started and not connection.is_stream and seconds > _HANG_SECONDS[times]:
+                position = thread_position(connection.thread)
+                if position:
+                    connection.hangs_told += 1
+                    asked = connection.describe()
+                    self.terminal.warn(f"{asked} has not been answered after {seconds:.0f} s; it is at {position}")
 
     def _register(self, sock: socket.socket, address: Any) -> _Connection:
         connection = _Connection(sock, address, self)
@@ -5344,6 +5372,8 @@ class _Connection:
         self.shaken = server.tls is None  # the TLS handshake is done, or none is needed
         self.buffer = b""  # bytes read from the socket that no request has taken yet
         self.line = _NO_LINE  # method and target of the request in hand, for the log
+        self.thread: Optional[int] = None  # that carries it
+        self.hangs_told = 0  # how often the terminal was told that the request in hand hangs
         self.keep_alive = True
         self.ending = False  # the last response has been sent
         self.input_left = False  # the client may have sent, or still be sending, what nobody will read
@@ -5441,6 +5471,7 @@ class _Connection:
 
     def _run(self, head: _Head, environ: Environ, body: Optional[_Body]) -> None:
         """Call the application and send what it answers; whatever goes wrong, exactly one log line is written."""
+        self.thread, self.hangs_told = threading.get_ident(), 0
         response = _Response(self, head, body)
         if head.upgrades:
             environ[SOCKET_KEY] = response.upgraded = _UpgradedSocket(self, partial(self._log_beginning, environ))
@@ -9085,11 +9116,10 @@ class _Runner:
 
 def _main_thread_place() -> str:
     """Return where the main thread is: in the application's own code, which may have called a library that waits."""
-    innermost = frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    while frame is not None and not is_app_code(frame.f_code):
-        frame = frame.f_back
-    frame = frame or innermost
-    return f"{frame.f_code.co_filename}, line {frame.f_lineno}" if frame else "an unknown place"
+    ident = threading.main_thread().ident or 0
+    innermost = sys._current_frames().get(ident)
+    library = f"{innermost.f_code.co_filename}, line {innermost.f_lineno}" if innermost else "an unknown place"
+    return thread_position(ident) or library
 
 
 def _loading_app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:

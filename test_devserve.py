@@ -8319,6 +8319,58 @@ class ServerLog(ServerCase):
         self.ask("GET /caf\xc3\xa9 HTTP/1.1\r\nHost: x\r\n\r\n")
         self.assertEqual(self.lines(1)[0][1], "/café")
 
+    def test_a_request_that_hangs_says_where_twice_and_no_other(self) -> None:
+        self.patch("_HANG_SECONDS", (0.2, 0.4, float("inf")))
+        self.patch("_HANG_INTERVAL", 0.01)
+        go_on, line = threading.Event(), 0
+
+        def app(environ: dict[str, Any], start_response: App) -> Any:
+            nonlocal line
+            if environ["PATH_INFO"] == "/stream":
+                start_response("200 OK", [("Content-Type", "text/event-stream")])
+                return stream()
+            line = sys._getframe().f_lineno + 1
+            go_on.wait(DEADLINE)
+            start_response("200 OK", [])
+            return [b"x"]
+
+        def stream() -> Iterator[bytes]:
+            yield b"data: 1\n\n"
+            go_on.wait(DEADLINE)
+
+        self.serve(app)
+        idle, stopped, streaming = self.wire(), self.wire(GET.replace(b"/ ", b"/hangs ", 1)), self.wire()
+        streaming.send(GET.replace(b"/ ", b"/stream ", 1))
+        hangs = re.compile(r"warning: GET /(\w*) has not been answered after \d+ s; it is at (.*), line (\d+)")
+        eventually(lambda: len(hangs.findall(self.log)) == 2, "two lines")
+        seen = self.server.hangs_looked_for
+        eventually(lambda: self.server.hangs_looked_for > seen + 0.4, "some more looks")
+        go_on.set()
+        self.assertEqual(self.log.count("has not been answered"), 2, self.log)
+        self.assertEqual(hangs.findall(self.log), [("hangs", __file__, str(line))] * 2)
+        stopped.answer()
+        idle.close()
+
+    def test_a_request_that_a_debugger_has_stopped_does_not_hang(self) -> None:
+        self.patch("_HANG_SECONDS", (0.1, 0.2, float("inf")))
+        self.patch("_HANG_INTERVAL", 0.01)
+        go_on = threading.Event()
+        at_prompt = types.FunctionType(
+            compile("go_on.wait(20)", "pdb.py", "exec"), {"__name__": "pdb", "go_on": go_on}
+        )
+
+        def app(environ: dict[str, Any], start_response: App) -> Any:
+            at_prompt()
+            return hello(environ, start_response)
+
+        self.serve(app)
+        wire = self.wire(GET)
+        began = time.perf_counter()
+        eventually(lambda: self.server.hangs_looked_for > began + 0.5, "many looks")
+        go_on.set()
+        wire.answer()
+        self.assertNotIn("has not been answered", self.log)
+
     def test_quiet_servers_log_no_request_but_show_crashes(self) -> None:
         self.serve(answering(ValueError("broken")))
         self.server.terminal.quiet = True
