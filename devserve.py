@@ -1805,7 +1805,7 @@ def checked(thing: Any, label: str) -> Any:
     asynchronous = is_asgi(thing)
     shape, inner = (None, None) if framework else (_shape_of(thing), _shape_of(_undecorated(thing)))
     if inner is not None and inner.is_async and not asynchronous:
-        raise DevserveError(f"{label} is a coroutine function that does not take (scope, receive, send)")
+        raise DevserveError(f"{label} is a coroutine function; an ASGI application takes (scope, receive, send)")
     if shape is not None and not asynchronous and not shape.takes(2):
         raise DevserveError(f"{label} does not take (environ, start_response); if it is a factory, give its arguments")
     if framework is None:

@@ -22,6 +22,7 @@ import importlib.util
 import io
 import itertools
 import json
+import keyword
 import os
 import pathlib
 import pickle
@@ -1477,6 +1478,59 @@ class FindingByTarget(FindingFolder):
         self.write("mysite/__init__.py", "")
         self.assertEqual(self.body(), "django")
 
+    def test_default_files_in_the_order_of_their_likeliness(self) -> None:
+        """Of those that are there the first that looks like an application; files before packages."""
+        for what, files, body in (
+            ("main.py comes last", ("main.py", "wsgi.py"), "wsgi.py"),
+            ("main.py alone", ("main.py",), "main.py"),
+            ("a package with an application", ("app/__init__.py",), "app/__init__.py"),
+            ("a package with a file of a usual name", ("app/main.py",), "app/main.py"),
+            ("a package called wsgi", ("wsgi/__init__.py",), "wsgi/__init__.py"),
+            ("a file before a package", ("app/__init__.py", "main.py"), "main.py"),
+            (
+                "a Django project's before a package",
+                ("app/__init__.py", "mysite/wsgi.py", "manage.py"),
+                "mysite/wsgi.py",
+            ),
+            ("a Django project's asgi.py where it is all", ("mysite/asgi.py", "manage.py"), "mysite/asgi.py"),
+        ):
+            with self.subTest(what):
+                folder = self.folder / what
+                for name in files:
+                    self.app_file(f"{what}/{name}", name)
+                    package = (folder / name).parent
+                    if package != folder and not (package / "__init__.py").exists():
+                        self.write(f"{what}/{package.name}/__init__.py", "")
+                os.chdir(folder)
+                with unittest.mock.patch.dict(sys.modules), unittest.mock.patch.object(sys, "path", list(sys.path)):
+                    self.assertEqual(self.body(), body)
+
+    def test_default_file_that_holds_no_application_gives_way(self) -> None:
+        self.write("app.py", "colours = ['green']\n")
+        self.assertIn("'app.py'", self.refused(""))  # it is all there is
+        self.app_file("wsgi.py", "wsgi")
+        self.assertEqual(self.body(), "wsgi")
+
+    def test_packages_with_a_factory_are_found(self) -> None:
+        self.write("app/__init__.py", "from .factory import create_app\n")
+        self.write(
+            "app/factory.py", "def create_app():\n    return lambda environ, start_response: [__name__.encode()]\n"
+        )
+        self.assertEqual(self.body(), "app.factory")
+
+    def test_wsgi_file_beside_the_module_that_it_imports(self) -> None:
+        """As for mod_wsgi."""
+        self.app_file("hello.py", "hello")
+        self.write("hello.wsgi", "from hello import app as application")
+        self.assertEqual(self.body("hello.wsgi"), "hello")
+        self.assertEqual(self.body("hello.wsgi:application"), "hello")
+
+    def test_spaces_around_any_part(self) -> None:
+        self.write("hello.py", "def create_app(*words):\n    return lambda environ, start_response: [b'made']\n")
+        for spec in ("hello: create_app () ", " hello : create_app ( 'a b' , 1 ) ", "hello :create_app", " hello "):
+            with self.subTest(spec):
+                self.assertEqual(self.body(spec), "made")
+
     def test_current_folder_comes_first_and_once_on_the_path(self) -> None:
         self.app_file("hello.py")
         sys.path[:] = ["", "/somewhere", str(self.folder), *sys.path]
@@ -1624,6 +1678,129 @@ class FindingByName(FindingFolder):
 
 
 class FindingMistakes(FindingFolder):
+    TARGETS: ClassVar[
+        dict[str, str]
+    ] = {  # what stands before the colon, and a word of the answer; "" where it is right
+        "hello": "",
+        "hello.py": "",
+        "./hello": "",
+        "pack.web": "",
+        "helo": "did you mean 'hello'?",
+        "pack.wbe": "did you mean 'pack.web'?",
+        "nosuchthing": "give the path",
+        "helo.py": "did you mean 'hello.py'?",
+        "nosuch/thing.py": "check the path",
+        "./empty": "say what to serve",
+        "settings.ini": "paste.deploy",
+        "./settings": "did you mean './settings.ini'?",
+        "..": "no app.py, wsgi.py or main.py",
+    }
+    NAMES: ClassVar[dict[str, str]] = {  # what stands behind it
+        "app": "",
+        "create_app": "",
+        "create_app('x', n=1)": "",
+        "holder.app": "",
+        "": "",
+        "ap": "did you mean 'app'?",
+        "holder.ap": "did you mean 'app'?",
+        "nosuchthing": "it has app, create_app",
+        "number": "name an application",
+        "os": "name the object in it: 'os:app'",
+        "Site": "call it: Site()",
+        "view": "give its arguments",
+        "task": "(scope, receive, send)",
+        "make_app": "give them as in make_app(",
+        "make_app(1, 2)": "give them as in make_app(",
+        "create_app(os)": "arguments must be literals",
+        "create_app(": "arguments must be literals",
+        "a b": "write NAME",
+        "number()": "name an application",
+        "app.zzz": "check the spelling",
+    }
+
+    def test_each_mistake_has_its_remedy_and_the_first_one_is_told(self) -> None:
+        source = """
+            import os
+            class Site:
+                def __call__(self, environ, start_response): pass
+            class holder:
+                def app(environ, start_response): return [b"app"]
+            app, number = holder.app, 42
+            def view(request): pass
+            async def task(): pass
+            def create_app(*words, **more): return app
+            def make_app(config): return app
+        """
+        self.write("hello.py", source)
+        self.write("pack/__init__.py", "")
+        self.write("pack/web.py", source)
+        self.write("empty/notes.txt", "")
+        self.write("settings.ini", "[app:main]\nuse = egg:hello\n")
+        for (target, of_target), (name, of_name) in itertools.product(self.TARGETS.items(), self.NAMES.items()):
+            spec = f"{target}:{name}" if name else target
+            with self.subTest(spec):
+                if of_target or of_name:
+                    line = self.refused(spec, of_target or of_name)
+                    self.assertRegex(line, r"[^;]; [^;]+$", "what is wrong; what to do")
+                else:
+                    self.assertEqual(self.body(spec), "app")
+
+    @needs("hypothesis")
+    def test_any_text_is_an_application_or_a_mistake(self) -> None:
+        from hypothesis import example, given, settings
+        from hypothesis import strategies as st
+
+        self.app_file("hello.py")
+        piece = st.sampled_from(
+            ["hello", "app", ":", ".", "(", ")", "'", '"', "/", "\\", " ", ",", "=", "*", "[", "1", "é"]
+        )
+        odd = st.characters(exclude_characters="abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_")
+
+        @settings(max_examples=300, deadline=None)
+        @given(st.lists(piece | odd, min_size=1, max_size=12).map("".join))
+        @example("hello:app\0")
+        @example("hel\0lo")
+        @example("hello:" + "(" * 5000)
+        @example("hello:app(" + "[" * 5000)
+        @example("hello:app(" + "-" * 100_000 + "1)")
+        def load(spec: str) -> None:
+            try:
+                self.load(spec)
+            except devserve.DevserveError as error:
+                self.assertNotIn("\n", str(error))
+
+        load()
+
+    @needs("hypothesis")
+    def test_module_and_name_come_apart_as_they_were_put_together(self) -> None:
+        from hypothesis import given, settings
+        from hypothesis import strategies as st
+
+        word = st.from_regex(r"[a-z_éл][a-z_0-9é]{0,5}", fullmatch=True).filter(
+            lambda text: not keyword.iskeyword(text)
+        )
+        dotted = st.lists(word, min_size=1, max_size=3).map(".".join)
+        files = st.tuples(st.sampled_from(["", "./", "../", "C:\\", "C:/", "/"]), dotted).map("".join)
+        space = st.sampled_from(["", " ", "  "])
+        simple = st.none() | st.booleans() | st.integers() | st.text() | st.binary()
+        literal = st.recursive(simple, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5)
+        arguments = st.none() | st.tuples(st.lists(literal, max_size=3), st.dictionaries(word, literal, max_size=3))
+
+        @settings(max_examples=200, deadline=None)
+        @given(dotted | files, dotted, arguments, space)
+        def come_apart(target: str, name: str, given_arguments: Any, gap: str) -> None:
+            call = ""
+            if given_arguments is not None:
+                positional, named = given_arguments
+                listed = [*map(repr, positional), *(f"{key}={value!r}" for key, value in named.items())]
+                call = f"{gap}({gap}{', '.join(listed)}{gap})"
+            self.assertEqual(devserve._split_spec(f"{gap}{target}{gap}:{gap}{name}{call}{gap}")[0], target)
+            parts, read = devserve._parse_name(f"{gap}{name}{call}{gap}")
+            self.assertEqual(".".join(parts), name)
+            self.assertEqual(read, None if given_arguments is None else (positional, named))
+
+        come_apart()
+
     def test_no_such_module_with_the_nearest(self) -> None:
         self.app_file("hello.py")
         self.app_file("pack/sub.py")
@@ -2478,7 +2655,8 @@ class FindingFrameworks(FindingFolder):
                 pathlib.Path(path).write_text("two")
                 heeds = [files.heed([here + name]) for name in sys.argv[1].split()]
                 folders = sorted(os.path.relpath(folder) for folder in files.folders)
-                return HttpResponse(repr([before, shown(), heeds, folders, [path.replace(here, "") for path in files.files]]))
+                extra = [os.path.relpath(name) for name in files.files]
+                return HttpResponse(repr([before, shown(), heeds, folders, extra]))
             """,
         )
         outcome = self.outcome(self.DJANGO.format(more=more, view=view))
