@@ -42,8 +42,8 @@ A start:    main, Launch.capture: take the handover; Config; Runner: open the so
 A request:  socket, Connection in its thread, environ, debugger, application, Response, a line of the log.
 A crash:    the terminal first, then Report, FrameShelf, and the page; when headers are out already the connection is
             cut, so that the client sees a cut and not a lie.
-A save:     Watcher, DevServer.close_gate, requests in flight end, restart_process: os.execve.  The listener and every
-            waiting connection cross it as inherited descriptors.
+A save:     Watcher, DevServer.close_gate, requests in flight end, restart_process: os.execve.  Meanwhile the listener
+            and every waiting connection are kept by another process, the store (_STORE), which Launch.capture asks.
 """
 
 from __future__ import annotations
@@ -7944,174 +7944,155 @@ def _module_places(name: str) -> Iterator[str]:
 # =====================================================================================================================
 # 13. Restart
 #
-# `Launch` is how this process was started, `Handover` what crosses into the next process image, `restart_process` the
-# way there (one `os.execve`, same process), `supervise` the loop that does it where exec does not replace.  The room
-# gets callbacks; who is served, and what, it never learns.
+# A reload replaces the running process by a new one with the same pid.  `Launch` is how this process was started,
+# `Handover` what it leaves to the next: open sockets and notes.  `restart_process` puts back what the start found and
+# calls `os.execve`; where a system cannot replace a process, `supervise` is a parent that starts one child after the
+# other.  May know the configuration, foreign code and the terminal; who is served, and what, it never learns.
+#
+# Invariants:
+# - No descriptor of ours is inheritable at any moment, so that no child of the application, forked at an import or
+#   started by `os.system`, holds a listener, a client or a secret.  A handover therefore does not cross an exec in the
+#   process itself: it waits in another one, the store (in systemd's sense), which gives it to our pid and to no other.
+# - The command of the first start is repeated word for word, whoever's program it names (a debugger, coverage, the
+#   application's own script).  Only where devserve.py itself is the program, a `-c` line imports it instead, as Python
+#   compiles a script at each start, but not a module.
+# - What an exec would carry along is a line in `_KEPT`: saved at the first start, restored before each exec.
+# - `restart_process` and `end_process` may be called from any thread, but only by one: their caller sees to that.
+#
+# Doors: Launch, Handover, restart_process, end_process, supervise.
+# Read first: Launch.capture, restart_process, _exec, _store, _receive, _Supervisor.run.
 # =====================================================================================================================
 
-_STAMP = "DEVSERVE_HANDOVER"  # "pid:letter:code", descriptors that the image before left; a child has another pid
-_PARENT = "DEVSERVE_SUPERVISOR"  # "pid:read:write", the line to the parent under `supervise`
-_MAGIC = b"devserve handover 1\n"
-_RELOAD_STATUS = 75  # the exit status that asks `supervise` for another round; EX_TEMPFAIL, "try again"
-_EXIT_SECONDS = 2.0  # for exit handlers and flushing: one that joins a child that never ends must not hold a reload
-_HEED_SECONDS = 0.2  # for the main thread to act on a signal that came while another thread was about to exec
-_HEEDED = {int(getattr(signal, name)) for name in ("SIGHUP", "SIGINT", "SIGTERM") if hasattr(signal, name)}
-LEAVING = threading.Lock()  # held by whoever ends this image; only a restart that fails gives it back
+_HANDOVER_ENV = "DEVSERVE_HANDOVER"  # "PID:ADDRESS", who may fetch the handover and where; a child has another pid
+_RELOAD_STATUS = 75  # the exit status that asks `supervise` for the next child; EX_TEMPFAIL, "try again"
+_EXIT_SECONDS = 2.0  # for exit handlers: one that joins a child that never ends must not hold a reload
+_FETCH_SECONDS = 10.0  # for the store to start and answer; it takes 0.02 on an idle machine
+_STORE_INTERVAL = 0.05  # between two looks of the store whether this process lives; a port stays in use so long
+_PARENT_INTERVAL = 0.1  # between two looks of the parent whether its child lives
 _ORPHAN_SECONDS = 5.0  # from the death of the parent to the unasked end of the child
-_UNDERTAKER_INTERVAL = 1.0  # seconds between two looks for dead children of earlier images
-_PASSED_LIMIT = 250  # sockets in one message between processes; Linux takes 253
+_REAP_INTERVAL = 1.0  # between two looks for dead children of earlier processes
+_PASSED_LIMIT = 250  # descriptors in one message; Linux takes 253
 
-# A script is compiled at every start, and a cache may be missing (a folder that cannot be written, Python's -B).  So
-# the compiled devserve.py crosses the exec as well, and BOOT runs it as what it was: in the `__main__` of a script,
-# with its argv.  The command is `python FLAGS -c BOOT FIRST-OF-SYS.PATH devserve.py ARGUMENTS`.
-_BOOT = """\
-import os, sys
-def boot():
-    if sys.path[:1] == [""]:
-        sys.path[0] = sys.argv[1]
-    del sys.argv[:2]
-    source = os.stat(sys.argv[0])
-    fd = os.environ.get("DEVSERVE_HANDOVER", "").rpartition(":")[2]
-    if fd:
-        import marshal
-        with open(int(fd), "rb", closefd=False) as file:
-            file.seek(0)
-            if file.readline() == b"%d %d\\n" % (source.st_mtime_ns, source.st_size):
-                return marshal.loads(file.read())
-    from importlib.machinery import SourceFileLoader
-    return SourceFileLoader("__main__", os.path.abspath(sys.argv[0])).get_code("__main__")
-code = boot()
-__file__ = code.co_filename
-exec(code)
-"""
+# Continues a start of devserve.py as a program.  The words after it are the first entry of sys.path and sys.argv.
+_IMPORT_AND_RUN = (
+    "import sys; del sys.argv[0]; sys.path[0] = sys.argv.pop(0); import devserve; "
+    "sys.modules['__main__'] = devserve; sys.exit(devserve.main())"
+)
 
 
 class Handover(NamedTuple):
-    """What crosses into the next image: open sockets by role, and notes."""
+    """What one process leaves to the next: descriptors of open sockets by role, and notes that `marshal` can write."""
 
     sockets: dict[str, list[int]]
-    notes: dict[str, str]
+    notes: dict[str, Any]
 
 
-class _Program(NamedTuple):
-    """The compiled devserve.py, when it is the program itself."""
+class _Parent(NamedTuple):
+    """What a child under `supervise` knows of its parent."""
 
-    code: CodeType
-    mark: bytes  # mtime and size of its source, the first line of the file that BOOT reads
-    fd: int  # that file; -1 before the first reload
+    line: socket.socket  # ends when the parent does
+    address: str  # takes the handover; "" where the line does
 
 
 class Launch(NamedTuple):
-    """How this process was started, so that it can be started the same way again."""
+    """How this program was started, so that it can be started the same way again."""
 
     executable: str
     command: list[str]
-    cwd: str
+    is_plain: bool  # the program is devserve.py itself, so that none of the application's code runs before it
     environ: dict[str, str]
-    umask: int
-    mask: frozenset[int]  # blocked signals
-    ignored: frozenset[int]  # an exec keeps signals ignored, whoever did it
-    inheritable: frozenset[int]  # descriptors that the starter meant us to have
-    blocking: dict[int, bool]  # of the standard streams
-    terminals: tuple[int, ...]  # the standard streams that are a terminal
-    attributes: Optional[list[Any]]  # of the terminal on standard input
+    kept: dict[str, Any]  # what `_KEPT` saved at the first start
     started: float  # wall clock; the files were loaded after this
-    early: bool  # captured before any code of the application ran
-    program: Optional[_Program]
-    line: Optional[tuple[int, int]]  # descriptors to the parent under `supervise`
-    bell: tuple[
-        int, int, int
-    ]  # a pipe in which the interpreter notes signals before a handler runs; what did so before
-    rung: bytes  # the signals that came too late for the image before
-    handover: Optional[Handover]  # what the image before has left
+    parent: Optional[_Parent]  # under `supervise`
+    handover: Optional[Handover]  # what the process before has left
 
     @classmethod
     def capture(cls, *, early: bool = False) -> Launch:
-        """Note how this process was started, and take what the image before has left.
+        """Note how this process was started, and fetch what the process before has left.
 
-        Call it once, first of all, in the main thread; with `early` when no code of the application has run yet.
-        Signals that the restart held back stay blocked until `release_signals`.
+        Call it once, in the main thread; with `early` when no code of the application has run yet.  Signals that the
+        restart held back stay blocked until `release_signals`.
         """
-        line, packed, code = _take_stamps()
-        rung = _last_rings(packed.get("bell", -1))
-        ignored = _ignored_signals()
-        umask = os.umask(0o077)
-        os.umask(umask)
+        parent, words, fds = _fetch()
+        command, is_plain = _start_command()
         launch = cls(
             executable=sys.executable,
-            command=_start_command(),
-            cwd=_first_cwd(early),
-            environ=_first_environ(early),
-            umask=umask,
-            mask=frozenset(packed.get("mask", _blocked_signals())),
-            ignored=frozenset(packed.get("ignored", ignored)),
-            inheritable=frozenset(_inheritable_descriptors()),
-            blocking=_stream_modes(),
-            terminals=tuple(fd for fd in (0, 1, 2) if os.isatty(fd)),
-            attributes=_terminal_attributes(),
-            started=packed.get("left", time.time() - time.process_time()),
-            early=early,
-            program=_own_program(code),
-            line=line,
-            bell=_new_bell(),
-            rung=rung,
-            handover=Handover(packed["sockets"], packed["notes"]) if packed else None,
+            command=command,
+            is_plain=is_plain and early,
+            environ=words.get("environ") or _first_environ(early),
+            kept=words.get("kept") or {**_save(), "folder": _first_folder(early)},
+            started=words.get("left") or time.time() - time.process_time(),
+            parent=parent,
+            handover=Handover(_by_role(words["roles"], fds), words["notes"]) if words else None,
         )
-        launch._undo(ignored, packed.get("children", []))
+        if words:
+            _restore_ignored(launch.kept["ignored"])
+            _allow_new_session(launch.kept["leads"])
+            _start_thread(_reap_children, words["children"])
+        if parent is not None:
+            _start_thread(_end_with_parent, parent.line)
         return launch
 
     @property
     def must_supervise(self) -> bool:
-        """Tell whether this process should only `supervise` a child that does the work."""
+        """Return whether this process should only `supervise` a child that does the work."""
         wished = sys.platform == "win32" or self.environ.get("DEVSERVE_RELOADER") == "spawn"
-        return wished and self.line is None
+        return wished and self.parent is None
 
     @property
-    def carries_ballast(self) -> bool:
-        """Tell whether devserve.py runs as a script, whose syntax tree the interpreter keeps to its end: 15 MB."""
-        fresh = self.program is not None and self.program.fd < 0 and __spec__ is None
-        return fresh and self.line is None and sys.platform != "win32"
+    def folder(self) -> str:
+        """The working directory at the start."""
+        return str(self.kept["folder"])
 
     def terminal_is_gone(self) -> bool:
-        """Tell whether the terminal that this was started on has been closed."""
-        return bool(self.terminals) and not any(map(os.isatty, self.terminals))
+        """Return whether the terminal that this was started on has been closed."""
+        terminals = self.kept["terminal"]["fds"]
+        return bool(terminals) and not any(map(os.isatty, terminals))
 
     def release_signals(self) -> None:
         """Let in the signals that came during the restart.  Call it when the signal handlers are in place."""
         if sys.platform != "win32":
-            signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
-        for number in self.rung:
-            signal.raise_signal(number)
-
-    def put_bell_away(self) -> None:
-        """Have signals noted where they were before, for a program that goes on."""
-        read, write, before = self.bell
-        if read >= 0:
-            signal.set_wakeup_fd(before)
-            os.close(read)
-            os.close(write)
-
-    def _undo(self, ignored: set[int], children: list[int]) -> None:
-        """Put right what an exec carries along, ignored signals and children; a child of `supervise` ends with it."""
-        if threading.current_thread() is threading.main_thread():
-            for number in ignored - self.ignored:
-                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        if children:
-            threading.Thread(target=_reap_children, args=(children,), name="devserve undertaker", daemon=True).start()
-        if self.line is not None:
-            threading.Thread(target=_end_with_parent, args=(self.line[0],), name="devserve line", daemon=True).start()
+            signal.pthread_sigmask(signal.SIG_SETMASK, self.kept["blocked"])
 
 
-def _start_command() -> list[str]:
-    """Return the command that starts this program again, the interpreter's flags included."""
-    words = _original_command()
-    before = words[1 : len(words) - len(sys.argv) + 1]  # all but the interpreter and the program's own arguments
-    if __name__ == "__main__" and before[-4:-2] != ["-c", _BOOT]:
-        if before[-2:-1] == ["-m"]:
-            return [sys.executable, *before[:-2], "-c", _BOOT, os.getcwd(), *sys.argv]
-        folder = os.path.dirname(os.path.realpath(sys.argv[0]))
-        return [sys.executable, *before[:-1], "-c", _BOOT, folder, *sys.argv]
-    return [sys.executable, *words[1:]]
+def _start_thread(target: Callable[..., object], *args: object) -> None:
+    threading.Thread(target=target, args=args, name=f"devserve {target.__name__.strip('_')}", daemon=True).start()
+
+
+# -- the command
+
+
+def _start_command() -> tuple[list[str], bool]:
+    """Return the command that starts this program again, and whether devserve.py itself is the program."""
+    words = [sys.executable, *_original_command()[1:]]
+    if _IMPORT_AND_RUN in words:
+        return words, True
+    if not _is_program():
+        return words, False
+    flags = words[1 : len(words) - len(sys.argv)]
+    if flags[-1:] == ["-m"]:
+        flags.pop()
+    return [sys.executable, *flags, "-c", _IMPORT_AND_RUN, sys.path[0], *sys.argv], True
+
+
+def _is_program() -> bool:
+    """Return whether the interpreter itself runs devserve.py, as a script or by `-m`, and would find it by import.
+
+    Under somebody else's program (`-m coverage run devserve.py`) there are frames of that program around ours.  With
+    `-I` and `-P` the script's folder is not in `sys.path`.
+    """
+    frame: Optional[FrameType] = sys._getframe()
+    while frame is not None and frame.f_code.co_name != "<module>":
+        frame = frame.f_back
+    outer = frame and frame.f_back
+    while outer is not None and outer.f_globals.get("__name__") == "runpy":  # `-m` is two frames of it
+        outer = outer.f_back
+    if __name__ != "__main__" or frame is None or frame.f_globals is not globals() or outer is not None:
+        return False
+    try:
+        return os.path.samefile(os.path.join(sys.path[0], "devserve.py"), __file__)
+    except OSError:
+        return False
 
 
 def _original_command() -> list[str]:
@@ -8137,22 +8118,7 @@ def _rebuilt_command() -> list[str]:
     return [sys.executable, *flags, *program, *sys.argv[1:]]
 
 
-def _own_program(fd: int) -> Optional[_Program]:
-    """Return what devserve.py runs as the program, None when it was imported; the file `fd`, if any, holds it."""
-    frame: Optional[FrameType] = sys._getframe()
-    while frame is not None and not (frame.f_code.co_name == "<module>" and frame.f_globals is globals()):
-        frame = frame.f_back
-    if frame is None or __name__ != "__main__":
-        return None
-    source = os.stat(__file__)
-    mark = b"%d %d\n" % (source.st_mtime_ns, source.st_size)
-    if sys.platform != "win32" and fd >= 0 and os.pread(fd, len(mark), 0) != mark:
-        os.close(fd)  # devserve.py itself has changed, and BOOT has compiled it
-        fd = -1
-    return _Program(frame.f_code, mark, fd)
-
-
-def _first_cwd(early: bool) -> str:
+def _first_folder(early: bool) -> str:
     """Return the working directory at the start, also when the script, named relative to it, has left it since."""
     main_file = str(getattr(sys.modules["__main__"], "__file__", None) or "")
     named = os.sep + sys.argv[0] if sys.argv and sys.argv[0] else ""
@@ -8174,57 +8140,37 @@ def _first_environ(early: bool) -> dict[str, str]:
     if not words or not all(equals for _, equals, _ in words):  # a program that sets its title may overwrite it
         return dict(os.environ)
     first = {os.fsdecode(key): os.fsdecode(value) for key, _, value in words}
-    return {key: value for key, value in first.items() if key not in (_STAMP, _PARENT)}
+    return {key: value for key, value in first.items() if key != _HANDOVER_ENV}
 
 
-def _ignored_signals() -> set[int]:
-    """Return the numbers of the signals that are ignored now."""
-    return {int(number) for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN}
+# -- what an exec would carry along
 
 
-def _blocked_signals() -> set[int]:
-    """Return the numbers of the signals that are blocked now."""
-    if sys.platform == "win32":
-        return set()
-    return {int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())}
+class _Kept(NamedTuple):
+    """One thing that an exec, or a terminal, carries into the next process though the application changed it."""
+
+    save: Callable[[], Any]
+    restore: Callable[[Any], object]
 
 
-def _new_bell() -> tuple[int, int, int]:
-    """Return the ends of a new pipe in which the interpreter notes each signal at once, and the one it used before."""
-    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
-        return -1, -1, -1
-    read, write = os.pipe()
-    os.set_blocking(read, False)
-    os.set_blocking(write, False)
-    return read, write, signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+def _save() -> dict[str, Any]:
+    """Return the present value of all that is kept."""
+    return {name: kept.save() for name, kept in _KEPT.items()}
 
 
-def _listen_to(bell: int) -> bytes:
-    """Return which of the signals that concern a server were noted in a pipe."""
-    try:
-        noted = os.read(bell, 1 << 16)
-    except OSError:
-        return b""
-    return bytes(number for number in noted if number in _HEEDED)
+def _restore(values: dict[str, Any]) -> None:
+    """Put back what `_save` returned; what cannot be put back any more stays as it is."""
+    for name, kept in _KEPT.items():
+        with contextlib.suppress(OSError):  # the folder, the descriptor or the terminal has gone
+            kept.restore(values[name])
 
 
-def _is_the_end(number: int) -> bool:
-    """Tell whether a signal that was noted will end this process: not when the program has a handler of its own."""
-    handler = signal.getsignal(number)
-    ours = handler is signal.default_int_handler or getattr(handler, "__module__", "") == __name__
-    return ours and number != getattr(signal, "SIGHUP", None)
-
-
-def _last_rings(bell: int) -> bytes:
-    """Return which signals the image before noted when it was too late to act, and be done with its pipe."""
-    rung = _listen_to(bell)
-    if _is_open(bell):
-        os.close(bell)
-    return rung
+def _no_change(value: Any) -> None:
+    """Restore what only the next process can."""
 
 
 def _is_open(fd: int) -> bool:
-    """Tell whether a descriptor is in use."""
+    """Return whether a descriptor is in use."""
     try:
         os.fstat(fd)
     except OSError:
@@ -8232,175 +8178,328 @@ def _is_open(fd: int) -> bool:
     return True
 
 
-def _stream_modes() -> dict[int, bool]:
-    """Return whether each standard stream blocks; the mode belongs to the terminal and outlives the process."""
-    if sys.platform == "win32":
-        return {}
-    return {fd: os.get_blocking(fd) for fd in (0, 1, 2) if _is_open(fd)}
+def _terminals() -> list[int]:
+    return [fd for fd in (0, 1, 2) if os.isatty(fd)]
 
 
-def _inheritable_descriptors() -> list[int]:
-    """Return the descriptors, besides the standard streams, that an exec would not close."""
-    if sys.platform == "win32":
-        return []
-    found = []
-    for name in os.listdir("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"):
-        try:
-            if int(name) > 2 and os.get_inheritable(int(name)):
-                found.append(int(name))
-        except OSError:
-            continue  # the listing's own descriptor, closed by now
-    return found
+def _save_ignored() -> list[int]:
+    """Return the numbers of the signals that are ignored now."""
+    return [int(number) for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN]
 
 
-def _terminal_attributes() -> Optional[list[Any]]:
-    """Return the attributes of the terminal on standard input, or None when there is none."""
-    if sys.platform == "win32" or not os.isatty(0):
-        return None
-    import termios
-
-    return termios.tcgetattr(0)
+def _restore_ignored(ignored: list[int]) -> None:
+    """Ignore these signals alone.  Only the main thread can, so it is done on arrival in the next process."""
+    if threading.current_thread() is threading.main_thread():
+        for number in set(_save_ignored()) - set(ignored):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
-# -- the leap into the next image
+if sys.platform != "win32":
+    _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+
+    def _save_umask() -> int:
+        umask = os.umask(0o077)
+        os.umask(umask)
+        return umask
+
+    def _save_blocked() -> list[int]:
+        return [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())]
+
+    def _save_timers() -> list[tuple[float, float]]:
+        return [signal.getitimer(timer) for timer in _TIMERS]
+
+    def _restore_timers(values: list[tuple[float, float]]) -> None:
+        for timer, value in zip(_TIMERS, values):
+            signal.setitimer(timer, *value)
+
+    def _save_terminal() -> dict[str, Any]:
+        """Return which standard streams are a terminal, whether each stream blocks, and the terminal's attributes."""
+        import termios
+
+        attributes = None
+        with contextlib.suppress(OSError, termios.error):
+            attributes = termios.tcgetattr(0) if os.isatty(0) else None
+        blocking = {fd: os.get_blocking(fd) for fd in (0, 1, 2) if _is_open(fd)}
+        return {"fds": _terminals(), "blocking": blocking, "attributes": attributes}
+
+    def _restore_terminal(value: dict[str, Any]) -> None:
+        """Restore the terminal, unless it is another job's now, when writing to it would stop this one."""
+        import termios
+
+        for fd in filter(_is_open, value["blocking"]):
+            os.set_blocking(fd, value["blocking"][fd])
+        with contextlib.suppress(OSError, termios.error):  # the terminal has been closed, or is not ours any more
+            if value["attributes"] and os.tcgetpgrp(0) == os.getpgrp():
+                termios.tcsetattr(0, termios.TCSANOW, value["attributes"])
+
+    def _save_inheritable() -> list[int]:
+        """Return the descriptors, besides the standard streams, that an exec would not close."""
+        found = []
+        for name in os.listdir("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"):
+            with contextlib.suppress(OSError):  # the listing's own descriptor, closed by now
+                if int(name) > 2 and os.get_inheritable(int(name)):
+                    found.append(int(name))
+        return found
+
+    def _restore_inheritable(fds: list[int]) -> None:
+        for fd in {*_save_inheritable(), *filter(_is_open, fds)}:
+            os.set_inheritable(fd, fd in fds)
+
+    _KEPT = {
+        "folder": _Kept(os.getcwd, os.chdir),
+        "umask": _Kept(_save_umask, os.umask),
+        "blocked": _Kept(_save_blocked, partial(signal.pthread_sigmask, signal.SIG_SETMASK)),
+        "ignored": _Kept(_save_ignored, _no_change),
+        "leads": _Kept(lambda: os.getsid(0) == os.getpid(), _no_change),
+        "timers": _Kept(_save_timers, _restore_timers),
+        "terminal": _Kept(_save_terminal, _restore_terminal),
+        "inheritable": _Kept(_save_inheritable, _restore_inheritable),
+    }
+else:
+    _KEPT = {
+        "ignored": _Kept(_save_ignored, _no_change),
+        "leads": _Kept(lambda: False, _no_change),
+        "terminal": _Kept(lambda: {"fds": _terminals()}, _no_change),
+    }
 
 
-def restart_process(launch: Launch, handover: Handover) -> NoReturn:
+def _allow_new_session(led: bool) -> None:
+    """Let `os.setsid` of a module pass in silence when the process before, with the same pid, has called it already.
+
+    A process that leads a session cannot begin another (EPERM), and cannot give the first one up.
+    """
+    if sys.platform != "win32" and not led and os.getsid(0) == os.getpid():
+        os.setsid = lambda: None
+
+
+# -- the end of a process
+
+
+def restart_process(launch: Launch, handover: Handover, ready: Callable[[], object] = lambda: None) -> NoReturn:
     """Run this program anew in this process, from any thread.  All that lives in it ends without a further word.
 
-    Exit handlers run first, and the streams are flushed.  Raises OSError when the program cannot be started; the
-    process is then as it was, but for the exit handlers.
+    Exit handlers run first, and the streams are flushed; `ready` is called last.  Raises OSError when the program
+    cannot be started; the process is then as it was, but for the exit handlers.
     """
     if not os.access(launch.executable or os.devnull, os.X_OK):
         raise FileNotFoundError(errno.ENOENT, "the interpreter is gone", launch.executable)
-    with LEAVING:
-        _say_goodbye(_Leap(launch, handover).go)
+    _run_exit_handlers()
+    words = {
+        "kept": launch.kept,
+        "environ": launch.environ,
+        "left": time.time(),
+        "children": _children(),
+        "roles": {role: len(fds) for role, fds in handover.sockets.items()},
+        "notes": handover.notes,
+    }
+    fds = [fd for group in handover.sockets.values() for fd in group]
+    if launch.parent is not None:
+        ready()
+        _send(_connect(launch.parent.address) if launch.parent.address else launch.parent.line, words, fds)
+        os._exit(_RELOAD_STATUS)
+    _exec(launch, words, fds, ready)
 
 
 def end_process(status: int) -> NoReturn:
-    """End this process now, whatever its threads do; exit handlers run first, and the streams are flushed.
-
-    A process that is about to end or to restart ends without more ado.
-    """
-    if not LEAVING.acquire(blocking=False):
-        os._exit(status)
-    _say_goodbye(lambda: os._exit(status))
+    """End this process now, whatever its threads do; exit handlers run first, and the streams are flushed."""
+    _run_exit_handlers()
+    os._exit(status)
 
 
-def _say_goodbye(leave: Callable[[], NoReturn]) -> NoReturn:
-    """Run the exit handlers, flush, leave; after EXIT_SECONDS leave from another thread, whatever they wait for."""
-    late = threading.Timer(_EXIT_SECONDS, leave)
-    late.daemon = True
-    late.start()
+def _run_exit_handlers() -> None:
+    """Run what would run at the interpreter's end, for `_EXIT_SECONDS` at most, and flush the streams."""
+    done = threading.Event()
+    _start_thread(_exit_handlers, done)
+    done.wait(_EXIT_SECONDS)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # None, a closed pipe, closed
+            stream.flush()
+
+
+def _exit_handlers(done: threading.Event) -> None:
     try:
         atexit._run_exitfuncs()
     finally:  # Python 3.9 raises the last handler's error, which has been printed
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(AttributeError, OSError, ValueError):  # None, a closed pipe, closed
-                stream.flush()
-        late.cancel()
-        leave()
+        done.set()
 
 
-class _Leap:
-    """The step into the next image.  Whichever thread comes first takes it: the caller's, or the one for lateness."""
-
-    def __init__(self, launch: Launch, handover: Handover) -> None:
-        self.launch = launch
-        self.handover = handover
-        self.fds = [fd for fds in handover.sockets.values() for fd in fds]
-        self.lock = threading.Lock()
-
-    def go(self) -> NoReturn:
-        """Start anew, or raise OSError."""
-        with self.lock:
-            if self.launch.line is not None:
-                _send_letter(self.launch.line[1], self._packed(), self.fds[:_PASSED_LIMIT])
-                os._exit(_RELOAD_STATUS)
-            if sys.platform == "win32":
-                raise OSError(errno.EINVAL, "this system does not replace a process by another")
-            umask, mask = os.umask(self.launch.umask), _blocked_signals()
-            try:
-                self._exec()
-            except OSError:
-                os.umask(umask)
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-                for fd in filter(_is_open, self.fds):
-                    os.set_inheritable(fd, False)
-                raise
-
-    def _packed(self) -> bytes:
-        words = {
-            "sockets": self.handover.sockets,
-            "notes": self.handover.notes,
-            "left": time.time(),
-            "mask": sorted(self.launch.mask),
-            "ignored": sorted(self.launch.ignored),
-            "children": _children(),
-            "bell": self.launch.bell[0],
-        }
-        return _MAGIC + marshal.dumps(words)
-
-    if sys.platform != "win32":
-
-        def _exec(self) -> NoReturn:
-            launch = self.launch
-            letter, code = _anonymous_file(self._packed()), self._code()
-            self._open_only({*filter(_is_open, self.fds), letter, code, launch.bell[0]} - {-1})
-            _reap()
-            _restore_terminal(launch)
-            for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
-                signal.setitimer(timer, 0)
-            if os.path.isdir(launch.cwd):
-                os.chdir(launch.cwd)
-            stamp = f"{os.getpid()}:{letter}:{code if code >= 0 else ''}"
-            if any(map(_is_the_end, _listen_to(launch.bell[0]))):
-                time.sleep(_HEED_SECONDS)
-            signal.pthread_sigmask(signal.SIG_SETMASK, launch.mask | (_HEEDED if launch.early else set()))
-            os.execve(launch.executable, launch.command, {**launch.environ, _STAMP: stamp})
-
-    def _code(self) -> int:
-        """Return the descriptor of a file with the compiled program, -1 for none."""
-        program = self.launch.program
-        if program is None:
-            return -1
-        return program.fd if program.fd >= 0 else _anonymous_file(program.mark + marshal.dumps(program.code))
-
-    def _open_only(self, crossing: set[int]) -> None:
-        """Let these descriptors cross and, of the others, only those that were meant to at the first start."""
-        for fd in _inheritable_descriptors():
-            if fd not in crossing and fd not in self.launch.inheritable:
-                os.set_inheritable(fd, False)
-        for fd in crossing:
-            os.set_inheritable(fd, True)
-
-
-def _anonymous_file(data: bytes) -> int:
-    """Return the descriptor of a file without a name that holds `data`: any size, and seen by nobody else."""
-    if sys.platform == "linux":
-        fd = os.memfd_create("devserve")
-    else:
-        import tempfile
-
-        fd, path = tempfile.mkstemp()
-        os.unlink(path)
-    with open(fd, "wb", closefd=False) as file:
-        file.write(data)
-    return fd
-
-
-def _restore_terminal(launch: Launch) -> None:
-    """Give the terminal its attributes back, unless it is another job's now, when writing would stop this one."""
+def _exec(launch: Launch, words: dict[str, Any], fds: list[int], ready: Callable[[], object]) -> NoReturn:
+    """Leave the handover in a store and replace the process, or raise OSError."""
     if sys.platform == "win32":
-        return
-    for fd in filter(_is_open, launch.blocking):
-        os.set_blocking(fd, launch.blocking[fd])
-    if launch.attributes is not None:
-        import termios
+        raise OSError(errno.EINVAL, "this system does not replace a process by another")
+    _reap_dead()
+    now = _save()
+    pid, address = _store(launch, words, fds)
+    try:
+        _restore(launch.kept)
+        ready()
+        if launch.is_plain:  # they come when the next process has its handlers
+            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
+        environ = {**launch.environ, _HANDOVER_ENV: f"{os.getpid()}:{address}"}
+        os.execve(launch.executable, launch.command, environ)
+    except OSError:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        _restore(now)
+        raise
 
-        with contextlib.suppress(OSError, termios.error):  # the terminal has been closed
-            if os.tcgetpgrp(0) == os.getpgrp():
-                termios.tcsetattr(0, termios.TCSANOW, launch.attributes)
+
+# -- the store: a process that keeps the handover during an exec
+
+# It listens on its standard input.  The first connection of its parent brings the messages, the second fetches them.
+# It imports no more than it needs, and starts in the time in which the next process starts anyway.
+_STORE = """
+import os, struct, sys, _socket as s
+listener, parent = s.socket(fileno=0), int(sys.argv[1])
+listener.settimeout(float(sys.argv[2]))
+os.closerange(3, 1024)
+def is_parent(peer):
+    if sys.platform == "darwin":
+        return peer.getsockopt(0, 2) == parent
+    if sys.platform != "linux":
+        return True
+    return struct.unpack("3i", peer.getsockopt(s.SOL_SOCKET, 17, 12))[0] == parent
+def accept():
+    while os.getppid() == parent:
+        try:
+            peer = s.socket(fileno=listener._accept()[0])
+        except OSError:
+            continue
+        peer.settimeout(None)
+        if is_parent(peer):
+            return peer
+    os._exit(0)
+peer = accept()
+messages = list(iter(lambda: peer.recvmsg(65536, s.CMSG_SPACE(1024))[:2], (b"", [])))
+peer = accept()
+for data, passed in messages:
+    peer.sendmsg([data], passed)
+os._exit(0)
+"""
+
+
+def _store(launch: Launch, words: dict[str, Any], fds: list[int]) -> tuple[int, str]:
+    """Start a store and leave the handover there; return its pid and address."""
+    listener, address = _listen_for_handover()
+    try:
+        pid = _spawn_store(launch, listener)
+    finally:
+        listener.close()
+    words["children"].append(pid)
+    with _connect(address) as store:
+        _send(store, words, fds)
+    return pid, address
+
+
+def _spawn_store(launch: Launch, listener: socket.socket) -> int:
+    """Start the store's process; it is in a group of its own, which Ctrl-C at the terminal does not reach."""
+    command = [launch.executable, "-I", "-S", "-c", _STORE, str(os.getpid()), str(_STORE_INTERVAL)]
+    if sys.platform == "win32" or not hasattr(os, "posix_spawn"):  # PyPy
+        import subprocess
+
+        return subprocess.Popen(command, env=launch.environ, stdin=listener.fileno(), start_new_session=True).pid
+    import posix  # debuggers put functions of their own into `os`, to debug each child too
+
+    actions = [(os.POSIX_SPAWN_DUP2, listener.fileno(), 0)]
+    return posix.posix_spawn(command[0], command, launch.environ, file_actions=actions, setpgroup=0, setsigmask=())
+
+
+def _listen_for_handover() -> tuple[socket.socket, str]:
+    """Return a socket that listens on an address which nobody can guess, and the address."""
+    if sys.platform == "win32":
+        raise OSError(errno.EINVAL, "this system has no such sockets")
+    name = f"devserve-{os.urandom(16).hex()}"
+    address = f"@{name}" if sys.platform == "linux" else os.path.join(os.environ.get("TMPDIR", "/tmp"), name)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address.replace("@", "\0", 1) if sys.platform == "linux" else address)
+    listener.listen()
+    return listener, address
+
+
+def _remove_address(address: str) -> None:
+    """Remove the file of an address, on systems where one has a file."""
+    if address.startswith(os.sep):
+        with contextlib.suppress(OSError):
+            os.unlink(address)
+
+
+def _connect(address: str) -> socket.socket:
+    if sys.platform == "win32":
+        raise OSError(errno.EINVAL, "this system has no such sockets")
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(_FETCH_SECONDS)
+    sock.connect("\0" + address[1:] if address.startswith("@") else address)
+    return sock
+
+
+# -- messages between processes
+
+
+def _send(sock: socket.socket, words: dict[str, Any], fds: list[int]) -> None:
+    """Send the words, and sockets along with the first bytes where the system can pass them."""
+    data = marshal.dumps(words)
+    data = struct.pack(">II", len(data), len(fds)) + data
+    if sys.platform != "win32":
+        for start in range(0, len(fds), _PASSED_LIMIT):
+            data = data[socket.send_fds(sock, [data[:1]], fds[start : start + _PASSED_LIMIT]) :]
+    sock.sendall(data)
+
+
+def _receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """Return the words and descriptors of a message; empty ones when none comes.  Nobody inherits the descriptors."""
+    data = b""
+    fds: list[int] = []
+    while len(data) < 8 or len(data) < 8 + int.from_bytes(data[:4], "big"):
+        if sys.platform == "win32":
+            more = sock.recv(65536)
+        else:
+            flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+            more, passed, _, _ = socket.recv_fds(sock, 65536, _PASSED_LIMIT, flags)
+            fds.extend(passed)
+        if not more:
+            return {}, []
+        data += more
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    words: dict[str, Any] = marshal.loads(data[8:])
+    return words, fds
+
+
+def _by_role(roles: dict[str, int], fds: list[int]) -> dict[str, list[int]]:
+    """Return received descriptors by their roles; empty lists where the system could not pass them."""
+    left = iter(fds)
+    return {role: list(itertools.islice(left, count)) for role, count in roles.items()}
+
+
+def _fetch() -> tuple[Optional[_Parent], dict[str, Any], list[int]]:
+    """Return the parent, if there is one, and the words and descriptors that the process before has left.
+
+    The environment of a child of the application may hold the variable too; the child's pid is another, and what
+    listens at the address knows it.
+    """
+    pid, _, address = os.environ.pop(_HANDOVER_ENV, "").partition(":")
+    if not address or (sys.platform != "win32" and pid not in (str(os.getpid()), str(os.getppid()))):
+        return None, {}, []
+    try:
+        line = socket.socket(fileno=int(address)) if address.isdigit() else _connect(address)
+        words, fds = _receive(line)
+    except OSError:
+        return None, {}, []
+    _remove_address(address if pid == str(os.getpid()) else "")
+    line.settimeout(None)
+    if address.isdigit():
+        for fd in (line.fileno(), *words["inherited"]):
+            end = socket.socket(fileno=fd)
+            end.set_inheritable(False)
+            end.detach()
+        return _Parent(line, ""), words, words["inherited"]
+    if pid == str(os.getpid()) or not words:
+        line.close()
+        return None, words, fds
+    return _Parent(line, address), words, fds
+
+
+# -- children of earlier processes
 
 
 def _children() -> list[int]:
@@ -8413,7 +8512,7 @@ def _children() -> list[int]:
     return found
 
 
-def _reap() -> None:
+def _reap_dead() -> None:
     """Take leave of the children that have died.  For the moment before an exec, when nobody else can still do it."""
     if sys.platform != "win32":
         with contextlib.suppress(ChildProcessError):
@@ -8422,92 +8521,60 @@ def _reap() -> None:
 
 
 def _reap_children(pids: list[int]) -> None:
-    """Reap the children of earlier images as they end, and no others: those belong to the application."""
+    """Reap the children of earlier processes as they end, and no others: those belong to the application."""
     while pids:
         pids = [pid for pid in pids if not _has_ended(pid)]
-        time.sleep(_UNDERTAKER_INTERVAL)
+        time.sleep(_REAP_INTERVAL)
 
 
 def _has_ended(pid: int) -> bool:
-    """Reap one child if it has ended; tell whether it is gone."""
+    """Reap one child if it has ended; return whether it is gone."""
     if sys.platform == "win32":
         return True
     try:
         return os.waitpid(pid, os.WNOHANG)[0] == pid
-    except ChildProcessError:  # the application has waited for any child
+    except ChildProcessError:  # the application has waited for any child, or it was the child of another parent
         return True
-
-
-# -- arriving in the next image
-
-
-def _take_stamps() -> tuple[Optional[tuple[int, int]], dict[str, Any], int]:
-    """Return the line to a parent, the words of the image before, and the descriptor of the compiled program.
-
-    Both stamps name a process: the environment of a child of the application may hold them too.
-    """
-    parent, _, line = os.environ.pop(_PARENT, "").partition(":")
-    pid, _, fds = os.environ.pop(_STAMP, "").partition(":")
-    if line and (sys.platform == "win32" or parent == str(os.getppid())):
-        read, write = _open_line(line)
-        return (read, write), _keep_sockets(_unpacked(_receive_letter(read))), -1
-    letter, _, code = fds.partition(":")
-    if pid != str(os.getpid()):
-        return None, {}, -1
-    with open(int(letter), "rb") as file:
-        file.seek(0)
-        packed = _keep_sockets(_unpacked(file.read()))
-    if code:
-        os.set_inheritable(int(code), False)
-    return None, packed, int(code or -1)
-
-
-def _unpacked(data: bytes) -> dict[str, Any]:
-    """Return the words of a letter; an empty dict when it is none of ours."""
-    words: dict[str, Any] = marshal.loads(data[len(_MAGIC) :]) if data.startswith(_MAGIC) else {}
-    return words
-
-
-def _keep_sockets(packed: dict[str, Any]) -> dict[str, Any]:
-    """Keep, of the descriptors handed over, those that are open sockets, and let no child have them."""
-    for role, fds in packed.get("sockets", {}).items():
-        packed["sockets"][role] = [fd for fd in fds if _is_open(fd) and stat.S_ISSOCK(os.fstat(fd).st_mode)]
-        for fd in packed["sockets"][role]:
-            os.set_inheritable(fd, False)
-    return packed
 
 
 # -- where exec does not replace: a parent that starts children
 
 
-def supervise(launch: Launch) -> int:
-    """Run this program as a child, again for as long as it ends with RELOAD_STATUS; return its last status.
+def supervise(launch: Launch, handover: Handover) -> int:
+    """Run this program as a child, again for as long as it ends with `_RELOAD_STATUS`; return its last status.
 
-    SIGTERM, SIGHUP and an interrupt that the terminal did not send to the child as well are relayed.
+    The parent owns the listener: each child is given it with what the child before has left.  SIGTERM, SIGHUP and an
+    interrupt that the terminal did not send to the child as well are relayed.
     """
-    return _Supervisor(launch).run()
+    return _Supervisor(launch, handover).run()
 
 
 class _Supervisor:
-    """A parent that keeps nothing but what its children leave for each other: a letter, and sockets where it can."""
+    """A parent that keeps the listener, and what its children leave for each other.  It has one thread."""
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: Launch, handover: Handover) -> None:
         self.launch = launch
         self.child: Any = None
-        self.stopped_by = 0
-        self.letter = b""
-        self.fds: list[int] = []
+        self.stopped_by = 0  # the signal that asked for the end
+        self.listener = socket.socket(fileno=handover.sockets["listener"][0])
+        self.waiting: list[int] = []
+        self.words: dict[str, Any] = {
+            "kept": launch.kept,
+            "environ": launch.environ,
+            "children": [],
+            "notes": handover.notes,
+        }
 
     def run(self) -> int:
         """Run children until one is the last."""
-        in_charge = threading.current_thread() is threading.main_thread()
-        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
-            if in_charge and hasattr(signal, name):
-                signal.signal(getattr(signal, name), self._relay)
+        if threading.current_thread() is threading.main_thread():
+            for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
+                if hasattr(signal, name):
+                    signal.signal(getattr(signal, name), self._relay)
         while True:
-            status = self._round()
-            if self.stopped_by and status == _RELOAD_STATUS:
-                return 128 + self.stopped_by
+            status = self._run_child()
+            if self.stopped_by and status in (_RELOAD_STATUS, -self.stopped_by):
+                return 0  # the child was in a reload, or not far enough for a status of its own
             if status != _RELOAD_STATUS:
                 return 128 - status if status < 0 else status  # a negative status is the signal that killed it
 
@@ -8515,112 +8582,108 @@ class _Supervisor:
         if number != getattr(signal, "SIGHUP", None):
             self.stopped_by = number
         if self.child is not None and not (number == signal.SIGINT and _reaches_children()):
+            self._signal_child(number)
+
+    def _signal_child(self, number: int) -> None:
+        if sys.platform != "win32":  # where the console tells each process, and `send_signal` refuses most numbers
             self.child.send_signal(number)
 
-    def _round(self) -> int:
+    def _run_child(self) -> int:
         """Run one child to its end; return its status."""
-        ours, theirs, word = _new_line()
-        self._start(theirs, word)
-        reader = threading.Thread(target=self._read, args=(ours[0],), daemon=True)
-        with contextlib.suppress(BrokenPipeError):  # the child died at once
-            _send_letter(ours[1], self.letter)
-        self.letter, self.fds = b"", []
-        reader.start()
-        status: int = self.child.wait()
-        reader.join(_EXIT_SECONDS if status == _RELOAD_STATUS else 0.0)
-        for fd in set(ours):
-            os.close(fd)
+        if sys.platform == "win32":
+            line, theirs = socket.socketpair()
+            with line, theirs:
+                self.listener.set_inheritable(True)
+                theirs.set_inheritable(True)
+                self._start(str(theirs.fileno()))
+                self._give(line)
+                if self._wait(line, lambda: line.recv(1, socket.MSG_PEEK)):
+                    self._take(line)
+                return int(self.child.wait())
+        door, address = _listen_for_handover()
+        with door, contextlib.ExitStack() as lines:  # a child ends when its line does
+            self._start(address)
+            for step in (self._give, self._take):
+                accepted = self._wait(door, lambda: self._accepted(door))
+                if accepted is not None:
+                    step(lines.enter_context(accepted))
+            status = int(self.child.wait())
+        _remove_address(address)
         return status
 
-    def _start(self, theirs: set[int], word: str) -> None:
+    def _start(self, address: str) -> None:
         import subprocess
 
-        environ = {**self.launch.environ, _PARENT: f"{os.getpid()}:{word}"}
-        passed: dict[str, Any] = (
-            {"close_fds": False} if sys.platform == "win32" else {"pass_fds": [*theirs, *self.fds]}
-        )
-        self.child = subprocess.Popen(self.launch.command, env=environ, cwd=self.launch.cwd, **passed)
+        environ = {**self.launch.environ, _HANDOVER_ENV: f"{os.getpid()}:{address}"}
+        close = sys.platform != "win32"
+        self.child = subprocess.Popen(self.launch.command, env=environ, cwd=self.launch.folder, close_fds=close)
         if self.stopped_by:  # it came while the child was being started
-            self.child.send_signal(self.stopped_by)
-        for fd in {*theirs, *self.fds}:
-            os.close(fd)
+            self._signal_child(self.stopped_by)
 
-    def _read(self, line: int) -> None:
-        fds: list[int] = []
-        with contextlib.suppress(OSError):  # the line was closed, as the child was the last
-            self.letter, self.fds = _receive_letter(line, fds), fds
+    def _wait(self, sock: socket.socket, look: Callable[[], Outcome]) -> Optional[Outcome]:
+        """Return what `look` finds at a socket, or None when the child ends first."""
+        ended = False
+        while not ended:
+            ended = self.child.poll() is not None  # before the last look, so that nothing is overlooked
+            sock.settimeout(0.0 if ended else _PARENT_INTERVAL)
+            with contextlib.suppress(OSError):  # nothing yet
+                return look()
+        return None
+
+    def _accepted(self, door: socket.socket) -> socket.socket:
+        """Return the child's connection; children of the application may know the address too."""
+        sock, _ = door.accept()
+        if _peer_pid(sock) not in (self.child.pid, 0):
+            sock.close()
+            raise PermissionError(errno.EPERM, "not the child")
+        sock.settimeout(_FETCH_SECONDS)
+        return sock
+
+    def _give(self, line: socket.socket) -> None:
+        """Give the child the listener and what is left to it."""
+        fds = [self.listener.fileno(), *self.waiting]
+        words = {**self.words, "roles": {"listener": 1, "waiting": len(self.waiting)}}
+        if sys.platform == "win32":
+            words["inherited"] = fds
+        with contextlib.suppress(OSError):  # it died at once
+            _send(line, words, fds)
+        for fd in self.waiting:
+            os.close(fd)
+        self.waiting = []
+
+    def _take(self, line: socket.socket) -> None:
+        """Take what the child leaves for the next."""
+        words: dict[str, Any] = {}
+        with contextlib.suppress(OSError):
+            words, fds = _receive(line)
+        if words:
+            sockets = _by_role(words["roles"], fds)
+            self.words, self.waiting = words, sockets.get("waiting", [])
+            for fd in sockets["listener"]:  # a second descriptor of ours
+                os.close(fd)
+
+
+def _peer_pid(sock: socket.socket) -> int:
+    """Return the pid of the process at the other end of a connection; 0 where the system does not tell."""
+    if sys.platform == "linux":
+        pid: int = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, 17, 12))[0]  # SO_PEERCRED; PyPy has no name
+        return pid
+    return sock.getsockopt(0, 2) if sys.platform == "darwin" else 0  # SOL_LOCAL, LOCAL_PEERPID
 
 
 def _reaches_children() -> bool:
-    """Tell whether an interrupt came from the terminal, which sends it to every process of the job."""
+    """Return whether an interrupt came from the terminal, which sends it to every process of the job."""
     if sys.platform == "win32":
         return True
-    return os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp()
+    with contextlib.suppress(OSError):  # the terminal is not ours
+        return os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp()
+    return False
 
 
-def _new_line() -> tuple[tuple[int, int], set[int], str]:
-    """Return our ends of a line between two processes, to read and to write, their ends, and the word for theirs."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        (read, their_write), (their_read, write) = os.pipe(), os.pipe()
-        for fd in (their_read, their_write):
-            os.set_inheritable(fd, True)
-        word = f"{msvcrt.get_osfhandle(their_read)}:{msvcrt.get_osfhandle(their_write)}"
-        return (read, write), {their_read, their_write}, word
-    one, other = (end.detach() for end in socket.socketpair())
-    return (one, one), {other}, f"{other}:{other}"
-
-
-def _open_line(word: str) -> tuple[int, int]:
-    """Return a child's ends of the line, to read and to write; nobody inherits them further."""
-    read, write = map(int, word.split(":"))
-    if sys.platform == "win32":
-        import msvcrt
-
-        read, write = msvcrt.open_osfhandle(read, os.O_RDONLY), msvcrt.open_osfhandle(write, 0)
-    os.set_inheritable(read, False)
-    os.set_inheritable(write, False)
-    return read, write
-
-
-def _send_letter(line: int, data: bytes, fds: Iterable[int] = ()) -> None:
-    """Send a letter, and sockets along with its first byte where the system can pass them."""
-    data = len(data).to_bytes(8, "big") + data
-    if sys.platform != "win32":
-        with socket.socket(fileno=os.dup(line)) as end:
-            data = data[socket.send_fds(end, [data[:1]], list(fds)) :]
-    while data:
-        data = data[os.write(line, data) :]
-
-
-def _receive_letter(line: int, fds: Optional[list[int]] = None) -> bytes:
-    """Wait for a letter, empty when none comes; put the sockets that came along in `fds` and their numbers in it."""
-    data = b""
-    if sys.platform != "win32":
-        with socket.socket(fileno=os.dup(line)) as end:
-            data, passed, _, _ = socket.recv_fds(end, 1, _PASSED_LIMIT)
-        if fds is not None:
-            fds.extend(passed)
-    while len(data) < 8 or len(data) < 8 + int.from_bytes(data[:8], "big"):
-        more = os.read(line, 1 << 16)
-        if not more:
-            return b""
-        data += more
-    return _renumbered(data[8:], fds) if fds else data[8:]
-
-
-def _renumbered(letter: bytes, fds: list[int]) -> bytes:
-    """Return the letter with the numbers that its sockets have in this process."""
-    packed, new = _unpacked(letter), iter(fds)
-    packed["sockets"] = {role: list(itertools.islice(new, len(old))) for role, old in packed["sockets"].items()}
-    return _MAGIC + marshal.dumps(packed)
-
-
-def _end_with_parent(line: int) -> None:
+def _end_with_parent(line: socket.socket) -> None:
     """End this process soon after its parent has died, so that no orphan keeps the port."""
     with contextlib.suppress(OSError):
-        while os.read(line, 1):
+        while line.recv(1):
             pass
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_ORPHAN_SECONDS)
@@ -8636,7 +8699,9 @@ def _end_with_parent(line: int) -> None:
 # =====================================================================================================================
 
 _BY_HAND = "SIGHUP"  # instead of the path that changed
-_AT_FIRST = "at first"  # among the notes: nothing has been served or loaded yet
+_LOADING, _SERVING, _RESTARTING, _ENDING = "loading", "serving", "restarting", "ending"  # phases of a process
+_PYTHONS_INTERRUPT = signal.default_int_handler
+_MAIN_THREAD_PATIENCE = 0.2  # seconds for the main thread to come out of foreign C code before an exec
 _GRACE = 5.0  # seconds from its own start that a request may take while a reload waits for it
 _WAKE_INTERVAL = 0.5  # seconds; a signal that comes just before the main thread falls asleep is handled no later
 _GREETING_PATIENCE = 1.0  # seconds; a mistake in the command is told in less, and then is the only line
@@ -8702,7 +8767,7 @@ def serve_command(read: Callable[[Callable[[str], None]], Config], notes: Iterab
     """
     terminal = Terminal()
     launch = Launch.capture(early=True)
-    if launch.handover is None and launch.line is None:
+    if launch.handover is None:
         for note in notes:
             terminal.say(f"devserve: {note}")
 
@@ -8727,9 +8792,8 @@ def _start(
         config = configure(warnings.append)
         terminal.quiet = config.quiet
         if config.reload and launch.must_supervise:
-            return supervise(launch)
-        if config.reload and launch.carries_ballast:  # thrown off by the exec: the next image gets the compiled code
-            restart_process(launch, Handover({"listener": [], "waiting": []}, {_AT_FIRST: ""}))
+            listener, notes = _listen_for(config, in_code=in_code)
+            return supervise(launch, Handover({"listener": [listener.detach()]}, notes))
         for warning in warnings:  # by whoever serves, and by nobody who makes room for it
             terminal.warn(warning)
         hall = _Runner(config, terminal, launch, in_code=in_code)
@@ -8803,6 +8867,13 @@ def _imported_by_devserve() -> bool:
     return False
 
 
+def _listen_for(config: Config, *, in_code: bool) -> tuple[socket.socket, dict[str, Any]]:
+    """Return a socket that listens where the configuration says, and a note of the socket file that is ours."""
+    listener = listen(config.host, config.port, again=_keyword_for_port if in_code else _command_for_port)
+    path = socket_path(config.host)
+    return listener, {"socket_file": os.path.abspath(path) if listener.getsockname() == path else ""}
+
+
 class _Runner:
     """One process image's life: it takes over what the last one left, loads, serves, and leaves to the next."""
 
@@ -8814,7 +8885,7 @@ class _Runner:
         self.pid = os.getpid()
         self.handover = launch.handover
         self.notes = self.handover.notes if self.handover else {}
-        self.reloaded = self.handover is not None and _AT_FIRST not in self.notes
+        self.reloaded = "since" in self.notes
         self.socket_file = self.notes.get("socket_file", "")  # ours to remove at the end
         check_pin(config.pin)
         tls = _tls_of(config, terminal)
@@ -8823,23 +8894,22 @@ class _Runner:
         self.scheme = "https" if config.cert else "http"
         self.guard = self._guard() if config.debugger else None
         self.watcher = self._watcher() if config.reload else None
-        self.acceptor = threading.Thread(target=self._accept, name="devserve acceptor", daemon=True)
-        self.ended = threading.Event()  # the acceptor has
-        self.greeting = threading.Lock()  # taken by whoever greets
-        self.starting = threading.Lock()  # the acceptor is started once, by whoever needs it first
-        self.handlers: dict[int, Any] = {}  # of signals, as they were before
-        self.closing = False
-        self.status = 1  # until the acceptor has ended as it should
+        self.signals = _Signals(self._end, self._hang_up, in_code=in_code, reloads=config.reload)
+        self.phase = _LOADING
+        self.lock = threading.Lock()  # held to change the phase
+        self.adopting = threading.Lock()  # held by whoever gives waiting connections to the server or a handover
+        self.loaded = threading.Event()  # the application is, or has failed to
+        self.ended = threading.Event()  # no connection is accepted any more
+        self.greeted = self.reloaded
+        self.status = 1  # until the server has ended as it should
 
     # -- what the machines are made from
 
     def _listener(self) -> socket.socket:
         if self.handover and self.handover.sockets["listener"]:
             return socket.socket(fileno=self.handover.sockets["listener"][0])
-        again = _keyword_for_port if self.in_code else _command_for_port
-        listener = listen(self.config.host, self.config.port, again=again)
-        if listener.getsockname() == socket_path(self.config.host):
-            self.socket_file = os.path.abspath(socket_path(self.config.host))
+        listener, notes = _listen_for(self.config, in_code=self.in_code)
+        self.socket_file = notes["socket_file"]
         return listener
 
     def _guard(self) -> Guard:
@@ -8865,15 +8935,13 @@ class _Runner:
 
     def serve(self, load: Callable[[], WSGIApplication]) -> int:
         """Load and serve until told to stop; return the exit status.  Clients wait while the application loads."""
-        self._take_signals()
+        self.signals.take(after_fork=self.terminal.after_fork)
+        self.launch.release_signals()
         if self.watcher:
             self.watcher.start()
         if not self.in_code:
-            threading.Thread(target=self._explain_a_long_import, name="devserve patience", daemon=True).start()
-        slow = threading.Timer(_GREETING_PATIENCE, self._greet)
-        slow.daemon = True
-        slow.start()
-        app = self.load(load, slow.cancel)
+            threading.Thread(target=self._attend_import, name="devserve import", daemon=True).start()
+        app = self.load(load)
         if app is None:
             return 1
         self._greet()
@@ -8884,23 +8952,20 @@ class _Runner:
             self._tell_reload_time()
         if self.reloaded and self.guard and self.guard.must_greet():
             self.terminal.say(f"  {self.guard.greeting(urls(self.listener, self.scheme)[0])}")
-        self._start()
+        self._begin_serving()
         if self.config.open and not self.reloaded:
             threading.Thread(target=self._open_browser, name="devserve browser", daemon=True).start()
         while not self.ended.wait(_WAKE_INTERVAL):
             pass
         return self.status
 
-    def load(self, load: Callable[[], WSGIApplication], loaded: Callable[[], None]) -> Optional[WSGIApplication]:
-        """Return the application, or one that tells what broke it.  At the first start a failure is the end: None.
-
-        `loaded` is called when either is known, before anything is said of it.
-        """
+    def load(self, load: Callable[[], WSGIApplication]) -> Optional[WSGIApplication]:
+        """Return the application, or one that tells what broke it.  At the first start a failure is the end: None."""
         try:
             try:
                 return load()
             finally:
-                loaded()
+                self.loaded.set()
         except BaseException as error:  # a module that calls sys.exit() is broken like any other
             if isinstance(error, KeyboardInterrupt) and self.in_code:  # Ctrl-C; the command line has a handler for it
                 raise
@@ -8929,36 +8994,43 @@ class _Runner:
             app = _import_error_app(app.error)
         self.server.app = app
 
-    def _start(self) -> None:
-        """Accept connections from now on, those first that the last image handed over."""
-        with self.starting:
-            if not self.acceptor.ident:
+    def _begin_serving(self) -> None:
+        """Accept connections from now on, those first that the process before handed over."""
+        with self.adopting:
+            if self._enter(_SERVING, only_from=_LOADING):
                 if self.handover:
                     self.server.adopt(socket.socket(fileno=fd) for fd in self.handover.sockets["waiting"])
-                self.acceptor.start()
+                threading.Thread(target=self._serve, name="devserve acceptor", daemon=True).start()
 
-    def _accept(self) -> None:
+    def _serve(self) -> None:
         try:
             self.server.serve_forever()
             self.status = 0
         finally:
             self.ended.set()
 
-    def _explain_a_long_import(self) -> None:
-        """Say where an import is that does not end.
+    def _enter(self, phase: str, only_from: str = "") -> bool:
+        """Begin a phase of this process's life; return whether it may: a process ends or restarts only once."""
+        with self.lock:
+            may = self.phase not in (_RESTARTING, _ENDING) and only_from in ("", self.phase)
+            self.phase = phase if may else self.phase
+            return may
+
+    def _attend_import(self) -> None:
+        """While the import lasts, greet, and say where it is: on the terminal once, and not again after each reload.
 
         After a reload pages say it too, until its own end replaces them; at the first start clients wait, as the
         import of a large library may well take that long.
         """
-        told = min(_IMPORT_TOLD, _IMPORT_PATIENCE)
-        time.sleep(told)
-        if not self.acceptor.ident:
-            self.terminal.warn(f"still importing after {told:.0f} s, at {_main_thread_place()}")
-            time.sleep(_IMPORT_PATIENCE - told)
-        if not self.acceptor.ident and self.reloaded:
+        if not self.loaded.wait(min(_GREETING_PATIENCE, _IMPORT_PATIENCE)):
+            self._greet()
+        if not self.loaded.wait(_IMPORT_TOLD - _GREETING_PATIENCE) and "told" not in self.notes:
+            self.notes["told"] = True
+            self.terminal.warn(f"still importing after {_IMPORT_TOLD:.0f} s, at {_main_thread_place()}")
+        if not self.loaded.wait(_IMPORT_PATIENCE - _IMPORT_TOLD) and self.reloaded:
             text = f"the import has not ended after {_IMPORT_PATIENCE:.0f} s; it is at {_main_thread_place()}"
             self.install(BrokenApp(DevserveError(text)))
-            self._start()
+            self._begin_serving()
 
     # -- reloading
 
@@ -8970,28 +9042,46 @@ class _Runner:
             self.server.open_gate()
 
     def reload(self, paths: list[str]) -> None:
-        """Close the gate and let a new image of this process take over; returns only when that cannot be done."""
-        if not os.path.isdir(self.launch.cwd):
-            self.terminal.warn(f"the folder {self.launch.cwd} is gone; the old code serves on")
+        """Close the gate and let a new process take over; returns only when that cannot be done."""
+        if not os.path.isdir(self.launch.folder):
+            self.terminal.warn(f"the folder {self.launch.folder} is gone; the old code serves on")
             return
         self.terminal.say("SIGHUP, reloading" if paths == [_BY_HAND] else f"{_tell_paths(paths)} changed, reloading")
-        notes = {"since": repr(time.time()), "socket_file": self.socket_file}
-        if self.watcher:
-            notes["watched"] = self.watcher.remember()
-        with self.starting:  # so that nobody adopts meanwhile what the last image handed over
+        since = time.time()
+        with self.adopting:
+            phase = self.phase
             waiting = [sock.fileno() for sock in self.server.close_gate(_GRACE)]
-            if self.guard:  # once no request is answered any more, in which a PIN could be guessed
-                notes.update(self.guard.remember())
-            if self.handover and not self.acceptor.ident:
+            if self.handover and phase == _LOADING:
                 waiting += self.handover.sockets["waiting"]
-            handover = Handover({"listener": [self.listener.fileno()], "waiting": waiting}, notes)
+            notes = self._notes(since)
             try:
-                if not self.closing:
-                    restart_process(self.launch, handover)
+                if self._enter(_RESTARTING):
+                    sockets = {"listener": [self.listener.fileno()], "waiting": waiting}
+                    restart_process(self.launch, Handover(sockets, notes), self._give_way)
             except OSError as error:
+                self.phase = phase
+                self.signals.resume()
                 self.terminal.error(f"cannot start Python again ({error}); the old code serves on")
             finally:  # reached only when it failed; whatever the reason, requests must not hang
                 self.server.open_gate()
+
+    def _notes(self, since: float) -> dict[str, Any]:
+        """Return what the next process is to know; the reload began at `since`."""
+        notes: dict[str, Any] = {"since": since, "socket_file": self.socket_file}
+        if "told" in self.notes:
+            notes["told"] = True
+        if self.guard:  # no request is answered any more, in which a PIN could be guessed
+            notes.update(self.guard.remember())
+        if self.watcher:
+            notes["watched"] = self.watcher.remember()
+        return notes
+
+    def _give_way(self) -> None:
+        """Have signals end the process from now on, as the next one is not there yet; end when one came before."""
+        self.signals.pause()
+        if self.signals.stopped:
+            self._tidy_up()
+            os._exit(0)
 
     def show_broken(self, error: SyntaxError) -> None:
         """Show the mistake in a file that was just saved; the process lives on until a save mends it."""
@@ -8999,17 +9089,15 @@ class _Runner:
         self.install(BrokenApp(error))
 
     def _tell_reload_time(self) -> None:
-        try:
-            seconds = time.time() - float(self.notes["since"])
-        except (KeyError, ValueError):
-            return
-        self.terminal.say(f"reloaded in {seconds:.2f} s")
+        self.terminal.say(f"reloaded in {time.time() - self.notes['since']:.2f} s")
 
     # -- the person at the keyboard
 
     def _greet(self) -> None:
         """Say what is served and where: once, when it is loaded, or while that takes its time."""
-        if self.reloaded or not self.greeting.acquire(blocking=False):
+        with self.lock:
+            greeted, self.greeted = self.greeted, True
+        if greeted:
             return
         addresses = urls(self.listener, self.scheme)
         say = self.terminal.say
@@ -9037,66 +9125,27 @@ class _Runner:
         if not url.startswith("http") or not webbrowser.open(url):
             self.terminal.warn(f"--open finds no browser that shows {url}")
 
-    def _take_signals(self) -> None:
-        """Stop on SIGTERM and Ctrl-C, reload on SIGHUP; in code, Ctrl-C stays the exception on which `run` ends."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        wanted: dict[int, Callable[[int, Any], None]] = {signal.SIGTERM: self._stop}
-        if not self.in_code:
-            wanted[signal.SIGINT] = self._stop
-        if sys.platform != "win32" and self.watcher:
-            wanted[signal.SIGHUP] = self._hang_up
-        self.handlers = {number: signal.signal(number, handler) for number, handler in wanted.items()}
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._after_fork)
-        self.launch.release_signals()
-
-    def _give_signals_back(self) -> None:
-        for number, handler in self.handlers.items():
-            if getattr(signal.getsignal(number), "__self__", None) is self:  # the application has set no other
-                signal.signal(number, handler or signal.SIG_DFL)  # None: not set by Python
-
-    def _after_fork(self) -> None:
-        """In a child of the application, behave as if there were no devserve: it is not the child's to end."""
-        signal.set_wakeup_fd(-1)
-        self._give_signals_back()
-        self.terminal.after_fork()
-
-    def _die_as_a_child(self, number: int) -> None:
-        """Act on a signal that came to a child of the application before it had forgotten devserve."""
-        self._give_signals_back()
-        os.kill(os.getpid(), number)
-
-    def _stop(self, number: int, frame: Any) -> None:
-        """End the process at once: whatever the application does, one signal is enough.
-
-        A thread does it, as the signal may have interrupted the main thread in the middle of a line for the terminal.
-        """
-        if os.getpid() == self.pid:
-            threading.Thread(target=self._end, name="devserve end", daemon=True).start()
-        else:
-            self._die_as_a_child(number)
-
     def _end(self) -> None:
-        try:
-            self._tidy_up()
-        finally:
-            end_process(0)  # which writes the rest of the log, but does not wait for it without end
+        """End the process at once: whatever the application does, one signal is enough."""
+        self._tidy_up()
+        if not self._enter(_ENDING):
+            os._exit(0)  # a restart has run the exit handlers
+        end_process(0)  # which writes the rest of the log, but does not wait for it without end
 
     def close(self) -> None:
         """Stop serving and watching, for a program that goes on.  One that is being restarted ends instead."""
-        self.closing = True
-        if LEAVING.locked():  # Ctrl-C came when the exit handlers had run already
-            end_process(0)
+        served = self.phase == _SERVING
+        if not self._enter(_ENDING):
+            self._tidy_up()
+            os._exit(0)
         if self.watcher:
             self.watcher.stop()
-        if self.acceptor.ident:
+        if served:
             self.server.shutdown()
         self.server.server_close()
         self._tidy_up()
         self.terminal.flush()
-        self._give_signals_back()
-        self.launch.put_bell_away()
+        self.signals.give_back()
 
     def _tidy_up(self) -> None:
         """Leave no socket file behind."""
@@ -9104,14 +9153,115 @@ class _Runner:
             with contextlib.suppress(OSError):  # somebody else has removed it, or put something in its place
                 os.unlink(self.socket_file)
 
-    def _hang_up(self, number: int, frame: Any) -> None:
+    def _hang_up(self) -> None:
         """Reload by hand; but a terminal that was closed sends SIGHUP too, and then there is nobody to serve."""
-        if os.getpid() != self.pid:
-            self._die_as_a_child(number)
-        elif self.launch.terminal_is_gone():
-            self._stop(number, frame)
+        if self.launch.terminal_is_gone():
+            self.signals.stop()
         elif self.watcher:
             self.watcher.reload_now(_BY_HAND)
+
+
+class _Signals:
+    """What SIGTERM, SIGINT and SIGHUP do: end, end and reload.
+
+    In code, Ctrl-C stays the exception on which `run` ends.  The handlers run in the main thread, between two steps of
+    whatever it does; `pause` and `resume` may be called from any thread.  When `run` is called in another thread than
+    the main one, signals are left alone.
+    """
+
+    def __init__(self, end: Callable[[], None], hang_up: Callable[[], None], *, in_code: bool, reloads: bool) -> None:
+        self.end = end
+        self.hang_up = hang_up
+        self.stopped = False  # a signal has asked for the end
+        self.pid = os.getpid()
+        self.before: dict[int, Any] = {}  # handlers that ours replaced
+        self.paused: dict[int, Any] = {}  # handlers that are away during a restart
+        self.errands: deque[Callable[[], None]] = deque()  # for the main thread
+        self.wanted = {signal.SIGTERM: self._on_stop, signal.SIGINT: self._on_interrupt if in_code else self._on_stop}
+        if sys.platform != "win32" and reloads:
+            self.wanted[signal.SIGHUP] = self._on_hang_up
+
+    def take(self, after_fork: Callable[[], None]) -> None:
+        """Put our handlers in place; `after_fork` is called in each child that the application forks."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number, handler in self.wanted.items():
+            if number != signal.SIGINT or handler == self._on_stop or signal.getsignal(number) is _PYTHONS_INTERRUPT:
+                self.before[number] = signal.signal(number, handler)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self.give_back)
+            os.register_at_fork(after_in_child=after_fork)
+
+    def give_back(self) -> None:
+        """Put the handlers back that were there before, except where the application has set others since."""
+        for number, handler in self.before.items():
+            if getattr(signal.getsignal(number), "__self__", None) is self:
+                signal.signal(number, handler or signal.SIG_DFL)  # None: not set by Python
+
+    def pause(self) -> None:
+        """Let SIGTERM and SIGINT end the process as they do by default: no handler would be reached any more.
+
+        The interpreter acts on signals that came before this first, so that `stopped` is true when one did.
+        """
+        self._run_in_main_thread(self._pause)
+
+    def resume(self) -> None:
+        """Put the handlers in place again, as the process goes on."""
+        self._run_in_main_thread(self._resume)
+
+    def stop(self) -> None:
+        """End the process, in a thread, as the main thread may be in the middle of a line for the terminal."""
+        self.stopped = True
+        threading.Thread(target=self.end, name="devserve end", daemon=True).start()
+
+    def _pause(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self.paused[number] = signal.signal(number, signal.SIG_DFL)
+
+    def _resume(self) -> None:
+        while self.paused:
+            number, handler = self.paused.popitem()
+            signal.signal(number, handler or signal.SIG_DFL)
+
+    def _run_in_main_thread(self, errand: Callable[[], None]) -> None:
+        """Run an errand in the main thread, which alone may set handlers.  It is woken by a SIGHUP.
+
+        When it does not come soon, it is in foreign C code, and signals would have to wait for it as well.
+        """
+        main = threading.main_thread()
+        if threading.current_thread() is main:
+            errand()
+        elif sys.platform != "win32" and getattr(signal.getsignal(signal.SIGHUP), "__self__", None) is self:
+            done = threading.Event()
+            self.errands.append(done.set)
+            self.errands.append(errand)
+            signal.pthread_kill(main.ident or 0, signal.SIGHUP)
+            done.wait(_MAIN_THREAD_PATIENCE)
+
+    def _on_stop(self, number: int, frame: Any) -> None:
+        if self._is_ours(number):
+            self.stop()
+
+    def _on_interrupt(self, number: int, frame: Any) -> None:
+        if self._is_ours(number):
+            self.stopped = True
+            raise KeyboardInterrupt
+
+    def _on_hang_up(self, number: int, frame: Any) -> None:
+        if self._is_ours(number):
+            if not self.errands:
+                self.hang_up()
+            while self.errands:
+                self.errands.pop()()
+
+    def _is_ours(self, number: int) -> bool:
+        """Return whether this is the process that serves; a child of the application gets its signal once more."""
+        if os.getpid() == self.pid:
+            return True
+        self.give_back()
+        os.kill(os.getpid(), number)
+        return False
 
 
 def _main_thread_place() -> str:

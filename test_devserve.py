@@ -9253,34 +9253,41 @@ class ReloaderRestart(Folder):
     """A small program that restarts itself by room 10 alone and writes, each time, a line of JSON about its state."""
 
     PROGRAM = """
-        import atexit, json, os, signal, socket, sys, threading, time
+        import atexit, json, os, signal, socket, subprocess, sys, threading, time
         sys.path.insert(0, {folder!r})
+        {before}
         import devserve
         launch = devserve.Launch.capture()
         left = launch.handover
         notes = left.notes if left else {{}}
         sock = socket.socket(fileno=left.sockets["listener"][0]) if left else socket.create_server(("127.0.0.1", 0))
-        turn = int(notes.get("turn", "0"))
+        turn = notes.get("turn", 0)
         facts = dict(
             turn=turn, pid=os.getpid(), cwd=os.getcwd(), argv=sys.argv, flags=repr(sys.flags), warn=sys.warnoptions,
             x=dict(sys._xoptions), environ=dict(os.environ), umask=oct(os.umask(0o22)), port=sock.getsockname()[1],
             fds=len(os.listdir("/dev/fd")), mask=[int(n) for n in signal.pthread_sigmask(signal.SIG_BLOCK, ())],
-            ignored=sorted(devserve._ignored_signals()), blocking=os.get_blocking(0), name=__name__,
+            ignored=sorted(devserve._save_ignored()), blocking=os.get_blocking(0), name=__name__,
             rss=[line for line in open("/proc/self/status") if "RSS" in line] if os.path.exists("/proc") else [],
             path=sys.path[1:2], timer=signal.getitimer(signal.ITIMER_REAL)[0],
         )
-        os.umask(launch.umask)
+        os.umask(launch.kept["umask"])
         print(json.dumps(facts))
         def again():
-            sockets, notes = {{"listener": [sock.fileno()]}}, {{"turn": str(turn + 1)}}
+            sockets, notes = {{"listener": [sock.fileno()]}}, {{"turn": turn + 1}}
             devserve.restart_process(launch, devserve.Handover(sockets, notes))
         {body}
     """
 
     def run_program(
-        self, body: str, *flags: str, turns: int = 3, command: Optional[list[str]] = None, **more: Any
+        self,
+        body: str,
+        *flags: str,
+        turns: int = 3,
+        command: Optional[list[str]] = None,
+        before: str = "",
+        **more: Any,
     ) -> Any:
-        program = textwrap.dedent(self.PROGRAM).format(folder=str(SCRIPT.parent), body=body)
+        program = textwrap.dedent(self.PROGRAM).format(folder=str(SCRIPT.parent), body=body, before=before)
         path = self.folder / "again.py"
         path.write_text(program + f"\nif turn < {turns}:\n    again()\n", encoding="utf-8")
         words = [sys.executable, *flags, *(command or ["again.py", "one", "two words"])]
@@ -9367,32 +9374,28 @@ except OSError as error:
         self.run_program(body, turns=0)
         self.assertIn("lives /no/such/python", self.output)
 
-    def test_a_signal_in_the_very_moment_of_the_exec_is_not_lost(self) -> None:
-        body = """
-signal.signal(signal.SIGTERM, lambda *a: print("terminated in turn", turn))
-launch.release_signals()
-execve = os.execve
-def late(*arguments):
-    os.write(launch.bell[1], bytes([signal.SIGTERM]))  # what the interpreter does when a signal arrives
-    execve(*arguments)
-if turn == 0:
-    os.execve = late
+    def test_a_child_started_before_the_handover_is_fetched_can_neither_inherit_nor_fetch_it(self) -> None:
+        child = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import devserve
+pid, _, address = os.environ.get("DEVSERVE_HANDOVER", "").partition(":")
+inherited = [fd for fd in range(3, 64) if devserve._is_open(fd) and os.get_inheritable(fd)]
+fetched = []
+for number in (os.getpid(), os.getppid()):
+    os.environ["DEVSERVE_HANDOVER"] = f"{number}:{address}"
+    fetched.append(devserve._fetch())
+print("child", bool(address), inherited, fetched, flush=True)
 """
-        self.run_program(body, turns=2)
-        self.assertEqual(self.output.count("terminated in turn"), 1)
-        self.assertIn("terminated in turn 1", self.output)
-
-    def test_a_child_neither_sees_the_stamp_nor_takes_the_handover(self) -> None:
-        body = """
-import subprocess
-stamp = f"{os.getpid()}:{sock.fileno()}:"
-code = "import os, sys; sys.path.insert(0, %r); import devserve; print('child', devserve.Launch.capture().handover)"
-if turn: print("seen", [k for k in os.environ if k.startswith("DEVSERVE_H")])
-if turn: subprocess.run([sys.executable, "-c", code % sys.path[0]], env={**os.environ, "DEVSERVE_HANDOVER": stamp})
-"""
-        self.run_program(body, turns=1)
-        self.assertIn("seen []", self.output)
-        self.assertIn("child None", self.output)
+        self.write("child.py", child)
+        before = "subprocess.run([sys.executable, 'child.py', sys.path[0]], close_fds=False)"
+        body = "print('seen', [key for key in os.environ if key.startswith('DEVSERVE_H')])"
+        facts = self.run_program(body, turns=2, before=before)
+        self.assertEqual([fact["turn"] for fact in facts], [0, 1, 2])
+        nothing = "[] [(None, {}, []), (None, {}, [])]"
+        self.assertEqual(self.output.count(f"child False {nothing}"), 1, self.output)
+        self.assertEqual(self.output.count(f"child True {nothing}"), 2, self.output)
+        self.assertEqual(self.output.count("seen []"), 3)
 
     @unittest.skipUnless(sys.platform == "linux", "only Linux tells a process's children")
     def test_children_of_earlier_images_are_reaped_and_the_new_ones_are_not_stolen(self) -> None:
@@ -9416,11 +9419,11 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
 if turn == 0:
     many = [socket.socket() for _ in range(1000)]
     devserve.restart_process(launch, devserve.Handover(
-        {"listener": [sock.fileno()], "waiting": [s.fileno() for s in many]}, {"turn": "1", "long": "x" * 200000}))
+        {"listener": [sock.fileno()], "waiting": [s.fileno() for s in many]}, {"turn": 1, "long": "x" * 2000000}))
 print("crossed", len(left.sockets["waiting"]), len(notes["long"]), os.get_inheritable(left.sockets["waiting"][0]))
 """
         self.run_program(body, turns=0)
-        self.assertIn("crossed 1000 200000 False", self.output)
+        self.assertIn("crossed 1000 2000000 False", self.output)
 
     @unittest.skipUnless(sys.platform == "linux", "uses Linux's terminals")
     def test_the_terminal_gets_its_echo_back_and_stays_standard_input(self) -> None:
@@ -9459,10 +9462,11 @@ class ReloaderSupervised(Folder):
         launch = devserve.Launch.capture()
         if launch.must_supervise:
             print("parent", os.getpid(), flush=True)
-            sys.exit(devserve.supervise(launch))
+            sock = socket.create_server(("127.0.0.1", 0))
+            sys.exit(devserve.supervise(launch, devserve.Handover({{"listener": [sock.detach()]}}, {{"turn": 0}})))
         left = launch.handover
-        turn = int(left.notes["turn"]) if left else 0
-        sock = socket.socket(fileno=left.sockets["listener"][0]) if left else socket.create_server(("127.0.0.1", 0))
+        turn = left.notes["turn"]
+        sock = socket.socket(fileno=left.sockets["listener"][0])
         print("child", turn, os.getpid(), sock.getsockname()[1], flush=True)
         {body}
     """
@@ -9487,9 +9491,7 @@ class ReloaderSupervised(Folder):
         self.addCleanup(process.kill)
         return process
 
-    AGAIN = (
-        "devserve.restart_process(launch, devserve.Handover({'listener': [sock.fileno()]}, {'turn': str(turn + 1)}))"
-    )
+    AGAIN = "devserve.restart_process(launch, devserve.Handover({'listener': [sock.fileno()]}, {'turn': turn + 1}))"
 
     def child(self, process: "subprocess.Popen[str]") -> list[str]:
         assert process.stdout is not None
