@@ -125,18 +125,19 @@ else:
 # =====================================================================================================================
 # 1. Configuration
 #
-# Every option, once: the rows of `Config` make the parser and its help, the DEVSERVE_* variables, Flask's that are
-# heeded after them, and the keywords of `run` and `make_server`.  `configure` turns what was given, and what the
-# environment and its files say, into a `Config`.  The room knows nothing but the standard library.
-#
-# Invariants: what is given wins over a DEVSERVE_* variable, that over Flask's, and that over the default.  A variable
-# that is empty is not set.  A file sets only what the environment lacks.
-#
-# Doors: Config, OPTIONS, Option, DevserveError, configure, config_of_keywords, values_of_keywords, check_keywords,
-# env_files, split_host, is_negative, own_command.
-# Read first: Config, Option.read, configure.
+# Every option stands here once: the rows of `Config` make the parser and its help, the DEVSERVE_* variables, Flask's
+# that are heeded after them, and the keywords of `run` and `make_server`.  `configure` turns what was given, and what
+# the environment and its files say, into a `Config`.  The room knows nothing but the standard library.
 #
 # To add an option, write its row, read the field where it matters, and name it in the README (a test compares them).
+#
+# Invariants: What is given wins over a DEVSERVE_* variable, that over Flask's, and that over the default.  An empty
+# variable is not set.  A file sets only what the environment lacks.
+#
+# Doors: DevserveError, Option, OPTIONS, Config, is_negative, configure, config_of_keywords, values_of_keywords,
+# check_keywords, split_host, own_command, env_files.
+#
+# Read first: Option.read, Config, configure, _values_of_environment, _env_entries.
 # =====================================================================================================================
 
 _YES = frozenset({"1", "true", "t", "yes", "y", "on"})
@@ -155,11 +156,11 @@ class Option(NamedTuple):
     flags: tuple[str, ...]  # on the command line; those of two hyphens name the DEVSERVE_* variables too
     topic: str  # the heading in --help
     help: str
-    metavar: Optional[str]
-    separator: str  # between the parts of a list that is given as one text
-    flask: str  # the variable in which Flask looks for the same
-    others: tuple[str, ...]  # what other servers call it, for those who come from them
-    run_only: bool  # has no effect on `make_server`, whose server neither reloads nor reads files
+    metavar: Optional[str] = None
+    separator: str = os.pathsep  # between the parts of a list that is given as one text
+    flask: str = ""  # the variable in which Flask looks for the same
+    others: str = ""  # what other servers call it, for those who come from them
+    run_only: bool = False  # has no effect on `make_server`, whose server neither reloads nor reads files
 
     def variables(self) -> Iterator[tuple[str, str]]:
         """Yield the variables that may set it, each with its flag, the strongest first."""
@@ -198,24 +199,11 @@ class Option(NamedTuple):
 OPTIONS: dict[str, Option] = {}  # by field; complete when `Config` is
 
 
-def _option(
-    default: Any,
-    flags: str,
-    topic: str,
-    help: str,
-    metavar: Optional[str] = None,
-    *,
-    field: str = "",
-    separator: str = os.pathsep,
-    flask: str = "",
-    others: str = "",
-    run_only: bool = False,
-) -> Any:
+def _option(default: Any, flags: str, *row: Any, field: str = "", **rest: Any) -> Any:
     """Enter a row in OPTIONS; return the default.  Unless `field` names the field, the first long flag does."""
     words = tuple(flags.split())
     field = field or next(flag for flag in words if flag.startswith("--"))[2:].replace("-", "_")
-    row = Option(field, default, words, topic, help, metavar, separator, flask, tuple(others.split()), run_only)
-    OPTIONS[field] = row
+    OPTIONS[field] = Option(field, default, words, *row, **rest)
     return default
 
 
@@ -341,7 +329,7 @@ def check_keywords(options: Iterable[str], *, run: bool) -> None:
     known = [name for name, option in OPTIONS.items() if name != "app" and (run or not option.run_only)]
     for name in options:
         if name not in known:
-            instead = [option.field for option in OPTIONS.values() if name in option.others]
+            instead = [option.field for option in OPTIONS.values() if name in option.others.split()]
             if name in OPTIONS:
                 raise TypeError(f"{name} has no effect on make_server; it is an option of run")
             hint = f"it is called {instead[0]} here" if instead else f"there are {', '.join(known)}"
@@ -9325,11 +9313,15 @@ def _command_for_port(port: int) -> str:
 # =====================================================================================================================
 # 15. Command line
 #
-# The words of a command become values of the options, by their table; a mistake becomes one line and exit status 2,
-# before anything of the process is touched.  This is the only room that knows argparse.  It may know the terminal and
-# the runner too.  At its end stands the demo, an application to try devserve with.
+# The words of a command become values of the options, by their table; what is wrong with them becomes one line and
+# exit status 2.  This is the only room that knows argparse.  It may know the configuration, the terminal and the
+# runner.  At its end stands the demo, an application to try devserve with.
 #
-# Doors: main, demo.  Read first: main, _read_command, _command_parser.
+# Invariants: --help, --version and a mistake in the command change nothing of the process, whose start is noted later.
+#
+# Doors: main, demo.
+#
+# Read first: main, _read_command, _command_parser.
 # =====================================================================================================================
 
 if TYPE_CHECKING:
@@ -9480,7 +9472,7 @@ def _flag_hint(message: str) -> str:
     flags = [word.partition("=")[0] for word in message.split() if word.startswith("-")]
     for flag in flags if message.startswith("unrecognized") else []:
         for option in OPTIONS.values():
-            if flag in option.others:
+            if flag in option.others.split():
                 return f"(here it is called {option.flags[-1]})"
     return "(see --help)"
 

@@ -506,7 +506,7 @@ class Options(unittest.TestCase):
 
     def test_no_flag_variable_or_foreign_word_means_two_things(self) -> None:
         for words in (
-            [flag for row in devserve.OPTIONS.values() for flag in (*row.flags, *row.others)],
+            [flag for row in devserve.OPTIONS.values() for flag in (*row.flags, *row.others.split())],
             [name for row in devserve.OPTIONS.values() for name, _ in row.variables()],
         ):
             self.assertEqual([word for word, count in collections.Counter(words).items() if count > 1], [])
