@@ -19,6 +19,7 @@ import html.parser
 import http.client
 import importlib
 import importlib.util
+import inspect
 import io
 import itertools
 import json
@@ -512,13 +513,18 @@ class Options(unittest.TestCase):
             self.assertEqual([word for word, count in collections.Counter(words).items() if count > 1], [])
 
     @unittest.skipUnless(devserve.run.__doc__, "without docstrings")
-    def test_every_keyword_stands_in_the_docstring_that_promises_it(self) -> None:
-        for row in devserve.OPTIONS.values():
+    def test_every_keyword_stands_with_its_default_in_the_docstring_that_promises_it(self) -> None:
+        texts = {
+            run_only: inspect.getdoc(made) or ""
+            for run_only, made in ((True, devserve.run), (False, devserve.make_server))
+        }
+        for row in list(devserve.OPTIONS.values())[1:]:
+            default = {"()": r"\[\]", "False": "(False|debug)", "''": '""'}.get(repr(row.default), str(row.default))
             with self.subTest(row.field):
-                if row.field != "app":
-                    self.assertRegex(str(devserve.run.__doc__), rf"(?m)^    ([\w, ]+, )?{row.field}\b.* \(")
-                if row.field != "app" and not row.run_only:
-                    self.assertRegex(str(devserve.make_server.__doc__), rf"(?m)^    .*\b{row.field}\b.*(\(|:)")
+                self.assertRegex(texts[True], rf"(?m)^([\w, ]+, )?{row.field}\b[\w, ]* \(.*{default}")
+                self.assertEqual(
+                    bool(re.search(rf"(?m)^([\w, ]+, )?{row.field}\b.*(\(|:)", texts[False])), not row.run_only
+                )
 
     @unittest.skipUnless(README.exists(), "README.md is not here")
     def test_the_readme_has_the_same_options_defaults_and_variables(self) -> None:
@@ -8328,7 +8334,7 @@ class ServerCertificate(Folder):
             context = ssl.create_default_context(cafile=None)
             served.wait_for("made a certificate for .*localhost")
             self.assertTrue(served.url.startswith("https://"))
-            context.load_verify_locations(self.folder / "cache/devserve/adhoc.pem")
+            context.load_verify_locations(str(self.folder / "cache/devserve/adhoc.pem"))
             with urllib.request.urlopen(
                 f"https://localhost:{served.port}/", timeout=DEADLINE, context=context
             ) as answer:
