@@ -1953,13 +1953,29 @@ class _Framework(NamedTuple):
 
 
 def _open_flask(app: Any) -> None:
-    """Let exceptions through, as Flask and Quart do in debug mode; signals and teardown functions run as ever."""
+    """Let exceptions through, as Flask does in debug mode; signals and teardown functions run as ever."""
     if app.config.get("PROPAGATE_EXCEPTIONS") is None:  # else the application says so itself, or that it must not
         app.config["PROPAGATE_EXCEPTIONS"] = True
 
 
 def _debug_flask(app: Any) -> None:
     app.debug = True  # one that was made in code, before `run`, has not seen FLASK_DEBUG
+
+
+def _open_quart(app: Any) -> None:
+    """Let exceptions through by the debug mode, since PROPAGATE_EXCEPTIONS has Quart show a page of its own."""
+    if app.config.get("PROPAGATE_EXCEPTIONS") is None:
+        app.debug = True
+
+
+def _open_litestar(app: Any) -> None:
+    """Hand over what Litestar answers by a 500; what has a status is an answer that somebody meant."""
+
+    async def after_exception(error: BaseException, scope: Mapping[str, Any]) -> None:
+        if not hasattr(error, "status_code"):
+            hand_over(scope, error)
+
+    app.after_exception.append(after_exception)
 
 
 def _open_bottle(app: Any) -> None:
@@ -1993,17 +2009,22 @@ def _debug_bottle(app: Any) -> None:
 
 def _open_falcon(app: Any) -> None:
     """Have Falcon's own handler of last resort answer with our page; one of the application's is kept."""
-    own = getattr(app, "_python_error_handler", None)
+    own: Any = getattr(app, "_python_error_handler", None)
 
-    def handler(request: Any, response: Any, error: Any, params: Any) -> None:
-        text = hand_over(request.env, error)
-        if text:
-            response.status, response.content_type, response.text = "500 Internal Server Error", "text/plain", text
-        else:
-            own(request, response, error, params)  # type: ignore[misc]
+    def handler(request: Any, response: Any, error: Any, params: Any) -> Any:
+        text = hand_over(request.scope if is_asgi(app) else request.env, error)
+        if not text:
+            return own(request, response, error, params)
+        response.status, response.content_type, response.text = "500 Internal Server Error", "text/plain", text
+        return None
+
+    async def handler_of_asgi(request: Any, response: Any, error: Any, params: Any) -> None:
+        answer = handler(request, response, error, params)
+        if answer is not None:
+            await answer
 
     if own is not None and getattr(app, "_error_handlers", {}).get(Exception) == own:
-        app.add_error_handler(Exception, handler)
+        app.add_error_handler(Exception, handler_of_asgi if is_asgi(app) else handler)
 
 
 def _open_cherrypy(app: Any) -> None:
@@ -2131,10 +2152,10 @@ _FRAMEWORKS: dict[str, _Framework] = {
     "cherrypy._cptree.Tree": _Framework(_open_cherrypy),
     "web.application.application": _Framework(_open_webpy, wrap=_wrap_webpy),
     "starlette.applications.Starlette": _Framework(is_asgi=True),  # FastAPI's is one; it raises after it has answered
-    "quart.app.Quart": _Framework(_open_flask, _debug_flask, is_asgi=True),
+    "quart.app.Quart": _Framework(_open_quart, _debug_flask, is_asgi=True),
     "django.core.handlers.asgi.ASGIHandler": _Framework(_open_django, wrap=_wrap_django, is_asgi=True),
-    "falcon.asgi.app.App": _Framework(is_asgi=True),
-    "litestar.app.Litestar": _Framework(is_asgi=True),
+    "falcon.asgi.app.App": _Framework(_open_falcon, is_asgi=True),
+    "litestar.app.Litestar": _Framework(_open_litestar, is_asgi=True),
     "sanic.app.Sanic": _Framework(is_asgi=True),
     "blacksheep.server.application.Application": _Framework(is_asgi=True),
     "aiohttp.web_app.Application": _Framework(elsewhere="start it by its own: python -m aiohttp.web"),
