@@ -1289,18 +1289,14 @@ def _folder_remedy(folder: str) -> str:
     names = _names_in(folder)
     files = [name for name in names if name.endswith(".py") and not _NO_APP_FILES.match(name)]
     files = [name for name in files if _offers_app(os.path.join(folder, name))] or files
-    settings = next((name for name in names if name.endswith(".ini") and _is_paste(os.path.join(folder, name))), "")
     if len(files) == 1:
         return f"did you mean {os.path.normpath(os.path.join(folder, files[0][:-3]))!r}?"
-    if settings:
-        return _paste_remedy(os.path.join(folder, settings))
+    for path in (os.path.join(folder, name) for name in names if name.endswith(".ini")):
+        if re.search(r"^\[(app|composite|pipeline)\b", _text_of(path), re.MULTILINE):
+            return _paste_remedy(path)
     if 1 < len(files) < 6:
         return f"say what to serve, one of: {', '.join(name[:-3] for name in files)}"
     return "say what to serve: MODULE:NAME or FILE:NAME"
-
-
-def _is_paste(path: str) -> bool:
-    return bool(re.search(r"^\[(app|composite|pipeline)\b", _text_of(path), re.MULTILINE))
 
 
 def _paste_remedy(path: str) -> str:
@@ -1398,14 +1394,13 @@ def _heed_manage_py(root: str, inside: str) -> None:
 
     manage.py stands in `root` or in a folder between it and the module, whose path from there is `inside`.
     """
-    folder = os.path.dirname(os.path.join(root, inside))
-    while len(folder) >= len(root):
-        text = _text_of(os.path.join(folder, "manage.py"))
+    folders = inside.split(os.sep)[:-1]
+    for depth in range(len(folders), -1, -1):
+        text = _text_of(os.path.join(root, *folders[:depth], "manage.py"))
         if "DJANGO_SETTINGS_MODULE" in text:
             for variable, value in _variables_set(text):
                 os.environ.setdefault(variable, value)
             return
-        folder = os.path.dirname(folder)
 
 
 def _variables_set(text: str) -> list[tuple[str, str]]:
@@ -1544,7 +1539,7 @@ def servers_left_out(warn: Callable[[str], None]) -> Iterator[None]:
     sys.meta_path.insert(0, keeper)
     try:
         for name in _SERVERS.keys() & sys.modules.keys():
-            keeper.leave_out(sys.modules[name])
+            keeper.leave_out(name, sys.modules[name])
         yield
     finally:
         keeper.end()
@@ -1575,20 +1570,20 @@ class _ServerFinder:
 
             def exec_module(module: ModuleType) -> None:
                 execute(module)
-                self.leave_out(module)
+                self.leave_out(name, module)
 
             with contextlib.suppress(AttributeError):  # a loader that is a class, or has slots, is let be
                 spec.loader.exec_module = exec_module  # type: ignore[union-attr, method-assign]
         return spec
 
-    def leave_out(self, module: ModuleType) -> None:
-        for dotted in _SERVERS[module.__name__]:
-            holder, _, name = dotted.rpartition(".")
+    def leave_out(self, name: str, module: Any) -> None:
+        for dotted in _SERVERS[name]:
+            holder, _, function = dotted.rpartition(".")
             owner = getattr(module, holder, None) if holder else module
-            start = getattr(owner, name, None)
+            start = getattr(owner, function, None)
             if start is not None:
-                self.replaced.append((owner, name, start))
-                setattr(owner, name, self._stand_in(start, module.__name__.partition(".")[0]))
+                self.replaced.append((owner, function, start))
+                setattr(owner, function, self._stand_in(start, name.partition(".")[0]))
 
     def _stand_in(self, start: Callable[..., Any], package: str) -> Callable[..., Any]:
         @functools.wraps(start)
@@ -1717,10 +1712,11 @@ def _nothing_found(module: ModuleType, target: str) -> NoReturn:
             raise DevserveError(f"no application in {target!r}; did you mean '{target}:{name}'?")
         if own and arguments == ("global_config",):  # PasteDeploy's factory, as Pyramid's projects have it
             raise DevserveError(f"no application in {target!r}; did you mean '{target}:{name}({{}})'?")
-    folders = getattr(module, "__path__", ())
-    stems = [stem for folder in folders for stem in _DEFAULT_MODULES if f"{stem}.py" in _names_in(folder)]
+    files = [os.path.join(folder, name) for folder in getattr(module, "__path__", ()) for name in _names_in(folder)]
+    stems = [os.path.basename(path)[:-3] for path in files if path.endswith(".py") and _offers_app(path)]
     if stems:
-        raise DevserveError(f"no application in {target!r}; did you mean '{module.__name__}.{stems[0]}'?")
+        near = next((stem for stem in _DEFAULT_MODULES if stem in stems), stems[0])
+        raise DevserveError(f"no application in {target!r}; did you mean '{module.__name__}.{near}'?")
     file = f"{target}.py"
     if os.path.isfile(file) and not os.path.samefile(file, getattr(module, "__file__", None) or os.devnull):
         raise DevserveError(
@@ -1807,7 +1803,9 @@ def _check_inside(app: Any, label: str, asynchronous: bool) -> None:
     What has the other interface's word in its name, as a2wsgi's and Starlette's adapters do, is made for just that.
     """
     inside = own_dict(app)
-    for inner in (inside[name] for name in _WRAPPED_NAMES if name in inside):
+    mounts = inside.get("mounts")  # of Werkzeug's dispatcher
+    mounted = mounts.values() if type(mounts) is dict else ()
+    for inner in (*(inside[name] for name in _WRAPPED_NAMES if name in inside), *mounted):
         named = f"{type(app).__module__}.{type(app).__name__}".lower()
         if asynchronous and _framework_of(inner) and not is_asgi(inner) and "wsgi" not in named:
             raise DevserveError(f"{label} is ASGI middleware around a WSGI application; wrap it by WSGI middleware")
@@ -1915,7 +1913,8 @@ def _held_by(app: Any) -> list[Any]:
         return held
     held = []
     for value in list(own_dict(app).values()):
-        held += value.values() if type(value) is dict else value if type(value) in (list, tuple) else [value]
+        many = value.values() if type(value) is dict else value if type(value) in (list, tuple) else [value]
+        held += itertools.islice(many, _WALK_LIMIT)
     for route in app.routes if _framework_of(app) == "bottle.Bottle" else ():
         held += (route.app, route.config.get("mountpoint.target"))
     return held

@@ -1973,8 +1973,12 @@ class FindingMistakes(FindingFolder):
                 def __call__(self, environ, start_response): return [b"adapted"]
             class ASGIMiddleware(Prefix): pass
             wrong, right = Prefix(api), ASGIMiddleware(api)
+            class Dispatcher(Prefix):
+                def __init__(self, app, mounts): self.app, self.mounts = app, mounts
+            also_wrong = Dispatcher(right, {"/api": api})
             """,
         )
+        self.refused("hello:also_wrong", "'hello:also_wrong' is WSGI middleware around an ASGI application")
         self.refused("hello:wrong", "'hello:wrong' is WSGI middleware around an ASGI application", "ASGI middleware")
         self.assertEqual(self.body("hello:right"), "adapted")
 
