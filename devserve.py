@@ -22,7 +22,7 @@ The house.  Machines that do not know each other, and one room where they meet.
      4  App loading          load_app: "pkg.mod:app" becomes a callable; frameworks
      5  Traceback            an exception becomes plain data: Report, ExceptionView, FrameView, _safe_repr
      6  Traceback pages      the data becomes HTML, text, Markdown or JSON
-     7  Console              Console, and the FrameShelf that keeps the last crashes' frames
+     7  Console              Console, and the CrashStore that keeps the last crashes with their frames
      8  Guard                Guard: who may use the console; decisions only
      9  Debugger             DebuggedApplication: the WSGI middleware
     10  HTTP server          DevServer, the connection, request and response, sockets
@@ -40,7 +40,7 @@ A start:    main, Launch.capture: take the handover; Config; Runner: open the so
             imported: a used port is told at once, and browsers wait), make the DevServer, start the Watcher;
             load_app, DebuggedApplication, and from then on connections are accepted.
 A request:  socket, Connection in its thread, environ, debugger, application, Response, a line of the log.
-A crash:    the terminal first, then Report, FrameShelf, and the page; when headers are out already the connection is
+A crash:    the terminal first, then Report, CrashStore, and the page; when headers are out already the connection is
             cut, so that the client sees a cut and not a lie.
 A save:     Watcher, DevServer.close_gate, requests in flight end, restart_process: os.execve.  Meanwhile the listener
             and every waiting connection are kept by another process, the store (_STORE), which Launch.capture asks.
@@ -636,7 +636,7 @@ class ForeignCalls(threading.Thread):
         from contextvars import copy_context
 
         self.jobs = jobs
-        self.context = context or copy_context()
+        self.context = copy_context() if context is None else context  # an empty one is false
         self.outcomes: dict[str, _Called[Any]] = {}
         self.abandoned = False  # nobody waits any more: begin no further call
 
@@ -925,6 +925,7 @@ def hand_over(environ: Mapping[str, Any], error: BaseException) -> str:
 # SGR codes by the class of a status: what went well stays quiet, what failed is seen from the other end of the room.
 _STATUS_COLORS = {"1": "2", "2": "", "3": "36", "4": "33", "5": "1;31"}
 
+CRASH_LINK = "devserve.crash"  # in the environ: the address of the page of a crash that goes on to the server
 UNLOGGED = "devserve.unlogged"  # an application sets this key in the environ of a request that is not worth a line
 _LOG_INTERVAL = 0.01  # seconds that a line may wait for its neighbors: less than the eye, or a test, can see
 _FLUSH_SECONDS = 1.0  # that somebody waits for a standard error which takes nothing
@@ -2341,6 +2342,7 @@ class Report(NamedTuple):
     request: Optional[_Request]
     versions: tuple[tuple[str, str], ...]  # Python, the system, devserve, the frameworks at work
     time: str  # when it was read, local time, ISO 8601 to the second
+    link: str = ""  # the address of its page
 
 
 class FramePosition(NamedTuple):
@@ -3264,14 +3266,19 @@ def _joined(pieces: Iterable[_Markup]) -> _Markup:
 # -- the page
 
 
-def write_page(report: Report, *, console: ConsoleState, generation: str, nonce: str, prefix: str) -> str:
-    """Return the whole page of one crash.  What was raised last and where comes first, its causes below."""
+def write_page(
+    report: Report, *, console: ConsoleState, reload_id: str, nonce: str, prefix: str, stored: str = ""
+) -> str:
+    """Return the whole page of one crash.  What was raised last and where comes first, its causes below.
+
+    `stored` marks the page under the crash's own address: its id, and the seconds that its request took.
+    """
     newest, request = report.problems[-1], report.request
     method = request.method if request else "GET"
     content = _fill_template(
         CRASH,
         request=_fill_template(REQUEST_LINE, method=method, url=request.url) if request else "",
-        again="Reload" if method in ("GET", "HEAD") else "Send again",
+        again="Reload" if method in ("GET", "HEAD") and not stored else "Send again",
         editors=_joined(_fill_template(EDITOR, name=n, link=link) for n, link in [*EDITORS.items(), ("Own link", "")]),
         type=_write_type(newest.type),
         message=_fill_template(MESSAGE, text=_fold_text(newest.message)),
@@ -3280,33 +3287,65 @@ def write_page(report: Report, *, console: ConsoleState, generation: str, nonce:
         around=_write_around(report),
         versions=" · ".join([*(f"{name} {version}" for name, version in report.versions), report.time]),
         prefix=prefix,
+        address=_fill_template(ADDRESS, prefix=prefix, id=report.link.rpartition("/")[2]) if report.link else "",
     )
     title = f"{newest.type}: {_one_line(newest.message, 80)}"
-    return _write_sheet(title, content, method, console=console, generation=generation, nonce=nonce, prefix=prefix)
+    return _write_sheet(
+        title, content, method, stored, console=console, reload_id=reload_id, nonce=nonce, prefix=prefix
+    )
 
 
-def console_page(*, console: ConsoleState, generation: str, nonce: str, prefix: str) -> str:
+def console_page(*, console: ConsoleState, reload_id: str, nonce: str, prefix: str) -> str:
     """Return the page with a console for the application alone."""
     content = _fill_template(CONSOLE)
-    return _write_sheet("Console", content, "GET", console=console, generation=generation, nonce=nonce, prefix=prefix)
+    return _write_sheet("Console", content, "GET", console=console, reload_id=reload_id, nonce=nonce, prefix=prefix)
+
+
+def crash_list_page(rows: Sequence[tuple[str, str, str, str]], *, nonce: str, prefix: str) -> str:
+    """Return the page that lists crashes: time, request, message and id of each."""
+    lines = _joined(
+        _fill_template(CRASH_ROW, time=clock, request=what, message=_one_line(title, 200), id=id, prefix=prefix)
+        for clock, what, title, id in rows
+    )
+    content = _fill_template(CRASH_LIST, rows=lines) if rows else _fill_template(ABSENT, text=NO_CRASH)
+    return _write_plain_page("Last crashes", content, nonce)
+
+
+def stacks_page(text: str, *, nonce: str) -> str:
+    """Return the page that shows where the threads stand."""
+    return _write_plain_page("Threads", _fill_template(STACKS, text=text), nonce)
 
 
 def notice_page(title: str, text: str, *, nonce: str) -> str:
     """Return a small page that says one thing."""
-    return _fill_template(NOTICE, title=title, text=text, nonce=nonce, style=_Markup(STYLE))
+    return _write_plain_page(title, _fill_template(HINT, text=text), nonce)
+
+
+def _write_plain_page(title: str, content: _Markup, nonce: str) -> _Markup:
+    """Return a document without a script."""
+    return _fill_template(NOTICE, title=title, content=content, nonce=nonce, style=_Markup(STYLE))
 
 
 def _write_sheet(
-    title: str, content: _Markup, method: str, *, console: ConsoleState, generation: str, nonce: str, prefix: str
+    title: str,
+    content: _Markup,
+    method: str,
+    stored: str = "",
+    *,
+    console: ConsoleState,
+    reload_id: str,
+    nonce: str,
+    prefix: str,
 ) -> _Markup:
-    """Return a whole document: head, style and script around `_content`."""
+    """Return a whole document: head, style and script around `content`."""
     return _fill_template(
         PAGE,
         title=title,
         content=content,
         method=method,
+        stored=stored,
         **console._asdict(),
-        generation=generation,
+        reload_id=reload_id,
         nonce=nonce,
         prefix=prefix,
         style=_Markup(STYLE),
@@ -3653,6 +3692,7 @@ def write_text(report: Report) -> str:
     if report.request:
         lines.append(f"{report.request.method} {report.request.url}")
     lines.append(", ".join([*(f"{name} {version}" for name, version in report.versions), report.time]))
+    lines += [report.link] if report.link else []
     return "\n".join(lines) + "\n"
 
 
@@ -3714,6 +3754,7 @@ def write_markdown(report: Report) -> str:
         form = ["", *(f"{name} = {text}" for name, text in request.form)] if request.form else []
         parts += ["## Request", _fence("\n".join([*rows, *form]))]
     parts += ["## Versions", _fence("\n".join(f"{name} {version}" for name, version in report.versions))]
+    parts += [f"## Page with frames and console\n\n<{report.link}>"] if report.link else []
     return "\n\n".join(parts) + "\n"
 
 
@@ -3752,6 +3793,13 @@ def _as_plain(value: Any) -> Any:
     return [_as_plain(part) for part in value] if isinstance(value, tuple) else value
 
 
+def write_fragment(report: Report) -> str:
+    """Return what a script may put into a page of the application's: no script, no ids, its own style."""
+    problem = report.problems[-1]
+    title = f"{problem.type}: {_one_line(problem.message, 400)}"
+    return _fill_template(FRAGMENT, title=title, text=write_text(report._replace(link="")), link=report.link)
+
+
 def emergency_page(error: BaseException, crash: str) -> str:
     """Return plain text for when the page of a crash itself fails: it asks nothing of the objects but a type."""
     return f"devserve could not write the page of this crash ({type(error).__name__}). The crash:\n\n{crash}\n"
@@ -3760,24 +3808,38 @@ def emergency_page(error: BaseException, crash: str) -> str:
 # =====================================================================================================================
 # 7. Console
 #
-# A Python prompt in the namespace of a frame, and the shelf that keeps the frames of the last crashes.  Whoever may
-# use them is decided elsewhere.  May know how tracebacks are read (4).
+# A Python prompt in the namespace of a frame, and the store that keeps the last crashes with their frames.  Who may
+# use them is decided elsewhere.  May know foreign code (2) and how tracebacks are read (5).
+#
+# Invariants: a console evaluates one piece of code at a time, each in a thread of its own, all in one context
+# (contextvars) that lasts as long as the console.  What an evaluation prints is told by its thread from what everybody
+# else prints meanwhile.  Completion runs no code of the application's, apart from proxies and cached properties.  A
+# crash that was let go holds no frame, and so no lock, no open transaction and no memory of the application's.
+#
+# Doors: Busy, Console, CRASH_LIMIT, Crash, CrashStore.
+#
+# Read first: Console.run, Console._evaluate, Console.complete, CrashStore.
 # =====================================================================================================================
 
 _OUTPUT_LIMIT = 100_000  # characters of one evaluation's output; a browser draws that much at once
 _COMPLETIONS_LIMIT = 200  # more than anybody reads
-SHELF_LIMIT = 10  # crashes whose frames are kept: enough to compare, few enough for memory
+_COMPLETION_SECONDS = 0.5  # for all foreign code that one completion may run; a person waits no longer for a Tab
+_COMPLETED_TAIL = 500  # characters before the caret that are looked at for what is being typed
+CRASH_LIMIT = 10  # crashes that are kept: enough to compare, few enough for memory
 _COLLECT_EVERY = 10  # crashes: an exception and its frames are often a cycle, which only the collector frees
-_INTERRUPT_PATIENCE = 2.0  # seconds after an interrupt; what goes on longer is inside C code and is not waited for
-_TURN_PATIENCE = 5.0  # seconds that an evaluation waits for another one in the same console
+_INTERRUPT_SECONDS = 2.0  # after an interrupt; what goes on longer is inside C code and is not waited for
+_TURN_SECONDS = 5.0  # that an evaluation waits for another one in the same console
+_CONTEXT_SECONDS = 2.0  # for entering a framework's contexts, or leaving them
 _CONSOLE_FILE = "<console>"  # what its code calls its file, as at every prompt
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]?|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_]?)")  # ECMA-48, and OSC
 
 
 class _Evaluation(NamedTuple):
-    """What an evaluation printed; `more` when the statement is not complete and nothing was run."""
+    """What an evaluation has printed; `more` when the statement is not complete and nothing was run."""
 
     output: str
     more: bool = False
+    running: bool = False  # it has not ended yet
 
 
 class Busy(Exception):
@@ -3785,32 +3847,59 @@ class Busy(Exception):
 
 
 class Console:
-    """One prompt.  What it assigns stays; rebinding a variable does not reach the frame, changing its object does."""
+    """One prompt.  What it assigns stays; rebinding a variable does not reach the frame, changing its object does.
+
+    Any thread may call any method.
+    """
 
     def __init__(
         self, namespace: dict[str, Any], contexts: Iterable[contextlib.AbstractContextManager[Any]] = ()
     ) -> None:
+        from contextlib import ExitStack
+        from contextvars import copy_context
+
         self.namespace = namespace  # one dictionary: functions and comprehensions see what is defined at the prompt
-        self.contexts = contexts  # those that the framework was in when it failed, such as Flask's request
+        self.context = copy_context()
+        self.entered = ExitStack()  # the contexts that the framework was in when it failed, such as Flask's request
         self.turn = threading.Lock()
         self.thread: Optional[_Evaluator] = None
+        for context in contexts:
+            self._call(partial(self.entered.enter_context, context))
 
-    def run(self, code: str) -> _Evaluation:
-        """Evaluate what was typed as a prompt does.  Raises Busy when another evaluation does not end."""
-        if not self.turn.acquire(timeout=_TURN_PATIENCE):
+    def _call(self, job: Callable[[], object]) -> None:
+        """Have a framework's context entered or left in the console's own."""
+        ForeignCalls({"": job}, self.context).begin(_CONTEXT_SECONDS)
+
+    def close(self) -> None:
+        """Leave the framework's contexts, which may end a transaction."""
+        self._call(self.entered.close)
+        self.namespace.clear()  # functions defined at the prompt refer to it in a cycle
+
+    def run(self, code: str, seconds: Optional[float] = None) -> _Evaluation:
+        """Evaluate what was typed as a prompt does; return after `seconds` even when it goes on.
+
+        Raises Busy when another evaluation does not end.
+        """
+        if not self.turn.acquire(timeout=_TURN_SECONDS):
             raise Busy
         try:
             if self.thread is not None:
-                self.thread.join(_TURN_PATIENCE)
+                self.thread.join(_TURN_SECONDS)
                 if self.thread.is_alive():
                     raise Busy
-            self.thread = _Evaluator(self, code)
-            return self.thread.result()
+            _replace_streams()
+            self.thread = _Evaluator(partial(self._evaluate, _plain_code(code)), self.context)
+            self.thread.start()
+            return self.thread.wait(seconds)
         finally:
             self.turn.release()
 
+    def output(self, seconds: float) -> _Evaluation:
+        """Return what the last evaluation has printed by its end, or in `seconds` from now."""
+        return self.thread.wait(seconds) if self.thread else _Evaluation("")
+
     def interrupt(self) -> bool:
-        """Raise KeyboardInterrupt in the evaluation that runs; False when there is none, or no way to do so."""
+        """Raise KeyboardInterrupt in the evaluation that runs; return whether there is one, and a way to do so."""
         thread = self.thread
         if thread is None or not thread.is_alive():
             return False
@@ -3818,49 +3907,45 @@ class Console:
         thread.interrupted.set()
         return done
 
-    def evaluate(self, code: str) -> bool:
-        """Run `_code` in this thread, print what a prompt prints; True when it is not complete."""
+    def _evaluate(self, code: str) -> bool:
+        """Run `code` in this thread, print what a prompt prints; return whether it is not complete."""
         steps, error = call_safely(lambda: _compile_statements(code))
         if error is None and steps is None:
             return True
         if error is None:
-            _, error = call_safely(lambda: self.run_steps(steps or []))
+            _, error = call_safely(lambda: self._run_steps(steps or []))
         if error is not None:
             _, worse = call_safely(lambda: print(_console_traceback(error), end=""))
             if worse is not None:
                 print(type_name(type(error)), "(and its traceback cannot be shown)")
         return False
 
-    def run_steps(self, steps: list[tuple[CodeType, bool]]) -> None:
+    def _run_steps(self, steps: list[tuple[CodeType, bool]]) -> None:
         """Run statements one by one; the value of an expression is shown and named `_`."""
-        from contextlib import ExitStack
-
-        with ExitStack() as stack:
-            for context in self.contexts:
-                stack.enter_context(context)
-            for code, shown in steps:
-                value = eval(code, self.namespace)
-                if shown and value is not None:
-                    self.namespace["_"] = value
-                    print(repr(value))
+        for code, shown in steps:
+            value = eval(code, self.namespace)
+            if shown and value is not None:
+                self.namespace["_"] = value
+                print(repr(value))
 
     def complete(self, code: str) -> tuple[int, list[str]]:
-        """Return where the word before the caret begins, and what it may become.  No property is run."""
-        path = _word_before(code).split(".")
-        start = len(code) - len(".".join(path))
-        names = _names_below(self.namespace, path[:-1])
-        found = sorted(name for name in map(str, names) if name.startswith(path[-1]) and (path[-1] or name[:1] != "_"))
-        return start, [".".join([*path[:-1], name]) for name in found[:_COMPLETIONS_LIMIT]]
+        """Return where what is being typed at the end of `code` begins, and what it may become."""
+        context = self.context.copy()  # an evaluation may be running in the console's own
+        thread = ForeignCalls({"": partial(_complete, code, self.namespace)}, context)
+        thread.begin(_COMPLETION_SECONDS)
+        found = thread.outcomes.get("", (None, None))[0]
+        return found if found else (len(code), [])
 
 
-def _word_before(code: str) -> str:
-    """Return the dotted name at the end of `code`, looking back from there: what comes before may be a megabyte."""
-    start = len(code)
-    while start and (code[start - 1].isalnum() or code[start - 1] in "_."):
-        start -= 1
-    names = code[start:].split(".")
-    first = next((n for n in range(len(names) - 1, 0, -1) if not names[n - 1].isidentifier()), 0)
-    return ".".join(names[first:])
+def _plain_code(code: str) -> str:
+    """Return what was pasted without the prompts of a session, whose output goes, and without a common indentation."""
+    lines = code.split("\n")
+    if re.match(r"\s*>>>( |$)", next((line for line in lines if line.strip()), "")):
+        prompts = [re.match(r"\s*(?:>>>|\.\.\.)(?: |$)(.*)", line) for line in lines]
+        lines = [prompt.group(1) for prompt in prompts if prompt] + [""] * (lines[-1] == "")
+    first = next((line for line in lines if line.strip()), "")
+    margin = first[: len(first) - len(first.lstrip())]
+    return "\n".join(line.removeprefix(margin) if margin and line.strip() else line for line in lines)
 
 
 def _compile_statements(code: str) -> Optional[list[tuple[CodeType, bool]]]:
@@ -3899,51 +3984,194 @@ def _console_traceback(error: BaseException) -> str:
     return "".join(traceback.format_exception(type(error), error, tb))
 
 
+# -- completion
+
+_QUOTE = re.compile(r"'''|\"\"\"|'|\"|#")
+_CLOSINGS = {
+    quote: re.compile(rf"(?:[^\\]|\\.)*?(?:{quote}{end})", re.DOTALL)
+    for quote, end in (("'''", ""), ('"""', ""), ("'", r"|\n"), ('"', r"|\n"))
+}
+_KEY = re.compile(r"""((?:[^\W\d]\w*\.)*[^\W\d]\w*)\[((['"])[^'"\\\n]*|\w*)$""")
+_IMPORT = re.compile(r"\s*import\s+(?:[^;]*,\s*)?([\w.]*)$")
+_FROM = re.compile(r"\s*from\s+([\w.]*)$")
+_FROM_IMPORT = re.compile(r"\s*from\s+([\w.]+)\s+import\s+\(?(?:[^;()]*,\s*)?(\w*)$")
+
+
+def _complete(code: str, namespace: dict[str, Any]) -> tuple[int, list[str]]:
+    """Return where what is being typed begins, and what it may become, of an import, a key, an attribute or a name."""
+    literal = _open_literal(code)
+    tail = code[-_COMPLETED_TAIL:]
+    key = _KEY.search(tail)
+    if key and literal in (-1, len(code) - len(tail) + key.start(2)):
+        typed = key.group(2)
+        keys = map(repr, _keys_of(_value_of(namespace, key.group(1).split("."))))
+        quote = key.group(3)
+        texts = [_quoted(text, quote) if quote else text for text in keys]
+        return len(code) - len(typed), sorted({text for text in texts if text.startswith(typed)})[:_COMPLETIONS_LIMIT]
+    if literal >= 0:
+        return len(code), []
+    line = re.split(r"[\n;]", tail)[-1]
+    for pattern, names_for in ((_FROM_IMPORT, _names_in_module), (_IMPORT, _module_names), (_FROM, _module_names)):
+        found = pattern.match(line)
+        if found:
+            typed = found.groups()[-1]
+            return len(code) - len(typed), _beginning_with(typed, names_for(found.group(1)))
+    path = _word_before(code).split(".")
+    start = len(code) - len(".".join(path))
+    if code[start - 1 : start] == ".":  # an attribute of something that would have to be evaluated
+        return len(code), []
+    found_names = _beginning_with(path[-1], _names_below(namespace, path[:-1]))
+    return start, [".".join([*path[:-1], name]) for name in found_names]
+
+
+def _beginning_with(typed: str, names: Iterable[str]) -> list[str]:
+    """Return the names that go on from what was typed; private ones only when they were asked for."""
+    hidden = typed.rpartition(".")[2] == ""
+    found = {name for name in map(str, names) if name.startswith(typed)}
+    return sorted(name for name in found if not (hidden and name[len(typed) :].startswith("_")))[:_COMPLETIONS_LIMIT]
+
+
+def _open_literal(code: str) -> int:
+    """Return where the text or comment begins in which `code` ends; -1 when it ends in neither."""
+    at = 0
+    while True:
+        quote = _QUOTE.search(code, at)
+        if quote is None:
+            return -1
+        if quote.group() == "#":
+            at = code.find("\n", quote.end())
+            if at < 0:
+                return quote.start()
+            continue
+        closing = _CLOSINGS[quote.group()].match(code, quote.end())
+        if closing is None:
+            return quote.start()
+        at = closing.end()
+
+
+def _quoted(text: str, quote: str) -> str:
+    """Return the repr of a text with the quotes that were typed, if it can have them."""
+    return quote + text[1:-1] + quote if text[:1] in "'\"" and quote not in text[1:-1] else text
+
+
+def _word_before(code: str) -> str:
+    """Return the dotted name at the end of `code`, looking back from there: what comes before may be a megabyte."""
+    start = len(code)
+    while start and (code[start - 1].isalnum() or code[start - 1] in "_."):
+        start -= 1
+    names = code[start:].split(".")
+    first = next((n for n in range(len(names) - 1, 0, -1) if not names[n - 1].isidentifier()), 0)
+    return ".".join(names[first:])
+
+
 def _names_below(namespace: dict[str, Any], path: list[str]) -> Iterable[str]:
-    """Return the attributes of what a dotted path stands for, found without running a property; all names for none."""
+    """Return the attributes of what a dotted path stands for; all names for no path."""
     import builtins
     import keyword
 
     if not path:
         return {*namespace, *vars(builtins), *keyword.kwlist}
+    value = _value_of(namespace, path)
+    if value is MISSING:
+        return ()
+    columns = _keys_of(value) if "_ipython_key_completions_" in static_attributes(value) else ()
+    return {*static_attributes(value), *(key for key in columns if isinstance(key, str) and key.isidentifier())}
+
+
+def _value_of(namespace: dict[str, Any], path: list[str]) -> Any:
+    """Return what a dotted path stands for, as far as it can be had; MISSING otherwise."""
+    import builtins
+
     value = namespace.get(path[0], vars(builtins).get(path[0], MISSING))
     for name in path[1:]:
-        value = MISSING if value is MISSING else static_attribute(value, name)
-    return () if value is MISSING else static_attributes(value)
+        value = _attribute(_behind_proxy(value), name)
+    return _behind_proxy(value)
+
+
+def _attribute(value: Any, name: str) -> Any:
+    """Return an attribute found without running code, but for cached properties, which are meant to be cheap."""
+    if value is MISSING:
+        return MISSING
+    found = static_attribute(value, name)
+    held = static_attributes(value).get(name)
+    if "cached_property" in [kind.__name__ for kind in type(held).__mro__]:
+        return getattr(value, name)
+    return found
+
+
+def _behind_proxy(value: Any) -> Any:
+    """Return what a proxy of Werkzeug's stands for, or a lazy object of Django's that has been made."""
+    held = {} if value is MISSING else static_attributes(value)
+    if "_get_current_object" in held:
+        return value._get_current_object()
+    made = own_dict(value).get("_wrapped", MISSING) if "_setupfunc" in held else MISSING
+    return value if made is MISSING or type(made) is object else made
+
+
+def _keys_of(value: Any) -> list[Any]:
+    """Return the keys of a mapping or a table."""
+    if value is MISSING:
+        return []
+    if issubclass(type(value), dict):
+        return [key for key in list(dict.keys(value))[:10_000] if type(key) in (str, bytes, int, float, bool)]
+    if "_ipython_key_completions_" in static_attributes(value):  # pandas and others offer it to every prompt
+        return list(value._ipython_key_completions_())
+    return list(value.keys()) if "keys" in static_attributes(value) and not issubclass(type(value), type) else []
+
+
+def _module_names(typed: str) -> list[str]:
+    """Return the modules that may be meant by a dotted name whose last part is being typed; none is imported."""
+    import pkgutil
+
+    package = typed.rpartition(".")[0]
+    if not package:
+        return [*sys.builtin_module_names, *(module.name for module in pkgutil.iter_modules())]
+    folders = getattr(sys.modules.get(package), "__path__", ())
+    return [f"{package}.{module.name}" for module in pkgutil.iter_modules(list(folders))]
+
+
+def _names_in_module(name: str) -> list[str]:
+    """Return what a module holds, and its submodules; one that is not imported yet tells nothing."""
+    module = sys.modules.get(name)
+    submodules = [name.rpartition(".")[2] for name in _module_names(name + ".")]
+    return [*static_attributes(module), *submodules] if module is not None else submodules
+
+
+# -- what an evaluation prints
 
 
 class _Evaluator(ForeignCalls):
-    """One evaluation, in a thread of its own.
+    """The thread of one evaluation; an interrupt can hit it without hitting the server."""
 
-    An interrupt can hit it without hitting the server; the answer need not wait for it when an interrupt has no
-    effect; and what it prints is told by its thread from what the server and the application print meanwhile.
-    """
-
-    def __init__(self, console: Console, code: str) -> None:
-        super().__init__({"": partial(console.evaluate, code)})
-        self.output = io.StringIO()
+    def __init__(self, job: Callable[[], bool], context: Context) -> None:
+        super().__init__({"more": job}, context)
+        self.printed = io.StringIO()
         self.interrupted = threading.Event()
 
-    def result(self) -> _Evaluation:
-        """Start, and return what came of it; after an interrupt without effect, what came of it so far."""
-        for name in ("stdin", "stdout", "stderr"):
-            if not isinstance(getattr(sys, name), _Stream):
-                setattr(sys, name, _Stream(getattr(sys, name)))
-        self.start()
-        while self.is_alive() and not self.interrupted.is_set():
+    def wait(self, seconds: Optional[float] = None) -> _Evaluation:
+        """Return what came of it, or by now; after an interrupt without effect, too, it is waited for no longer."""
+        end = None if seconds is None else time.monotonic() + seconds
+        while self.is_alive() and not self.interrupted.is_set() and (end is None or time.monotonic() < end):
             self.join(0.05)  # seconds until an interrupt is noticed; the end is noticed at once
-        self.join(_INTERRUPT_PATIENCE)
-        text = self.output.getvalue()
-        if self.is_alive():
+        if self.interrupted.is_set():
+            self.join(_INTERRUPT_SECONDS)
+        text = _ESCAPES.sub("", self.printed.getvalue())
+        if not self.is_alive():
+            return _Evaluation(text, self.outcomes.get("more", (False, None))[0] is True)
+        if self.interrupted.is_set():
             text += "(it runs on: what is not Python code, such as a sleep, cannot be interrupted)\n"
-        return _Evaluation(text, self.outcomes.get("", (False, None))[0] is True)
+        return _Evaluation(text, running=not self.interrupted.is_set())
+
+
+def _replace_streams() -> None:
+    """Have the standard streams tell evaluations from everybody else.  Once replaced, they stay: others hold them."""
+    for name in ("stdin", "stdout", "stderr"):
+        if not isinstance(getattr(sys, name), _Stream):
+            setattr(sys, name, _Stream(getattr(sys, name)))
 
 
 class _Stream:
-    """One of the standard streams: to an evaluation its own output and no input, to everybody else what it was.
-
-    It replaces the stream of `sys` at the first evaluation and stays: one that others hold on to cannot be taken back.
-    """
+    """One of the standard streams: to an evaluation its own output and no input, to everybody else what it was."""
 
     def __init__(self, real: Any) -> None:
         self.real = real
@@ -3954,7 +4182,7 @@ class _Stream:
     def output(self) -> Optional[io.StringIO]:
         """Return where the current thread's output goes when it is an evaluation."""
         thread = threading.current_thread()
-        return thread.output if isinstance(thread, _Evaluator) else None
+        return thread.printed if isinstance(thread, _Evaluator) else None
 
     def write(self, text: str) -> int:
         output = self.output()
@@ -3995,67 +4223,131 @@ class _Stream:
         return int(self.real.fileno())
 
 
-class _Crash:
-    """The frames of one crash and the consoles that were opened in them."""
+# -- the last crashes
 
-    def __init__(self, contexts: Iterable[contextlib.AbstractContextManager[Any]]) -> None:
-        self.id = os.urandom(8).hex()  # nobody may guess it: a page can ask for its own frames only
+
+class Crash:
+    """One crash: what is known of it as data, and its frames with their consoles until they are let go.
+
+    The thread in which it happened fills it; from then on any thread may open consoles and let go of the frames.
+    """
+
+    def __init__(
+        self,
+        what: str = "",
+        request: Any = None,
+        contexts: Iterable[contextlib.AbstractContextManager[Any]] = (),
+        id: str = "",
+    ) -> None:
+        self.id = id or os.urandom(8).hex()  # nobody may guess it: who has it may read the page
+        self.what = what  # what was being done, such as GET /path
+        self.request = request  # as it was recorded, with its `key`, to be sent again
+        self.time = time.time()
+        self.seconds = 0.0  # from the request's begin
+        self.report: Optional[Report] = None
         self.contexts = list(contexts)
-        self.places: list[FramePosition] = []
+        self.positions: list[FramePosition] = []
         self.consoles: dict[int, Console] = {}
+        self.opening = threading.Lock()  # held while a console is made or all are closed
+        self.is_let_go = False
 
-    def keep(self, place: FramePosition) -> str:
-        """Keep a place; return the id under which it is found."""
-        self.places.append(place)
-        return f"{self.id}-{len(self.places) - 1}"
+    def keep(self, position: FramePosition) -> str:
+        """Keep a position; return the id under which it is found."""
+        self.positions.append(position)
+        return f"{self.id}-{len(self.positions) - 1}"
+
+    def let_go(self) -> None:
+        """Let go of the frames, and so of all that they hold; what was read of them stays."""
+        with self.opening:
+            self.is_let_go = True
+            for console in self.consoles.values():
+                console.close()
+            self.consoles, self.positions, self.contexts = {}, [], []
+
+    def is_of(self, key: object) -> bool:
+        """Return whether it is the crash of a request with this key."""
+        return self.request is not None and self.request.key == key
+
+    def title(self) -> str:
+        """Return type and message in one line; nothing of a crash that could not be read."""
+        problem = self.report.problems[-1] if self.report else None
+        return " ".join(f"{problem.type}: {problem.message}".split()) if problem else ""
 
 
-class FrameShelf:
-    """The last SHELF_LIMIT crashes.  An older one is let go, with all that its frames held."""
+class CrashStore:
+    """The last crashes.  Any thread may call any method.
+
+    More than CRASH_LIMIT push out those first whose frames are let go already, then the oldest.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.crashes: OrderedDict[str, _Crash] = OrderedDict()
+        self.crashes: OrderedDict[str, Crash] = OrderedDict()
         self.count = 0
 
-    def open(self, contexts: Iterable[contextlib.AbstractContextManager[Any]] = ()) -> _Crash:
-        """Return a place on the shelf for a new crash."""
-        crash = _Crash(contexts)
+    def add(self, crash: Crash) -> Crash:
+        """Keep a new crash, and return it."""
         with self.lock:
             self.crashes[crash.id] = crash
             self.count += 1
-            while len(self.crashes) > SHELF_LIMIT:
-                self.crashes.popitem(last=False)
-            full = self.count % _COLLECT_EVERY == 0
-        if full:
-            import gc
-
-            gc.collect()
+            is_time_to_collect = self.count % _COLLECT_EVERY == 0
+            dropped = None
+            if len(self.crashes) > CRASH_LIMIT:
+                empty = next((each.id for each in self.crashes.values() if each.is_let_go), "")
+                dropped = self.crashes.pop(empty) if empty else self.crashes.popitem(last=False)[1]
+        if dropped:
+            dropped.let_go()
+        if is_time_to_collect:
+            _collect_garbage()
         return crash
 
-    def place(self, id: str) -> FramePosition:
-        """Return what was kept under an id.  Raises KeyError when it is not there any more, or never was."""
-        crash, number = self._find(id)
-        return crash.places[number]
-
-    def console(self, id: str) -> Console:
-        """Return the console of a frame, the same one each time.  Raises KeyError as `place` does."""
-        crash, number = self._find(id)
+    def all(self) -> list[Crash]:
+        """Return the crashes, the newest first."""
         with self.lock:
+            return list(self.crashes.values())[::-1]
+
+    def find(self, id: str) -> Crash:
+        """Return the crash of an id.  Raises KeyError when it is not there any more, or never was."""
+        with self.lock:
+            return self.crashes[id]
+
+    def position(self, frame_id: str) -> FramePosition:
+        """Return what was kept under an id.  Raises KeyError as `find` does, and when the frame was let go."""
+        return self._find_frame(frame_id)[2]
+
+    def console(self, frame_id: str) -> Console:
+        """Return the console of a frame, the same one each time.  Raises KeyError as `position` does."""
+        crash, number, position = self._find_frame(frame_id)
+        with crash.opening:
             if number not in crash.consoles:
-                frame = crash.places[number].frame
-                names = {**frame.f_globals, **locals_of(frame)}
+                names = {**position.frame.f_globals, **locals_of(position.frame)}
                 crash.consoles[number] = Console(names, crash.contexts)
             return crash.consoles[number]
 
-    def _find(self, id: str) -> tuple[_Crash, int]:
-        crash_id, _, number = id.partition("-")
+    def let_go(self, key: object) -> None:
+        """Let go of the frames of earlier crashes of the same request, as they may hold what it needs now."""
         with self.lock:
-            crash = self.crashes[crash_id]
+            same = [crash for crash in self.crashes.values() if crash.is_of(key) and crash.positions]
+        for crash in same:
+            crash.let_go()
+        if same:
+            _collect_garbage()
+
+    def _find_frame(self, frame_id: str) -> tuple[Crash, int, FramePosition]:
+        crash_id, _, number = frame_id.partition("-")
+        crash = self.find(crash_id)
+        positions = crash.positions
         known = number.isdecimal() and len(number) <= 9  # int() refuses digits beyond 4,300 (CVE-2020-10735)
-        if not known or int(number) >= len(crash.places):
-            raise KeyError(id)
-        return crash, int(number)
+        if not known or int(number) >= len(positions):
+            raise KeyError(frame_id)
+        return crash, int(number), positions[int(number)]
+
+
+def _collect_garbage() -> None:
+    """Free what is part of a cycle, as an exception and its frames often are, and a connection of sqlite3 always."""
+    import gc
+
+    gc.collect()
 
 
 # =====================================================================================================================
@@ -4465,15 +4757,27 @@ def _equals_in_constant_time(given: str, expected: str) -> bool:
 # 9. Debugger
 #
 # WSGI middleware, under any server: a response passes through untouched, an exception becomes a page.  It looks for
-# failures where PEP 3333 lets them happen: in the call, and between two chunks.  Once the headers are out nothing can
-# be told to the client, so the exception goes on to the server, which cuts the connection; so does one that
-# `close` raises.  Under PREFIX are the endpoints that the page uses.  May know the terminal (2) and the rooms 4 to 7.
+# failures where PEP 3333 lets them happen: in the call, between two chunks, and in `close`.  Once the headers are out
+# no page can be shown, so the exception goes on to the server, which cuts the connection; a stream of text gets a last
+# line before that.  Every crash is stored, whoever the client was, and has an address under _PREFIX, where the pages
+# find their endpoints, too.  May know foreign code (2), the terminal (3) and the rooms 5 to 8.
+#
+# Invariants: the guard is asked before an endpoint does anything.  The application, and so whatever a page shows of
+# it, never gets to see the cookies that open a console.  The terminal tells of a crash before the page is made.  A
+# failure of the page itself is answered with plain text.
+#
+# Doors: DebuggedApplication.
+#
+# Read first: DebuggedApplication, _Exchange.guarded, _Exchange.start_error_page, _DebuggerEndpoint.reply, _PAGES.
 # =====================================================================================================================
 
 _PREFIX = "/__devserve__"
+_CRASH = "crash/"  # the id follows
 _RECORDED_BODY = 65_536  # bytes of a request's body that are kept for the page: any form, the beginning of an upload
 _REQUEST_LIMIT = 1_000_000  # bytes of what the page may send: code that was pasted
 _SOURCE_LINES_LIMIT = 2_000  # lines of source for one click
+_EVALUATION_WAIT = 10.0  # seconds that a page may have an endpoint wait for an evaluation's end; it asks again
+_REPLAY_SECONDS = 10.0  # that a response which was asked for again is read: one without end has an end here
 _PRESERVE_CONTEXT = "werkzeug.debug.preserve_context"  # Flask hands its contexts to what it finds there, for a console
 _STATUSES = {  # of refusals, by their `error`
     "body": "400 Bad Request",
@@ -4486,28 +4790,41 @@ _STATUSES = {  # of refusals, by their `error`
 _FORBIDDEN = "403 Forbidden"  # for all others
 # Headers of the response that our page takes the place of which are about its content; all others are kept.
 _ABOUT_CONTENT = frozenset("content-encoding content-language content-disposition etag last-modified age".split())
-_WORTH_A_LINE = frozenset({"pin", "unlock", "console"})  # in the log; the rest is what an open page asks by itself
+_UNLOGGED = frozenset({"alive", "variables", "source", "eval", "output", "complete", "interrupt"})  # what pages ask
 
 
 class DebuggedApplication:
-    """Wraps a WSGI application.  `generation` is a word that changes with each reload, by which open pages mend.
+    """Wraps a WSGI application, under any server, so that its exceptions become pages with a console.
 
-    Without a guard it makes one and prints its PIN, as under another server nobody else does.
+        app = devserve.DebuggedApplication(app, pin="123-456", trusted_hosts=["dev.example.com"])
+
+    pin: str, asked for before the console opens; "" makes a random one, "off" asks for none.
+    trusted_hosts: hosts besides this machine's own names whose pages may use the console.
+    terminal: where crashes are told; standard error if it is not given.
+
+    Raises `DevserveError` for a PIN of which nothing is left to type.  The PIN is printed unless the caller brings a
+    `guard`, as devserve's own runner does; then it greets.  `base_url` is where the server is reached, for links in
+    crashes that no request tells of.  `reload_id` is a word that changes with each process, by which open pages notice
+    a reload.  Any thread may call it.
     """
 
     def __init__(
         self,
         app: WSGIApplication,
         *,
+        pin: str = "",
+        trusted_hosts: Iterable[str] = (),
         guard: Optional[Guard] = None,
         terminal: Optional[Terminal] = None,
-        generation: str = "",
+        base_url: str = "",
+        reload_id: str = "",
     ) -> None:
         self.app = app
         self.terminal = terminal or Terminal()
-        self.guard = guard or Guard.fresh()
-        self.generation = generation or os.urandom(8).hex()
-        self.shelf = FrameShelf()
+        self.guard = guard or Guard.fresh(pin, 0, trusted_hosts)
+        self.base_url = base_url
+        self.reload_id = reload_id or os.urandom(8).hex()
+        self.crashes = CrashStore()
         self.app_console: Optional[Console] = None
         if guard is None:
             self.terminal.say(f"devserve: the debugger's PIN is {self.guard.pin}")
@@ -4518,14 +4835,61 @@ class DebuggedApplication:
             return _DebuggerEndpoint(self, environ).answer(start_response)
         return _Exchange(self, environ, start_response).begin()
 
+    def report(self, error: BaseException, environ: Optional[Environ] = None, what: str = "") -> str:
+        """Store a crash that other code has caught, such as a background task's; return the address of its page.
+
+        `what` says what was being done, and `environ` during which request, if there was one.  Nothing is printed.
+        """
+        request = _RecordedRequest.of(environ) if environ else None
+        crash = Crash(what or (request.line() if request else "outside of a request"), request)
+        link = self.link(crash, environ)
+        self.read(error, crash, environ, link)
+        return link
+
+    def read(self, error: BaseException, crash: Crash, environ: Optional[Environ], link: str) -> None:
+        """Read what is known of a crash, and store it."""
+        request = None
+        if environ:
+            body = crash.request.body if crash.request else b""
+            request, _ = call_safely(lambda: read_request(environ, body))
+        self.crashes.add(crash)
+        crash.report = read_report(error, request, crash.keep)._replace(link=link)
+
+    def link(self, crash: Crash, environ: Optional[Mapping[str, Any]]) -> str:
+        """Return the address of a crash's page, by the host that the client used unless that is not to be trusted."""
+        environ = environ or {}
+        base = self.base_url
+        if environ.get("HTTP_HOST") and not self.guard.refuses_reading(environ):
+            base = f"{environ.get('wsgi.url_scheme', 'http')}://{environ['HTTP_HOST']}"
+        elif not base.startswith("http"):
+            base = f"http://localhost:{self.guard.port or environ.get('SERVER_PORT', 80)}"
+        return f"{base}{str(environ.get('SCRIPT_NAME', '')).rstrip('/')}{_PREFIX}/{_CRASH}{crash.id}"
+
     def console(self, id: str) -> Console:
         """Return the console of a frame, or of the application alone.  Raises KeyError when the frame is gone."""
         if id != "app":
-            return self.shelf.console(id)
+            return self.crashes.console(id)
         if self.app_console is None:
             contexts, _ = call_safely(lambda: _contexts_of(self.app))
             self.app_console = Console({"__name__": "__console__", "app": self.app}, contexts or ())
         return self.app_console
+
+    def replay(self, request: _RecordedRequest, environ: Environ) -> dict[str, Any]:
+        """Send a recorded request to the application again; return status, seconds and the new crash's id, if any."""
+        again = request.environ(environ)
+        heads: list[str] = []
+
+        def start_response(status: str, headers: Any, exc_info: Any = None) -> Callable[[bytes], object]:
+            heads.append(status)
+            return len
+
+        begin = time.monotonic()
+        _, error = call_safely(lambda: _read_through(self(again, start_response), begin + _REPLAY_SECONDS))
+        seconds = time.monotonic() - begin
+        link = again.get(CRASH_LINK, "")
+        if error is not None:
+            self.terminal.crash(error, request.line())
+        return {"status": heads[-1] if heads else "no response", "seconds": seconds, "crash": link.rpartition("/")[2]}
 
     # -- what a page needs to know
 
@@ -4534,7 +4898,7 @@ class DebuggedApplication:
         refusal = self.guard.refuses_script(environ)
         closed = ConsoleState("closed", "", refusal.reason, refusal.remedy) if refusal else None
         console = closed or self.console_state(environ)
-        return {"console": console, "generation": self.generation, "prefix": self.prefix(environ)}
+        return {"console": console, "reload_id": self.reload_id, "prefix": self.prefix(environ)}
 
     def prefix(self, environ: Mapping[str, Any]) -> str:
         """Return where the endpoints are, relative to the page, since a proxy may have taken the path's beginning."""
@@ -4548,7 +4912,7 @@ class DebuggedApplication:
         return "../" * depth + _PREFIX[1:]
 
     def console_state(self, environ: Mapping[str, Any]) -> ConsoleState:
-        """Return what the page of this request may do, and why not more."""
+        """Return what the client of this request may do, and why not more."""
         refusal = self.guard.refuses_host(environ)
         if refusal:
             return ConsoleState("closed", "", refusal.reason, refusal.remedy)
@@ -4569,13 +4933,27 @@ def _contexts_of(app: Any) -> list[Any]:
     return [maker()] if callable(maker) else []
 
 
+def _read_through(app_iter: Iterable[bytes], end: float) -> None:
+    """Iterate over a response as a server does; leave one that has not ended by `end` (of time.monotonic)."""
+    try:
+        for _ in app_iter:
+            if time.monotonic() > end:
+                break
+    finally:
+        close = getattr(app_iter, "close", None)
+        if close is not None:
+            close()
+
+
+# -- a request and its response
+
 _NO_CHUNKS: Iterator[Any] = iter(())
 
 
 class _Exchange:
     """One request and its response, which is iterated over as the application's own would be.
 
-    The application, and so whatever the page shows of it, never gets to see the cookies that open a console.
+    Used by one thread, the one that serves the request.
     """
 
     def __init__(self, debugger: DebuggedApplication, environ: Environ, start_response: StartResponse) -> None:
@@ -4586,15 +4964,18 @@ class _Exchange:
         self.cookies = _take_cookies(environ)
         self.body = _record_body(environ)
         self.contexts: list[Any] = []
-        self.started = self.sent = False
         self.head: tuple[str, list[tuple[str, str]]] = ("", [])  # the application's own
         self.handed: list[BaseException] = []  # what a framework has caught, and answers with our text
+        self.began = time.monotonic()
+        self.started = self.sent = self.has_failed = False
         self.app_iter: Any = ()
         self.chunks: Iterator[Any] = _NO_CHUNKS
+        if debugger.crashes.crashes:
+            debugger.crashes.let_go(_request_key(environ))
 
     def begin(self) -> Iterable[bytes]:
         """Call the application; return its iterable itself where nothing can fail in it any more, else this one."""
-        response = self.tried(self.call)
+        response = self.guarded(self.call)
         return self if response is None else response
 
     def call(self) -> Iterable[bytes]:
@@ -4635,14 +5016,17 @@ class _Exchange:
     def raise_handed(self, chunk: Optional[bytes]) -> None:
         """Raise what a framework has handed over, when its answer has arrived; `chunk` is None at the end.
 
-        To a HEAD no body comes.  When the answer became another, that is the application's will, and the terminal
-        alone is told.
+        To a HEAD no body comes.  When the answer became another, that is the application's will: the crash is told
+        on the terminal, and stored.
         """
         if not self.handed or (chunk is not None and HANDED_OVER.encode() not in chunk):
             return
         if chunk is not None or self.environ.get("REQUEST_METHOD") == "HEAD":
             raise self.handed[-1]
-        self.tell_terminal(self.handed.pop())
+        error = self.handed.pop()
+        crash, link = self.new_crash()
+        call_safely(lambda: self.debugger.terminal.crash(error, crash.what, link=link))
+        call_safely(lambda: self.debugger.read(error, crash, self.environ, link))
 
     def check_started(self) -> None:
         if not self.started and not is_taken_over(self.environ):
@@ -4652,10 +5036,10 @@ class _Exchange:
         return self
 
     def __next__(self) -> bytes:
-        chunk = self.tried(self.advance)
-        return next(self.chunks) if chunk is None else chunk  # None: at the end, and before the page
+        chunk = self.guarded(self.next_chunk)
+        return next(self.chunks) if chunk is None else chunk  # None: at the end, before the page, and the last words
 
-    def advance(self) -> Optional[bytes]:
+    def next_chunk(self) -> Optional[bytes]:
         """Return the application's next chunk, or None at the end."""
         chunk = next(self.chunks, MISSING)
         self.check_started()
@@ -4673,30 +5057,36 @@ class _Exchange:
         self.contexts.clear()
         close = getattr(self.app_iter, "close", None)
         if close is not None:
-            close()
+            self.sent, self.head = True, ("", [])  # whatever was: nothing can be sent any more
+            self.guarded(close)
 
-    def tried(self, step: Callable[[], Outcome]) -> Optional[Outcome]:
-        """Take a step of the application's; when it fails and nothing is sent yet, let the page be the response."""
+    def guarded(self, step: Callable[[], Outcome]) -> Optional[Outcome]:
+        """Take a step of the application's.
+
+        When it fails and nothing is sent yet, return None, and let the page be the response.  Later it is too late for
+        a page: the exception goes on, once it is stored.
+        """
         try:
             return step()
         except BaseException as error:  # the debugger's broad catch: a view may raise anything
             ctrl_c = isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
-            if ctrl_c or self.sent or nobody_listens(error, self.environ):
+            if ctrl_c or self.has_failed or nobody_listens(error, self.environ):
                 raise
-            self.tell(error)
+            if not self.sent:
+                self.start_error_page(error)
+            elif not self.end_stream(error):
+                raise
             return None
 
-    def tell(self, error: BaseException) -> None:
+    def start_error_page(self, error: BaseException) -> None:
         """Print the crash, then begin a new response about it.
 
         Raises the exception again when the server has sent the headers after all (PEP 3333, start_response).
         """
-        self.environ = {**self.environ, "SCRIPT_NAME": self.script_name, "PATH_INFO": self.path}
-        self.environ.pop(_PRESERVE_CONTEXT, None)
-        self.environ.pop(ON_EXCEPTION, None)
+        crash, link = self.new_crash()
         if not getattr(self.debugger.app, "deferred", False):
-            self.tell_terminal(error)
-        headers, page = self.response_about(error)
+            call_safely(lambda: self.debugger.terminal.crash(error, crash.what, link=link))
+        headers, page = self.error_response(error, crash, link)
         status, kept = self.head if any(error is each for each in self.handed) else ("500 Internal Server Error", [])
         self.handed.clear()
         ours = {name.lower() for name, _ in headers}
@@ -4705,33 +5095,63 @@ class _Exchange:
         self.started = True
         self.chunks = iter(() if self.environ.get("REQUEST_METHOD") == "HEAD" else (page,))
 
-    def tell_terminal(self, error: BaseException) -> None:
-        what = f"{self.environ.get('REQUEST_METHOD')} {self.script_name}{self.path}"
-        call_safely(lambda: self.debugger.terminal.crash(error, what))
+    def end_stream(self, error: BaseException) -> bool:
+        """Store a crash of which the client cannot be shown a page; return whether last words are the next chunk.
 
-    def response_about(self, error: BaseException) -> tuple[list[tuple[str, str]], bytes]:
+        The server prints the crash, with the link that it finds in the environ, when the exception reaches it.
+        """
+        self.has_failed = True
+        crash, link = self.new_crash()
+        call_safely(lambda: self.debugger.read(error, crash, self.environ, link))
+        if not str(self.environ.get("SERVER_SOFTWARE", "")).startswith("devserve"):
+            self.debugger.terminal.say(f"devserve: {crash.what} failed: {link}")
+        words = _last_words(error, link, {name.lower(): value for name, value in self.head[1]})
+        if not words or self.debugger.guard.refuses_reading(self.environ):
+            return False
+        self.chunks = _chunk_then_raise(words, error)
+        return True
+
+    def new_crash(self) -> tuple[Crash, str]:
+        """Return a crash of this request, and its link, which the environ gets too."""
+        environ = {**self.environ, "SCRIPT_NAME": self.script_name, "PATH_INFO": self.path}
+        environ.pop(_PRESERVE_CONTEXT, None)
+        environ.pop(ON_EXCEPTION, None)
+        request = _RecordedRequest.of(environ, self.body)
+        crash = Crash(request.line(), request, self.contexts)
+        crash.seconds = time.monotonic() - self.began
+        link = self.environ[CRASH_LINK] = self.debugger.link(crash, environ)
+        self.environ = environ
+        return crash, link
+
+    def error_response(self, error: BaseException, crash: Crash, link: str) -> tuple[list[tuple[str, str]], bytes]:
         """Return headers and body, in the type that the client prefers; plain text when no page can be made."""
+        is_fragment = _wants_fragment(self.environ)
         kind, nonce = _preferred_type(self.environ.get("HTTP_ACCEPT", "")), os.urandom(16).hex()
+        if is_fragment and kind == "text/plain" and "text/plain" not in self.environ.get("HTTP_ACCEPT", ""):
+            kind = "text/html"
+        _, trouble = call_safely(lambda: self.debugger.read(error, crash, self.environ, link))
+        if trouble is None:
+            text, trouble = call_safely(lambda: self.text_about(crash, kind, nonce, is_fragment))
+        if trouble is not None:
+            kind = "text/plain"
+            told, _ = call_safely(lambda: traceback_text(error))
+            text = emergency_page(trouble, told or type_name(type(error)))
+        page = (text or "").encode("utf-8", "backslashreplace")
+        headers = _page_headers(kind, nonce, is_fragment=is_fragment)
+        return [*headers, ("Content-Length", str(len(page)))], page
+
+    def text_about(self, crash: Crash, kind: str, nonce: str, is_fragment: bool) -> str:
+        """Return what the client is shown of a crash that was read."""
         refusal = self.debugger.guard.refuses_reading(self.environ)
         if refusal:
             reason = f"The application failed, and the terminal shows how. {refusal.reason}"
-            page = _write_refusal(refusal._replace(reason=reason), kind, nonce, as_report=True).encode()
-            return [*_page_headers(kind, nonce), ("Content-Length", str(len(page)))], page
-        text, trouble = call_safely(lambda: self.text_about(error, kind, nonce))
-        if trouble is not None:
-            kind = "text/plain"
-            crash, _ = call_safely(lambda: traceback_text(error))
-            text = emergency_page(trouble, crash or type_name(type(error)))
-        page = (text or "").encode("utf-8", "backslashreplace")
-        return [*_page_headers(kind, nonce), ("Content-Length", str(len(page)))], page
-
-    def text_about(self, error: BaseException, kind: str, nonce: str) -> str:
-        request = read_request(self.environ, bytes(self.body.kept) if self.body else b"")
-        if kind != "text/html":  # only a page can come back for its frames
-            return _WRITERS[kind](read_report(error, request))
-        report = read_report(error, request, self.debugger.shelf.open(self.contexts).keep)
+            return _write_refusal(refusal._replace(reason=reason), kind, nonce, as_report=True)
+        if kind != "text/html":
+            return _WRITERS[kind](_report_of(crash))
+        if is_fragment:
+            return write_fragment(_report_of(crash))
         visitor = {**self.environ, "HTTP_COOKIE": self.cookies}
-        return write_page(report, nonce=nonce, **self.debugger.surroundings(visitor))
+        return write_page(_report_of(crash), nonce=nonce, **self.debugger.surroundings(visitor))
 
 
 class _SizedExchange:
@@ -4751,6 +5171,12 @@ class _SizedExchange:
 
     def close(self) -> None:
         self.exchange.close()
+
+
+def _report_of(crash: Crash) -> Report:
+    """Return the report of a crash that was read."""
+    assert crash.report is not None
+    return crash.report
 
 
 def _take_cookies(environ: Environ) -> str:
@@ -4773,17 +5199,91 @@ class _NotWSGI(TypeError):
     """The application breaks PEP 3333, in a way that none of its frames shows."""
 
 
+def _last_words(error: BaseException, link: str, headers: Mapping[str, str]) -> bytes:
+    """Return the line with which a stream of text ends; nothing where a line would do harm, or has no room."""
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not kind.startswith("text/") or not {"content-length", "content-encoding"}.isdisjoint(headers):
+        return b""
+    line = f"devserve: {type_name(type(error))} ended this response; see {link}"
+    if kind == "text/html":
+        from html import escape
+
+        line = f"<p>{escape(line)}</p>"
+    return f"\n{': ' if kind == 'text/event-stream' else ''}{line}\n".encode("utf-8", "backslashreplace")
+
+
+def _chunk_then_raise(chunk: bytes, error: BaseException) -> Iterator[bytes]:
+    yield chunk
+    raise error
+
+
+# -- the request, recorded
+
+
+def _request_key(environ: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what makes a request the same page as another."""
+    return tuple(environ.get(name, "") for name in ("REQUEST_METHOD", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING"))
+
+
+class _RecordedRequest(NamedTuple):
+    """A request as the application got it, to be shown and to be sent again."""
+
+    key: tuple[Any, ...]  # of `_request_key`
+    variables: tuple[tuple[str, Any], ...]  # the headers and what else the client decided, by their CGI names
+    body: bytes
+    is_whole: bool  # nothing of the body is missing
+
+    @classmethod
+    def of(cls, environ: Environ, body: Optional[_RecordedBody] = None) -> _RecordedRequest:
+        """Return the record of a request, whose body the application may have read in part or not at all."""
+        kept = ("CONTENT_TYPE", "CONTENT_LENGTH", "REQUEST_URI", "RAW_URI", "SERVER_PROTOCOL", "wsgi.url_scheme")
+        names = [name for name in environ if isinstance(name, str) and (name[:5] == "HTTP_" or name in kept)]
+        if body:
+            call_safely(body.finish)
+        whole = body is None or body.is_whole
+        return cls(
+            _request_key(environ),
+            tuple((name, environ[name]) for name in names),
+            bytes(body.kept) if body else b"",
+            whole,
+        )
+
+    def line(self) -> str:
+        """Return method and path."""
+        method, mount, path, _ = self.key
+        return f"{method} {mount}{path}"
+
+    def environ(self, like: Environ) -> Environ:
+        """Return an environ for the request, from the server of another one."""
+        own = {name: value for name, value in like.items() if name.startswith(("wsgi.", "SERVER_", "REMOTE_"))}
+        names = ("REQUEST_METHOD", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING")
+        wsgi_input = {"wsgi.input": io.BytesIO(self.body), "wsgi.input_terminated": True}
+        return {**own, **dict(zip(names, self.key)), **dict(self.variables), **wsgi_input}
+
+
 class _RecordedBody:
     """The request's body; `kept` has the beginning of what the application has read of it."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, length: Optional[int]) -> None:
         self.stream = stream
+        self.length = length  # None when only the end of the stream tells
         self.kept = bytearray()
+        self.size = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
+    @property
+    def is_whole(self) -> bool:
+        return self.size == len(self.kept) and self.length in (None, self.size)
+
+    def finish(self) -> None:
+        """Read what a small body holds beyond what the application has read."""
+        if self.length is not None and self.size < self.length <= _RECORDED_BODY:
+            self.record(self.stream.read(self.length - self.size))
+
     def record(self, data: bytes) -> bytes:
+        self.size += len(data)
         self.kept += data[: max(0, _RECORDED_BODY - len(self.kept))]
         return data
 
@@ -4807,17 +5307,19 @@ class _RecordedBody:
 
 def _record_body(environ: Environ) -> Optional[_RecordedBody]:
     """Have what the application reads of the request's body recorded; None when there is no body."""
-    if environ.get("CONTENT_LENGTH") in (None, "", "0") and not environ.get("wsgi.input_terminated"):
+    length = str(environ.get("CONTENT_LENGTH") or "")
+    if length in ("", "0") and not environ.get("wsgi.input_terminated"):
         return None
-    environ["wsgi.input"] = body = _RecordedBody(environ["wsgi.input"])
+    known = int(length) if length.isdecimal() and len(length) < 19 else None
+    environ["wsgi.input"] = body = _RecordedBody(environ["wsgi.input"], known)
     return body
 
 
 # -- the response about a crash
 
 
-def _preferred_type(accept: str) -> str:
-    """Return which of our content types an Accept header prefers (RFC 9110, 12.5.1); plain text if it names none."""
+def _preferred_type(accept: str, default: str = "text/plain") -> str:
+    """Return which of our content types an Accept header prefers (RFC 9110, 12.5.1); `default` if it names none."""
     wanted: dict[str, float] = {}
     for part in accept.lower().split(",")[:50]:  # browsers send eight or so
         kind, *parameters = (piece.strip() for piece in part.split(";"))
@@ -4827,9 +5329,9 @@ def _preferred_type(accept: str) -> str:
         except ValueError:
             wanted.setdefault(kind, 0.0)
     named = [kind for kind in wanted if kind in _WRITERS and wanted[kind] > 0]
-    best = max(named, key=lambda kind: wanted[kind], default="text/plain")
+    best = max(named, key=lambda kind: wanted[kind], default=default)
     others = max(wanted.get("*/*", 0.0), wanted.get("text/*", 0.0))
-    return "text/plain" if others > wanted.get(best, 0.0) and "text/plain" not in wanted else best
+    return default if others > wanted.get(best, 0.0) and default not in wanted else best
 
 
 _WRITERS: dict[str, Callable[[Report], str]] = {
@@ -4838,24 +5340,38 @@ _WRITERS: dict[str, Callable[[Report], str]] = {
     "text/markdown": write_markdown,
     "application/json": write_json,
 }
+# Headers by which libraries say that they put the answer into their page: htmx, Turbo, unpoly, jQuery and others.
+_FRAGMENT_HEADERS = ("HTTP_HX_REQUEST", "HTTP_TURBO_FRAME", "HTTP_X_UP_VERSION", "HTTP_X_REQUESTED_WITH")
+_DOCUMENTS = ("document", "")  # of Sec-Fetch-Dest; others are a script's fetch, a frame, an image
 
 
-def _page_headers(kind: str, nonce: str) -> list[tuple[str, str]]:
+def _wants_fragment(environ: Mapping[str, Any]) -> bool:
+    """Return whether the answer lands inside of another document."""
+    if any(environ.get(name) for name in _FRAGMENT_HEADERS):
+        return True
+    turbo = "text/vnd.turbo-stream.html" in str(environ.get("HTTP_ACCEPT", ""))
+    return turbo or environ.get("HTTP_SEC_FETCH_DEST", "") not in _DOCUMENTS
+
+
+def _page_headers(kind: str, nonce: str, *, is_fragment: bool = False) -> list[tuple[str, str]]:
     """Return the headers of all that the debugger sends: nothing is kept, framed, guessed or loaded from elsewhere.
 
     Forms and referrers of the same origin are let be: a browser that sends a failed POST again counts it as a form of
-    the page, and without a referrer it would send `Origin: null`, which frameworks refuse.
+    the page, and without a referrer it would send `Origin: null`, which frameworks refuse.  A fragment may be framed
+    by its own site, and brings its style along; it has nothing to click but a link.
     """
     policy = (
         f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data:; "
         "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     )
+    if is_fragment:
+        policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'self'"
     return [
         ("Content-Type", f"{kind}; charset=utf-8"),
         ("Cache-Control", "no-store"),
         ("Content-Security-Policy", policy),
         ("X-Content-Type-Options", "nosniff"),
-        ("X-Frame-Options", "DENY"),
+        ("X-Frame-Options", "SAMEORIGIN" if is_fragment else "DENY"),
         ("Referrer-Policy", "same-origin"),
         ("Cross-Origin-Opener-Policy", "same-origin"),
         ("Cross-Origin-Resource-Policy", "same-origin"),
@@ -4879,7 +5395,7 @@ class _Refused(Exception):
 
 
 class _DebuggerEndpoint:
-    """One request for an endpoint."""
+    """One request for an endpoint, answered by the thread that serves it."""
 
     def __init__(self, debugger: DebuggedApplication, environ: Environ) -> None:
         self.debugger = debugger
@@ -4887,34 +5403,38 @@ class _DebuggerEndpoint:
         self.environ = environ
         self.name = environ.get("PATH_INFO", "")[len(_PREFIX) + 1 :]
         self.nonce = os.urandom(16).hex()
-        self.asked: dict[str, Any] = {}
+        self.payload: dict[str, Any] = {}
 
     def answer(self, start_response: StartResponse) -> list[bytes]:
         try:
-            reply = self.reply(self.name)
+            reply = self.reply()
         except _Refused as no:
             reply = self.refusal(no.args[0])
-        if reply.status == "200 OK" and self.name not in _WORTH_A_LINE:
+        if reply.status == "200 OK" and self.name in _UNLOGGED:
             self.environ[UNLOGGED] = True
         body = reply.body.encode("utf-8", "backslashreplace")
         headers = [*_page_headers(reply.kind, self.nonce), *reply.headers, ("Content-Length", str(len(body)))]
         start_response(reply.status, headers)
         return [] if self.environ.get("REQUEST_METHOD") == "HEAD" else [body]
 
-    def reply(self, name: str) -> _Reply:
+    def reply(self) -> _Reply:
         """Find the endpoint and have the guard asked before anything else happens."""
-        if name in _PAGES:
+        page = _DebuggerEndpoint.crash if self.name.startswith(_CRASH) else _PAGES.get(self.name)
+        if page:
             if self.environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
                 raise _Refused(Refusal("method", "This address takes GET only.", "Follow the link or load the page."))
-            return _PAGES[name](self)
-        if name not in _ACTIONS:
+            return page(self)
+        if self.name not in _ACTIONS:
             raise _Refused(Refusal("unknown", "There is nothing at this address.", "Load the page again."))
-        action, cookie = _ACTIONS[name]
-        refusal = self.guard.refuses(self.environ, cookie=cookie)
-        if refusal:
-            raise _Refused(refusal)
-        self.asked = self.read_asked()
+        action, cookie = _ACTIONS[self.name]
+        self.refuse(self.guard.refuses(self.environ, cookie=cookie))
+        self.payload = self.read_payload()
         return _as_json(action(self))
+
+    def refuse(self, no: Optional[Refusal]) -> None:
+        """End with a refusal, if it is one."""
+        if no:
+            raise _Refused(no)
 
     def refusal(self, no: Refusal) -> _Reply:
         """Return a refusal, as JSON for the page's script and as a page for a person who followed a link."""
@@ -4922,7 +5442,7 @@ class _DebuggerEndpoint:
         kind = kind if kind == "text/html" else "application/json"
         return _Reply(_STATUSES.get(no.error, _FORBIDDEN), _write_refusal(no, kind, self.nonce), kind)
 
-    def read_asked(self) -> dict[str, Any]:
+    def read_payload(self) -> dict[str, Any]:
         """Return the JSON object that came with the request."""
         import json
 
@@ -4931,115 +5451,221 @@ class _DebuggerEndpoint:
         if length.isdecimal() and int(length) <= _REQUEST_LIMIT:
             data = self.environ["wsgi.input"].read(int(length))
         try:
-            asked = json.loads(data)
+            payload = json.loads(data)
         except (ValueError, RecursionError):
-            asked = None
-        if not isinstance(asked, dict):
+            payload = None
+        if not isinstance(payload, dict):
             remedy = f"Send at most {_REQUEST_LIMIT:,} bytes."
             raise _Refused(Refusal("body", "The request holds no JSON object of a sensible size.", remedy))
-        return asked
+        return payload
 
-    def word(self, name: str) -> str:
-        """Return a text of what was asked."""
-        value = self.asked.get(name)
+    def text_field(self, name: str) -> str:
+        """Return a text of the payload."""
+        value = self.payload.get(name)
         if not isinstance(value, str):
             raise _Refused(Refusal("body", f"The request has no text named {name}.", "Use the console on the page."))
         return value
 
-    # -- for everybody
+    def seconds_field(self, name: str, default: float) -> float:
+        """Return a time of the payload, bounded."""
+        value = self.payload.get(name)
+        return min(max(value, 0.0), _EVALUATION_WAIT) if isinstance(value, (int, float)) else default
+
+    # -- pages, for everybody whom the guard lets read
 
     def alive(self) -> _Reply:
-        """Tell which generation of the process answers, and whether this browser may use the console."""
+        """Tell which process answers, and whether this browser may use the console."""
         console = self.debugger.console_state(self.environ)
         why = f"{console.reason} {console.remedy}".strip()
-        return _as_json({"generation": self.debugger.generation, "console": console.state, "why": why})
+        return _as_json({"reload_id": self.debugger.reload_id, "console": console.state, "why": why})
 
     def unlock(self) -> _Reply:
         """Unlock the browser that follows the terminal's link, and take the token out of its address bar."""
         from urllib.parse import parse_qs
 
         token = parse_qs(self.environ.get("QUERY_STRING", "")).get("token", [""])[0]
-        refusal = self.guard.refuses_link(self.environ, token)
-        if refusal:
-            raise _Refused(refusal)
+        self.refuse(self.guard.refuses_link(self.environ, token))
         there = ("Location", f"console#{self.guard.key()}")  # the part behind # is the script's to keep and to hide
         return _Reply("303 See Other", "", "text/plain", (there, ("Set-Cookie", self.guard.cookie(self.environ))))
 
     def console(self) -> _Reply:
         """Return the page with a console for the application alone."""
-        refusal = self.guard.refuses_host(self.environ)
-        if refusal:
-            raise _Refused(refusal)
-        return _Reply(
-            "200 OK", console_page(nonce=self.nonce, **self.debugger.surroundings(self.environ)), "text/html"
-        )
+        self.refuse(self.guard.refuses_host(self.environ))
+        page = console_page(nonce=self.nonce, **self.debugger.surroundings(self.environ))
+        return _Reply("200 OK", page, "text/html")
 
-    # -- for our page
+    def crash(self) -> _Reply:
+        """Return the crash whose address was asked for."""
+        self.refuse(self.guard.refuses_reading(self.environ) or self.guard.refuses_script(self.environ))
+        try:
+            return self.shown(self.debugger.crashes.find(self.name[len(_CRASH) :]))
+        except KeyError:
+            reason = f"This crash is gone: devserve was reloaded, or {CRASH_LIMIT} others came after it."
+            raise _Refused(Refusal("gone", reason, "Make the request again.")) from None
+
+    def last(self) -> _Reply:
+        """Return the newest crash, to a browser under its own address."""
+        self.refuse(self.guard.refuses_list(self.environ))
+        newest = next(iter(self.debugger.crashes.all()), None)
+        if newest is None:
+            raise _Refused(Refusal("unknown", "Nothing has failed since the last reload.", "Make it fail."))
+        if self.kind() == "text/html":
+            return _Reply("303 See Other", "", "text/plain", (("Location", _CRASH + newest.id),))
+        return self.shown(newest)
+
+    def list(self) -> _Reply:
+        """Return the last crashes with time, request and message."""
+        import json
+
+        self.refuse(self.guard.refuses_list(self.environ))
+        kind = self.kind()
+        rows = [
+            (time.strftime("%H:%M:%S", time.localtime(crash.time)), crash.what, crash.title(), crash.id)
+            for crash in self.debugger.crashes.all()
+        ]
+        if kind == "text/html":
+            prefix = self.debugger.prefix(self.environ)
+            return _Reply("200 OK", crash_list_page(rows, nonce=self.nonce, prefix=prefix), kind)
+        if kind == "application/json":
+            names = ("time", "request", "message", "id")
+            return _Reply("200 OK", json.dumps([dict(zip(names, row)) for row in rows]), kind)
+        text = "".join(f"{clock} {what} {title} {_CRASH}{id}\n" for clock, what, title, id in rows)
+        return _Reply("200 OK", text or "Nothing has failed since the last reload.\n", "text/plain")
+
+    def threads(self) -> _Reply:
+        """Return where each thread of the process stands."""
+        self.refuse(self.guard.refuses_stacks(self.environ))
+        text = _all_stacks()
+        if self.kind() == "text/html":
+            return _Reply("200 OK", stacks_page(text, nonce=self.nonce), "text/html")
+        return _Reply("200 OK", text, "text/plain")
+
+    def kind(self) -> str:
+        """Return the type in which a crash is asked for: programs that have no wish are told most by Markdown."""
+        return _preferred_type(self.environ.get("HTTP_ACCEPT", ""), "text/markdown")
+
+    def shown(self, crash: Crash) -> _Reply:
+        """Return a stored crash in the type that is asked for."""
+        if crash.report is None:  # it could not be read, or is being read
+            raise _Refused(Refusal("gone", "There is no page of this crash.", "The terminal shows it."))
+        kind = self.kind()
+        if kind != "text/html":
+            return _Reply("200 OK", _WRITERS[kind](crash.report), kind)
+        stored = f"{crash.id} {crash.seconds:.3f}"
+        surroundings = self.debugger.surroundings(self.environ)
+        return _Reply("200 OK", write_page(crash.report, nonce=self.nonce, stored=stored, **surroundings), kind)
+
+    # -- actions, for our pages
 
     def pin(self) -> dict[str, Any]:
         """Unlock the browser that sends the PIN."""
-        refusal = self.guard.try_pin(self.word("pin"), self.environ)
-        if refusal:
-            raise _Refused(refusal)
+        self.refuse(self.guard.try_pin(self.text_field("pin"), self.environ))
         return {"console": "open", "key": self.guard.key(), "Set-Cookie": self.guard.cookie(self.environ)}
 
     def variables(self) -> dict[str, Any]:
         """Return the variables of a frame with their values."""
-        place = self.found(self.debugger.shelf.place)
-        view = view_place(place, id=self.word("frame"))
-        return {"html": str(write_variables(with_values(view, place.frame)))}
+        position = self.lookup(self.debugger.crashes.position)
+        view = view_place(position, id=self.text_field("frame"))
+        return {"html": str(write_variables(with_values(view, position.frame)))}
 
     def source(self) -> dict[str, Any]:
         """Return more of the source around a frame's line."""
-        lines = self.asked.get("lines")
+        lines = self.payload.get("lines")
         around = min(max(lines if isinstance(lines, int) else LINES_AROUND, 1), _SOURCE_LINES_LIMIT) // 2
-        place = self.found(self.debugger.shelf.place)
-        view = view_place(place, id=self.word("frame"), around=around)
-        more = view_place(place, around=around + 1)
+        position = self.lookup(self.debugger.crashes.position)
+        view = view_place(position, id=self.text_field("frame"), around=around)
+        more = view_place(position, around=around + 1)
         return {"html": str(write_source(view)), "all": len(view.source) == len(more.source)}
 
-    # -- for the person at the keyboard
+    # -- actions, for the person at the keyboard
 
     def eval(self) -> dict[str, Any]:
-        """Evaluate code in the console of a frame."""
-        console = self.found(self.debugger.console)
+        """Evaluate code in the console of a frame; with `wait`, answer after so many seconds even when it goes on."""
+        console = self.lookup(self.debugger.console)
+        seconds = self.seconds_field("wait", 0.0) if "wait" in self.payload else None
         try:
-            return console.run(self.word("code"))._asdict()
+            return _evaluation(console.run(self.text_field("code"), seconds))
         except Busy:
             reason = "Another evaluation is still running in this frame."
             raise _Refused(Refusal("busy", reason, "Interrupt it, or wait for its end.")) from None
 
+    def output(self) -> dict[str, Any]:
+        """Return what an evaluation that goes on has printed by now."""
+        return _evaluation(self.lookup(self.debugger.console).output(self.seconds_field("wait", 0.0)))
+
     def complete(self) -> dict[str, Any]:
-        """Return what the word before the caret may become."""
-        start, matches = self.found(self.debugger.console).complete(self.word("code"))
+        """Return what is being typed before the caret may become."""
+        start, matches = self.lookup(self.debugger.console).complete(self.text_field("code"))
         return {"start": start, "matches": matches}
 
     def interrupt(self) -> dict[str, Any]:
         """Interrupt the evaluation that runs in a frame."""
-        return {"interrupted": self.found(self.debugger.console).interrupt()}
+        return {"interrupted": self.lookup(self.debugger.console).interrupt()}
 
-    def found(self, find: Callable[[str], Outcome]) -> Outcome:
+    def again(self) -> dict[str, Any]:
+        """Send the recorded request of a crash again."""
+        try:
+            request = self.debugger.crashes.find(self.text_field("crash")).request
+        except KeyError:
+            request = None
+        if request is None:
+            raise _Refused(Refusal("gone", "The request is not kept any more.", "Have its client send it again."))
+        if not request.is_whole:
+            reason = f"The request is not known whole: only {_RECORDED_BODY:,} bytes of a body are kept."
+            raise _Refused(Refusal("gone", reason, "Have its client send it again."))
+        return self.debugger.replay(request, self.environ)
+
+    def lookup(self, find: Callable[[str], Outcome]) -> Outcome:
         """Return what the frame's id leads to."""
         try:
-            return find(self.word("frame"))
+            return find(self.text_field("frame"))
         except KeyError:
-            reason = f"This frame is gone: devserve was reloaded, or {SHELF_LIMIT} other crashes came after it."
+            reason = (
+                "This frame is gone: devserve was reloaded, the page was asked for again, "
+                f"or {CRASH_LIMIT} other crashes came after it."
+            )
             raise _Refused(Refusal("gone", reason, "Load the page again to make a new one.")) from None
 
 
 _PAGES: dict[str, Callable[[_DebuggerEndpoint], _Reply]] = {
+    "": _DebuggerEndpoint.list,
     "alive": _DebuggerEndpoint.alive,
     "unlock": _DebuggerEndpoint.unlock,
     "console": _DebuggerEndpoint.console,
+    "last": _DebuggerEndpoint.last,
+    "threads": _DebuggerEndpoint.threads,
 }
 _ACTIONS: dict[str, tuple[Callable[[_DebuggerEndpoint], dict[str, Any]], bool]] = {  # with whether it takes the cookie
     "pin": (_DebuggerEndpoint.pin, False),
     "variables": (_DebuggerEndpoint.variables, False),
     "source": (_DebuggerEndpoint.source, False),
     "eval": (_DebuggerEndpoint.eval, True),
+    "output": (_DebuggerEndpoint.output, True),
     "complete": (_DebuggerEndpoint.complete, True),
     "interrupt": (_DebuggerEndpoint.interrupt, True),
+    "again": (_DebuggerEndpoint.again, True),
 }
+
+
+def _evaluation(evaluation: Any) -> dict[str, Any]:
+    """Return an evaluation for the page's script."""
+    reply = evaluation._asdict()
+    if not evaluation.running:
+        del reply["running"]
+    return dict(reply)
+
+
+def _all_stacks() -> str:
+    """Return the stacks of all threads as text, this one's last."""
+    import traceback
+
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    frames = sorted(sys._current_frames().items(), key=lambda pair: pair[0] == threading.get_ident())
+    parts = [
+        f"{names.get(ident, 'a thread not made by Python')}\n{''.join(traceback.format_stack(frame))}"
+        for ident, frame in frames
+    ]
+    return escape_unprintable("\n".join(parts), "\n\t")
 
 
 def _write_refusal(no: Refusal, kind: str, nonce: str, *, as_report: bool = False) -> str:
@@ -5491,7 +6117,8 @@ class _Connection:
         except BaseException as error:  # noqa: BLE001 - whatever a view raises, SystemExit too, ends its request alone
             self.keep_alive = False
             if not nobody_listens(error, environ):
-                self.server.terminal.crash(error, f"{' '.join(self.line)} failed:")
+                link = str(environ.get(CRASH_LINK, ""))
+                self.server.terminal.crash(error, f"{' '.join(self.line)} failed:", link=link)
             response.answer_failure()
         finally:
             self.ended = time.perf_counter()
@@ -8845,8 +9472,9 @@ def make_server(app: WSGIApplication, host: str = "127.0.0.1", port: int = 0, **
     server = DevServer(listener, app, terminal, threads=config.threads, tls=tls)
     if config.debugger:
         guard = Guard.fresh(config.pin, server.server_port, config.trusted_hosts, _bound_hosts(config, listener))
-        server.app = DebuggedApplication(app, guard=guard, terminal=terminal)
-        terminal.say(f"devserve: {guard.greeting(urls(listener, 'https' if tls else 'http')[0])}")
+        base_url = urls(listener, "https" if tls else "http")[0]
+        server.app = DebuggedApplication(app, guard=guard, terminal=terminal, base_url=base_url)
+        terminal.say(f"devserve: {guard.greeting(base_url)}")
     return server
 
 
@@ -8997,7 +9625,8 @@ class _Runner:
     def install(self, app: WSGIApplication) -> None:
         """Let requests from now on go to `app`, through the debugger when there is one."""
         if self.guard:
-            app = DebuggedApplication(app, guard=self.guard, terminal=self.terminal)
+            base_url = urls(self.listener, self.scheme)[0]
+            app = DebuggedApplication(app, guard=self.guard, terminal=self.terminal, base_url=base_url)
         elif isinstance(app, BrokenApp):
             app = _import_error_app(app.error)
         self.server.app = app
@@ -9555,8 +10184,8 @@ PAGE = """<!doctype html>
 cx='4.5' cy='4.5' r='3.5' fill='%23d3392c'/%3E%3C/svg%3E">
 <style nonce="{nonce}">{style}</style>
 </head>
-<body data-prefix="{prefix}" data-secret="{secret}" data-generation="{generation}" data-method="{method}" \
-data-console="{state}">
+<body data-prefix="{prefix}" data-secret="{secret}" data-reload-id="{reload_id}" data-method="{method}" \
+data-stored="{stored}" data-console="{state}">
 {content}
 <template id="prompt"><div class="console">
 <div class="printed" role="log" aria-label="Console output" tabindex="0" hidden></div>
@@ -9600,6 +10229,7 @@ CRASH = """<header>
 </div>
 <h1>{type} {message}</h1>
 {remarks}
+<p id="answers" class="note" role="status" hidden></p>
 </header>
 <main>
 <div id="news" role="alert" hidden><span></span> <button type="button">{again}</button></div>
@@ -9611,8 +10241,10 @@ CRASH = """<header>
 <footer>
 <p>{versions}</p>
 <p class="js"><kbd>j</kbd> <kbd>k</kbd> to the next and previous frame, <kbd>Enter</kbd> opens, <kbd>c</kbd> console, \
-<kbd>e</kbd> editor. <a href="{prefix}/console">Console of the application alone</a></p>
+<kbd>e</kbd> editor. <a href="{prefix}/console">Console of the application alone</a>{address}</p>
 </footer>"""
+
+ADDRESS = """ · <a href="{prefix}/crash/{id}">Address of this crash</a> · <a href="{prefix}/">The last crashes</a>"""
 
 REQUEST_LINE = """<b>{method}</b> {url}"""
 
@@ -9638,10 +10270,26 @@ NOTICE = """<!doctype html>
 <body>
 <main>
 <h1>{title}</h1>
-<p class="hint">{text}</p>
+{content}
 </main>
 </body>
 </html>
+"""
+
+NO_CRASH = "Nothing has failed since the last reload."
+CRASH_LIST = """<table class="crashes"><thead><tr><th>Time</th><th>Request</th><th>Exception</th></tr></thead>
+<tbody>{rows}</tbody></table>"""
+CRASH_ROW = """<tr><td>{time}</td><td>{request}</td><td><a href="{prefix}/crash/{id}">{message}</a></td></tr>"""
+STACKS = """<pre class="stacks">{text}</pre>"""
+
+# What a script of the application's, or a frame, shows of a crash inside of another page.
+FRAGMENT = """<div style="all:initial;display:block;margin:8px 0;padding:12px 14px;border-left:4px solid #b3261e;\
+background:#fff;color:#1d1e20;font:14px/1.5 system-ui,sans-serif;text-align:left">
+<b style="color:#b3261e;overflow-wrap:anywhere">{title}</b>
+<pre style="margin:8px 0;max-height:320px;overflow:auto;font:12.5px/1.5 ui-monospace,Consolas,monospace;\
+white-space:pre-wrap;overflow-wrap:anywhere">{text}</pre>
+<a style="color:#0a58a8" href="{link}" target="_blank" rel="noopener">Frames, values and console</a>
+</div>
 """
 
 EDITOR = """<option value="{link}">{name}</option>"""
@@ -9843,6 +10491,12 @@ button.sign { border: 0; background: none; padding: 0 }
 .sign span, .why { font: 13px/1.6 var(--sans) }
 .why { color: var(--soft); align-self: center }
 .printed { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 420px; overflow-y: auto }
+.crashes { border-spacing: 0; font: 13px/1.6 var(--mono); background: var(--paper); border: 1px solid var(--rule);
+  border-radius: 7px }
+.crashes th, .crashes td { padding: 3px 14px; text-align: left; vertical-align: top; overflow-wrap: anywhere }
+.crashes th { font: 12px/1.6 var(--sans); color: var(--soft) }
+.stacks { padding: 10px 14px; background: var(--paper); border: 1px solid var(--rule); border-radius: 7px;
+  font: 13px/1.5 var(--mono); white-space: pre-wrap; overflow-wrap: anywhere }
 .printed .typed { color: var(--soft) }
 .printed .failed { color: var(--red) }
 
@@ -9979,7 +10633,8 @@ for (const button of all(".widen")) on(button, "click", async () => {
 });
 
 // The console.
-const past = JSON.parse(sessionStorage.getItem("devserve.history") || "[]");
+const read = (name, otherwise) => JSON.parse(sessionStorage.getItem("devserve." + name)) || otherwise;
+const past = read("history", []);
 function remember(code) {
   if (past[past.length - 1] !== code) past.push(code);
   past.splice(0, past.length - 200);
@@ -9990,14 +10645,20 @@ function makePrompt(frame) {
   const box = stamp("prompt");
   const form = find("form", box), input = find("textarea", box), sign = find(".sign", box);
   const printed = find(".printed", box), stop = find(".stop", box), matches = find(".choices", box);
+  const spot = location.pathname + " " + find("summary", all(".frame").find(each => each.dataset.frame === frame))
+    .textContent;
   let place = past.length, draft = "", busy = false;
 
   function print(text, kind) {
     const line = document.createElement("div");
     line.className = kind;
-    line.textContent = text;
     printed.append(line);
     while (printed.childElementCount > 400) printed.firstChild.remove();
+    fill(line, text);
+    return line;
+  }
+  function fill(line, text) {
+    line.textContent = text.replace(/\n$/, "");
     printed.hidden = false;
     printed.scrollTop = printed.scrollHeight;
   }
@@ -10005,6 +10666,8 @@ function makePrompt(frame) {
     input.setRangeText(text, from, to, "end");
     input.rows = input.value.split("\n").length;
     sign.textContent = Array.from({length: input.rows}, (_, row) => row ? "..." : ">>>").join("\n");
+    const drafts = {...read("drafts", {}), [spot]: input.value || undefined};
+    sessionStorage.setItem("devserve.drafts", JSON.stringify(drafts));
   }
   function work(state) {
     busy = input.readOnly = state;
@@ -10015,15 +10678,19 @@ function makePrompt(frame) {
     if (busy || !code.trim()) return;
     work(true);
     try {
-      const reply = await ask("eval", {frame, code});
+      let reply = await ask("eval", {frame, code, wait: 0.3});
       if (reply.more) {
         const last = code.split("\n").pop();
         const deeper = last.trimEnd().endsWith(":") ? "    " : "";
         return write("\n" + last.match(/^[ \t]*/)[0] + deeper, input.value.length);
       }
       print(code.trimEnd().replace(/^/gm, "... ").replace("...", ">>>"), "typed");
-      if (reply.output) print(reply.output.replace(/\n$/, ""), "");
       remember(code.trimEnd());
+      const line = print(reply.output, "");
+      while (reply.running) {
+        reply = await ask("output", {frame, wait: 0.3});
+        fill(line, reply.output);
+      }
       place = past.length;
       write("");
     } catch (refusal) {
@@ -10048,7 +10715,7 @@ function makePrompt(frame) {
     let common = reply.matches[0];
     for (const match of reply.matches) while (!match.startsWith(common)) common = common.slice(0, -1);
     if (common.length >= caret - reply.start) write(common, reply.start, caret);
-    const shown = reply.matches.map(match => match.split(".").pop());
+    const shown = reply.matches.map(match => /^[\w.]+$/.test(match) ? match.split(".").pop() : match);
     matches.textContent = shown.length > 1 ? shown.join("  ") : "";
   }
   function recall(step) {
@@ -10067,7 +10734,7 @@ function makePrompt(frame) {
     const key = (control ? "^" : "") + event.key;
     const actions = {
       "Enter": !event.shiftKey && !event.isComposing && run,
-      "Tab": !event.shiftKey && /[\w.\])"']$/.test(before) && complete,
+      "Tab": !event.shiftKey && /[\w.\[\])"']$|\b(import|from) $/.test(before) && complete,
       "ArrowUp": !before.includes("\n") && !event.shiftKey && (() => recall(-1)),
       "ArrowDown": !after.includes("\n") && !event.shiftKey && (() => recall(1)),
       "^l": () => { printed.textContent = ""; printed.hidden = true; },
@@ -10077,6 +10744,8 @@ function makePrompt(frame) {
     event.preventDefault();
     if (!busy || key === "^c" || key === "^l") actions[key]();
   });
+  const kept = read("drafts", {})[spot];
+  if (kept) write(kept);
   return box;
 }
 
@@ -10151,18 +10820,40 @@ on(document, "keydown", event => {
 });
 
 // Mending: when another version of the code answers, this page has had its day.
-const again = () => location.reload();  // after a POST the browser sends the very same request, and asks first
+const [storedId, firstSeconds] = page.stored.split(" ");
+const milliseconds = seconds => `${(1000 * seconds).toFixed(seconds < 0.01 ? 1 : 0)} ms`;
+async function sendAgain() {
+  if (!/^(GET|HEAD)$/.test(page.method) && !confirm(`Send ${find(".request").textContent} again?`)) return;
+  const answers = find("#answers");
+  answers.hidden = false;
+  answers.textContent = "Sending…";
+  try {
+    const reply = await ask("again", {crash: storedId});
+    answers.textContent = `The first answer: 500 after ${milliseconds(firstSeconds)}. ` +
+      `The second: ${reply.status} after ${milliseconds(reply.seconds)}. `;
+    if (reply.crash) {
+      const link = document.createElement("a");
+      link.href = page.prefix + "/crash/" + reply.crash;
+      link.textContent = "Its page";
+      answers.append(link);
+    }
+  } catch (refusal) {
+    answers.textContent = words(refusal);
+  }
+}
+// The browser itself sends a POST again as it was, and asks first; under a crash's own address the server has it.
+const again = () => storedId ? sendAgain() : location.reload();
 const state = find("#state"), news = find("#news");
 on(find("#again"), "click", again);
 on(find("button", news), "click", again);
 let failures = 0, timer;
 function renew() {
   const typing = all(".console textarea").some(input => input.value);
-  if (!typing && /^(GET|HEAD)$/.test(page.method)) return again();
+  if (!typing && !storedId && /^(GET|HEAD)$/.test(page.method)) return again();
   find("span", news).textContent = "New code is running. The frames on this page are gone.";
   news.hidden = false;
   state.textContent = "";
-  for (const box of all(".console form")) box.hidden = true;
+  for (const field of all(".console form > *")) field.readOnly = field.disabled = true;
 }
 async function watch() {
   clearTimeout(timer);
@@ -10170,7 +10861,7 @@ async function watch() {
   try {
     const headers = {"X-Devserve-Key": key()};
     const now = await (await fetch(page.prefix + "/alive", {cache: "no-store", headers})).json();
-    if (now.generation !== page.generation) return renew();
+    if (now.reload_id !== page.reloadId) return renew();
     if (page.secret && page.console === before) setConsole(now.console, now.why);
     failures = 0;
   } catch {
