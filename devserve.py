@@ -7732,42 +7732,45 @@ def _is_ip(name: str) -> bool:
 # =====================================================================================================================
 # 12. File watcher
 #
-# `_Files` knows what is watched and in which state it was last accepted; `_Herald` waits until the kernel tells of a
-# change or a look is due; `Watcher` is the thread that looks, waits for the writing to end and says what changed.
-# The room gets paths and callbacks; who is served, and what, it never learns.
+# A thread looks at files again and again, and says which of them a save has changed.  The room gets paths and
+# callbacks; who is served, and what, it never learns.  May know the configuration (1) and foreign code (2).
+#
+# It polls, since that sees every kind of save on every file system, those of a network and of a container's host
+# included.  A round comes every `_INTERVAL` and looks at the files edited last, at as many of the project's others as
+# `_SHARE` allows, and at a few of the installed packages'.
+#
+# Invariants:
+# - The state that a file is compared with is the one in which this process loaded it (`_ImportRecorder`), or in which
+#   the process before left it (`remember`).  So an edit is seen at whatever moment it is made, an import included.
+# - A change is reported when nothing has been written for a moment, when the bytes are others than before, and when
+#   each changed Python file compiles.
+# - The next process compiles what may have been edited since this one began: bytecode is told from its source by whole
+#   seconds and size alone (PEP 3147 and 552), so that of two edits within a second either may be loaded.
+# - `_Files` and all that begins with an underscore in `Watcher` belong to the watcher's thread.  The public methods of
+#   `Watcher` are for any thread, `reload_now` for a signal handler too.  Callbacks are called in the watcher's thread.
+#
+# Doors: Watcher.
+# Read first: Watcher.run, _ImportRecorder, _Files.adopt, Watcher._settle, Watcher._deliver.
 # =====================================================================================================================
 
-_INTERVAL = 0.045  # seconds between two looks: with SETTLE a save is noticed after 40 ms on average
-_TOLD_INTERVAL = 1.0  # the same where the kernel tells of changes, but not of all: of no write to mapped memory
-_TOLD_SHARE = 0.02  # share of one core that looks may cost while it tells without end, as of a log in the project
-_VAIN_PAUSE = 0.015  # seconds until a look after one in vain that was told of; doubled each time, up to INTERVAL
-_EAGER = 0.025  # INTERVAL for a while after a reload, since whoever has just saved will save again
-_EAGER_SECONDS = 60.0  # that while; afterwards, idle means idle
-_STARTING = 0.01  # INTERVAL while modules are being imported: of a file edited then, either version may be loaded
-_IMPORT_REST = 0.1  # seconds without a new module until the herald's turn: the first answer must not wait for that
-_SETTLE = 0.015  # seconds without a further change that end a save; editors write in a few ms
-_SETTLE_LIBRARY = 0.25  # the same for installed packages, whose installers pause between files
+_INTERVAL = 0.045  # seconds between two rounds: with _SETTLE a save is noticed after 40 ms on average
+_SHARE = 0.007  # of a core, for looking at files; waking up 22 times a second costs another 0.1 to 0.3 %
+_SHARE_WHEN_BUSY = 0.1  # the same for a while after a reload, since whoever has just saved will save again
+_BUSY_SECONDS = 60.0  # that while; afterwards, idle means idle
+_HOT = 10  # the files edited last are looked at in each round, since the next edit is most likely to one of them
+_PERIOD = 4.0  # seconds in which each file of an installed package is looked at once; own files should take less
+_CHORES = 0.005  # seconds of a round that may go into listing folders and reading files; requests wait meanwhile
+_SETTLE = 0.015  # seconds without a further change that end a save: editors write in a few milliseconds
+_SETTLE_DOUBTFUL = 0.2  # the same for what is gone or empty, as editors rename or truncate first, and for installers
 _SETTLE_LIMIT = 1.0  # a file that is written without end must not hold a reload for ever
-_DOUBTFUL_LOOKS = 5  # a file that is gone or empty is believed after so many: editors rename, or truncate and write
-_LIBRARY_PERIOD = 4.0  # seconds in which each file of an installed package has been looked at once
-_LOOKING = 0.005  # share of one core that looking may cost; with the waking up it stays below 1 %
-_LOOKING_AT_MANY = 0.02  # the same when there are more than MANY files of the project's own, named by --extra-files
-_MANY = 2000  # files: as many are looked at in turn without a noticeable delay
-_HOT = 10  # the files edited last are looked at each time, since the next edit is most likely to one of them
-_FEW = 200  # files that can be looked at again, while a save settles, without making the reload late
-_MEASURED = 8  # of so many looks one is timed: the thread's clock costs as much as looking at a file
-_EXPLORING = 0.005  # seconds a look that may go into listing folders: requests must not wait for it
-_LEARNING = 8  # files a look whose content is read for the first time
-_LEARNING_INTERVAL = 0.1  # seconds between two looks meanwhile, where nothing else asks for them
-_CONTENT_LIMIT = 1 << 20  # bytes; larger files are known by size and time alone
 _COMPILE_SECONDS = 0.1  # a switch of branches that changes hundreds of files leaves the rest to the import itself
+_CONTENT_LIMIT = 1 << 20  # bytes; larger files are known by size and time alone
 _FILES_LIMIT = 100_000  # watched files; at about 300 bytes each this bounds the memory at 30 MB
-_LATE = 3.0  # seconds until a change is surely seen, from which on a warning is due
-_SELF_WRITTEN = (
-    10  # reloads in a row that one file may cause during an import before it is taken as written by the app
-)
-_REMEMBERED = 50  # files whose content the next image is told: the last edited ones, not a whole switch of branches
+_YOUNG = 2.0  # seconds after its last edit in which a source may be edited again within the same second
 _CLOCK_STEP = 0.01  # seconds that a file's time may lag behind the clock: kernels stamp with their last tick
+_REPEATED = 10  # changes of one file in a row, each at the heels of a reload, that no person makes
+_HEELS = 1.0  # seconds after a reload in which such a change comes
+_REMEMBERED = 200  # files of which the next process is told; a path and five numbers each, in one message
 
 _NOT_WALKED = frozenset(
     "__pycache__ node_modules bower_components site-packages dist-packages .git .hg .svn .bzr .jj .tox .nox .eggs"
@@ -7778,13 +7781,18 @@ _NOT_WALKED_ENDINGS = (".dist-info", ".egg-info")
 _LITTER = re.compile(  # of Emacs, Vim (which tries a folder with 4913), JetBrains, macOS, Python, flycheck and GTK
     r"\.#|#.*#$|.*~$|.*\.sw[a-z]$|.*___jb_\w+___$|4913$|\.DS_Store$|.*\.py[co]$|flycheck_|\.goutputstream"
 )
+_compile = compile  # the interpreter's own, also while `_ImportRecorder` stands before it
 
 if TYPE_CHECKING:
-    _Snapshot = Optional[tuple[int, int, int]]  # mtime in ns, size, inode; None when there is no such file
+    _State = Optional[tuple[int, int, int]]  # mtime in ns, size, inode; None when there is no such file
     _Digest = Optional[tuple[int, int]]  # size and CRC of a file's bytes; None when they are not known
+    _Content = tuple[_State, _Digest]  # a file's bytes, and the state in which it had them
+    # See `Watcher.remember`: what was asked for, and by path: whether it was, the state, the content, the row.
+    _Memory = tuple[tuple[tuple[str, ...], ...], dict[str, tuple[bool, _State, Optional[_Content], int]]]
+    _Wants = Callable[[str], Any]  # whether a path found in a folder is to be watched
 
 
-def _snapshot(path: str) -> _Snapshot:
+def _state(path: str) -> _State:
     """Return what tells one state of a file (of a link's target) from another.  Compare with `!=`, never with `>`."""
     try:
         status = os.stat(path)
@@ -7815,7 +7823,7 @@ def _syntax_error(path: str) -> Optional[SyntaxError]:
     """Return why `path` does not compile, or None.  What only the import can tell is left to the import."""
     data = _content(path) if path.endswith(".py") else None
     try:
-        compile(data or b"", path, "exec", dont_inherit=True)
+        _compile(data or b"", path, "exec", dont_inherit=True)
     except SyntaxError as error:
         return error
     except ValueError as error:  # a NUL byte, until Python 3.11.4
@@ -7826,11 +7834,7 @@ def _syntax_error(path: str) -> Optional[SyntaxError]:
 
 
 def _forget_bytecode(path: str) -> None:
-    """Remove the cached bytecode of a changed source.
-
-    It is checked by size and whole second only: of two edits of equal length within one second the importer would
-    load the first.
-    """
+    """Remove the cached bytecode of a source."""
     from importlib.util import cache_from_source
 
     try:
@@ -7839,223 +7843,300 @@ def _forget_bytecode(path: str) -> None:
         pass
 
 
+# -- what the process loads
+
+
+class _ImportRecorder:
+    """Notes each Python file right before this process reads it, and each module that was looked for in vain.
+
+    It stands in three places, where whichever thread imports something comes by:
+    `SourceFileLoader.path_stats`, which importlib asks before it reads a source or its bytecode; the end of
+    `sys.meta_path`, which only a search arrives at that has found nothing; and, while the application is imported,
+    `builtins.compile`, through which files go that are executed without an import, as Flask's `from_pyfile` does.
+    An audit hook would see all that, but can never be removed: with one, `copy.deepcopy` takes 1.8 times as long.
+    """
+
+    def __init__(self, cwd: str) -> None:
+        self.loaded: deque[tuple[str, _State, bool]] = deque()  # path, state, and whether importlib reads it now
+        self.missed: deque[tuple[str, Optional[list[str]]]] = deque()  # a module's last name, and its package's path
+        self._cwd = cwd
+        self._replaced: dict[str, tuple[Any, Any, Any]] = {}  # by name: where, what was there, and what is instead
+
+    def begin(self) -> None:
+        """Take the three places."""
+        import builtins
+        from importlib.machinery import SourceFileLoader
+
+        path_stats = SourceFileLoader.path_stats
+
+        def noted_path_stats(loader: SourceFileLoader, path: str) -> Mapping[str, Any]:
+            self.loaded.append((os.path.abspath(path), _state(path), True))
+            stats = path_stats(loader, path)
+            if stats["mtime"] > time.time() - _YOUNG and not is_library(path, self._cwd):
+                raise OSError("too young to be told from its bytecode")  # so none is read, and none is written
+            return stats
+
+        self._replace(SourceFileLoader, "path_stats", noted_path_stats)
+        self._replace(builtins, "compile", _with_notes(self._note_compiled))
+        sys.meta_path.append(self)
+
+    def _replace(self, owner: Any, name: str, new: Any) -> None:
+        self._replaced[name] = owner, getattr(owner, name), new
+        setattr(owner, name, new)
+
+    def import_ended(self) -> None:
+        """Give `compile` back; what is compiled for a request is a template engine's affair."""
+        self._give_back("compile")
+
+    def end(self) -> None:
+        """Give all three places back."""
+        for name in [*self._replaced]:
+            self._give_back(name)
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+
+    def _give_back(self, name: str) -> None:
+        owner, old, new = self._replaced.pop(name, (None, None, None))
+        if owner is not None and getattr(owner, name) is new:  # else somebody stands before us, and calls us
+            setattr(owner, name, old)
+
+    def find_spec(self, name: str, path: Optional[Iterable[str]] = None, target: Any = None) -> None:
+        """Find nothing, and note what nobody before could find either (the protocol of `sys.meta_path`)."""
+        self.missed.append((name.rpartition(".")[2], None if path is None else list(path)))
+
+    def _note_compiled(self, filename: Any) -> None:
+        with contextlib.suppress(TypeError, ValueError, OSError):  # it may be anything; the working directory, gone
+            path = os.path.abspath(os.fsdecode(filename))
+            if os.path.isfile(path):
+                self.loaded.append((path, _state(path), False))
+
+
+def _with_notes(note: Callable[[Any], None]) -> Callable[..., Any]:
+    """Return what does as `compile` does, its caller's `from __future__ import` included, and notes the filename."""
+    import __future__
+
+    flags_of_future = sum({getattr(__future__, name).compiler_flag for name in __future__.all_feature_names})
+
+    def compile(
+        source: Any, filename: Any, mode: str, flags: int = 0, dont_inherit: bool = False, *rest: int, **more: int
+    ) -> Any:
+        note(filename)
+        inherited = 0 if dont_inherit else sys._getframe(1).f_code.co_flags & flags_of_future
+        return _compile(source, filename, mode, flags | inherited, True, *rest, **more)
+
+    return compile
+
+
 # -- what is watched
 
 
-class _Tree(NamedTuple):
-    """A reason to list folders: which files are wanted, in subfolders too, and whether their content matters."""
-
-    wants: Callable[[str], Any]
-    deep: bool
-    follow: bool  # False: only that a wanted file appears counts, since nothing has loaded it yet
-
-
-def _is_module(path: str) -> bool:
-    """Tell whether `path` could be imported as a module."""
-    name = os.path.basename(path)
-    return name.endswith(".py") and name[:-3].isidentifier()
-
-
-def _is_wanted(path: str) -> bool:
-    """Tell whether `path` is a file that somebody keeps, not one that an editor leaves behind for a while."""
-    return not _LITTER.match(os.path.basename(path))
-
-
-_BESIDE = _Tree(
-    _is_module, deep=False, follow=False
-)  # the folders of loaded modules: a new module may change an import
-_PROJECT = _Tree(_is_module, deep=True, follow=True)  # after a failed import: any module may be the one that mends it
-_EVERYTHING = _Tree(_is_wanted, deep=True, follow=True)  # a folder given to --extra-files
-
-
 class _Files:
-    """Every path that is watched, with the state in which it was last accepted.  Used by the watcher's thread alone.
+    """Every path that is watched, with the state of it that this process has loaded or accepted.
 
-    `own` are the project's files and the listed folders, `installed` those of the standard library and of installed
-    packages.  A state of None for a file that exists makes the next look report it: this is how a file that is new, or
-    that was edited while it was being loaded, becomes a change like any other.
+    `own` are the project's files and folders, `installed` those of the standard library and of installed packages.
+    A state of None for a file that exists makes the next look report it.  For the watcher's thread alone.
     """
 
-    def __init__(
-        self, warn: Callable[[str], None], since: float, exclude_patterns: Iterable[str], remembered: str
-    ) -> None:
+    def __init__(self, warn: Callable[[str], None], since: float, exclude_patterns: Iterable[str]) -> None:
         self.warn = warn
         self.since = since
         self.cwd = os.getcwd()
-        self.excludes = [_compile_exclude(pattern) for pattern in exclude_patterns]
-        self.states: dict[str, _Snapshot] = {}
+        self.recorder = _ImportRecorder(self.cwd)
+        self.states: dict[str, _State] = {}
         self.own: list[str] = []
         self.installed: list[str] = []
-        self.trees: dict[str, list[_Tree]] = {}  # by the folder that is listed
-        self.remembered = _recall(remembered)
-        self.recent: dict[str, int] = {}  # files written lately: how many reloads in a row each caused in an import
-        self.imported = float("inf")  # wall clock: when the import ended, after which nobody but a person edits
+        self.data: dict[str, None] = {}  # of `own` those that were asked for by name or folder, in that order
+        self.trees: dict[str, list[_Wants]] = {}  # by the folder that is listed: what is wanted of it
+        self.awaited: dict[str, set[str]] = {}  # by the folder: modules that were looked for there in vain
         self.full = False
-        self._names: set[str] = set()  # of the modules that have been adopted
+        self._excludes = [re.compile(f"(?:^|(?<=/)){_glob(pattern, '.*')}(?:/|$)") for pattern in exclude_patterns]
+        self._modules: set[str] = set()  # names of those that have been adopted
         self._scanned = since  # when that was, by the wall clock
-        self._noted: set[str] = set()  # wanted files that some listing has met
-        self._linked: set[tuple[str, _Tree]] = set()  # folders that a link has led to
-        self._queue: deque[tuple[str, _Tree, bool]] = deque()  # folders to be listed
-        self._walk: Iterator[None] = iter(())  # the listing that is under way
+        self._linked: set[tuple[str, _Wants]] = set()  # folders that a link has led to
+        self._queue: deque[tuple[str, _Wants, bool]] = deque()  # folders to be listed
 
-    def add(self, path: str, *, new: bool = False, since: Optional[float] = None) -> None:
-        """Watch one path, which need not exist.  What changed after `since`, or is `new`, counts as changed."""
-        if path in self.states or self.excluded(path) or self._is_full():
-            return
-        self.own.append(path)
-        self.states[path] = None if new else self.first_state(path, self.since if since is None else since)
+    def add(self, path: str, state: _State) -> None:
+        """Watch one path, which need not exist.  It has changed if it is in any other state than this one."""
+        if path not in self.states and not self.excluded(path) and not self._is_full():
+            self.own.append(path)
+            self.states[path] = state
 
     def add_all(self, paths: Iterable[str]) -> None:
-        """Watch each of these paths."""
+        """Watch these paths, of which this process may have read each since its start."""
         for path in paths:
-            self.add(path)
+            self.add(path, self._first_state(path, self.since))
+
+    def add_data(self, paths: Iterable[str], *, new: bool = False) -> None:
+        """Watch files that were asked for by name or folder; the next process will be told of them."""
+        for path in paths:
+            self.add(path, None if new else self._first_state(path, self.since))
+            self.data[path] = None
 
     def _is_full(self) -> bool:
-        if not self.full and len(self.states) >= _FILES_LIMIT:
+        if not self.full and len(self.own) >= _FILES_LIMIT:
             self.full = True
             self.warn(f"{_FILES_LIMIT:,} files are watched, further ones are not; name fewer, or exclude some")
         return self.full
 
-    def first_state(self, path: str, since: float) -> _Snapshot:
-        """Return the state to start from: None, which makes it a change, when the file was written after `since`.
+    def _first_state(self, path: str, since: float) -> _State:
+        """Return the state of a path that this process may have read at any time since `since`.
 
-        Times in the future say nothing, so they never cause a reload after a reload.  What has the content that the
-        image before saw last is no change; the application may write it each time that it is imported.
+        It is None, which makes it a change, when the file was written since then.  A time in the future says nothing.
         """
         try:
             status = os.stat(path)
         except (OSError, ValueError):
             return None
-        state = status.st_mtime_ns, status.st_size, status.st_ino
-        touched = status.st_mtime if sys.platform == "win32" else status.st_ctime  # nobody can set the ctime back
-        if not since <= touched <= time.time() or stat.S_ISDIR(status.st_mode):
-            return state
-        if touched > self.imported:
+        written = status.st_mtime if sys.platform == "win32" else status.st_ctime  # nobody can set the ctime back
+        if since <= written <= time.time() and not stat.S_ISDIR(status.st_mode):
             return None
-        known, times = self.remembered.get(path, (None, 0))
-        if known is not None and known == _digest(path):
-            self.recent[path] = 0
-            return state
-        self.recent[path] = times + 1
-        if times >= _SELF_WRITTEN:
-            self.warn(f"{path} changes each time the application is imported; such changes are ignored")
-            return state
-        return None
-
-    def remember(self) -> str:
-        """Return, for the next image's `remembered`, the content of the files that were written lately.
-
-        So a file that is touched, or written again by the application, while the next image imports it, is no change.
-        """
-        words = ((path, _digest(path), times) for path, times in list(self.recent.items())[-_REMEMBERED:])
-        return "\n".join(f"{known[0]} {known[1]} {times} {path}" for path, known, times in words if known)
+        return status.st_mtime_ns, status.st_size, status.st_ino
 
     def excluded(self, path: str) -> bool:
-        """Tell whether an exclude pattern names the path, its name or a folder that it lies in."""
-        return any(exclude.search(path.replace(os.sep, "/")) for exclude in self.excludes)
+        """Return whether an exclude pattern names the path, its name or a folder that it lies in."""
+        return any(exclude.search(path.replace(os.sep, "/")) for exclude in self._excludes)
 
-    def adopt(self) -> bool:
-        """Watch the modules that were imported since the last call; tell whether there were any."""
-        if len(sys.modules) == len(self._names):
-            return False
+    def adopt(self) -> None:
+        """Watch what was loaded since the last call, and wait for what was looked for in vain."""
+        while self.recorder.missed:
+            self._await(*self.recorder.missed.popleft())
+        while self.recorder.loaded:
+            path, state, again = self.recorder.loaded.popleft()
+            self._add_loaded(path, state)
+            if again and path in self.states:  # a template engine has made its module anew, and knows it
+                self.states[path] = state
+        if len(sys.modules) != len(self._modules):
+            self._adopt_modules()
+
+    def _adopt_modules(self) -> None:
+        """Watch modules that the recorder has not met: loaded before it, from a zip file, or written in C."""
         now = time.time()
         modules = sys.modules.copy()  # one step for the interpreter, so that imports in other threads do no harm
-        for name in modules.keys() - self._names:
-            self._adopt(_module_file(modules[name]))
-        self._names = set(modules)
+        for name in modules.keys() - self._modules:
+            path = _module_file(modules[name])
+            if path and path not in self.states:
+                self._add_loaded(path, self._first_state(path, max(self.since, self._scanned - _CLOCK_STEP)))
+        self._modules = set(modules)
         self._scanned = now
-        return True
 
-    def _adopt(self, path: str) -> None:
-        if not path or path in self.states or self.excluded(path):
-            return
-        if is_library(path, self.cwd):
-            # It is looked at first when its turn comes: a start must not pay for 1,500 of them.
+    def _add_loaded(self, path: str, state: _State) -> None:
+        if not is_library(path, self.cwd):
+            self.add(path, state)
+        elif path not in self.states and not self.excluded(path):
             self.installed.append(path)
-            self.states[path] = None
-            return
-        self.add(path, since=max(self.since, self._scanned - _CLOCK_STEP))
-        self.add_tree(os.path.dirname(path), _BESIDE)
+            self.states[path] = state
+
+    def _await(self, name: str, places: Optional[list[str]]) -> None:
+        """Watch the project's folders in which a module would have been found for it to appear."""
+        for folder in self._project_folders(sys.path if places is None else places):
+            if name not in self.awaited.setdefault(folder, set()):
+                self._add_folder(folder)
+                self.awaited[folder].add(name)
+                self._look_for(folder, name)
+
+    def _project_folders(self, places: Iterable[Any]) -> Iterator[str]:
+        for place in places:
+            if isinstance(place, str):
+                folder = os.path.normpath(os.path.join(self.cwd, place))
+                if not is_library(folder, self.cwd) and os.path.isdir(folder):
+                    yield folder
+
+    def _look_for(self, folder: str, name: str) -> None:
+        """Report a module that has appeared.  A package does when it has its `__init__`, which may come later."""
+        path = os.path.join(folder, name)
+        if os.path.isfile(path + ".py"):
+            self.add(path + ".py", None)
+        if os.path.isdir(path):
+            self.add(os.path.join(path, "__init__.py"), None)
 
     def add_places(self, places: Iterable[str]) -> None:
         """Watch files, folders and globs, relative to the working directory at the start."""
         for place in places:
-            self._add_place(os.path.normpath(os.path.join(self.cwd, os.path.expanduser(place))))
-
-    def _add_place(self, path: str) -> None:
-        if os.path.isdir(path):
-            self.add_tree(path, _EVERYTHING)
-        elif re.search(r"[*?[]", path) and not os.path.exists(path):
-            root, pattern = _split_glob(path)
-            self.add_tree(root, _Tree(re.compile(pattern).fullmatch, deep=True, follow=True))
-        else:
-            self.add(path)
+            path = os.path.normpath(os.path.join(self.cwd, os.path.expanduser(place)))
+            if os.path.isdir(path):
+                self.add_tree(path, _is_wanted)
+                self.data[path] = None
+            elif re.search(r"[*?[]", path) and not os.path.exists(path):
+                root = os.path.dirname(re.split(r"[*?[]", path, maxsplit=1)[0])
+                self.add_tree(root, re.compile(_glob(path, "[^/]*")).fullmatch)
+            else:
+                self.add_data([path])
 
     def add_project(self) -> None:
         """Watch every module file in the working directory and in the project's other places on sys.path."""
-        for place in [self.cwd, *sys.path]:
-            folder = os.path.join(self.cwd, place)
-            if os.path.isdir(folder) and not is_library(folder, self.cwd):
-                self.add_tree(os.path.normpath(folder), _PROJECT)
+        for folder in self._project_folders([self.cwd, *sys.path]):
+            self.add_tree(folder, _is_module)
 
-    def add_tree(self, folder: str, tree: _Tree, new: bool = False) -> None:
-        """Watch a folder for wanted files.  It is listed later, a little at each look."""
+    def add_tree(self, folder: str, wants: _Wants, new: bool = False) -> None:
+        """Watch what is wanted of a folder and of those in it.  They are listed later, a little in each round."""
         trees = self.trees.setdefault(folder, [])
-        if tree not in trees and not self.excluded(folder):
-            trees.append(tree)
-            self._queue.append((folder, tree, new))
+        if wants not in trees and not self.excluded(folder):
+            trees.append(wants)
+            self._queue.append((folder, wants, new))
 
-    def list_again(self, folder: str) -> None:
-        """Look for new files in a folder whose own time changed."""
-        self.states[folder] = _snapshot(folder)
-        self._queue.extendleft((folder, tree, True) for tree in self.trees[folder])
-
-    def explore(self, seconds: float) -> bool:
-        """List folders that wait for it, for so long; tell whether all have been listed."""
-        end = time.monotonic() + seconds
-        while True:
-            for _ in self._walk:
-                if time.monotonic() > end:
-                    return False
-            if not self._queue or self.full:
-                return True
-            self._walk = self._list(*self._queue.popleft())
-
-    def _list(self, folder: str, tree: _Tree, new: bool) -> Iterator[None]:
+    def _add_folder(self, folder: str) -> None:
         if folder not in self.states:
             self.own.append(folder)
-            self.states[folder] = _snapshot(folder)
+            self.states[folder] = _state(folder)
+
+    def list_again(self, folder: str) -> None:
+        """Look for what is new in a folder whose own time changed."""
+        self.states[folder] = _state(folder)
+        for name in self.awaited.get(folder, ()):
+            self._look_for(folder, name)
+        self._queue.extendleft((folder, wants, True) for wants in self.trees.get(folder, ()))
+        self.list_folders(_CHORES)
+
+    def list_folders(self, seconds: float) -> bool:
+        """List folders that wait for it, for about so long; return whether all have been listed."""
+        end = time.monotonic() + seconds
+        while self._queue and not self.full:
+            if time.monotonic() > end:
+                return False
+            self._list(*self._queue.popleft())
+        return True
+
+    def _list(self, folder: str, wants: _Wants, new: bool) -> None:
+        self._add_folder(folder)
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    yield
-                    self._meet(entry, tree, new)
+                    self._meet(entry, wants, new)
         except FileNotFoundError:
             return
         except OSError as error:
             self.warn(f"cannot look into {folder}: {error.strerror}")
 
-    def _meet(self, entry: os.DirEntry[str], tree: _Tree, new: bool) -> None:
+    def _meet(self, entry: os.DirEntry[str], wants: _Wants, new: bool) -> None:
         if _is_folder(entry):
-            if tree.deep and _is_walked(entry) and not self._seen_link(entry, tree):
-                self.add_tree(entry.path, tree, new)
-        elif tree.wants(entry.path) and entry.path not in self._noted:
-            self._noted.add(entry.path)
-            if tree.follow or new:
-                self.add(entry.path, new=new)
+            if _is_walked(entry) and not self._is_known_link(entry, wants):
+                self.add_tree(entry.path, wants, new)
+        elif wants(entry.path.replace(os.sep, "/")) and entry.path not in self.states:
+            self.add_data([entry.path], new=new)
 
-    def _seen_link(self, entry: os.DirEntry[str], tree: _Tree) -> bool:
-        """Tell whether this is a link to a folder that was already walked by a link: so loops come to an end."""
+    def _is_known_link(self, entry: os.DirEntry[str], wants: _Wants) -> bool:
+        """Return whether this is a link to a folder that was already walked by a link: so loops come to an end."""
         if not entry.is_symlink():
             return False
-        key = os.path.realpath(entry.path), tree
-        seen = key in self._linked
+        key = os.path.realpath(entry.path), wants
+        known = key in self._linked
         self._linked.add(key)
-        return seen
+        return known
+
+
+def _is_module(path: str) -> bool:
+    """Return whether `path` could be imported as a module."""
+    name = os.path.basename(path)
+    return name.endswith(".py") and name[:-3].isidentifier()
+
+
+def _is_wanted(path: str) -> bool:
+    """Return whether `path` is a file that somebody keeps, not one that an editor leaves behind for a while."""
+    return not _LITTER.match(os.path.basename(path))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Tell whether an entry is a folder or a link to one; a link in a circle is none."""
+    """Return whether an entry is a folder or a link to one; a link in a circle is none."""
     try:
         return entry.is_dir()
     except OSError:
@@ -8063,7 +8144,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_walked(entry: os.DirEntry[str]) -> bool:
-    """Tell whether a folder may hold project files: no cache, no repository, no virtual environment of any name."""
+    """Return whether a folder may hold project files: no cache, no repository, no virtual environment of any name."""
     if entry.name in _NOT_WALKED or entry.name.endswith(_NOT_WALKED_ENDINGS):
         return False
     return not os.path.exists(os.path.join(entry.path, "pyvenv.cfg"))
@@ -8082,185 +8163,42 @@ def _module_file(module: Any) -> str:
     return os.path.abspath(path) if isinstance(path, str) else ""
 
 
-def _compile_exclude(pattern: str) -> re.Pattern[str]:
-    """Return what finds the paths that an exclude pattern names; `*` also matches a separator, as in Flask."""
-    import fnmatch
+def _glob(pattern: str, star: str) -> str:
+    """Return a regular expression for the paths, with `/`, that a glob names; `star` says what `*` stands for.
 
-    pattern = pattern.replace(os.sep, "/").rstrip("/")
-    inner = fnmatch.translate(pattern).replace(r"\Z", "").replace(r"\z", "")
-    return re.compile(rf"(?:^|(?<=/)){inner}(?:/|$)")
-
-
-def _split_glob(path: str) -> tuple[str, str]:
-    """Split a glob into the folder that its first wildcard lies in and a regular expression for whole paths."""
-    head = re.split(r"[*?[]", path, maxsplit=1)[0]
-    words = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    tokens = re.split(r"(\*\*/|\*\*|\*|\?|\[!?\]?[^]]*\])", path.replace(os.sep, "/"))
-    pattern = "".join(words.get(t) or (t.replace("[!", "[^") if t.startswith("[") else re.escape(t)) for t in tokens)
-    return os.path.dirname(head), pattern.replace("/", re.escape(os.sep) if os.sep != "/" else "/")
-
-
-def _recall(text: str) -> dict[str, tuple[_Digest, int]]:
-    """Read what `_Files.remember` wrote."""
-    found = (line.split(" ", 3) for line in text.splitlines() if line.count(" ") >= 3)
-    return {path: ((int(size), int(crc)), int(times)) for size, crc, times, path in found}
-
-
-# -- being told
-
-_F_SETOWN_EX, _F_OWNER_TID = 15, 0  # fcntl(2); the module fcntl does not have them
-_TELLING = frozenset(  # file systems all of whose changes go through this kernel, unlike those of a network or a host
-    b"bcachefs btrfs exfat ext2 ext3 ext4 f2fs jfs overlay ramfs reiserfs tmpfs vfat xfs zfs".split()
-)
-
-
-class _Herald:
-    """Waits, and is woken when something changes in one of its folders, where the kernel tells: on Linux.
-
-    This is dnotify (`F_NOTIFY` in fcntl(2)), the one such service that can be had without a C library.  It costs a
-    descriptor a folder, and tells by a signal, SIGIO, here to the one thread that waits for it.  It does not say what
-    has changed: that is for a look to find out.  Make it in the main thread; all but `ring` is for the one that waits.
+    `**/` stands for any folders.  A range that ends before it begins, as [9-0], stands for nothing.
     """
-
-    def __init__(self) -> None:
-        self.places: set[str] = set()  # the folders that are asked for
-        self.complete = False  # each of them is listened to, so that between two calls of `wait` nobody has to look
-        self._ears: dict[str, tuple[int, tuple[int, int]]] = {}  # folder: descriptor, device and inode
-        self._thread = 0  # the one that waits, while it can be told
-        self._able = hasattr(signal, "sigtimedwait") and threading.current_thread() is threading.main_thread()
-        if sys.platform == "linux" and self._able and signal.getsignal(signal.SIGIO) == signal.SIG_DFL:
-            # One that comes when nobody waits must not end the process; if it were ignored, children would inherit it.
-            signal.signal(signal.SIGIO, lambda number, frame: None)
-
-    def begin(self) -> None:
-        """Make the calling thread the one that waits, and listen to the places asked for so far."""
-        if sys.platform == "linux" and self._able:
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGIO})
-            self._thread = threading.get_ident()
-            self.renew()
-
-    def wait(self, seconds: float) -> bool:
-        """Wait so long, or until something changes or `ring` is called; say whether that was so."""
-        if sys.platform == "linux" and self._thread:
-            return signal.sigtimedwait({signal.SIGIO}, seconds) is not None
-        time.sleep(seconds)
-        return False
-
-    def ring(self) -> None:
-        """End the wait, from any thread or signal handler."""
-        if sys.platform == "linux" and self._thread:
-            signal.pthread_kill(self._thread, signal.SIGIO)
-
-    def attend(self, paths: Iterable[str]) -> None:
-        """Listen to these folders also, to the folders of these files, and of what they link to."""
-        for path in paths:
-            self.places.add(path if os.path.isdir(path) else os.path.dirname(path))
-            if os.path.islink(path):
-                self.places.add(os.path.dirname(os.path.realpath(path)))
-        self.renew()
-
-    def renew(self) -> None:
-        """Listen to each folder as it is now; for one that is gone, to the nearest that holds its place."""
-        if sys.platform != "linux" or not self._thread:
-            return
-        folders = {_nearest_folder(place) for place in self.places}
-        for folder, (fd, identity) in list(self._ears.items()):
-            if folder not in folders or identity != _folder_identity(folder):
-                _close_ear(fd)
-                del self._ears[folder]
-        new = folders - self._ears.keys()
-        if new and len(folders) <= os.sysconf("SC_OPEN_MAX") // 4:  # the application needs descriptors as well
-            mounts = _mount_points()
-            for folder in new:
-                if _file_system(os.path.realpath(folder), mounts) in _TELLING:
-                    self._listen(folder)
-        self.complete = bool(folders) and folders == self._ears.keys()
-
-    if sys.platform == "linux":
-
-        def _listen(self, folder: str) -> None:
-            import fcntl
-
-            changes = fcntl.DN_MODIFY | fcntl.DN_CREATE | fcntl.DN_DELETE | fcntl.DN_RENAME | fcntl.DN_ATTRIB
-            try:
-                fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            except OSError:
-                return
-            try:
-                fcntl.fcntl(fd, _F_SETOWN_EX, struct.pack("@ii", _F_OWNER_TID, threading.get_native_id()))
-                fcntl.fcntl(fd, fcntl.F_NOTIFY, changes | fcntl.DN_MULTISHOT)
-            except OSError:  # a kernel without it
-                os.close(fd)
-                return
-            status = os.fstat(fd)
-            self._ears[folder] = fd, (status.st_dev, status.st_ino)
-
-    def end(self) -> None:
-        """Listen no more, and leave nothing pending: an exec takes the handler away."""
-        if sys.platform == "linux" and self._thread:
-            self._thread = 0
-            self.complete = False
-            while self._ears:
-                _close_ear(self._ears.popitem()[1][0])
-            signal.sigtimedwait({signal.SIGIO}, 0)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGIO})
+    words = {"**/": "(?:.*/)?", "**": ".*", "*": star, "?": "." if star == ".*" else "[^/]"}
+    tokens = re.split(r"(\*\*/|\*\*|\*|\?|\[!?\]?[^]]*\])", pattern.replace(os.sep, "/").rstrip("/"))
+    return "(?s:" + "".join(words.get(token) or _glob_token(token) for token in tokens) + ")"
 
 
-def _close_ear(fd: int) -> None:
-    with contextlib.suppress(OSError):  # the application has closed whatever was open, as daemons do
-        os.close(fd)
-
-
-def _nearest_folder(path: str) -> str:
-    """Return `path` if it is a folder, else the nearest one above it that exists."""
-    while not os.path.isdir(path) and path != os.path.dirname(path):
-        path = os.path.dirname(path)
-    return path
-
-
-def _folder_identity(path: str) -> Optional[tuple[int, int]]:
-    """Return device and inode of what is at `path` now."""
+def _glob_token(token: str) -> str:
+    """Return the expression for plain characters, or for a set in brackets."""
+    if not re.fullmatch(r"\[.+\]", token, re.DOTALL):
+        return re.escape(token)
+    inner = re.sub(r"[\\\[\]^&~|]", r"\\\g<0>", token[1:-1].lstrip("!"))
+    expression = f"[{'^' if token[1] == '!' else ''}{inner}]"
     try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
+        re.compile(expression)
+    except re.error:
+        return "(?!)"
+    return expression
 
 
-def _mount_points() -> list[tuple[str, bytes]]:
-    """Return each place where a file system is mounted, and its type, in the order of mounting (proc(5))."""
-    found = []
-    with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as file:
-        for line in file:
-            before, _, after = line.partition(b" - ")
-            place = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), before.split()[4])
-            found.append((os.fsdecode(place), after.split()[0]))
-    return found
-
-
-def _file_system(path: str, mounts: list[tuple[str, bytes]]) -> bytes:
-    """Return the type of the file system that a real path lies on: of what was mounted last, the nearest above it."""
-    best, found = "", b""
-    for place, kind in mounts:
-        inside = path == place or path.startswith(place.rstrip("/") + "/")
-        if inside and len(place) >= len(best):
-            best, found = place, kind
-    return found
-
-
-# -- looking
+# -- the thread
 
 
 class Watcher(threading.Thread):
-    """Looks at files and says what changed.  Start it before the application is imported.
+    """The thread that watches.  It is told of files by anybody, and of modules by nobody: those it finds by itself.
 
-    Where the kernel tells of changes it looks at once, at every file.  Elsewhere, and once in TOLD_INTERVAL there too,
-    it looks at the files edited last, and at as many others in turn as LOOKING allows.  When one differs, it looks
-    again until nothing changes any more, leaves out what has its old content, and compiles the rest.  `changed` is
-    called in this thread with the sorted paths; watching goes on when it returns.  While a changed file does not
-    compile `broken` is called instead, and the next save that mends it calls `changed` whatever its content.
-    `settling` is called with True as soon as a file of the project differs, and with False when it is known what that
-    meant.
+    `changed` is called with the paths that changed, or with the reason given to `reload_now`; it returns only when the
+    old code goes on.  `broken` is called with the SyntaxError of a file that was saved, instead of `changed`, until
+    all changed files compile; `settling` with True when a change was seen and with False when all is said of it;
+    `warn` with a line for the person.  Each is called in this thread.
+
+    `extra_files` are files, folders and globs, `exclude_patterns` globs; `also` are the paths of files that count from
+    `since` on, a moment of the wall clock; `memory` is what `remember` returned in the process before.
     """
 
     def __init__(
@@ -8274,155 +8212,143 @@ class Watcher(threading.Thread):
         also: Iterable[str] = (),
         settling: Callable[[bool], None] = lambda begins: None,
         since: Optional[float] = None,
-        remembered: str = "",
-        eager: bool = False,
+        memory: Optional[_Memory] = None,
     ) -> None:
         super().__init__(name="devserve watcher", daemon=True)
         self.changed = changed
         self.broken = broken
         self.settling = settling
         self.warn = warn
-        self.files = _Files(warn, time.time() if since is None else since, exclude_patterns, remembered)
-        self._eager_until = time.monotonic() + _EAGER_SECONDS if eager else 0.0
-        self._interval = _INTERVAL
-        self._herald = _Herald()
-        self._imported = 0.0  # when modules were last adopted, by the monotonic clock
-        self._attended = 0  # of the project's files, so many have the herald's attention
-        self._told = False  # the last wait ended because something has changed
-        self._owed = False  # a look at everything is owed ...
-        self._due = 0.0  # ... and will be due at this moment of the monotonic clock
-        self._pause = _VAIN_PAUSE
+        self._asked = tuple(extra_files), tuple(exclude_patterns), tuple(map(os.path.abspath, also))
+        self.files = _Files(warn, time.time() if since is None else since, self._asked[1])
         self._errands: deque[Callable[[], None]] = deque()  # what other threads would have this one do
-        self._errands.append(partial(self.files.add_places, list(extra_files)))
-        self.watch(also)
+        self._contents: dict[str, _Content] = {}  # of files, in the state that stands beside it
+        self._rows: dict[str, int] = {}  # how many changes of a file in a row came at the heels of a reload
+        self._recent: dict[str, None] = {}  # files that a reload was for, the last one last
+        self._recall(memory)
+        self._errands.append(partial(self.files.add_places, self._asked[0]))
+        self.watch(self._asked[2])
+        self._handlers: list[tuple[str, Callable[[list[str]], bool]]] = []  # see `watch_data`
         self._hot: list[str] = []  # the project's files that were edited last
-        self._counted = 0  # of the project's files, so many were there at the last look
-        self._turns = {"own": 0, "library": 0}  # how far each round has come
+        self._met = 0  # of the project's files, so many were there at the last look
+        self._busy_until = time.monotonic() + _BUSY_SECONDS if memory else 0.0
+        self._next_installed = 0.0  # when installed files are looked at again, by the monotonic clock
+        self._turns = {"own": 0, "installed": 0}  # how far each walk has come
         self._cost = 5e-6  # seconds a file, a first guess; measured from then on
-        self._looks = 0
-        self._digests: dict[str, _Digest] = {}  # of files as they were last accepted
-        self._unread: list[str] = []  # files whose digest is still to be learnt
+        self._unread: list[str] = []  # files whose content is still to be learnt
         self._pending: set[str] = set()  # what has changed while a file did not compile
         self._demand = ""  # the reason given to `reload_now`
+        self._importing = True
+        self._rested = 0.0  # by the monotonic clock: when the import, or the last reload that came to nothing, ended
         self._stopped = False
         self._warned = False
 
-    def watch(self, paths: Iterable[str]) -> None:
-        """Watch these files too.  May be called from any thread, as may the methods that follow."""
-        self._errands.append(partial(self.files.add_all, [os.path.abspath(path) for path in paths]))
-        self._herald.ring()
+    # for any thread
 
-    def failed(self, error: BaseException) -> None:
-        """Watch whatever could mend an import that ended in `error`: the files it names, and the project's modules."""
-        self._errands.append(self.files.add_project)
-        self.watch(_mending_files(error))
+    def record_imports(self) -> None:
+        """Take note of what is loaded from now on.  Call it before the application is imported."""
+        self.files.recorder.begin()
 
     def import_ended(self) -> None:
         """Take what is written from now on for a person's edits, however soon they follow each other."""
-        self.files.imported = time.time()
+        self.files.recorder.import_ended()
+        self._rested = time.monotonic()
+        self._importing = False
+
+    def failed(self, error: BaseException) -> None:
+        """Watch whatever could mend an import that ended in `error`: the files it names, and the project's modules."""
+        self.import_ended()
+        self._errands.append(partial(self.files.add_all, _mending_files(error)))
+        self._errands.append(self.files.add_project)
+
+    def watch(self, paths: Iterable[str]) -> None:
+        """Watch these files too."""
+        self._errands.append(partial(self.files.add_data, [os.path.abspath(path) for path in paths]))
+
+    def watch_data(self, folders: Iterable[str], handle: Callable[[list[str]], bool]) -> None:
+        """Watch all files in these folders, and let `handle` deal with those that were edited.
+
+        It is called in this thread, must not raise, and returns False when a reload is needed all the same.  For a
+        module of the application that lies in such a folder there is a reload as for any other.
+        """
+        for folder in map(os.path.abspath, folders):
+            self._handlers.append((os.path.join(folder, ""), handle))
+            self._errands.append(partial(self.files.add_tree, folder, _is_wanted))
 
     def reload_now(self, reason: str) -> None:
-        """Call `changed([reason])` soon, whether or not anything changed.  A signal handler may call this."""
+        """Call `changed([reason])` soon, whether or not anything changed."""
         self._demand = reason
-        self._herald.ring()
-
-    def remember(self) -> str:
-        """Return what the next image's watcher is to be told (`remembered`)."""
-        return self.files.remember()
 
     def stop(self) -> None:
-        """End the thread, at the latest after its next look."""
+        """End the thread after the round that it is in."""
         self._stopped = True
-        self._herald.ring()
+        self.files.recorder.end()
+
+    # for this thread alone
+
+    def remember(self) -> _Memory:
+        """Return what the next process's watcher is to be told as `memory`; to be called in `changed`.
+
+        By the states of data files it sees what was edited or removed before it first looked at them; by contents and
+        rows, which files the application itself writes whenever it is imported.
+        """
+        files = self.files
+        told = dict.fromkeys([*list(files.data)[:_REMEMBERED], *list(self._recent)[-_REMEMBERED:]])
+        return self._asked, {
+            path: (path in files.data, files.states.get(path), self._contents.get(path), self._rows.get(path, 0))
+            for path in told
+        }
+
+    def _recall(self, memory: Optional[_Memory]) -> None:
+        asked, told = memory or (self._asked, {})
+        for path, (is_data, state, content, row) in told.items():
+            if not is_data:
+                self._recent[path] = None
+            elif asked == self._asked:
+                self.files.add(path, state)
+                self.files.data[path] = None
+            self._rows[path] = row
+            if content:
+                self._contents[path] = content
 
     def run(self) -> None:
-        self._herald.begin()
         while not self._stopped:
-            importing = self.files.adopt()
             while self._errands:
                 self._errands.popleft()()
-            explored = self.files.explore(_EXPLORING)
-            if importing:
-                self._imported = time.monotonic()
-            elif time.monotonic() > self._imported + _IMPORT_REST:
-                self._attend()
+            files = self.files
+            files.adopt()
+            files.list_folders(_CHORES)
+            if len(files.own) != self._met:
+                self._meet(files.own[self._met :])
             suspects = self._look()
             if suspects:
                 self._settle(suspects)
             if self._demand:
                 self._deliver([self._demand])
-            if self._unread and not importing:
-                self._learn()
-            if explored and not self._warned:
-                self._warn_when_late()
-            self._interval = self._next_interval(explored)
-            self._rest(_STARTING if importing else self._interval, in_vain=not suspects)
-        self._herald.end()
-
-    def _attend(self) -> None:
-        """Let the herald attend to what is new, and then look at everything, for what it could not tell before."""
-        own = self.files.own
-        if len(own) != self._attended:
-            self._herald.attend(own[self._attended :])
-            self._attended = len(own)
-            self._owed = True
-
-    def _next_interval(self, explored: bool) -> float:
-        attended = self._herald.complete and self._attended == len(self.files.own)
-        if attended and explored and not self._owed:
-            return _LEARNING_INTERVAL if self._unread else _TOLD_INTERVAL
-        return _EAGER if time.monotonic() < self._eager_until else _INTERVAL
-
-    def _rest(self, seconds: float, in_vain: bool) -> None:
-        """Wait until the next look is due or the kernel tells of a change.
-
-        When the last change that it told of was none of ours, wait in any case, for longer the more of them there are:
-        it may be an editor that prepares to save, or a log that is written without end.
-        """
-        if self._told and in_vain:
-            time.sleep(self._pause)
-            self._pause = min(2 * self._pause, _INTERVAL)
-        else:
-            self._pause = _VAIN_PAUSE
-        self._told = self._herald.wait(seconds)
-        self._owed = self._owed or self._told
+            if self._unread:
+                self._read_contents()
+            time.sleep(_INTERVAL)
 
     def _look(self) -> set[str]:
-        """Look at the files whose turn it is and return those that differ.  Folders that differ are listed again."""
-        if self._owed and time.monotonic() >= self._due:
-            return self._look_at_everything()
+        """Look at the files whose turn it is and return those that differ."""
         paths = self._whose_turn()
-        self._looks += 1
-        if self._looks % _MEASURED or not paths:
-            return self._different(paths)
-        began = time.thread_time()
+        began = time.perf_counter()
         different = self._different(paths)
-        self._cost += 0.2 * ((time.thread_time() - began) / len(paths) - self._cost)  # a mean of the last few
-        return different
-
-    def _look_at_everything(self) -> set[str]:
-        """Look at every file of the project, and not again before that has paid for itself."""
-        began = time.thread_time()
-        self._owed = False
-        self._herald.renew()
-        self._whose_turn()  # counts what is new
-        different = self._different(list(self.files.own))
-        self._due = time.monotonic() + (time.thread_time() - began) / _TOLD_SHARE
+        # What a file costs is the least of late, as other threads may have taken any part of the time.
+        self._cost = max(1e-7, min((time.perf_counter() - began) / max(len(paths), 1), 2 * self._cost))
         return different
 
     def _whose_turn(self) -> list[str]:
-        own, library = self.files.own, self.files.installed
-        if len(own) != self._counted:
-            self._count()
-        share = 1 + int(len(library) * self._interval / _LIBRARY_PERIOD)
-        installed = self._first_looks(self._next("library", library, share))
-        left = int(self._budget() * self._interval / max(self._cost, 1e-7)) - len(installed)  # a clock may stand still
-        if len(own) <= max(left, _HOT):
-            return own + installed
-        return self._hot + self._next("own", own, max(left - _HOT, _HOT)) + installed
-
-    def _budget(self) -> float:
-        return _LOOKING if len(self.files.own) < _MANY else _LOOKING_AT_MANY
+        """Return the project's files, or those edited last and some others; once a second, some installed ones."""
+        paths = self.files.own
+        share = _SHARE_WHEN_BUSY if time.monotonic() < self._busy_until else _SHARE
+        count = max(int(share * _INTERVAL / self._cost), 2 * _HOT)
+        if len(paths) > count:
+            paths = self._hot + self._next("own", paths, count - _HOT)
+        if time.monotonic() > self._next_installed:
+            self._next_installed = time.monotonic() + 1
+            paths = paths + self._next("installed", self.files.installed, int(len(self.files.installed) / _PERIOD) + 1)
+        return paths
 
     def _next(self, name: str, paths: list[str], count: int) -> list[str]:
         """Return the next `count` of these paths, which are gone through round and round."""
@@ -8432,81 +8358,97 @@ class Watcher(threading.Thread):
         self._turns[name] = start + count
         return paths[start : start + count] + paths[: max(0, start + count - len(paths))]
 
-    def _first_looks(self, installed: list[str]) -> list[str]:
-        """Give those of these files that nobody has looked at a state to differ from; return them all."""
-        states = self.files.states
-        for path in installed:
-            if states[path] is None:
-                states[path] = self.files.first_state(path, self.files.since)
-        return installed
-
-    def _count(self) -> None:
-        """Note what is new among the project's files."""
-        new = self.files.own[self._counted :]
-        self._counted += len(new)
-        self._unread.extend(new)
+    def _meet(self, new: list[str]) -> None:
+        """Take up what is new among the project's files."""
+        self._met += len(new)
+        self._unread += [path for path in new if path not in self._contents]
         self._choose_hot(new)
+        late = self._met * self._cost / _SHARE
+        if late > _PERIOD and not self._warned:
+            self._warned = True
+            self.warn(f"{self._met:,} files and more are watched: a change may be seen {late:.0f} s late or later")
 
     def _choose_hot(self, among: Iterable[str]) -> None:
         states = self.files.states
         self._hot = sorted({*self._hot, *among}, key=lambda path: states[path] or (0, 0, 0))[-_HOT:]
 
     def _different(self, paths: Iterable[str]) -> set[str]:
-        """Return those that differ; for a folder that does, what differs in it."""
-        states = self.files.states
-        found = {path for path in paths if _snapshot(path) != states[path]}
-        for folder in [path for path in found if path in self.files.trees]:
-            if os.path.isfile(folder):  # a package has become a module
-                del self.files.trees[folder]
-                continue
-            found.discard(folder)
-            self.files.list_again(folder)
-            self.files.explore(_EXPLORING)
-            inside = [
-                path for path in self.files.own if os.path.dirname(path) == folder and path not in self.files.trees
-            ]
-            found.update(path for path in inside if _snapshot(path) != states[path])
-        return found
+        """Return those that differ from their states; in place of a folder that does, what is new in it."""
+        files, states = self.files, self.files.states
+        known = len(files.own)
+        found = set()
+        for path in paths:  # `_state`, written out: most of what the watcher costs is this loop
+            try:
+                status = os.stat(path)
+                if (status.st_mtime_ns, status.st_size, status.st_ino) == states[path]:
+                    continue
+            except (OSError, ValueError):
+                if states[path] is None:
+                    continue
+            found.add(path)
+        for folder in [path for path in found if path in files.trees or path in files.awaited]:
+            if os.path.isdir(folder) or not os.path.exists(folder):  # else a package has become a module
+                found.discard(folder)
+                files.list_again(folder)
+        return found.union(path for path in files.own[known:] if _state(path) != states[path])
 
     def _settle(self, suspects: set[str]) -> None:
         """Look again until nothing changes any more; then accept the new states and deliver what is a change."""
-        files = self.files
-        installed = suspects.isdisjoint(files.own)
-        self.settling(not installed)
-        step = _SETTLE_LIBRARY if installed else _SETTLE
-        end = time.monotonic() + _SETTLE_LIMIT
-        last: dict[str, _Snapshot] = {}
-        quiet = 0
-        while time.monotonic() < end:
-            now = {path: _snapshot(path) for path in suspects}
-            quiet = quiet + 1 if now == last else 0
-            doubtful = any(state is None or state[1] == 0 for state in now.values())
-            if quiet > (_DOUBTFUL_LOOKS if doubtful else 0):
+        first_seen = time.monotonic()
+        own = not suspects.isdisjoint(self.files.own)
+        if own:
+            self.settling(True)
+        last: dict[str, _State] = {}
+        quiet_since = first_seen
+        while time.monotonic() < first_seen + _SETTLE_LIMIT:
+            states = {path: _state(path) for path in suspects}
+            if states != last:
+                last, quiet_since = states, time.monotonic()
+            doubtful = not own or any(state is None or not state[1] for state in states.values())
+            if time.monotonic() - quiet_since >= (_SETTLE_DOUBTFUL if doubtful else _SETTLE):
                 break
-            last = now
-            time.sleep(step)
-            suspects |= self._different(self._neighbours(suspects))
-        self._accept({path: state for path, state in last.items() if state != files.states[path]})
-        self.settling(False)
+            time.sleep(_SETTLE)
+            # Once more than one file has changed, it may be anything, as when branches are switched.
+            suspects |= self._different(self.files.own if len(suspects) > 1 else self._whose_turn())
+        self.files.adopt()  # what the application has written by itself to load it, it has loaded by now
+        self._accept({path: state for path, state in last.items() if state != self.files.states[path]}, first_seen)
+        if own:
+            self.settling(False)
 
-    def _neighbours(self, suspects: set[str]) -> list[str]:
-        """Return where else the same save may have written: anywhere, when it is no longer a single file."""
-        own = self.files.own[:_MANY]
-        if len(suspects) > 1 or len(own) <= _FEW:
-            return own
-        folders = {os.path.dirname(path) for path in suspects}
-        return [*self._hot, *(path for path in own if os.path.dirname(path) in folders)][:_FEW]
-
-    def _accept(self, news: dict[str, _Snapshot]) -> None:
-        self.files.states.update(news)
+    def _accept(self, news: dict[str, _State], first_seen: float) -> None:
+        changed = []
+        for path, state in news.items():
+            was = self.files.states[path], _digest(path)
+            is_same = was[1] is not None and self._contents.get(path) == was
+            self.files.states[path] = state
+            self._learn(path)
+            if self._pending or not (is_same or self._is_repeated(path, first_seen)):
+                changed.append(path)
         self._choose_hot(news)
-        paths = [path for path in news if self._pending or not self._is_unchanged(path)]
-        if paths:
-            self._deliver(paths)
+        changed = self._not_handled(changed)
+        if changed:
+            self._deliver(changed)
 
-    def _is_unchanged(self, path: str) -> bool:
-        known = self._digests.get(path)
-        return known is not None and known == _digest(path)
+    def _is_repeated(self, path: str, first_seen: float) -> bool:
+        """Return whether a change is one too many of those that no person makes, as of a log in a watched folder.
+
+        Those come during the import, or right after it to a file that is no module.
+        """
+        hasty = path in self.files.data and first_seen < self._rested + _HEELS
+        self._rows[path] = row = self._rows.get(path, 0) + 1 if hasty or self._importing else 0
+        if row == _REPEATED:
+            self.warn(
+                f"{path} has changed at the heels of {row} reloads in a row; such changes are left out from now on"
+            )
+        return row >= _REPEATED
+
+    def _not_handled(self, changed: list[str]) -> list[str]:
+        """Let those who asked for it deal with changes; return the paths of the others."""
+        for folder, handle in self._handlers:
+            theirs = [path for path in changed if path.startswith(folder) and path in self.files.data]
+            if theirs and handle(theirs):
+                changed = [path for path in changed if path not in theirs]
+        return changed
 
     def _deliver(self, paths: list[str]) -> None:
         """Hand on what changed, unless one of the files does not compile and nobody insists."""
@@ -8518,13 +8460,11 @@ class Watcher(threading.Thread):
         pending, self._demand = sorted(self._pending), ""
         self._pending.clear()
         for path in pending:
-            if path.endswith(".py"):
-                _forget_bytecode(path)
-            self._digests[path] = _digest(path)
-            self.files.recent.setdefault(path, 0)
-        self._herald.end()
+            self._recent.pop(path, None)
+            self._recent[path] = None
+        self._forget_doubtful_bytecode(pending)
         self.changed(pending)
-        self._herald.begin()  # the old code goes on
+        self._rested = time.monotonic()  # the old code goes on
 
     def _first_error(self) -> Optional[SyntaxError]:
         end = time.monotonic() + _COMPILE_SECONDS
@@ -8534,19 +8474,28 @@ class Watcher(threading.Thread):
                 return error
         return None
 
-    def _learn(self) -> None:
-        """Read some files whose content is not known yet, to tell a save of the same bytes from an edit."""
-        for _ in range(min(_LEARNING, len(self._unread))):
-            path = self._unread.pop()
-            known = _digest(path)
-            if self.files.states[path] == _snapshot(path):
-                self._digests[path] = known
+    def _forget_doubtful_bytecode(self, changed: list[str]) -> None:
+        """Leave no bytecode behind of what has just been edited, nor of what was when this process may have loaded it.
 
-    def _warn_when_late(self) -> None:
-        late = len(self.files.own) * self._cost / self._budget()
-        if late > _LATE and not self._herald.complete:
-            self._warned = True
-            self.warn(f"{len(self.files.own):,} files are watched: a change may be seen {late:.0f} s late")
+        The recorder sees to that where it stands; but not before `run` was called in code.
+        """
+        young = (self.files.since - _YOUNG) * 1e9
+        edited = [path for path in self.files.own if (self.files.states[path] or (0,))[0] > young]
+        for path in {*changed, *edited}:
+            if path.endswith(".py"):
+                _forget_bytecode(path)
+
+    def _read_contents(self) -> None:
+        """Read some files whose content is not known yet, to tell a save of the same bytes from an edit."""
+        end = time.monotonic() + _CHORES
+        while self._unread and not self._importing and time.monotonic() < end:
+            self._learn(self._unread.pop())
+
+    def _learn(self, path: str) -> None:
+        """Note the content of a file, if it is still in the state that was accepted."""
+        digest = _digest(path)
+        if self.files.states[path] == _state(path):
+            self._contents[path] = self.files.states[path], digest
 
 
 def _mending_files(error: Optional[BaseException]) -> list[str]:
@@ -9563,8 +9512,7 @@ class _Runner:
             also=env_files(self.config.env_file),
             settling=self._settling,
             since=self.launch.started,
-            remembered=self.notes.get("watched", ""),
-            eager=self.reloaded,
+            memory=self.notes.get("watched"),
         )
 
     # -- the life
@@ -9574,6 +9522,7 @@ class _Runner:
         self.signals.take(after_fork=self.terminal.after_fork)
         self.launch.release_signals()
         if self.watcher:
+            self.watcher.record_imports()
             self.watcher.start()
         if not self.in_code:
             threading.Thread(target=self._attend_import, name="devserve import", daemon=True).start()
