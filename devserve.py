@@ -9344,16 +9344,10 @@ def run(
         raise SystemExit(status)
 
 
-def serve_command(read: Callable[[Callable[[str], None]], Config], notes: Iterable[str] = ()) -> int:
-    """Serve what a command line asks for, as `read` understands it; return the exit status.
-
-    The notes on how it was understood are said at the first start alone.
-    """
+def serve_command(read: Callable[[Callable[[str], None]], Config]) -> int:
+    """Serve what a command line asks for, as `read` understands it; return the exit status."""
     terminal = Terminal()
     launch = Launch.capture(early=True)
-    if launch.handover is None:
-        for note in notes:
-            terminal.say(f"devserve: {note}")
 
     def load(config: Config) -> WSGIApplication:
         with servers_left_out(terminal.warn):
@@ -9370,21 +9364,42 @@ def _start(
     *,
     in_code: bool,
 ) -> int:
-    """Live one process image's life; return its exit status: 2 after a mistake that the person can mend."""
+    """Live one process's life; return its exit status: 2 after a mistake that the person can mend.
+
+    Options that were wrong at a reload, as of an environment file, are such an error as new code may have: it is shown
+    until the next save, and what was asked for before holds.
+    """
+    notes = launch.handover.notes if launch.handover else {}
     warnings: list[str] = []
+    mistake = None
     try:
-        config = configure(warnings.append)
+        try:
+            config = configure(warnings.append)
+            check_pin(config.pin)
+            tls = _tls_of(config, terminal)
+        except DevserveError as error:
+            if in_code or "config" not in notes:
+                raise
+            config, mistake = Config(**notes["config"]), error
+            tls = _tls_of(config, terminal)
         terminal.quiet = config.quiet
         if config.reload and launch.must_supervise:
             listener, notes = _listen_for(config, in_code=in_code)
             return supervise(launch, Handover({"listener": [listener.detach()]}, notes))
-        for warning in warnings:  # by whoever serves, and by nobody who makes room for it
-            terminal.warn(warning)
-        hall = _Runner(config, terminal, launch, in_code=in_code)
+        for warning in warnings:  # by whoever serves, and once
+            if warning not in notes.get("warnings", ()):
+                terminal.warn(warning)
+        runner = _Runner(config, terminal, launch, tls, warnings, in_code=in_code)
+
+        def load_or_fail() -> WSGIApplication:
+            if mistake:
+                raise mistake
+            return load(config)
+
         try:
-            return hall.serve(lambda: load(config))
+            return runner.serve(load_or_fail)
         finally:
-            hall.close()
+            runner.close()
     except DevserveError as error:
         terminal.error(str(error))
         return 2
@@ -9462,8 +9477,12 @@ def _listen_for(config: Config, *, in_code: bool) -> tuple[socket.socket, dict[s
 class _Runner:
     """One process image's life: it takes over what the last one left, loads, serves, and leaves to the next."""
 
-    def __init__(self, config: Config, terminal: Terminal, launch: Launch, *, in_code: bool = False) -> None:
+    def __init__(
+        self, config: Config, terminal: Terminal, launch: Launch,
+        tls: Optional[Callable[[socket.socket], socket.socket]], warnings: list[str], *, in_code: bool,
+    ) -> None:  # fmt: skip
         self.config = config
+        self.warnings = warnings  # about the options, which were told
         self.terminal = terminal
         self.launch = launch
         self.in_code = in_code
@@ -9472,8 +9491,6 @@ class _Runner:
         self.notes = self.handover.notes if self.handover else {}
         self.reloaded = "since" in self.notes
         self.socket_file = self.notes.get("socket_file", "")  # ours to remove at the end
-        check_pin(config.pin)
-        tls = _tls_of(config, terminal)
         self.listener = self._listener()
         self.server = DevServer(self.listener, _loading_app, terminal, threads=config.threads, tls=tls)
         self.scheme = "https" if config.cert else "http"
@@ -9654,6 +9671,7 @@ class _Runner:
     def _notes(self, since: float) -> dict[str, Any]:
         """Return what the next process is to know; the reload began at `since`."""
         notes: dict[str, Any] = {"since": since, "socket_file": self.socket_file}
+        notes.update(config=self.config._asdict(), warnings=self.warnings)
         if "told" in self.notes:
             notes["told"] = True
         if self.guard:  # no request is answered any more, in which a PIN could be guessed
@@ -9957,10 +9975,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return 2
 
     def configured(warn: Callable[[str], None]) -> Config:
+        for note in notes:
+            warn(note)
         _mask_pin(given.get("pin", ""))
         return configure(given, warn)
 
-    return serve_command(configured, notes)
+    return serve_command(configured)
 
 
 def _read_command(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

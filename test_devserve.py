@@ -12821,6 +12821,37 @@ class ReloadBySpawning(Reload):
 class ReloadOfBadInput(Reload):
     """What lies in the folder cannot bring the server down, nor hold up a request."""
 
+    def test_an_option_that_an_environment_file_gets_wrong_is_shown_until_it_is_mended(self) -> None:
+        self.write("mine.env", "DEVSERVE_EDITOR=vscode\n")
+        served = self.serve("app", "--reload", "-q", "--env-file", "mine.env")
+        wire = self.wire(served)
+        self.assertEqual(wire.ask()["version"], "v1")
+        for text, told in {
+            "DEVSERVE_DEBUGGER=maybe\n": "DEVSERVE_DEBUGGER=maybe: not a yes or no",
+            "DEVSERVE_CERT=missing.pem\n": "missing.pem: there is no such file",
+            "": "no file 'mine.env'",
+        }.items():
+            self.write("mine.env", text)
+            if not text:
+                (self.folder / "mine.env").unlink()
+            served.wait_for(f"error: .*{told}")
+            eventually(lambda: told in str(wire.ask()), "an answer that says so")
+            self.write("mine.env", "DEVSERVE_EDITOR=vscode\n")
+            self.reaches(wire, "v1")
+
+    def test_a_warning_about_the_options_is_told_once_and_a_new_one_too(self) -> None:
+        self.write(".env", "A line that is none\n")
+        served = self.serve("app", "--reload", "-q")
+        wire = self.wire(served)
+        for version in ("v2", "v3"):
+            self.save(version)
+            self.reaches(wire, version)
+        self.write(".env", "A line that is none\nnor this\n")
+        served.wait_for(r"line 2 is left out")
+        self.reaches(wire, "v3")
+        for told in ("line 1 is left out", "line 2 is left out"):
+            self.assertEqual(served.log.count(told), 1, served.log)
+
     def test_strange_things_among_the_watched_files(self) -> None:
         if sys.platform == "win32":
             self.skipTest("not on Windows")
