@@ -1215,10 +1215,6 @@ def prepared(app: Any, *, debug: bool, debugger: bool) -> WSGIApplication:
     A Django project in debug mode has its static files served, as by its runserver, be devserve's options what they
     may.
     """
-    if is_asgi(app):
-        raise DevserveError(
-            f"{_kind(app)} is an ASGI application; devserve serves WSGI: use uvicorn or another ASGI server"
-        )
     frameworks = [(_FRAMEWORKS[_framework_of(inner)], inner) for inner in _frameworks_in(app)]
     for framework, inner in frameworks:
         if debug:
@@ -5732,6 +5728,8 @@ _IDLE_THREAD_TIMEOUT = 10.0  # a thread without a connection waits so long for t
 _GATE_LOOK = 0.5  # between two looks whether the server is to shut down, while the gate is closed; as in socketserver
 _OUT_OF_DESCRIPTORS_PAUSE = 0.05  # before accepting again when the process has no descriptor left
 
+CONNECTION = "devserve.connection"  # in the environ, for a bridge: the connection itself
+
 _CAN_CATCH = hasattr(select, "poll")  # Windows has no poll, and after a timed-out read its sockets are undefined
 _SERVER_NAME = f"devserve/{__version__}"
 _BODILESS = frozenset({"204", "304"})  # RFC 9110 section 6.4.1; 1xx cannot come from an application
@@ -5766,6 +5764,8 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
         self.gate.set()
         self.finished = threading.Event()  # with the gate closed: some request has ended
         self.turn = threading.Lock() if not threads else None  # held by the one request that runs
+        self.at_close: Callable[[], object] = lambda: None  # ends what lives as long as the server
+        self.streams = False  # a bridge is the application: it waits for body and client itself, on the connection
         self.connections: set[_Connection] = set()
         self.spares: deque[_IdleThread] = deque()  # the threads without work
         self.hangs_looked_for = 0.0  # on `time.perf_counter`
@@ -5884,6 +5884,7 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
     def server_close(self) -> None:
         """Close the listener and every connection, and let the spare threads go."""
         super().server_close()
+        self.at_close()
         self.socket.close()
         for connection in list(self.connections):
             connection.cut()
@@ -5980,6 +5981,8 @@ class _ClientGone(ConnectionError):
 class _BadRequest(Exception):
     """What the client sent is not HTTP as the RFCs have it; the connection ends after the answer."""
 
+    nobody_listens = True  # to a traceback: it is not the application's mistake
+
     def __init__(self, reason: str, status: str = "400 Bad Request") -> None:
         super().__init__(reason)
         self.status = status
@@ -6008,6 +6011,8 @@ class _Connection:
         self.line = _NO_LINE  # method and target of the request in hand, for the log
         self.thread: Optional[int] = None  # that carries it
         self.hangs_told = 0  # how often the terminal was told that the request in hand hangs
+        self.waits = True  # a read of the body waits for the client; while a bridge waits for both, it does not
+        self.head = b""  # its head as it came, for a bridge
         self.keep_alive = True
         self.ending = False  # the last response has been sent
         self.input_left = False  # the client may have sent, or still be sending, what nobody will read
@@ -6114,6 +6119,8 @@ class _Connection:
         except _ClientGone:
             self.keep_alive = False
             response.answer_silence()
+        except _BadRequest as error:  # in a body that was read as it came
+            response.answer_mistake(error)
         except BaseException as error:  # noqa: BLE001 - whatever a view raises, SystemExit too, ends its request alone
             self.keep_alive = False
             if not nobody_listens(error, environ):
@@ -6123,6 +6130,7 @@ class _Connection:
         finally:
             self.ended = time.perf_counter()
             self.is_stream = response.is_taken_over
+            self.waits = True
             if UNLOGGED not in environ:
                 seconds = self.ended - self.started
                 status, sent = response.outcome()
@@ -6146,6 +6154,8 @@ class _Connection:
         self.line = head.line
         self.keep_alive = head.keep_alive
         environ = {**self.environ, **head.environ}
+        if self.server.streams:
+            self.head, environ[CONNECTION], self.waits = raw, self, False
         if head.length == 0:
             environ["wsgi.input"] = io.BytesIO()
             return head, environ, None
@@ -6190,6 +6200,9 @@ class _Connection:
 
     def _open_body(self, environ: Environ, length: int, expected: bool) -> _Body:
         """Offer the body as `wsgi.input`: a chunked one when it is whole, any other as it comes."""
+        if self.server.streams:
+            environ["wsgi.input"] = body = (_ChunkedBody if length == _CHUNKED else _Body)(self, length, expected)
+            return body
         body = _Body(self, max(length, 0), expected)
         if length == _CHUNKED:
             spool = _Dechunker(self, body).spool()
@@ -6214,9 +6227,14 @@ class _Connection:
         """Read up to `size` bytes, at least one, from the socket itself; raise `_ClientGone` when none come."""
         while True:
             try:
-                count = self.sock.recv_into(buffer, size)
+                if self.server.tls is not None and not self.waits:
+                    count = self._receive_tls_now(buffer, size)
+                else:
+                    count = self.sock.recv_into(buffer, size)
                 break
             except BlockingIOError as error:
+                if not self.waits:
+                    raise
                 if not self.readable(_BODY_TIMEOUT):
                     raise _ClientGone(f"nothing came for {_BODY_TIMEOUT:.0f} s") from error
             except OSError as error:
@@ -6224,6 +6242,24 @@ class _Connection:
         if not count:
             raise _ClientGone("the client closed the connection")
         return count
+
+    def read_ahead(self) -> None:
+        """Read what follows the request.  Raises `_ClientGone` at the connection's end."""
+        piece = bytearray(_READ_SIZE)
+        count = self.receive_into(piece, len(piece))
+        self.buffer += piece[:count]
+
+    def _receive_tls_now(self, buffer: Any, size: int) -> int:
+        """Read what TLS has whole; raise BlockingIOError when that is nothing."""
+        from ssl import SSLWantReadError
+
+        self.sock.settimeout(0)
+        try:
+            return self.sock.recv_into(buffer, size)
+        except SSLWantReadError as error:
+            raise BlockingIOError(errno.EAGAIN, "no whole record has come") from error
+        finally:
+            self.sock.settimeout(_BODY_TIMEOUT)
 
     def send(self, data: Union[bytes, memoryview]) -> None:
         """Send all of `data`; raise `_ClientGone` when the client does not take it."""
@@ -6260,7 +6296,7 @@ class _Connection:
         if self.line is _NO_LINE:
             self.line = _opening_words(self.buffer)
         text = f"{error.status[4:]}: {error}\n".encode("utf-8", "replace")
-        said = _check_response_head(error.status, (*PLAIN_TEXT, ("Content-Length", str(len(text)))))
+        said = check_response_head(error.status, (*PLAIN_TEXT, ("Content-Length", str(len(text)))))
         text = b"" if self.line[0] == "HEAD" else text
         try:
             self.send(_final_head(int(time.time()), error.status, said, b"Connection: close\r\n") + text)
@@ -6607,6 +6643,11 @@ class _Body(io.RawIOBase):
             self.expected = False
             self.connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether some of it has been read from the socket already."""
+        return bool(self.connection.buffer)
+
     def closes_connection(self) -> bool:
         """Say, as the response begins, whether what is left of the body makes the connection end after it.
 
@@ -6631,18 +6672,22 @@ class _Dechunker:
     def __init__(self, connection: _Connection, body: _Body) -> None:
         self.connection = connection
         self.body = body
-        self.data = b""  # what has been read
+        self.data, connection.buffer = connection.buffer, b""  # what has been read
         self.position = 0  # and how far it has been understood
+        self.limit = _MAX_CHUNKED_BODY
+        self.left: Optional[int] = None  # bytes that the chunk still has; None before its size is known
+        self.total = 0  # bytes of the body, as far as its chunks' sizes are known
+        self.trailers = 0
 
     def spool(self) -> _WholeInput:
         """Return the whole body as a file, at its end.  Raises `_BadRequest` on bad framing and past the limit."""
         from tempfile import SpooledTemporaryFile
 
         spool = SpooledTemporaryFile(max_size=_SPOOL_MEMORY)  # noqa: SIM115 - WholeInput closes it
-        self.data, self.connection.buffer = self.connection.buffer, b""
         try:
             self.body.invite()
-            self._copy(spool)
+            for piece in iter(self.next_piece, b""):
+                spool.write(piece)
         except _BadRequest:
             spool.close()
             raise
@@ -6652,22 +6697,30 @@ class _Dechunker:
         except OSError as error:  # as a rule, the temporary folder is full
             spool.close()
             raise _BadRequest(f"the body cannot be stored: {error}", "507 Insufficient Storage") from error
-        self.connection.buffer = self.data[self.position :]
         return _WholeInput(spool)
 
-    def _copy(self, spool: Any) -> None:
-        total = 0
-        while True:
-            size = self._chunk_size()
-            total += size
-            if total > _MAX_CHUNKED_BODY:
-                raise _BadRequest(f"a chunked body of over {_MAX_CHUNKED_BODY:,} bytes", "413 Content Too Large")
+    def next_piece(self) -> bytes:
+        """Return the next bytes of the body, at least one; none at its end, whatever follows goes to the connection.
+
+        After a BlockingIOError it may be called again.
+        """
+        while not self.left:
+            if self.left == 0:
+                if self._line(2):
+                    raise _BadRequest("a chunk longer than its size")
+                self.left = None
+            size = self._chunk_size() if self.trailers == 0 else 0
             if size == 0:
-                return self._skip_trailer()
-            while size:
-                size -= spool.write(self._piece(size))
-            if self._line(2):
-                raise _BadRequest("a chunk longer than its size")
+                self._skip_trailer()
+                self.connection.buffer = self.data[self.position :] + self.connection.buffer
+                return b""
+            self.left = size
+            self.total += size
+            if self.total > self.limit:
+                raise _BadRequest(f"a chunked body of over {self.limit:,} bytes", "413 Content Too Large")
+        piece = self._piece(self.left)
+        self.left -= len(piece)
+        return piece
 
     def _piece(self, size: int) -> bytes:
         """Return up to `size` bytes, at least one."""
@@ -6686,10 +6739,12 @@ class _Dechunker:
 
     def _skip_trailer(self) -> None:
         """Read the fields after the last chunk; nothing in them may change a request that has been framed."""
-        for _ in range(_MAX_FIELDS):
+        self.trailers = self.trailers or 1
+        while self.trailers <= _MAX_FIELDS:
             line = self._line(_MAX_REQUEST_LINE)
             if not line:
                 return
+            self.trailers += 1
             name, colon, _ = line.decode("latin-1").partition(":")
             if not colon or not _FIELD_NAME.fullmatch(name):
                 raise _BadRequest("a bad trailer")
@@ -6709,6 +6764,40 @@ class _Dechunker:
         self.position = end + 2
         _check_controls(line, 0)
         return line
+
+
+class _ChunkedBody(_Body):
+    """A chunked body that is read as it comes.  `unread` stays -1 until its end."""
+
+    def __init__(self, connection: _Connection, length: int, expected: bool) -> None:
+        super().__init__(connection, length, expected)
+        self.chunks = _Dechunker(connection, self)
+        self.chunks.limit = sys.maxsize  # nothing of it is kept
+        self.piece = b""
+
+    def readinto(self, buffer: Any) -> int:
+        if self.unread:
+            self.invite()
+            self.piece = self.piece or self.chunks.next_piece()
+            self.unread = -1 if self.piece else 0
+        count = min(len(buffer), len(self.piece))
+        buffer[:count] = self.piece[:count]
+        self.piece = self.piece[count:]
+        return count
+
+    @property
+    def is_at_hand(self) -> bool:
+        return bool(self.piece) or self.chunks.position < len(self.chunks.data) or bool(self.connection.buffer)
+
+    def closes_connection(self) -> bool:
+        uninvited, self.expected = self.expected, False
+        return uninvited
+
+    def drain(self, limit: int) -> bool:
+        piece = memoryview(bytearray(_READ_SIZE))
+        while self.unread and limit > 0:
+            limit -= self.readinto(piece)
+        return not self.unread
 
 
 _HEXADECIMAL = re.compile(rb"[0-9A-Fa-f]{1,16}")  # 16 digits: 64 bits
@@ -6831,10 +6920,10 @@ class _Response:
         elif self.status:
             raise AssertionError("start_response was called twice; only with exc_info may it be called again")
         try:
-            said = _check_response_head(status, tuple(headers))
+            said = check_response_head(status, tuple(headers))
         except TypeError:  # a header that is a list cannot be remembered; one that is no str says so below
             said = None
-        self.said = said or _check_response_head.__wrapped__(status, headers)
+        self.said = said or check_response_head.__wrapped__(status, headers)
         self.status = status
         self.length = self.said.length
         if self.said.is_stream:
@@ -6975,6 +7064,15 @@ class _Response:
         if not self.head_sent and self.body is not None and self.body.unread:
             self._replace("400 Bad Request", b"Bad Request: the body did not come as declared\n")
 
+    def answer_mistake(self, error: _BadRequest) -> None:
+        """Answer a client whose body is not HTTP; once headers are out, the cut connection is the answer."""
+        self.connection.keep_alive = False
+        self.connection.input_left = True
+        if self.head_sent:
+            self.connection.cut()
+        else:
+            self._replace(error.status, f"{error.status[4:]}: {error}\n".encode("utf-8", "replace"))
+
     def answer_failure(self) -> None:
         """Answer for an application that failed; once its headers are out, the cut connection is the answer."""
         if self.is_taken_over:
@@ -6987,7 +7085,7 @@ class _Response:
             self.connection.cut()
 
     def _replace(self, status: str, text: bytes) -> None:
-        self.said = _check_response_head(status, PLAIN_TEXT)
+        self.said = check_response_head(status, PLAIN_TEXT)
         self.status, self.length = status, -1
         self.one_piece, self.chunked = True, False
         try:
@@ -7147,7 +7245,7 @@ _NOTHING_SAID = _ResponseHead(b"", frozenset(), -1, False)
 
 
 @functools.lru_cache(maxsize=256)  # most answers of an application begin alike, and the checks are dear
-def _check_response_head(status: str, headers: Iterable[tuple[str, str]]) -> _ResponseHead:
+def check_response_head(status: str, headers: Iterable[tuple[str, str]]) -> _ResponseHead:
     """Check a status and headers, and return them as they go on the wire.
 
     Raises ValueError or TypeError for what is no HTTP: a control character would let a value become a header.
@@ -7724,9 +7822,743 @@ def _is_ip(name: str) -> bool:
 # =====================================================================================================================
 # 11. ASGI and WebSockets
 #
-# ASGI applications and WebSockets on the server of room 10: a bridge between its threads and one event loop in the
-# main thread, made only for such an application.  May know foreign code (2), the terminal (3) and the server (10).
+# Serves an ASGI 3 application on the server of room 10.  `AsgiBridge` is a WSGI callable, so that the server and the
+# debugger treat it as any other: a request comes in the thread of its connection, and the exception that ends it goes
+# out there.  In between stands one event loop, in the main thread, on which the application runs.  asyncio is
+# imported when a bridge is started, since a WSGI application must not pay for it.  May know foreign code (2), the
+# terminal (3) and the server (10).
+#
+# Invariants: the thread of a connection alone reads and writes its socket; the loop never touches one, and never
+# waits for a thread.  So an application that blocks the loop holds up itself, and neither a reload nor a page.  What
+# the loop is to do goes through `AsgiBridge.post`, what a thread is to do through the `outbox` of its request.
+#
+# Doors: AsgiBridge.
+#
+# Read first: AsgiBridge.post, _HttpRequest.respond, _HttpRequest.next_message, _HttpRequest.send, _Lifespan.run.
 # =====================================================================================================================
+
+if TYPE_CHECKING:
+    import asyncio
+    import queue
+    from collections.abc import MutableMapping
+
+    _Message = MutableMapping[str, Any]
+
+_WAITING_LIMIT = 64 * 1024  # bytes that wait between a thread and the loop, in either direction
+_MOMENT = 0.02  # seconds: most answers come sooner, and until then nobody looks whether the client has gone
+_HOLD_SECONDS = 0.5  # an exception follows the 500 that a framework sent for it at once, background work does not
+_BEAT_SECONDS = 0.5  # between two looks at the loop; a signal that just missed the main thread waits no longer
+_BLOCKED_SECONDS = 1.0  # that the loop may take for its next step until the terminal is told
+_SHUTDOWN_SECONDS = 5.0  # for the application's lifespan shutdown
+_CANCEL_SECONDS = 0.5  # for the end of what was cancelled
+
+
+class _ClientDisconnected(ConnectionError):
+    """What `send` raises once the client has gone (ASGI 2.4); it is nobody's mistake and is not told."""
+
+    nobody_listens = True
+
+
+class _BrokenProtocol(RuntimeError):
+    """The application breaks ASGI; as a rule raised where it calls `send`."""
+
+
+class AsgiBridge:
+    """An ASGI application as a WSGI application.
+
+    `start` makes the loop and starts the application; `run_until` runs the loop in the same thread; `stop` ends the
+    application.  Any thread may call `post`, `stop` and the bridge itself, everything else belongs to the loop.
+    """
+
+    def __init__(self, app: Any, terminal: Terminal) -> None:
+        self.app = app
+        self.terminal = terminal
+        self.report: Optional[Callable[[BaseException, str], object]] = None  # tells what no answer can tell of
+        self.loop: asyncio.AbstractEventLoop
+        self.thread = 0  # the loop's
+        self.state: dict[str, Any] = {}  # the lifespan's, of which each request gets a copy
+        self.lifespan = _Lifespan(self)
+        self.requests: dict[_HttpRequest, asyncio.Task[None]] = {}
+        self._posted: deque[Callable[[], object]] = deque()
+        self._is_awake = False  # the loop is going to look at `_posted`
+        self._wakeups: deque[_Wakeup] = deque()  # that nobody uses
+
+    # -- the loop
+
+    def start(self) -> None:
+        """Make the loop in this thread and start the application.  Raises what the application's startup raises."""
+        self.loop = _loop_of_thread()
+        self.thread = threading.get_ident()
+        self.loop.run_until_complete(self.lifespan.start())
+
+    def run_until(self, ended: threading.Event) -> None:
+        """Run the loop in this thread until `ended` is set."""
+        watch = threading.Thread(target=self._watch_loop, args=(ended,), name="devserve loop watch", daemon=True)
+        watch.start()
+        while not ended.is_set():
+            try:
+                self.loop.run_forever()
+            except SystemExit as error:  # asyncio lets it through from any task; the request has failed, not we
+                self.terminal.crash(error)
+
+    def start_in_thread(self) -> Callable[[], None]:
+        """Start in a thread of its own; return the function that stops it.  Raises what `start` raises."""
+        from concurrent.futures import Future
+
+        started: Future[None] = Future()
+        ended = threading.Event()
+
+        def run() -> None:
+            try:
+                self.start()
+            except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits for it
+                started.set_exception(error)
+            else:
+                started.set_result(None)
+                self.run_until(ended)
+            finally:
+                self.loop.close()
+
+        def stop() -> None:
+            self.stop(0.0)
+            ended.set()
+            self.post(self.loop.stop)
+            thread.join()
+
+        thread = threading.Thread(target=run, name="devserve loop", daemon=True)
+        thread.start()
+        started.result()
+        return stop
+
+    def _watch_loop(self, ended: threading.Event) -> None:
+        """Wake the loop every now and then, for signals; tell where it stands when it does not wake."""
+        awake = threading.Event()
+        while not ended.wait(_BEAT_SECONDS):
+            awake.clear()
+            self.post(awake.set)
+            if not awake.wait(_BLOCKED_SECONDS):
+                position = thread_position(self.thread)
+                if position:
+                    self.terminal.warn(
+                        f"the event loop has been blocked for {_BLOCKED_SECONDS:.0f} s; it is at {position}"
+                    )
+                awake.wait()
+        self.post(self.loop.stop)
+
+    def post(self, job: Callable[[], object]) -> None:
+        """Have the loop call `job`.  It is woken once for all that comes until it looks."""
+        self._posted.append(job)
+        if not self._is_awake:
+            self._is_awake = True
+            try:
+                self.loop.call_soon_threadsafe(self._do_posted)
+            except RuntimeError:
+                pass  # the loop is closed: the process is about to end
+
+    def _do_posted(self) -> None:
+        self._is_awake = False  # before the look, so that nothing is overlooked
+        while self._posted:
+            self._posted.popleft()()
+
+    # -- the end
+
+    def stop(self, grace: float) -> None:
+        """Wait for what still runs, at most `grace` seconds from its start, cancel it; shut the application down.
+
+        Called from another thread than the loop's, or when the loop has ended.  Returns in a bounded time, whatever
+        the application does.
+        """
+        import asyncio
+
+        try:
+            if self.thread == threading.get_ident():
+                self.loop.run_until_complete(self._stop(grace))
+                return
+            is_awake = threading.Event()
+            self.post(is_awake.set)
+            if not is_awake.wait(_BLOCKED_SECONDS):
+                self.terminal.warn("the event loop is blocked: the application is left without a shutdown")
+                return
+            stopping = asyncio.run_coroutine_threadsafe(self._stop(grace), self.loop)
+            stopping.result(grace + _CANCEL_SECONDS + _SHUTDOWN_SECONDS)
+        except BaseException as error:  # noqa: BLE001 - a loop that is blocked or closed is let be
+            self.terminal.warn(f"the application did not shut down: {type(error).__name__}")
+
+    def resume(self) -> None:
+        """Start the application again, as what it was stopped for did not happen."""
+        import asyncio
+
+        asyncio.run_coroutine_threadsafe(self.lifespan.start(), self.loop)
+
+    async def _stop(self, grace: float) -> None:
+        import asyncio
+
+        if self.requests:
+            last = max(request.started for request in self.requests)
+            await asyncio.wait(self.requests.values(), timeout=max(0.0, last + grace - time.perf_counter()))
+        for request, task in self.requests.items():
+            self.terminal.warn(f"cancelled {request.name}: still running after its grace")
+            task.cancel()
+        if self.requests:
+            await asyncio.wait(self.requests.values(), timeout=_CANCEL_SECONDS)
+        await self.lifespan.stop()
+
+    # -- requests
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        return _HttpRequest(self, environ).respond(start_response)
+
+    def report_later(self, error: BaseException, name: str) -> None:
+        """Tell of a failure that no answer can tell of, in a thread, since an exception's text may take its time."""
+        report = self.report or self.terminal.crash
+        threading.Thread(target=report, args=(error, name), name="devserve report", daemon=True).start()
+
+    @contextlib.contextmanager
+    def wakeup(self) -> Iterator[_Wakeup]:
+        """Lend a wakeup to a thread."""
+        try:
+            wakeup = self._wakeups.pop()
+        except IndexError:
+            wakeup = _Wakeup()
+        try:
+            yield wakeup
+        finally:
+            self._wakeups.append(wakeup)
+
+
+def _loop_of_thread() -> asyncio.AbstractEventLoop:
+    """Return the loop that the application has set in this thread while it was imported, else one by its policy."""
+    import asyncio
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # of the policies, which Python 3.14 begins to leave behind
+        try:
+            loop = asyncio.get_event_loop()
+        except RuntimeError:
+            loop = asyncio.new_event_loop()
+        if loop.is_closed():
+            loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(loop)
+    return loop
+
+
+class _Wakeup:
+    """Wakes a thread that watches a socket: two sockets, since Windows can wait for nothing else."""
+
+    def __init__(self) -> None:
+        self.here, self.there = socket.socketpair()
+        self.here.setblocking(False)
+        self.there.setblocking(False)
+
+    def __del__(self) -> None:
+        self.here.close()
+        self.there.close()
+
+    def ring(self) -> None:
+        """Wake the thread; from any thread."""
+        try:
+            self.there.send(b"\0")
+        except OSError:
+            pass  # full: it has been woken often enough
+
+    def wait(self, sock: Any, *, reads: bool, writes: bool = False, seconds: Optional[float] = None) -> bool:
+        """Wait until it rings or `sock` is ready; return whether `sock` has something to read, or has ended."""
+        if reads and getattr(sock, "pending", int)():
+            return True
+        if sys.platform == "win32" or not hasattr(select, "poll"):
+            watched = [sock] if reads else []
+            ready, _, _ = select.select([self.here, *watched], [sock] if writes else [], [], seconds)
+        else:
+            poller = select.poll()
+            poller.register(self.here, select.POLLIN)
+            if reads or writes:  # else the end of the connection would be told all the time
+                poller.register(sock, select.POLLIN * reads | select.POLLOUT * writes)
+            found = dict(poller.poll(None if seconds is None else seconds * 1000))
+            ready = [s for s in (self.here, sock) if found.get(s.fileno(), 0) & ~select.POLLOUT]
+        if self.here in ready:
+            self.here.recv(4096)
+        return sock in ready
+
+
+# -- a request
+
+_NOT_STARTED, _STARTED, _COMPLETE = range(3)  # an answer, as the application has sent it
+
+
+class _HttpRequest:
+    """One HTTP request: the thread of its connection on one side, the application on the loop on the other.
+
+    The thread calls `respond` and what stands under it, the loop everything else; the attributes say whose they are.
+    """
+
+    def __init__(self, bridge: AsgiBridge, environ: Environ) -> None:
+        import queue
+
+        self.bridge = bridge
+        self.connection = environ.pop(CONNECTION)
+        self.name = self.connection.describe()
+        self.started = self.connection.started
+        self.scope = _http_scope(environ, self.connection, bridge.state)
+        # The thread's
+        self.input = environ["wsgi.input"]
+        self.has_more = bool(getattr(self.input, "unread", 0))  # of the body to hand over
+        self.handed = 0  # bytes of the body that have been given to the loop
+        self.written = 0  # bytes of the answer that the connection has taken
+        self.wakeup: Optional[_Wakeup] = None  # by which the loop wakes it while it watches the socket
+        # Both sides'
+        self.inbox: deque[tuple[bytes, bool]] = deque() if self.has_more else deque([(b"", False)])
+        self.outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()  # (bytes or a file, more), or what failed
+        self.is_gone = False  # the client; set by the thread
+        self.is_asked = not self.has_more or not self.input.expected  # the client may send its body
+        # The loop's
+        self.is_explained = ON_EXCEPTION in environ  # a page would take the place of a framework's own 500
+        self.phase = _NOT_STARTED
+        self.head: Optional[_ResponseStart] = None
+        self.is_bodiless = False  # the answer has no body, whatever the application sends
+        self.length = -1  # that the application has declared, and that counts
+        self.sent = 0  # bytes of the body that it has sent
+        self.taken = 0  # bytes of the request's body that it has received
+        self.held: Optional[list[tuple[Any, bool]]] = None  # an answer that an exception may follow
+        self.changed: Optional[asyncio.Event] = None  # set when `receive` or `send` have something to look at
+
+    # -- in the thread
+
+    def respond(self, start_response: StartResponse) -> Iterable[bytes]:
+        """Have the application called, and return its answer as soon as something of it is to be sent."""
+        if self.has_more and self.is_asked and self.input.is_at_hand:
+            self._take_in()
+        self.bridge.post(self.begin)
+        piece, more = self.next_message()
+        assert self.head is not None
+        if self.head.closes:
+            self.connection.keep_alive = False
+        write = start_response(self.head.status, [*self.head.headers])
+        if more:
+            if not piece:
+                write(b"")  # the head alone: what the client waits for may be a while
+            return _Answer(self, piece)
+        return [piece] if isinstance(piece, bytes) else piece
+
+    def next_message(self) -> tuple[Any, bool]:
+        """Return the next piece of the answer, and whether more follow.  Raises what ended the application.
+
+        Meanwhile the body is read as the application takes it, and the client is watched.
+        """
+        from queue import Empty
+
+        message = None
+        if not self.has_more:
+            try:
+                message = self.outbox.get(timeout=_MOMENT)
+            except Empty:
+                pass
+        if message is None:
+            message = self._watch()
+        if isinstance(message, BaseException):
+            raise message
+        return message  # type: ignore[no-any-return]
+
+    def _watch(self) -> Any:
+        """Return what comes next from the loop; meanwhile take what comes from the client."""
+        with self.bridge.wakeup() as self.wakeup:
+            try:
+                comes = self.has_more and self.input.is_at_hand
+                while self.outbox.empty():
+                    reads = not self.has_more or self._has_room()
+                    if reads and self.has_more:
+                        self.input.invite()
+                    if comes and reads:
+                        comes = self._take_in()
+                    else:
+                        comes = self.wakeup.wait(self.connection.sock, reads=reads) or comes
+                return self.outbox.get()
+            except BaseException:  # the client has gone, or what it sends is not HTTP
+                self.gone()
+                raise
+            finally:
+                self.wakeup = None
+
+    def _has_room(self) -> bool:
+        """Return whether more of the body is to be read: the application has taken what was read before."""
+        return self.is_asked and self.handed - self.taken < _WAITING_LIMIT
+
+    def _take_in(self) -> bool:
+        """Take what the client has sent; return whether there is more at once.  Raises ConnectionError at its end."""
+        try:
+            if not self.has_more:
+                self.connection.read_ahead()  # the next request, if any: read to see the end that may come after it
+                return False
+            piece = self.input.read(_WAITING_LIMIT)
+        except BlockingIOError:
+            return False
+        self.has_more = bool(self.input.unread)
+        self.handed += len(piece)
+        self.inbox.append((piece, self.has_more))
+        self.bridge.post(self.notify)
+        return self.has_more and bool(self.input.is_at_hand)
+
+    def took(self, size: int) -> None:
+        """Note that the connection has taken a piece of the answer."""
+        waits = self.sent - self.written > _WAITING_LIMIT
+        self.written += size
+        if waits:
+            self.bridge.post(self.notify)
+
+    def gone(self) -> None:
+        """Tell the application that the client has gone."""
+        if not self.is_gone:
+            self.is_gone = True
+            self.bridge.post(self.notify)
+
+    # -- on the loop
+
+    def begin(self) -> None:
+        """Start the application for this request."""
+        self.bridge.requests[self] = self.bridge.loop.create_task(self.run())
+
+    async def run(self) -> None:
+        """Call the application."""
+        error: Optional[BaseException] = None
+        try:
+            await self.bridge.app(self.scope, self.receive, self.send)
+        except KeyboardInterrupt:  # Ctrl-C, which may hit the main thread anywhere
+            raise
+        except BaseException as failure:  # noqa: BLE001 - whatever it raises is told in the connection's thread
+            error = failure
+        finally:
+            del self.bridge.requests[self]
+        self.finish(error)
+
+    def finish(self, error: Optional[BaseException]) -> None:
+        """Let the thread know how the application ended, or the terminal when the thread has gone on already."""
+        if self.is_gone:
+            if error is not None and not _tells_disconnect(error):
+                self.bridge.report_later(error, f"{self.name} failed when its client had gone")
+            return
+        if self.held is not None and error is None:
+            self.release()
+        if self.phase == _COMPLETE and self.held is None:
+            if error is not None:
+                self.bridge.report_later(error, f"{self.name} failed after its answer")
+        elif error is not None:
+            self.put(error)
+        else:
+            what = "before it had answered" if self.phase == _NOT_STARTED else "in the middle of its answer"
+            self.put(_BrokenProtocol(f"the application returned {what}: no send of {_EXPECTED[self.phase]}"))
+
+    async def receive(self) -> _Message:
+        """Be the application's `receive`."""
+        while not self.inbox:
+            if self.is_gone or self.phase == _COMPLETE:
+                return {"type": "http.disconnect"}
+            if not self.is_asked:
+                self.is_asked = True
+                self.wake()
+            await self.change()
+        body, more = self.inbox.popleft()
+        self.taken += len(body)
+        if more:
+            self.wake()
+        return {"type": "http.request", "body": body, "more_body": more}
+
+    async def send(self, message: _Message) -> None:
+        """Be the application's `send`; what breaks the protocol is raised here, where the traceback shows who did."""
+        if self.is_gone:
+            raise _ClientDisconnected("the client has gone")
+        kind = message["type"]
+        if self.phase == _NOT_STARTED and kind == "http.response.start":
+            self.start(message)
+        elif self.phase == _STARTED and kind == "http.response.body":
+            self.add(_checked_bytes(message), bool(message.get("more_body", False)))
+        elif self.phase == _STARTED and kind == "http.response.pathsend":
+            file = open(message["path"], "rb")  # noqa: SIM115 - the server closes it
+            self.phase = _COMPLETE
+            self.put((FileWrapper(file), False))
+        else:
+            raise _BrokenProtocol(f"the application sent {kind!r}; expected is {_EXPECTED[self.phase]}")
+        while self.sent - self.written > _WAITING_LIMIT and self.held is None:
+            if self.is_gone:
+                raise _ClientDisconnected("the client has gone")
+            await self.change()
+
+    def start(self, message: _Message) -> None:
+        """Begin the answer; nothing of it is sent before the first piece of its body is known."""
+        self.head = _response_start(message["status"], tuple(map(tuple, message.get("headers", ()))))
+        self.is_bodiless = self.scope["method"] == "HEAD" or message["status"] in (204, 304)
+        self.length = -1 if self.is_bodiless else self.head.length
+        if self.is_explained and message["status"] >= 500:
+            self.held = []
+        self.phase = _STARTED
+
+    def add(self, body: bytes, more: bool) -> None:
+        """Send a piece of the answer's body; one that does not fit the declared length is refused."""
+        size = self.sent + len(body)
+        if 0 <= self.length < size or (size < self.length and not more):
+            raise _BrokenProtocol(f"the application sent {size} bytes and declared a Content-Length of {self.length}")
+        self.sent = size
+        if not more:
+            self.phase = _COMPLETE
+            self.notify()
+        if self.held is None:
+            self.put((body, more))
+            return
+        if not self.held:
+            self.bridge.loop.call_later(_HOLD_SECONDS, self.release)
+        self.held.append((body, more))
+
+    def release(self) -> None:
+        """Send what was held back, since no exception has followed."""
+        held, self.held = self.held, None
+        for item in held or ():
+            self.put(item)
+
+    def put(self, message: Any) -> None:
+        """Give something to the thread."""
+        self.outbox.put(message)
+        self.wake()
+
+    def wake(self) -> None:
+        """Wake the thread if it watches its socket."""
+        wakeup = self.wakeup
+        if wakeup is not None:
+            wakeup.ring()
+
+    def notify(self) -> None:
+        """Have `receive` and `send` look again."""
+        if self.changed is not None:
+            self.changed.set()
+
+    async def change(self) -> None:
+        """Wait until something has changed."""
+        import asyncio
+
+        if self.changed is None:
+            self.changed = asyncio.Event()
+        self.changed.clear()
+        await self.changed.wait()
+
+
+_EXPECTED = ("'http.response.start'", "'http.response.body'", "nothing, as the answer is complete")  # by phase
+
+
+class _Answer:
+    """The body of an answer that has several pieces, as an iterable of WSGI.  The connection's thread uses it."""
+
+    def __init__(self, request: _HttpRequest, first: bytes) -> None:
+        self.request = request
+        self.size = -1  # of the piece that was given last; -1: none was
+        self.first = first
+        self.more = True
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        piece = self.first
+        if self.size >= 0:
+            self.request.took(self.size)
+            if not self.more:
+                raise StopIteration
+            piece, self.more = self.request.next_message()
+        self.size = len(piece)
+        return piece
+
+    def close(self) -> None:
+        """Let the application go on without anybody to answer; one that answers HEAD need not know."""
+        if self.more:
+            if self.request.is_bodiless:
+                self.request.took(sys.maxsize)
+            else:
+                self.request.gone()
+
+
+# -- what ASGI and WSGI call the same thing
+
+
+class _ResponseStart(NamedTuple):
+    """A `http.response.start`, checked."""
+
+    status: str
+    headers: list[tuple[str, str]]
+    length: int  # the declared Content-Length, -1 without
+    closes: bool  # the connection is to end after the answer
+
+
+@functools.lru_cache(maxsize=256)  # as in the server: most answers begin alike
+def _response_start(status: int, headers: tuple[tuple[bytes, bytes], ...]) -> _ResponseStart:
+    """Return the beginning of an answer in WSGI's terms; what belongs to the connection is left out.
+
+    Raises TypeError or ValueError for what is no HTTP.
+    """
+    from http.client import responses
+
+    kept, closes = [], False
+    for name, value in headers:
+        if not isinstance(name, bytes) or not isinstance(value, bytes):
+            raise TypeError(f"names and values of headers must be bytes, not {name!r}: {value!r}")
+        text = value.decode("latin-1")
+        if not is_hop_by_hop(name.decode("latin-1")):
+            kept.append((name.decode("latin-1"), text))
+        elif name.lower() == b"connection":
+            closes = closes or "close" in text.lower()
+    line = f"{int(status)} {responses.get(status, '')}"
+    return _ResponseStart(line, kept, check_response_head(line, tuple(kept)).length, closes)
+
+
+def _checked_bytes(message: _Message) -> bytes:
+    """Return the body of a message."""
+    body = message.get("body", b"")
+    if not isinstance(body, (bytes, bytearray, memoryview)):
+        raise TypeError(
+            f"the body of {message['type']!r} must be bytes, not {type(body).__name__}: text must be encoded"
+        )
+    return bytes(body)
+
+
+def _http_scope(environ: Environ, connection: Any, state: dict[str, Any]) -> dict[str, Any]:
+    """Return the connection scope of a request (ASGI, HTTP & WebSocket 2.4)."""
+    from urllib.parse import quote
+
+    target = environ["REQUEST_URI"]
+    raw_path = target.partition("?")[0] if target[0] == "/" else quote(environ["PATH_INFO"], encoding="latin-1")
+    port = environ["REMOTE_PORT"]
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": environ["SERVER_PROTOCOL"][5:],
+        "method": environ["REQUEST_METHOD"].upper(),
+        "scheme": environ["wsgi.url_scheme"],
+        "path": (environ["SCRIPT_NAME"] + environ["PATH_INFO"]).encode("latin-1").decode("utf-8", "replace"),
+        "raw_path": raw_path.encode("latin-1"),
+        "query_string": environ["QUERY_STRING"].encode("latin-1"),
+        "root_path": environ["SCRIPT_NAME"],
+        "headers": _scope_headers(connection.head, environ.get("HTTP_COOKIE"), environ.get("HTTP_HOST")),
+        "client": (environ["REMOTE_ADDR"], int(port)) if port else None,
+        "server": (environ["SERVER_NAME"], int(environ["SERVER_PORT"])) if port else (environ["SERVER_NAME"], None),
+        "state": state.copy(),
+        "extensions": {"http.response.pathsend": {}},
+        **({ON_EXCEPTION: environ[ON_EXCEPTION]} if ON_EXCEPTION in environ else {}),
+    }
+
+
+def _scope_headers(head: bytes, cookies: Optional[str], host: Optional[str]) -> list[tuple[bytes, bytes]]:
+    """Return the header lines of a request as they came, but for names in lower case.
+
+    In two things the environ knows better: the debugger has taken its own cookies away, and the host of a target in
+    absolute form counts in place of the Host header's.
+    """
+    pairs = _header_pairs(head)
+    sent = [value for name, value in pairs if name == b"cookie"]
+    if b"; ".join(sent).decode("latin-1") != (cookies or ""):
+        pairs = tuple(pair for pair in pairs if pair[0] != b"cookie")
+        if cookies:
+            pairs += ((b"cookie", cookies.encode("latin-1")),)
+    return [(name, host.encode("latin-1")) if host and name == b"host" else (name, value) for name, value in pairs]
+
+
+@functools.lru_cache(maxsize=256)  # clients repeat their heads to the byte
+def _header_pairs(head: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    lines = (line.partition(b":") for line in head.split(b"\r\n")[1:])
+    return tuple((name.lower(), value.strip(b" \t")) for name, _, value in lines)
+
+
+def _tells_disconnect(error: Optional[BaseException], depth: int = 20) -> bool:
+    """Return whether an exception says no more than that the client has gone, as frameworks wrap it."""
+    if error is None or not depth:
+        return False
+    if isinstance(error, _ClientDisconnected) or "Disconnect" in type(error).__name__:
+        return True
+    group = getattr(error, "exceptions", None)
+    if isinstance(group, tuple) and group:
+        return all(_tells_disconnect(part, depth - 1) for part in group)
+    return type(error).__name__ == "CancelledError" or _tells_disconnect(error.__cause__, depth - 1)
+
+
+# -- the application's life
+
+
+class _Lifespan:
+    """The `lifespan` scope: the application's startup before the first request, its shutdown after the last.
+
+    Everything here belongs to the loop.
+    """
+
+    def __init__(self, bridge: AsgiBridge) -> None:
+        self.bridge = bridge
+        self.task: Optional[asyncio.Task[None]] = None
+        self.error: Optional[BaseException] = None
+
+    async def start(self) -> None:
+        """Start the application; an application that knows no lifespan is fine.  Raises what its startup raises."""
+        import asyncio
+
+        self.is_started, self.is_stopping, self.is_stopped = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.asked = 0  # times that the application has called `receive`
+        self.is_unknown = False
+        self.task = asyncio.ensure_future(self.run())
+        await self.is_started.wait()
+        if self.error is not None:
+            raise self.error
+
+    async def run(self) -> None:
+        scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.bridge.state}
+        try:
+            await self.bridge.app(scope, self.receive, self.send)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised again by `start`, or told
+            if self.is_started.is_set():
+                if not self.is_stopped.is_set():
+                    self.bridge.report_later(error, "the application's lifespan failed")
+            elif self.asked and not self.is_unknown:
+                self.error = error
+        self.is_started.set()
+        self.is_stopped.set()
+
+    async def receive(self) -> _Message:
+        self.asked += 1
+        if self.asked == 1:
+            return {"type": "lifespan.startup"}
+        await self.is_stopping.wait()
+        if self.asked > 2:
+            await self.bridge.loop.create_future()  # nothing comes after the shutdown
+        return {"type": "lifespan.shutdown"}
+
+    async def send(self, message: _Message) -> None:
+        kind = message["type"]
+        if kind == "lifespan.startup.complete":
+            self.is_started.set()
+        elif kind == "lifespan.startup.failed":
+            self.error = _StartupFailed(message.get("message") or "the application's startup failed")
+            # As a rule the exception itself follows.
+        elif kind in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
+            if kind.endswith("failed"):
+                self.bridge.terminal.warn(f"the application's shutdown failed: {message.get('message', '')}")
+            self.is_stopped.set()
+        else:
+            self.is_unknown = not self.is_started.is_set()  # it takes every scope for a request
+            raise _BrokenProtocol(f"the application sent {kind!r} in its lifespan")
+
+    async def stop(self) -> None:
+        """Shut the application down."""
+        import asyncio
+
+        if self.task is None or self.task.done():
+            return
+        self.is_stopping.set()
+        try:
+            await asyncio.wait_for(self.is_stopped.wait(), _SHUTDOWN_SECONDS)
+        except asyncio.TimeoutError:
+            self.bridge.terminal.warn(f"the application's shutdown took over {_SHUTDOWN_SECONDS:.0f} s")
+        self.is_stopped.set()
+        self.task.cancel()
+
+
+class _StartupFailed(Exception):
+    """The application says that its startup failed, without an exception."""
 
 
 # =====================================================================================================================
@@ -9434,6 +10266,14 @@ def make_server(app: WSGIApplication, host: str = "127.0.0.1", port: int = 0, **
     tls = _tls_of(config, terminal)
     listener = listen(config.host, config.port, again=_keyword_for_port)
     server = DevServer(listener, app, terminal, threads=config.threads, tls=tls)
+    if is_asgi(app):
+        app = server.app = bridge = AsgiBridge(app, terminal)
+        server.streams = True
+        try:
+            server.at_close = bridge.start_in_thread()
+        except BaseException:
+            server.server_close()
+            raise
     if config.debugger:
         guard = Guard.fresh(config.pin, server.server_port, config.trusted_hosts, _bound_hosts(config, listener))
         base_url = urls(listener, "https" if tls else "http")[0]
@@ -9497,6 +10337,7 @@ class _Runner:
         self.guard = self._guard() if config.debugger else None
         self.watcher = self._watcher() if config.reload else None
         self.signals = _Signals(self._end, self._hang_up, in_code=in_code, reloads=config.reload)
+        self.bridge: Optional[AsgiBridge] = None  # to an ASGI application
         self.phase = _LOADING
         self.lock = threading.Lock()  # held to change the phase
         self.adopting = threading.Lock()  # held by whoever gives waiting connections to the server or a handover
@@ -9557,6 +10398,8 @@ class _Runner:
         self._begin_serving()
         if self.config.open and not self.reloaded:
             threading.Thread(target=self._open_browser, name="devserve browser", daemon=True).start()
+        if self.bridge:
+            self.bridge.run_until(self.ended)
         while not self.ended.wait(_WAKE_INTERVAL):
             pass
         return self.status
@@ -9565,7 +10408,7 @@ class _Runner:
         """Return the application, or one that tells what broke it.  At the first start a failure is the end: None."""
         try:
             try:
-                return load()
+                return self._bridged(load())
             finally:
                 self.loaded.set()
         except BaseException as error:  # a module that calls sys.exit() is broken like any other
@@ -9578,6 +10421,14 @@ class _Runner:
                 return None
             self.watcher.failed(error)
             return BrokenApp(error)
+
+    def _bridged(self, app: Any) -> WSGIApplication:
+        """Return an ASGI application, started, behind a bridge, any other as it is."""
+        if is_asgi(app):
+            app = self.bridge = AsgiBridge(app, self.terminal)
+            self.bridge.start()
+            self.server.streams = True
+        return app  # type: ignore[no-any-return]
 
     def _tell(self, error: BaseException) -> None:
         if isinstance(error, DevserveError):
@@ -9658,12 +10509,16 @@ class _Runner:
                 waiting += self.handover.sockets["waiting"]
             notes = self._notes(since)
             try:
+                if self.bridge:
+                    self.bridge.stop(_GRACE)
                 if self._enter(_RESTARTING):
                     sockets = {"listener": [self.listener.fileno()], "waiting": waiting}
                     restart_process(self.launch, Handover(sockets, notes), self._give_way)
             except OSError as error:
                 self.phase = phase
                 self.signals.resume()
+                if self.bridge:
+                    self.bridge.resume()
                 self.terminal.error(f"cannot start Python again ({error}); the old code serves on")
             finally:  # reached only when it failed; whatever the reason, requests must not hang
                 self.server.open_gate()
@@ -9734,6 +10589,8 @@ class _Runner:
         self._tidy_up()
         if not self._enter(_ENDING):
             os._exit(0)  # a restart has run the exit handlers
+        if self.bridge:
+            self.bridge.stop(0.0)
         end_process(0)  # which writes the rest of the log, but does not wait for it without end
 
     def close(self) -> None:
@@ -9747,6 +10604,8 @@ class _Runner:
         if served:
             self.server.shutdown()
         self.server.server_close()
+        if self.bridge:
+            self.bridge.stop(0.0)
         self._tidy_up()
         self.terminal.flush()
         self.signals.give_back()

@@ -51,6 +51,7 @@ import traceback
 import types
 import unittest
 import unittest.mock
+import urllib.error
 import urllib.parse
 import urllib.request
 import weakref
@@ -1950,15 +1951,15 @@ class FindingMistakes(FindingFolder):
         for name in f"function generator plain plain_with_more site child method {also}".split():
             with self.subTest(name):
                 self.assertTrue(devserve.is_asgi(getattr(module, name)))
-                self.refused(f"hello:{name}", "is an ASGI application; devserve serves WSGI: use", "uvicorn")
+                self.assertIs(self.load(f"hello:{name}"), getattr(sys.modules["hello"], name))
         for name in ("build", "build()"):
             with self.subTest(name):
-                self.refused(f"hello:{name}", "is an ASGI application")
+                self.assertTrue(devserve.is_asgi(self.load(f"hello:{name}")))
         for name in ("Site", "decorated", "build", "with_word", "functools"):
             with self.subTest(name):
                 self.assertFalse(devserve.is_asgi(getattr(module, name)))
         self.write("only.py", "from hello import Site\nasync def helper(scope, receive, send): pass\napi = Site()")
-        self.refused("only", "is an ASGI application")
+        self.assertEqual(type(self.load("only")).__name__, "Site")
 
     def test_coroutine_functions_that_are_no_applications(self) -> None:
         self.write(
@@ -2001,7 +2002,7 @@ class FindingMistakes(FindingFolder):
             """,
         )
         self.refused("hello:wrong", "'hello:wrong' is ASGI middleware around a WSGI application")
-        self.refused("hello:right", "is an ASGI application")
+        self.assertTrue(devserve.is_asgi(self.load("hello:right")))
 
     def test_remedy_for_a_package_that_is_missing_beside_a_virtual_environment(self) -> None:
         missing, other = ModuleNotFoundError("No module named 'x'", name="x"), ImportError("x")
@@ -2677,16 +2678,6 @@ class FindingFrameworks(FindingFolder):
         outcome = self.outcome(self.DJANGO.format(more=more, view=view))
         heeds = [True, True, True, False, True, False]  # no for the file that only `more` wanted, and the module
         self.assertIn(repr(["one", "two", heeds, ["conf", "locale", "templates"], ["extra.txt"]]), outcome)
-
-    @needs("quart")
-    def test_quart_is_told_to_be_asynchronous(self) -> None:
-        outcome = self.outcome("import quart\napp = quart.Quart(__name__)")
-        self.assertIn("refused quart.Quart is an ASGI application", outcome)
-
-    @needs("fastapi")
-    def test_fastapi_is_told_to_be_asynchronous(self) -> None:
-        outcome = self.outcome("import fastapi\napi = fastapi.FastAPI()")
-        self.assertIn("refused fastapi.FastAPI is an ASGI application", outcome)
 
 
 # =====================================================================================================================
@@ -8692,6 +8683,606 @@ class ServerLog(ServerCase):
         self.ask()
         eventually(lambda: "ValueError: broken" in self.log, "the traceback")
         self.assertIsNone(ACCESS.search(self.log))
+
+
+# =====================================================================================================================
+# 11. ASGI and WebSockets
+#
+# What is right is what the ASGI specification 3.0 (HTTP and WebSocket 2.4, lifespan 2.0) and RFC 6455 say.
+# =====================================================================================================================
+
+
+async def asgi_answer(send: App, body: bytes = b"hello", status: int = 200, *headers: tuple[bytes, bytes]) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+class AsgiCase(ServerCase):
+    """A test with an ASGI application in this process; `self.ended` gets what each call of it ended with."""
+
+    def serve_asgi(self, view: App, **options: Any) -> Any:
+        """Serve `view(scope, receive, send)` for requests, without a lifespan."""
+        self.ended: list[Any] = []
+
+        async def app(scope: Any, receive: App, send: App) -> None:
+            assert scope["type"] in ("http", "websocket")
+            try:
+                await view(scope, receive, send)
+            except BaseException as error:
+                self.ended.append(error)
+                raise
+            self.ended.append(None)
+
+        return self.serve(app, **options)
+
+    def serve(self, app: App, *, wait: float = 0.02, **options: Any) -> Any:
+        server = super().serve(app, wait=wait, **options)
+        bridge = server.app if isinstance(server.app, devserve.AsgiBridge) else server.app.app
+        bridge.terminal = server.terminal
+        return server
+
+    def end(self) -> Any:
+        """Wait for the first call of the application to end; return the exception, None without."""
+        eventually(lambda: self.ended, "the end of the application")
+        return self.ended[0]
+
+
+class AsgiScope(AsgiCase):
+    """What an application is told of a request."""
+
+    def scope(self, request: Union[bytes, str], **options: Any) -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+
+        async def view(scope: Any, receive: App, send: App) -> None:
+            seen.update(scope)
+            await asgi_answer(send)
+
+        self.serve_asgi(view, **options)
+        self.assertEqual(self.ask(request).status, 200, self.log)
+        return seen
+
+    def test_it_is_whole(self) -> None:
+        scope = self.scope("PUT /caf%C3%A9/%2F?q=%20 HTTP/1.1\r\nHost: x:1\r\nConnection: close\r\n\r\n")
+        (address, port), headers = scope.pop("client"), scope.pop("headers")
+        self.assertEqual((address, type(port)), ("127.0.0.1", int))
+        self.assertEqual(headers, [(b"host", b"x:1"), (b"connection", b"close")])
+        self.assertLessEqual(
+            {"type": "http", "http_version": "1.1", "method": "PUT", "scheme": "http"}.items(), scope.items()
+        )
+        self.assertEqual((scope["path"], scope["raw_path"]), ("/café//", b"/caf%C3%A9/%2F"))
+        self.assertEqual((scope["query_string"], scope["root_path"], scope["state"]), (b"q=%20", "", {}))
+        self.assertEqual(scope["server"], ("127.0.0.1", self.server.server_port))
+        self.assertEqual(scope["asgi"]["version"], "3.0")
+        self.assertGreaterEqual(scope["asgi"]["spec_version"], "2.4")
+
+    def test_headers_come_in_the_order_number_and_bytes_in_which_they_were_sent(self) -> None:
+        lines = ["Host: x", "X-B: 2", "X-A: \xff", "x-b: 1", "Under_Score: y", "Cookie: a=1", "Cookie: b=2", "Empty:"]
+        scope = self.scope("GET / HTTP/1.1\r\n" + "\r\n".join(lines) + "\r\n\r\n")
+        expected = [line.partition(":") for line in lines]
+        pairs = [(name.lower().encode(), value.strip().encode("latin-1")) for name, _, value in expected]
+        self.assertEqual(scope["headers"], pairs)
+
+    def test_the_debuggers_cookies_are_kept_from_the_application(self) -> None:
+        cookie = devserve.COOKIE_PREFIX + "5000=1"
+        scope = self.scope(f"GET / HTTP/1.1\r\nHost: x\r\nCookie: a=1; {cookie}\r\n\r\n", debugger=True, pin="off")
+        self.assertEqual([value for name, value in scope["headers"] if name == b"cookie"], [b"a=1"])
+
+    def test_the_host_of_a_target_in_absolute_form_counts(self) -> None:
+        scope = self.scope("GET http://there:8/path?q HTTP/1.1\r\nHost: here\r\n\r\n")
+        self.assertEqual(scope["headers"], [(b"host", b"there:8")])
+        self.assertEqual((scope["path"], scope["raw_path"], scope["query_string"]), ("/path", b"/path", b"q"))
+
+    def test_http_1_0_is_told(self) -> None:
+        self.assertEqual(self.scope("GET / HTTP/1.0\r\n\r\n")["http_version"], "1.0")
+
+    def test_bytes_that_are_no_utf_8_do_not_break_the_path(self) -> None:
+        scope = self.scope("GET /%ff HTTP/1.1\r\nHost: x\r\n\r\n")
+        self.assertEqual((scope["path"], scope["raw_path"]), ("/\ufffd", b"/%ff"))
+
+
+class AsgiReceiving(AsgiCase):
+    """A request's body as it arrives, and its client's end."""
+
+    async def collect(self, scope: Any, receive: App, send: App) -> None:
+        """Answer with what came in each message."""
+        pieces, more = [], True
+        while more:
+            message = await receive()
+            self.messages.append(message)
+            more = message["type"] == "http.request" and message["more_body"]
+            pieces.append(message.get("body", b""))
+        await asgi_answer(send, b"".join(pieces))
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.messages: list[dict[str, Any]] = []
+
+    def test_a_request_without_a_body_has_one_empty_message(self) -> None:
+        self.serve_asgi(self.collect)
+        self.ask(GET)
+        self.assertEqual(self.messages, [{"type": "http.request", "body": b"", "more_body": False}])
+
+    def test_bodies_of_every_size_arrive_whole_and_leave_the_connection_for_the_next_request(self) -> None:
+        self.serve_asgi(self.collect)
+        for size in (1, 65_535, 65_536, 65_537, 3_000_000):
+            body = random.Random(size).randbytes(size) if sys.version_info >= (3, 9) else b""
+            chunks = b"".join(b"%x\r\n%b\r\n" % (len(c), c) for c in (body[:7], body[7:90_000], body[90_000:]) if c)
+            for request in (post(f"Content-Length: {size}", body), chunked(chunks + b"0\r\nTrailer: x\r\n\r\n")):
+                with self.subTest(size=size, head=request[:60]), Wire(self.server) as wire:
+                    wire.send(request)
+                    self.assertEqual(wire.answer().body, body)
+                    wire.send(post("Content-Length: 3", "abc") + LAST)
+                    self.assertEqual([wire.answer().body, wire.answer().body], [b"abc", b""])
+
+    def test_each_piece_is_received_before_the_next_one_is_sent(self) -> None:
+        self.serve_asgi(self.collect)
+        for head, pieces in (
+            (post("Content-Length: 6"), ["ab", "cd", "ef"]),
+            (chunked(""), ["2\r\nab\r\n", "2\r\nc", "d\r", "\n2\r\nef\r\n", "0\r\n", "\r\n"]),
+        ):
+            self.messages.clear()
+            wire = self.wire(head)
+            got = 0
+            for piece in pieces:
+                wire.send(piece)
+                got = got + 1 if re.search("[a-f]", piece) else got
+                eventually(lambda: len([m for m in self.messages if m["body"]]) >= got, f"{piece!r} received")
+            self.assertEqual(wire.answer().body, b"abcdef")
+
+    def test_a_client_that_waits_for_it_is_told_to_continue_when_the_body_is_asked_for(self) -> None:
+        asked = threading.Event()
+
+        async def view(scope: Any, receive: App, send: App) -> None:
+            import asyncio
+
+            while not asked.is_set():
+                await asyncio.sleep(0.01)
+            await self.collect(scope, receive, send)
+
+        self.serve_asgi(view)
+        wire = self.wire(post("Content-Length: 3\nExpect: 100-continue"))
+        self.assertEqual(select.select([wire.sock], [], [], 0.1)[0], [])
+        asked.set()
+        self.assertEqual(wire.head().status, 100)
+        self.assertEqual(wire.send("abc").answer().body, b"abc")
+
+    def test_an_upload_waits_for_the_application(self) -> None:
+        go = threading.Event()
+
+        async def view(scope: Any, receive: App, send: App) -> None:
+            import asyncio
+
+            while not go.is_set():
+                await asyncio.sleep(0.01)
+            await self.collect(scope, receive, send)
+
+        self.serve_asgi(view)
+        size = 30_000_000  # more than sockets hold
+        wire = self.wire(post(f"Content-Length: {size}"))
+        wire.sock.settimeout(0.5)
+        with self.assertRaises(OSError):
+            wire.send(bytes(size))
+        go.set()
+        wire.sock.settimeout(DEADLINE)
+        eventually(lambda: sum(len(m["body"]) for m in self.messages) > 1_000_000, "the upload goes on")
+
+    def test_a_body_that_is_not_read_does_not_keep_the_connection_from_the_next_request(self) -> None:
+        async def view(scope: Any, receive: App, send: App) -> None:
+            await asgi_answer(send, scope["path"].encode())
+
+        self.serve_asgi(view)
+        for request in (post("Content-Length: 5", "hello"), chunked(CHUNKS)):
+            wire = self.wire(request, LAST)
+            self.assertEqual([wire.answer().body, wire.answer().body], [b"/first", b"/last"])
+
+    def test_a_bad_chunk_is_the_clients_mistake(self) -> None:
+        for debugger in (False, True):
+            self.messages.clear()
+            self.serve_asgi(self.collect, debugger=debugger, pin="off")
+            wire = self.wire(chunked("3\r\nabc\r\nxyz\r\n"))
+            self.assertEqual(wire.answer().status, 400)
+            eventually(lambda: self.messages and self.messages[-1]["type"] == "http.disconnect", "the disconnect")
+            self.assertNotIn("Traceback", self.log)
+
+    def test_a_client_that_leaves_is_told_while_the_application_sleeps(self) -> None:
+        for request in (GET, post("Content-Length: 5", "he"), chunked("5\r\nhe"), GET + GET):
+            seen: list[Any] = []
+
+            async def view(scope: Any, receive: App, send: App, seen: Any = seen) -> None:
+                while not seen or seen[-1]["type"] != "http.disconnect":
+                    seen.append(await receive())
+                await asgi_answer(send)
+
+            with self.subTest(request=request):
+                self.serve_asgi(view)
+                wire = self.wire(request)
+                eventually(lambda: seen, "the request")
+                self.assertFalse(self.ended)
+                wire.close()
+                self.assertIsInstance(self.end(), OSError)
+                self.assertEqual(seen[-1], {"type": "http.disconnect"})
+                self.assertNotIn("Traceback", self.log)
+
+    def test_what_fails_after_the_client_has_left_is_told_all_the_same(self) -> None:
+        async def view(scope: Any, receive: App, send: App) -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            raise LookupError("in the cleanup")
+
+        self.serve_asgi(view)
+        self.wire(GET).close()
+        eventually(lambda: "in the cleanup" in self.log, "the traceback")
+
+    def test_after_the_answer_receive_returns_the_disconnect(self) -> None:
+        seen: list[Any] = []
+
+        async def view(scope: Any, receive: App, send: App) -> None:
+            await receive()
+            await asgi_answer(send)
+            seen.append(await receive())
+
+        self.serve_asgi(view)
+        self.ask()
+        self.end()
+        self.assertEqual(seen, [{"type": "http.disconnect"}])
+
+
+class AsgiSending(AsgiCase):
+    """An answer, piece by piece, and what breaks the protocol."""
+
+    def answering(self, *messages: dict[str, Any], **options: Any) -> None:
+        async def view(scope: Any, receive: App, send: App) -> None:
+            for message in messages:
+                await send(message)
+
+        self.serve_asgi(view, **options)
+
+    START: ClassVar = {"type": "http.response.start", "status": 200}
+    BODY: ClassVar = {"type": "http.response.body"}
+
+    def test_an_answer_of_one_piece_has_a_length(self) -> None:
+        self.answering({**self.START, "headers": [[b"x-a", b"1"], (b"x-a", b"\xff")]}, {**self.BODY, "body": b"hello"})
+        answer = self.ask()
+        self.assertEqual((answer.status, answer.body, answer.all("x-a")), (200, b"hello", ["1", "\xff"]))
+        self.assertEqual(answer.get("Content-Length"), "5")
+
+    def test_a_missing_body_is_empty(self) -> None:
+        self.answering(self.START, self.BODY)
+        self.assertEqual(self.ask().body, b"")
+
+    def test_each_piece_is_on_the_wire_before_the_next(self) -> None:
+        go = threading.Semaphore(0)
+
+        async def view(scope: Any, receive: App, send: App) -> None:
+            import asyncio
+
+            await send(self.START)
+            for piece in (b"", b"one", b"two"):
+                await send({**self.BODY, "body": piece, "more_body": True})
+                await asyncio.get_running_loop().run_in_executor(None, go.acquire)
+            await send(self.BODY)
+
+        self.serve_asgi(view)
+        wire = self.wire()
+        wire.send(GET)
+        self.assertEqual(wire.head().get("Transfer-Encoding"), "chunked")
+        for piece in (b"one", b"two", b""):
+            go.release()
+            self.assertEqual(wire.chunk(), piece)
+        self.assertIsNone(self.end())
+
+    def test_send_waits_for_a_slow_client(self) -> None:
+        sent = []
+
+        async def view(scope: Any, receive: App, send: App) -> None:
+            await send(self.START)
+            for _ in range(1000):
+                await send({**self.BODY, "body": bytes(65_536), "more_body": True})
+                sent.append(1)
+            await send(self.BODY)
+
+        self.serve_asgi(view)
+        wire = self.wire(GET)
+        last = -1
+        while last != len(sent) or not sent:  # until nothing moves any more
+            last = len(sent)
+            time.sleep(0.3)
+        self.assertLess(last, 500)
+        self.assertEqual(len(wire.answer().body), 65_536_000)
+
+    def test_a_client_that_leaves_ends_what_is_sent_to_it(self) -> None:
+        async def view(scope: Any, receive: App, send: App) -> None:
+            await send(self.START)
+            while True:
+                await send({**self.BODY, "body": bytes(65_536), "more_body": True})
+
+        self.serve_asgi(view)
+        wire = self.wire(GET)
+        wire.head()
+        wire.close()
+        self.assertIsInstance(self.end(), OSError)
+        self.assertNotIn("Traceback", self.log)
+
+    def test_a_bodiless_answer_has_none_whatever_the_application_sends(self) -> None:
+        for method, status in (("HEAD", 200), ("GET", 204), ("GET", 304)):
+            for more in (False, True):
+                with self.subTest(method=method, status=status, more=more):
+                    self.answering(
+                        {**self.START, "status": status, "headers": [(b"content-length", b"5")]},
+                        {**self.BODY, "body": b"hel", "more_body": more},
+                        *[{**self.BODY, "body": b"lo"}] * more,
+                    )
+                    wire = self.wire(f"{method} / HTTP/1.1\r\nHost: x\r\n\r\n")
+                    self.assertEqual(wire.answer(method).status, status)
+                    self.assertEqual(wire.send(LAST.replace(b"GET", method.encode())).answer(method).status, status)
+                    self.assertEqual(wire.rest(), b"")
+                    self.assertIsNone(self.end())
+
+    def test_http_1_0_gets_no_chunks(self) -> None:
+        self.answering(self.START, {**self.BODY, "body": b"one", "more_body": True}, {**self.BODY, "body": b"two"})
+        answer = self.ask(b"GET / HTTP/1.0\r\n\r\n")
+        self.assertEqual((answer.get("Transfer-Encoding"), answer.body), (None, b"onetwo"))
+
+    def test_what_belongs_to_the_connection_is_left_out(self) -> None:
+        headers = [(b"Transfer-Encoding", b"chunked"), (b"connection", b"Close"), (b"Keep-Alive", b"3")]
+        self.answering({**self.START, "headers": headers}, {**self.BODY, "body": b"hello"})
+        wire = self.wire(GET)
+        answer = wire.answer()
+        self.assertEqual((answer.body, answer.get("Connection"), answer.get("Keep-Alive")), (b"hello", "close", None))
+        self.assertEqual(wire.rest(), b"")
+
+    def test_a_file_is_sent_by_its_path(self) -> None:
+        path = self.folder / "file"
+        path.write_bytes(b"abc" * 100_000)
+        self.answering({**self.START, "headers": []}, {"type": "http.response.pathsend", "path": str(path)})
+        self.assertEqual(self.ask().body, b"abc" * 100_000)
+        self.answering(self.START, {"type": "http.response.pathsend", "path": str(path) + "x"})
+        self.assertEqual(self.ask().status, 500)
+        self.assertIsInstance(self.end(), FileNotFoundError)
+
+    def test_what_breaks_the_protocol_is_raised_where_it_was_sent(self) -> None:
+        declared = {**self.START, "headers": [(b"content-length", b"5")]}
+        late = {**self.BODY, "body": b"x"}
+        cases: dict[str, tuple[type[BaseException], list[dict[str, Any]]]] = {
+            "expected is 'http.response.start'": (RuntimeError, [self.BODY]),
+            "expected is 'http.response.body'": (RuntimeError, [self.START, self.START]),
+            "expected is nothing": (RuntimeError, [self.START, late, late]),
+            "sent 'nonsense'": (RuntimeError, [{"type": "nonsense"}]),
+            "must be bytes, not str": (TypeError, [self.START, {**self.BODY, "body": "text"}]),
+            "headers must be bytes": (TypeError, [{**self.START, "headers": [("a", "b")]}]),
+            "sent 6 bytes and declared a": (RuntimeError, [declared, {**self.BODY, "body": b"hello!"}]),
+            "sent 4 bytes and declared a": (RuntimeError, [declared, {**self.BODY, "body": b"hell"}]),
+            "control character": (ValueError, [{**self.START, "headers": [(b"a", b"b\r\nc: d")]}]),
+            "is no header name": (ValueError, [{**self.START, "headers": [(b"a b", b"c")]}]),
+            "is no status": (ValueError, [{**self.START, "status": 103}]),
+        }  # fmt: skip
+        for text, (kind, messages) in cases.items():
+            with self.subTest(text):
+                self.answering(*messages)
+                self.ask()
+                error = self.end()
+                self.assertIsInstance(error, kind)
+                self.assertIn(text, str(error))
+                eventually(lambda: text in self.log, "the traceback on the terminal")
+
+    def test_an_application_that_does_not_answer_gets_a_500_that_says_so(self) -> None:
+        self.answering(debugger=True, pin="off")
+        answer = self.ask("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        self.assertEqual(answer.status, 500)
+        self.assertIn(b"returned before it had answered", answer.body)
+
+    def test_an_answer_that_is_left_unfinished_is_cut(self) -> None:
+        self.answering(self.START, {**self.BODY, "body": b"x", "more_body": True})
+        with self.assertRaises(Cut):
+            self.ask()
+        eventually(lambda: "in the middle of its answer" in self.log, "the reason")
+
+    def test_work_after_the_answer_does_not_hold_the_next_request(self) -> None:
+        go = threading.Event()
+
+        async def view(scope: Any, receive: App, send: App) -> None:
+            import asyncio
+
+            await asgi_answer(send)
+            while not go.is_set():
+                await asyncio.sleep(0.01)
+            raise LookupError("in the background")
+
+        self.serve_asgi(view)
+        wire = self.wire(GET, GET)
+        self.assertEqual([wire.answer().body, wire.answer().body], [b"hello", b"hello"])
+        self.assertFalse(self.ended)
+        go.set()
+        eventually(lambda: self.log.count("in the background") >= 2, "both tracebacks")
+        self.assertIn("GET / failed after its answer", self.log)
+
+    def test_requests_run_at_the_same_time(self) -> None:
+        import asyncio
+
+        barrier: list[asyncio.Event] = []
+
+        async def view(scope: Any, receive: App, send: App) -> None:
+            barrier.append(asyncio.Event())
+            if len(barrier) == 20:
+                for event in barrier:
+                    event.set()
+            await barrier[len(barrier) - 1].wait()
+            await asgi_answer(send)
+
+        self.serve_asgi(view)
+        wires = [self.wire(GET) for _ in range(20)]
+        self.assertEqual({wire.answer().status for wire in wires}, {200})
+
+
+class AsgiLifespan(AsgiCase):
+    """The application's startup and shutdown."""
+
+    def test_startup_comes_before_and_shutdown_after_all_requests_and_each_request_gets_a_copy_of_the_state(
+        self,
+    ) -> None:
+        told: list[str] = []
+        inner = {"n": 1}
+
+        async def app(scope: Any, receive: App, send: App) -> None:
+            if scope["type"] == "lifespan":
+                self.assertEqual(await receive(), {"type": "lifespan.startup"})
+                scope["state"]["inner"] = inner
+                told.append("up")
+                await send({"type": "lifespan.startup.complete"})
+                self.assertEqual(await receive(), {"type": "lifespan.shutdown"})
+                told.append("down")
+                await send({"type": "lifespan.shutdown.complete"})
+            else:
+                told.append(f"{sorted(scope['state'])} {scope['state']['inner'] is inner}")
+                scope["state"]["own"] = 1
+                await asgi_answer(send)
+
+        self.serve(app)
+        self.ask()
+        self.ask()
+        self.doCleanups()
+        self.assertEqual(told, ["up", "['inner'] True", "['inner'] True", "down"])
+
+    def test_an_application_without_a_lifespan_is_fine(self) -> None:
+        async def raises(scope: Any, receive: App, send: App) -> None:
+            assert scope["type"] == "http"
+            await asgi_answer(send)
+
+        async def returns(scope: Any, receive: App, send: App) -> None:
+            if scope["type"] == "http":
+                await asgi_answer(send)
+
+        async def answers_all(scope: Any, receive: App, send: App) -> None:
+            await receive()
+            await asgi_answer(send)
+
+        for app in (raises, returns, answers_all):
+            with self.subTest(app.__name__):
+                self.serve(app)
+                self.assertEqual(self.ask().body, b"hello")
+                self.assertEqual(self.lines(1)[0][:3], ("GET", "/", "200"))
+
+    def test_a_startup_that_fails_is_raised(self) -> None:
+        async def raises(scope: Any, receive: App, send: App) -> None:
+            await receive()
+            raise LookupError("no database")
+
+        async def says(scope: Any, receive: App, send: App) -> None:
+            await receive()
+            await send({"type": "lifespan.startup.failed", "message": "no database"})
+
+        async def both(scope: Any, receive: App, send: App) -> None:
+            await says(scope, receive, send)
+            raise LookupError("no database")
+
+        for app, kind in ((raises, LookupError), (says, Exception), (both, LookupError)):
+            with self.subTest(app.__name__), self.assertRaisesRegex(kind, "no database"):
+                self.serve(app)
+
+    def test_a_shutdown_that_does_not_end_is_given_up(self) -> None:
+        self.patch("_SHUTDOWN_SECONDS", 0.1)
+
+        async def app(scope: Any, receive: App, send: App) -> None:
+            if scope["type"] == "lifespan":
+                await receive()
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+                await receive()
+
+        self.serve(app)
+        self.doCleanups()
+        self.assertIn("shutdown took over", self.log)
+
+
+ASGI_HELLO = """
+    async def app(scope, receive, send):
+        if scope["type"] == "lifespan":
+            while True:
+                message = await receive()
+                print(message["type"], VERSION, flush=True)
+                await send({"type": message["type"] + ".complete"})
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+        await send({"type": "http.response.body", "body": VERSION.encode()})
+"""
+
+
+class AsgiProcess(Folder):
+    """A devserve process with an ASGI application."""
+
+    def served(self, *arguments: str, **options: Any) -> Served:
+        served = Served(*arguments, cwd=self.folder, **options)
+        self.addCleanup(served.stop)
+        return served
+
+    def save(self, version: str, text: str = ASGI_HELLO) -> None:
+        self.write("hello.py", f"VERSION = {version!r}\n{textwrap.dedent(text)}")
+
+    def test_a_wsgi_application_does_not_pay(self) -> None:
+        names = "asyncio queue concurrent.futures"
+        self.write("hello.py", f"""
+            def app(environ, start_response):
+                import sys
+                start_response("200 OK", [("Content-Type", "text/plain")])
+                return [repr([name for name in {names.split()!r} if name in sys.modules]).encode()]
+        """)  # fmt: skip
+        self.assertEqual(self.served("hello", "--debug").get(), "[]")
+
+    def test_the_application_runs_in_the_main_thread_and_is_shut_down_at_the_end(self) -> None:
+        self.save("one", ASGI_HELLO + "    import threading\n    VERSION = threading.current_thread().name\n")
+        served = self.served("hello")
+        self.assertEqual(served.get(), "MainThread")
+        self.assertEqual(served.stop(), 0, served.log)
+        self.assertRegex(served.log, r"lifespan.startup MainThread\n[^$]*lifespan.shutdown MainThread\n")
+
+    def test_a_reload_shuts_the_application_down_and_starts_the_new_one(self) -> None:
+        self.save("one")
+        served = self.served("hello", "--reload")
+        self.assertEqual(served.get(), "one")
+        self.save("two")
+        served.wait_for("lifespan.startup two")
+        self.assertEqual(served.get(), "two")
+        self.assertLess(served.log.index("lifespan.shutdown one"), served.log.index("lifespan.startup two"))
+
+    def test_a_startup_that_fails_ends_the_first_start_and_is_deferred_after_a_reload(self) -> None:
+        failing = "async def app(scope, receive, send):\n    await receive()\n    raise LookupError('no database')\n"
+        self.save("one", failing)
+        served = self.served("hello", "--debug", port=False)
+        self.assertEqual(served.process.wait(DEADLINE), 1)
+        self.assertIn("LookupError: no database", served.log)
+        self.save("one")
+        served = self.served("hello", "--debug", "--pin", "off")
+        self.assertEqual(served.get(), "one")
+        self.save("two", failing)
+        served.wait_for("LookupError: no database")
+        with self.assertRaises(urllib.error.HTTPError) as caught:
+            served.get()
+        with caught.exception as answer:
+            self.assertIn("LookupError: no database", answer.read().decode())
+        self.save("three")
+        eventually(lambda: "lifespan.startup three" in served.log, "the mended application")
+        self.assertEqual(served.get(), "three")
+
+    def test_an_application_that_blocks_the_loop_is_told_with_the_line_and_holds_up_neither_page_nor_reload(
+        self,
+    ) -> None:
+        self.save("one", """
+            import time
+
+            async def app(scope, receive, send):
+                assert scope["type"] == "http"
+                if scope["path"] == "/block":
+                    time.sleep(30)  # here
+                await send({"type": "http.response.start", "status": 200})
+                await send({"type": "http.response.body", "body": VERSION.encode()})
+        """)  # fmt: skip
+        served = self.served("hello", "--debug", "--pin", "off")
+        with socket.create_connection(("127.0.0.1", served.port), DEADLINE) as sock:
+            sock.sendall(b"GET /block HTTP/1.1\r\nHost: x\r\n\r\n")
+            served.wait_for(r"the event loop has been blocked for 1 s; it is at .*hello.py, line 8")
+            self.assertIn("console", served.get("/__devserve__/console", Accept="text/html"))
+            self.save("two")
+            served.wait_for("reloaded in")
+        self.assertEqual(served.get(), "two")
 
 
 # =====================================================================================================================
