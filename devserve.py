@@ -10396,6 +10396,10 @@ class _Runner:
         if self.reloaded and self.guard and self.guard.must_greet():
             self.terminal.say(f"  {self.guard.greeting(urls(self.listener, self.scheme)[0])}")
         self._begin_serving()
+        if self.watcher:  # now, since the first request need not wait for it
+            files = framework_files(app)
+            self.watcher.watch_data(files.folders, files.heed)
+            self.watcher.watch(files.files)
         if self.config.open and not self.reloaded:
             threading.Thread(target=self._open_browser, name="devserve browser", daemon=True).start()
         if self.bridge:

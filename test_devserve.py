@@ -41,6 +41,7 @@ import signal
 import socket
 import socketserver
 import ssl
+import struct
 import subprocess
 import sys
 import tempfile
@@ -361,7 +362,7 @@ class House(unittest.TestCase):
         users: dict[str, set[int]] = collections.defaultdict(set)
         for name, line in names.found:
             users[name].add(self.room_of(line))
-        public = {*devserve.__all__, "main", "demo", "is_asgi", "framework_files", "FrameworkFiles"}
+        public = {*devserve.__all__, "main", "demo", "is_asgi", "FrameworkFiles"}
         wrong = {}
         for name, room in home.items():
             if room not in (0, PAPER) and not name.startswith("__"):
@@ -2678,6 +2679,66 @@ class FindingFrameworks(FindingFolder):
         outcome = self.outcome(self.DJANGO.format(more=more, view=view))
         heeds = [True, True, True, False, True, False]  # no for the file that only `more` wanted, and the module
         self.assertIn(repr(["one", "two", heeds, ["conf", "locale", "templates"], ["extra.txt"]]), outcome)
+
+
+class FindingDjangoFiles(Folder):
+    """A Django project from the command line sees edits of what is no module as under its runserver."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.write("manage.py", "import os\nos.environ.setdefault('DJANGO_SETTINGS_MODULE', 'mysite.settings')")
+        self.write("mysite/__init__.py", "")
+        self.write(
+            "mysite/settings.py",
+            """
+            import pathlib
+            BASE = pathlib.Path(__file__).parent
+            DEBUG, SECRET_KEY, ROOT_URLCONF, ALLOWED_HOSTS = True, "x", "mysite.urls", ["*"]
+            LANGUAGE_CODE, USE_I18N, LOCALE_PATHS = "de", True, [BASE / "locale"]
+            TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "DIRS": [BASE / "templates"]}]
+            """,
+        )
+        self.write(
+            "mysite/urls.py",
+            """
+            from django.shortcuts import render
+            from django.urls import path
+            urlpatterns = [path("", lambda request: render(request, "page.html"))]
+            """,
+        )
+        self.write("mysite/wsgi.py", "import django.core.wsgi\napplication = django.core.wsgi.get_wsgi_application()")
+        self.template("one")
+        self.translate("eins")
+
+    def template(self, text: str) -> None:
+        self.write("mysite/templates/page.html", "{% load i18n %}" + text + " {% translate 'word' %}")
+
+    def translate(self, word: str) -> None:
+        """Write a catalog as GNU gettext's `msgfmt` does: a head, two tables, the texts."""
+        texts = [(b"", b"Content-Type: text/plain; charset=UTF-8\n"), (b"word", word.encode())]
+        begin, tables, blob = 28 + 16 * len(texts), [b"", b""], b""
+        for index in range(2):
+            for pair in texts:
+                tables[index] += struct.pack("<II", len(pair[index]), begin + len(blob))
+                blob += pair[index] + b"\0"
+        head = struct.pack("<7I", 0x950412DE, 0, len(texts), 28, 28 + len(tables[0]), 0, 0)
+        path = self.write("mysite/locale/de/LC_MESSAGES/django.mo", "")
+        path.write_bytes(head + tables[0] + tables[1] + blob)
+
+    @needs("django")
+    def test_templates_and_translations_change_without_a_reload(self) -> None:
+        with Served("--debug", cwd=self.folder) as served:
+            self.assertEqual(served.get(), "one eins")
+            self.template("two")
+            eventually(lambda: served.get() == "two eins", "the template's edit")
+            self.translate("zwei")
+            eventually(lambda: served.get() == "two zwei", "the translation's edit")
+            self.write("mysite/locale/de/LC_MESSAGES/django.po", "no part of Django reads it")
+            self.template("three")
+            eventually(lambda: served.get() == "three zwei", "the template's second edit")
+            self.assertNotIn("reloading", served.log)
+            self.write("mysite/urls.py", (self.folder / "mysite/urls.py").read_text() + "# an edit of a module\n")
+            served.wait_for("urls.py changed, reloading")
 
 
 # =====================================================================================================================
