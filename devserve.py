@@ -9749,8 +9749,7 @@ def _exec(launch: Launch, words: dict[str, Any], fds: list[int], ready: Callable
     try:
         _restore(launch.kept)
         ready()
-        if launch.is_plain:  # they come when the next process has its handlers
-            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
+        _hold_signals(launch)
         environ = {**launch.environ, _HANDOVER_ENV: f"{os.getpid()}:{address}"}
         os.execve(launch.executable, launch.command, environ)
     except OSError:
@@ -9758,6 +9757,15 @@ def _exec(launch: Launch, words: dict[str, Any], fds: list[int], ready: Callable
         os.waitpid(pid, 0)
         _restore(now)
         raise
+
+
+def _hold_signals(launch: Launch) -> None:
+    """Block signals, as a new process inherits it, until that has its handlers.
+
+    In a process that runs other people's code before, none may be blocked: it might start children.
+    """
+    if sys.platform != "win32" and launch.is_plain:
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
 
 
 # -- the store: a process that keeps the handover during an exec
@@ -10032,7 +10040,9 @@ class _Supervisor:
 
         environ = {**self.launch.environ, _HANDOVER_ENV: f"{os.getpid()}:{address}"}
         close = sys.platform != "win32"
+        _hold_signals(self.launch)
         self.child = subprocess.Popen(self.launch.command, env=environ, cwd=self.launch.folder, close_fds=close)
+        self.launch.release_signals()
         if self.stopped_by:  # it came while the child was being started
             self._signal_child(self.stopped_by)
 
@@ -10682,6 +10692,11 @@ class _Signals:
         threading.Thread(target=self.end, name="devserve end", daemon=True).start()
 
     def _pause(self) -> None:
+        if sys.platform != "win32":
+            # Inside a handler, a signal that has come meanwhile is not noticed before the next one, and would find
+            # its handler gone.  Raise one more, for an errand of nothing.
+            self.errands.append(lambda: None)
+            signal.raise_signal(signal.SIGHUP)
         for number in (signal.SIGTERM, signal.SIGINT):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self.paused[number] = signal.signal(number, signal.SIG_DFL)

@@ -10693,6 +10693,9 @@ class HallGreeting(HallCase):
             self.assertEqual(answer.read(), b"hello")
 
 
+posix_signals = unittest.skipIf(sys.platform == "win32", "signals of POSIX")
+
+
 class HallSignals(HallCase):
     """One signal ends it, whatever the application does, and nothing is left."""
 
@@ -10724,7 +10727,7 @@ class HallSignals(HallCase):
         self.assertNotIn("Traceback", served.log)
         return status
 
-    @unittest.skipIf(sys.platform == "win32", "signals of POSIX")
+    @posix_signals
     def test_ctrl_c_ends_it_at_once_with_status_0_whatever_is_running(self) -> None:
         self.write("stubborn.py", self.STUBBORN)
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -10772,7 +10775,7 @@ class HallSignals(HallCase):
             self.assertEqual(os.listdir(folder), ["s"])
             self.assertNotIn("reloading", served.log)
 
-    @unittest.skipIf(sys.platform == "win32", "signals of POSIX")
+    @posix_signals
     def test_what_the_application_starts_finds_its_signals_as_they_are_anywhere(self) -> None:
         text = """
             import subprocess, sys
@@ -10789,7 +10792,7 @@ class HallSignals(HallCase):
         expected = subprocess.run([sys.executable, str(code)], capture_output=True, text=True, check=True).stdout
         self.assertEqual(served.get().split(), expected.split())
 
-    @unittest.skipIf(sys.platform == "win32", "signals of POSIX")
+    @posix_signals
     def test_a_terminal_that_takes_nothing_more_does_not_keep_it_alive(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
@@ -10808,7 +10811,7 @@ class HallSignals(HallCase):
             process.send_signal(signal.SIGTERM)
             process.wait(DEADLINE)
 
-    @unittest.skipIf(sys.platform == "win32", "signals of POSIX")
+    @posix_signals
     def test_a_signal_right_at_the_start_ends_it_too(self) -> None:
         """The handler may run while the main thread is in the middle of a start-up line."""
         for _ in range(4):
@@ -10816,7 +10819,7 @@ class HallSignals(HallCase):
             self.assertTrue(served.url)
             self.assertEqual(self.end(served, signal.SIGINT), 0)
 
-    @unittest.skipIf(sys.platform == "win32", "signals of POSIX")
+    @posix_signals
     def test_a_signal_while_the_application_is_imported_ends_it(self) -> None:
         self.write("slow.py", "import time\nprint('importing', flush=True)\nwhile True:\n    time.sleep(1)\n")
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -10824,7 +10827,7 @@ class HallSignals(HallCase):
             served.wait_for("importing")
             self.end(served, number)
 
-    @unittest.skipIf(sys.platform == "win32", "signals of POSIX")
+    @posix_signals
     def test_exit_handlers_run_and_output_is_flushed(self) -> None:
         self.write(
             "leaving.py",
@@ -10837,13 +10840,58 @@ class HallSignals(HallCase):
         self.assertIn("unflushed", served.log)
         self.assertIn("goodbye", served.log)
 
-    @unittest.skipIf(sys.platform == "win32", "signals of POSIX")
+    @posix_signals
     def test_the_last_lines_of_the_log_are_not_lost(self) -> None:
         served = self.served("hello")
         for number in range(5):
             served.get(f"/{number}")
         self.end(served, signal.SIGINT)
         self.assertEqual(sorted(re.findall(r"GET /(\d) ", served.log)), ["0", "1", "2", "3", "4"])
+
+    @posix_signals
+    def test_a_signal_that_has_come_before_a_restart_is_acted_on_before_its_handler_goes(self) -> None:
+        """Both signals have come when the interpreter looks: it runs the handler of the smaller number first."""
+        text = f"""
+            import signal, sys
+            sys.path.insert(0, {str(SCRIPT.parent)!r})
+            import devserve
+            ended = []
+            signals = devserve._Signals(lambda: ended.append(1), lambda: None, in_code=False, reloads=True)
+            signals.take(after_fork=lambda: None)
+            signals.errands.append(signals._pause)
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGHUP])
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGHUP)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGHUP])
+            print(signals.stopped, signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)
+            signals._resume()
+            print(signal.getsignal(signal.SIGTERM) == signals._on_stop)
+        """
+        path = self.write("pausing.py", text)
+        done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=DEADLINE)
+        self.assertEqual(done.stdout.split(), ["True", "True", "True"], done.stderr)
+
+    @posix_signals
+    def test_a_signal_at_any_moment_of_a_reload_ends_the_process(self) -> None:
+        run = "\nif __name__ == '__main__':\n    import devserve\n    devserve.run(app, port=0, reload=True)\n"
+        self.write("main.py", textwrap.dedent(HELLO) + run)
+        command: dict[str, Any] = {}
+        in_code: dict[str, Any] = {"script": ["main.py"], "port": False, "env": {"PYTHONPATH": str(SCRIPT.parent)}}
+        ways = {"command": (["hello", "--reload"], command, "hello.py"), "code": ([], in_code, "main.py")}
+        moments = random.Random(5)
+        for name, (arguments, options, file) in ways.items():
+            for number in (signal.SIGTERM, signal.SIGINT) * 6:
+                with self.subTest(name, number=number):
+                    served = self.served(*arguments, **options)
+                    self.assertEqual(served.get(), "hello")
+                    path = self.folder / file
+                    path.write_text(path.read_text() + "\n# edited\n")
+                    served.wait_for("reloading")
+                    time.sleep(moments.random() * 0.1)  # any moment is meant
+                    served.process.send_signal(number)
+                    status = served.process.wait(DEADLINE)
+                    meanwhile = {0, -number} if name == "command" else {0, -number, 1}  # 1: of the script itself
+                    self.assertIn(status, meanwhile, served.log)
 
 
 class HallSockets(HallCase):
@@ -11191,7 +11239,7 @@ class HallInCode(HallCase):
         served.wait_for("GET / 200 5")
         self.assertEqual(served.stop(), 0)
 
-    @unittest.skipIf(sys.platform == "win32", "signals of POSIX")
+    @posix_signals
     def test_after_ctrl_c_the_program_goes_on_and_nothing_is_left_of_the_server(self) -> None:
         tell = "print('threads', [thread.name for thread in threading.enumerate()], flush=True)"
         bind = "socket.create_server(('127.0.0.1', int(open('port').read()))); print('bound')"
@@ -11202,7 +11250,7 @@ class HallInCode(HallCase):
         self.assertIn("bound", served.log)
         self.assertNotIn("acceptor", served.log)
 
-    @unittest.skipIf(sys.platform == "win32", "signals of POSIX")
+    @posix_signals
     def test_ctrl_c_while_a_reload_waits_for_a_request_ends_the_program(self) -> None:
         run = "devserve.run(app, port=0, reload=True)"
         path = self.program(run, before="import time", after="print('goes on', flush=True)")
@@ -11234,7 +11282,7 @@ class HallInCode(HallCase):
         before, after = re.findall("left .*", served.log)
         self.assertEqual(before, after)
 
-    @unittest.skipIf(sys.platform == "win32", "signals of POSIX")
+    @posix_signals
     def test_a_signal_handler_of_the_program_is_its_own_again_after_ctrl_c(self) -> None:
         served = self.ran(
             "devserve.run(app, port=0)",
@@ -11245,7 +11293,7 @@ class HallInCode(HallCase):
         self.assertEqual(served.stop(), 0, served.log)
         self.assertIn("handler True", served.log)
 
-    @unittest.skipIf(sys.platform == "win32", "signals of POSIX")
+    @posix_signals
     def test_a_socket_file_is_removed_after_ctrl_c_in_code(self) -> None:
         with tempfile.TemporaryDirectory(prefix="ds") as folder:
             served = self.ran(f"devserve.run(app, host={'unix:' + folder + '/s'!r})")
@@ -13426,6 +13474,19 @@ class ReloadBySpawning(Reload):
         with ReloadWire(served) as fresh:
             self.reaches(fresh, "v4")
 
+    def test_an_interrupt_that_meets_a_reload_ends_with_status_0(self) -> None:
+        for moment in (0.02, 0.05, 0.1, 0.2):
+            with self.subTest(moment):
+                self.save("v1")
+                served = self.spawn("app", "--reload")
+                self.wire(served).ask()
+                self.save("v2")
+                served.wait_for("reloading")
+                time.sleep(moment)  # any moment is meant
+                served.process.send_signal(signal.SIGINT)
+                self.assertEqual(served.process.wait(DEADLINE), 0, served.log)
+                self.assertNotIn("Traceback", served.log)
+
     def test_no_orphan_is_left_however_the_parent_ends(self) -> None:
         if sys.platform == "win32":
             self.skipTest("not on Windows")
@@ -13467,6 +13528,62 @@ class ReloadBySpawning(Reload):
         first = wire.ask()["pid"]
         served.process.send_signal(signal.SIGHUP)
         eventually(lambda: wire.ask()["pid"] != first, "another child")
+
+
+class ReloadOnWindows(Reload):
+    """The parent as Windows has it, simulated elsewhere: children inherit the listener and one end of a pair."""
+
+    def simulated(self, *arguments: str) -> Served:
+        text = SCRIPT.read_text(encoding="utf-8")
+        before, banner, after = text.partition("# 13. Restart\n")
+        self.assertGreater(after.count("sys.platform"), 10)
+        self.write("devserve.py", before + banner + after.replace("sys.platform", '"win32"'))
+        return self.serve(*arguments, script=[str(self.folder / "devserve.py")])
+
+    def test_the_port_stays_and_no_connection_is_refused_while_clients_ask(self) -> None:
+        served = self.simulated("app", "--reload", "-q")
+        port, refused, done = served.port, [], threading.Event()
+
+        def ask() -> None:
+            while not done.is_set():
+                try:
+                    with socket.create_connection(("127.0.0.1", port), DEADLINE) as sock:
+                        sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                        sock.recv(1000)
+                except ConnectionRefusedError as error:
+                    refused.append(error)
+                except OSError:
+                    pass  # a connection that has been accepted ends with its process
+
+        clients = [threading.Thread(target=ask) for _ in range(3)]
+        for client in clients:
+            client.start()
+        pids = set()
+        try:
+            for number in range(2, 6):
+                self.save(f"v{number}")
+                eventually(lambda: json.loads(served.get())["version"] == f"v{number}", "the new version")
+                pids.add(json.loads(served.get())["pid"])
+        finally:
+            done.set()
+            for client in clients:
+                client.join()
+        self.assertEqual(refused, [])
+        self.assertEqual(len(pids), 4)
+        os.kill(json.loads(served.get())["pid"], signal.SIGINT)  # as a console tells every process of it
+        self.assertEqual(served.process.wait(DEADLINE), 0)
+
+    def test_notes_reach_the_next_child_and_the_parent_ends_with_the_last(self) -> None:
+        served = self.simulated("app", "--debug")
+        served.wait_for(r"PIN is \S+")
+        self.save("v2")
+        served.wait_for(r"reloaded in")
+        self.assertEqual(len(re.findall("PIN", served.log)), 1)
+        self.save("v3", "END()\n\n\ndef END():\n    os._exit(7)")
+        eventually(lambda: served.log.count("reloaded in") == 2, "the second reload")
+        with self.assertRaises(OSError):
+            served.get()
+        self.assertEqual(served.process.wait(DEADLINE), 7)
 
 
 @posix_only
