@@ -75,6 +75,9 @@ from types import CodeType, FrameType, FunctionType, MemberDescriptorType, Metho
 from wsgiref.handlers import format_date_time
 from wsgiref.util import FileWrapper, is_hop_by_hop
 
+if sys.version_info < (3, 9):  # noqa: UP036 - whoever copied the file, asked nobody for its Python
+    raise SystemExit(f"devserve: error: Python 3.9 or later is needed; this is {sys.version.split()[0]}")
+
 __version__ = "0.1.0"
 __all__ = ["Config", "DebuggedApplication", "DevServer", "DevserveError", "load_app", "make_server", "run"]
 

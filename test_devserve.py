@@ -11694,6 +11694,14 @@ class CommandLineProcess(Folder):
                 self.assertEqual((done.returncode, done.stdout), (2, ""), done.stderr)
                 self.assertRegex(done.stderr, r"^devserve: error: [^\n]+\n$")
 
+    def test_an_older_python_is_told_in_one_line(self) -> None:
+        text = SCRIPT.read_text(encoding="utf-8").replace("sys.version_info < (3, 9)", "sys.version_info < (99,)")
+        path = self.write("devserve_for_later.py", "")
+        path.write_text(text, encoding="utf-8")
+        done = subprocess.run([sys.executable, str(path), "hello"], capture_output=True, encoding="utf-8")
+        self.assertEqual((done.returncode, done.stdout), (1, ""))
+        self.assertRegex(done.stderr, r"^devserve: error: Python 3\.9 or later is needed; this is \S+\n$")
+
     def test_a_mistake_in_a_variable_names_the_variable(self) -> None:
         done = self.run_command("hello", DEVSERVE_PORT="x")
         self.assertEqual(done.returncode, 2)
