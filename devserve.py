@@ -10403,6 +10403,7 @@ class _Runner:
         self._greet()
         if self.watcher:
             self.watcher.import_ended()
+            self._watch_framework_files(self.watcher, app)
         self.install(app)
         if self.reloaded and not isinstance(app, BrokenApp):
             self._tell_reload_time()
@@ -10464,6 +10465,15 @@ class _Runner:
         elif isinstance(app, BrokenApp):
             app = _import_error_app(app.error)
         self.server.app = app
+
+    def _watch_framework_files(self, watcher: Watcher, app: WSGIApplication) -> None:
+        """Watch what the application's framework reads besides modules; what it takes note of itself needs no reload."""
+        files, error = call_safely(lambda: framework_files(app))
+        if files is None:
+            self.terminal.warn(f"what the framework reads is not watched: {type_name(type(error))}")
+        else:
+            watcher.watch(files.files)
+            watcher.watch_data(files.folders, files.heed)
 
     def _begin_serving(self) -> None:
         """Accept connections from now on, those first that the process before handed over."""
