@@ -764,12 +764,18 @@ def application_traceback(error: BaseException) -> Optional[TracebackType]:
     """Return the traceback of `error` from the first frame that is not machinery.
 
     When no other is left, a SyntaxError says all by itself, and so does what devserve says of the application; any
-    other error is devserve's own, and its traceback is whole.
+    other error is devserve's own, and its traceback is whole.  The frame of the file watcher's `compile` is cut off.
     """
     whole: Optional[TracebackType] = raw_slot(error, "__traceback__")
     tb = whole
     while tb is not None and _is_machinery(tb.tb_frame.f_code.co_filename, tb.tb_frame.f_code.co_name):
         tb = tb.tb_next
+    last = tb
+    while last is not None and last.tb_next is not None:
+        code = last.tb_next.tb_frame.f_code
+        if code.co_name == "compile" and _is_machinery(code.co_filename, code.co_name):
+            last.tb_next = None
+        last = last.tb_next
     speaks_for_itself = isinstance(error, SyntaxError) or type(error).__module__ == __name__
     return tb if tb is not None or speaks_for_itself else whole
 
@@ -10467,7 +10473,7 @@ class _Runner:
         self.server.app = app
 
     def _watch_framework_files(self, watcher: Watcher, app: WSGIApplication) -> None:
-        """Watch what the application's framework reads besides modules; what it takes note of itself needs no reload."""
+        """Watch what the framework reads besides modules; what it takes note of by itself needs no reload."""
         files, error = call_safely(lambda: framework_files(app))
         if files is None:
             self.terminal.warn(f"what the framework reads is not watched: {type_name(type(error))}")
