@@ -71,7 +71,18 @@ import time
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from types import CodeType, FrameType, FunctionType, MemberDescriptorType, MethodType, ModuleType, TracebackType
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FrameType,
+    FunctionType,
+    MemberDescriptorType,
+    MethodDescriptorType,
+    MethodType,
+    ModuleType,
+    TracebackType,
+    WrapperDescriptorType,
+)
 from wsgiref.handlers import format_date_time
 from wsgiref.util import FileWrapper, is_hop_by_hop
 
@@ -523,10 +534,11 @@ def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
 # was made in more time than was allowed, and no more than `_STUCK_LIMIT` of its threads live at once.  Nothing below
 # "attributes" runs a line of the application's.
 #
-# Doors: escape_controls, escape_unprintable, shown_text, type_name; call_safely, call_bounded, call_each_bounded,
-# TooLate, ForeignCalls, interrupt_thread; is_library, is_below, is_app_file, is_app_code, thread_position,
-# application_traceback, traceback_text; MISSING, NAME_LIMIT, raw_slot, own_dict, static_attributes, static_attribute,
-# locals_of; SOCKET_KEY, is_taken_over, nobody_listens; ON_EXCEPTION, HANDED_OVER, hand_over.
+# Doors: NAME_LIMIT, CODE_TYPES, MISSING, Outcome, escape_controls, escape_unprintable, shown_text, type_name,
+# TooLate, call_safely, call_bounded, call_each_bounded, ForeignCalls, interrupt_thread, is_library, is_app_file,
+# is_app_code, thread_position, is_below, application_traceback, traceback_text, raw_slot, own_dict,
+# static_attributes, static_attribute, locals_of, SOCKET_KEY, is_taken_over, nobody_listens, ON_EXCEPTION,
+# HANDED_OVER, hand_over.
 #
 # Read first: call_safely, call_each_bounded, is_app_file, static_attribute.
 # =====================================================================================================================
@@ -539,6 +551,10 @@ _PROMPT = re.compile(r"<(stdin|i?python-input-.*)>|.*[\\/]ipykernel_\d+[\\/]\d+\
 _DEBUGGERS = ("bdb", "pdb", "pydevd")  # how modules begin in which a thread waits that a debugger has stopped
 _STDLIB = os.path.dirname(os.__file__)
 _IMPORTLIB = os.path.join(_STDLIB, "importlib", "__init__.py")  # where import_module is
+CODE_TYPES = (  # a value of these tells nothing but its name
+    ModuleType, FunctionType, BuiltinFunctionType, MethodType, MethodDescriptorType, WrapperDescriptorType,
+    staticmethod, classmethod, type,
+)  # fmt: skip
 MISSING: Any = object()  # stands for a value that is not there, where None may be one
 
 if TYPE_CHECKING:
@@ -598,16 +614,19 @@ def call_safely(job: Callable[[], Outcome]) -> _Called[Outcome]:
         return None, error
 
 
-def call_bounded(job: Callable[[], Outcome], seconds: float) -> _Called[Outcome]:
+def call_bounded(job: Callable[[], Outcome], seconds: float, context: Optional[Context] = None) -> _Called[Outcome]:
     """Call foreign code as `call_safely` does; when it takes longer, interrupt it and return a TooLate."""
-    return call_each_bounded({"": job}, seconds)[""]
+    return call_each_bounded({"": job}, seconds, context)[""]
 
 
-def call_each_bounded(jobs: Mapping[str, Callable[[], Outcome]], seconds: float) -> dict[str, _Called[Outcome]]:
+def call_each_bounded(
+    jobs: Mapping[str, Callable[[], Outcome]], seconds: float, context: Optional[Context] = None
+) -> dict[str, _Called[Outcome]]:
     """Call several pieces of foreign code one after another; return what `call_bounded` returns for each.
 
-    A thread does them all.  When it has not ended after `seconds`, the call in which it hangs is left behind, and
-    another thread goes on with the rest, up to `_ROUNDS` times.
+    They run in a copy of `context`, or of the caller's.  A thread does them all.  When it has not ended after
+    `seconds`, the call in which it hangs is left behind, and another thread goes on with the rest, up to `_ROUNDS`
+    times.
     """
     outcomes: dict[str, _Called[Outcome]] = {}
     for _ in range(_ROUNDS):
@@ -616,7 +635,7 @@ def call_each_bounded(jobs: Mapping[str, Callable[[], Outcome]], seconds: float)
             break
         if sum(isinstance(thread, ForeignCalls) for thread in threading.enumerate()) >= _STUCK_LIMIT:
             return {name: outcomes.get(name, (None, TooLate(f"{_STUCK_LIMIT} others still hang"))) for name in jobs}
-        thread = ForeignCalls(todo)
+        thread = ForeignCalls(todo, None if context is None else context.copy())
         thread.begin(seconds)
         thread.abandoned = True
         outcomes.update(thread.outcomes)
@@ -780,7 +799,7 @@ def application_traceback(error: BaseException) -> Optional[TracebackType]:
     return tb if tb is not None or speaks_for_itself else whole
 
 
-def traceback_text(error: BaseException, *, folded: bool = False) -> str:
+def traceback_text(error: BaseException, *, folded: bool = False, seconds: float = _TEXT_SECONDS) -> str:
     """Return the interpreter's own text of `error` and of what led to it.
 
     With `folded`, runs of library frames become a line that counts them.  Of an exception whose text raises or hangs,
@@ -788,7 +807,7 @@ def traceback_text(error: BaseException, *, folded: bool = False) -> str:
     """
     import traceback
 
-    text, failure = call_bounded(partial(_format_traceback, error, folded), _TEXT_SECONDS)
+    text, failure = call_bounded(partial(_format_traceback, error, folded), seconds)
     if text is not None:
         return text
     why = "takes too long" if isinstance(failure, TooLate) else f"cannot be had: {type(failure).__name__}"
@@ -815,7 +834,8 @@ def _format_traceback(error: BaseException, folded: bool) -> str:
 
 def _fold_lines(stack: Sequence[Any], write: Callable[[list[Any]], Iterable[str]]) -> Iterator[str]:
     """Yield the lines of a stack with the application's frames, the innermost, and counts of the others between."""
-    own = [not _is_machinery(frame.filename, frame.name) and is_app_file(frame.filename) for frame in stack]
+    app_files = {filename for filename in {frame.filename for frame in stack} if is_app_file(filename)}
+    own = [frame.filename in app_files and not _is_machinery(frame.filename, frame.name) for frame in stack]
     shown = [*own[:-1], True] if any(own) else [True] * len(own)
     for is_shown, run in itertools.groupby(zip(shown, stack), key=operator.itemgetter(0)):
         frames = [frame for _, frame in run]
@@ -850,9 +870,8 @@ def own_dict(value: object) -> dict[str, Any]:
 
 def static_attributes(value: object) -> dict[str, Any]:
     """Return what a value, its class and its bases hold, as it is stored; no descriptor and no __dir__ is run."""
-    kind = value if issubclass(type(value), type) else type(value)
     held: dict[str, Any] = {}
-    for each in reversed(type.__dict__["__mro__"].__get__(kind)):
+    for each in reversed(_bases_of(value)):
         held.update(type.__dict__["__dict__"].__get__(each))
     held.update(own_dict(value))
     return held
@@ -860,11 +879,31 @@ def static_attributes(value: object) -> dict[str, Any]:
 
 def static_attribute(value: object, name: str) -> Any:
     """Return an attribute as far as it can be had without running code; MISSING for a property and the like."""
-    held = static_attributes(value).get(name, MISSING)
-    if type(held) is MemberDescriptorType:
+    held = MISSING
+    for each in _bases_of(value):
+        held = type.__dict__["__dict__"].__get__(each).get(name, MISSING)
+        if held is not MISSING:
+            break
+    if type(held) is MemberDescriptorType:  # a slot
         found, error = call_safely(lambda: held.__get__(value))
         return MISSING if error else found
-    return MISSING if hasattr(type(held), "__set__") else held
+    if _has_method(held, "__set__"):  # a property comes before what the object holds
+        return MISSING
+    own = own_dict(value).get(name, MISSING)
+    if own is not MISSING:
+        return own
+    return held if issubclass(type(held), CODE_TYPES) or not _has_method(held, "__get__") else MISSING
+
+
+def _bases_of(value: Any) -> tuple[type, ...]:
+    """Return the classes in which attributes of a value are looked for, in order, past any metaclass."""
+    kind = value if issubclass(type(value), type) else type(value)
+    bases: tuple[type, ...] = type.__dict__["__mro__"].__get__(kind)
+    return bases
+
+
+def _has_method(value: object, name: str) -> bool:
+    return any(name in type.__dict__["__dict__"].__get__(each) for each in _bases_of(type(value)))
 
 
 def locals_of(frame: FrameType) -> dict[Any, Any]:
@@ -965,7 +1004,7 @@ class Terminal:
     """
 
     def __init__(
-        self, stream: Optional[TextIO] = None, *, quiet: bool = False, editor: str = "", path_map: str = ""
+        self, stream: Optional[TextIO] = None, *, quiet: bool = False, editor: str = "", path_map: Sequence[str] = ()
     ) -> None:
         self.stream = sys.stderr if stream is None else stream
         self.quiet = quiet
@@ -1130,18 +1169,17 @@ def _knows_hyperlinks() -> bool:
     return False
 
 
-def _editor_link(editor: str, path: str, line: int, column: int = 1, path_map: str = "") -> str:
+def _editor_link(editor: str, path: str, line: int, column: int = 1, path_map: Sequence[str] = ()) -> str:
     """Return the link by which an editor opens `path`; "" when there is no such editor.
 
     `editor` is a name of `EDITORS` in any spelling, or a link with {path}, {line} and {column} in it.  `path_map`
-    holds pairs such as `/app=/home/me/project`, with commas between: where the server has a folder, and where the
-    editor has it.
+    holds pairs such as `/app=/home/me/project`: where the server has a folder, and where the editor has it.
     """
     from urllib.parse import quote
 
     plain = {re.sub(r"\W", "", name).lower(): link for name, link in EDITORS.items()}
     link = editor if "{path}" in editor else plain.get(re.sub(r"\W", "", editor).lower(), "")
-    for pair in path_map.split(","):
+    for pair in path_map:
         there, _, here = (side.strip().rstrip("/\\") for side in pair.partition("="))
         if there and here and is_below(path, there):
             path = here + path[len(there) :]
@@ -2222,56 +2260,47 @@ def _tell_django(file_changed: Any, globs: dict[str, list[str]], paths: list[str
 # =====================================================================================================================
 # 5. Traceback
 #
-# An exception becomes plain data: what was raised, why, where, with which source and which variables.  Every text in
-# that data is bounded, printable and encodable, and every secret in it is masked, so that whoever writes a page from
-# it need only escape.  No object's own code (repr, str) runs but in a helper thread with a deadline.  Holds no markup:
-# the less-than sign does not occur in this room, comparisons are turned round.  Knows no other room.
+# An exception becomes plain data: what was raised, why, where, with which source and which values.  Whoever writes a
+# page from it need only escape.  It holds no markup: the less-than sign does not occur here, comparisons are turned
+# round.  May know foreign code (2) alone.
+#
+# Invariants: every text in a report is bounded, printable and encodable, and the secrets in it are masked.  A report
+# holds about `_REPORT_SIZE` characters and takes about `_REPORT_SECONDS` of foreign code, whatever has failed: what is
+# nearest to the failure is read first, and what comes after the budget is spent is counted instead.  An object's own
+# code runs only in a bounded call.
+#
+# Doors: LINES_AROUND, Variable, FrameView, ExceptionView, Report, FramePosition, read_report, view_place,
+# with_values, expressions_in, code_tokens, _members_at, read_request.
+#
+# Read first: Report, _ReportBuilder, with_values, expressions_in, _repr_pieces.
 # =====================================================================================================================
 
+_REPORT_SIZE = 60_000  # characters; a page of them weighs less than 100 kB
+_REPORT_SECONDS = 1.0  # of foreign code: with the page of a view that hangs everywhere one waits no longer
+_VALUES_SECONDS = 0.5  # for the values of one frame
+_QUICK_SECONDS = 0.1  # for a message, a hint, the values of a frame further out
+_FRAME_SIZE = 1_000  # characters of an average frame, or of an exception without any, for how many there is room
 LINES_AROUND = 5  # source lines on each side of an application's line; what a person takes in at a glance
 _LIBRARY_LINES_AROUND = 2  # and of a library's: folded on the page, and most of its weight
 _LINE_LIMIT = 400  # characters of a source line; only generated code is longer
 _SOURCE_LIMIT = 4_000_000  # bytes of a source file; more is no source that a person wrote
-_MESSAGE_LIMIT = 10_000  # characters of an exception's message; enough for a compiler's, harmless to a browser
-_FILENAME_LIMIT = 4_096  # PATH_MAX of Linux
-_REPR_LIMIT = 1_500  # characters of a value: about what fits on a screen when it is asked for
+_TEXT_LIMIT = 10_000  # characters of a message or a note; enough for a compiler's, harmless to a browser
+_VALUE_LIMIT = 1_500  # characters of a value: about what fits on a screen when it is asked for
 _INLINE_LIMIT = 400  # characters of a value that is in the page from the start
-_REPR_DEADLINE = 0.5  # seconds for the values of one frame, when asked for
-_INLINE_DEADLINE = 0.1  # seconds for what is in the page from the start: a hanging repr may cost no more than this
-_REPORT_DEADLINE = 0.5  # seconds for all of a page's values and messages together
-_DEPTH_LIMIT = 6  # containers within containers
-_VARIABLES_LIMIT = 60  # variables of one frame; a function that has more is generated
-_NOTES_LIMIT = 20
-_CHAIN_LIMIT = 20  # exceptions of one chain, the newest and the root: loops that retry make chains without end
-_MEMBERS_LIMIT = 30  # members of one group
-_PROBLEMS_LIMIT = 100  # exceptions of one report, counting groups within groups
-_FRAMES_LIMIT = 60  # frames of one exception after folding, half of them from either end
+_LIST_LIMIT = 60  # variables of a frame, fields of a form, members of a value; who has more has generated them
+_DEPTH_LIMIT = 6  # containers within containers, groups within groups
 _ROUNDS_FOLDED = 4  # rounds of a recursion from which it is folded; fewer are as soon read as the line about them
-_PERIOD_LIMIT = 8  # functions that call each other in a circle, for folding; longer circles meet FRAMES_LIMIT
-_FORM_LIMIT = 50  # fields of a form
-_NEAR_LIMIT = 5_000  # names that are compared with a wrong one; so many take 20 ms of INLINE_DEADLINE
+_PERIOD_LIMIT = 8  # functions that call each other in a circle, for folding
+_NEAR_LIMIT = 5_000  # names that are compared with a wrong one; so many take 20 ms of `_QUICK_SECONDS`
 _NEARNESS = 0.7  # of names that are suggested; difflib's own 0.6 would have `local` for `total`
-_SECRET_STEMS = (
-    "passw|passphrase|secret(?!ar)|token(?!i[sz])|credential|authoriz|cookie|signature|api_?key|access_?key|private_?key|session_?id"
-    "|^devserve_[0-9]"  # the cookie of a console
-)
-_SECRET_WORDS = frozenset("pass pwd pw api auth session private csrf jwt otp pin".split())
 _MASK = "••••••••"
-_TEMPLATE_NAMES = frozenset(  # what Jinja2, Flask and Mako give to every template
-    "range dict lipsum cycler joiner namespace config g request session url_for get_flashed_messages"
-    " context pageargs caller capture self next parent UNDEFINED".split()
-)
-# A password may hold an @ or a slash, but what begins as a port and a path is none: http://localhost:5173/@vite
-_URL_PASSWORD = r"""(://[^\s:/?#@\['"]*:)(?![0-9]*/)[^\s@'"]{1,200}(?:@[^\s@/'"]{1,200})*(?=@)"""
-_AUTHORIZATION = r"""(?i)(authorization['"]?\s*[:=]\s*['"]?(?:\w+ +)?)[^\s,;'"]+"""  # the scheme is no secret
 _OPENER = "\x3c"  # the less-than sign, with which names such as that of exec's file begin
-_MODULE = _OPENER + "module>"  # what the interpreter calls the code of a module itself
 _TAKES_ARGS, _TAKES_KWARGS = 4, 8  # flags of code objects: it takes *args, **kwargs (as in the module inspect)
-_PLAIN_TYPES = (str, bytes, int, float, bool, type(None))  # whose repr runs nobody's code
+_PLAIN_TYPES = (str, bytes, int, float, complex, bool, type(None))  # whose repr runs nobody's code
 
 
 class _SourceLine(NamedTuple):
-    """One line of source, without its line end.  Longer lines than LINE_LIMIT are cut and end in an ellipsis."""
+    """One line of source, without its line end.  What is cut off a long one is an ellipsis."""
 
     number: int
     text: str
@@ -2286,18 +2315,25 @@ class _Mark(NamedTuple):
 
 
 class Variable(NamedTuple):
-    """One name of a frame.  `value` is None until it is read: reading runs the object's own repr."""
+    """One value of a frame: of a name, or of an expression on the failing line such as `self.total`."""
 
     name: str
     type: str  # the type's name, qualified by its module unless builtin
-    value: Optional[str]
-    argument: bool  # the function was called with it
+    value: str  # its repr, or in brackets why there is none
+    argument: bool = False  # the function was called with it
+    used: bool = False  # it stands on the failing line
+    opens: bool = False  # it has members, which `_members_at` tells
+
+    @property
+    def is_late(self) -> bool:
+        """Whether it was not read in time; a second try may read it."""
+        return self.value.startswith("(not read:")
 
 
 class FrameView(NamedTuple):
     """One place of a traceback: a Python frame, a template's line, or where a SyntaxError points."""
 
-    id: str  # the handle that the console and the lazy endpoints take; "" when there is no living frame behind it
+    id: str  # by which the console and the endpoints find the frame; "" when there is none behind it
     kind: str  # "python", "template" or "syntax"
     filename: str  # as the code object has it: usually absolute; in angle brackets when there is no file
     lineno: int  # 0 when unknown
@@ -2306,9 +2342,9 @@ class FrameView(NamedTuple):
     app: bool  # the application's own code, neither the standard library nor an installed package
     source: tuple[_SourceLine, ...]  # a window around lineno; empty when there is none to show
     missing: str  # why `source` is empty: a whole sentence; "" otherwise
-    marks: tuple[_Mark, ...]  # the failing expression, a mark for each of its lines; empty when it is the whole line
-    variables: tuple[Variable, ...] = ()  # arguments first, in the order of the signature, then the other locals
-    unlisted: int = 0  # variables beyond VARIABLES_LIMIT
+    marks: tuple[_Mark, ...] = ()  # the failing expression, one for each of its lines; none when it is the whole line
+    variables: tuple[Variable, ...] = ()  # of the failing line, then arguments, then other locals; none before reading
+    unlisted: int = 0  # variables beyond `_LIST_LIMIT`
     signature: str = ""  # beside a TypeError of a call made here: what the called function takes
     period: int = 0  # after this frame the last `period` frames came again `repeats` times, which are not listed
     repeats: int = 0  # 0 when nothing is folded; with a period of 0 it counts frames left out
@@ -2321,13 +2357,11 @@ class ExceptionView(NamedTuple):
     message: str  # "" when it has none; several lines when it has them
     hint: str  # a "Did you mean" in whole sentences, or ""
     notes: tuple[str, ...]
-    relation: str  # to the problem before it in the chain: "cause" (raised from it), "context" (while handling it), ""
+    relation: str  # to the one before it in the chain: "cause" (raised from it), "context" (while handling it), ""
     frames: tuple[FrameView, ...]  # the outermost call first; a SyntaxError's or template's own place comes last
-    members: tuple[
-        tuple[ExceptionView, ...], ...
-    ]  # of an exception group: each member is a chain like Report.problems
-    unlisted: int  # members beyond the limits, not shown
-    skipped: int = 0  # exceptions of the chain between the problem before it and this one, not shown
+    members: tuple[tuple[ExceptionView, ...], ...] = ()  # of a group: each member is a chain like `Report.problems`
+    unlisted: int = 0  # members that are not shown
+    skipped: int = 0  # exceptions of the chain between the one before it and this one, not shown
 
 
 class _Request(NamedTuple):
@@ -2348,6 +2382,7 @@ class Report(NamedTuple):
     versions: tuple[tuple[str, str], ...]  # Python, the system, devserve, the frameworks at work
     time: str  # when it was read, local time, ISO 8601 to the second
     link: str = ""  # the address of its page
+    text: str = ""  # the traceback as the interpreter prints it, library frames counted
 
 
 class FramePosition(NamedTuple):
@@ -2356,85 +2391,131 @@ class FramePosition(NamedTuple):
     frame: FrameType
     lineno: int
     lasti: int
+    context: Optional[Context] = None  # in which its values mean something, such as Flask's `request`
+
+
+class _TemplateLine(NamedTuple):
+    """The line of a template that a frame of generated code stands for, and what the template was given."""
+
+    filename: str
+    lineno: int
+    name: str
+    values: dict[Any, Any]
+    mark: tuple[int, int] = (0, 0)  # columns
 
 
 if TYPE_CHECKING:
-    _Keep = Callable[[FramePosition], str]  # keeps a place and returns the id under which it can be asked for
+    _Keep = Callable[[FramePosition], str]  # keeps a position and returns the id under which it can be asked for
     _Source = tuple[list[str], str]  # the lines of a file, and why there are none
     _Sources = dict[str, _Source]  # by filename: what has been read for this report
+    _Read = Callable[[], Variable]
 
 
-def read_report(error: BaseException, request: Optional[_Request] = None, keep: _Keep = lambda place: "") -> Report:
-    """Return all that is known about `error`.  `keep` is called for each frame that the report lists."""
-    chain = _ReportBuilder(keep).chain(error)
-    return Report(chain, request, _versions(), time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+def read_report(
+    error: BaseException,
+    request: Optional[_Request] = None,
+    keep: _Keep = lambda position: "",
+    context: Optional[Context] = None,
+) -> Report:
+    """Return all that is known about `error`.
+
+    `keep` is called for each frame that the report lists.  `context` is the one in which the frameworks' proxies mean
+    the request that failed; the present one unless given.
+    """
+    problems = _ReportBuilder(keep, context).chain(error)
+    text = _mask_messages(traceback_text(error, folded=True, seconds=_VALUES_SECONDS))
+    cut = len(text) - 2 * _TEXT_LIMIT
+    if cut > 0:  # of a long one the root of all and what failed last are worth most
+        text = f"{text[:_TEXT_LIMIT]}\n… ({cut:,} more characters)\n{text[-_TEXT_LIMIT:]}"
+    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    return Report(problems, request, _versions(), now, text=escape_unprintable(text, "\n\t"))
 
 
 class _ReportBuilder:
-    """The reading of one report: what it may still spend, and what it has read already."""
+    """The reading of one report: what it may still spend, and what it has read already.  One thread uses it."""
 
-    def __init__(self, keep: _Keep) -> None:
-        self.keep = keep
-        self.left = _PROBLEMS_LIMIT
-        self.until = time.monotonic() + _REPORT_DEADLINE
+    def __init__(self, keep: _Keep, context: Optional[Context] = None) -> None:
+        self.keep, self.context = keep, context
+        self.size = _REPORT_SIZE
+        self.until = time.monotonic() + _REPORT_SECONDS
         self.sources: _Sources = {}
+        self.has_values = False  # of the innermost frame of the application's
 
-    def deadline(self) -> float:
-        """Return the seconds that the next foreign code may take; little when much has hung before."""
-        return max(0.005, min(_INLINE_DEADLINE, self.until - time.monotonic()))
+    def seconds(self, most: float = _QUICK_SECONDS) -> float:
+        """Return what the next foreign code may take; little when much has hung before."""
+        return max(0.005, min(most, self.until - time.monotonic()))
+
+    def spend(self, text: str) -> str:
+        """Return `text` as it can be shown, and take it from the budget."""
+        text = shown_text(text, max(NAME_LIMIT, min(_TEXT_LIMIT, self.size)))
+        self.size -= len(text)
+        return text
 
     def chain(self, error: BaseException, depth: int = 0) -> tuple[ExceptionView, ...]:
         """Return `error` and its causes and contexts, the oldest first; of a long chain the newest and the root."""
         linked = _linked_exceptions(error)
-        newest = max(1, min(_CHAIN_LIMIT, self.left) - 1)
-        listed = linked[:newest] + linked[newest:][-1:]
-        self.left -= len(listed)
-        problems = [self.problem(each, relation, depth) for each, relation in reversed(listed)]
-        if len(linked) > len(listed):
-            problems[1] = problems[1]._replace(skipped=len(linked) - len(listed))
-        return tuple(problems)
+        views = [self.exception(*linked[0], depth)]
+        for each, relation in linked[1:-1]:
+            if _REPORT_SIZE // 2 > self.size:
+                break
+            views.append(self.exception(each, relation, depth))
+        if len(linked) > 1:
+            skipped = len(linked) - 1 - len(views)
+            views[-1] = views[-1]._replace(skipped=skipped)
+            views.append(self.exception(*linked[-1], depth))
+        return tuple(reversed(views))
 
-    def problem(self, error: BaseException, relation: str, depth: int) -> ExceptionView:
+    def exception(self, error: BaseException, relation: str, depth: int) -> ExceptionView:
         """Return one exception with its frames and, when it is a group, its members."""
-        places = _places_of(error)
-        members = _group_members(error)
-        told: list[tuple[ExceptionView, ...]] = []
-        for member in () if depth >= _DEPTH_LIMIT else members[:_MEMBERS_LIMIT]:
-            if self.left > 0:
-                told.append(self.chain(member, depth + 1))
-        return ExceptionView(
-            type=type_name(type(error)),
-            message=_message_of(error, self.deadline()),
-            hint=_search_safely(partial(_hint_for, error, places), self.deadline()),
-            notes=_notes_of(error, self.deadline()),
-            relation=relation,
-            frames=(*self.frames(error, places), *(call_safely(lambda: tuple(_own_place(error)))[0] or ())),
-            members=tuple(told),
-            unlisted=len(members) - len(told),
-        )
+        self.size -= _FRAME_SIZE
+        positions = _positions_of(error, self.context)
+        message = self.spend(_message_of(error, self.seconds()))
+        hint = call_bounded(partial(_hint_for, error, positions), self.seconds())[0] or ""
+        notes = tuple(self.spend(note) for note in (*_notes_of(error, self.seconds()), *_django_origins(error)))
+        frames = [*self.frames(error, positions), *self.own_places(error)]
+        members, listed = _group_members(error), []
+        for member in members if _DEPTH_LIMIT > depth else ():
+            if 0 >= self.size:
+                break
+            listed.append(self.chain(member, depth + 1))
+        unlisted = len(members) - len(listed)
+        kind = type_name(type(error))
+        return ExceptionView(kind, message, hint, notes, relation, tuple(frames), tuple(listed), unlisted)
 
-    def frames(self, error: BaseException, places: list[FramePosition]) -> list[FrameView]:
-        """Return the views of `places`, recursion folded, the values of the application's innermost frame read."""
-        views = []
-        folded = _fold_recursion(places)
-        for place, period, repeats in folded:
-            views.append(self.view(place)._replace(period=period, repeats=repeats))
-        own = [number for number, view in enumerate(views) if view.app] or list(range(len(views)))
-        for number in own[-1:]:
-            views[number] = with_values(views[number], folded[number][0].frame, _INLINE_LIMIT, self.deadline())
+    def frames(self, error: BaseException, positions: list[FramePosition]) -> list[FrameView]:
+        """Return the views of `positions`, recursion folded; the values of the application's frames are read.
+
+        The innermost of them comes first, and has as much time as any frame that is asked for later.
+        """
+        folded = _fold_recursion(positions, most=max(4, self.size // _FRAME_SIZE // 2 * 2))
+        views = [self.view(position)._replace(period=period, repeats=repeats) for position, period, repeats in folded]
+        own = [number for number, view in enumerate(views) if view.app] or list(range(len(views)))[-1:]
+        for number in reversed(own):
+            if self.has_values and 0 >= self.size:
+                break
+            seconds = self.seconds(_QUICK_SECONDS if self.has_values else _VALUES_SECONDS)
+            views[number] = with_values(views[number], folded[number][0], _INLINE_LIMIT, seconds)
+            self.has_values = True
+            self.size -= sum(len(v.name) + len(v.type) + len(v.value) for v in views[number].variables)
         if views and isinstance(error, TypeError):
-            signature = _search_safely(partial(_signature_for, error, places[-1]), self.deadline())
-            views[-1] = views[-1]._replace(signature=signature)
+            signature, _ = call_bounded(partial(_signature_for, error, positions[-1]), self.seconds())
+            views[-1] = views[-1]._replace(signature=signature or "")
         return views
 
-    def view(self, place: FramePosition) -> FrameView:
-        """Return the view of one place; of a frame that holds something unspeakable only where it is."""
-        id, code = self.keep(place), place.frame.f_code
-        view, _ = call_safely(lambda: view_place(place, id=id, sources=self.sources))
-        if view is not None:
-            return view
-        filename, name = shown_text(code.co_filename, _FILENAME_LIMIT), shown_text(code.co_name, NAME_LIMIT)
-        return FrameView(id, "python", filename, place.lineno, name, "", False, (), "The frame cannot be read.", ())
+    def view(self, position: FramePosition) -> FrameView:
+        """Return the view of one position; of a frame that holds something unspeakable only where it is."""
+        id, code = self.keep(position), position.frame.f_code
+        view, _ = call_safely(lambda: view_place(position, id=id, sources=self.sources))
+        if view is None:
+            filename, name = shown_text(code.co_filename, _TEXT_LIMIT), shown_text(code.co_name, NAME_LIMIT)
+            missing = "The frame cannot be read."
+            view = FrameView(id, "python", filename, position.lineno, name, "", False, (), missing)
+        self.size -= sum(len(line.text) for line in view.source) + len(view.filename) + len(view.name)
+        return view
+
+    def own_places(self, error: BaseException) -> list[FrameView]:
+        """Return the place that an exception names itself: a SyntaxError's, or one in a template."""
+        return call_safely(lambda: list(_own_places(error, self.seconds())))[0] or []
 
 
 # -- what was raised
@@ -2453,12 +2534,12 @@ def _linked_exceptions(error: BaseException) -> list[tuple[BaseException, str]]:
         before = None if before is None or id(before) in seen else before
         found.append((each, "" if before is None else "context" if cause is None else "cause"))
         each = before
-    return [*found[:-1], (found[-1][0], "")]
+    return found
 
 
-def _first_text(error: BaseException) -> str:
+def _first_text(error: Optional[BaseException]) -> str:
     """Return the first argument of an exception when it is a text, else nothing."""
-    args = raw_slot(error, "args")
+    args = raw_slot(error, "args") if error is not None else ()
     return args[0] if args and type(args[0]) is str else ""
 
 
@@ -2470,17 +2551,50 @@ def _group_members(error: BaseException) -> tuple[BaseException, ...]:
     return tuple(each for each in members or () if isinstance(each, BaseException))
 
 
-def _places_of(error: BaseException) -> list[FramePosition]:
+def _message_of(error: BaseException, seconds: float) -> str:
+    """Return the message; of a SyntaxError without the place, which is shown by itself."""
+    if isinstance(error, SyntaxError) and type(error.msg) is str and type(error).__str__ is SyntaxError.__str__:
+        return error.msg
+    if type(error).__str__ in (BaseException.__str__, KeyError.__str__):
+        args = raw_slot(error, "args")
+        if all(type(each) in _PLAIN_TYPES for each in args):  # no foreign code runs, nothing can hang
+            return _mask_plain(str(error))
+    return _mask_plain(_text_or_why(*call_bounded(partial(str, error), seconds)))
+
+
+def _notes_of(error: BaseException, seconds: float) -> list[str]:
+    """Return the notes that were added (PEP 678); one that is no text is shown as its repr."""
+    notes = own_dict(error).get("__notes__", ())
+    notes = notes if isinstance(notes, (list, tuple)) else (notes,)
+    jobs = {
+        str(n): partial(str if type(note) is str else _describe, note) for n, note in enumerate(notes[:_LIST_LIMIT])
+    }
+    return [_mask_plain(_text_or_why(*outcome)) for outcome in call_each_bounded(jobs, seconds).values()]
+
+
+def _django_origins(error: BaseException) -> list[str]:
+    """Return where Django looked for a template that does not exist."""
+    tried = own_dict(error).get("tried")
+    if not tried or type(error).__name__ != "TemplateDoesNotExist":
+        return []
+    lines, _ = call_safely(lambda: [f"{origin.name} ({status})" for origin, status in tried[:_LIST_LIMIT]])
+    return ["\n".join(["Django looked in:", *lines])] if lines else []
+
+
+# -- where it was raised
+
+
+def _positions_of(error: BaseException, context: Optional[Context]) -> list[FramePosition]:
     """Return where `error` passed, the outermost frame first, without machinery and frames that ask to be hidden."""
-    places, tb = [], application_traceback(error)
+    positions, tb = [], application_traceback(error)
     while tb is not None:
-        places.append(FramePosition(tb.tb_frame, tb.tb_lineno or 0, tb.tb_lasti))
+        positions.append(FramePosition(tb.tb_frame, tb.tb_lineno or 0, tb.tb_lasti, context))
         tb = tb.tb_next
-    return [place for place in places if not _hidden(place.frame)] or places[-1:]
+    return [position for position in positions if not _asks_to_be_hidden(position.frame)] or positions[-1:]
 
 
-def _hidden(frame: FrameType) -> bool:
-    """Tell whether the frame asks to be left out, as pytest, Werkzeug and others let it."""
+def _asks_to_be_hidden(frame: FrameType) -> bool:
+    """Return whether the frame asks to be left out, as pytest, Werkzeug and others let it."""
     name, code = "__traceback_hide__", frame.f_code
     if name not in code.co_varnames + code.co_names:
         return False
@@ -2488,24 +2602,25 @@ def _hidden(frame: FrameType) -> bool:
     return value is not None and value is not False
 
 
-def _fold_recursion(places: list[FramePosition]) -> list[tuple[FramePosition, int, int]]:
-    """Return the places to list, each with the period and number of the repetitions left out after it.
+def _fold_recursion(positions: list[FramePosition], most: int) -> list[tuple[FramePosition, int, int]]:
+    """Return at most so many positions, each with the period and number of the repetitions left out after it.
 
-    A circle that comes round ROUNDS_FOLDED times or more is told once, and once again for its last round.
+    A circle that comes round `_ROUNDS_FOLDED` times or more is told once, and once again for its last round.  When
+    there are still too many, those in the middle are left out.
     """
     told: list[tuple[FramePosition, int, int]] = []
-    keys = [(place.frame.f_code, place.lineno) for place in places]
+    keys = [(position.frame.f_code, position.lineno) for position in positions]
     at = 0
-    while len(places) > at:
+    while len(positions) > at:
         period, rounds = _find_cycle(keys, at)
-        told += [(place, 0, 0) for place in places[at : at + period]]
+        told += [(position, 0, 0) for position in positions[at : at + period]]
         if rounds > 1:
             told[-1] = (told[-1][0], period, rounds - 2)
             at += period * (rounds - 2)
         at += period
-    half = _FRAMES_LIMIT // 2
-    if len(told) > _FRAMES_LIMIT:
-        told[half - 1] = (told[half - 1][0], 0, len(told) - _FRAMES_LIMIT)
+    half = most // 2
+    if len(told) > most:
+        told[half - 1] = (told[half - 1][0], 0, len(told) - 2 * half)
         told = told[:half] + told[-half:]
     return told
 
@@ -2521,64 +2636,34 @@ def _find_cycle(keys: list[tuple[CodeType, int]], at: int) -> tuple[int, int]:
     return 1, 1
 
 
-def _message_of(error: BaseException, deadline: float) -> str:
-    """Return the message; of a SyntaxError without the place, which is shown by itself."""
-    if isinstance(error, SyntaxError) and type(error.msg) is str and type(error).__str__ is SyntaxError.__str__:
-        return shown_text(error.msg, _MESSAGE_LIMIT)
-    return _mask_plain(shown_text(_run_bounded({"": partial(str, error)}, deadline)[""], _MESSAGE_LIMIT))
-
-
-def _notes_of(error: BaseException, deadline: float) -> tuple[str, ...]:
-    """Return the notes that were added (PEP 678); one that is no text is shown as its repr."""
-    notes = own_dict(error).get("__notes__", ())
-    notes = notes if isinstance(notes, (list, tuple)) else (notes,)
-    jobs = {
-        str(n): partial(str if type(note) is str else _describe, note) for n, note in enumerate(notes[:_NOTES_LIMIT])
-    }
-    return tuple(_mask_plain(shown_text(text, _MESSAGE_LIMIT)) for text in _run_bounded(jobs, deadline).values())
-
-
-# -- where it was raised
-
-
 def view_place(
-    place: FramePosition, *, id: str = "", around: Optional[int] = None, sources: Optional[_Sources] = None
+    position: FramePosition, *, id: str = "", around: Optional[int] = None, sources: Optional[_Sources] = None
 ) -> FrameView:
-    """Return the view of one frame, its variables named but not read; `around` lines of source on each side."""
-    frame, code = place.frame, place.frame.f_code
-    filename, lineno, name = _template_line(place) or (code.co_filename, place.lineno, "")
-    app = is_app_code(code) or (bool(name) and not is_library(filename, ""))
-    around = around or (LINES_AROUND if app else _LIBRARY_LINES_AROUND)
+    """Return the view of one frame without its values; `around` lines of source on each side."""
+    frame, code = position.frame, position.frame.f_code
+    template = _template_line(position)
+    filename, lineno = (template.filename, template.lineno) if template else (code.co_filename, position.lineno)
+    app = is_app_code(code) if template is None else not is_library(filename, "")
     lines, missing = _read_source(filename, frame.f_globals, sources)
-    window, missing = _source_window(lines, lineno, around, missing)
-    variables = _variables_of(frame)
-    if name:
-        variables = _template_variables(variables, lines[lineno - 1 : lineno])
+    marks = _marks_of(position, lines) if template is None else [_Mark(lineno, *template.mark)]
+    window, shown_marks = _source_window(
+        lines, lineno, around or (LINES_AROUND if app else _LIBRARY_LINES_AROUND), marks
+    )
+    if lines and not window:
+        missing = f"The file has {len(lines)} lines: it has changed since it was loaded."
     module = frame.f_globals.get("__name__")
     return FrameView(
         id=id,
-        kind="template" if name else "python",
-        filename=shown_text(filename, _FILENAME_LIMIT),
+        kind="template" if template else "python",
+        filename=shown_text(filename, _TEXT_LIMIT),
         lineno=lineno,
-        name=shown_text(name or _qualified_name(frame), NAME_LIMIT),
+        name=shown_text(template.name if template else _qualified_name(frame), NAME_LIMIT),
         module=shown_text(module, NAME_LIMIT) if isinstance(module, str) else "",
         app=app,
         source=window,
-        missing=missing,
-        marks=() if name else _clip(_expression_of(place, lines), lines, window),
-        variables=tuple(variables[:_VARIABLES_LIMIT]),
-        unlisted=max(0, len(variables) - _VARIABLES_LIMIT),
+        missing="" if window else missing,
+        marks=shown_marks,
     )
-
-
-def with_values(
-    view: FrameView, frame: FrameType, limit: int = _REPR_LIMIT, deadline: float = _REPR_DEADLINE
-) -> FrameView:
-    """Return the view with the values of its variables read from `frame`."""
-    values = locals_of(frame)
-    jobs = {v.name: partial(_describe, values[v.name], limit, v.name) for v in view.variables if v.name in values}
-    texts = _run_bounded(jobs, deadline)
-    return view._replace(variables=tuple(v._replace(value=texts.get(v.name)) for v in view.variables))
 
 
 def _qualified_name(frame: FrameType) -> str:
@@ -2586,9 +2671,9 @@ def _qualified_name(frame: FrameType) -> str:
     code = frame.f_code
     if sys.version_info >= (3, 11):
         return code.co_qualname
-    first = code.co_varnames[:1]
-    if first == ("self",) and code.co_argcount and "self" in frame.f_locals:
-        return f"{type(frame.f_locals['self']).__name__}.{code.co_name}"
+    values = locals_of(frame)
+    if code.co_varnames[:1] == ("self",) and code.co_argcount and "self" in values:
+        return f"{type_name(type(values['self'])).rpartition('.')[2]}.{code.co_name}"
     return code.co_name
 
 
@@ -2645,32 +2730,50 @@ def _decode_source(data: bytes) -> list[str]:
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
-def _source_window(lines: list[str], lineno: int, around: int, missing: str) -> tuple[tuple[_SourceLine, ...], str]:
-    """Return the lines around `lineno`, and why there are none."""
-    if lines and not len(lines) >= lineno >= 1:
-        return (), f"The file has {len(lines)} lines: it has changed since it was loaded."
+def _source_window(
+    lines: list[str], lineno: int, around: int, marks: Sequence[_Mark]
+) -> tuple[tuple[_SourceLine, ...], tuple[_Mark, ...]]:
+    """Return the lines around `lineno` as they can be shown, and the marks in characters of what is shown."""
     first = max(1, lineno - around)
-    chosen = lines[first - 1 : lineno + around]
+    chosen = lines[first - 1 : lineno + around] if len(lines) >= lineno >= 1 else []
     while chosen and len(chosen) > lineno - first + 1 and not chosen[-1].strip():
         chosen.pop()
-    return tuple(
-        _SourceLine(first + n, _source_text(line)) for n, line in enumerate(chosen)
-    ), "" if chosen else missing
+    spans = {mark.number: mark for mark in marks}
+    window, shown_marks = [], []
+    for number, line in enumerate(chosen, first):
+        _, start, end = spans.get(number, (0, 0, 0))
+        text, start, end = _shown_line(line, start, end)
+        window.append(_SourceLine(number, text))
+        if end > start:
+            shown_marks.append(_Mark(number, start, end))
+    return tuple(window), tuple(shown_marks)
 
 
-def _source_text(line: str) -> str:
-    """Return a source line as it can be shown; an escape takes up to ten characters for one."""
-    return shown_text(line[: _LINE_LIMIT - 1] + "…" if len(line) > _LINE_LIMIT else line, _LINE_LIMIT * 10)
+def _shown_line(line: str, start: int, end: int) -> tuple[str, int, int]:
+    """Return a source line as it can be shown, of a long one the part around the characters `start` to `end`."""
+    begin = max(0, min(start, end - _LINE_LIMIT // 2)) if end > _LINE_LIMIT else 0
+    part = line[begin : begin + _LINE_LIMIT]
+    pieces = [
+        part[: max(0, start - begin)],
+        part[max(0, start - begin) : max(0, end - begin)],
+        part[max(0, end - begin) :],
+    ]
+    before, marked, after = (escape_unprintable(piece, "\t") for piece in pieces)
+    before = "…" + before if begin else before
+    after += "…" if len(line) > begin + _LINE_LIMIT else ""
+    return before + marked + after, len(before), len(before + marked)
 
 
-def _expression_of(place: FramePosition, lines: list[str]) -> list[_Mark]:
+def _marks_of(position: FramePosition, lines: list[str]) -> list[_Mark]:
     """Return the expression that was being evaluated, in characters of the raw lines (from Python 3.11 on)."""
-    if sys.version_info >= (3, 11) and place.lasti >= 0:
-        spot = next(itertools.islice(place.frame.f_code.co_positions(), place.lasti // 2, None), None)
+    if sys.version_info >= (3, 11) and position.lasti >= 0:
+        spot = next(itertools.islice(position.frame.f_code.co_positions(), position.lasti // 2, None), None)
         if spot is not None and None not in spot:
             first, last, start, end = (number or 0 for number in spot)
-            if first == place.lineno and len(lines) >= last:
+            if first == position.lineno and len(lines) >= last:
                 start, end = _characters(lines[first - 1], start), _characters(lines[last - 1], end)
+                if last > first:
+                    last, end = _end_of_head(lines, first, start, last, end)
                 return _marks_of_span(first, start, last, end, lines)
     return []
 
@@ -2678,6 +2781,20 @@ def _expression_of(place: FramePosition, lines: list[str]) -> list[_Mark]:
 def _characters(line: str, offset: int) -> int:
     """Turn an offset in UTF-8 bytes, as code objects hold it, into one in characters."""
     return len(line.encode("utf-8", "replace")[:offset].decode("utf-8", "replace"))
+
+
+def _end_of_head(lines: list[str], first: int, start: int, last: int, end: int) -> tuple[int, int]:
+    """Return where a span ends; of a compound statement its head (bpo: before 3.13 `with` and `for` have no own)."""
+    if not re.match(r"\s*(async\s+)?(with|for|while|if|match|class|def)\b", lines[first - 1][start:]):
+        return last, end
+    depth = 0
+    for number, tokens in enumerate(code_tokens(lines[first - 1 : last]), first):
+        for begin, stop, kind in tokens:
+            text = lines[number - 1][begin:stop]
+            depth += (text in ("(", "[", "{")) - (text in (")", "]", "}"))
+            if text == ":" and kind == "o" and depth == 0 and (number > first or begin > start):
+                return number, begin
+    return last, end
 
 
 def _marks_of_span(first: int, start: int, last: int, end: int, lines: list[str]) -> list[_Mark]:
@@ -2691,65 +2808,27 @@ def _marks_of_span(first: int, start: int, last: int, end: int, lines: list[str]
     return [] if whole else [mark for mark in marks if mark.end > mark.start]
 
 
-def _clip(marks: list[_Mark], lines: list[str], window: tuple[_SourceLine, ...]) -> tuple[_Mark, ...]:
-    """Return the marks that lie in the window, in characters of its printable text."""
-    shown, clipped = {line.number: len(line.text) for line in window}, []
-    for number, start, end in marks:
-        if number in shown:
-            raw = lines[number - 1]
-            start, end = (len(shown_text(raw[:offset], _LINE_LIMIT * 10)) for offset in (start, end))
-            clipped.append(_Mark(number, min(start, shown[number]), min(end, shown[number])))
-    return tuple(mark for mark in clipped if mark.end > mark.start)
-
-
-def _variables_of(frame: FrameType) -> list[Variable]:
-    """Return the names of a frame and their types; of a module only what it holds, not what it imports and defines."""
-    code = frame.f_code
-    values = locals_of(frame)  # a module may hold names that are no text
-    starred = bool(code.co_flags & _TAKES_ARGS) + bool(code.co_flags & _TAKES_KWARGS)
-    arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + starred]
-    names = [name for name in arguments if name in values]
-    names += [name for name in values if name not in arguments and _is_shown(name, values[name], frame)]
-    return [
-        Variable(shown_text(name, NAME_LIMIT), type_name(type(values[name])), None, name in arguments)
-        for name in names
-    ]
-
-
-def _template_variables(variables: list[Variable], line: list[str]) -> list[Variable]:
-    """Return what a template was given, that on its failing line first, and nothing that every template has."""
-    words = set(re.findall(r"\w+", "".join(line)))
-    own = [v for v in variables if v.name not in _TEMPLATE_NAMES and not v.name.startswith("_")]
-    return sorted(own, key=lambda v: v.name not in words)
-
-
-def _is_shown(name: object, value: object, frame: FrameType) -> bool:
-    """Tell whether a local is worth a line."""
-    if not isinstance(name, str) or name.startswith((".", "__")):  # a comprehension's iterator, the cell of super()
-        return False
-    imported = issubclass(type(value), (ModuleType, FunctionType, type))  # isinstance would ask a proxy's __class__
-    return frame.f_code.co_name != _MODULE or not imported
-
-
-def _own_place(error: BaseException) -> Iterator[FrameView]:
-    """Yield the place that an exception names itself: a SyntaxError's, or one in a template."""
+def _own_places(error: BaseException, seconds: float) -> Iterator[FrameView]:
+    """Yield the place that an exception names itself."""
     if isinstance(error, SyntaxError) and isinstance(error.filename, str) and isinstance(error.lineno, int):
         yield _syntax_place(error, error.filename, error.lineno)
     attributes = own_dict(error)
     django = attributes.get("template_debug")
     if isinstance(django, dict) and isinstance(django.get("line"), int):
-        yield _django_place(django)
+        yield _django_place(django, error, seconds)
     elif type(error).__module__ == "mako.exceptions" and isinstance(attributes.get("lineno"), int):
         yield _stated_place("template", str(attributes.get("filename") or ""), attributes["lineno"], "template")
 
 
-def _stated_place(kind: str, filename: str, lineno: int, name: str, lines: Optional[list[str]] = None) -> FrameView:
+def _stated_place(
+    kind: str, filename: str, lineno: int, name: str, lines: Optional[list[str]] = None, marks: Sequence[_Mark] = ()
+) -> FrameView:
     """Return the view of a place without a frame; `lines` stand in for a file that is not there."""
     found, missing = _read_source(filename)
-    window, missing = _source_window(found or lines or [], lineno, LINES_AROUND, missing)
-    return FrameView(
-        "", kind, shown_text(filename, _FILENAME_LIMIT), lineno, name, "", is_app_file(filename), window, missing, ()
-    )
+    window, shown_marks = _source_window(found or lines or [], lineno, LINES_AROUND, marks)
+    app = is_app_file(filename) or (kind == "template" and not is_library(filename, ""))
+    missing = "" if window else missing
+    return FrameView("", kind, shown_text(filename, _TEXT_LIMIT), lineno, name, "", app, window, missing, shown_marks)
 
 
 def _syntax_place(error: SyntaxError, filename: str, lineno: int) -> FrameView:
@@ -2759,11 +2838,10 @@ def _syntax_place(error: SyntaxError, filename: str, lineno: int) -> FrameView:
     lines, _ = _read_source(filename)
     if not lines and text and lineno in range(1, 100_000):  # it may be any number, and so many lines are made
         lines = [""] * (lineno - 1) + [text]
-    view = _stated_place("syntax", filename, lineno, "", lines)
     line = lines[lineno - 1] if len(lines) >= lineno else ""
-    if text and text.strip() != line.strip():  # an expression in an f-string before Python 3.12, or another version
-        return view
-    return view._replace(marks=_clip([_caret(error, lineno, line)], lines, view.source))
+    # An expression in an f-string before Python 3.12, or another version of the file, is not what stands in the line:
+    marks = [] if text and text.strip() != line.strip() else [_caret(error, lineno, line)]
+    return _stated_place("syntax", filename, lineno, "", lines, marks)
 
 
 def _caret(error: SyntaxError, lineno: int, line: str) -> _Mark:
@@ -2779,57 +2857,403 @@ def _caret(error: SyntaxError, lineno: int, line: str) -> _Mark:
     return _Mark(lineno, start, end) if start >= 0 else _Mark(lineno, 0, 0)
 
 
-def _template_line(place: FramePosition) -> Optional[tuple[str, int, str]]:
-    """Return file, line and name when the frame belongs to a template of Jinja2 or Mako."""
-    values, code = place.frame.f_globals, place.frame.f_code
-    if "__jinja_exception__" in values:  # Jinja2 makes such frames: the template's own file and line
-        return code.co_filename, place.lineno, code.co_name.lstrip(_OPENER).rstrip(">")
+# -- templates
+
+
+_TEMPLATE_NAMES = frozenset(  # what Jinja2, Flask, Mako, Bottle, Django and Chameleon give to every template
+    "range dict lipsum cycler joiner namespace config g request session url_for get_flashed_messages"
+    " context pageargs caller capture self next parent UNDEFINED include rebase get setdefault defined"
+    " True False None csrf_token target_language repeat".split()
+)
+
+
+def _template_line(position: FramePosition) -> Optional[_TemplateLine]:
+    """Return the line of a template when the frame is of code that an engine generated from one."""
+    for find in (_jinja_line, _mako_line, _chameleon_line, _bottle_line):
+        found, _ = call_safely(partial(find, position))  # of another version of the engine: the compiled line is shown
+        if found is not None:
+            return found
+    return None
+
+
+def _jinja_line(position: FramePosition) -> Optional[_TemplateLine]:
+    """Jinja2 rewrites the frames of what it renders; those of a macro that Python has called it leaves as they are."""
+    frame, code = position.frame, position.frame.f_code
+    if "__jinja_exception__" in frame.f_globals:
+        name = code.co_name.lstrip(_OPENER).rstrip(">")
+        return _TemplateLine(code.co_filename, position.lineno, name, locals_of(frame))
+    template = frame.f_globals.get("__jinja_template__")
+    if template is None:
+        return None
+    from importlib import import_module
+
+    values = import_module("jinja2.debug").get_template_locals(locals_of(frame))
+    return _TemplateLine(code.co_filename, template.get_corresponding_lineno(position.lineno), code.co_name, values)
+
+
+def _mako_line(position: FramePosition) -> Optional[_TemplateLine]:
+    values, code = position.frame.f_globals, position.frame.f_code
     mako = sys.modules.get("mako.template")
     if mako is None or "_template_uri" not in values or "_magic_number" not in values:
         return None
-    try:
-        info = mako._get_module_info(code.co_filename)
-        numbers = mako.ModuleInfo.get_module_source_metadata(info.code, full_line_map=True)["full_line_map"]
-        return str(info.template_filename or values["_template_uri"]), numbers[place.lineno - 1], code.co_name
-    except (AttributeError, KeyError, IndexError, TypeError):  # another version of Mako: the compiled line is shown
+    info = mako._get_module_info(code.co_filename)
+    numbers = mako.ModuleInfo.get_module_source_metadata(info.code, full_line_map=True)["full_line_map"]
+    filename = str(info.template_filename or values["_template_uri"])
+    return _TemplateLine(filename, numbers[position.lineno - 1], code.co_name, locals_of(position.frame))
+
+
+def _chameleon_line(position: FramePosition) -> Optional[_TemplateLine]:
+    tokens, values = position.frame.f_globals.get("__tokens"), locals_of(position.frame)
+    if tokens is None or "econtext" not in values:
         return None
+    text, lineno, column = tokens[values["__token"]]
+    given = {name: value for name, value in dict.items(values["econtext"]) if name[:2] != "__"}
+    filename = position.frame.f_globals["__filename"]
+    return _TemplateLine(filename, lineno, position.frame.f_code.co_name, given, (column, column + len(text)))
 
 
-def _django_place(debug: dict[str, Any]) -> FrameView:
+def _bottle_line(position: FramePosition) -> Optional[_TemplateLine]:
+    if "_printlist" not in position.frame.f_globals:
+        return None
+    return _TemplateLine(position.frame.f_code.co_filename, position.lineno, "template", locals_of(position.frame))
+
+
+def _django_place(debug: dict[str, Any], error: BaseException, seconds: float) -> FrameView:
     """Return the line of a Django template, from what its engine noted; what it notes is escaped."""
     from html import unescape
 
     lines = [unescape(str(text)).rstrip("\n") for _, text in debug.get("source_lines", ())]
     lines = [""] * (debug.get("top", 1) - 1) + lines  # the first one noted is line `top`
-    view = _stated_place("template", str(debug.get("name") or ""), debug["line"], "template", lines)
+    lineno, filename = debug["line"], str(debug.get("name") or "")
     during = unescape(str(debug.get("during", ""))).split("\n")[0].rstrip()
-    line = next((line.text for line in view.source if line.number == view.lineno), "")
-    start = line.find(during) if during else -1
-    return view._replace(marks=(_Mark(view.lineno, start, start + len(during)),) if start >= 0 else ())
+    line = (_read_source(filename)[0] or lines)[lineno - 1 : lineno]
+    start = line[0].find(during) if line and during else -1
+    marks = [_Mark(lineno, start, start + len(during))] if start >= 0 else []
+    view = _stated_place("template", filename, lineno, "template", lines, marks)
+    tb, given = raw_slot(error, "__traceback__"), {}
+    while tb is not None:
+        context = locals_of(tb.tb_frame).get("context")
+        for layer in (
+            own_dict(context).get("dicts", ()) if type(context).__module__ == "django.template.context" else ()
+        ):
+            given.update(layer)
+        tb = tb.tb_next
+    return _with_read(view, _readers(view, given, {}, _INLINE_LIMIT), seconds, None)
+
+
+# -- the values of a frame
+
+
+def with_values(
+    view: FrameView, position: FramePosition, limit: int = _VALUE_LIMIT, seconds: float = _VALUES_SECONDS
+) -> FrameView:
+    """Return the view with the values of its frame: of the failing line first, then arguments, then other locals."""
+    template = _template_line(position)
+    values = template.values if template else locals_of(position.frame)
+    code, known = position.frame.f_code, {} if template else position.frame.f_globals
+    starred = bool(code.co_flags & _TAKES_ARGS) + bool(code.co_flags & _TAKES_KWARGS)
+    arguments = () if template else code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + starred]
+    readers = _readers(view, values, known, limit, arguments, code.co_name == _OPENER + "module>")
+    return _with_read(view, readers, seconds, position.context)
+
+
+def _with_read(view: FrameView, readers: dict[str, _Read], seconds: float, context: Optional[Context]) -> FrameView:
+    """Return the view with what the readers return; those that raise had nothing to tell."""
+    chosen = dict(itertools.islice(readers.items(), _LIST_LIMIT))
+    inert = {name: read() for name, read in chosen.items() if type(read) is partial and read.func is _read_inert}
+    foreign = {name: read for name, read in chosen.items() if name not in inert}
+    outcomes = call_each_bounded(foreign, seconds, context)
+    variables = []
+    for name in chosen:
+        variable, why = (inert[name], None) if name in inert else outcomes[name]
+        if isinstance(why, TooLate):
+            variable = Variable(shown_text(name, NAME_LIMIT), "", f"(not read: {why})")
+        if variable is not None:
+            variables.append(variable)
+    variables.sort(key=lambda variable: (not variable.used, not variable.argument))
+    return view._replace(variables=tuple(variables), unlisted=max(0, len(readers) - _LIST_LIMIT))
+
+
+def _readers(
+    view: FrameView,
+    values: dict[Any, Any],
+    known: Mapping[str, Any],
+    limit: int,
+    arguments: Sequence[str] = (),
+    is_module: bool = False,
+) -> dict[str, _Read]:
+    """Return by name what reads each value that is worth a line; of a module what it holds, not what it imports."""
+    is_template = view.kind == "template"
+    readers: dict[str, _Read] = {}
+    for text in _expressions_used(view):
+        value = _static_value(text, values, known, is_template)
+        kind: dict[str, bool] = {"used": True, "argument": text in arguments}
+        if value is not MISSING and not issubclass(type(value), CODE_TYPES):
+            readers[text] = _reader(text, value, limit, **kind)
+        elif value is MISSING and not _is_failing(view, text):
+            readers[text] = partial(_read_foreign, text, values, known, limit, is_template)
+    listed = [name for name in arguments if name in values]
+    listed += [name for name in values if name not in arguments and _is_shown(name, values[name], is_module)]
+    for name in listed:
+        if name not in readers and not (is_template and (name in _TEMPLATE_NAMES or name[:1] == "_")):
+            readers[name] = _reader(name, values[name], limit, argument=name in arguments)
+    return readers
+
+
+def _is_shown(name: object, value: object, is_module: bool) -> bool:
+    """Return whether a local is worth a line."""
+    if not isinstance(name, str) or name.startswith((".", "__")):  # a comprehension's iterator, the cell of super()
+        return False
+    return not is_module or not issubclass(type(value), CODE_TYPES)
+
+
+def _reader(name: str, value: object, limit: int, **kind: bool) -> _Read:
+    """Return what reads one value; that of a plain one runs nobody's code."""
+    return partial(_read_inert if type(value) in _PLAIN_TYPES else _read_value, name, value, limit, kind)
+
+
+def _read_inert(name: str, value: object, limit: int, kind: dict[str, bool]) -> Variable:
+    return _read_value(name, value, limit, kind)
+
+
+def _read_value(name: str, value: object, limit: int, kind: dict[str, bool]) -> Variable:
+    """Return one variable; its own repr is run."""
+    text, secret_name = _describe(value, limit, _last_name(name)), shown_text(name, NAME_LIMIT)
+    return Variable(secret_name, type_name(type(value)), text, opens=_opens(value) and text != _MASK, **kind)
+
+
+def _read_foreign(
+    text: str, values: dict[Any, Any], known: Mapping[str, Any], limit: int, is_template: bool
+) -> Variable:
+    """Return the value of an expression that runs a property, a proxy's code or the like.  Raises what that raises."""
+    first, steps = _steps_of(text)
+    value = values[first] if first in values else known[first]
+    for operator_sign, word in steps:
+        if operator_sign == ".":
+            value = getattr(value, word) if not is_template or hasattr(value, word) else value[word]
+        else:
+            value = value[_subscript(word, values, known)]
+    if issubclass(type(value), CODE_TYPES):
+        raise LookupError(text)
+    return _read_value(text, value, limit, {"used": True})
+
+
+def _static_value(text: str, values: dict[Any, Any], known: Mapping[str, Any], is_template: bool = False) -> Any:
+    """Return what an expression stands for as far as it can be found without running code, else MISSING."""
+    first, steps = _steps_of(text)
+    value = values.get(first, known.get(first, MISSING))
+    for sign, word in steps:
+        if value is MISSING:
+            break
+        before, value = value, MISSING
+        if sign == ".":
+            value = static_attribute(before, word)
+        key = word if sign == "." else _subscript(word, values, known)
+        if (sign == "[" or (is_template and value is MISSING)) and type(key) in _PLAIN_TYPES:
+            kind: Any = type(before)
+            if kind in (dict, list, tuple, str, bytes):
+                value = call_safely(lambda before=before, key=key: before[key])  # type: ignore[misc]
+                value = MISSING if value[1] is not None else value[0]
+    return value
+
+
+def _subscript(word: str, values: dict[Any, Any], known: Mapping[str, Any]) -> Any:
+    """Return the key that stands between brackets: a literal, or what a name stands for."""
+    import ast
+
+    if word.isidentifier() and word not in ("True", "False", "None"):
+        return values.get(word, known.get(word, MISSING))
+    return ast.literal_eval(word)
+
+
+def _opens(value: object) -> bool:
+    """Return whether there is something inside a value to be shown on its own."""
+    kind = type(value)
+    if kind in _PLAIN_TYPES or issubclass(kind, CODE_TYPES):
+        return False
+    for base in (dict, list, tuple, set, frozenset, deque):
+        if issubclass(kind, base):
+            return bool(vars(base)["__len__"](value))
+    return bool(own_dict(value)) or any(
+        type(held) is MemberDescriptorType for held in static_attributes(value).values()
+    )
+
+
+def _members_at(
+    position: FramePosition, path: Sequence[Any], seconds: float = _VALUES_SECONDS
+) -> tuple[Variable, ...]:
+    """Return the members of a value of a frame: attributes, items of a mapping, elements of a sequence.
+
+    `path` is the variable's name as `with_values` told it, then the number of the member in what this function told
+    of it, and so on downwards.  Raises LookupError when there is nothing at that path.
+    """
+    template = _template_line(position)
+    values = template.values if template else locals_of(position.frame)
+    known = {} if template else position.frame.f_globals
+
+    def read() -> list[Variable]:
+        value, members = _value_of(str(path[0]), values, known, template is not None), []
+        for number in path[1:]:
+            value = _members_of(value)[int(number)][1]
+        for name, member in _members_of(value):
+            members.append(_read_value(name, member, _INLINE_LIMIT, {}))
+        return members
+
+    members, why = call_bounded(read, seconds, position.context)
+    if members is None:
+        raise LookupError(f"not read: {why}" if isinstance(why, TooLate) else "there is no such value any more")
+    return tuple(members)
+
+
+def _value_of(text: str, values: dict[Any, Any], known: Mapping[str, Any], is_template: bool) -> Any:
+    """Return the value of an expression, by running code where there is no other way."""
+    value = values.get(text, MISSING) if text in values else _static_value(text, values, known, is_template)
+    if value is MISSING:
+        first, steps = _steps_of(text)
+        value = values[first] if first in values else known[first]
+        for sign, word in steps:
+            value = getattr(value, word) if sign == "." else value[_subscript(word, values, known)]
+    return value
+
+
+def _members_of(value: Any) -> list[tuple[str, Any]]:
+    """Return what is inside a value, with names: what a framework's proxy stands for instead of the proxy itself."""
+    if "_get_current_object" in static_attributes(value):  # Werkzeug's
+        value = value._get_current_object()
+    kind: Any = type(value)
+    if issubclass(kind, dict):
+        pairs = ((_key_label(key), each) for key, each in dict.items(value))
+    elif issubclass(kind, (list, tuple, set, frozenset, deque)):
+        pairs = ((str(number), each) for number, each in enumerate(value))
+    else:
+        slots = [n for n, held in static_attributes(value).items() if type(held) is MemberDescriptorType]
+        found = {**own_dict(value), **{name: static_attribute(value, name) for name in slots}}
+        pairs = ((str(n), each) for n, each in found.items() if each is not MISSING and str(n)[:2] != "__")
+    return list(itertools.islice(pairs, _LIST_LIMIT))
+
+
+def _key_label(key: object) -> str:
+    return key if type(key) is str else shown_text(_describe(key, NAME_LIMIT), NAME_LIMIT)
+
+
+# -- source, looked at as text
+
+
+_TOKEN = re.compile(  # of Python, as much as its colors and its expressions need
+    r"""(?sx) (\#[^\n]*)
+    | ([rRbBuUfFtT]{0,2} (?: \"{3} (?:[^\\]|\\.)*? (?:\"{3}|\Z) | '{3} (?:[^\\]|\\.)*? (?:'{3}|\Z)
+        | " (?:[^"\\\n]|\\.)* "? | ' (?:[^'\\\n]|\\.)* '? ) )
+    | (\d[\w.]*)
+    | ([^\W\d]\w*)
+    | ([()\[\]{}:])"""
+)
+_STEP = r"""\.([^\W\d]\w*)|\[("[^"\\\n\]]*"|'[^'\\\n\]]*'|-?\d+|[^\W\d]\w*)\]"""  # an attribute, a simple subscript
+_EXPRESSION = re.compile(rf"(?{_OPENER}![\w.])[^\W\d]\w*(?:{_STEP})*")
+
+if TYPE_CHECKING:
+    _Span = tuple[int, int, str]  # the columns from and to, and what stands there
+
+
+def code_tokens(lines: Sequence[str]) -> list[list[_Span]]:
+    """Return for each line of a piece of source its tokens, and of what kind they are.
+
+    The kinds are c for a comment, s for a string, n for a number, w for a word, and o for one of `()[]{}:`.
+
+    A piece of source begins and ends anywhere.  What is no Python gets some tokens, or none.
+    """
+    tokens: list[list[_Span]] = [[] for _ in lines]
+    starts = list(itertools.accumulate((len(line) + 1 for line in lines), initial=0))
+    row = 0
+    for match in _TOKEN.finditer("\n".join(lines)):
+        begin, end, kind = match.start(), match.end(), "csnwo"[(match.lastindex or 1) - 1]
+        while begin >= starts[row + 1]:
+            row += 1
+        last = row
+        while end > starts[last]:
+            stop = min(end, starts[last + 1] - 1)
+            tokens[last].append((max(begin, starts[last]) - starts[last], stop - starts[last], kind))
+            last += 1
+    return tokens
+
+
+def expressions_in(line: str, is_template: bool = False) -> Iterator[_Span]:
+    """Yield the names, attributes and simple subscripts of a line: of `a.b["c"]` first a, then a.b, then the whole.
+
+    The columns of each are those of its last step.  What stands in strings and comments is none, but for the braces
+    of an f-string.
+    """
+    import keyword
+
+    quoted = [] if is_template else [span for span in code_tokens([line])[0] if span[2] in "cs"]
+    for match in _EXPRESSION.finditer(line):
+        around = next((span for span in quoted if span[1] > match.start() >= span[0]), None)
+        first = re.match(r"\w+", match.group())
+        if first is None or keyword.iskeyword(first.group()):
+            continue
+        if around and not _is_in_braces(line, around[0], match.start()):
+            continue
+        begin, end = match.start(), match.start() + first.end()
+        yield begin, end, first.group()
+        for step in re.finditer(_STEP, line[end : match.end()]):
+            if step.group(2) and step.group(2).isidentifier():
+                yield end + step.start(2), end + step.end(2), step.group(2)
+            yield end + step.start(), end + step.end(), line[begin : end + step.end()]
+
+
+def _is_in_braces(line: str, start: int, at: int) -> bool:
+    """Return whether a place in the string that begins at `start` is a field of an f-string."""
+    is_formatted = re.match(r"[rR]?[fFtT]", line[start:])
+    return is_formatted is not None and line.rfind("{", start, at) > line.rfind("}", start, at)
+
+
+def _steps_of(text: str) -> tuple[str, list[tuple[str, str]]]:
+    """Return the name with which an expression begins, and the attributes and subscripts that follow."""
+    first = re.match(r"\w*", text).group()  # type: ignore[union-attr]
+    return first, [(m.group()[0], m.group(1) or m.group(2)) for m in re.finditer(_STEP, text[len(first) :])]
+
+
+def _last_name(text: str) -> str:
+    """Return what an expression names in the end, for the secret that it may be: `password` of `row["password"]`."""
+    return re.findall(r"\w+|$", text)[-2] if re.search(r"\w", text) else text
+
+
+def _expressions_used(view: FrameView) -> list[str]:
+    """Return the expressions on the failing line, and on the others of the failing expression."""
+    numbers = {view.lineno, *(mark.number for mark in view.marks)}
+    found: dict[str, None] = {}
+    for number, text in view.source:
+        if number in numbers:
+            found.update((each, None) for _, _, each in expressions_in(text, view.kind == "template"))
+    return list(found)[:_LIST_LIMIT]
+
+
+def _is_failing(view: FrameView, text: str) -> bool:
+    """Return whether an expression is the one that failed, and so has no value."""
+    lines = dict(view.source)
+    marked = "".join(lines[number][start:end] for number, start, end in view.marks if number in lines)
+    return text == (marked or lines.get(view.lineno, "").strip())
 
 
 # -- what was probably meant
 
 
-def _search_safely(search: Callable[[], str], deadline: float) -> str:
-    """Return what a search finds: nothing when it fails, or is not done in time."""
-    return call_bounded(search, deadline)[0] or ""
+def _hint_for(error: BaseException, positions: list[FramePosition]) -> str:
+    """Return what the interpreter would suggest (bpo-38530), on every version, and for a KeyError the nearest key.
 
-
-def _hint_for(error: BaseException, places: list[FramePosition]) -> str:
-    """Return what the interpreter would suggest (bpo-38530), on every version, and for a KeyError the nearest key."""
-    text = _first_text(error)[:_MESSAGE_LIMIT]
+    The interpreter's own words can be had only from 3.12 on, and run the `__dir__` of the application's objects.
+    """
+    text = _first_text(error)[:_TEXT_LIMIT]
     if isinstance(error, KeyError):
-        return _suggestion(text, (key for place in _innermost_first(places) for key in _keys_near(place)))
+        return _suggestion(text, (key for position in _innermost_first(positions) for key in _keys_near(position)))
     if isinstance(error, ImportError):
         return _import_hint(error, text)
-    if not places or isinstance(error, UnboundLocalError):
+    if not positions or isinstance(error, UnboundLocalError):
         return ""
     said = re.search(r"(?:name|attribute) '(\w+)'", text)  # before Python 3.10 only the message has the name
     wanted = str(getattr(error, "name", None) or (said.group(1) if said else ""))
     if isinstance(error, NameError):
-        return _name_hint(wanted, places[-1].frame)
-    return _attribute_hint(error, wanted, places[-1].frame) if isinstance(error, AttributeError) else ""
+        return _name_hint(wanted, positions[-1].frame)
+    return _attribute_hint(error, wanted, positions[-1].frame) if isinstance(error, AttributeError) else ""
 
 
 def _name_hint(wanted: str, frame: FrameType) -> str:
@@ -2875,51 +3299,43 @@ def _suggestion(wanted: str, known: Iterable[Any]) -> str:
     return f"Did you mean: '{shown_text(near[0], NAME_LIMIT)}'?" if near else ""
 
 
-def _innermost_first(places: list[FramePosition]) -> list[FramePosition]:
-    """Return the places from the innermost out to the application's own: a mapping's __getitem__ may lie between."""
-    own = [n for n, place in enumerate(places) if is_app_code(place.frame.f_code)]
-    return list(reversed(places[own[-1] :] if own else places[-1:]))
+def _innermost_first(positions: list[FramePosition]) -> list[FramePosition]:
+    """Return the positions from the innermost out to the application's: a mapping's __getitem__ may lie between."""
+    own = [n for n, position in enumerate(positions) if is_app_code(position.frame.f_code)]
+    return list(reversed(positions[own[-1] :] if own else positions[-1:]))
 
 
-def _keys_near(place: FramePosition) -> Iterator[Any]:
+def _keys_near(position: FramePosition) -> Iterator[Any]:
     """Yield the keys of the dictionaries that the failing line names."""
-    for value in _resolved(_failing_code(place), place.frame):
+    for value in _values_named(position):
         if issubclass(type(value), dict):
             yield from list(dict.keys(value))
         elif value is os.environ:
             yield from os.environ
 
 
-def _failing_code(place: FramePosition) -> str:
-    """Return the source of the failing expression, or the whole line where positions are unknown."""
-    lines, _ = _read_source(place.frame.f_code.co_filename, place.frame.f_globals)
-    marks = _expression_of(place, lines)
-    if marks:
-        return "\n".join(lines[mark.number - 1][mark.start : mark.end] for mark in marks)
-    return lines[place.lineno - 1] if len(lines) >= place.lineno >= 1 else ""
+def _values_named(position: FramePosition) -> Iterator[Any]:
+    """Yield what stands for the expressions in the failing one, or in the whole line where positions are unknown."""
+    lines, _ = _read_source(position.frame.f_code.co_filename, position.frame.f_globals)
+    marks = _marks_of(position, lines) or [_Mark(position.lineno, 0, 1_000)]
+    values, known = locals_of(position.frame), position.frame.f_globals
+    for number, start, end in marks:
+        for line in lines[number - 1 : number]:
+            for _, _, text in expressions_in(line[start : min(end, start + 1_000)]):
+                value = _static_value(text, values, known)
+                if value is not MISSING:
+                    yield value
 
 
-def _resolved(code: str, frame: FrameType) -> Iterator[Any]:
-    """Yield what the dotted names in a piece of code stand for, found without running anybody's code."""
-    values = locals_of(frame)
-    for dotted in re.findall(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*", code[:1_000]):
-        first, *rest = dotted.split(".")
-        value = values.get(first, frame.f_globals.get(first, MISSING))
-        for name in rest:
-            value = MISSING if value is MISSING else static_attribute(value, name)
-        if value is not MISSING:
-            yield value
-
-
-def _signature_for(error: TypeError, place: FramePosition) -> str:
+def _signature_for(error: TypeError, position: FramePosition) -> str:
     """Return what the called function takes, when the error says that it was called wrongly."""
     said = re.match(r"([\w.\x3c>]+)\(\) (?:takes|missing|got)", _first_text(error))
     if said is None:
         return ""
-    for value in _resolved(_failing_code(place), place.frame):
+    for value in _values_named(position):
         function = _called_function(value)
         if function is not None and said.group(1) in (function.__qualname__, function.__name__):
-            return _text_or_error(partial(_signature_text, function))
+            return _text_or_why(*call_safely(partial(_signature_text, function)))
     return ""
 
 
@@ -2937,59 +3353,33 @@ def _signature_text(function: FunctionType) -> str:
     """Return name and parameters as they would be written; the defaults' reprs are run."""
     import inspect
 
-    return shown_text(f"{function.__qualname__}{inspect.signature(function)}", _REPR_LIMIT)
+    return shown_text(f"{function.__qualname__}{inspect.signature(function)}", _VALUE_LIMIT)
 
 
 # -- values, as texts that are bounded, printable and masked
 
 
-def _safe_repr(value: object, limit: int = _REPR_LIMIT, deadline: float = _REPR_DEADLINE, name: str = "") -> str:
-    """Return the repr of `value`, or what became of it; never raises, and takes `deadline` seconds at most.
+def _safe_repr(value: object, limit: int = _VALUE_LIMIT, seconds: float = _VALUES_SECONDS, name: str = "") -> str:
+    """Return the repr of `value`, or what became of it; never raises, and takes so many seconds at most.
 
     Masked when `name` says that it is a secret.  About `limit` characters long.
     """
-    return _run_bounded({name: partial(_describe, value, limit, name)}, deadline)[name]
+    describe = partial(_describe, value, limit, name)
+    return _text_or_why(*(call_safely(describe) if type(value) in _PLAIN_TYPES else call_bounded(describe, seconds)))
 
 
-def _is_inert(job: Callable[[], str]) -> bool:
-    """Tell a job that runs nobody's code: it describes a plain value, or takes a message of plain text."""
-    if type(job) is not partial or job.func not in (str, _describe):
-        return False
-    value: Any = job.args[0]
-    kind: Any = type(value)
-    if issubclass(kind, BaseException):
-        builtin = kind.__str__ in (BaseException.__str__, KeyError.__str__)
-        return builtin and all(type(each) is str for each in raw_slot(value, "args"))
-    return kind in _PLAIN_TYPES
-
-
-def _run_bounded(jobs: Mapping[str, Callable[[], str]], deadline: float) -> dict[str, str]:
-    """Return what the jobs return.  One that is not done in `deadline` seconds is left behind with a word about it.
-
-    What runs nobody's code is done at once, and so is still told when as many threads hang as there may be.
-    """
-    texts = {name: _text_or_error(job) for name, job in jobs.items() if _is_inert(job)}
-    foreign = {name: job for name, job in jobs.items() if name not in texts}
-    for name, (text, error) in call_each_bounded(foreign, deadline).items():
-        late = isinstance(error, TooLate)
-        texts[name] = f"(not read: {error})" if late else _text_of_outcome(text, error)
-    return {name: texts[name] for name in jobs}
-
-
-def _text_or_error(job: Callable[[], str]) -> str:
-    """Return the text that `job` makes, or in brackets what it raised instead."""
-    return _text_of_outcome(*call_safely(job))
-
-
-def _text_of_outcome(text: Optional[str], error: Optional[BaseException]) -> str:
+def _text_or_why(text: Any, error: Optional[BaseException]) -> str:
+    """Return the text that came of a call, or in brackets why there is none."""
     if error is None and issubclass(type(text), str):
         return str.__str__(text)
-    words = _mask_plain(_first_text(error)[:NAME_LIMIT]) if error else ""
+    if isinstance(error, TooLate):
+        return f"(not read: {error})"
+    words = _mask_plain(_first_text(error)[:NAME_LIMIT])
     said = f": {words}" if words else ""
-    return shown_text(f"(reading it raised {type_name(type(error))}{said})", _MESSAGE_LIMIT)
+    return shown_text(f"(reading it raised {type_name(type(error))}{said})", _TEXT_LIMIT)
 
 
-def _describe(value: object, limit: int = _REPR_LIMIT, name: str = "") -> str:
+def _describe(value: object, limit: int = _VALUE_LIMIT, name: str = "") -> str:
     """Return the repr of `value` in about `limit` characters; no more of a big container is looked at than that."""
     texts, size = [], 0
     for piece in _repr_pieces(value, limit, name):
@@ -3004,7 +3394,7 @@ def _describe(value: object, limit: int = _REPR_LIMIT, name: str = "") -> str:
 def _repr_pieces(value: Any, limit: int, name: str = "", depth: int = 0) -> Iterator[str]:
     """Yield the repr of `value` piece by piece: the builtin containers are walked, so that the reader can stop."""
     kind = type(value)
-    if _is_secret(name) and not _harmless(value):
+    if _is_secret(name) and not _is_harmless(value, name):
         yield _MASK
     elif kind in (str, bytes, bytearray):
         head = value[:limit]
@@ -3013,7 +3403,7 @@ def _repr_pieces(value: Any, limit: int, name: str = "", depth: int = 0) -> Iter
     elif kind is int and value.bit_length() > 4_000:  # the interpreter refuses digits beyond 4,300 (CVE-2020-10735)
         yield f"(an int of {value.bit_length():,} bits)"
     elif kind.__repr__ not in _CONTAINERS:
-        yield _text_or_error(lambda: _mask_text(repr(value)[: limit + 1]))
+        yield _text_or_why(*call_safely(lambda: _mask_text(repr(value)[: limit + 1])))
     elif depth > _DEPTH_LIMIT:
         yield "…"
     else:
@@ -3024,12 +3414,12 @@ def _repr_pieces(value: Any, limit: int, name: str = "", depth: int = 0) -> Iter
 
 
 def _item_pieces(base: Any, value: Any, limit: int, depth: int) -> Iterator[str]:
-    """Yield the elements; the second of a pair such as ("password", "…") is masked by the first."""
-    pair = base in (tuple, list) and base.__len__(value) == 2
+    """Yield the elements; what follows a secret's name is masked: in ("password", "…"), or behind "--password"."""
+    is_pair = base in (tuple, list) and base.__len__(value) == 2
     name = ""
     for number, each in enumerate(base.__iter__(value)):
         yield ", " if number else ""
-        yield from _repr_pieces(each, limit, name if pair else "", depth)
+        yield from _repr_pieces(each, limit, name if is_pair or name[:1] == "-" else "", depth)
         name = _key_name(each)
     if base is tuple and tuple.__len__(value) == 1:
         yield ","
@@ -3061,27 +3451,66 @@ def _key_name(key: object) -> str:
     return key[:NAME_LIMIT] if type(key) is str else key[:NAME_LIMIT].decode("latin-1") if type(key) is bytes else ""
 
 
+# -- secrets
+#
+# A name is looked at by its words, a text by what is written like a name and its value.  What names a secret hides
+# every value but nothing, flags, numbers and code.
+
+_SECRET_WORD = re.compile(  # with what is often written together with it: dbpassword, csrftoken, sessionid
+    r"\w*(passw(or)?d|passphrase|secret|token|credential|api_?key|secretkey|privatekey|accesskey|sessi?onid|sessid)s?"
+    r"|authoriz\w*|cookies?|signatures?|pass|pwd|pw|auth|session|private|csrf|xsrf|jwt|otp|totp|pin"
+)
+_TELLS_ABOUT = frozenset(  # last words of names that only tell something about a secret
+    "count counts rate ratio type types name names length len size limit max min num url uri path file dir field"
+    " fields form expiry expires expiration ttl timeout age at date version validators hasher hashers policy index"
+    " enabled disabled required valid invalid scheme backend class domain samesite httponly header prefix".split()
+)
+_PLAIN_KEYS = frozenset(  # the words before `key` in names of keys that lock nothing
+    "primary foreign sort sorting cache partition group grouping public dict lookup unique row index column natural"
+    " order ordering translation field object map item json kw param parameter data config setting next prev previous"
+    " first last current old new left right parent child root node event message msg hot short shortcut arrow any each"
+    " other same wrong missing bad good this that default query context state model pk fk composite candidate search"
+    " filter join hash range tuple list str string image product user the a no by per entity relation related type"
+    " name id routing redis memcached cursor page tab menu modifier home end escape press".split()
+)
+
+
 def _is_secret(name: str) -> bool:
-    """Tell whether a name says that what it names is nobody else's business."""
-    words = re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
-    stem = re.search(_SECRET_STEMS, name, re.IGNORECASE)
-    return stem is not None or not _SECRET_WORDS.isdisjoint(word.lower() for word in words)
-
-
-def _harmless(value: object) -> bool:
-    """Tell whether a value says nothing: nothing at all, a flag, code, or an object that shows only its address."""
-    kind = type(value)
-    if value is None or kind is bool or (kind in (str, bytes) and not value):
+    """Return whether a name says that what it names is nobody else's business."""
+    words = [word.lower() for word in re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
+    if not words or words[-1] in _TELLS_ABOUT:
+        return False
+    if words[-1] in ("key", "keys") and len(words) > 1 and words[-2] not in _PLAIN_KEYS:
         return True
-    code = (FunctionType, MethodType, ModuleType, type)
-    return issubclass(kind, code) or kind.__repr__ is object.__repr__
+    return any(_SECRET_WORD.fullmatch(word) for word in words) or re.match("devserve_[0-9]", name) is not None
+
+
+def _is_harmless(value: object, name: str) -> bool:
+    """Return whether a value says nothing: nothing at all, a flag, a number, code, an object that shows its address.
+
+    A session that is no text is a mapping or a connection, in which what is secret has a name of its own.
+    """
+    kind = type(value)
+    if kind in (type(None), bool, int, float, complex) or (kind in (str, bytes) and not value):
+        return True
+    if name.lower() in ("session", "db_session") and kind not in (str, bytes, list, tuple):
+        return True
+    return issubclass(kind, CODE_TYPES) or kind.__repr__ is object.__repr__
+
+
+# A password may hold an @ or a slash, but what begins as a port and a path is none: http://localhost:5173/@vite
+_URL_PASSWORD = r"""(://[^\s:/?#@\['"]*:)(?![0-9]*/)[^\s@'"]{1,200}(?:@[^\s@/'"]{1,200})*(?=@)"""
+_AUTHORIZATION = r"""(?i)(authorization['"]?\s*[:=]\s*['"]?(?:\w+ +)?)[^\s,;'"]+"""  # the scheme is no secret
+_BEARER = r"""(?i)\b(bearer +)(?!authenti|authori|credential|challenge|realm)[\w.~+/=-]{8,}"""  # RFC 6750
+_PEM = r"""(?s)(-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----).*?(?=-----END|\Z)"""  # RFC 7468
+_OPTION = rf"""(?{_OPENER}![\w-])(--?([a-zA-Z][\w-]{{1,40}})(?: |=|'?, '))([^\s'"]+)"""  # of a command line
 
 
 def _mask_plain(text: str) -> str:
     """Mask the secrets in a text of any kind.
 
     Those are parameters of URLs and words of connection strings (password=…), members of JSON ("password": "…"),
-    passwords in URLs (://user:…@host) and what follows Authorization.
+    passwords in URLs (://user:…@host), what follows Authorization, Bearer or --password, and private keys.
     """
     if "=" in text:
         value = r"""('[^']*'?|"[^"]*"?|[^&;#\s'"]+)"""
@@ -3090,6 +3519,9 @@ def _mask_plain(text: str) -> str:
         value = r"""('(?:[^'\\]|\\.)*'?|"(?:[^"\\]|\\.)*"?|[^\s,}\]]+)"""
         text = re.sub(r"""(['"])([\w.\-]{1,60})\1\s*:\s*""" + value, _hide_value("{1}{2}{1}: ", 2), text)
         text = re.sub(_URL_PASSWORD, rf"\1{_MASK}", text)
+    if "-" in text:
+        text = re.sub(_PEM, rf"\1{_MASK}", re.sub(_OPTION, _hide_value("{1}", 2), text))
+    text = re.sub(_BEARER, rf"\1{_MASK}", text) if "earer " in text else text
     return re.sub(_AUTHORIZATION, rf"\1{_MASK}", text) if "uthorization" in text else text
 
 
@@ -3103,11 +3535,25 @@ def _hide_value(shown: str, name: int) -> Callable[[re.Match[str]], str]:
     """Return the replacement that keeps the groups in `shown` and masks the rest if the group `name` is a secret's."""
 
     def replace(match: re.Match[str]) -> str:
-        word = match.group(name)
+        word, value = match.group(name), match.group(3).rstrip(",)]}")
         secret = _is_secret(word) or (word == "key" and match.group(1) in ("?", "&"))  # as web APIs call theirs
-        return shown.format(*(match.group(n) for n in range(4))) + _MASK if secret else match.group()
+        plain = re.fullmatch(r"(?i)-?[\d.]{1,12}|none|true|false|null", value)
+        if not secret or (plain and "pass" not in word.lower()):
+            return match.group()
+        return shown.format(*(match.group(n) for n in range(4))) + _MASK + match.group(3)[len(value) :]
 
     return replace
+
+
+def _mask_messages(text: str) -> str:
+    """Mask the secrets in a traceback's messages and notes; its lines of source stay as they are."""
+    lines, is_source = [], False
+    for line in text.split("\n"):
+        is_source = re.match(r'[ |]*  File "', line) is not None or (
+            is_source and re.match(r"( +\|)? {4}", line) is not None
+        )
+        lines.append(line if is_source else _mask_plain(line))
+    return "\n".join(lines)
 
 
 # -- the request and the surroundings
@@ -3117,26 +3563,27 @@ def read_request(environ: Mapping[str, Any], body: bytes = b"") -> _Request:
     """Return the request of a WSGI environ; `body` is what was read of it."""
     headers, rest = [], {}
     for name, value in list(environ.items()):
-        key = name if isinstance(name, str) else _safe_repr(name, NAME_LIMIT, _INLINE_DEADLINE)
+        key = name if isinstance(name, str) else _safe_repr(name, NAME_LIMIT, _QUICK_SECONDS)
         if key.startswith("HTTP_") or key in ("CONTENT_TYPE", "CONTENT_LENGTH"):
             headers.append((key.replace("HTTP_", "", 1).replace("_", "-").title(), value))
         else:
             rest[key] = partial(_describe, value, _INLINE_LIMIT, key)
+    plain = {key: call_safely(read) for key, read in rest.items() if type(read.args[0]) in _PLAIN_TYPES}
+    foreign = {key: read for key, read in rest.items() if key not in plain}
+    outcomes = {**plain, **call_each_bounded(foreign, _QUICK_SECONDS)}
     return _Request(
         shown_text(str(environ.get("REQUEST_METHOD", "")), NAME_LIMIT),
         _request_url(environ),
         tuple(_form_field(name, value) for name, value in headers if value),
         tuple(_form_fields(str(environ.get("CONTENT_TYPE", "")), body)),
-        tuple(
-            (shown_text(key, NAME_LIMIT), text) for key, text in sorted(_run_bounded(rest, _INLINE_DEADLINE).items())
-        ),
+        tuple((shown_text(key, NAME_LIMIT), _text_or_why(*outcomes[key])) for key in sorted(outcomes)),
     )
 
 
 def _form_field(name: str, value: object) -> tuple[str, str]:
     """Return one header or form field as it can be shown."""
     text = _MASK if _is_secret(name) and value else _mask_plain(str(value))
-    return shown_text(name, NAME_LIMIT), shown_text(text, _REPR_LIMIT)
+    return shown_text(name, NAME_LIMIT), shown_text(text, _VALUE_LIMIT)
 
 
 def _request_url(environ: Mapping[str, Any]) -> str:
@@ -3145,9 +3592,8 @@ def _request_url(environ: Mapping[str, Any]) -> str:
     path = f"{environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}"
     path = path.encode("latin-1", "replace").decode("utf-8", "replace")
     query = environ.get("QUERY_STRING")
-    return shown_text(
-        _mask_plain(f"{environ.get('wsgi.url_scheme')}://{host}{path}{'?' if query else ''}{query or ''}"), _REPR_LIMIT
-    )
+    url = f"{environ.get('wsgi.url_scheme')}://{host}{path}{'?' if query else ''}{query or ''}"
+    return shown_text(_mask_plain(url), _VALUE_LIMIT)
 
 
 def _form_fields(content_type: str, body: bytes) -> Iterator[tuple[str, str]]:
@@ -3156,7 +3602,7 @@ def _form_fields(content_type: str, body: bytes) -> Iterator[tuple[str, str]]:
     if content_type.startswith("application/x-www-form-urlencoded"):
         from urllib.parse import parse_qsl
 
-        yield from (_form_field(name, value) for name, value in parse_qsl(text, True)[:_FORM_LIMIT])
+        yield from (_form_field(name, value) for name, value in parse_qsl(text, True)[:_LIST_LIMIT])
     elif content_type.startswith("multipart/form-data"):
         yield from _multipart_fields(content_type, text)
     elif "json" in content_type and text:
@@ -3166,7 +3612,7 @@ def _form_fields(content_type: str, body: bytes) -> Iterator[tuple[str, str]]:
 def _multipart_fields(content_type: str, text: str) -> Iterator[tuple[str, str]]:
     """Yield the fields of a form with files (RFC 7578), of which only the names are told."""
     boundary = re.search(r'boundary="?([^";\s]+)', content_type)
-    parts = text.split(f"--{boundary.group(1)}", _FORM_LIMIT + 1)[1 : _FORM_LIMIT + 1] if boundary else []
+    parts = text.split(f"--{boundary.group(1)}", _LIST_LIMIT + 1)[1 : _LIST_LIMIT + 1] if boundary else []
     for head, blank, value in (part.partition("\r\n\r\n") for part in parts):
         name = re.search(r'[; ]name="([^"\r\n]*)"', head)
         filename = re.search(r'[; ]filename="([^"\r\n]*)"', head)
@@ -3183,8 +3629,8 @@ def _json_fields(text: str) -> Iterator[tuple[str, str]]:
         value = json.loads(text)
     except (ValueError, RecursionError):
         value = text
-    for key, each in list(value.items())[:_FORM_LIMIT] if isinstance(value, dict) else [("JSON", value)]:
-        yield shown_text(key, NAME_LIMIT), _safe_repr(each, _REPR_LIMIT, _INLINE_DEADLINE, key)
+    for key, each in list(value.items())[:_LIST_LIMIT] if isinstance(value, dict) else [("JSON", value)]:
+        yield shown_text(key, NAME_LIMIT), _safe_repr(each, _VALUE_LIMIT, _QUICK_SECONDS, key)
 
 
 def _versions() -> tuple[tuple[str, str], ...]:
@@ -3194,9 +3640,9 @@ def _versions() -> tuple[tuple[str, str], ...]:
         ("System", sys.platform),
         ("devserve", __version__),
     ]
-    names = "Flask Werkzeug Django bottle pyramid falcon CherryPy web.py Jinja2 Mako SQLAlchemy".split()
+    names = "Flask Werkzeug Django Starlette FastAPI Quart bottle pyramid falcon CherryPy web.py Jinja2 Mako"
     metadata = sys.modules.get("importlib.metadata")  # 20 ms to import: asked only where a framework did so already
-    for name in names:
+    for name in (names + " SQLAlchemy").split():
         module = sys.modules.get({"web.py": "web"}.get(name, name.lower()))
         if module is not None:
             version = vars(module).get("__version__")
@@ -3225,13 +3671,8 @@ _INDENTS = 5  # depths of indentation that the rest of a wrapped line keeps: STY
 
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;", "\0": "\\x00"})
 _WORDINGS = {"cause": "Caused by", "context": "Raised while handling"}
-_SENTENCES = {  # Python's own, for the text: there the oldest comes first
-    "cause": "The above exception was the direct cause of the following exception:",
-    "context": "During handling of the above exception, another exception occurred:",
-}
-
 if TYPE_CHECKING:
-    _Span = tuple[int, int, str]  # the columns from and to, and the class in STYLE
+    _Painted = tuple[int, int, str, str]  # the columns from and to, and the class in STYLE, or a title
 
 
 class ConsoleState(NamedTuple):
@@ -3475,7 +3916,7 @@ def _fold_run(run: Sequence[FrameView]) -> _Markup:
 
 def _write_frame(frame: FrameView, *, opened: bool, hot: bool = False) -> _Markup:
     folder, file = os.path.split(_short_path(frame.filename))
-    unread = any(variable.value is None for variable in frame.variables)
+    unread = not frame.variables or any(variable.is_late for variable in frame.variables)
     view = _fill_template(
         FRAME,
         kind=("ours" if frame.app else "foreign") + (" hot" if hot else ""),
@@ -3498,7 +3939,7 @@ def _write_body(frame: FrameView, unread: bool) -> _Markup:
     """Return source and values side by side.  Types stand in for values not yet read, where the frame is open."""
     if frame.kind != "python" and not frame.variables:
         return write_source(frame)
-    variables = _Markup() if unread and not frame.app else write_variables(frame)
+    variables = write_variables(frame) if frame.variables else _Markup()
     later = _Markup(" later" if unread and frame.id else "")
     return _fill_template(HALVES, source=write_source(frame), variables=variables, later=later)
 
@@ -3528,23 +3969,34 @@ def _short_path(filename: str) -> str:
 
 
 def write_source(view: FrameView) -> _Markup:
-    """Return the window of source: failing line and expression marked, the callee's signature below."""
+    """Return the window of source: failing line and expression marked, the callee's signature below.
+
+    On the failing lines each expression that has a value tells it to the pointer.
+    """
     if not view.source:
         return _fill_template(ABSENT, text=view.missing)
     margin = min((_indent_of(text) for _, text in view.source if text.strip()), default=0)
     texts = [text[margin:] for _, text in view.source]
-    colours = _highlight(texts) if view.kind != "template" else [[] for _ in texts]
+    is_template = view.kind == "template"
+    colors = _highlight(texts) if not is_template else [[] for _ in texts]
     marks = {mark.number: (mark.start - margin, mark.end - margin) for mark in view.marks}
+    values = {variable.name: variable.value for variable in view.variables}
     lines = []
-    for (number, _), text, spans in zip(view.source, texts, colours):
-        at = number == view.lineno or number in marks
-        indent = min(_indent_of(text) // 4, _INDENTS)
-        painted = _paint(text, spans, *marks.get(number, (0, 0)))
-        lines.append(_fill_template(LINE, at=" at" if at else "", indent=indent, number=number, text=painted))
-        if view.signature and number == view.lineno:
-            lines.append(
-                _fill_template(SIGNATURE, indent=indent, margin=text[: _indent_of(text)], text=view.signature)
+    for (number, _), text, spans in zip(view.source, texts, colors):
+        is_failing = number == view.lineno or number in marks
+        titles = _titles_of(text, values, is_template) if is_failing else []
+        lines.append(
+            _fill_template(
+                LINE,
+                at=" at" if is_failing else "",
+                indent=min(_indent_of(text) // 4, _INDENTS),
+                number=number,
+                text=_paint(text, [*titles, *spans], *marks.get(number, (0, 0))),
             )
+        )
+        if view.signature and number == view.lineno:
+            indent, margin_text = min(_indent_of(text) // 4, _INDENTS), text[: _indent_of(text)]
+            lines.append(_fill_template(SIGNATURE, indent=indent, margin=margin_text, text=view.signature))
     return _fill_template(SOURCE, lines=_joined(lines))
 
 
@@ -3552,15 +4004,28 @@ def _indent_of(text: str) -> int:
     return len(text) - len(text.lstrip())
 
 
-def _paint(text: str, spans: Sequence[_Span], start: int, end: int) -> _Markup:
-    """Return `text` with its tokens coloured and the characters from `start` to `end` marked."""
+def _titles_of(line: str, values: Mapping[str, str], is_template: bool) -> list[_Painted]:
+    """Return what is to be told of the expressions of a line: that of `a.b` over the `.b`."""
+    found = expressions_in(line, is_template)
+    return [(begin, end, "", f"{text} = {values[text]}") for begin, end, text in found if text in values]
+
+
+def _paint(text: str, spans: Iterable[_Painted], start: int, end: int) -> _Markup:
+    """Return `text` with spans of it colored or titled, and the characters from `start` to `end` marked."""
+    ordered = sorted(spans, key=lambda span: (span[0], span[2] != ""))  # a title comes before a color
 
     def piece(first: int, last: int) -> _Markup:
         done, pieces = first, []
-        for begin, stop, kind in spans:
+        for begin, stop, kind, title in ordered:
             begin, stop = max(begin, done), min(stop, last)
             if begin < stop:
-                pieces += [_escape(text[done:begin]), _fill_template(COLOURED, kind=kind, text=text[begin:stop])]
+                part = text[begin:stop]
+                pieces += [
+                    _escape(text[done:begin]),
+                    _fill_template(COLORED, kind=kind, text=part)
+                    if kind
+                    else _fill_template(TITLED, title=title, text=part),
+                ]
                 done = stop
         return _joined([*pieces, _escape(text[done:last])])
 
@@ -3570,30 +4035,22 @@ def _paint(text: str, spans: Sequence[_Span], start: int, end: int) -> _Markup:
     return _joined([piece(0, start), _fill_template(MARK, text=piece(start, end)), piece(end, len(text))])
 
 
-def _highlight(lines: Sequence[str]) -> list[list[_Span]]:
-    """Return for each line the (start, end, class) of what is coloured in it.
+def _highlight(lines: Sequence[str]) -> list[list[_Painted]]:
+    """Return for each line of Python what is colored in it: quiet colors, so that the mark is seen."""
+    import keyword
 
-    A window of source begins and ends anywhere, in a bracket or in a string.  So indentation is taken off first, since
-    a dedent to a level never seen is an error, and after anything that is no Python the next line is a new beginning.
-    """
-    import tokenize
-
-    spans: list[list[_Span]] = [[] for _ in lines]
-    bare = [line.lstrip() + "\n" for line in lines]
     first = _docstring_end(lines)
-    for row in range(first):
-        spans[row].append((0, len(lines[row]), "s"))
-    while first < len(lines):
-        row, before = first, ""
-        try:
-            for token in tokenize.generate_tokens(iter(bare[first:]).__next__):
-                kind = _token_class(tokenize.tok_name[token.type], token.string, before)
-                if kind:
-                    _add_spans(spans, lines, (first + token.start[0] - 1, token.start[1]), token.string, kind)
-                row, before = first + token.end[0] - 1, token.string
-            break
-        except (SyntaxError, ValueError, tokenize.TokenError):
-            first = row + 1
+    spans: list[list[_Painted]] = [[(0, len(line), "s", "")] for line in lines[:first]]
+    before = ""
+    for line, tokens in zip(lines[first:], code_tokens(lines[first:])):
+        spans.append([])
+        for begin, end, kind in tokens:
+            text = line[begin:end]
+            if kind == "w":
+                kind = "k" if keyword.iskeyword(text) else "d" if before in ("def", "class") else ""
+            if kind in ("c", "s", "n", "k", "d"):
+                spans[-1].append((begin, end, kind, ""))
+            before = text
     return spans
 
 
@@ -3609,37 +4066,14 @@ def _docstring_end(lines: Sequence[str]) -> int:
     return 0
 
 
-def _token_class(token: str, text: str, before: str) -> str:
-    """Return the class in STYLE of one token, "" for those left plain: quiet colours, so that the mark is seen."""
-    import keyword
-
-    if token == "NAME":
-        return "k" if keyword.iskeyword(text) else "d" if before in ("def", "class") else ""
-    if token.startswith(("FSTRING", "TSTRING")):  # since Python 3.12 the literal parts come one by one
-        return "s"
-    return {"COMMENT": "c", "NUMBER": "n", "STRING": "s"}.get(token, "")
-
-
-def _add_spans(spans: list[list[_Span]], lines: Sequence[str], start: tuple[int, int], text: str, kind: str) -> None:
-    """Note a token that starts at (row, column) of the lines without indentation, on each line that it covers."""
-    row, column = start
-    for part in text.split("\n"):
-        if row < len(lines):
-            begin = _indent_of(lines[row]) + column
-            spans[row].append((begin, begin + len(part), kind))
-        row, column = row + 1, 0
-
-
 # -- values, and what stands around the exception
 
 
 def write_variables(view: FrameView) -> _Markup:
     """Return the frame's arguments and its other locals; those on the failing line stand out."""
-    line = " ".join(text for number, text in view.source if number == view.lineno)
-    used = set(re.findall(r"\w+", line))
     parts = []
-    for title, argument in (("Arguments", True), ("Locals", False)):
-        rows = [_write_variable(v, v.name in used) for v in view.variables if v.argument is argument]
+    for title, used, argument in (("On this line", True, None), ("Arguments", False, True), ("Locals", False, False)):
+        rows = [_write_variable(v) for v in view.variables if v.used is used and argument in (None, v.argument)]
         if rows:
             parts.append(_fill_template(VALUES, title=title, rows=_joined(rows)))
     if view.unlisted:
@@ -3647,11 +4081,9 @@ def write_variables(view: FrameView) -> _Markup:
     return _joined(parts) if parts else _fill_template(ABSENT, text="No variables here")
 
 
-def _write_variable(variable: Variable, used: bool) -> _Markup:
-    text = _fill_template(ONLY_TYPE, type=variable.type) if variable.value is None else _fold_text(variable.value)
-    return _fill_template(
-        VALUE, used=_Markup(' class="used"' if used else ""), name=variable.name, type=variable.type, text=text
-    )
+def _write_variable(variable: Variable) -> _Markup:
+    used = _Markup(' class="used"' if variable.used else "")
+    return _fill_template(VALUE, used=used, name=variable.name, type=variable.type, text=_fold_text(variable.value))
 
 
 def _write_around(report: Report) -> _Markup:
@@ -3693,51 +4125,12 @@ def _counted(number: int, noun: str) -> str:
 
 def write_text(report: Report) -> str:
     """Return the report as the interpreter prints a traceback, then the request and the versions."""
-    lines = [*_text_of_chain(report.problems), ""]
+    lines = [report.text, ""]
     if report.request:
         lines.append(f"{report.request.method} {report.request.url}")
     lines.append(", ".join([*(f"{name} {version}" for name, version in report.versions), report.time]))
     lines += [report.link] if report.link else []
     return "\n".join(lines) + "\n"
-
-
-def _text_of_chain(problems: Sequence[ExceptionView]) -> Iterator[str]:
-    """Yield the lines of a chain, the oldest cause first, as Python orders it."""
-    for problem in problems:
-        if problem.skipped:
-            yield from ("", f"[{_counted(problem.skipped, 'exception')} not shown]")
-        if problem.relation:
-            yield from ("", _SENTENCES[problem.relation], "")
-        if any(frame.kind != "syntax" for frame in problem.frames):
-            yield "Traceback (most recent call last):"
-        for frame in problem.frames:
-            yield from _text_of_frame(frame)
-        yield f"{problem.type}: {problem.message}" if problem.message else problem.type
-        yield from problem.notes
-        if problem.hint:
-            yield f"({problem.hint})"
-        for number, chain in enumerate(problem.members, 1):
-            yield f"  +---------------- {number} ----------------"
-            yield from (f"  | {line}" for member in _text_of_chain(chain) for line in member.split("\n"))
-        if problem.unlisted:
-            yield f"  and {problem.unlisted:,} more"
-
-
-def _text_of_frame(frame: FrameView) -> Iterator[str]:
-    yield f'  File "{frame.filename}", line {frame.lineno}' + (f", in {frame.name}" if frame.name else "")
-    marks = {mark.number: mark for mark in frame.marks}
-    for number, text in frame.source:
-        if number == frame.lineno:
-            yield "    " + text.strip()
-            mark = marks.get(number)
-            if mark and text.strip() != text[mark.start : mark.end].strip():
-                yield "    " + " " * (mark.start - _indent_of(text)) + "^" * max(1, mark.end - mark.start)
-    if frame.signature:
-        yield f"    (takes {frame.signature})"
-    if frame.repeats:
-        again = "frame" if frame.period == 1 else f"{frame.period} frames"
-        before = f"Previous {again} repeated {frame.repeats:,} more times" if frame.period else ""
-        yield f"  [{before or _counted(frame.repeats, 'frame') + ' not shown'}]"
 
 
 def write_markdown(report: Report) -> str:
@@ -3750,9 +4143,9 @@ def write_markdown(report: Report) -> str:
     if place:
         parts.append(f"## {_code(f'{place.filename}:{place.lineno}')} in {_code(place.name)}")
         parts.append(_fence(_excerpt(place), "python"))
-        values = [f"{v.name} = {v.value}" for v in place.variables if v.value is not None]
+        values = [f"{v.name} = {v.value}" for v in place.variables]
         parts += ["Values there:", _fence("\n".join(values))] if values else []
-    parts += ["## Traceback", _fence("\n".join(_text_of_chain(report.problems)))]
+    parts += ["## Traceback", _fence(report.text.rstrip())]
     if report.request:
         request = report.request
         rows = [f"{request.method} {request.url}", *(f"{name}: {text}" for name, text in request.headers)]
@@ -5571,7 +5964,7 @@ class _DebuggerEndpoint:
         """Return the variables of a frame with their values."""
         position = self.lookup(self.debugger.crashes.position)
         view = view_place(position, id=self.text_field("frame"))
-        return {"html": str(write_variables(with_values(view, position.frame)))}
+        return {"html": str(write_variables(with_values(view, position)))}
 
     def source(self) -> dict[str, Any]:
         """Return more of the source around a frame's line."""
@@ -11196,7 +11589,8 @@ REPEAT = """<p class="repeat">{text}</p>"""
 SOURCE = """<pre class="source"><code>{lines}</code></pre>"""
 LINE = """<span class="l i{indent}{at}" data-n="{number}">{text}</span>"""
 SIGNATURE = """<span class="l i{indent} at takes">{margin}↳ takes {text}</span>"""
-COLOURED = """<i class="{kind}">{text}</i>"""
+COLORED = """<i class="{kind}">{text}</i>"""
+TITLED = """<span class="has-value" title="{title}">{text}</span>"""
 MARK = """<mark>{text}</mark>"""
 ABSENT = """<p class="nothing">{text}</p>"""
 MORE = """<button type="button" class="widen">More source</button>"""
@@ -11204,7 +11598,6 @@ MORE = """<button type="button" class="widen">More source</button>"""
 # The values of a frame.
 VALUES = """<h3>{title}</h3><dl>{rows}</dl>"""
 VALUE = """<div{used}><dt title="{type}">{name}</dt><dd>{text}</dd></div>"""
-ONLY_TYPE = """<em>{type}</em>"""
 
 # Any text that is long: its beginning, and all of it when opened.
 LONG = """<details class="long"><summary><span class="start">{start}…</span><span class="more">{size}</span></summary>\
