@@ -1013,6 +1013,7 @@ class TerminalLines(unittest.TestCase):
         screen = Screen()
         terminal = devserve.Terminal(screen)
         terminal.access("GET", "/mount/__devserve__/unlock?token=0123abc", "303", 0, 0.1)
+        terminal.flush()
         self.assertIn("GET /mount/__devserve__/unlock?token=… 303", screen.getvalue())
         self.assertNotIn("0123abc", screen.getvalue())
 
@@ -1318,11 +1319,11 @@ class TerminalLines(unittest.TestCase):
 
     def test_an_editors_link_maps_whole_components_of_the_path(self) -> None:
         table = {
-            ("VS Code", "/app/x y.py", "/app=/home/me/p"): "vscode://file/home/me/p/x%20y.py:3:5",
-            ("vscode", "/application/x.py", "/app=/home/me/p"): "vscode://file/application/x.py:3:5",
-            ("pycharm", "/b/é.py", "/a=/x, /b/=/y/"): "pycharm://open?file=/y/%C3%A9.py&line=3",
-            ("my://{path}#{line}", "C:\\a\\b.py", ""): "my:///C:/a/b.py#3",
-            ("nano", "/a", ""): "",
+            ("VS Code", "/app/x y.py", ("/app=/home/me/p",)): "vscode://file/home/me/p/x%20y.py:3:5",
+            ("vscode", "/application/x.py", ("/app=/home/me/p",)): "vscode://file/application/x.py:3:5",
+            ("pycharm", "/b/é.py", ("/a=/x", "/b/=/y/")): "pycharm://open?file=/y/%C3%A9.py&line=3",
+            ("my://{path}#{line}", "C:\\a\\b.py", ()): "my:///C:/a/b.py#3",
+            ("nano", "/a", ()): "",
         }
         for (editor, path, path_map), link in table.items():
             self.assertEqual(devserve._editor_link(editor, path, 3, 5, path_map), link)
