@@ -2270,7 +2270,7 @@ def _tell_django(file_changed: Any, globs: dict[str, list[str]], paths: list[str
 # code runs only in a bounded call.
 #
 # Doors: LINES_AROUND, Variable, FrameView, ExceptionView, Report, FramePosition, read_report, view_place,
-# with_values, expressions_in, code_tokens, _members_at, read_request.
+# with_values, expressions_in, code_tokens, members_at, read_request.
 #
 # Read first: Report, _ReportBuilder, with_values, expressions_in, _repr_pieces.
 # =====================================================================================================================
@@ -2322,7 +2322,7 @@ class Variable(NamedTuple):
     value: str  # its repr, or in brackets why there is none
     argument: bool = False  # the function was called with it
     used: bool = False  # it stands on the failing line
-    opens: bool = False  # it has members, which `_members_at` tells
+    opens: bool = False  # it has members, which `members_at` tells
 
     @property
     def is_late(self) -> bool:
@@ -3079,9 +3079,7 @@ def _opens(value: object) -> bool:
     )
 
 
-def _members_at(
-    position: FramePosition, path: Sequence[Any], seconds: float = _VALUES_SECONDS
-) -> tuple[Variable, ...]:
+def members_at(position: FramePosition, path: Sequence[Any], seconds: float = _VALUES_SECONDS) -> tuple[Variable, ...]:
     """Return the members of a value of a frame: attributes, items of a mapping, elements of a sequence.
 
     `path` is the variable's name as `with_values` told it, then the number of the member in what this function told
@@ -3092,7 +3090,7 @@ def _members_at(
     known = {} if template else position.frame.f_globals
 
     def read() -> list[Variable]:
-        value, members = _value_of(str(path[0]), values, known, template is not None), []
+        value, members = _evaluated(str(path[0]), values, known, template is not None), []
         for number in path[1:]:
             value = _members_of(value)[int(number)][1]
         for name, member in _members_of(value):
@@ -3105,7 +3103,7 @@ def _members_at(
     return tuple(members)
 
 
-def _value_of(text: str, values: dict[Any, Any], known: Mapping[str, Any], is_template: bool) -> Any:
+def _evaluated(text: str, values: dict[Any, Any], known: Mapping[str, Any], is_template: bool) -> Any:
     """Return the value of an expression, by running code where there is no other way."""
     value = values.get(text, MISSING) if text in values else _static_value(text, values, known, is_template)
     if value is MISSING:
@@ -4073,7 +4071,9 @@ def write_variables(view: FrameView) -> _Markup:
     """Return the frame's arguments and its other locals; those on the failing line stand out."""
     parts = []
     for title, used, argument in (("On this line", True, None), ("Arguments", False, True), ("Locals", False, False)):
-        rows = [_write_variable(v) for v in view.variables if v.used is used and argument in (None, v.argument)]
+        rows = [
+            _write_variable(v, [v.name]) for v in view.variables if v.used is used and argument in (None, v.argument)
+        ]
         if rows:
             parts.append(_fill_template(VALUES, title=title, rows=_joined(rows)))
     if view.unlisted:
@@ -4081,9 +4081,27 @@ def write_variables(view: FrameView) -> _Markup:
     return _joined(parts) if parts else _fill_template(ABSENT, text="No variables here")
 
 
-def _write_variable(variable: Variable) -> _Markup:
-    used = _Markup(' class="used"' if variable.used else "")
-    return _fill_template(VALUE, used=used, name=variable.name, type=variable.type, text=_fold_text(variable.value))
+def write_members(variables: Sequence[Variable], path: Sequence[Union[str, int]]) -> _Markup:
+    """Return the members of the value at a path, as they stand under it when it is unfolded."""
+    if not variables:
+        return _fill_template(ABSENT, text="Nothing inside")
+    rows = _joined(_write_variable(variable, [*path, number]) for number, variable in enumerate(variables))
+    return _fill_template(INSIDE, rows=rows)
+
+
+def _write_variable(variable: Variable, path: Sequence[Union[str, int]]) -> _Markup:
+    """Return one value; one that has members with a button that unfolds them."""
+    import json
+
+    unfold = _fill_template(UNFOLD, name=variable.name, path=json.dumps(path)) if variable.opens else ""
+    return _fill_template(
+        VALUE,
+        used=_Markup(' class="used"' if variable.used else ""),
+        unfold=unfold,
+        name=variable.name,
+        type=variable.type,
+        text=_fold_text(variable.value),
+    )
 
 
 def _write_around(report: Report) -> _Markup:
@@ -4214,7 +4232,7 @@ def emergency_page(error: BaseException, crash: str) -> str:
 # else prints meanwhile.  Completion runs no code of the application's, apart from proxies and cached properties.  A
 # crash that was let go holds no frame, and so no lock, no open transaction and no memory of the application's.
 #
-# Doors: Busy, Console, CRASH_LIMIT, Crash, CrashStore.
+# Doors: Busy, EnteredContexts, Console, CRASH_LIMIT, Crash, CrashStore.
 #
 # Read first: Console.run, Console._evaluate, Console.complete, CrashStore.
 # =====================================================================================================================
@@ -4244,34 +4262,45 @@ class Busy(Exception):
     """Another evaluation is still running in this console."""
 
 
+class EnteredContexts:
+    """A context (contextvars) in which those are entered that a framework was in when it failed, such as Flask's.
+
+    In it Flask's `request` means the request that failed: the values of frames are read there, and consoles begin with
+    a copy.  One thread makes it, any thread may close it.
+    """
+
+    def __init__(self, managers: Iterable[contextlib.AbstractContextManager[Any]] = ()) -> None:
+        from contextlib import ExitStack
+        from contextvars import copy_context
+
+        self.context = copy_context()
+        self.stack = ExitStack()
+        for manager in managers:
+            self._call(partial(self.stack.enter_context, manager))
+
+    def _call(self, job: Callable[[], object]) -> None:
+        ForeignCalls({"": job}, self.context).begin(_CONTEXT_SECONDS)
+
+    def close(self) -> None:
+        """Leave the framework's contexts, which may end a transaction."""
+        self._call(self.stack.close)
+
+
 class Console:
     """One prompt.  What it assigns stays; rebinding a variable does not reach the frame, changing its object does.
 
     Any thread may call any method.
     """
 
-    def __init__(
-        self, namespace: dict[str, Any], contexts: Iterable[contextlib.AbstractContextManager[Any]] = ()
-    ) -> None:
-        from contextlib import ExitStack
-        from contextvars import copy_context
-
+    def __init__(self, namespace: dict[str, Any], entered: Optional[EnteredContexts] = None) -> None:
         self.namespace = namespace  # one dictionary: functions and comprehensions see what is defined at the prompt
-        self.context = copy_context()
-        self.entered = ExitStack()  # the contexts that the framework was in when it failed, such as Flask's request
+        self.context = (entered or EnteredContexts()).context.copy()
         self.turn = threading.Lock()
         self.thread: Optional[_Evaluator] = None
-        for context in contexts:
-            self._call(partial(self.entered.enter_context, context))
-
-    def _call(self, job: Callable[[], object]) -> None:
-        """Have a framework's context entered or left in the console's own."""
-        ForeignCalls({"": job}, self.context).begin(_CONTEXT_SECONDS)
 
     def close(self) -> None:
-        """Leave the framework's contexts, which may end a transaction."""
-        self._call(self.entered.close)
-        self.namespace.clear()  # functions defined at the prompt refer to it in a cycle
+        """Let go of the frame; functions defined at the prompt refer to the namespace in a cycle."""
+        self.namespace.clear()
 
     def run(self, code: str, seconds: Optional[float] = None) -> _Evaluation:
         """Evaluate what was typed as a prompt does; return after `seconds` even when it goes on.
@@ -4643,7 +4672,7 @@ class Crash:
         self.time = time.time()
         self.seconds = 0.0  # from the request's begin
         self.report: Optional[Report] = None
-        self.contexts = list(contexts)
+        self.entered = EnteredContexts(contexts)
         self.positions: list[FramePosition] = []
         self.consoles: dict[int, Console] = {}
         self.opening = threading.Lock()  # held while a console is made or all are closed
@@ -4660,7 +4689,8 @@ class Crash:
             self.is_let_go = True
             for console in self.consoles.values():
                 console.close()
-            self.consoles, self.positions, self.contexts = {}, [], []
+            self.consoles, self.positions = {}, []
+            self.entered.close()
 
     def is_of(self, key: object) -> bool:
         """Return whether it is the crash of a request with this key."""
@@ -4719,7 +4749,7 @@ class CrashStore:
         with crash.opening:
             if number not in crash.consoles:
                 names = {**position.frame.f_globals, **locals_of(position.frame)}
-                crash.consoles[number] = Console(names, crash.contexts)
+                crash.consoles[number] = Console(names, crash.entered)
             return crash.consoles[number]
 
     def let_go(self, key: object) -> None:
@@ -5251,7 +5281,7 @@ class DebuggedApplication:
             body = crash.request.body if crash.request else b""
             request, _ = call_safely(lambda: read_request(environ, body))
         self.crashes.add(crash)
-        crash.report = read_report(error, request, crash.keep)._replace(link=link)
+        crash.report = read_report(error, request, crash.keep, crash.entered.context)._replace(link=link)
 
     def link(self, crash: Crash, environ: Optional[Mapping[str, Any]]) -> str:
         """Return the address of a crash's page, by the host that the client used unless that is not to be trusted."""
@@ -5269,7 +5299,7 @@ class DebuggedApplication:
             return self.crashes.console(id)
         if self.app_console is None:
             contexts, _ = call_safely(lambda: _contexts_of(self.app))
-            self.app_console = Console({"__name__": "__console__", "app": self.app}, contexts or ())
+            self.app_console = Console({"__name__": "__console__", "app": self.app}, EnteredContexts(contexts or ()))
         return self.app_console
 
     def replay(self, request: _RecordedRequest, environ: Environ) -> dict[str, Any]:
@@ -5966,6 +5996,16 @@ class _DebuggerEndpoint:
         view = view_place(position, id=self.text_field("frame"))
         return {"html": str(write_variables(with_values(view, position)))}
 
+    def members(self) -> dict[str, Any]:
+        """Return what is inside a value of a frame."""
+        position, path = self.lookup(self.debugger.crashes.position), self.payload.get("path")
+        if not (isinstance(path, list) and path and all(isinstance(step, (str, int)) for step in path)):
+            raise _Refused(Refusal("body", "The request has no path of a value.", "Use the buttons on the page."))
+        try:
+            return {"html": str(write_members(members_at(position, path), path))}
+        except LookupError as error:
+            raise _Refused(Refusal("gone", f"It cannot be opened: {error}.", "Use the console.")) from None
+
     def source(self) -> dict[str, Any]:
         """Return more of the source around a frame's line."""
         lines = self.payload.get("lines")
@@ -6036,6 +6076,7 @@ _PAGES: dict[str, Callable[[_DebuggerEndpoint], _Reply]] = {
 _ACTIONS: dict[str, tuple[Callable[[_DebuggerEndpoint], dict[str, Any]], bool]] = {  # with whether it takes the cookie
     "pin": (_DebuggerEndpoint.pin, False),
     "variables": (_DebuggerEndpoint.variables, False),
+    "members": (_DebuggerEndpoint.members, False),
     "source": (_DebuggerEndpoint.source, False),
     "eval": (_DebuggerEndpoint.eval, True),
     "output": (_DebuggerEndpoint.output, True),
@@ -11597,7 +11638,10 @@ MORE = """<button type="button" class="widen">More source</button>"""
 
 # The values of a frame.
 VALUES = """<h3>{title}</h3><dl>{rows}</dl>"""
-VALUE = """<div{used}><dt title="{type}">{name}</dt><dd>{text}</dd></div>"""
+VALUE = """<div{used}><dt title="{type}">{name}</dt><dd>{unfold}{text}</dd></div>"""
+UNFOLD = """<button type="button" class="unfold js" aria-expanded="false" data-path="{path}">\
+<span class="unseen">What is inside {name}</span></button>"""
+INSIDE = """<dl class="inside">{rows}</dl>"""
 
 # Any text that is long: its beginning, and all of it when opened.
 LONG = """<details class="long"><summary><span class="start">{start}…</span><span class="more">{size}</span></summary>\
@@ -11726,7 +11770,14 @@ dl + h3 { margin-top: 8px }
 dt, dd { font: 13px/1.6 var(--mono) }
 dt { color: var(--soft); overflow-wrap: anywhere }
 dd { white-space: pre-wrap; overflow-wrap: anywhere }
-.values .used dt { color: var(--ink); font-weight: 600 }
+.values .used dt, .values .used > dd { color: var(--ink); font-weight: 600 }
+.values .inside { margin-left: 14px; font-weight: 400 }
+.unfold { border: 0; padding: 0; margin-right: 5px; min-height: 24px; width: 24px; background: none;
+  color: var(--soft) }
+.unfold::before { content: "▸" }
+.unfold[aria-expanded="true"]::before { content: "▾" }
+.has-value { text-decoration: underline dotted color-mix(in srgb, currentColor 45%, transparent);
+  text-underline-offset: 3px }
 
 /* Groups */
 .members { margin: 10px 0 0 6px; padding-left: 20px; border-left: 2px solid var(--rule) }
@@ -11888,6 +11939,26 @@ for (const button of all(".widen")) on(button, "click", async () => {
     button.hidden = reply.all;
   } catch (refusal) {
     button.replaceWith(words(refusal));
+  }
+});
+
+// What is inside a value is asked for at a click, one level at a time.
+on(document, "click", async event => {
+  const button = event.target.closest(".unfold");
+  if (!button) return;
+  const cell = button.closest("dd"), inside = find(":scope > .inside, :scope > .nothing", cell);
+  const open = button.getAttribute("aria-expanded") !== "true";
+  button.setAttribute("aria-expanded", open);
+  if (inside) return inside.hidden = !open;
+  const frame = button.closest(".frame").dataset.frame;
+  try {
+    const reply = await ask("members", {frame, path: JSON.parse(button.dataset.path)});
+    cell.insertAdjacentHTML("beforeend", reply.html);
+  } catch (refusal) {
+    const note = document.createElement("p");
+    note.className = "nothing";
+    note.textContent = words(refusal);
+    cell.append(note);
   }
 });
 

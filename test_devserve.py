@@ -3074,7 +3074,7 @@ class ReadingProblems(Reading):
         position = devserve._positions_of(error, None)[-1]
 
         def told(*path: Any) -> dict[str, str]:
-            return {v.name: v.value for v in devserve._members_at(position, path)}
+            return {v.name: v.value for v in devserve.members_at(position, path)}
 
         self.assertEqual(list(told("order")), ["rows", "token", "slots"])
         self.assertEqual(told("order")["token"], devserve._MASK)
@@ -4494,13 +4494,15 @@ class ConsolePrompt(unittest.TestCase):
             def __exit__(self, *exc_info: object) -> None:
                 events.append(f"exit {variable.get()}")
 
-        console = devserve.Console({"events": events, "variable": variable}, [Context()])
+        entered = devserve.EnteredContexts([Context()])
+        console = devserve.Console({"events": events, "variable": variable}, entered)
         self.assertEqual(console.run("events, variable.get()").output, "(['enter'], 1)\n")
         console.run("variable.set(2); 1 / 0")
         self.assertEqual(console.run("variable.get()").output, "2\n")
         self.assertEqual(events, ["enter"])
         console.close()
-        self.assertEqual(events, ["enter", "exit 2"])
+        entered.close()
+        self.assertEqual(events, ["enter", "exit 1"])  # each console has a copy
         self.assertRaises(LookupError, variable.get)
 
     def test_shows_output_while_it_is_printed(self) -> None:
