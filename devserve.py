@@ -2012,13 +2012,22 @@ def _open_quart(app: Any) -> None:
 
 
 def _open_litestar(app: Any) -> None:
-    """Hand over what Litestar answers by a 500; what has a status is an answer that somebody meant."""
+    """Have Litestar raise what it has answered by a 500, as Starlette does; what has a status is meant as answer."""
+    key, inner = "devserve.raised", app.asgi_handler
 
-    async def after_exception(error: BaseException, scope: Mapping[str, Any]) -> None:
+    async def after_exception(error: BaseException, scope: Any) -> None:
         if not hasattr(error, "status_code"):
-            hand_over(scope, error)
+            scope[key].append(error)
+
+    async def handler(scope: Any, receive: Any, send: Any) -> None:
+        raised: list[BaseException] = []
+        scope[key] = raised
+        await inner(scope, receive, send)
+        if raised:
+            raise raised[-1]
 
     app.after_exception.append(after_exception)
+    app.asgi_handler = handler
 
 
 def _open_bottle(app: Any) -> None:

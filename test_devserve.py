@@ -2297,6 +2297,104 @@ FAILING_APPS = {
 }
 
 
+FAILING_ASGI_APPS = {
+    "django": FailingApp(
+        "django",
+        """
+        from django.conf import settings
+        settings.configure(DEBUG=True, SECRET_KEY="x", ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"],
+                           MIDDLEWARE=[__name__ + ".around"])
+        from django.core.asgi import get_asgi_application
+        from django.urls import path
+        def around(get_response):
+            def middleware(request):
+                response = get_response(request)
+                response["X-Around"] = "yes"
+                return response
+            return middleware
+        async def view(request):
+            colour_of_view = "green"
+            return 1 / 0
+        urlpatterns = [path("", view)]
+        app = get_asgi_application()
+        """,
+    ),
+    "falcon": FailingApp(
+        "falcon",
+        """
+        import falcon.asgi
+        class Around:
+            async def process_response(self, request, response, resource, req_succeeded):
+                response.set_header("X-Around", "yes")
+        class View:
+            async def on_get(self, request, response):
+                colour_of_view = "green"
+                return 1 / 0
+        app = falcon.asgi.App(middleware=[Around()])
+        app.add_route("/", View())
+        """,
+    ),
+    "fastapi": FailingApp(
+        "fastapi",
+        """
+        import fastapi
+        site = fastapi.FastAPI()
+        @site.get("/")
+        async def view():
+            colour_of_view = "green"
+            return 1 / 0
+        """,
+        around=False,
+    ),
+    "litestar": FailingApp(
+        "litestar",
+        """
+        from litestar import Litestar, get
+        from litestar.exceptions import ServiceUnavailableException
+        @get("/")
+        async def view() -> str:
+            colour_of_view = "green"
+            return 1 / 0
+        @get("/meant")
+        async def meant() -> str:
+            raise ServiceUnavailableException
+        site = Litestar([view, meant])
+        """,
+        around=False,
+    ),
+    "quart": FailingApp(
+        "quart",
+        """
+        import quart
+        site = quart.Quart(__name__)
+        @site.route("/")
+        async def view():
+            colour_of_view = "green"
+            return 1 / 0
+        """,
+        around=False,
+    ),
+    "starlette with flask": FailingApp(
+        "fastapi",
+        """
+        import warnings
+        import flask
+        from starlette.applications import Starlette
+        from starlette.routing import Mount
+        warnings.simplefilter("ignore")
+        from starlette.middleware.wsgi import WSGIMiddleware
+        inner = flask.Flask(__name__)
+        @inner.route("/")
+        def view():
+            colour_of_view = "green"
+            return 1 / 0
+        app = Starlette(routes=[Mount("/", WSGIMiddleware(inner))])
+        """,
+        around=False,
+    ),
+}
+
+
 class FindingFrameworks(FindingFolder):
     """Each framework's application is found, and its exceptions get to the debugger, and nothing else changes."""
 
@@ -2680,6 +2778,40 @@ class FindingFrameworks(FindingFolder):
         outcome = self.outcome(self.DJANGO.format(more=more, view=view))
         heeds = [True, True, True, False, True, False]  # no for the file that only `more` wanted, and the module
         self.assertIn(repr(["one", "two", heeds, ["conf", "locale", "templates"], ["extra.txt"]]), outcome)
+
+
+class FindingAsgiFrameworks(Folder):
+    """An exception in an ASGI framework's view is the page's and the terminal's, once."""
+
+    def ask(self, served: Served, path: str = "/") -> tuple[int, Any, dict[str, Any]]:
+        request = urllib.request.Request(served.url + path, headers={"Accept": "application/json"})
+        with self.assertRaises(urllib.error.HTTPError) as caught, urllib.request.urlopen(request, timeout=DEADLINE):
+            pass
+        with caught.exception as answer:
+            return answer.code, answer.headers, json.loads(answer.read())
+
+    def test_an_exception_gets_to_the_debugger(self) -> None:
+        for name, app in FAILING_ASGI_APPS.items():
+            for options in ("--debug",), ("--debugger",):
+                if importlib.util.find_spec(app.package) is None and not REQUIRE_ALL:
+                    continue
+                with self.subTest(name, options=options):
+                    folder = self.folder / (name + options[0])
+                    self.write(f"{folder.name}/site_app.py", app.source)
+                    with Served("site_app", *options, cwd=folder) as served:
+                        code, headers, report = self.ask(served)
+                        self.assertEqual(code, 500)
+                        self.assertIn("green", json.dumps(report))
+                        self.assertEqual(headers.get("X-Around"), "yes" if app.around else None)
+                        served.wait_for("GET / 500")
+                    self.assertEqual(served.log.count("ZeroDivisionError"), 1, served.log)
+
+    @needs("litestar")
+    def test_what_a_framework_answers_on_purpose_is_its_own(self) -> None:
+        self.write("site_app.py", FAILING_ASGI_APPS["litestar"].source)
+        with Served("site_app", "--debug", cwd=self.folder) as served:
+            code, _, answer = self.ask(served, "/meant")
+        self.assertEqual((code, answer["detail"]), (503, "Service Unavailable"))
 
 
 class FindingDjangoFiles(Folder):
