@@ -11453,7 +11453,9 @@ def demo(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         start_response("200 OK", [("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store")])
         return _demo_stream()
     if path == "/fail":
-        return [_demo_price(environ["QUERY_STRING"]).encode()]
+        price = _demo_price(environ["QUERY_STRING"])
+        start_response("200 OK", [("Content-Type", "text/plain; charset=utf-8")])
+        return [price.encode()]
     known = path in ("", "/")
     start_response("200 OK" if known else "404 Not Found", [("Content-Type", "text/html; charset=utf-8")])
     return [DEMO_PAGE.encode()]

@@ -620,7 +620,14 @@ class Options(unittest.TestCase):
     def test_a_pattern_that_cannot_match_is_a_warning(self) -> None:
         with mock.patch.dict(os.environ, {"FLASK_SKIP_DOTENV": "1"}, clear=True):
             for field in ("extra_files", "exclude_patterns"):
-                for pattern, expected in {"log[9-0]*": 1, "log[0-9]*": 0, "a\\z": 0, "[!z-a]": 1, "[": 0}.items():
+                for pattern, expected in {
+                    "log[9-0]*": 1,
+                    "log[0-9]*": 0,
+                    "a\\z": 0,
+                    "[!z-a]": 1,
+                    "[a-a]": 0,
+                    "[": 0,
+                }.items():
                     with self.subTest(field=field, pattern=pattern):
                         warnings: list[str] = []
                         config = devserve.configure({field: (pattern,)}, warnings.append)
@@ -11977,6 +11984,13 @@ class CommandLineOptions(Folder):
             self.assertEqual(devserve._read_command(arguments)[1], [note])
         self.assertEqual(devserve._read_command(("hello", "run", "--host", "::1"))[1], [])
 
+    def test_a_file_that_is_called_like_another_servers_command_is_served(self) -> None:
+        for name in ("run", "runserver"):
+            self.assertEqual(read_command(name).app, "")
+            self.write(f"{name}.py", "")
+            self.assertEqual(read_command(name).app, name)
+            self.assertEqual(read_command("--app", "hello", name).app, "hello")
+
     def test_devserve_itself_offers_the_demo(self) -> None:
         for word in ("devserve", "devserve.py", "./devserve.py"):
             with self.assertRaisesRegex(devserve.DevserveError, "devserve:demo --debug"):
@@ -12123,6 +12137,41 @@ class CommandLineProcess(Folder):
             self.assertEqual(served.get(), "False")
             self.assertEqual(served.stop(), 0)
             self.assertNotIn("GET /", served.log)
+
+
+class Demo(unittest.TestCase):
+    """The application to try devserve with."""
+
+    def answer(self, path: str, query: str = "") -> tuple[str, Iterable[bytes]]:
+        started: list[str] = []
+        environ = {"PATH_INFO": path, "QUERY_STRING": query}
+        pieces = devserve.demo(environ, lambda status, headers: started.append(status))  # type: ignore[arg-type]
+        return started[0] if started else "", pieces
+
+    def test_its_page_links_to_what_it_shows(self) -> None:
+        status, pieces = self.answer("/")
+        page = b"".join(pieces).decode()
+        self.assertEqual(status, "200 OK")
+        for path in re.findall(r'href="(/[^"_][^"]*)"', page):
+            with self.subTest(path), contextlib.suppress(KeyError):
+                self.assertEqual(self.answer(*path.partition("?")[::2])[0], "200 OK")
+        self.assertIn("/fail", page)
+        self.assertEqual(self.answer("/nowhere")[0], "404 Not Found")
+
+    def test_it_streams_a_line_a_second(self) -> None:
+        status, pieces = self.answer("/stream")
+        with mock.patch.object(time, "sleep") as slept:
+            lines = b"".join(pieces).decode().splitlines()
+        self.assertEqual((status, len(lines), slept.call_count), ("200 OK", 10, 10))
+        self.assertTrue(lines[9].startswith("line 10 of 10, made at "))
+
+    def test_it_fails_for_a_fruit_that_is_spelt_wrong_alone(self) -> None:
+        with self.assertRaisesRegex(KeyError, "peers"):
+            self.answer("/fail")
+        with self.assertRaisesRegex(KeyError, "grapes"):
+            self.answer("/fail", "fruit=grapes")
+        status, pieces = self.answer("/fail", "fruit=plums")
+        self.assertEqual((status, b"".join(pieces)), ("200 OK", b"plums cost 90 a kilo"))
 
 
 # =====================================================================================================================
