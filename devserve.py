@@ -1202,7 +1202,7 @@ def _editor_link(editor: str, path: str, line: int, column: int = 1, path_map: S
 # what it is (signals, hooks, middleware, clean-up); only the page in its answer is replaced.
 #
 # Doors: load_app, prepared, BrokenApp, app_spec, default_file, import_remedy, servers_left_out, checked, is_asgi,
-# FrameworkFiles, framework_files.
+# framework_files.
 #
 # Read first: load_app, _import_target, _discovered_app, checked, _Framework, prepared.
 #
@@ -1781,7 +1781,7 @@ def _making_remedy(module: ModuleType, target: str) -> str:
 
 def _app_or_made(thing: Any, target: str, name: str) -> Any:
     """Return the application itself or, where the name is a factory's, what it makes without arguments."""
-    if _is_factory(thing, name):
+    if not _framework_of(thing) and _is_factory(thing, name):
         return checked(_call_factory(thing, ([], {}), target, name), f"what '{target}:{name}()' returned")
     return checked(thing, f"'{target}:{name}'")
 
@@ -1827,7 +1827,7 @@ def checked(thing: Any, label: str) -> Any:
         )
     framework = _FRAMEWORKS.get(_framework_of(thing))
     if framework is not None and framework.elsewhere:
-        raise DevserveError(f"{label} is of {_kind(thing)}, neither WSGI nor ASGI; {framework.elsewhere}")
+        raise DevserveError(f"{label} is neither a WSGI nor an ASGI application; {framework.elsewhere}")
     if not callable(thing) and framework is None:
         raise DevserveError(f"{label} is not callable, its type is {type(thing).__name__}; name an application")
     asynchronous = is_asgi(thing)
@@ -1870,12 +1870,6 @@ def is_asgi(app: Any) -> bool:
     if shape is None or issubclass(type(app), type):
         return False
     return (shape.is_async and shape.takes(3)) or shape.names[:3] == ("scope", "receive", "send")
-
-
-def _kind(thing: Any) -> str:
-    """Return the name of a thing's class with its package, as `fastapi.FastAPI`."""
-    kind = type(thing)
-    return f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
 
 
 class _Shape(NamedTuple):
@@ -1976,20 +1970,12 @@ def _may_be_app(thing: Any) -> bool:
 # -- frameworks
 
 
-def _do_nothing(app: Any) -> None:
-    """Let a framework be that needs nothing."""
-
-
-def _as_it_is(app: Any) -> Any:
-    return app
-
-
 class _Framework(NamedTuple):
     """What is known of a framework."""
 
-    open: Callable[[Any], None] = _do_nothing  # has its exceptions reach the debugger
-    debug: Callable[[Any], None] = _do_nothing  # turns its debug mode on, where the environment has not
-    wrap: Callable[[Any], Any] = _as_it_is  # returns the callable to serve for an application in which one is found
+    open: Callable[[Any], object] = lambda app: None  # has its exceptions reach the debugger
+    debug: Callable[[Any], object] = lambda app: None  # turns its debug mode on, where the environment has not
+    wrap: Callable[[Any], Any] = lambda app: app  # returns the callable to serve for an application with one inside
     is_asgi: bool = False
     example: str = ""  # how an application is made where an import finds it, for those whose tutorials do not say it
     elsewhere: str = ""  # for those that neither WSGI nor ASGI can serve: what can
@@ -2053,10 +2039,6 @@ def _open_bottle(app: Any) -> None:
         return call
 
     app.install(plugin)
-
-
-def _debug_bottle(app: Any) -> None:
-    sys.modules["bottle"].debug(True)
 
 
 def _open_falcon(app: Any) -> None:
@@ -2197,7 +2179,7 @@ def _wrap_django(app: Any) -> Any:
 _FRAMEWORKS: dict[str, _Framework] = {
     "flask.app.Flask": _Framework(_open_flask, _debug_flask),
     "django.core.handlers.wsgi.WSGIHandler": _Framework(_open_django, wrap=_wrap_django),
-    "bottle.Bottle": _Framework(_open_bottle, _debug_bottle),
+    "bottle.Bottle": _Framework(_open_bottle, lambda app: sys.modules["bottle"].debug(True)),
     "falcon.app.App": _Framework(_open_falcon),
     "pyramid.router.Router": _Framework(example="app = config.make_wsgi_app()"),
     "cherrypy._cptree.Application": _Framework(_open_cherrypy, example="app = cherrypy.Application(Root())"),
@@ -2210,7 +2192,7 @@ _FRAMEWORKS: dict[str, _Framework] = {
     "litestar.app.Litestar": _Framework(_open_litestar, is_asgi=True),
     "sanic.app.Sanic": _Framework(is_asgi=True),
     "blacksheep.server.application.Application": _Framework(is_asgi=True),
-    "aiohttp.web_app.Application": _Framework(elsewhere="start it by its own: python -m aiohttp.web"),
+    "aiohttp.web_app.Application": _Framework(elsewhere="start it by its own server: python -m aiohttp.web"),
     "tornado.web.Application": _Framework(elsewhere="start it by its own server: app.listen(8000)"),
 }
 
@@ -2218,7 +2200,7 @@ _FRAMEWORKS: dict[str, _Framework] = {
 # -- files that frameworks read besides modules
 
 
-class FrameworkFiles(NamedTuple):
+class _FrameworkFiles(NamedTuple):
     """Files besides modules that a framework reads, and how it is told that some of them have changed."""
 
     folders: list[str]  # of whose files it takes note by itself, when `heed` has told it
@@ -2226,14 +2208,14 @@ class FrameworkFiles(NamedTuple):
     heed: Callable[[list[str]], bool]  # takes the changed files in `folders`; False when a restart is needed
 
 
-def framework_files(app: Any) -> FrameworkFiles:
+def framework_files(app: Any) -> _FrameworkFiles:
     """Return the files that the frameworks in `app` read besides modules.
 
     Django's parts say so by signals of its own reloader: templates, translations, what a library's `ready` adds.  What
     lies in an installed package is left out, as are templates of Django itself.
     """
     if not any(_framework_of(inner).startswith("django.") for inner in _frameworks_in(app)):
-        return FrameworkFiles([], [], lambda paths: False)
+        return _FrameworkFiles([], [], lambda paths: False)
     _import_module("django.utils.translation").get_language()  # only after a first use its reloader is connected
     autoreload = _import_module("django.utils.autoreload")
     reloader = autoreload.BaseReloader()
@@ -2242,7 +2224,7 @@ def framework_files(app: Any) -> FrameworkFiles:
     globs = {os.path.join(cwd, folder): list(globs) for folder, globs in reloader.directory_globs.items()}
     globs = {folder: globs[folder] for folder in globs if not is_library(folder, cwd)}
     heed = partial(_tell_django, autoreload.file_changed, globs)
-    return FrameworkFiles(list(globs), [os.path.join(cwd, path) for path in reloader.extra_files], heed)
+    return _FrameworkFiles(list(globs), [os.path.join(cwd, path) for path in reloader.extra_files], heed)
 
 
 def _tell_django(file_changed: Any, globs: dict[str, list[str]], paths: list[str]) -> bool:

@@ -362,7 +362,7 @@ class House(unittest.TestCase):
         users: dict[str, set[int]] = collections.defaultdict(set)
         for name, line in names.found:
             users[name].add(self.room_of(line))
-        public = {*devserve.__all__, "main", "demo", "is_asgi", "FrameworkFiles"}
+        public = {*devserve.__all__, "main", "demo"}
         wrong = {}
         for name, room in home.items():
             if room not in (0, PAPER) and not name.startswith("__"):
@@ -1977,6 +1977,18 @@ class FindingMistakes(FindingFolder):
         self.refused("hello", "'hello:create_app' is a coroutine function", "a factory")
         self.refused("hello:view", "'hello:view' is a coroutine function", "(scope, receive, send)")
         self.refused("hello:nothing", "'hello:nothing' is a coroutine function")
+
+    def test_application_of_a_framework_with_a_server_of_its_own(self) -> None:
+        self.write(
+            "hello.py",
+            """
+            class Application:
+                __module__ = "aiohttp.web_app"
+                def __call__(self): return self  # as aiohttp's, for gunicorn
+            app = Application()
+            """,
+        )
+        self.refused("hello", "'hello:app' is neither a WSGI nor an ASGI application", "python -m aiohttp.web")
 
     def test_middleware_of_the_other_interface(self) -> None:
         self.write(
