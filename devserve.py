@@ -534,11 +534,10 @@ def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
 # was made in more time than was allowed, and no more than `_STUCK_LIMIT` of its threads live at once.  Nothing below
 # "attributes" runs a line of the application's.
 #
-# Doors: NAME_LIMIT, CODE_TYPES, MISSING, Outcome, escape_controls, escape_unprintable, shown_text, type_name,
-# TooLate, call_safely, call_bounded, call_each_bounded, ForeignCalls, interrupt_thread, is_library, is_app_file,
-# is_app_code, thread_position, is_below, application_traceback, traceback_text, raw_slot, own_dict,
-# static_attributes, static_attribute, locals_of, SOCKET_KEY, is_taken_over, nobody_listens, ON_EXCEPTION,
-# HANDED_OVER, hand_over.
+# Doors: NAME_LIMIT, CODE_TYPES, MISSING, Outcome, escape_controls, escape_unprintable, shown_text, type_name, TooLate,
+# call_safely, call_bounded, call_each_bounded, ForeignCalls, interrupt_thread, is_library, is_app_file, is_app_code,
+# thread_position, is_below, application_traceback, traceback_text, raw_slot, own_dict, static_attributes,
+# static_attribute, locals_of, SOCKET_KEY, is_taken_over, nobody_listens, ON_EXCEPTION, HANDED_OVER, hand_over.
 #
 # Read first: call_safely, call_each_bounded, is_app_file, static_attribute.
 # =====================================================================================================================
@@ -966,7 +965,8 @@ def hand_over(environ: Mapping[str, Any], error: BaseException) -> str:
 # something in the main thread waits until it is written, a second at most; no other thread waits: a terminal that was
 # stopped by Ctrl-S, or a pipe that nobody reads, holds no request.
 #
-# Doors: Terminal, UNLOGGED, EDITORS.
+# Doors: CRASH_LINK, UNLOGGED, EDITORS, Terminal, find_editor.
+#
 # Read first: Terminal.say, Terminal.flush, Terminal._write_all, Terminal.crash.
 # =====================================================================================================================
 
@@ -1169,16 +1169,23 @@ def _knows_hyperlinks() -> bool:
     return False
 
 
+def find_editor(name: str) -> str:
+    """Return the key of `EDITORS` that a person means, whatever its spelling; "Own link" for a link, "" for none."""
+    if "{path}" in name:
+        return "Own link"
+    plain = re.sub(r"\W", "", name).lower()
+    return next((known for known in EDITORS if plain and plain in known.lower().replace(" ", "")), "")
+
+
 def _editor_link(editor: str, path: str, line: int, column: int = 1, path_map: Sequence[str] = ()) -> str:
     """Return the link by which an editor opens `path`; "" when there is no such editor.
 
-    `editor` is a name of `EDITORS` in any spelling, or a link with {path}, {line} and {column} in it.  `path_map`
-    holds pairs such as `/app=/home/me/project`: where the server has a folder, and where the editor has it.
+    `editor` is one of `EDITORS`, or a link with {path}, {line} and {column} in it.  `path_map` holds pairs such as
+    `/app=/home/me/project`: where the server has a folder, and where the editor has it.
     """
     from urllib.parse import quote
 
-    plain = {re.sub(r"\W", "", name).lower(): link for name, link in EDITORS.items()}
-    link = editor if "{path}" in editor else plain.get(re.sub(r"\W", "", editor).lower(), "")
+    link = EDITORS.get(find_editor(editor), editor if "{path}" in editor else "")
     for pair in path_map:
         there, _, here = (side.strip().rstrip("/\\") for side in pair.partition("="))
         if there and here and is_below(path, there):
@@ -2260,8 +2267,8 @@ def _tell_django(file_changed: Any, globs: dict[str, list[str]], paths: list[str
 # nearest to the failure is read first, and what comes after the budget is spent is counted instead.  An object's own
 # code runs only in a bounded call.
 #
-# Doors: LINES_AROUND, Variable, FrameView, ExceptionView, Report, FramePosition, read_report, view_place,
-# with_values, expressions_in, code_tokens, members_at, read_request.
+# Doors: LINES_AROUND, Variable, FrameView, ExceptionView, Report, FramePosition, read_report, view_place, with_values,
+# members_at, code_tokens, expressions_in, read_request.
 #
 # Read first: Report, _ReportBuilder, with_values, expressions_in, _repr_pieces.
 # =====================================================================================================================
@@ -3645,21 +3652,33 @@ def _versions() -> tuple[tuple[str, str], ...]:
 # =====================================================================================================================
 # 6. Traceback pages
 #
-# A report becomes what somebody reads: a page, plain text, Markdown, JSON.  Knows the data of room 5 and the paper of
-# room 16, where every tag, rule and script stands; here is only what goes where.  All markup passes one door,
-# `_fill_template`: it escapes what it is given, unless that came out of the door itself.  Nothing here looks at an
-# exception or a frame.
+# A report becomes what somebody reads: a page, a fragment of one, plain text, Markdown, JSON.  Here is only what goes
+# where: every tag, rule and script stands in the paper (16).  May know foreign code (2), the editors (3) and the data
+# of a report (5).
+#
+# Invariants: all markup passes one function, `_fill_template`, which escapes what it is given, unless that came out of
+# it itself.  Nothing here looks at an exception or a frame, and nothing of the application's runs.
+#
+# Doors: ConsoleState, write_page, console_page, crash_list_page, stacks_page, notice_page, write_source,
+# write_variables, write_members, write_text, write_markdown, write_json, write_fragment, emergency_page.
+#
+# Read first: write_page, _fill_template, _write_stack, write_source, write_markdown.
 # =====================================================================================================================
 
-_LONG_TEXT = 240  # characters from which a value or a message is folded; about three lines of the page
+_LONG_TEXT = 240  # characters from which a value is folded; about three lines of the page
 _LONG_LINES = 5  # and lines
 _SHOWN_TEXT = 140  # characters of it that are shown folded
+_TALL_TEXT = 1_200  # characters from which a message scrolls in its place; about a third of a screen
+_TALL_LINES = 12  # and lines
+_SHORT_TEXT = 200  # characters of a message that a heading has in its one line
 _OPEN_FRAMES = 12  # application frames that start open: more would bury the rest of the page
 _OPEN_MEMBERS = 3  # members of an exception group that start open, for the same reason
 _INDENTS = 5  # depths of indentation that the rest of a wrapped line keeps: STYLE has that many
+_FRAGMENT_VALUES = 12  # values in a fragment, which is a part of somebody's page
 
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;", "\0": "\\x00"})
 _WORDINGS = {"cause": "Caused by", "context": "Raised while handling"}
+
 if TYPE_CHECKING:
     _Painted = tuple[int, int, str, str]  # the columns from and to, and the class in STYLE, or a title
 
@@ -3689,7 +3708,7 @@ def _escape(text: Union[str, int]) -> _Markup:
 
 
 def _fill_template(template: str, **values: Union[str, int]) -> _Markup:
-    """Return `template`, one of room 13's, with each {word} replaced by its escaped value."""
+    """Return `template`, one of the paper's, with each {word} replaced by its escaped value."""
     return _Markup(template.format_map({word: _escape(value) for word, value in values.items()}))
 
 
@@ -3702,11 +3721,20 @@ def _joined(pieces: Iterable[_Markup]) -> _Markup:
 
 
 def write_page(
-    report: Report, *, console: ConsoleState, reload_id: str, nonce: str, prefix: str, stored: str = ""
+    report: Report,
+    *,
+    console: ConsoleState,
+    reload_id: str,
+    nonce: str,
+    prefix: str,
+    stored: str = "",
+    editor: str = "",
+    path_map: Sequence[str] = (),
 ) -> str:
     """Return the whole page of one crash.  What was raised last and where comes first, its causes below.
 
-    `stored` marks the page under the crash's own address: its id, and the seconds that its request took.
+    `stored` marks the page under the crash's own address: its id, and the seconds that its request took.  `editor` and
+    `path_map`, as `Terminal` has them, are what the page's links begin with; a browser may keep others.
     """
     newest, request = report.problems[-1], report.request
     method = request.method if request else "GET"
@@ -3714,9 +3742,11 @@ def write_page(
         CRASH,
         request=_fill_template(REQUEST_LINE, method=method, url=request.url) if request else "",
         again="Reload" if method in ("GET", "HEAD") and not stored else "Send again",
-        editors=_joined(_fill_template(EDITOR, name=n, link=link) for n, link in [*EDITORS.items(), ("Own link", "")]),
+        editors=_write_editors(editor),
+        own_link=editor if "{path}" in editor else "",
+        path_map=",".join(path_map),
         type=_write_type(newest.type),
-        message=_fill_template(MESSAGE, text=_fold_text(newest.message)),
+        message=_write_message(newest.message),
         remarks=_joined([_write_remarks(newest), _write_overview(report.problems)]),
         exceptions=_write_problems(report.problems, "e"),
         around=_write_around(report),
@@ -3788,6 +3818,15 @@ def _write_sheet(
     )
 
 
+def _write_editors(chosen: str) -> _Markup:
+    """Return the choice of editors, that of the server's configuration chosen already."""
+    known = find_editor(chosen)
+    return _joined(
+        _fill_template(EDITOR, name=name, link=link, selected=_Markup(" selected" if name == known else ""))
+        for name, link in [*EDITORS.items(), ("Own link", "")]
+    )
+
+
 def _write_type(name: str) -> _Markup:
     module, dot, own = name.rpartition(".")
     return _fill_template(TYPE, module=module + dot, name=own)
@@ -3795,7 +3834,13 @@ def _write_type(name: str) -> _Markup:
 
 def _write_remarks(problem: ExceptionView) -> _Markup:
     hint = _fill_template(HINT, text=problem.hint) if problem.hint else _Markup()
-    return _joined([hint, *(_fill_template(NOTE, text=_fold_text(note)) for note in problem.notes)])
+    return _joined([hint, *(_fill_template(NOTE, text=_write_message(note)) for note in problem.notes)])
+
+
+def _write_message(text: str) -> _Markup:
+    """Return a message whole; a long one scrolls in its place, so that the frames below are not pushed away."""
+    is_tall = len(text) > _TALL_TEXT or text.count("\n") >= _TALL_LINES
+    return _fill_template(TALL_MESSAGE if is_tall else MESSAGE, text=text) if text else _Markup()
 
 
 def _write_overview(problems: Sequence[ExceptionView]) -> _Markup:
@@ -3843,7 +3888,7 @@ def _write_problems(problems: Sequence[ExceptionView], anchor: str) -> _Markup:
 
 
 def _write_heading(wording: str, problem: ExceptionView) -> _Markup:
-    message, remarks = _fill_template(MESSAGE, text=_fold_text(problem.message)), _write_remarks(problem)
+    message, remarks = _write_message(problem.message), _write_remarks(problem)
     return _fill_template(HEADING, wording=wording, type=_write_type(problem.type), message=message, remarks=remarks)
 
 
@@ -3851,23 +3896,26 @@ def _write_members(problem: ExceptionView, anchor: str) -> _Markup:
     """Return the members of an exception group as a tree, before the group's own frames: they are what failed."""
     if not problem.members:
         return _Markup()
-    members = _joined(
-        _fill_template(
-            MEMBER,
-            open=_Markup(" open" if number <= _OPEN_MEMBERS else ""),
-            number=number,
-            type=_write_type(chain[-1].type),
-            message=_one_line(chain[-1].message, 200),
-            remarks=_write_remarks(chain[-1]),
-            exceptions=_write_problems(chain, f"{anchor}.{number}"),
+    members = []
+    for number, chain in enumerate(problem.members, 1):
+        newest = chain[-1]
+        start = _one_line(newest.message, _SHORT_TEXT)
+        whole = _Markup() if _is_short(newest.message) else _write_message(newest.message)
+        members.append(
+            _fill_template(
+                MEMBER,
+                open=_Markup(" open" if number <= _OPEN_MEMBERS else ""),
+                number=number,
+                type=_write_type(newest.type),
+                message=start,
+                remarks=_joined([whole, _write_remarks(newest)]),
+                exceptions=_write_problems(chain, f"{anchor}.{number}"),
+            )
         )
-        for number, chain in enumerate(problem.members, 1)
-    )
-    title = _counted(len(problem.members) + problem.unlisted, "exception")
-    unlisted = (
-        _fill_template(ABSENT, text=f"and {_counted(problem.unlisted, 'more exception')}") if problem.unlisted else ""
-    )
-    return _fill_template(MEMBERS, title=title, members=members, unlisted=unlisted)
+    title, unlisted = _counted(len(problem.members) + problem.unlisted, "exception"), _Markup()
+    if problem.unlisted:
+        unlisted = _fill_template(ABSENT, text=f"and {_counted(problem.unlisted, 'more exception')}")
+    return _fill_template(MEMBERS, title=title, members=_joined(members), unlisted=unlisted)
 
 
 # -- frames
@@ -3905,7 +3953,12 @@ def _fold_run(run: Sequence[FrameView]) -> _Markup:
 
 def _write_frame(frame: FrameView, *, opened: bool, hot: bool = False) -> _Markup:
     folder, file = os.path.split(_short_path(frame.filename))
-    unread = not frame.variables or any(variable.is_late for variable in frame.variables)
+    source = body = write_source(frame)
+    if frame.kind == "python" or frame.variables:
+        variables = write_variables(frame) if frame.variables else _Markup()
+        is_unread = not frame.variables or any(variable.is_late for variable in frame.variables)
+        later = _Markup(" later" if is_unread and frame.id else "")  # the page asks for them when they come into view
+        body = _fill_template(HALVES, source=source, variables=variables, later=later)
     view = _fill_template(
         FRAME,
         kind=("ours" if frame.app else "foreign") + (" hot" if hot else ""),
@@ -3918,19 +3971,10 @@ def _write_frame(frame: FrameView, *, opened: bool, hot: bool = False) -> _Marku
         function=frame.name,
         column=frame.marks[0].start + 1 if frame.marks else 1,
         edit=_fill_template(EDIT, file=file) if os.path.isabs(frame.filename) else "",
-        body=_write_body(frame, unread),
+        body=body,
         more=_Markup(MORE) if frame.id and frame.source else "",
     )
     return _joined([_write_repeats(frame), view])
-
-
-def _write_body(frame: FrameView, unread: bool) -> _Markup:
-    """Return source and values side by side.  Types stand in for values not yet read, where the frame is open."""
-    if frame.kind != "python" and not frame.variables:
-        return write_source(frame)
-    variables = write_variables(frame) if frame.variables else _Markup()
-    later = _Markup(" later" if unread and frame.id else "")
-    return _fill_template(HALVES, source=write_source(frame), variables=variables, later=later)
 
 
 def _write_repeats(frame: FrameView) -> _Markup:
@@ -3944,17 +3988,22 @@ def _write_repeats(frame: FrameView) -> _Markup:
 
 def _short_path(filename: str) -> str:
     """Return the path as people name it: below site-packages, the library or the working directory."""
-    roots = [os.path.dirname(os.__file__)]
-    with contextlib.suppress(OSError):  # the working directory may be gone
-        roots.append(os.getcwd())
     for packages in ("site-packages", "dist-packages"):
         _, found, after = filename.partition(os.sep + packages + os.sep)
         if found:
             return after
-    for root in roots:
-        if filename.startswith(os.path.join(root, "")):
+    for root in (os.path.dirname(os.__file__), _cwd()):
+        if root and filename.startswith(os.path.join(root, "")):
             return os.path.relpath(filename, root)
     return filename
+
+
+def _cwd() -> str:
+    """Return the working directory; nothing when it is gone."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return ""
 
 
 def write_source(view: FrameView) -> _Markup:
@@ -4125,6 +4174,11 @@ def _one_line(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def _is_short(text: str) -> bool:
+    """Return whether a message is told whole by its one line."""
+    return len(text) <= _SHORT_TEXT and "\n" not in text
+
+
 def _counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
@@ -4133,41 +4187,60 @@ def _counted(number: int, noun: str) -> str:
 
 
 def write_text(report: Report) -> str:
-    """Return the report as the interpreter prints a traceback, then the request and the versions."""
-    lines = [report.text, ""]
-    if report.request:
-        lines.append(f"{report.request.method} {report.request.url}")
+    """Return the report as the interpreter prints a traceback, then request, versions and the page's address."""
+    newest, request = report.problems[-1], report.request
+    lines = [report.text.rstrip(), *_hints_beyond(report.text, newest), ""]
+    lines += [f"{request.method} {request.url}"] if request else []
     lines.append(", ".join([*(f"{name} {version}" for name, version in report.versions), report.time]))
     lines += [report.link] if report.link else []
     return "\n".join(lines) + "\n"
 
 
+def _hints_beyond(text: str, problem: ExceptionView) -> list[str]:
+    """Return what an exception's view knows to help that the interpreter's text has not said already."""
+    taken = [f"(it takes {frame.signature})" for frame in problem.frames if frame.signature]
+    told = f"({problem.hint})" if problem.hint and problem.hint.rstrip("?") not in text else ""
+    return [line for line in [told, *taken] if line]
+
+
 def write_markdown(report: Report) -> str:
-    """Return the report for an issue or an assistant: what, where, with which values, the traceback, the request."""
-    problem = report.problems[-1]
-    parts = [f"# {_code(f'{problem.type}: {_one_line(problem.message, 200)}')}"]
-    if problem.hint:
-        parts.append(_fence(problem.hint))
-    place = next((frame for frame in reversed(problem.frames) if frame.app), None)
-    if place:
-        parts.append(f"## {_code(f'{place.filename}:{place.lineno}')} in {_code(place.name)}")
-        parts.append(_fence(_excerpt(place), "python"))
-        values = [f"{v.name} = {v.value}" for v in place.variables]
-        parts += ["Values there:", _fence("\n".join(values))] if values else []
-    parts += ["## Traceback", _fence(report.text.rstrip())]
-    if report.request:
-        request = report.request
+    """Return the report for an assistant or an issue, paths relative to the working directory.
+
+    What failed comes first; then each frame of the application's with its source and its values, the innermost first;
+    then the traceback, the request, the versions and the page's address.
+    """
+    newest, request = report.problems[-1], report.request
+    title = _one_line(newest.message, _SHORT_TEXT)
+    parts = [f"# {_code(f'{newest.type}: {title}')}"]
+    parts += [] if _is_short(newest.message) else [_fence(newest.message)]
+    parts += [_fence(line) for line in [*_hints_beyond("", newest), *newest.notes]]
+    for _, wording, problem in _newest_first(report.problems, ""):
+        cause = f"{wording} {_code(f'{problem.type}: {_one_line(problem.message, 200)}')}:" if wording else ""
+        for frame in [frame for frame in reversed(problem.frames) if frame.app] or problem.frames[-1:]:
+            name = f" in {_code(frame.name)}" if frame.name else ""
+            parts += [f"## {_code(f'{_short_path(frame.filename)}:{frame.lineno}')}{name}", cause]
+            parts += [_fence(_excerpt(frame), "python" if frame.kind == "python" else ""), _values_block(frame)]
+            cause = ""
+    here = _fence(report.text.rstrip().replace(f'File "{os.path.join(_cwd(), "")}', 'File "'))
+    parts += ["## Traceback", here]
+    if request:
         rows = [f"{request.method} {request.url}", *(f"{name}: {text}" for name, text in request.headers)]
         form = ["", *(f"{name} = {text}" for name, text in request.form)] if request.form else []
         parts += ["## Request", _fence("\n".join([*rows, *form]))]
     parts += ["## Versions", _fence("\n".join(f"{name} {version}" for name, version in report.versions))]
     parts += [f"## Page with frames and console\n\n<{report.link}>"] if report.link else []
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _values_block(frame: FrameView) -> str:
+    values = "\n".join(f"{variable.name} = {variable.value}" for variable in frame.variables)
+    return f"Values:\n\n{_fence(values)}" if values else ""
 
 
 def _excerpt(frame: FrameView) -> str:
     """Return the window of source with its numbers and an arrow at the failing line."""
-    return "\n".join(f"{'>' if number == frame.lineno else ' '}{number:5} {text}" for number, text in frame.source)
+    rows = (f"{'>' if number == frame.lineno else ' '}{number:5} {text}" for number, text in frame.source)
+    return "\n".join(rows) or frame.missing
 
 
 def _fence(text: str, language: str = "") -> str:
@@ -4177,7 +4250,8 @@ def _fence(text: str, language: str = "") -> str:
 
 
 def _code(text: str) -> str:
-    """Return one line of text as code of Markdown."""
+    """Return text as code of Markdown, in one line: the name of a file may hold a line end."""
+    text = escape_unprintable(text)
     ticks = "`" * (1 + _longest_ticks(text))
     return f"{ticks} {text} {ticks}" if "`" in text else f"`{text}`"
 
@@ -4187,7 +4261,7 @@ def _longest_ticks(text: str) -> int:
 
 
 def write_json(report: Report) -> str:
-    """Return the report as JSON, in ASCII: the names of room 4, nothing left out."""
+    """Return the report as JSON, in ASCII: the names of a `Report`, nothing left out."""
     import json
 
     return json.dumps(_as_plain(report), indent=1)
@@ -4201,10 +4275,22 @@ def _as_plain(value: Any) -> Any:
 
 
 def write_fragment(report: Report) -> str:
-    """Return what a script may put into a page of the application's: no script, no ids, its own style."""
+    """Return what a script may put into a page of the application's: no script, no ids, its own style.
+
+    It has what failed, where, the values there, and the address of the whole page.
+    """
     problem = report.problems[-1]
-    title = f"{problem.type}: {_one_line(problem.message, 400)}"
-    return _fill_template(FRAGMENT, title=title, text=write_text(report._replace(link="")), link=report.link)
+    frame = next((frame for frame in reversed(problem.frames) if frame.app), None) or (problem.frames or [None])[-1]
+    place, source, values = "", "", ""
+    if frame is not None:
+        place = f"{_short_path(frame.filename)}:{frame.lineno}" + (f" in {frame.name}" if frame.name else "")
+        source = "\n".join(text.strip() for number, text in frame.source if number == frame.lineno)
+        told = [f"{variable.name} = {variable.value}" for variable in frame.variables[:_FRAGMENT_VALUES]]
+        values = "\n".join([*told, "…"] if len(frame.variables) > _FRAGMENT_VALUES else told)
+    text = "\n\n".join(part for part in (problem.hint, source, values) if part)
+    return _fill_template(
+        FRAGMENT, type=problem.type, message=problem.message, place=place, text=text, link=report.link
+    )
 
 
 def emergency_page(error: BaseException, crash: str) -> str:
@@ -5312,6 +5398,12 @@ class DebuggedApplication:
 
     # -- what a page needs to know
 
+    def crash_page(self, report: Report, environ: Mapping[str, Any], nonce: str, stored: str = "") -> str:
+        """Return the page of a crash for the visitor whose environ this is."""
+        editor, path_map = self.terminal.editor, self.terminal.path_map
+        surroundings = self.surroundings(environ)
+        return write_page(report, nonce=nonce, stored=stored, editor=editor, path_map=path_map, **surroundings)
+
     def surroundings(self, environ: Mapping[str, Any]) -> dict[str, Any]:
         """Return what every page needs: where it is, which process wrote it, and what its console may do."""
         refusal = self.guard.refuses_script(environ)
@@ -5570,7 +5662,7 @@ class _Exchange:
         if is_fragment:
             return write_fragment(_report_of(crash))
         visitor = {**self.environ, "HTTP_COOKIE": self.cookies}
-        return write_page(_report_of(crash), nonce=nonce, **self.debugger.surroundings(visitor))
+        return self.debugger.crash_page(_report_of(crash), visitor, nonce)
 
 
 class _SizedExchange:
@@ -5971,8 +6063,7 @@ class _DebuggerEndpoint:
         if kind != "text/html":
             return _Reply("200 OK", _WRITERS[kind](crash.report), kind)
         stored = f"{crash.id} {crash.seconds:.3f}"
-        surroundings = self.debugger.surroundings(self.environ)
-        return _Reply("200 OK", write_page(crash.report, nonce=self.nonce, stored=stored, **surroundings), kind)
+        return _Reply("200 OK", self.debugger.crash_page(crash.report, self.environ, self.nonce, stored), kind)
 
     # -- actions, for our pages
 
@@ -10658,7 +10749,7 @@ def _start(
                 raise
             config, mistake = Config(**notes["config"]), error
             tls = _tls_of(config, terminal)
-        terminal.quiet = config.quiet
+        terminal.quiet, terminal.editor, terminal.path_map = config.quiet, config.editor, config.path_map
         if config.reload and launch.must_supervise:
             listener, notes = _listen_for(config, in_code=in_code)
             return supervise(launch, Handover({"listener": [listener.detach()]}, notes))
@@ -10705,7 +10796,7 @@ def make_server(app: WSGIApplication, host: str = "127.0.0.1", port: int = 0, **
     check_keywords(options, run=False)
     config = config_of_keywords(host=host, port=port, **options)
     app = prepared(app, debug=config.debug, debugger=config.debugger)
-    terminal = Terminal(quiet=config.quiet)
+    terminal = Terminal(quiet=config.quiet, editor=config.editor, path_map=config.path_map)
     check_pin(config.pin)
     tls = _tls_of(config, terminal)
     listener = listen(config.host, config.port, again=_keyword_for_port)
@@ -11514,8 +11605,9 @@ CRASH = """<header>
 <div>
 <label>Open files in <select id="editor">{editors}</select></label>
 <label id="own">Its link, with {{path}}, {{line}} and {{column}}
-<input id="own-link" placeholder="editor://open?file={{path}}&amp;line={{line}}"></label>
-<label>Server's folder = yours, if they differ <input id="folders" placeholder="/app=/home/me/project"></label>
+<input id="own-link" value="{own_link}" placeholder="editor://open?file={{path}}&amp;line={{line}}"></label>
+<label>Server's folder = yours, if they differ <input id="folders" value="{path_map}" \
+placeholder="/app=/home/me/project"></label>
 </div>
 </details>
 </div>
@@ -11578,18 +11670,21 @@ STACKS = """<pre class="stacks">{text}</pre>"""
 # What a script of the application's, or a frame, shows of a crash inside of another page.
 FRAGMENT = """<div style="all:initial;display:block;margin:8px 0;padding:12px 14px;border-left:4px solid #b3261e;\
 background:#fff;color:#1d1e20;font:14px/1.5 system-ui,sans-serif;text-align:left">
-<b style="color:#b3261e;overflow-wrap:anywhere">{title}</b>
-<pre style="margin:8px 0;max-height:320px;overflow:auto;font:12.5px/1.5 ui-monospace,Consolas,monospace;\
-white-space:pre-wrap;overflow-wrap:anywhere">{text}</pre>
+<div style="max-height:200px;overflow:auto;overflow-wrap:anywhere;white-space:pre-wrap" tabindex="0">\
+<b style="color:#b3261e">{type}</b> {message}</div>
+<div style="margin-top:6px;color:#5c5f66;overflow-wrap:anywhere">{place}</div>
+<pre style="margin:6px 0 8px;max-height:320px;overflow:auto;font:12.5px/1.5 ui-monospace,Consolas,monospace;\
+white-space:pre-wrap;overflow-wrap:anywhere" tabindex="0">{text}</pre>
 <a style="color:#0a58a8" href="{link}" target="_blank" rel="noopener">Frames, values and console</a>
 </div>
 """
 
-EDITOR = """<option value="{link}">{name}</option>"""
+EDITOR = """<option value="{link}"{selected}>{name}</option>"""
 
 # What kind of exception, its module quieter; its message.  LONG is in its place for a long one.
 TYPE = """<span class="type"><span>{module}</span>{name}</span>"""
 MESSAGE = """<span class="message">{text}</span>"""
+TALL_MESSAGE = """<span class="message tall" tabindex="0">{text}</span>"""
 
 # Remarks under the heading.
 HINT = """<p class="hint">{text}</p>"""
@@ -11688,6 +11783,8 @@ h1 { margin: 20px 0 14px; font: 19px/1.45 var(--mono); overflow-wrap: anywhere }
 .type { color: var(--red); font-weight: 600 }
 .type span { font-weight: 400 }
 .message { white-space: pre-wrap }
+.tall { display: block; max-height: 34vh; overflow: auto; padding: 4px 10px; margin-top: 4px;
+  border: 1px solid var(--rule); border-radius: 5px; background: var(--paper); font-size: 14px }
 .long > summary { list-style: none }
 .long[open] > summary > .start { display: none }
 html:not(.js) .later:empty::before { content: "Reading the values needs scripts"; color: var(--soft) }
@@ -11881,13 +11978,15 @@ const editor = find("#editor"), ownLink = find("#own-link"), folders = find("#fo
 const choices = {editor, link: ownLink, folders};
 function aimLinks() {
   const link = editor.value || ownLink.value;
-  const [there, here] = folders.value.split("=");
+  const pairs = folders.value.split(",").map(pair => pair.split("=").map(side => side.trim().replace(/[/\\]+$/, "")));
   find("#own").hidden = editor.value !== "";
   find("#editor-name").textContent = ": " + editor.selectedOptions[0].text;
   for (const edit of all("a.edit")) {
     const frame = edit.closest(".frame"), path = find(".place", frame).title;
     const {line, column} = frame.dataset;
-    const local = here && path.startsWith(there) ? here + path.slice(there.length) : path;
+    const within = folder => path.startsWith(folder) && /^([/\\]|$)/.test(path.slice(folder.length));
+    const pair = pairs.find(([there, here]) => here && within(there));
+    const local = pair ? pair[1] + path.slice(pair[0].length) : path;
     const safe = local.replace(/\\/g, "/").replace(/^(?!\/)/, "/").split("/").map(encodeURIComponent).join("/");
     edit.href = link.replace("{path}", safe.replace(/%3A/g, ":")).replace("{line}", line).replace("{column}", column);
   }

@@ -3944,7 +3944,7 @@ class ReadingTemplates(Reading):
         frame = self.template(failure_of(lambda: environment.get_template("named.html").render(**given)))
         self.assertEqual(values(frame), {"b": "0", "a": "1"})
         self.assertEqual([variable.name for variable in frame.variables], ["b", "a"])
-        self.assertIn('class="values"', devserve._write_body(frame, unread=False))
+        self.assertIn('class="values"', devserve._write_frame(frame, opened=True))
         self.write("broken.html", "<p>\n{% if %}\n")
         frame = self.template(failure_of(lambda: environment.get_template("broken.html")))
         self.assertEqual(frame.lineno, 2)
@@ -4399,16 +4399,80 @@ class PageContents(unittest.TestCase):
         self.assertEqual(told["request"]["method"], "POST")
 
     def test_markdown_holds_place_values_traceback_request_and_versions(self) -> None:
-        text = devserve.write_markdown(crash_report("word"))
+        text = devserve.write_markdown(crash_report("word")._replace(link="http://h/crash/1"))
         for part in (
             "# `word: word`",
             "## `/srv/word.py:2` in `word`",
             ">    2 word",
             "word = word",
+            "Caused by `word: word`:",
             "## Traceback",
             "POST word",
+            "<http://h/crash/1>",
         ):
             self.assertIn(part, text)
+
+    def test_markdown_has_each_frame_of_the_application_with_relative_paths(self) -> None:
+        def inner(row: dict[str, int]) -> int:
+            return row["price"]
+
+        def outer() -> None:
+            basket = {"prize": 1}
+            try:
+                inner(basket)
+            except KeyError as error:
+                raise LookupError("no price\nat all") from error
+
+        text = devserve.write_markdown(devserve.read_report(raised(outer)))
+        heads = re.findall(r"^## `test_devserve\.py:\d+` in `.*?(\w+)`$", text, re.MULTILINE)
+        self.assertEqual(heads[:1] + heads[-2:], ["outer", "inner", "outer"] if len(heads) > 3 else heads)
+        self.assertIn("```\nno price\nat all\n```", text)
+        self.assertIn("row = {'prize': 1}", text)
+        self.assertIn(
+            "Did you mean: 'prize'", devserve.write_markdown(devserve.read_report(raised(lambda: inner({"prize": 1}))))
+        )
+        self.assertNotIn(os.getcwd(), text)
+
+    def test_a_line_end_in_the_name_of_a_file_breaks_no_markdown(self) -> None:
+        code = compile("1 / 0", "/srv/a\n# b`.py", "exec")
+        text = devserve.write_markdown(devserve.read_report(raised(lambda: exec(code))))
+        self.assertNotRegex(text.split("## Traceback")[0], r"(?m)^# b")
+
+    def test_a_fragment_has_type_message_place_values_and_link_and_no_script(self) -> None:
+        for text in ("word", *HOSTILE):
+            fragment = devserve.write_fragment(crash_report(text)._replace(link="http://h/crash/1"))
+            skeleton = Skeleton(fragment)
+            self.assertEqual((skeleton.unbalanced, skeleton.open), ([], []))
+            self.assertLessEqual({tag for tag, _ in skeleton.tags}, {"div", "b", "pre", "a"})
+            self.assertLessEqual(
+                {name for _, name, _ in skeleton.values}, {"style", "tabindex", "href", "target", "rel"}
+            )
+            self.assertIn(("a", "href", "http://h/crash/1"), skeleton.values)
+        text = untagged(devserve.write_fragment(crash_report("word")))
+        for part in ("word word", "/srv/word.py:2 in word", "word = word"):
+            self.assertIn(part, text)
+
+    def test_messages_are_whole_and_long_ones_scroll_in_their_place(self) -> None:
+        long = "\n".join(f"field {n}: input should be a valid string" for n in range(40))
+        for report in (crash_report(long), crash_report("short")):
+            message = report.problems[-1].message
+            page = page_of(report)
+            heading = page[page.index("<h1>") : page.index("</h1>")]
+            self.assertIn(html.escape(message), heading)
+            self.assertEqual('class="message tall" tabindex="0"' in heading, message == long)
+
+    def test_the_editor_of_the_configuration_is_chosen(self) -> None:
+        console = devserve.ConsoleState("locked", "s", "", "")
+
+        def page(editor: str) -> str:
+            arguments: Any = {"console": console, "reload_id": "g", "nonce": "n", "prefix": "/p"}
+            return devserve.write_page(crash_report(), editor=editor, path_map=("/app=/me", "/b=/c"), **arguments)
+
+        self.assertRegex(page("pycharm"), r'<option value="pycharm:[^"]*" selected>PyCharm')
+        self.assertIn('id="folders" value="/app=/me,/b=/c"', page(""))
+        own = page("my://{path}")
+        self.assertIn(" selected>Own link", own)
+        self.assertIn('id="own-link" value="my://{path}"', own)
 
     def test_the_emergency_page_asks_nothing_of_the_error(self) -> None:
         class Rude(Exception):
@@ -12500,18 +12564,18 @@ class BrowserPage(InBrowser):
     def test_the_editor_is_chosen_once_and_paths_are_mapped(self) -> None:
         self.open("/key")
         link = self.page.locator("a.edit").first
-        self.assertRegex(link.get_attribute("href"), r"^vscode://file/.*devserve%20browser%20.*/fruits\.py:17:\d+$")
+        self.assertRegex(link.get_attribute("href"), r"^vscode://file/.*devserve%20browser%20.*/fruits\.py:18:\d+$")
         self.page.locator(".menu > summary").click()
         self.page.locator("#editor").select_option(label="Sublime")
         self.page.locator("#folders").fill(f"{self.folder}=/home/me")
         self.page.keyboard.press("Tab")
         self.open("/key")
-        self.assertEqual(link.get_attribute("href"), "subl://open?url=file:///home/me/fruits.py&line=17")
+        self.assertEqual(link.get_attribute("href"), "subl://open?url=file:///home/me/fruits.py&line=18")
         self.page.locator(".menu > summary").click()
         self.page.locator("#editor").select_option(label="Own link")
         self.page.locator("#own-link").fill("my:{line}:{path}")
         self.page.keyboard.press("Tab")
-        self.assertEqual(link.get_attribute("href"), "my:17:/home/me/fruits.py")
+        self.assertEqual(link.get_attribute("href"), "my:18:/home/me/fruits.py")
 
     def test_hostile_text_never_becomes_markup(self) -> None:
         self.open("/hostile")
