@@ -319,6 +319,8 @@ def configure(given: Mapping[str, Any], warn: Callable[[str], None]) -> Config:
     for warning in _read_env_files(env_file):
         warn(warning)
     values = {**_values_of_environment(OPTIONS), **given}
+    if "live" not in given and not values.get("reload", values.get("debug")):
+        values["live"] = False  # a habit of the person's, and no mistake in this command
     config = _config_of_values(values)
     for pattern in (*config.extra_files, *config.exclude_patterns):
         for low, high in re.findall(r"\[[^\]]*?(.)-([^\]])", pattern):
@@ -8191,7 +8193,7 @@ def tls_from_files(cert: str, key: str) -> Callable[[socket.socket], socket.sock
 
 _CERTIFICATE_DAYS = 397  # browsers believe in no certificate that is valid for longer
 _CERTIFICATE_REST = 7 * 86400  # seconds before its end at which it is made anew: a project may run for some days
-_OPENSSL_PATIENCE = 30.0  # seconds for the program, which needs a tenth of one
+_OPENSSL_SECONDS = 30.0  # seconds for the program, which needs a tenth of one
 
 
 def adhoc_certificate(host: str, say: Callable[[str], None]) -> str:
@@ -8208,7 +8210,10 @@ def adhoc_certificate(host: str, say: Callable[[str], None]) -> str:
             return path
         names |= kept  # so that two projects on different addresses do not take turns
     head = f"devserve {int(time.time()) + _CERTIFICATE_DAYS * 86400} {' '.join(sorted(names))}\n"
-    text = head + _new_certificate(sorted(names))
+    try:
+        text = head + _certificate_by_cryptography(sorted(names))
+    except ImportError:
+        text = head + _certificate_by_openssl(sorted(names))
     try:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         fresh = f"{path}.{os.getpid()}"
@@ -8249,22 +8254,6 @@ def _kept_certificate(path: str) -> tuple[set[str], float]:
         return set(), 0.0
 
 
-def _new_certificate(names: Sequence[str]) -> str:
-    """Return a new key and a certificate for these names (PEM).  Raises DevserveError when nothing here makes one."""
-    import shutil
-
-    try:
-        return _certificate_by_cryptography(names)
-    except ImportError:
-        pass
-    if shutil.which("openssl"):
-        return _certificate_by_openssl(names)
-    raise DevserveError(
-        "--cert adhoc needs the package cryptography (pip install cryptography) or the program openssl; or give "
-        "--cert FILE"
-    )
-
-
 def _certificate_by_cryptography(names: Sequence[str]) -> str:
     """Raises ImportError where the package is not installed."""
     from datetime import datetime, timedelta, timezone
@@ -8300,7 +8289,7 @@ def _certificate_by_cryptography(names: Sequence[str]) -> str:
 
 
 def _certificate_by_openssl(names: Sequence[str]) -> str:
-    """A file of settings, since LibreSSL, which macOS has, lacks some of the options."""
+    """A file of settings tells it what is wanted, as LibreSSL, which macOS has, lacks some of the options."""
     import subprocess
     import tempfile
 
@@ -8313,15 +8302,12 @@ def _certificate_by_openssl(names: Sequence[str]) -> str:
         made = ["-days", str(_CERTIFICATE_DAYS), "-config", settings, "-keyout", key, "-out", cert]
         try:
             command = ["openssl", "req", "-x509", *kind, *made]
-            subprocess.run(command, check=True, capture_output=True, timeout=_OPENSSL_PATIENCE)
-            with open(key, encoding="ascii") as first, open(cert, encoding="ascii") as second:
-                return first.read() + second.read()
+            subprocess.run(command, check=True, capture_output=True, timeout=_OPENSSL_SECONDS)
         except (OSError, subprocess.SubprocessError) as error:
-            told = getattr(error, "stderr", None) or str(error).encode()
-            lines = told.decode("utf-8", "replace").strip().splitlines()
-            raise DevserveError(
-                f"--cert adhoc: openssl makes no certificate ({lines[-1]}); give --cert FILE"
-            ) from error
+            remedy = "it needs the package cryptography (pip install cryptography) or the program openssl"
+            raise DevserveError(f"--cert adhoc makes no certificate: {remedy}; or give --cert FILE") from error
+        with open(key, encoding="ascii") as first, open(cert, encoding="ascii") as second:
+            return first.read() + second.read()
 
 
 _OPENSSL_SETTINGS = """\
@@ -11357,7 +11343,7 @@ if TYPE_CHECKING:
     import argparse
 
 _HELP_WIDTH = 98  # columns of --help where there is no terminal, as on one of 100
-_OTHER_COMMANDS = ("run", "runserver")  # Flask's and Django's words for what is devserve's only command
+_OTHER_COMMANDS = ("run", "runserver", "manage.py")  # Flask's and Django's words for what is the only command here
 _DESCRIPTION = """\
 The development server for Python web applications: it reloads on a save, and
 turns an exception into a page that finds the bug. For local development only,

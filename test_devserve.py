@@ -11997,6 +11997,8 @@ class CommandLineOptions(Folder):
         ([], {"DEVSERVE_NOTHING_OF_OURS": "1"}, {}),
         ([], {"DEVSERVE_OPEN": "1"}, {"open": True}),
         ([], {"DEVSERVE_LIVE": "1", "DEVSERVE_RELOAD": "1"}, {"live": True, "reload": True}),
+        ([], {"DEVSERVE_LIVE": "1"}, {}),
+        (["--debug", "--no-reload"], {"DEVSERVE_LIVE": "1"}, {"debug": True, "debugger": True}),
         ([], {"DEVSERVE_EDITOR": "idea"}, {"editor": "idea"}),
         ([], {"DEVSERVE_PATH_MAP": "/a=/b"}, {"path_map": ("/a=/b",)}),
         ([], {"DEVSERVE_EXCLUDE_PATTERNS": "*.log"}, {"exclude_patterns": ("*.log",)}),
@@ -12004,6 +12006,7 @@ class CommandLineOptions(Folder):
         (["hello"], {"DEVSERVE_APP": "other", "FLASK_APP": "third"}, {"app": "hello"}),
         # words that are understood as something else
         (["hello", "8000"], {}, {"app": "hello", "port": 8000}),
+        (["manage.py", "runserver", "8000"], {}, {"port": 8000}),
         (["runserver", "0.0.0.0:8000"], {}, {"host": "0.0.0.0", "port": 8000}),
         (["runserver", "[::1]:8000"], {}, {"host": "::1", "port": 8000}),
         (["hello:app", "localhost:80"], {}, {"app": "hello:app", "host": "localhost", "port": 80}),
