@@ -6538,8 +6538,9 @@ class _Connection:
         self.line = _NO_LINE  # method and target of the request in hand, for the log
         self.thread: Optional[int] = None  # that carries it
         self.hangs_told = 0  # how often the terminal was told that the request in hand hangs
+        self.head = b""  # its head as it came, and its body, for a bridge
+        self.body: Optional[_Body] = None
         self.waits = True  # a read of the body waits for the client; while a bridge waits for both, it does not
-        self.head = b""  # its head as it came, for a bridge
         self.keep_alive = True
         self.ending = False  # the last response has been sent
         self.input_left = False  # the client may have sent, or still be sending, what nobody will read
@@ -6682,7 +6683,7 @@ class _Connection:
         self.keep_alive = head.keep_alive
         environ = {**self.environ, **head.environ}
         if self.server.streams:
-            self.head, environ[CONNECTION], self.waits = raw, self, False
+            self.head, environ[CONNECTION], self.body = raw, self, None
         if head.length == 0:
             environ["wsgi.input"] = io.BytesIO()
             return head, environ, None
@@ -6728,8 +6729,9 @@ class _Connection:
     def _open_body(self, environ: Environ, length: int, expected: bool) -> _Body:
         """Offer the body as `wsgi.input`: a chunked one when it is whole, any other as it comes."""
         if self.server.streams:
-            environ["wsgi.input"] = body = (_ChunkedBody if length == _CHUNKED else _Body)(self, length, expected)
-            return body
+            self.body = (_ChunkedBody if length == _CHUNKED else _Body)(self, length, expected)
+            environ["wsgi.input"] = io.BufferedReader(self.body)
+            return self.body
         body = _Body(self, max(length, 0), expected)
         if length == _CHUNKED:
             spool = _Dechunker(self, body).spool()
@@ -8384,7 +8386,7 @@ class AsgiBridge:
     def __init__(self, app: Any, terminal: Terminal) -> None:
         self.app = app
         self.terminal = terminal
-        self.report: Optional[Callable[[BaseException, str], object]] = None  # tells what no answer can tell of
+        self.report: Callable[[BaseException, Optional[Environ], str], str] = lambda *_: ""  # stores, returns a link
         self.loop: asyncio.AbstractEventLoop
         self.thread = 0  # the loop's
         self.state: dict[str, Any] = {}  # the lifespan's, of which each request gets a copy
@@ -8508,7 +8510,8 @@ class AsgiBridge:
             last = max(request.started for request in self.requests)
             await asyncio.wait(self.requests.values(), timeout=max(0.0, last + grace - time.perf_counter()))
         for request, task in self.requests.items():
-            self.terminal.warn(f"cancelled {request.name}: still running after its grace")
+            if grace:
+                self.terminal.warn(f"cancelled {request.name}: still running after its grace")
             task.cancel()
         if self.requests:
             await asyncio.wait(self.requests.values(), timeout=_CANCEL_SECONDS)
@@ -8519,10 +8522,14 @@ class AsgiBridge:
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         return _HttpRequest(self, environ).respond(start_response)
 
-    def report_later(self, error: BaseException, name: str) -> None:
+    def report_later(self, error: BaseException, environ: Optional[Environ], what: str) -> None:
         """Tell of a failure that no answer can tell of, in a thread, since an exception's text may take its time."""
-        report = self.report or self.terminal.crash
-        threading.Thread(target=report, args=(error, name), name="devserve report", daemon=True).start()
+
+        def tell() -> None:
+            link, _ = call_safely(lambda: self.report(error, environ, what))
+            self.terminal.crash(error, what, link or "")
+
+        threading.Thread(target=tell, name="devserve report", daemon=True).start()
 
     @contextlib.contextmanager
     def wakeup(self) -> Iterator[_Wakeup]:
@@ -8610,12 +8617,14 @@ class _HttpRequest:
 
         self.bridge = bridge
         self.connection = environ.pop(CONNECTION)
+        self.environ = environ
         self.name = self.connection.describe()
         self.started = self.connection.started
         self.scope = _http_scope(environ, self.connection, bridge.state)
         # The thread's
-        self.input = environ["wsgi.input"]
-        self.has_more = bool(getattr(self.input, "unread", 0))  # of the body to hand over
+        self.body = self.connection.body
+        self.has_more = self.body is not None  # of the body to hand over
+        self.record: Callable[[bytes], object] = getattr(environ["wsgi.input"], "record", bytes)  # for the debugger
         self.handed = 0  # bytes of the body that have been given to the loop
         self.written = 0  # bytes of the answer that the connection has taken
         self.wakeup: Optional[_Wakeup] = None  # by which the loop wakes it while it watches the socket
@@ -8623,7 +8632,7 @@ class _HttpRequest:
         self.inbox: deque[tuple[bytes, bool]] = deque() if self.has_more else deque([(b"", False)])
         self.outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()  # (bytes or a file, more), or what failed
         self.is_gone = False  # the client; set by the thread
-        self.is_asked = not self.has_more or not self.input.expected  # the client may send its body
+        self.is_asked = not self.has_more or not self.body.expected  # the client may send its body
         # The loop's
         self.is_explained = ON_EXCEPTION in environ  # a page would take the place of a framework's own 500
         self.phase = _NOT_STARTED
@@ -8639,7 +8648,8 @@ class _HttpRequest:
 
     def respond(self, start_response: StartResponse) -> Iterable[bytes]:
         """Have the application called, and return its answer as soon as something of it is to be sent."""
-        if self.has_more and self.is_asked and self.input.is_at_hand:
+        self.connection.waits = False
+        if self.has_more and self.is_asked and self.body.is_at_hand:
             self._take_in()
         self.bridge.post(self.begin)
         piece, more = self.next_message()
@@ -8676,11 +8686,11 @@ class _HttpRequest:
         """Return what comes next from the loop; meanwhile take what comes from the client."""
         with self.bridge.wakeup() as self.wakeup:
             try:
-                comes = self.has_more and self.input.is_at_hand
+                comes = self.has_more and self.body.is_at_hand
                 while self.outbox.empty():
                     reads = not self.has_more or self._has_room()
                     if reads and self.has_more:
-                        self.input.invite()
+                        self.body.invite()
                     if comes and reads:
                         comes = self._take_in()
                     else:
@@ -8702,14 +8712,15 @@ class _HttpRequest:
             if not self.has_more:
                 self.connection.read_ahead()  # the next request, if any: read to see the end that may come after it
                 return False
-            piece = self.input.read(_WAITING_LIMIT)
+            piece = self.body.read(_WAITING_LIMIT)
         except BlockingIOError:
             return False
-        self.has_more = bool(self.input.unread)
+        self.has_more = bool(self.body.unread)
+        self.record(piece)
         self.handed += len(piece)
         self.inbox.append((piece, self.has_more))
         self.bridge.post(self.notify)
-        return self.has_more and bool(self.input.is_at_hand)
+        return self.has_more and bool(self.body.is_at_hand)
 
     def took(self, size: int) -> None:
         """Note that the connection has taken a piece of the answer."""
@@ -8747,13 +8758,13 @@ class _HttpRequest:
         """Let the thread know how the application ended, or the terminal when the thread has gone on already."""
         if self.is_gone:
             if error is not None and not _tells_disconnect(error):
-                self.bridge.report_later(error, f"{self.name} failed when its client had gone")
+                self.bridge.report_later(error, self.environ, f"{self.name} failed when its client had gone")
             return
         if self.held is not None and error is None:
             self.release()
         if self.phase == _COMPLETE and self.held is None:
             if error is not None:
-                self.bridge.report_later(error, f"{self.name} failed after its answer")
+                self.bridge.report_later(error, self.environ, f"{self.name} failed after its answer")
         elif error is not None:
             self.put(error)
         else:
@@ -9023,7 +9034,7 @@ class _Lifespan:
         except BaseException as error:  # noqa: BLE001 - raised again by `start`, or told
             if self.is_started.is_set():
                 if not self.is_stopped.is_set():
-                    self.bridge.report_later(error, "the application's lifespan failed")
+                    self.bridge.report_later(error, None, "the application's lifespan failed")
             elif self.asked and not self.is_unknown:
                 self.error = error
         self.is_started.set()
@@ -10787,8 +10798,9 @@ def make_server(app: WSGIApplication, host: str = "127.0.0.1", port: int = 0, **
     tls = _tls_of(config, terminal)
     listener = listen(config.host, config.port, again=_keyword_for_port)
     server = DevServer(listener, app, terminal, threads=config.threads, tls=tls)
-    if is_asgi(app):
-        app = server.app = bridge = AsgiBridge(app, terminal)
+    bridge = AsgiBridge(app, terminal) if is_asgi(app) else None
+    if bridge:
+        app = server.app = bridge
         server.streams = True
         try:
             server.at_close = bridge.start_in_thread()
@@ -10798,7 +10810,9 @@ def make_server(app: WSGIApplication, host: str = "127.0.0.1", port: int = 0, **
     if config.debugger:
         guard = Guard.fresh(config.pin, server.server_port, config.trusted_hosts, _bound_hosts(config, listener))
         base_url = urls(listener, "https" if tls else "http")[0]
-        server.app = DebuggedApplication(app, guard=guard, terminal=terminal, base_url=base_url)
+        server.app = debugged = DebuggedApplication(app, guard=guard, terminal=terminal, base_url=base_url)
+        if bridge:
+            bridge.report = debugged.report
         terminal.say(f"devserve: {guard.greeting(base_url)}")
     return server
 
@@ -10969,7 +10983,9 @@ class _Runner:
         """Let requests from now on go to `app`, through the debugger when there is one."""
         if self.guard:
             base_url = urls(self.listener, self.scheme)[0]
-            app = DebuggedApplication(app, guard=self.guard, terminal=self.terminal, base_url=base_url)
+            app = debugged = DebuggedApplication(app, guard=self.guard, terminal=self.terminal, base_url=base_url)
+            if self.bridge:
+                self.bridge.report = debugged.report
         elif isinstance(app, BrokenApp):
             app = _import_error_app(app.error)
         self.server.app = app
