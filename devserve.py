@@ -6433,6 +6433,9 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
         """
         self.hold()
         closed = time.perf_counter()
+        for connection in list(self.connections):
+            if connection.leave is not None:
+                connection.leave()
         cut: set[_Connection] = set()
         while True:
             self.finished.clear()
@@ -6450,7 +6453,7 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
 
     def _deadline(self, connection: _Connection, started: float, closed: float, grace: float) -> float:
         """Return the moment at which a connection is cut; the gate closed at `closed`."""
-        if connection.ending:
+        if connection.ending or connection.leave is not None:
             return closed + _LINGER_MOMENT
         # From the closing at the latest: a client that pipelines without end begins one request after the other.
         return min(started, closed) + (0 if connection.is_stream else grace)
@@ -6540,6 +6543,7 @@ class _Connection:
         self.hangs_told = 0  # how often the terminal was told that the request in hand hangs
         self.head = b""  # its head as it came, and its body, for a bridge
         self.body: Optional[_Body] = None
+        self.leave: Optional[Callable[[], object]] = None  # asks whoever has taken it over for a polite end
         self.waits = True  # a read of the body waits for the client; while a bridge waits for both, it does not
         self.keep_alive = True
         self.ending = False  # the last response has been sent
@@ -7702,6 +7706,27 @@ class _UpgradedSocket:
                 self.sent += count
                 view = view[count:]
 
+    def receive_now(self, size: int) -> Optional[bytes]:
+        """Return what has come already, up to `size` bytes; None when nothing has, no bytes at the end."""
+        return self._call_now(lambda: self.recv(size), None)  # type: ignore[no-any-return]
+
+    def send_now(self, data: memoryview) -> int:
+        """Send what the socket takes without waiting; return how many bytes that are."""
+        count: int = self._call_now(lambda: self._call("send", data, 0, writing=True), 0)
+        self.sent += count
+        return count
+
+    def _call_now(self, call: Callable[[], Any], otherwise: Any) -> Any:
+        before, self._timeout = self._timeout, 0.0
+        try:
+            return call()
+        except OSError as error:
+            if not _would_block(error):
+                raise
+            return otherwise
+        finally:
+            self._timeout = before
+
     def _call(self, method: str, *args: Any, writing: bool) -> Any:
         """Return what a method of the socket returns, called anew each time that the socket is ready for it."""
         sock = self._connection.sock
@@ -8506,6 +8531,9 @@ class AsgiBridge:
     async def _stop(self, grace: float) -> None:
         import asyncio
 
+        for request in self.requests:
+            if isinstance(request, _WebSocket):
+                request.leave(_GOING_AWAY)
         if self.requests:
             last = max(request.started for request in self.requests)
             await asyncio.wait(self.requests.values(), timeout=max(0.0, last + grace - time.perf_counter()))
@@ -8520,6 +8548,12 @@ class AsgiBridge:
     # -- requests
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        if SOCKET_KEY in environ and environ.get("HTTP_UPGRADE", "").lower() == "websocket":
+            refusal = _refused_handshake(environ)
+            if refusal:
+                start_response(refusal, [("Sec-WebSocket-Version", "13"), ("Content-Length", "0")])
+                return [b""]
+            return _WebSocket(self, environ).respond(start_response)
         return _HttpRequest(self, environ).respond(start_response)
 
     def report_later(self, error: BaseException, environ: Optional[Environ], what: str) -> None:
@@ -8648,11 +8682,10 @@ class _HttpRequest:
 
     def respond(self, start_response: StartResponse) -> Iterable[bytes]:
         """Have the application called, and return its answer as soon as something of it is to be sent."""
-        self.connection.waits = False
-        if self.has_more and self.is_asked and self.body.is_at_hand:
-            self._take_in()
-        self.bridge.post(self.begin)
-        piece, more = self.next_message()
+        return self.answer(self.ask(), start_response)
+
+    def answer(self, first: tuple[Any, bool], start_response: StartResponse) -> Iterable[bytes]:
+        piece, more = first
         assert self.head is not None
         if self.head.closes:
             self.connection.keep_alive = False
@@ -8663,7 +8696,15 @@ class _HttpRequest:
             return _Answer(self, piece)
         return [piece] if isinstance(piece, bytes) else piece
 
-    def next_message(self) -> tuple[Any, bool]:
+    def ask(self) -> Any:
+        """Have the application called; return the first that it has to say."""
+        self.connection.waits = False
+        if self.has_more and self.is_asked and self.body.is_at_hand:
+            self._take_in()
+        self.bridge.post(self.begin)
+        return self.next_message()
+
+    def next_message(self) -> Any:
         """Return the next piece of the answer, and whether more follow.  Raises what ended the application.
 
         Meanwhile the body is read as the application takes it, and the client is watched.
@@ -8680,7 +8721,7 @@ class _HttpRequest:
             message = self._watch()
         if isinstance(message, BaseException):
             raise message
-        return message  # type: ignore[no-any-return]
+        return message
 
     def _watch(self) -> Any:
         """Return what comes next from the loop; meanwhile take what comes from the client."""
@@ -8801,6 +8842,10 @@ class _HttpRequest:
             self.put((FileWrapper(file), False))
         else:
             raise _BrokenProtocol(f"the application sent {kind!r}; expected is {_EXPECTED[self.phase]}")
+        await self.drain()
+
+    async def drain(self) -> None:
+        """Wait until the connection has taken most of what was sent."""
         while self.sent - self.written > _WAITING_LIMIT and self.held is None:
             if self.is_gone:
                 raise _ClientDisconnected("the client has gone")
@@ -8809,7 +8854,7 @@ class _HttpRequest:
     def start(self, message: _Message) -> None:
         """Begin the answer; nothing of it is sent before the first piece of its body is known."""
         self.head = _response_start(message["status"], tuple(map(tuple, message.get("headers", ()))))
-        self.is_bodiless = self.scope["method"] == "HEAD" or message["status"] in (204, 304)
+        self.is_bodiless = self.scope.get("method") == "HEAD" or message["status"] in (204, 304)
         self.length = -1 if self.is_bodiless else self.head.length
         if self.is_explained and message["status"] >= 500:
             self.held = []
@@ -8895,6 +8940,523 @@ class _Answer:
                 self.request.took(sys.maxsize)
             else:
                 self.request.gone()
+
+
+# -- a WebSocket (RFC 6455)
+
+_MESSAGE_LIMIT = 16 * 1024 * 1024  # bytes of a message, inflated; a longer one is refused (1009)
+_MESSAGE_COST = 64  # bytes that a message in the queue counts besides its own
+_PING_SECONDS = 20.0  # from a ping to its pong, at most, and to the next ping
+_ANSWER_SECONDS = 1.0  # for what came before the frame that breaks the protocol
+_CLOSE_SECONDS = 10.0  # for the other side's part of the closing handshake
+_DEFLATED_FROM = 128  # bytes; deflating a smaller message costs more than it saves
+_KEY_SUFFIX = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # section 1.3
+_CONTINUATION, _TEXT_FRAME, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10  # opcodes, section 5.2
+_NORMAL, _GOING_AWAY, _PROTOCOL_ERROR, _NO_CODE, _ABNORMAL = 1000, 1001, 1002, 1005, 1006  # section 7.4.1
+_BAD_DATA, _TOO_BIG, _INTERNAL_ERROR, _SERVICE_RESTART = 1007, 1009, 1011, 1012
+_OPEN = 3  # besides the phases of an answer: the application has accepted
+
+
+class _WebSocketError(Exception):
+    """The client breaks the protocol: the code and the reason with which the connection is closed."""
+
+
+class _WebSocket(_HttpRequest):
+    """A request that becomes a WebSocket once the application accepts it, and is answered as any other if it does not.
+
+    From then on the thread carries messages both ways, on a socket that does not block: neither side waits for the
+    other.  `outbox` has opcodes and payloads then, or what ended the application.
+    """
+
+    def __init__(self, bridge: AsgiBridge, environ: Environ) -> None:
+        super().__init__(bridge, environ)
+        offered = [name.strip() for name in environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", "").split(",")]
+        self.scope.update(
+            type="websocket",
+            scheme="wss" if self.scope["scheme"] == "https" else "ws",
+            subprotocols=[name for name in offered if name],
+            extensions={"websocket.http.response": {}},
+        )
+        del self.scope["method"]
+        self.key = environ["HTTP_SEC_WEBSOCKET_KEY"].encode("latin-1")
+        self.deflate = _negotiate_deflate(environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", ""))
+        # The thread's
+        self.socket = environ[SOCKET_KEY]
+        self.unsent = bytearray()
+        self.moved = 0  # bytes of messages that have left the outbox
+        self.ping_at = time.monotonic() + _PING_SECONDS
+        self.awaits_pong = False
+        self.closed_by = 0.0  # when the closing handshake must be over; 0: it has not begun
+        self.is_over = False  # nothing is received any more
+        self.refusal: Optional[_WebSocketError] = None  # of what the client has sent, by which the connection ends
+        self.refused_by = 0.0
+        self.failure: Optional[BaseException] = None  # of the application, raised at the end
+        # Both sides'
+        self.messages: deque[Union[str, bytes, _WebSocketError]] = deque()  # for the application
+        self.code, self.reason = 0, ""  # of the end, for the application; set by the thread
+        self.leaving = 0  # the code by which we close of our own; set by any thread
+        # The loop's
+        self.is_told = False  # the application knows of the connection
+
+    # -- in the thread
+
+    def respond(self, start_response: StartResponse) -> Iterable[bytes]:
+        first = self.ask()
+        if not isinstance(first, bytes):
+            return self.answer(first, start_response)
+        try:
+            self.socket.sendall(first)
+            self.connection.leave = partial(self.leave, _SERVICE_RESTART)
+            with self.bridge.wakeup() as self.wakeup:
+                self.converse()
+        except OSError:
+            pass  # the client has left without a word
+        finally:
+            self.wakeup = self.connection.leave = None
+            self.tell_end(_ABNORMAL)
+        if self.failure is not None:
+            raise self.failure
+        return []
+
+    def converse(self) -> None:
+        """Carry messages both ways until the end.  Raises OSError when the connection breaks."""
+        assert self.wakeup is not None
+        reader = _MessageReader(self.deflate)
+        deflater = _Deflater(self.deflate) if self.deflate else None
+        while not self.is_over or self.unsent:
+            self.take_out(deflater)
+            seconds = self.keep_time()
+            if self.unsent:
+                del self.unsent[: self.socket.send_now(memoryview(self.unsent))]
+            if len(self.unsent) < _WAITING_LIMIT:
+                self.took(self.moved - self.written)
+            room = len(self.unsent) < _MESSAGE_LIMIT and self.handed - self.taken < _WAITING_LIMIT
+            reads = not self.is_over and self.refusal is None and (room or bool(self.closed_by))
+            if not self.outbox.empty() or (self.is_over and not self.unsent):
+                continue
+            at_hand = reads and bool(self.connection.buffer)  # what was sent together with the handshake
+            sock, writes = self.connection.sock, bool(self.unsent)
+            if at_hand or self.wakeup.wait(sock, reads=reads, writes=writes, seconds=seconds):
+                self.take_in(reader)
+
+    def take_out(self, deflater: Optional[_Deflater]) -> None:
+        """Turn what the application has sent into frames."""
+        if self.leaving:
+            self.tell_end(self.leaving)
+            self.close(self.leaving)
+        while not self.outbox.empty():
+            message = self.outbox.get()
+            if isinstance(message, _WebSocketError):
+                self.end_by(*message.args)
+            elif isinstance(message, BaseException):
+                self.failure = message
+                self.close(_INTERNAL_ERROR)
+                self.is_over = True
+            elif message[0] == _CLOSE:
+                self.close(*message[1])
+            elif not self.closed_by:
+                self.moved += len(message[1])
+                self.unsent += deflater.frame(*message) if deflater else _frame(*message)
+
+    def take_in(self, reader: _MessageReader) -> None:
+        """Take what has come from the client."""
+        data = self.socket.receive_now(_WAITING_LIMIT)
+        if data is None:
+            return
+        if not data:
+            raise ConnectionAbortedError("the client closed the connection")
+        try:
+            for opcode, payload in reader.feed(data):
+                self.take(opcode, payload)
+                if self.is_over:
+                    return
+        except _WebSocketError as error:
+            code, reason = error.args
+            self.bridge.terminal.warn(f"{self.name}: the client broke the WebSocket protocol: {reason} ({code})")
+            self.refusal, self.refused_by = error, time.monotonic() + _ANSWER_SECONDS
+            self.messages.append(error)  # the application answers what came before it
+            self.bridge.post(self.notify)
+
+    def take(self, opcode: int, payload: Union[str, bytes]) -> None:
+        """Take a message, or a control frame."""
+        if isinstance(payload, str) or opcode == _BINARY:
+            if not self.closed_by:
+                self.messages.append(payload)
+                self.handed += len(payload) + _MESSAGE_COST
+                self.bridge.post(self.notify)
+        elif opcode == _PING and not self.closed_by:
+            self.unsent += _frame(_PONG, payload)
+        elif opcode == _PONG:
+            self.awaits_pong = False
+        elif opcode == _CLOSE:
+            code, reason = _parse_close(payload)
+            self.end_by(code, reason)
+
+    def keep_time(self) -> float:
+        """Send a ping when it is time; return in how many seconds to look again."""
+        now = time.monotonic()
+        if self.closed_by:
+            if now >= self.closed_by:
+                raise TimeoutError("the closing handshake takes too long")
+            return self.closed_by - now
+        if self.refusal is not None:
+            if now >= self.refused_by:
+                self.end_by(*self.refusal.args)
+            return max(0.0, self.refused_by - now)
+        if now >= self.ping_at:
+            if self.awaits_pong:
+                self.end_by(_INTERNAL_ERROR, "no pong has come")
+            else:
+                self.unsent += _frame(_PING, os.urandom(4))
+            self.ping_at, self.awaits_pong = now + _PING_SECONDS, True
+        return self.ping_at - now
+
+    def end_by(self, code: int, reason: str) -> None:
+        """End the connection once all is sent: the other side has closed, or has broken the protocol."""
+        self.tell_end(code, reason)
+        self.close(code)
+        self.is_over = True
+
+    def close(self, code: int, reason: str = "") -> None:
+        """Send a close frame, once: it is the last."""
+        if not self.closed_by:
+            self.closed_by = time.monotonic() + _CLOSE_SECONDS
+            text = reason.encode()[:123].decode("utf-8", "ignore")  # of 125 bytes that a control frame may have
+            self.unsent += _frame(_CLOSE, b"" if code == _NO_CODE else code.to_bytes(2, "big") + text.encode())
+
+    def tell_end(self, code: int, reason: str = "") -> None:
+        """Tell the application that the connection has ended, once."""
+        if not self.is_gone:
+            self.code, self.reason = code, reason
+            self.gone()
+
+    def leave(self, code: int) -> None:
+        """Have the connection closed by a code of our own; from any thread."""
+        self.leaving = code
+        self.wake()
+
+    # -- on the loop
+
+    def finish(self, error: Optional[BaseException]) -> None:
+        if self.phase != _OPEN or self.is_gone:
+            super().finish(error)
+        else:
+            self.put(error or (_CLOSE, (_NORMAL,)))
+
+    async def receive(self) -> _Message:
+        if not self.is_told:
+            self.is_told = True
+            return {"type": "websocket.connect"}
+        while not self.messages:
+            if self.is_gone or self.phase == _COMPLETE:
+                return {"type": "websocket.disconnect", "code": self.code or _ABNORMAL, "reason": self.reason}
+            await self.change()
+        was_full = self.handed - self.taken >= _WAITING_LIMIT
+        message = self.messages.popleft()
+        if isinstance(message, _WebSocketError):
+            self.put(message)
+            return {"type": "websocket.disconnect", "code": message.args[0], "reason": message.args[1]}
+        self.taken += len(message) + _MESSAGE_COST
+        if was_full:
+            self.wake()
+        return {"type": "websocket.receive", "text" if isinstance(message, str) else "bytes": message}
+
+    async def send(self, message: _Message) -> None:
+        kind = message["type"]
+        if self.phase in (_NOT_STARTED, _STARTED) and kind.startswith("websocket.http.response."):
+            await super().send({**message, "type": kind.partition(".")[2]})
+        elif self.is_gone:
+            raise _ClientDisconnected("the client has gone")
+        elif self.phase == _NOT_STARTED and kind == "websocket.accept":
+            head = _handshake(self.key, message, self.deflate)
+            self.phase = _OPEN
+            self.put(head)
+        elif self.phase == _NOT_STARTED and kind == "websocket.close":
+            await super().send({"type": "http.response.start", "status": 403})
+            await super().send({"type": "http.response.body"})
+        elif self.phase == _OPEN and kind == "websocket.close":
+            self.put((_CLOSE, (_checked_code(message), message.get("reason") or "")))
+            self.phase = _COMPLETE
+            self.notify()
+        elif self.phase == _OPEN and kind == "websocket.send":
+            opcode, payload = _checked_message(message)
+            self.sent += len(payload)
+            self.put((opcode, payload))
+            await self.drain()
+        else:
+            expected = {_NOT_STARTED: "'websocket.accept' or 'websocket.close'", _OPEN: "'websocket.send' or '…close'"}
+            what = expected.get(self.phase, "nothing, as the WebSocket is closed")
+            raise _BrokenProtocol(f"the application sent {kind!r}; expected is {what}")
+
+
+def _checked_message(message: _Message) -> tuple[int, bytes]:
+    """Return opcode and payload of a `websocket.send`."""
+    text, data = message.get("text"), message.get("bytes")
+    if isinstance(text, str) and data is None:
+        return _TEXT_FRAME, text.encode()
+    if isinstance(data, (bytes, bytearray, memoryview)) and text is None:
+        return _BINARY, bytes(data)
+    raise TypeError(f"'websocket.send' needs either text, a str, or bytes, not {text!r:.40} and {data!r:.40}")
+
+
+def _checked_code(message: _Message) -> int:
+    """Return the code of a `websocket.close`."""
+    code = message.get("code", _NORMAL)
+    if not isinstance(code, int) or not _is_close_code(code):
+        raise ValueError(f"{code!r} is no code with which a WebSocket may be closed: 1000, or 3000 to 4999")
+    return int(code)
+
+
+def _is_close_code(code: int) -> bool:
+    """Return whether a close frame may have this code (RFC 6455 section 7.4, and what IANA has added)."""
+    return (1000 <= code <= 1014 and code not in (1004, _NO_CODE, _ABNORMAL)) or 3000 <= code <= 4999
+
+
+def _parse_close(payload: bytes) -> tuple[int, str]:
+    """Return code and reason of a close frame."""
+    if not payload:
+        return _NO_CODE, ""
+    code = int.from_bytes(payload[:2], "big")
+    if len(payload) == 1 or not _is_close_code(code):
+        raise _WebSocketError(_PROTOCOL_ERROR, f"a close frame with the code {code}")
+    try:
+        return code, payload[2:].decode()
+    except UnicodeDecodeError:
+        raise _WebSocketError(_BAD_DATA, "a close frame whose reason is not UTF-8") from None
+
+
+def _refused_handshake(environ: Environ) -> str:
+    """Return the status by which a handshake is refused (RFC 6455 section 4.2.1); "" when it is good."""
+    if environ.get("HTTP_SEC_WEBSOCKET_VERSION") != "13":
+        return "426 Upgrade Required"
+    try:
+        key = binascii.a2b_base64(environ.get("HTTP_SEC_WEBSOCKET_KEY", ""))
+    except ValueError:
+        key = b""
+    has_body = environ[CONNECTION].body is not None
+    return "400 Bad Request" if len(key) != 16 or environ["REQUEST_METHOD"] != "GET" or has_body else ""
+
+
+def _handshake(key: bytes, message: _Message, deflate: Optional[_DeflateTerms]) -> bytes:
+    """Return the head that accepts a WebSocket, with the application's subprotocol and headers."""
+    from hashlib import sha1
+
+    accepted = binascii.b2a_base64(sha1(key.strip() + _KEY_SUFFIX).digest(), newline=False)
+    headers = [(b"upgrade", b"websocket"), (b"connection", b"Upgrade"), (b"sec-websocket-accept", accepted)]
+    if message.get("subprotocol"):
+        headers.append((b"sec-websocket-protocol", message["subprotocol"].encode("latin-1")))
+    if deflate:
+        headers.append((b"sec-websocket-extensions", deflate.answer.encode("latin-1")))
+    own = tuple(map(tuple, message.get("headers") or ()))
+    _response_start(200, own)  # which checks them
+    lines = b"".join(b"%b: %b\r\n" % pair for pair in (*headers, *own))
+    return b"HTTP/1.1 101 Switching Protocols\r\n%b\r\n" % lines
+
+
+def _frame(opcode: int, payload: bytes, first: int = 0x80) -> bytes:
+    """Return a whole frame; a server's are not masked (RFC 6455 section 5.2)."""
+    size = len(payload)
+    if size < 126:
+        return bytes((first | opcode, size)) + payload
+    if size < 65536:
+        return struct.pack("!BBH", first | opcode, 126, size) + payload
+    return struct.pack("!BBQ", first | opcode, 127, size) + payload
+
+
+def _unmask(data: bytes, mask: bytes, start: int) -> bytes:
+    """Return payload without its mask; `start` is its position in its frame.  As one number, since a loop is slow."""
+    mask = mask[start % 4 :] + mask[: start % 4]
+    size = len(data)
+    whole = int.from_bytes((mask * (size // 4 + 1))[:size], "little")
+    return (int.from_bytes(data, "little") ^ whole).to_bytes(size, "little")
+
+
+class _MessageReader:
+    """Takes frames apart: bytes go in as they come, messages and control frames come out.
+
+    What is wrong is refused at the first byte that shows it, by a _WebSocketError.
+    """
+
+    def __init__(self, deflate: Optional[_DeflateTerms]) -> None:
+        self.deflate = deflate
+        self.data = bytearray()  # what is not understood yet
+        self.opcode, self.is_last, self.mask = 0, False, b""  # of the frame in hand
+        self.length = 0  # of its payload
+        self.left = -1  # bytes of it that are still to come; -1: the frame's head is
+        self.kind = 0  # opcode of the message in hand, 0 between two messages
+        self.is_deflated = False
+        self.size = 0  # of what it has so far
+        self.parts: list[Any] = []
+        self.decoder: Any = None  # of a text
+        self.inflater: Any = None
+
+    def feed(self, data: bytes) -> Iterator[tuple[int, Any]]:
+        """Yield opcode and payload of each message and control frame that is whole with `data`; a text is a str."""
+        self.data += data
+        while self.left >= 0 or self.read_head():
+            if self.opcode & 8:
+                if len(self.data) < self.left:
+                    return
+                payload = self.next_payload()
+                self.left = -1
+                yield self.opcode, payload
+            else:
+                if self.left and not self.data:
+                    return
+                self.add(self.next_payload())
+                if not self.left:
+                    self.left = -1
+                    if self.is_last:
+                        yield self.kind, self.finish_message()
+
+    def read_head(self) -> bool:
+        """Take a frame's head, if it is there."""
+        data = self.data
+        if len(data) < 2:
+            return False
+        first, second = data[0], data[1]
+        self.check_head(first, second)
+        size = {126: 2, 127: 8}.get(second & 127, 0)
+        if len(data) < 6 + size:
+            return False
+        length = int.from_bytes(data[2 : 2 + size], "big") if size else second & 127
+        if (size and length < (126 if size == 2 else 65536)) or length >> 63:
+            raise _WebSocketError(_PROTOCOL_ERROR, "a length that is not written in the shortest way")
+        if self.size + length > _MESSAGE_LIMIT:
+            raise _WebSocketError(_TOO_BIG, f"a message of over {_MESSAGE_LIMIT:,} bytes")
+        self.opcode, self.is_last, self.mask = first & 15, bool(first & 0x80), bytes(data[2 + size : 6 + size])
+        self.length = self.left = length
+        del data[: 6 + size]
+        if self.opcode in (_TEXT_FRAME, _BINARY):
+            self.begin_message(bool(first & 0x40))
+        return True
+
+    def check_head(self, first: int, second: int) -> None:
+        """Refuse a frame by its first two bytes (RFC 6455 section 5.2, RFC 7692 section 6)."""
+        opcode = first & 15
+        if first & 0x30 or (first & 0x40 and not (self.deflate and opcode in (_TEXT_FRAME, _BINARY))):
+            raise _WebSocketError(_PROTOCOL_ERROR, "reserved bits")
+        if opcode not in (_CONTINUATION, _TEXT_FRAME, _BINARY, _CLOSE, _PING, _PONG):
+            raise _WebSocketError(_PROTOCOL_ERROR, f"the opcode {opcode}")
+        if not second & 0x80:
+            raise _WebSocketError(_PROTOCOL_ERROR, "a frame without a mask")
+        if opcode & 8 and (second & 127 > 125 or not first & 0x80):
+            raise _WebSocketError(_PROTOCOL_ERROR, "a control frame that is too long or fragmented")
+        if not opcode & 8 and (opcode == _CONTINUATION) != (self.kind != 0):
+            raise _WebSocketError(_PROTOCOL_ERROR, "fragments of two messages")
+
+    def next_payload(self) -> bytes:
+        """Take what there is of the frame's payload."""
+        size = min(self.left, len(self.data))
+        piece = _unmask(bytes(self.data[:size]), self.mask, self.length - self.left)
+        del self.data[:size]
+        self.left -= size
+        return piece
+
+    def begin_message(self, is_deflated: bool) -> None:
+        import codecs
+
+        self.kind, self.is_deflated = self.opcode, is_deflated
+        self.decoder = codecs.getincrementaldecoder("utf-8")() if self.opcode == _TEXT_FRAME else None
+
+    def add(self, piece: bytes) -> None:
+        """Add a piece of payload to the message."""
+        ends = self.is_last and not self.left
+        if self.is_deflated:
+            piece = self.inflate(piece, ends)
+        self.size += len(piece)
+        if self.size > _MESSAGE_LIMIT:
+            raise _WebSocketError(_TOO_BIG, f"a message of over {_MESSAGE_LIMIT:,} bytes")
+        try:
+            self.parts.append(self.decoder.decode(piece, ends) if self.decoder else piece)
+        except UnicodeDecodeError:
+            raise _WebSocketError(_BAD_DATA, "a text that is not UTF-8") from None
+
+    def inflate(self, piece: bytes, ends: bool) -> bytes:
+        """Return inflated payload, no more than the limit and one byte (RFC 7692 section 7.2.2)."""
+        import zlib
+
+        assert self.deflate is not None
+        if self.inflater is None:
+            self.inflater = zlib.decompressobj(-15)
+        room = _MESSAGE_LIMIT + 1 - self.size
+        try:
+            data: bytes = self.inflater.decompress(piece, room)
+            if ends and len(data) < room:
+                data += self.inflater.decompress(self.inflater.unconsumed_tail + b"\0\0\xff\xff", room - len(data))
+        except zlib.error:
+            raise _WebSocketError(_BAD_DATA, "a message that cannot be inflated") from None
+        if ends and self.deflate.client_forgets:
+            self.inflater = None
+        return data
+
+    def finish_message(self) -> Union[str, bytes]:
+        """Return the whole message."""
+        whole = ("" if self.decoder else b"").join(self.parts)
+        self.kind, self.size, self.parts = 0, 0, []
+        return whole
+
+
+# -- permessage-deflate (RFC 7692)
+
+
+class _DeflateTerms(NamedTuple):
+    """What client and server have agreed on."""
+
+    answer: str  # the server's part of the negotiation
+    client_forgets: bool  # each message of its stands alone
+    server_forgets: bool
+    bits: int  # of the window by which the server deflates
+
+
+def _negotiate_deflate(header: str) -> Optional[_DeflateTerms]:
+    """Return the first offer of permessage-deflate that can be met (RFC 7692 section 7.1)."""
+    for offer in header.split(","):
+        name, *parameters = (part.strip() for part in offer.split(";"))
+        terms = _deflate_terms(parameters) if name == "permessage-deflate" else None
+        if terms:
+            return terms
+    return None
+
+
+def _deflate_terms(parameters: list[str]) -> Optional[_DeflateTerms]:
+    pairs = [tuple(part.strip() for part in text.partition("=")[::2]) for text in parameters]
+    given = {name: value.strip('"') for name, value in pairs}
+    window = given.get("server_max_window_bits", "15")
+    client_window = given.get("client_max_window_bits", "") or "15"
+    known = {
+        "server_no_context_takeover": "",
+        "client_no_context_takeover": "",
+        "server_max_window_bits": window if window in map(str, range(9, 16)) else None,  # zlib cannot do 8
+        "client_max_window_bits": given.get("client_max_window_bits")
+        if client_window in map(str, range(8, 16))
+        else None,
+    }
+    if len(given) < len(pairs) or any(name not in known or known[name] != value for name, value in given.items()):
+        return None
+    told = [f"{name}={value}" if value else name for name, value in given.items() if name != "client_max_window_bits"]
+    forgets = ("client_no_context_takeover" in given, "server_no_context_takeover" in given)
+    return _DeflateTerms("; ".join(["permessage-deflate", *told]), *forgets, int(window))
+
+
+class _Deflater:
+    """Makes the frames of messages that are worth deflating."""
+
+    def __init__(self, terms: _DeflateTerms) -> None:
+        self.terms = terms
+        self.deflater: Any = None
+
+    def frame(self, opcode: int, payload: bytes) -> bytes:
+        import zlib
+
+        if len(payload) < _DEFLATED_FROM:
+            return _frame(opcode, payload)
+        if self.deflater is None:
+            self.deflater = zlib.compressobj(wbits=-self.terms.bits)
+        data = self.deflater.compress(payload) + self.deflater.flush(zlib.Z_SYNC_FLUSH)
+        if self.terms.server_forgets:
+            self.deflater = None
+        return _frame(opcode, data[:-4], 0xC0)
 
 
 # -- what ASGI and WSGI call the same thing

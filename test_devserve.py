@@ -60,6 +60,7 @@ import wsgiref.simple_server
 import wsgiref.util
 import wsgiref.validate
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any, Callable, ClassVar, NamedTuple, Optional, TypeVar, Union
 from unittest import mock
@@ -9218,7 +9219,7 @@ class AsgiCase(ServerCase):
     def serve(self, app: App, *, wait: float = 0.02, **options: Any) -> Any:
         server = super().serve(app, wait=wait, **options)
         bridge = server.app if isinstance(server.app, devserve.AsgiBridge) else server.app.app
-        bridge.terminal = server.terminal
+        bridge.terminal = server.app.terminal = server.terminal
         return server
 
     def end(self) -> Any:
@@ -9612,6 +9613,411 @@ class AsgiSending(AsgiCase):
         self.serve_asgi(view)
         wires = [self.wire(GET) for _ in range(20)]
         self.assertEqual({wire.answer().status for wire in wires}, {200})
+
+
+def client_frame(opcode: int, payload: bytes = b"", first: int = 0x80, mask: bytes = b"\x01\x02\x03\x04") -> bytes:
+    """Return a frame as a client sends it; the mask is applied the slow way."""
+    size = len(payload)
+    length = bytes([0x80 | min(size, 125)])
+    length = b"\xfe" + size.to_bytes(2, "big") if 126 <= size < 65536 else length
+    length = length if size < 65536 else b"\xff" + size.to_bytes(8, "big")
+    return bytes([first | opcode]) + length + mask + bytes(b ^ mask[i % 4] for i, b in enumerate(payload))
+
+
+class WebSocketWire(Wire):
+    """A WebSocket client that sends what it is told to, and reads strictly."""
+
+    KEY = "dGhlIHNhbXBsZSBub25jZQ=="
+
+    def send(self, *pieces: Union[bytes, str], pause: float = 0.0) -> "WebSocketWire":
+        super().send(*pieces, pause=pause)
+        return self
+
+    def shake_hands(self, *lines: str, path: str = "/") -> Answer:
+        head = ["Host: localhost", "Upgrade: websocket", "Connection: keep-alive, Upgrade"]
+        more = [f"Sec-WebSocket-Key: {self.KEY}", "Sec-WebSocket-Version: 13", *lines]
+        self.send(f"GET {path} HTTP/1.1\r\n" + "".join(f"{line}\r\n" for line in head + more) + "\r\n")
+        answer = self.head()
+        if answer.status == 101:
+            assert answer.get("Sec-WebSocket-Accept") == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", answer  # RFC 6455 section 1.3
+            assert (answer.get("Upgrade") or "").lower() == "websocket", answer
+            assert (answer.get("Connection") or "").lower() == "upgrade", answer
+        return answer
+
+    def frame(self) -> tuple[int, bytes]:
+        """Return the first byte and the payload of the next frame."""
+        first, size = self.exactly(2)
+        size = int.from_bytes(self.exactly({126: 2, 127: 8}[size]), "big") if size > 125 else size
+        return first, self.exactly(size)
+
+    def close_code(self) -> int:
+        """Skip to the close frame and return its code; the connection ends after it."""
+        first = 0
+        while first != 0x88:
+            first, payload = self.frame()
+        self.send(client_frame(8, payload))
+        assert self.rest() == b""
+        return int.from_bytes(payload[:2], "big")
+
+
+class AsgiWebSockets(AsgiCase):
+    """RFC 6455 and RFC 7692, as far as Autobahn does not tell it better; and what ASGI says of it."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.seen: list[dict[str, Any]] = []
+
+    async def echo(self, scope: Any, receive: App, send: App) -> None:
+        self.assertEqual(await receive(), {"type": "websocket.connect"})
+        await send({"type": "websocket.accept"})
+        while True:
+            self.seen.append(await receive())
+            if self.seen[-1]["type"] == "websocket.disconnect":
+                return
+            await send({**self.seen[-1], "type": "websocket.send"})
+
+    def sending(self, *messages: dict[str, Any], **options: Any) -> None:
+        async def view(scope: Any, receive: App, send: App) -> None:
+            await receive()
+            for message in messages:
+                await send(message)
+
+        self.serve_asgi(view, **options)
+
+    def socket(self, **options: Any) -> WebSocketWire:
+        wire = WebSocketWire(self.server, **options)
+        self.addCleanup(wire.close)
+        return wire
+
+    def opened(self, *lines: str) -> WebSocketWire:
+        wire = self.socket()
+        self.assertEqual(wire.shake_hands(*lines).status, 101)
+        return wire
+
+    ACCEPT: ClassVar = {"type": "websocket.accept"}
+
+    def test_messages_of_every_size_come_back(self) -> None:
+        self.serve_asgi(self.echo)
+        wire = self.opened()
+        for size in (0, 1, 125, 126, 65_535, 65_536, 1_000_000):
+            for opcode in (1, 2):
+                payload = b"abcdefg"[: size % 7 + 1] * (size // (size % 7 + 1) + 1)
+                wire.send(client_frame(opcode, payload[:size]))
+                self.assertEqual(wire.frame(), (0x80 | opcode, payload[:size]))
+        wire.send(client_frame(8, b"\x0f\xa0bye"))
+        self.assertEqual(wire.close_code(), 4000)
+        self.end()
+        self.assertEqual(self.seen[-1], {"type": "websocket.disconnect", "code": 4000, "reason": "bye"})
+        self.assertEqual([line[2] for line in self.lines(2)], ["101", "101"])
+
+    def test_the_scope_is_whole(self) -> None:
+        scopes = []
+
+        async def view(scope: Any, receive: App, send: App) -> None:
+            scopes.append(scope)
+            await send({**self.ACCEPT, "subprotocol": "b", "headers": [(b"x-a", b"1")]})
+
+        self.serve_asgi(view)
+        wire = self.socket()
+        answer = wire.shake_hands("Sec-WebSocket-Protocol: a, b", "Sec-WebSocket-Protocol: c", path="/a%20b?q")
+        self.assertEqual((answer.get("Sec-WebSocket-Protocol"), answer.get("x-a")), ("b", "1"))
+        self.assertEqual(wire.close_code(), 1000)
+        scope = scopes[0]
+        self.assertEqual((scope["type"], scope["scheme"], scope["subprotocols"]), ("websocket", "ws", ["a", "b", "c"]))
+        self.assertEqual((scope["path"], scope["raw_path"], scope["query_string"]), ("/a b", b"/a%20b", b"q"))
+        self.assertIn("websocket.http.response", scope["extensions"])
+        self.assertNotIn("method", scope)
+
+    def test_a_bad_handshake_is_refused(self) -> None:
+        self.serve_asgi(self.echo)
+        good = "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        key, version = f"Sec-WebSocket-Key: {WebSocketWire.KEY}\r\n", "Sec-WebSocket-Version: 13\r\n"
+        for head, status in (
+            (good + key + "Sec-WebSocket-Version: 8\r\n", 426),
+            (good + key, 426),
+            (good + version, 400),
+            (good + "Sec-WebSocket-Key: short\r\n" + version, 400),
+            (good.replace("GET", "POST") + key + version, 400),
+        ):
+            answer = self.ask(head + "\r\n")
+            self.assertEqual(answer.status, status, head)
+            self.assertEqual(answer.get("Sec-WebSocket-Version"), "13")
+        self.assertEqual(self.seen, [])
+
+    def test_what_breaks_the_protocol_ends_with_its_code_and_one_line(self) -> None:
+        frame = client_frame
+        fragment = frame(1, b"a", first=0)
+        cases = {
+            "without a mask": (b"\x81\x01a", 1002),
+            "reserved bits": (frame(1, first=0xC0), 1002),
+            "the opcode 3": (frame(3), 1002),
+            "a control frame that is too long": (frame(9, bytes(126)), 1002),
+            "or fragmented": (frame(9, first=0), 1002),
+            "fragments of two": (fragment + frame(1), 1002),
+            "of two messages": (frame(0), 1002),
+            "the shortest way": (b"\x81\xfe\x00\x01", 1002),
+            "shortest": (b"\x81\xff" + (5).to_bytes(8, "big") + bytes(4), 1002),
+            "not UTF-8": (frame(1, b"ab\xff" + bytes(100))[:9], 1007),  # at the byte, not at the end
+            "text that is not": (fragment + frame(0, b"\xc3"), 1007),
+            "of over 16,777,216 bytes": (b"\x82\xff" + (2**24 + 1).to_bytes(8, "big") + bytes(4), 1009),
+            "with the code 1005": (frame(8, b"\x03\xed"), 1002),
+            "the code 0": (frame(8, b"\x00"), 1002),
+            "whose reason": (frame(8, b"\x03\xe8\xff"), 1007),
+        }
+        for reason, (data, code) in cases.items():
+            with self.subTest(reason):
+                self.serve_asgi(self.echo)
+                data += b"" if reason != "the shortest way" else bytes(4)
+                self.assertEqual(self.opened().send(data).close_code(), code)
+                self.end()
+                self.assertEqual(self.seen[-1]["code"], code)
+                line = rf"warning: GET /: the client broke the WebSocket protocol: .*{reason}.* \({code}\)\n"
+                eventually(lambda: re.search(line, self.log), "the line")
+                self.assertNotIn("Traceback", self.log)
+
+    def test_what_came_before_the_breach_is_answered(self) -> None:
+        self.serve_asgi(self.echo)
+        wire = self.opened().send(client_frame(1, b"one") + client_frame(2, b"two") + client_frame(3))
+        self.assertEqual([wire.frame(), wire.frame()], [(0x81, b"one"), (0x82, b"two")])
+        self.assertEqual(wire.close_code(), 1002)
+
+    def test_fragments_with_control_frames_between_are_put_together_byte_by_byte(self) -> None:
+        self.serve_asgi(self.echo)
+        text = "héllo".encode()
+        data = client_frame(1, text[:2], first=0) + client_frame(9, b"ping") + client_frame(0, text[2:])
+        wire = self.opened()
+        for byte in data:
+            wire.send(bytes([byte]))
+        self.assertEqual([wire.frame(), wire.frame()], [(0x8A, b"ping"), (0x81, text)])
+
+    def test_frames_sent_with_the_handshake_are_not_lost(self) -> None:
+        self.serve_asgi(self.echo)
+        wire = self.socket()
+        with mock.patch.object(
+            wire, "send", lambda head: wire.sock.sendall(head.encode() + client_frame(1, b"early"))
+        ):
+            wire.shake_hands()
+        self.assertEqual(wire.frame(), (0x81, b"early"))
+
+    def test_deflated_messages_come_back_deflated(self) -> None:
+        self.serve_asgi(self.echo)
+        for offer, told in (
+            ("permessage-deflate", "permessage-deflate"),
+            ("permessage-deflate; client_max_window_bits", "permessage-deflate"),
+            ("permessage-deflate; server_max_window_bits=8, permessage-deflate", "permessage-deflate"),
+            ("x; y, permessage-deflate; server_max_window_bits=10", "permessage-deflate; server_max_window_bits=10"),
+            (
+                "permessage-deflate; server_no_context_takeover; client_no_context_takeover",
+                "permessage-deflate; server_no_context_takeover; client_no_context_takeover",
+            ),
+            ("permessage-deflate; server_max_window_bits=8", None),
+            ("permessage-deflate; unknown", None),
+            ("permessage-deflate; client_max_window_bits=7", None),
+        ):
+            with self.subTest(offer):
+                wire = self.socket()
+                self.assertEqual(
+                    wire.shake_hands(f"Sec-WebSocket-Extensions: {offer}").get("Sec-WebSocket-Extensions"), told
+                )
+                if not told:
+                    self.assertEqual(wire.send(client_frame(1, first=0xC0)).close_code(), 1002)
+                    continue
+                forgets = "no_context" in told
+                deflater, inflater = zlib.compressobj(wbits=-15), zlib.decompressobj(-15)
+                for _ in range(3):
+                    if forgets:
+                        deflater, inflater = zlib.compressobj(wbits=-15), zlib.decompressobj(-15)
+                    payload = (deflater.compress(b"hello" * 1000) + deflater.flush(zlib.Z_SYNC_FLUSH))[:-4]
+                    half = len(payload) // 2
+                    wire.send(client_frame(1, payload[:half], first=0x40), client_frame(0, payload[half:]))
+                    first, data = wire.frame()
+                    self.assertEqual(first, 0xC1)
+                    self.assertLess(len(data), 200)
+                    self.assertEqual(inflater.decompress(data + b"\0\0\xff\xff"), b"hello" * 1000)
+
+    def test_a_message_that_inflates_past_the_limit_is_refused_before_it_fills_the_memory(self) -> None:
+        self.serve_asgi(self.echo)
+        wire = self.opened("Sec-WebSocket-Extensions: permessage-deflate")
+        deflater = zlib.compressobj(wbits=-15)
+        bomb = b"".join(deflater.compress(bytes(2**20)) for _ in range(64)) + deflater.flush(zlib.Z_SYNC_FLUSH)
+        self.assertEqual(wire.send(client_frame(2, bomb[:-4], first=0xC0)).close_code(), 1009)
+
+    def test_unmasking_is_right_at_every_offset_and_costs_little(self) -> None:
+        data, mask = random.Random(1).randbytes(1000), b"\x01\x80\xff\x07"
+        for start in range(5):
+            for size in (0, 1, 2, 3, 4, 5, 997):
+                slow = bytes(b ^ mask[(i + start) % 4] for i, b in enumerate(data[:size]))
+                self.assertEqual(devserve._unmask(data[:size], mask, start), slow)
+        big = bytes(2**20)
+        began = time.process_time()
+        for _ in range(10):
+            devserve._unmask(big, mask, 1)
+        fast = time.process_time() - began
+        began = time.process_time()
+        bytes(b ^ 1 for b in big)
+        self.assertLess(fast, (time.process_time() - began) * 10 / 5, "five times as fast as a loop")
+
+    def test_pings_are_sent_and_a_peer_without_pongs_is_given_up(self) -> None:
+        self.patch("_PING_SECONDS", 0.2)
+        self.serve_asgi(self.echo)
+        wire = self.opened()
+        for _ in range(3):
+            first, payload = wire.frame()
+            self.assertEqual(first, 0x89)
+            wire.send(client_frame(10, payload))
+        self.assertEqual(wire.close_code(), 1011)
+        self.end()
+        self.assertEqual(self.seen[-1]["type"], "websocket.disconnect")
+
+    def test_the_application_closes(self) -> None:
+        self.sending(
+            self.ACCEPT, {"type": "websocket.send", "text": "last"}, {"type": "websocket.close", "code": 4001}
+        )
+        wire = self.opened()
+        self.assertEqual(wire.frame(), (0x81, b"last"))
+        self.assertEqual(wire.close_code(), 4001)
+
+    def test_a_client_that_does_not_close_is_given_up(self) -> None:
+        self.patch("_CLOSE_SECONDS", 0.2)
+        self.sending(self.ACCEPT, {"type": "websocket.close", "reason": "é" * 100})
+        wire = self.opened()
+        first, payload = wire.frame()
+        self.assertEqual((first, payload[:2]), (0x88, b"\x03\xe8"))
+        self.assertEqual(payload[2:].decode(), "é" * 61)
+        self.assertEqual(wire.rest(), b"")
+
+    def test_a_client_that_vanishes_is_told_to_the_application_and_a_send_raises(self) -> None:
+        async def view(scope: Any, receive: App, send: App) -> None:
+            await receive()
+            await send(self.ACCEPT)
+            self.seen.append(await receive())
+            await send({"type": "websocket.send", "text": "x"})
+
+        self.serve_asgi(view)
+        self.opened().close()
+        self.assertIsInstance(self.end(), OSError)
+        self.assertEqual(self.seen, [{"type": "websocket.disconnect", "code": 1006, "reason": ""}])
+        self.assertNotIn("Traceback", self.log)
+
+    def test_a_close_before_accept_is_a_403(self) -> None:
+        self.sending({"type": "websocket.close"})
+        self.assertEqual(self.socket().shake_hands().status, 403)
+
+    def test_a_denial_is_answered_as_it_is_sent(self) -> None:
+        start = {"type": "websocket.http.response.start", "status": 401, "headers": [(b"x-a", b"1")]}
+        body = {"type": "websocket.http.response.body", "body": b"no", "more_body": True}
+        self.sending(start, body, {**body, "more_body": False})
+        wire = self.socket()
+        answer = wire.shake_hands()
+        self.assertEqual((answer.status, answer.get("x-a")), (401, "1"))
+        self.assertEqual(b"".join(iter(wire.chunk, b"")), b"nono")
+
+    def test_an_exception_before_accept_is_a_500_and_one_after_it_a_1011_with_a_traceback(self) -> None:
+        self.sending({"type": "nonsense"}, debugger=True, pin="off")
+        self.assertEqual(self.socket().shake_hands().status, 500)
+        self.assertIn("the application sent 'nonsense'", self.log)
+        self.sending(self.ACCEPT, {"type": "websocket.send", "text": b"bytes"}, debugger=True, pin="off")
+        self.assertEqual(self.opened().close_code(), 1011)
+        eventually(lambda: "TypeError: 'websocket.send' needs either text" in self.log, "the traceback")
+
+    def test_bad_sends_are_raised_where_they_are_sent(self) -> None:
+        for message in (
+            {"type": "websocket.send"},
+            {"type": "websocket.send", "text": "a", "bytes": b"b"},
+            {"type": "websocket.send", "text": b"a"},
+            {"type": "websocket.close", "code": 1005},
+            {"type": "websocket.accept"},
+            {"type": "http.response.start", "status": 200},
+        ):
+            with self.subTest(message=message):
+                self.sending(self.ACCEPT, message)
+                self.assertEqual(self.opened().close_code(), 1011)
+                self.assertIsInstance(self.end(), (TypeError, ValueError, RuntimeError))
+
+    def test_both_sides_may_send_at_the_same_time(self) -> None:
+        """More than sockets hold, and neither reads before it has sent: no deadlock."""
+        count = 60
+
+        async def view(scope: Any, receive: App, send: App) -> None:
+            import asyncio
+
+            async def take() -> None:
+                for _ in range(count):
+                    self.seen.append(await receive())
+
+            await receive()
+            await send(self.ACCEPT)
+            task = asyncio.ensure_future(take())
+            for _ in range(count):
+                await send({"type": "websocket.send", "bytes": bytes(200_000)})
+            await task
+
+        self.serve_asgi(view)
+        wire = self.opened()
+        wire.send(client_frame(2, bytes(200_000)) * count)
+        for _ in range(count):
+            self.assertEqual(len(wire.frame()[1]), 200_000)
+        self.assertIsNone(self.end())
+
+    def test_a_reload_closes_with_1012_and_waits_for_nothing(self) -> None:
+        self.serve_asgi(self.echo)
+        wire = self.opened()
+        began = time.monotonic()
+        closer = threading.Thread(target=self.server.close_gate, args=(DEADLINE,))
+        closer.start()
+        self.assertEqual(wire.close_code(), 1012)
+        closer.join(DEADLINE)
+        self.assertLess(time.monotonic() - began, 5)
+        self.end()
+        self.assertEqual(self.seen[-1]["code"], 1012)
+        self.server.open_gate()
+
+    def test_the_end_of_the_server_closes_with_1001(self) -> None:
+        self.serve_asgi(self.echo)
+        wire = self.opened()
+        stop = threading.Thread(target=self.server.at_close)
+        stop.start()
+        self.assertEqual(wire.close_code(), 1001)
+        stop.join(DEADLINE)
+        self.server.at_close = int
+
+    def test_over_tls_bodies_and_messages_go_both_ways_and_a_client_that_leaves_is_told(self) -> None:
+        async def view(scope: Any, receive: App, send: App) -> None:
+            if scope["type"] == "websocket":
+                await self.echo(scope, receive, send)
+                return
+            body, more = b"", True
+            while more:
+                message = await receive()
+                body, more = body + message["body"], message["more_body"]
+            await send({"type": "http.response.start", "status": 200})
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+            self.seen.append(await receive())
+
+        pem = self.write("cert.pem", CERTIFICATE)
+        self.serve_asgi(view, cert=str(pem))
+        context = ssl.create_default_context(cafile=str(pem))
+        body = bytes(range(256)) * 8000
+        for request in (
+            post(f"Content-Length: {len(body)}", body),
+            chunked(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)),
+        ):
+            wire = Wire(self.server, context=context)
+            wire.send(request).head()
+            got = b""
+            while len(got) < len(body):
+                got += wire.chunk()
+            self.assertTrue(got == body)
+            self.assertEqual(self.seen, [])
+            wire.close()
+            eventually(lambda: self.seen, "the disconnect")
+            self.assertEqual(self.seen.pop(), {"type": "http.disconnect"})
+        socket = self.socket(context=context)
+        self.assertEqual(socket.shake_hands().status, 101)
+        socket.send(client_frame(2, body))
+        self.assertTrue(socket.frame() == (0x82, body))
+        socket.send(client_frame(8, b"\x03\xe8"))
+        self.assertEqual(socket.close_code(), 1000)
 
 
 class AsgiLifespan(AsgiCase):
