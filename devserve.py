@@ -1341,14 +1341,16 @@ def _folder_remedy(folder: str) -> str:
     """Return what to serve instead in a folder without a default file."""
     names = _names_in(folder)
     files = [name for name in names if name.endswith(".py") and not _NO_APP_FILES.match(name)]
-    files = [name for name in files if _offers_app(os.path.join(folder, name))] or files
-    if len(files) == 1:
-        return f"did you mean {os.path.normpath(os.path.join(folder, files[0][:-3]))!r}?"
+    packages = [name for name in names if _offers_app(os.path.join(folder, name, "__init__.py"))]
+    likely = [name[:-3] for name in files if _offers_app(os.path.join(folder, name))] + packages
+    likely = likely or [name[:-3] for name in files]
+    if len(likely) == 1:
+        return f"did you mean {os.path.normpath(os.path.join(folder, likely[0]))!r}?"
     for path in (os.path.join(folder, name) for name in names if name.endswith(".ini")):
         if re.search(r"^\[(app|composite|pipeline)\b", _text_of(path), re.MULTILINE):
             return _paste_remedy(path)
-    if 1 < len(files) < 6:
-        return f"say what to serve, one of: {', '.join(name[:-3] for name in files)}"
+    if 1 < len(likely) < 6:
+        return f"say what to serve, one of: {', '.join(likely)}"
     return "say what to serve: MODULE:NAME or FILE:NAME"
 
 
@@ -1416,7 +1418,7 @@ def _existing_file(target: str) -> str:
         if os.path.isfile(candidate):
             if candidate.endswith(".ini"):
                 raise DevserveError(_paste_remedy(candidate))
-            return candidate
+            return default_file(os.path.dirname(path)) if os.path.basename(path) == "manage.py" else candidate
     near = _nearest(os.path.basename(path), _names_in(os.path.dirname(path)))
     hint = f"did you mean {os.path.join(os.path.dirname(target), near)!r}?" if near else "check the path"
     raise DevserveError(f"no file {target!r}; {hint}")
@@ -1838,7 +1840,8 @@ def checked(thing: Any, label: str) -> Any:
     if framework is not None and framework.elsewhere:
         raise DevserveError(f"{label} is neither a WSGI nor an ASGI application; {framework.elsewhere}")
     if not callable(thing) and framework is None:
-        raise DevserveError(f"{label} is not callable, its type is {type(thing).__name__}; name an application")
+        remedy = "is a `return` missing?" if thing is None else "name an application"
+        raise DevserveError(f"{label} is not callable, its type is {type(thing).__name__}; {remedy}")
     asynchronous = is_asgi(thing)
     shape, inner = (None, None) if framework else (_shape_of(thing), _shape_of(_undecorated(thing)))
     if inner is not None and inner.is_async and not asynchronous:
@@ -1958,13 +1961,20 @@ def _held_by(app: Any) -> list[Any]:
             with contextlib.suppress(ValueError):  # nothing is in it yet
                 held.append(cell.cell_contents)
         return held
-    held = []
-    for value in list(own_dict(app).values()):
-        many = value.values() if type(value) is dict else value if type(value) in (list, tuple) else [value]
-        held += itertools.islice(many, _WALK_LIMIT)
+    held = list(_unpacked(own_dict(app), 3))
     for route in app.routes if _framework_of(app) == "bottle.Bottle" else ():
         held += (route.app, route.config.get("mountpoint.target"))
     return held
+
+
+def _unpacked(value: Any, depth: int) -> Iterator[Any]:
+    """Yield what dicts, lists and tuples hold, some levels deep: as PasteDeploy's and web.py's lists of mounts."""
+    if depth and type(value) in (dict, list, tuple):
+        items = list(value.values()) if type(value) is dict else value
+        for item in items[:_WALK_LIMIT]:
+            yield from _unpacked(item, depth - 1)
+    else:
+        yield value
 
 
 def _may_be_app(thing: Any) -> bool:

@@ -1499,6 +1499,7 @@ class FindingByTarget(FindingFolder):
         self.app_file("mysite/wsgi.py", "django")
         self.write("mysite/__init__.py", "")
         self.assertEqual(self.body(), "django")
+        self.assertEqual(self.body("manage.py"), "django")
 
     def test_default_files_in_the_order_of_their_likeliness(self) -> None:
         """Of those that are there the first that looks like an application; files before packages."""
@@ -1846,6 +1847,10 @@ class FindingMistakes(FindingFolder):
         for name in ("hello.py", "test_hello.py", "conftest.py", "notes.txt"):
             self.write(name, "")
         self.refused("", "did you mean 'hello'?")
+        self.write("flaskr/__init__.py", "def create_app(): pass")
+        self.refused("", "did you mean 'flaskr'?")  # hello.py does not look like an application
+        self.write("hello.py", "app = make()")
+        self.refused("", "say what to serve, one of: hello, flaskr")
         os.mkdir("empty")
         self.refused("./empty", "no app.py, wsgi.py or main.py", "empty")
 
@@ -1874,8 +1879,10 @@ class FindingMistakes(FindingFolder):
             number = 42
             nothing = None
             def build(): return 42
+            def create_app(): build()
         """,
         )
+        self.refused("hello:create_app", "what 'hello:create_app()' returned", "is a `return` missing?")
         self.refused("hello:os", "'hello:os' is a module", "'os:app'")
         self.refused("hello:Site", "'hello:Site' is a class", "Site()")
         self.refused("hello:number", "'hello:number' is not callable", "int")
@@ -1883,7 +1890,8 @@ class FindingMistakes(FindingFolder):
         self.refused("hello:view", "'hello:view' does not take (environ, start_response)")
         self.refused("hello:build", "what 'hello:build()' returned is not callable")
         self.refused("hello:number()", "'hello:number' is not callable")
-        self.refused("hello", "no application in 'hello'", "hello:NAME")
+        self.write("nothing.py", "number = 42")
+        self.refused("nothing", "no application in 'nothing'", "nothing:NAME")
         self.write("lazy.py", "class Lazy:\n    @property\n    def __class__(self): 1 / 0\nsettings = Lazy()")
         self.refused("lazy", "no application in 'lazy'")
         self.write("simple.py", "def demo(environ, start_response): pass")
@@ -2619,6 +2627,20 @@ class FindingFrameworks(FindingFolder):
             def view(): bottle.abort(418, "tea")
         """)
         self.assertEqual(outcome.count("answered 418"), 2, outcome)
+
+    @needs("web")
+    def test_webpy_with_an_application_inside(self) -> None:
+        self.raises(
+            """
+            import web
+            class Boom(Exception): pass
+            class View:
+                def GET(self): raise Boom
+            shop = web.application(("/", "View"), globals())
+            app = web.application(("/shop", shop), globals())
+            """,
+            path="/shop/",
+        )
 
     @needs("falcon")
     def test_falcon_keeps_an_error_handler_of_the_application(self) -> None:
