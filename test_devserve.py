@@ -13878,7 +13878,7 @@ def page():
             eventually(lambda: wire.ask()["colour"] is None, "an answer without it")
 
     def test_a_log_in_a_watched_folder_does_not_reload_without_end(self) -> None:
-        code = 'open("data/app.log", "a").write("a line")'
+        code = 'with open("data/app.log", "a") as log:\n    log.write("a line")'
         self.write("data/app.log", "")
         self.save("v1", f"{{}}\n\n\n{code}")
         wire = self.start("--extra-files", "data")
