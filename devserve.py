@@ -9665,7 +9665,7 @@ class _StartupFailed(Exception):
 # included.  A round comes every `_INTERVAL` and looks at the files edited last, at as many of the project's others as
 # `_SHARE` allows, and at a few of the installed packages'.
 #
-# Invariants:
+# Invariants: the following hold whatever is edited when.
 # - The state that a file is compared with is the one in which this process loaded it (`_ImportRecorder`), or in which
 #   the process before left it (`remember`).  So an edit is seen at whatever moment it is made, an import included.
 # - A change is reported when nothing has been written for a moment, when the bytes are others than before, and when
@@ -9676,6 +9676,7 @@ class _StartupFailed(Exception):
 #   `Watcher` are for any thread, `reload_now` for a signal handler too.  Callbacks are called in the watcher's thread.
 #
 # Doors: Watcher.
+#
 # Read first: Watcher.run, _ImportRecorder, _Files.adopt, Watcher._settle, Watcher._deliver.
 # =====================================================================================================================
 
@@ -9694,8 +9695,9 @@ _CONTENT_LIMIT = 1 << 20  # bytes; larger files are known by size and time alone
 _FILES_LIMIT = 100_000  # watched files; at about 300 bytes each this bounds the memory at 30 MB
 _YOUNG = 2.0  # seconds after its last edit in which a source may be edited again within the same second
 _CLOCK_STEP = 0.01  # seconds that a file's time may lag behind the clock: kernels stamp with their last tick
-_REPEATED = 10  # changes of one file in a row, each at the heels of a reload, that no person makes
-_HEELS = 1.0  # seconds after a reload in which such a change comes
+_REPEATED = 20  # changes of one file in a row, each at the heels of the one before, that no person makes
+_HEELS = 2.0  # seconds after a reload, or after its last change, in which such a change comes
+_RESTLESS = 5  # how many of them one counts for that does not come to rest within _SETTLE_LIMIT
 _REMEMBERED = 200  # files of which the next process is told; a path and five numbers each, in one message
 
 _NOT_WALKED = frozenset(
@@ -10150,6 +10152,7 @@ class Watcher(threading.Thread):
         self._errands: deque[Callable[[], None]] = deque()  # what other threads would have this one do
         self._contents: dict[str, _Content] = {}  # of files, in the state that stands beside it
         self._rows: dict[str, int] = {}  # how many changes of a file in a row came at the heels of a reload
+        self._noise: dict[str, float] = {}  # files that are left out, and when each last changed
         self._recent: dict[str, None] = {}  # files that a reload was for, the last one last
         self._recall(memory)
         self._errands.append(partial(self.files.add_places, self._asked[0]))
@@ -10299,7 +10302,7 @@ class Watcher(threading.Thread):
         self._hot = sorted({*self._hot, *among}, key=lambda path: states[path] or (0, 0, 0))[-_HOT:]
 
     def _different(self, paths: Iterable[str]) -> set[str]:
-        """Return those that differ from their states; in place of a folder that does, what is new in it."""
+        """Return those that differ from their states, but for noise; in place of a folder, what is new in it."""
         files, states = self.files, self.files.states
         known = len(files.own)
         found = set()
@@ -10316,7 +10319,13 @@ class Watcher(threading.Thread):
             if os.path.isdir(folder) or not os.path.exists(folder):  # else a package has become a module
                 found.discard(folder)
                 files.list_again(folder)
-        return found.union(path for path in files.own[known:] if _state(path) != states[path])
+        found.update(path for path in files.own[known:] if _state(path) != states[path])
+        for path in found & self._noise.keys():
+            if time.monotonic() < self._noise.pop(path) + _HEELS:
+                self._noise[path] = time.monotonic()
+                states[path] = _state(path)
+                found.discard(path)
+        return found
 
     def _settle(self, suspects: set[str]) -> None:
         """Look again until nothing changes any more; then accept the new states and deliver what is a change."""
@@ -10326,47 +10335,55 @@ class Watcher(threading.Thread):
             self.settling(True)
         last: dict[str, _State] = {}
         quiet_since = first_seen
+        weight = _RESTLESS
         while time.monotonic() < first_seen + _SETTLE_LIMIT:
             states = {path: _state(path) for path in suspects}
             if states != last:
                 last, quiet_since = states, time.monotonic()
             doubtful = not own or any(state is None or not state[1] for state in states.values())
             if time.monotonic() - quiet_since >= (_SETTLE_DOUBTFUL if doubtful else _SETTLE):
+                weight = 1
                 break
             time.sleep(_SETTLE)
             # Once more than one file has changed, it may be anything, as when branches are switched.
             suspects |= self._different(self.files.own if len(suspects) > 1 else self._whose_turn())
         self.files.adopt()  # what the application has written by itself to load it, it has loaded by now
-        self._accept({path: state for path, state in last.items() if state != self.files.states[path]}, first_seen)
+        news = {path: state for path, state in last.items() if state != self.files.states[path]}
+        self._accept(news, hasty=first_seen < self._rested + _HEELS, weight=weight)
         if own:
             self.settling(False)
 
-    def _accept(self, news: dict[str, _State], first_seen: float) -> None:
+    def _accept(self, news: dict[str, _State], hasty: bool, weight: int) -> None:
+        """Compare with these states from now on, and deliver those whose bytes are others than before."""
         changed = []
         for path, state in news.items():
             was = self.files.states[path], _digest(path)
             is_same = was[1] is not None and self._contents.get(path) == was
             self.files.states[path] = state
             self._learn(path)
-            if self._pending or not (is_same or self._is_repeated(path, first_seen)):
+            if self._pending or not (is_same or self._is_noise(path, hasty, weight)):
                 changed.append(path)
         self._choose_hot(news)
         changed = self._not_handled(changed)
         if changed:
             self._deliver(changed)
 
-    def _is_repeated(self, path: str, first_seen: float) -> bool:
+    def _is_noise(self, path: str, hasty: bool, weight: int) -> bool:
         """Return whether a change is one too many of those that no person makes, as of a log in a watched folder.
 
-        Those come during the import, or right after it to a file that is no module.
+        Those come during the import, or right after a reload to a file that is no module.
         """
-        hasty = path in self.files.data and first_seen < self._rested + _HEELS
-        self._rows[path] = row = self._rows.get(path, 0) + 1 if hasty or self._importing else 0
-        if row == _REPEATED:
+        before = self._rows.get(path, 0)
+        self._rows[path] = row = before + weight if self._importing or (hasty and path in self.files.data) else 0
+        if row < _REPEATED:
+            return False
+        if before < _REPEATED:
             self.warn(
-                f"{path} has changed at the heels of {row} reloads in a row; such changes are left out from now on"
+                f"{path} is written again and again: it reloads nothing until it rests for {_HEELS:.0f} s;"
+                " --exclude-patterns leaves it out"
             )
-        return row >= _REPEATED
+        self._noise[path] = time.monotonic()
+        return True
 
     def _not_handled(self, changed: list[str]) -> list[str]:
         """Let those who asked for it deal with changes; return the paths of the others."""
