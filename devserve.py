@@ -11963,7 +11963,7 @@ colon it is app, application, the one framework object, or create_app():
   path/to/file.py:app          a file, wherever it is
   'hello:make_app("test")'     what a call returns; its arguments are literals
 Without APP: $DEVSERVE_APP, $FLASK_APP, app.py, wsgi.py, main.py, or the wsgi.py
-of a Django project.
+or asgi.py of a Django project.
 
 Each long option may be set in the environment or in .env: DEVSERVE_PORT=8000,
 DEVSERVE_DEBUG=1, DEVSERVE_PIN=..."""
