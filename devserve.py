@@ -4317,9 +4317,10 @@ def emergency_page(error: BaseException, crash: str) -> str:
 # use them is decided elsewhere.  May know foreign code (2) and how tracebacks are read (5).
 #
 # Invariants: a console evaluates one piece of code at a time, each in a thread of its own, all in one context
-# (contextvars) that lasts as long as the console.  What an evaluation prints is told by its thread from what everybody
-# else prints meanwhile.  Completion runs no code of the application's, apart from proxies and cached properties.  A
-# crash that was let go holds no frame, and so no lock, no open transaction and no memory of the application's.
+# (contextvars) that lasts as long as the console.  What an evaluation prints is told by that context from what
+# everybody else prints meanwhile.  Completion runs no code of the application's, apart from proxies and cached
+# properties.  A crash that was let go holds no frame, and so no lock, no open transaction and no memory of the
+# application's.
 #
 # Doors: Busy, EnteredContexts, Console, CRASH_LIMIT, Crash, CrashStore.
 #
@@ -4335,6 +4336,7 @@ _COLLECT_EVERY = 10  # crashes: an exception and its frames are often a cycle, w
 _INTERRUPT_SECONDS = 2.0  # after an interrupt; what goes on longer is inside C code and is not waited for
 _TURN_SECONDS = 5.0  # that an evaluation waits for another one in the same console
 _CONTEXT_SECONDS = 2.0  # for entering a framework's contexts, or leaving them
+_CO_COROUTINE = 0x80  # inspect.CO_COROUTINE: of code that awaits
 _CONSOLE_FILE = "<console>"  # what its code calls its file, as at every prompt
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]?|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_]?)")  # ECMA-48, and OSC
 
@@ -4362,6 +4364,9 @@ class EnteredContexts:
         from contextlib import ExitStack
         from contextvars import copy_context
 
+        managers = list(managers)
+        runners = (getattr(manager, "run_coroutine", None) for manager in managers)
+        self.run_coroutine: Callable[[Any], Any] = next(filter(None, runners), _run_coroutine)
         self.context = copy_context()
         self.stack = ExitStack()
         for manager in managers:
@@ -4375,6 +4380,13 @@ class EnteredContexts:
         self._call(self.stack.close)
 
 
+def _run_coroutine(coroutine: Any) -> Any:
+    """Return the result of what the console awaits where no application has a loop."""
+    import asyncio
+
+    return asyncio.run(coroutine)
+
+
 class Console:
     """One prompt.  What it assigns stays; rebinding a variable does not reach the frame, changing its object does.
 
@@ -4383,7 +4395,9 @@ class Console:
 
     def __init__(self, namespace: dict[str, Any], entered: Optional[EnteredContexts] = None) -> None:
         self.namespace = namespace  # one dictionary: functions and comprehensions see what is defined at the prompt
-        self.context = (entered or EnteredContexts()).context.copy()
+        entered = entered or EnteredContexts()
+        self.context = entered.context.copy()
+        self.run_coroutine = entered.run_coroutine  # awaits what the code awaits
         self.turn = threading.Lock()
         self.thread: Optional[_Evaluator] = None
 
@@ -4405,6 +4419,7 @@ class Console:
                     raise Busy
             _replace_streams()
             self.thread = _Evaluator(partial(self._evaluate, _plain_code(code)), self.context)
+            self.context.run(_Stream.printing.set, self.thread.printed)
             self.thread.start()
             return self.thread.wait(seconds)
         finally:
@@ -4440,6 +4455,8 @@ class Console:
         """Run statements one by one; the value of an expression is shown and named `_`."""
         for code, shown in steps:
             value = eval(code, self.namespace)
+            if code.co_flags & _CO_COROUTINE:
+                value = self.run_coroutine(value)
             if shown and value is not None:
                 self.namespace["_"] = value
                 print(repr(value))
@@ -4480,7 +4497,8 @@ def _compile_statements(code: str) -> Optional[list[tuple[CodeType, bool]]]:
                 return None
         except SyntaxError:  # a mistake, found again below, or more than one statement
             pass
-    bare_compile = partial(compile, dont_inherit=True)  # without the __future__ of this file
+    # Without the __future__ of this file, but with `await` outside of functions:
+    bare_compile = partial(compile, flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
     steps: list[tuple[CodeType, bool]] = []
     for statement in ast.parse(code, _CONSOLE_FILE).body:
         if isinstance(statement, ast.Expr):
@@ -4681,13 +4699,22 @@ class _Evaluator(ForeignCalls):
 
 def _replace_streams() -> None:
     """Have the standard streams tell evaluations from everybody else.  Once replaced, they stay: others hold them."""
+    if _Stream.printing is None:
+        from contextvars import ContextVar
+
+        _Stream.printing = ContextVar("devserve console", default=None)
     for name in ("stdin", "stdout", "stderr"):
         if not isinstance(getattr(sys, name), _Stream):
             setattr(sys, name, _Stream(getattr(sys, name)))
 
 
 class _Stream:
-    """One of the standard streams: to an evaluation its own output and no input, to everybody else what it was."""
+    """One of the standard streams: to an evaluation its own output and no input, to everybody else what it was.
+
+    An evaluation is told by its context, which what it awaits on an application's loop has as well.
+    """
+
+    printing: Any = None  # the context variable that has an evaluation's output
 
     def __init__(self, real: Any) -> None:
         self.real = real
@@ -4696,9 +4723,8 @@ class _Stream:
         return getattr(self.real, name)
 
     def output(self) -> Optional[io.StringIO]:
-        """Return where the current thread's output goes when it is an evaluation."""
-        thread = threading.current_thread()
-        return thread.printed if isinstance(thread, _Evaluator) else None
+        """Return where output goes when it is an evaluation's."""
+        return _Stream.printing.get()  # type: ignore[no-any-return]
 
     def write(self, text: str) -> int:
         output = self.output()
@@ -5388,7 +5414,10 @@ class DebuggedApplication:
             return self.crashes.console(id)
         if self.app_console is None:
             contexts, _ = call_safely(lambda: _contexts_of(self.app))
-            self.app_console = Console({"__name__": "__console__", "app": self.app}, EnteredContexts(contexts or ()))
+            self.app_console = Console(
+                {"__name__": "__console__", "app": getattr(self.app, "served", self.app)},
+                EnteredContexts(contexts or ()),
+            )
         return self.app_console
 
     def replay(self, request: _RecordedRequest, environ: Environ) -> dict[str, Any]:
@@ -8395,9 +8424,11 @@ if TYPE_CHECKING:
 _WAITING_LIMIT = 64 * 1024  # bytes that wait between a thread and the loop, in either direction
 _MOMENT = 0.02  # seconds: most answers come sooner, and until then nobody looks whether the client has gone
 _HOLD_SECONDS = 0.5  # an exception follows the 500 that a framework sent for it at once, background work does not
+_INTERRUPT_LOOK = 0.05  # between two moments in which a console's interrupt can hit the thread that waits for the loop
 _BEAT_SECONDS = 0.5  # between two looks at the loop; a signal that just missed the main thread waits no longer
 _BLOCKED_SECONDS = 1.0  # that the loop may take for its next step until the terminal is told
 _SHUTDOWN_SECONDS = 5.0  # for the application's lifespan shutdown
+_KEEP_CONTEXT = "werkzeug.debug.preserve_context"  # in the environ: takes what a console is to enter
 _CANCEL_SECONDS = 0.5  # for the end of what was cancelled
 
 
@@ -8419,7 +8450,7 @@ class AsgiBridge:
     """
 
     def __init__(self, app: Any, terminal: Terminal) -> None:
-        self.app = app
+        self.served = app  # so called for the console, which shows it and not the bridge
         self.terminal = terminal
         self.report: Callable[[BaseException, Optional[Environ], str], str] = lambda *_: ""  # stores, returns a link
         self.loop: asyncio.AbstractEventLoop
@@ -8566,6 +8597,10 @@ class AsgiBridge:
             return _WebSocket(self, environ).respond(start_response)
         return _HttpRequest(self, environ).respond(start_response)
 
+    def app_context(self) -> _RequestContext:
+        """Return what the console of the application needs; so called since it is Flask's word for it."""
+        return _RequestContext(self)
+
     def report_later(self, error: BaseException, environ: Optional[Environ], what: str) -> None:
         """Tell of a failure that no answer can tell of, in a thread, since an exception's text may take its time."""
 
@@ -8645,6 +8680,40 @@ class _Wakeup:
         return sock in ready
 
 
+class _RequestContext:
+    """What a console needs of a request: its context variables, and the loop for what it awaits."""
+
+    def __init__(self, bridge: AsgiBridge) -> None:
+        self.bridge = bridge
+        self.context: Mapping[Any, Any] = {}  # of the request; kept by the loop
+
+    def keep(self) -> None:
+        """Keep the context that the loop is in."""
+        from contextvars import copy_context
+
+        self.context = copy_context()
+
+    def __enter__(self) -> None:
+        for variable, value in self.context.items():
+            variable.set(value)
+
+    def __exit__(self, *exc_info: object) -> None:
+        pass
+
+    def run_coroutine(self, coroutine: Any) -> Any:
+        """Run what a console awaits on the loop, in the console's own context; an interrupt cancels it."""
+        import asyncio
+        from concurrent.futures import wait
+
+        future = asyncio.run_coroutine_threadsafe(coroutine, self.bridge.loop)
+        try:
+            while not future.done():
+                wait([future], _INTERRUPT_LOOK)
+            return future.result()
+        finally:
+            future.cancel()
+
+
 # -- a request
 
 _NOT_STARTED, _STARTED, _COMPLETE = range(3)  # an answer, as the application has sent it
@@ -8679,6 +8748,9 @@ class _HttpRequest:
         self.is_asked = not self.has_more or not self.body.expected  # the client may send its body
         # The loop's
         self.is_explained = ON_EXCEPTION in environ  # a page would take the place of a framework's own 500
+        self.context = _RequestContext(bridge)
+        if self.is_explained:
+            environ[_KEEP_CONTEXT](self.context)
         self.phase = _NOT_STARTED
         self.head: Optional[_ResponseStart] = None
         self.is_bodiless = False  # the answer has no body, whatever the application sends
@@ -8796,11 +8868,12 @@ class _HttpRequest:
         """Call the application."""
         error: Optional[BaseException] = None
         try:
-            await self.bridge.app(self.scope, self.receive, self.send)
+            await self.bridge.served(self.scope, self.receive, self.send)
         except KeyboardInterrupt:  # Ctrl-C, which may hit the main thread anywhere
             raise
         except BaseException as failure:  # noqa: BLE001 - whatever it raises is told in the connection's thread
             error = failure
+            self.context.keep()
         finally:
             del self.bridge.requests[self]
         self.finish(error)
@@ -8868,6 +8941,8 @@ class _HttpRequest:
         self.length = -1 if self.is_bodiless else self.head.length
         if self.is_explained and message["status"] >= 500:
             self.held = []
+        if self.is_explained:
+            self.context.keep()
         self.phase = _STARTED
 
     def add(self, body: bytes, more: bool) -> None:
@@ -9600,7 +9675,7 @@ class _Lifespan:
     async def run(self) -> None:
         scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.bridge.state}
         try:
-            await self.bridge.app(scope, self.receive, self.send)
+            await self.bridge.served(scope, self.receive, self.send)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - raised again by `start`, or told

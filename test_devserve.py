@@ -9215,6 +9215,9 @@ class ServerLog(ServerCase):
 # =====================================================================================================================
 
 
+REQUEST_NAME: contextvars.ContextVar[str] = contextvars.ContextVar("name", default="none")
+
+
 async def asgi_answer(send: App, body: bytes = b"hello", status: int = 200, *headers: tuple[bytes, bytes]) -> None:
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
@@ -10040,6 +10043,126 @@ class AsgiWebSockets(AsgiCase):
         self.assertTrue(socket.frame() == (0x82, body))
         socket.send(client_frame(8, b"\x03\xe8"))
         self.assertEqual(socket.close_code(), 1000)
+
+
+class AsgiPages(AsgiCase):
+    """What an exception becomes, in the page and at its console."""
+
+    def page(self, view: App, accept: str = "text/html") -> Answer:
+        self.serve_asgi(view, debugger=True, pin="off")
+        return self.ask(f"GET /path HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\nConnection: close\r\n\r\n")
+
+    def console(self, answer: Answer) -> Any:
+        """Return the console of the innermost frame."""
+        ids = re.findall(r"[0-9a-f]{16}-\d+", answer.body.decode())
+        debugger: Any = self.server.app
+        return debugger.crashes.console(max(ids, key=lambda id: int(id.partition("-")[2])))
+
+    async def failing(self, scope: Any, receive: App, send: App) -> None:
+        import asyncio
+
+        REQUEST_NAME.set("the failing one")
+
+        async def inner(divisor: int) -> float:
+            await asyncio.sleep(0)
+            return 1 / divisor
+
+        await inner(0)
+
+    def test_the_page_shows_the_frames_through_every_await(self) -> None:
+        answer = self.page(self.failing)
+        self.assertEqual(answer.status, 500)
+        for text in ("ZeroDivisionError", "divisor", "await inner(0)"):
+            self.assertIn(text, answer.body.decode())
+        for kind, text in (
+            ("text/plain", "await inner(0)"),
+            ("application/json", '"divisor"'),
+            ("text/markdown", "`"),
+        ):
+            self.assertIn(text, self.page(self.failing, kind).body.decode())
+        self.assertIn("ZeroDivisionError: division by zero", self.log)
+        self.assertNotIn(str(SCRIPT), self.log, "no frames of devserve")
+
+    def test_the_body_that_was_read_is_on_the_page(self) -> None:
+        async def view(scope: Any, receive: App, send: App) -> None:
+            raise LookupError((await receive())["body"])
+
+        self.serve_asgi(view, debugger=True, pin="off")
+        form = "Host: localhost\nContent-Type: application/x-www-form-urlencoded\nContent-Length: 11"
+        request = post(form, "fruit=apple").replace(b"Host: x\r\n", b"")
+        self.assertRegex(self.ask(request).body.decode(), r"fruit\s.*apple|fruit: apple|fruit=apple|LookupError")
+
+    def test_the_console_awaits_on_the_loop_with_the_requests_context_variables(self) -> None:
+        console = self.console(self.page(self.failing))
+        for code, output in (
+            ("divisor + 1", "1\n"),
+            ("REQUEST_NAME.get()", "'the failing one'\n"),
+            ("import asyncio", ""),
+            ("async def inner(n):\n    return 1 / n\n\n", ""),
+            ("task = await inner(2)", ""),
+            ("task", "0.5\n"),
+            ("await asyncio.sleep(0, result=REQUEST_NAME.get())", "'the failing one'\n"),
+            ("async def f():\n    print('on', threading.current_thread().name)\n    return 7\n\n", ""),
+            ("await f()", "on devserve loop\n7\n"),
+            ("await asyncio.gather(f(), f())", "on devserve loop\non devserve loop\n[7, 7]\n"),
+        ):
+            self.assertEqual(console.run(code).output, output, code)
+        self.assertIn("ZeroDivisionError", console.run("await inner(0)").output)
+        self.assertNotIn("concurrent", console.run("await inner(0)").output)
+
+    def test_what_the_console_awaits_can_be_interrupted(self) -> None:
+        console = self.console(self.page(self.failing))
+        console.run("import asyncio\nwoken = []")
+        self.assertTrue(console.run("await asyncio.sleep(60)", 0.2).running)
+        self.assertTrue(console.interrupt())
+        eventually(lambda: not console.output(0.1).running, "the end of the evaluation")
+        self.assertIn("KeyboardInterrupt", console.output(1).output)
+
+    def test_the_console_of_the_application_has_the_loop_too(self) -> None:
+        self.serve_asgi(self.failing, debugger=True, pin="off")
+        debugger: Any = self.server.app
+        console = debugger.console("app")
+        self.assertIn("function", console.run("app").output)
+        self.assertEqual(console.run("import asyncio\nawait asyncio.sleep(0, result=3)").output, "3\n")
+
+    def test_a_page_takes_the_place_of_a_frameworks_own_500_when_an_exception_follows(self) -> None:
+        async def like_starlette(scope: Any, receive: App, send: App) -> None:
+            try:
+                raise LookupError("the reason")
+            except LookupError:
+                await asgi_answer(send, b"Internal Server Error", 500)
+                raise
+
+        async def by_itself(scope: Any, receive: App, send: App) -> None:
+            await asgi_answer(send, b"own page", 503)
+
+        self.assertIn(b"the reason", self.page(like_starlette).body)
+        self.assertEqual(self.log.count("LookupError: the reason"), 1)
+        answer = self.page(by_itself)
+        self.assertEqual((answer.status, answer.body), (503, b"own page"))
+        self.serve_asgi(like_starlette)  # without a debugger it is the framework's to say
+        self.assertEqual(self.ask().body, b"Internal Server Error")
+        eventually(lambda: "LookupError: the reason" in self.log, "the traceback")
+
+    def test_work_in_the_background_holds_no_500_back(self) -> None:
+        import asyncio
+
+        async def view(scope: Any, receive: App, send: App) -> None:
+            await asgi_answer(send, b"own page", 500)
+            await asyncio.sleep(DEADLINE)
+
+        began = time.monotonic()
+        self.assertEqual(self.page(view).body, b"own page")
+        self.assertLess(time.monotonic() - began, DEADLINE / 2)
+
+    def test_what_fails_in_the_background_has_an_address(self) -> None:
+        async def view(scope: Any, receive: App, send: App) -> None:
+            await asgi_answer(send)
+            raise LookupError("in the background")
+
+        self.assertEqual(self.page(view).status, 200)
+        eventually(lambda: "/__devserve__/crash/" in self.log, "the link")
+        self.assertIn("LookupError: in the background", self.log)
 
 
 class AsgiLifespan(AsgiCase):
