@@ -48,6 +48,7 @@ A save:     Watcher, DevServer.close_gate, requests in flight end, restart_proce
 
 from __future__ import annotations
 
+import _socket
 import atexit
 import binascii
 import contextlib
@@ -539,7 +540,8 @@ def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
 # Doors: NAME_LIMIT, CODE_TYPES, MISSING, Outcome, escape_controls, escape_unprintable, shown_text, type_name, TooLate,
 # call_safely, call_bounded, call_each_bounded, ForeignCalls, interrupt_thread, is_library, is_app_file, is_app_code,
 # thread_position, is_below, application_traceback, traceback_text, raw_slot, own_dict, static_attributes,
-# static_attribute, locals_of, SOCKET_KEY, is_taken_over, nobody_listens, ON_EXCEPTION, HANDED_OVER, hand_over.
+# static_attribute, locals_of, SOCKET_KEY, is_taken_over, nobody_listens, ON_EXCEPTION, HANDED_OVER, hand_over,
+# has_green_threads, native_threading, native_sleep.
 #
 # Read first: call_safely, call_each_bounded, is_app_file, static_attribute.
 # =====================================================================================================================
@@ -955,6 +957,40 @@ def hand_over(environ: Mapping[str, Any], error: BaseException) -> str:
         return ""
     take(error)
     return HANDED_OVER
+
+
+# -- threads
+
+
+def has_green_threads() -> bool:
+    """Return whether gevent or eventlet has put greenlets in the place of threads, in all modules of this process."""
+    return isinstance(time.sleep, FunctionType)
+
+
+def _fresh_module(name: str) -> Any:
+    """Return a copy of a module of the standard library as it is before anybody has patched it."""
+    spec = sys.modules[name].__spec__
+    assert spec is not None and spec.loader is not None
+    if spec.origin == "built-in":
+        module = spec.loader.create_module(spec) or ModuleType(name)
+        spec.loader.exec_module(module)
+        return module
+    module, kept = ModuleType(name), sys.modules["_thread"]
+    sys.modules["_thread"] = _fresh_module("_thread")
+    try:
+        exec(spec.loader.get_code(name), vars(module))  # type: ignore[attr-defined]
+    finally:
+        sys.modules["_thread"] = kept
+    return module
+
+
+# Threads that run while the application is imported, when it may put greenlets in the place of those that `threading`
+# knows, and may not know ours.  None of them runs code of the application.
+if TYPE_CHECKING:
+    import threading as native_threading
+else:
+    native_threading = _fresh_module("threading")
+native_sleep: Callable[[float], None] = _fresh_module("time").sleep
 
 
 # =====================================================================================================================
@@ -6296,7 +6332,6 @@ _OUT_OF_DESCRIPTORS_PAUSE = 0.05  # before accepting again when the process has 
 
 CONNECTION = "devserve.connection"  # in the environ, for a bridge: the connection itself
 
-_CAN_CATCH = hasattr(select, "poll")  # Windows has no poll, and after a timed-out read its sockets are undefined
 _SERVER_NAME = f"devserve/{__version__}"
 _BODILESS = frozenset({"204", "304"})  # RFC 9110 section 6.4.1; 1xx cannot come from an application
 
@@ -6347,6 +6382,13 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
         return self.socket.fileno()
 
     # -- taking connections: what socketserver calls
+
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        if has_green_threads():  # socketserver has a selector from before, which would block all greenlets
+            import selectors
+
+            setattr(socketserver, "_ServerSelector", selectors.DefaultSelector)  # noqa: B010 - it is private
+        super().serve_forever(poll_interval)
 
     def get_request(self) -> tuple[Any, Any]:
         self.gate.wait(_GATE_LOOK)
@@ -6587,7 +6629,9 @@ class _Connection:
         self.keep_alive = True
         self.ending = False  # the last response has been sent
         self.input_left = False  # the client may have sent, or still be sending, what nobody will read
-        self.catches = _CAN_CATCH and self.shaken  # TLS has a buffer of its own, which a read may not leave half full
+        self.catches = (
+            _reads_ahead() and self.shaken
+        )  # TLS has a buffer of its own, which a read may not leave half full
         if sock.gettimeout() is not None or sys.platform != "linux":
             sock.setblocking(True)  # the application set a default timeout; elsewhere a listener's mode is inherited
         if not server.options_inherited:
@@ -7816,7 +7860,7 @@ def _waits_to_write(error: OSError, writing: bool) -> bool:
 
 def _wait(sock: socket.socket, seconds: Optional[float], *, writing: bool) -> bool:
     """Return whether a socket is ready within so many seconds."""
-    if sys.platform == "win32" or not _CAN_CATCH:
+    if sys.platform == "win32" or not _reads_ahead():
         reading, writable = ([], [sock]) if writing else ([sock], [])
         return any(select.select(reading, writable, [], seconds))
     poller = select.poll()
@@ -7942,13 +7986,19 @@ def _remote(address: Any) -> tuple[str, str]:
     return (address[0], str(address[1])) if isinstance(address, tuple) else ("", "")
 
 
+def _reads_ahead() -> bool:
+    """Return whether a read may end by a timeout of the kernel: not on Windows, where a socket is undefined after one,
+    and not in a greenlet, which waits by other means."""
+    return hasattr(select, "poll") and not has_green_threads()
+
+
 def _set_options(sock: socket.socket) -> None:
     """Bound each wait of a blocking socket in the kernel: `settimeout` would cost a poll before each call.
 
     A read waits only for the moment in which a next request is caught; whoever reads on watches in between.  Sends
     leave at once: with Nagle's algorithm the last segment of a response waits for the client's delayed ACK.
     """
-    reading = _READ_AHEAD_SECONDS if _CAN_CATCH else _BODY_TIMEOUT
+    reading = _READ_AHEAD_SECONDS if _reads_ahead() else _BODY_TIMEOUT
     for option, seconds in ((socket.SO_RCVTIMEO, reading), (socket.SO_SNDTIMEO, _SEND_TIMEOUT)):
         whole, part = divmod(round(seconds * 1_000_000), 1_000_000)
         milliseconds = struct.pack("=I", round(seconds * 1000))
@@ -7961,7 +8011,7 @@ def _set_options(sock: socket.socket) -> None:
 
 def _watch(sock: socket.socket) -> Callable[[float], bool]:
     """Return a function that waits up to so many seconds and says whether `sock` has something to read."""
-    if sys.platform == "win32" or not _CAN_CATCH:
+    if sys.platform == "win32" or not _reads_ahead():
         return lambda seconds: bool(select.select([sock], [], [], max(seconds, 0))[0])
     poller = select.poll()
     poller.register(sock, select.POLLIN)
@@ -10192,7 +10242,7 @@ def _glob_token(token: str) -> str:
 # -- the thread
 
 
-class Watcher(threading.Thread):
+class Watcher(native_threading.Thread):
     """The thread that watches.  It is told of files by anybody, and of modules by nobody: those it finds by itself.
 
     `changed` is called with the paths that changed, or with the reason given to `reload_now`; it returns only when the
@@ -10331,7 +10381,7 @@ class Watcher(threading.Thread):
                 self._deliver([self._demand])
             if self._unread:
                 self._read_contents()
-            time.sleep(_INTERVAL)
+            native_sleep(_INTERVAL)
 
     def _look(self) -> set[str]:
         """Look at the files whose turn it is and return those that differ."""
@@ -10419,7 +10469,7 @@ class Watcher(threading.Thread):
             if time.monotonic() - quiet_since >= (_SETTLE_DOUBTFUL if doubtful else _SETTLE):
                 weight = 1
                 break
-            time.sleep(_SETTLE)
+            native_sleep(_SETTLE)
             # Once more than one file has changed, it may be anything, as when branches are switched.
             suspects |= self._different(self.files.own if len(suspects) > 1 else self._whose_turn())
         self.files.adopt()  # what the application has written by itself to load it, it has loaded by now
@@ -10592,7 +10642,7 @@ class Handover(NamedTuple):
 class _Parent(NamedTuple):
     """What a child under `supervise` knows of its parent."""
 
-    line: socket.socket  # ends when the parent does
+    line: _socket.socket  # ends when the parent does
     address: str  # takes the handover; "" where the line does
 
 
@@ -10658,7 +10708,8 @@ class Launch(NamedTuple):
 
 
 def _start_thread(target: Callable[..., object], *args: object) -> None:
-    threading.Thread(target=target, args=args, name=f"devserve {target.__name__.strip('_')}", daemon=True).start()
+    name = f"devserve {target.__name__.strip('_')}"
+    native_threading.Thread(target=target, args=args, name=name, daemon=True).start()
 
 
 # -- the command
@@ -10910,7 +10961,7 @@ def end_process(status: int) -> NoReturn:
 
 def _run_exit_handlers() -> None:
     """Run what would run at the interpreter's end, for `_EXIT_SECONDS` at most, and flush the streams."""
-    done = threading.Event()
+    done = native_threading.Event()
     _start_thread(_exit_handlers, done)
     done.wait(_EXIT_SECONDS)
     for stream in (sys.stdout, sys.stderr):
@@ -10918,7 +10969,7 @@ def _run_exit_handlers() -> None:
             stream.flush()
 
 
-def _exit_handlers(done: threading.Event) -> None:
+def _exit_handlers(done: native_threading.Event) -> None:
     try:
         atexit._run_exitfuncs()
     finally:  # Python 3.9 raises the last handler's error, which has been printed
@@ -10991,17 +11042,15 @@ os._exit(0)
 def _store(launch: Launch, words: dict[str, Any], fds: list[int]) -> tuple[int, str]:
     """Start a store and leave the handover there; return its pid and address."""
     listener, address = _listen_for_handover()
-    try:
+    with contextlib.closing(listener):
         pid = _spawn_store(launch, listener)
-    finally:
-        listener.close()
     words["children"].append(pid)
-    with _connect(address) as store:
+    with contextlib.closing(_connect(address)) as store:
         _send(store, words, fds)
     return pid, address
 
 
-def _spawn_store(launch: Launch, listener: socket.socket) -> int:
+def _spawn_store(launch: Launch, listener: _socket.socket) -> int:
     """Start the store's process; it is in a group of its own, which Ctrl-C at the terminal does not reach."""
     command = [launch.executable, "-I", "-S", "-c", _STORE, str(os.getpid()), str(_STORE_INTERVAL)]
     if sys.platform == "win32" or not hasattr(os, "posix_spawn"):  # PyPy
@@ -11014,13 +11063,13 @@ def _spawn_store(launch: Launch, listener: socket.socket) -> int:
     return posix.posix_spawn(command[0], command, launch.environ, file_actions=actions, setpgroup=0, setsigmask=())
 
 
-def _listen_for_handover() -> tuple[socket.socket, str]:
+def _listen_for_handover() -> tuple[_socket.socket, str]:
     """Return a socket that listens on an address which nobody can guess, and the address."""
     if sys.platform == "win32":
         raise OSError(errno.EINVAL, "this system has no such sockets")
     name = f"devserve-{os.urandom(16).hex()}"
     address = f"@{name}" if sys.platform == "linux" else os.path.join(os.environ.get("TMPDIR", "/tmp"), name)
-    listener = socket.socket(socket.AF_UNIX)
+    listener = _socket.socket(socket.AF_UNIX)
     listener.bind(address.replace("@", "\0", 1) if sys.platform == "linux" else address)
     listener.listen()
     return listener, address
@@ -11033,10 +11082,10 @@ def _remove_address(address: str) -> None:
             os.unlink(address)
 
 
-def _connect(address: str) -> socket.socket:
+def _connect(address: str) -> _socket.socket:
     if sys.platform == "win32":
         raise OSError(errno.EINVAL, "this system has no such sockets")
-    sock = socket.socket(socket.AF_UNIX)
+    sock = _socket.socket(socket.AF_UNIX)
     sock.settimeout(_FETCH_SECONDS)
     sock.connect("\0" + address[1:] if address.startswith("@") else address)
     return sock
@@ -11045,17 +11094,18 @@ def _connect(address: str) -> socket.socket:
 # -- messages between processes
 
 
-def _send(sock: socket.socket, words: dict[str, Any], fds: list[int]) -> None:
+def _send(sock: _socket.socket, words: dict[str, Any], fds: list[int]) -> None:
     """Send the words, and sockets along with the first bytes where the system can pass them."""
     data = marshal.dumps(words)
     data = struct.pack(">II", len(data), len(fds)) + data
     if sys.platform != "win32":
         for start in range(0, len(fds), _PASSED_LIMIT):
-            data = data[socket.send_fds(sock, [data[:1]], fds[start : start + _PASSED_LIMIT]) :]
+            passed = struct.pack(f"{len(fds[start : start + _PASSED_LIMIT])}i", *fds[start : start + _PASSED_LIMIT])
+            data = data[sock.sendmsg([data[:1]], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)]) :]
     sock.sendall(data)
 
 
-def _receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
+def _receive(sock: _socket.socket) -> tuple[dict[str, Any], list[int]]:
     """Return the words and descriptors of a message; empty ones when none comes.  Nobody inherits the descriptors."""
     data = b""
     fds: list[int] = []
@@ -11063,9 +11113,10 @@ def _receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
         if sys.platform == "win32":
             more = sock.recv(65536)
         else:
-            flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
-            more, passed, _, _ = socket.recv_fds(sock, 65536, _PASSED_LIMIT, flags)
-            fds.extend(passed)
+            space, flags = socket.CMSG_SPACE(4 * _PASSED_LIMIT), getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+            more, ancillary, _, _ = sock.recvmsg(65536, space, flags)
+            for _, _, passed in ancillary:  # descriptors alone are ever sent
+                fds.extend(struct.unpack(f"{len(passed) // 4}i", passed))
         if not more:
             return {}, []
         data += more
@@ -11091,7 +11142,7 @@ def _fetch() -> tuple[Optional[_Parent], dict[str, Any], list[int]]:
     if not address or (sys.platform != "win32" and pid not in (str(os.getpid()), str(os.getppid()))):
         return None, {}, []
     try:
-        line = socket.socket(fileno=int(address)) if address.isdigit() else _connect(address)
+        line = _socket.socket(fileno=int(address)) if address.isdigit() else _connect(address)
         words, fds = _receive(line)
     except OSError:
         return None, {}, []
@@ -11134,7 +11185,7 @@ def _reap_children(pids: list[int]) -> None:
     """Reap the children of earlier processes as they end, and no others: those belong to the application."""
     while pids:
         pids = [pid for pid in pids if not _has_ended(pid)]
-        time.sleep(_REAP_INTERVAL)
+        native_sleep(_REAP_INTERVAL)
 
 
 def _has_ended(pid: int) -> bool:
@@ -11211,12 +11262,12 @@ class _Supervisor:
                     self._take(line)
                 return int(self.child.wait())
         door, address = _listen_for_handover()
-        with door, contextlib.ExitStack() as lines:  # a child ends when its line does
+        with contextlib.closing(door), contextlib.ExitStack() as lines:  # a child ends when its line does
             self._start(address)
             for step in (self._give, self._take):
                 accepted = self._wait(door, lambda: self._accepted(door))
                 if accepted is not None:
-                    step(lines.enter_context(accepted))
+                    step(lines.enter_context(contextlib.closing(accepted)))
             status = int(self.child.wait())
         _remove_address(address)
         return status
@@ -11232,7 +11283,7 @@ class _Supervisor:
         if self.stopped_by:  # it came while the child was being started
             self._signal_child(self.stopped_by)
 
-    def _wait(self, sock: socket.socket, look: Callable[[], Outcome]) -> Optional[Outcome]:
+    def _wait(self, sock: _socket.socket, look: Callable[[], Outcome]) -> Optional[Outcome]:
         """Return what `look` finds at a socket, or None when the child ends first."""
         ended = False
         while not ended:
@@ -11242,16 +11293,16 @@ class _Supervisor:
                 return look()
         return None
 
-    def _accepted(self, door: socket.socket) -> socket.socket:
+    def _accepted(self, door: _socket.socket) -> _socket.socket:
         """Return the child's connection; children of the application may know the address too."""
-        sock, _ = door.accept()
+        sock = _socket.socket(fileno=door._accept()[0])  # type: ignore[attr-defined]
         if _peer_pid(sock) not in (self.child.pid, 0):
             sock.close()
             raise PermissionError(errno.EPERM, "not the child")
         sock.settimeout(_FETCH_SECONDS)
         return sock
 
-    def _give(self, line: socket.socket) -> None:
+    def _give(self, line: _socket.socket) -> None:
         """Give the child the listener and what is left to it."""
         fds = [self.listener.fileno(), *self.waiting]
         words = {**self.words, "roles": {"listener": 1, "waiting": len(self.waiting)}}
@@ -11263,7 +11314,7 @@ class _Supervisor:
             os.close(fd)
         self.waiting = []
 
-    def _take(self, line: socket.socket) -> None:
+    def _take(self, line: _socket.socket) -> None:
         """Take what the child leaves for the next."""
         words: dict[str, Any] = {}
         with contextlib.suppress(OSError):
@@ -11275,7 +11326,7 @@ class _Supervisor:
                 os.close(fd)
 
 
-def _peer_pid(sock: socket.socket) -> int:
+def _peer_pid(sock: _socket.socket) -> int:
     """Return the pid of the process at the other end of a connection; 0 where the system does not tell."""
     if sys.platform == "linux":
         pid: int = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, 17, 12))[0]  # SO_PEERCRED; PyPy has no name
@@ -11292,13 +11343,13 @@ def _reaches_children() -> bool:
     return False
 
 
-def _end_with_parent(line: socket.socket) -> None:
+def _end_with_parent(line: _socket.socket) -> None:
     """End this process soon after its parent has died, so that no orphan keeps the port."""
     with contextlib.suppress(OSError):
         while line.recv(1):
             pass
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(_ORPHAN_SECONDS)
+    native_sleep(_ORPHAN_SECONDS)
     os._exit(1)
 
 
@@ -11316,6 +11367,7 @@ _PYTHONS_INTERRUPT = signal.default_int_handler
 _MAIN_THREAD_PATIENCE = 0.2  # seconds for the main thread to come out of foreign C code before an exec
 _GRACE = 5.0  # seconds from its own start that a request may take while a reload waits for it
 _WAKE_INTERVAL = 0.5  # seconds; a signal that comes just before the main thread falls asleep is handled no later
+_GREEN_INTERVAL = 0.05  # seconds between two looks at what other threads would have the greenlets' thread do
 _GREETING_PATIENCE = 1.0  # seconds; a mistake in the command is told in less, and then is the only line
 _IMPORT_TOLD = 3.0  # seconds of importing before the terminal is told where the import is
 _IMPORT_PATIENCE = 10.0  # seconds of it, after a reload, before clients are told too; few libraries take as long
@@ -11531,17 +11583,18 @@ class _Runner:
         self.reloaded = "since" in self.notes
         self.socket_file = self.notes.get("socket_file", "")  # ours to remove at the end
         self.listener = self._listener()
-        self.server = DevServer(self.listener, _loading_app, terminal, threads=config.threads, tls=tls)
+        self.tls = tls
+        self.errands: deque[Callable[[], None]] = deque()  # for the thread that serves
+        self._make_server()
         self.scheme = "https" if config.cert else "http"
         self.guard = self._guard() if config.debugger else None
         self.watcher = self._watcher() if config.reload else None
         self.signals = _Signals(self._end, self._hang_up, in_code=in_code, reloads=config.reload)
         self.bridge: Optional[AsgiBridge] = None  # to an ASGI application
         self.phase = _LOADING
-        self.lock = threading.Lock()  # held to change the phase
-        self.adopting = threading.Lock()  # held by whoever gives waiting connections to the server or a handover
-        self.loaded = threading.Event()  # the application is, or has failed to
-        self.ended = threading.Event()  # no connection is accepted any more
+        self.lock = native_threading.Lock()  # held to change the phase
+        self.adopting = native_threading.Lock()  # held by whoever hands waiting connections to the server, or over
+        self.loaded = native_threading.Event()  # the application is, or has failed to
         self.greeted = self.reloaded
         self.status = 1  # until the server has ended as it should
 
@@ -11554,6 +11607,13 @@ class _Runner:
         self.socket_file = notes["socket_file"]
         return listener
 
+    def _make_server(self) -> None:
+        """Make the server; once more when the application has put greenlets in the place of threads."""
+        if not isinstance(self.listener, socket.socket):
+            self.listener = socket.socket(fileno=self.listener.detach())
+        self.server = DevServer(self.listener, _loading_app, self.terminal, threads=self.config.threads, tls=self.tls)
+        self.ended = threading.Event()  # no connection is accepted any more
+
     def _guard(self) -> Guard:
         notes = self.notes if self.reloaded else {}
         bound = _bound_hosts(self.config, self.listener)
@@ -11561,13 +11621,13 @@ class _Runner:
 
     def _watcher(self) -> Watcher:
         return Watcher(
-            self.reload,
-            self.show_broken,
+            lambda paths: self._in_step(lambda: self.reload(paths)),
+            lambda error: self._in_step(lambda: self.show_broken(error)),
             warn=self.terminal.warn,
             extra_files=self.config.extra_files,
             exclude_patterns=self.config.exclude_patterns,
             also=env_files(self.config.env_file),
-            settling=self._settling,
+            settling=lambda begins: self._in_step(self.server.hold if begins else self.server.open_gate),
             since=self.launch.started,
             memory=self.notes.get("watched"),
         )
@@ -11582,10 +11642,12 @@ class _Runner:
             self.watcher.record_imports()
             self.watcher.start()
         if not self.in_code:
-            threading.Thread(target=self._attend_import, name="devserve import", daemon=True).start()
+            native_threading.Thread(target=self._attend_import, name="devserve import", daemon=True).start()
         app = self.load(load)
         if app is None:
             return 1
+        if has_green_threads():
+            self._make_server()
         self._greet()
         if self.watcher:
             self.watcher.import_ended()
@@ -11596,16 +11658,15 @@ class _Runner:
         if self.reloaded and self.guard and self.guard.must_greet():
             self.terminal.say(f"  {self.guard.greeting(urls(self.listener, self.scheme)[0])}")
         self._begin_serving()
-        if self.watcher:  # now, since the first request need not wait for it
-            files = framework_files(app)
-            self.watcher.watch_data(files.folders, files.heed)
-            self.watcher.watch(files.files)
         if self.config.open and not self.reloaded:
             threading.Thread(target=self._open_browser, name="devserve browser", daemon=True).start()
         if self.bridge:
             self.bridge.run_until(self.ended)
-        while not self.ended.wait(_WAKE_INTERVAL):
-            pass
+        while not self.ended.wait(_GREEN_INTERVAL if has_green_threads() else _WAKE_INTERVAL):
+            while self.errands:
+                self.errands.popleft()()
+            if self.signals.stopped:
+                raise KeyboardInterrupt
         return self.status
 
     def load(self, load: Callable[[], WSGIApplication]) -> Optional[WSGIApplication]:
@@ -11631,7 +11692,6 @@ class _Runner:
         if is_asgi(app):
             app = self.bridge = AsgiBridge(app, self.terminal)
             self.bridge.start()
-            self.server.streams = True
         return app  # type: ignore[no-any-return]
 
     def _tell(self, error: BaseException) -> None:
@@ -11653,6 +11713,7 @@ class _Runner:
         elif isinstance(app, BrokenApp):
             app = _import_error_app(app.error)
         self.server.app = app
+        self.server.streams = self.bridge is not None
 
     def _watch_framework_files(self, watcher: Watcher, app: WSGIApplication) -> None:
         """Watch what the framework reads besides modules; what it takes note of by itself needs no reload."""
@@ -11693,22 +11754,25 @@ class _Runner:
         """
         if not self.loaded.wait(min(_GREETING_PATIENCE, _IMPORT_PATIENCE)):
             self._greet()
+        place = partial(_thread_place, self.signals.main_ident)
         if not self.loaded.wait(_IMPORT_TOLD - _GREETING_PATIENCE) and "told" not in self.notes:
             self.notes["told"] = True
-            self.terminal.warn(f"still importing after {_IMPORT_TOLD:.0f} s, at {_main_thread_place()}")
+            self.terminal.warn(f"still importing after {_IMPORT_TOLD:.0f} s, at {place()}")
         if not self.loaded.wait(_IMPORT_PATIENCE - _IMPORT_TOLD) and self.reloaded:
-            text = f"the import has not ended after {_IMPORT_PATIENCE:.0f} s; it is at {_main_thread_place()}"
+            text = f"the import has not ended after {_IMPORT_PATIENCE:.0f} s; it is at {place()}"
             self.install(BrokenApp(DevserveError(text)))
             self._begin_serving()
 
     # -- reloading
 
-    def _settling(self, begins: bool) -> None:
-        """Have a request that follows a save at its heels wait until it is known whether there is new code for it."""
-        if begins:
-            self.server.hold()
+    def _in_step(self, call: Callable[[], None]) -> None:
+        """Call what touches the server.  Among greenlets, only the thread in which they run may do so."""
+        if has_green_threads() and self.phase == _SERVING:
+            done = native_threading.Event()
+            self.errands.extend((call, done.set))
+            done.wait()
         else:
-            self.server.open_gate()
+            call()
 
     def reload(self, paths: list[str]) -> None:
         """Close the gate and let a new process take over; returns only when that cannot be done."""
@@ -11852,6 +11916,8 @@ class _Signals:
         self.hang_up = hang_up
         self.stopped = False  # a signal has asked for the end
         self.pid = os.getpid()
+        is_main = threading.current_thread() is threading.main_thread()
+        self.main_ident = native_threading.get_ident() if is_main else 0
         self.before: dict[int, Any] = {}  # handlers that ours replaced
         self.paused: dict[int, Any] = {}  # handlers that are away during a restart
         self.errands: deque[Callable[[], None]] = deque()  # for the main thread
@@ -11861,7 +11927,7 @@ class _Signals:
 
     def take(self, after_fork: Callable[[], None]) -> None:
         """Put our handlers in place; `after_fork` is called in each child that the application forks."""
-        if threading.current_thread() is not threading.main_thread():
+        if not self.main_ident:
             return
         for number, handler in self.wanted.items():
             if number != signal.SIGINT or handler == self._on_stop or signal.getsignal(number) is _PYTHONS_INTERRUPT:
@@ -11890,7 +11956,7 @@ class _Signals:
     def stop(self) -> None:
         """End the process, in a thread, as the main thread may be in the middle of a line for the terminal."""
         self.stopped = True
-        threading.Thread(target=self.end, name="devserve end", daemon=True).start()
+        native_threading.Thread(target=self.end, name="devserve end", daemon=True).start()
 
     def _pause(self) -> None:
         if sys.platform != "win32":
@@ -11912,14 +11978,13 @@ class _Signals:
 
         When it does not come soon, it is in foreign C code, and signals would have to wait for it as well.
         """
-        main = threading.main_thread()
-        if threading.current_thread() is main:
+        if native_threading.get_ident() == self.main_ident:
             errand()
         elif sys.platform != "win32" and getattr(signal.getsignal(signal.SIGHUP), "__self__", None) is self:
-            done = threading.Event()
+            done = native_threading.Event()
             self.errands.append(done.set)
             self.errands.append(errand)
-            signal.pthread_kill(main.ident or 0, signal.SIGHUP)
+            signal.pthread_kill(self.main_ident, signal.SIGHUP)
             done.wait(_MAIN_THREAD_PATIENCE)
 
     def _on_stop(self, number: int, frame: Any) -> None:
@@ -11929,7 +11994,8 @@ class _Signals:
     def _on_interrupt(self, number: int, frame: Any) -> None:
         if self._is_ours(number):
             self.stopped = True
-            raise KeyboardInterrupt
+            if not has_green_threads():  # where it would end the greenlet that happens to run; `serve` looks for it
+                raise KeyboardInterrupt
 
     def _on_hang_up(self, number: int, frame: Any) -> None:
         if self._is_ours(number):
@@ -11947,9 +12013,8 @@ class _Signals:
         return False
 
 
-def _main_thread_place() -> str:
-    """Return where the main thread is: in the application's own code, which may have called a library that waits."""
-    ident = threading.main_thread().ident or 0
+def _thread_place(ident: int) -> str:
+    """Return where a thread is: in the application's own code, which may have called a library that waits."""
     innermost = sys._current_frames().get(ident)
     library = f"{innermost.f_code.co_filename}, line {innermost.f_lineno}" if innermost else "an unknown place"
     return thread_position(ident) or library
