@@ -2391,6 +2391,7 @@ class FrameView(NamedTuple):
     marks: tuple[_Mark, ...] = ()  # the failing expression, one for each of its lines; none when it is the whole line
     variables: tuple[Variable, ...] = ()  # of the failing line, then arguments, then other locals; none before reading
     unlisted: int = 0  # variables beyond `_LIST_LIMIT`
+    is_read: bool = False  # its values were read, be there none
     signature: str = ""  # beside a TypeError of a call made here: what the called function takes
     period: int = 0  # after this frame the last `period` frames came again `repeats` times, which are not listed
     repeats: int = 0  # 0 when nothing is folded; with a period of 0 it counts frames left out
@@ -3017,7 +3018,8 @@ def _with_read(view: FrameView, readers: dict[str, _Read], seconds: float, conte
         if variable is not None:
             variables.append(variable)
     variables.sort(key=lambda variable: (not variable.used, not variable.argument))
-    return view._replace(variables=tuple(variables), unlisted=max(0, len(readers) - _LIST_LIMIT))
+    unlisted = max(0, len(readers) - _LIST_LIMIT)
+    return view._replace(variables=tuple(variables), unlisted=unlisted, is_read=True)
 
 
 def _readers(
@@ -3926,7 +3928,6 @@ def _write_problems(problems: Sequence[ExceptionView], anchor: str) -> _Markup:
         _fill_template(
             EXCEPTION,
             anchor=place,
-            type=problem.type,
             heading=_write_heading(wording, problem) if wording else "",
             members=_write_members(problem, place),
             stack=_write_stack(problem.frames),
@@ -3948,7 +3949,7 @@ def _write_members(problem: ExceptionView, anchor: str) -> _Markup:
     for number, chain in enumerate(problem.members, 1):
         newest = chain[-1]
         start = _one_line(newest.message, _SHORT_TEXT)
-        whole = _Markup() if _is_short(newest.message) else _write_message(newest.message)
+        whole = _Markup() if _is_short(newest.message) else _fill_template(NOTE, text=_write_message(newest.message))
         members.append(
             _fill_template(
                 MEMBER,
@@ -3963,7 +3964,13 @@ def _write_members(problem: ExceptionView, anchor: str) -> _Markup:
     title, unlisted = _counted(len(problem.members) + problem.unlisted, "exception"), _Markup()
     if problem.unlisted:
         unlisted = _fill_template(ABSENT, text=f"and {_counted(problem.unlisted, 'more exception')}")
-    return _fill_template(MEMBERS, title=title, members=_joined(members), unlisted=unlisted)
+    return _fill_template(
+        MEMBERS,
+        title=title,
+        members=_joined(members),
+        unlisted=unlisted,
+        itself=_Markup(ITSELF if problem.frames else ""),
+    )
 
 
 # -- frames
@@ -4002,10 +4009,10 @@ def _fold_run(run: Sequence[FrameView]) -> _Markup:
 def _write_frame(frame: FrameView, *, opened: bool, hot: bool = False) -> _Markup:
     folder, file = os.path.split(_short_path(frame.filename))
     source = body = write_source(frame)
-    if frame.kind == "python" or frame.variables:
+    late = any(variable.is_late for variable in frame.variables) or not frame.is_read
+    if frame.variables or (late and frame.id):
         variables = write_variables(frame) if frame.variables else _Markup()
-        is_unread = not frame.variables or any(variable.is_late for variable in frame.variables)
-        later = _Markup(" later" if is_unread and frame.id else "")  # the page asks for them when they come into view
+        later = _Markup(" later" if late and frame.id else "")  # the page asks for them when they come into view
         body = _fill_template(HALVES, source=source, variables=variables, later=later)
     view = _fill_template(
         FRAME,
@@ -5850,7 +5857,10 @@ class _RecordedRequest(NamedTuple):
 
 
 class _RecordedBody:
-    """The request's body; `kept` has the beginning of what the application has read of it."""
+    """The request's body; `kept` has the beginning and the end of what the application has read of it.
+
+    In between is, in a form, the content of a large file; the fields may come before or after it.
+    """
 
     def __init__(self, stream: Any, length: Optional[int]) -> None:
         self.stream = stream
@@ -5872,7 +5882,9 @@ class _RecordedBody:
 
     def record(self, data: bytes) -> bytes:
         self.size += len(data)
-        self.kept += data[: max(0, _RECORDED_BODY - len(self.kept))]
+        self.kept += data
+        if len(self.kept) > _RECORDED_BODY:
+            del self.kept[_RECORDED_BODY // 2 : -_RECORDED_BODY // 2]
         return data
 
     def read(self, *size: int) -> bytes:
@@ -12424,13 +12436,14 @@ LINKS = """<ul class="links">{links}</ul>"""
 LINK = """<li>{wording} <a href="#{anchor}">{type} {message}</a></li>"""
 
 # One exception: the newest has the page's heading; its causes have their own, members of a group a line that opens.
-EXCEPTION = """<section class="exception" id="{anchor}" aria-label="{type}">
+EXCEPTION = """<section class="exception" id="{anchor}">
 {heading}{members}{stack}
 </section>"""
 HEADING = """<h2><span class="wording">{wording}</span>{type} {message}</h2>{remarks}"""
 STACK = """<div class="stack">{frames}</div>"""
 MEMBERS = """<div class="members"><p class="count">{title} in the group</p>{members}{unlisted}</div>
-<p class="count">The group itself was raised here</p>"""
+{itself}"""
+ITSELF = """<p class="count">The group itself was raised here</p>"""
 MEMBER = """<details class="member"{open}><summary><span class="number">{number}.</span> {type} \
 <span class="message">{message}</span></summary>
 {remarks}{exceptions}</details>"""
@@ -12456,7 +12469,7 @@ ABSENT = """<p class="nothing">{text}</p>"""
 MORE = """<button type="button" class="widen">More source</button>"""
 
 # The values of a frame.
-VALUES = """<h3>{title}</h3><dl>{rows}</dl>"""
+VALUES = """<p class="kind">{title}</p><dl>{rows}</dl>"""
 VALUE = """<div{used}><dt title="{type}">{name}</dt><dd>{unfold}{text}</dd></div>"""
 UNFOLD = """<button type="button" class="unfold js" aria-expanded="false" data-path="{path}">\
 <span class="unseen">What is inside {name}</span></button>"""
@@ -12475,7 +12488,7 @@ aria-label="{title}" spellcheck="false">{text}</textarea></details>"""
 
 STYLE = """
 :root { color-scheme: light dark; --desk: #f5f5f3; --paper: #fff; --ink: #1d1e20; --soft: #5c5f66; --rule: #e1e1dc;
-  --red: #b3261e; --blush: #fdf0ee; --mark: #f8cdc7; --link: #0a58a8; --keyword: #7b2d9b; --string: #1b6e3c;
+  --red: #b3261e; --blush: #fdf0ee; --mark: #f8cdc7; --link: #0a58a8; --keyword: #7b2d9b; --string: #17613a;
   --number: #93500a; --comment: #686c73; --name: #0a58a8; --warm: #fff8e6; --warm-rule: #e6c96a;
   --mono: ui-monospace, SFMono-Regular, "SF Mono", "Cascadia Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
   --sans: -apple-system, BlinkMacSystemFont, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif }
@@ -12557,8 +12570,9 @@ summary:hover::before { border-color: var(--ink) }
 .fold > summary span { font: 12.5px/1.6 var(--mono) }
 .fold > .frame { background: color-mix(in srgb, var(--desk) 55%, var(--paper)) }
 .repeat { padding: 5px 30px }
-.acts { position: absolute; right: 12px; top: 5px; font-size: 13px; display: flex; gap: 14px }
-.acts button { border: 0; background: none; padding: 0; min-height: 0; color: var(--link) }
+.acts { position: absolute; right: 12px; top: 3px; font-size: 13px; display: flex; gap: 14px }
+.acts button { border: 0; background: none; padding: 0; color: var(--link) }
+.acts > * { min-height: 24px; line-height: 24px }
 .acts button:hover { text-decoration: underline }
 .nothing { padding: 6px 0; color: var(--soft); font-size: 13px }
 .body { padding: 0 0 2px }
@@ -12583,18 +12597,20 @@ i { font-style: normal }
 .k { color: var(--keyword) } .s { color: var(--string) } .n { color: var(--number) } .d { color: var(--name) }
 .c { color: var(--comment); font-style: italic }
 .values { padding: 0 14px 10px; border-left: 1px solid var(--rule); font-size: 13px; min-width: 0 }
-h3 { font: 12px/1.6 var(--sans); color: var(--soft) }
-dl + h3 { margin-top: 8px }
+.kind { font: 12px/1.6 var(--sans); color: var(--soft) }
+dl + .kind { margin-top: 8px }
 .values dl { display: grid; grid-template-columns: fit-content(40%) minmax(0, 1fr) }
 .values dl > div { display: contents }
-.values dt { padding-right: 14px; min-width: 84px }
+.values dt { padding-right: 26px; min-width: 84px }
+.values dt, .values dd { padding-top: 2px; padding-bottom: 2px; position: relative }
+.code > .nothing { padding-left: 30px }
 dt, dd { font: 13px/1.6 var(--mono) }
 dt { color: var(--soft); overflow-wrap: anywhere }
 dd { white-space: pre-wrap; overflow-wrap: anywhere }
 .values .used dt, .values .used > dd { color: var(--ink); font-weight: 600 }
 .values .inside { margin-left: 14px; font-weight: 400 }
-.unfold { border: 0; padding: 0; margin-right: 5px; min-height: 24px; width: 24px; background: none;
-  color: var(--soft) }
+.unfold { position: absolute; left: -25px; top: 0; width: 24px; min-height: 24px; padding: 0; border: 0;
+  background: none; color: var(--soft) }
 .unfold::before { content: "▸" }
 .unfold[aria-expanded="true"]::before { content: "▾" }
 .has-value { text-decoration: underline dotted color-mix(in srgb, currentColor 45%, transparent);

@@ -6052,6 +6052,23 @@ class DebuggerTransparency(Debugged):
         self.assertEqual(sum(len(line) for line in recorded), 1_000_000)
         self.assertEqual(len(recorded.kept), devserve._RECORDED_BODY)
 
+    def test_records_the_fields_of_a_form_around_a_large_file(self) -> None:
+        part = '--b\r\nContent-Disposition: form-data; name="{}"{}\r\n\r\n{}\r\n'
+        parts = [("first", "", "1"), ("photo", '; filename="x.png"', "\n" * 300_000), ("last", "", "2")]
+        body = ("".join(part.format(*each) for each in parts) + "--b--").encode()
+        for read in (
+            lambda stream: stream.read(),
+            lambda stream: list(stream),
+            lambda stream: iter(lambda: stream.read(999), b""),
+        ):
+            recorded = devserve._RecordedBody(io.BytesIO(body), len(body))
+            for _ in read(recorded):
+                pass
+            form = devserve.read_request(
+                {"CONTENT_TYPE": "multipart/form-data; boundary=b"}, bytes(recorded.kept)
+            ).form
+            self.assertEqual(form, (("first", "1"), ("photo", "(the file x.png)"), ("last", "2")))
+
     def test_closes_what_the_application_returned(self) -> None:
         closed: list[str] = []
 
@@ -13025,7 +13042,7 @@ class BrowserPage(InBrowser):
             box = self.page.locator(place).first.bounding_box()
             self.assertLess(box["y"] + box["height"], 900, f"{place} is below the first screen")
 
-    def test_nothing_is_wider_than_the_window_and_axe_finds_nothing_serious(self) -> None:
+    def test_nothing_is_wider_than_the_window_and_axe_finds_nothing(self) -> None:
         group = ["/group"] if sys.version_info >= (3, 11) else []
         paths = ["/key", "/chain", "/deep", "/syntax", "/hostile", "/library", *group, "/__devserve__/console"]
         scanned = {"light": {"/chain", "/group", "/library"}, "dark": {"/chain", "/syntax", "/__devserve__/console"}}
@@ -13042,7 +13059,7 @@ class BrowserPage(InBrowser):
                         self.assertEqual(self.axe(page), [])
 
     def axe(self, page: Any) -> list[str]:
-        """Return the serious findings of axe-core, when it is installed (it comes with axe-playwright-python)."""
+        """Return the findings of axe-core, when it is installed (it comes with axe-playwright-python)."""
         spec = importlib.util.find_spec("axe_playwright_python")
         if spec is None or spec.origin is None:
             if REQUIRE_ALL:
@@ -13050,9 +13067,37 @@ class BrowserPage(InBrowser):
             self.skipTest("needs the package axe-playwright-python")
         page.evaluate(pathlib.Path(spec.origin).with_name("axe.min.js").read_text(encoding="utf-8"))
         alike = "[['.table dl > div:nth-child(n+4)'], ['.fold .source']]"  # rows like the first ones: to save minutes
-        found = page.evaluate(f"axe.run({{exclude: {alike}}}, {{resultTypes: ['violations']}})")["violations"]
-        serious = [each for each in found if each["impact"] in ("serious", "critical")]
-        return [f"{each['id']}: {node['html'][:200]} {node['any'][:1]}" for each in serious for node in each["nodes"]]
+        options = "{resultTypes: ['violations'], rules: {'target-size': {enabled: true}}}"
+        found = page.evaluate(f"axe.run({{exclude: {alike}}}, {options})")["violations"]
+        return [f"{each['id']}: {node['html'][:200]} {node['any'][:1]}" for each in found for node in each["nodes"]]
+
+    def test_a_value_unfolds_and_folds_at_a_click(self) -> None:
+        self.open("/key")
+        button = self.page.locator(".unfold").first
+        row = button.locator("xpath=ancestor::dd[1]")
+        button.click()
+        row.locator(".inside").wait_for()
+        self.assertEqual(row.locator(".inside dt").all_inner_texts(), ["apple", "pear"])
+        self.assertEqual(button.get_attribute("aria-expanded"), "true")
+        button.click()
+        self.assertFalse(row.locator(".inside").is_visible())
+
+    def test_the_value_of_an_expression_is_told_over_it(self) -> None:
+        self.open("/key")
+        told = self.page.locator(f"{FAILING} .has-value").first
+        self.assertRegex(told.get_attribute("title"), "^FRUITS = {'apple': 3, 'pear': 2}$")
+        self.assertEqual(told.inner_text(), "FRUITS")
+
+    def test_a_fragment_in_a_page_of_the_applications_is_seen_and_runs_nothing(self) -> None:
+        report = devserve.read_report(failure_of(lambda: dict[str, int]()["x"]))._replace(link="http://h/crash/1")
+        page = self.window()
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.set_content("<style>* { color: white; font-size: 1px }</style><div id=there></div>")
+        page.evaluate("html => { document.getElementById('there').innerHTML = html }", devserve.write_fragment(report))
+        box = page.locator("#there").bounding_box()
+        self.assertGreater(box["height"], 60)
+        self.assertEqual(errors, [])
 
     def test_dark_and_light_follow_the_system(self) -> None:
         shades = {}
