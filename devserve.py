@@ -1277,6 +1277,11 @@ _OFFER = re.compile(
     re.MULTILINE,
 )
 
+_DJANGO_VARIABLE = re.compile(  # as it is set in a manage.py: its indentation, name and value
+    r"""^( *)os\.environ(?:\.setdefault\(|\[)\s*["'](DJANGO_\w+)["']\s*(?:,|\]\s*=)\s*["']([^"'\n]+)["']""",
+    re.MULTILINE,
+)
+
 if TYPE_CHECKING:
     _Arguments = tuple[list[Any], dict[str, Any]]  # of a factory: positional, by keyword
 
@@ -1483,39 +1488,14 @@ def _put_first_on_path(folder: str) -> None:
 def _heed_manage_py(root: str, inside: str) -> None:
     """Set the DJANGO_ variables that manage.py sets, as its runserver would, before wsgi.py names those of production.
 
-    manage.py stands in `root` or in a folder between it and the module, whose path from there is `inside`.
+    manage.py stands in `root` or in a folder between it and the module, whose path from there is `inside`.  What it
+    sets for some commands only, such as `test`, is indented deeper.
     """
     folders = inside.split(os.sep)[:-1]
     for depth in range(len(folders), -1, -1):
-        text = _text_of(os.path.join(root, *folders[:depth], "manage.py"))
-        if "DJANGO_SETTINGS_MODULE" in text:
-            for variable, value in _variables_set(text):
-                os.environ.setdefault(variable, value)
-            return
-
-
-def _variables_set(text: str) -> list[tuple[str, str]]:
-    """Return the DJANGO_ variables that a manage.py sets by literals, but not what it sets for some commands only."""
-    import ast
-
-    found: list[tuple[str, str]] = []
-    try:
-        ahead: list[ast.AST] = [ast.parse(text)]
-    except (SyntaxError, ValueError):
-        return found
-    while ahead:
-        node = ahead.pop()
-        if isinstance(node, ast.If) and "argv" in ast.dump(node.test):
-            ahead += reversed(node.orelse)
-            continue
-        ahead += reversed(list(ast.iter_child_nodes(node)))
-        match = re.match(
-            r"(?:os\.)?environ(?:\.setdefault\(|\[)'(DJANGO_\w+)'(?:, |\] = )'([^']+)'\)?$",
-            ast.unparse(node) if isinstance(node, (ast.Call, ast.Assign)) else "",
-        )
-        if match:
-            found.append((match[1], match[2]))
-    return found
+        found = _DJANGO_VARIABLE.findall(_text_of(os.path.join(root, *folders[:depth], "manage.py")))
+        for _, variable, value in sorted(found, key=lambda match: len(match[0])):
+            os.environ.setdefault(variable, value)
 
 
 def _import_module(name: str) -> ModuleType:
@@ -1597,6 +1577,8 @@ def import_remedy(error: BaseException) -> str:
 
 # -- servers that an import starts
 
+_MAIN_GUARD = "start it under if __name__ == '__main__':"
+
 # Where a module that starts a server comes to stay, by the module that defines it.  Each is left out during an import.
 _SERVERS = {
     "socketserver": ("BaseServer.serve_forever",),  # wsgiref's, Werkzeug's and Bottle's servers among them
@@ -1626,14 +1608,17 @@ def servers_left_out(warn: Callable[[str], None]) -> Iterator[None]:
     """
     flask_knows = "FLASK_RUN_FROM_CLI" in os.environ
     os.environ.setdefault("FLASK_RUN_FROM_CLI", "true")  # by which Flask leaves its own out, with a warning
-    keeper = _ServerFinder(warn)
-    sys.meta_path.insert(0, keeper)
+    finder = _ServerFinder(warn)
+    sys.meta_path.insert(0, finder)
     try:
         for name in _SERVERS.keys() & sys.modules.keys():
-            keeper.leave_out(name, sys.modules[name])
+            finder.leave_out(name, sys.modules[name])
         yield
     finally:
-        keeper.end()
+        finder.importer = None
+        sys.meta_path[:] = [each for each in sys.meta_path if each is not finder]
+        for owner, function, start in reversed(finder.replaced):
+            setattr(owner, function, start)
         if not flask_knows:
             os.environ.pop("FLASK_RUN_FROM_CLI", None)  # what the application starts later may run on its own
 
@@ -1641,7 +1626,7 @@ def servers_left_out(warn: Callable[[str], None]) -> Iterator[None]:
 class _ServerFinder:
     """A finder of `sys.meta_path` that replaces what starts a server, as soon as its module has been executed.
 
-    Made, used and ended by the thread that imports.  A function that the application has kept works again afterwards.
+    For the importing thread.  A function that the application keeps from then works again when `importer` is None.
     """
 
     def __init__(self, warn: Callable[[str], None]) -> None:
@@ -1652,19 +1637,17 @@ class _ServerFinder:
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         """Have the other finders find one of `_SERVERS`, and its loader call `leave_out` at the end."""
-        if name not in _SERVERS:
-            return None
-        finders = [finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec")]
-        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in finders)), None)
+        finders = sys.meta_path if name in _SERVERS else []
+        specs = (finder.find_spec(name, path, target) for finder in finders if finder is not self)
+        spec: Any = next(filter(None, specs), None)
         execute = getattr(spec and spec.loader, "exec_module", None)
-        if spec is not None and execute is not None:
+        if execute is not None:
 
             def exec_module(module: ModuleType) -> None:
                 execute(module)
                 self.leave_out(name, module)
 
-            with contextlib.suppress(AttributeError):  # a loader that is a class, or has slots, is let be
-                spec.loader.exec_module = exec_module  # type: ignore[union-attr, method-assign]
+            spec.loader.exec_module = exec_module
         return spec
 
     def leave_out(self, name: str, module: Any) -> None:
@@ -1674,26 +1657,17 @@ class _ServerFinder:
             start = getattr(owner, function, None)
             if start is not None:
                 self.replaced.append((owner, function, start))
-                setattr(owner, function, self._stand_in(start, name.partition(".")[0]))
+                setattr(owner, function, functools.wraps(start)(partial(self._start, name, start)))
 
-    def _stand_in(self, start: Callable[..., Any], package: str) -> Callable[..., Any]:
-        @functools.wraps(start)
-        def stand_in(*args: Any, **kwargs: Any) -> Any:
-            if threading.current_thread() is not self.importer:
-                return start(*args, **kwargs)
-            if not self.told:
-                self.told = True
-                remedy = "start it under if __name__ == '__main__':"
-                self.warn(f"the server that the import starts ({package}) is left out; {remedy}")
-            return None
-
-        return stand_in
-
-    def end(self) -> None:
-        self.importer = None
-        sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
-        for owner, name, start in reversed(self.replaced):
-            setattr(owner, name, start)
+    def _start(self, name: str, start: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Stand in for what starts a server."""
+        if threading.current_thread() is not self.importer:
+            return start(*args, **kwargs)
+        if not self.told:
+            self.told = True
+            server = name.partition(".")[0]
+            self.warn(f"the server that the import starts ({server}) is left out; {_MAIN_GUARD}")
+        return None
 
 
 # -- the application in a module
@@ -1756,7 +1730,8 @@ def _discovered_app(module: ModuleType, target: str) -> Any:
     """Return `app`, `application`, the one framework object, or what a factory makes; in this order."""
     for name in _DEFAULT_NAMES:
         thing = getattr(module, name, None)
-        if not _means_something_else(thing):
+        stack = getattr(sys.modules.get("bottle"), "app", None)  # what `from bottle import *` calls so is none
+        if thing is not None and thing is not stack and not isinstance(thing, ModuleType):
             return _app_or_made(thing, target, name)
     found = {id(thing): name for name, thing in vars(module).items() if _framework_of(thing)}  # each object once
     for outer in (_framework_default(), *(vars(module)[name] for name in found.values())):
@@ -1769,12 +1744,8 @@ def _discovered_app(module: ModuleType, target: str) -> Any:
     for name in (*found.values(), *_FACTORIES):
         if hasattr(module, name):
             return _app_or_made(getattr(module, name), target, name)
-    return _framework_default() or _only_asgi(module, target) or _nothing_found(module, target)
-
-
-def _means_something_else(thing: Any) -> bool:
-    """Return whether what is called `app` is none: None, a module, or the stack that `from bottle import *` brings."""
-    return thing is None or isinstance(thing, ModuleType) or thing is getattr(sys.modules.get("bottle"), "app", None)
+    default = _framework_default()
+    return default if default is not None else _nearest_to_an_app(module, target)
 
 
 def _framework_default() -> Any:
@@ -1785,24 +1756,17 @@ def _framework_default() -> Any:
     return cherrypy.tree if cherrypy is not None and cherrypy.tree.apps else None
 
 
-def _only_asgi(module: ModuleType, target: str) -> Any:
-    """Return the one object in the module that is an ASGI application by its form; a coroutine function may be any."""
+def _nearest_to_an_app(module: ModuleType, target: str) -> Any:
+    """Return the object that is an ASGI application by its form, or raise the error that names what comes nearest."""
     for name, thing in vars(module).items():
         kind = type(thing)  # isinstance would ask a lazy object, as Django's settings are, for its class
         if not issubclass(kind, (type, FunctionType, ModuleType)) and is_asgi(thing):
             return checked(thing, f"'{target}:{name}'")
-    return None
-
-
-def _nothing_found(module: ModuleType, target: str) -> NoReturn:
-    """Raise the error that names what in the module comes nearest to an application, or how to make one."""
-    for name, thing in vars(module).items():
-        arguments = thing.__code__.co_varnames[:1] if type(thing) is FunctionType else ()
-        own = arguments and thing.__module__ == module.__name__
-        if own and (arguments in (("environ",), ("env",)) and _shape_of(thing).takes(2)):  # type: ignore[union-attr]
-            raise DevserveError(f"no application in {target!r}; did you mean '{target}:{name}'?")
-        if own and arguments == ("global_config",):  # PasteDeploy's factory, as Pyramid's projects have it
+        first = thing.__code__.co_varnames[:1] if kind is FunctionType and thing.__module__ == module.__name__ else ()
+        if first == ("global_config",):  # PasteDeploy's factory, as Pyramid's projects have it
             raise DevserveError(f"no application in {target!r}; did you mean '{target}:{name}({{}})'?")
+        if first in (("environ",), ("env",)):
+            raise DevserveError(f"no application in {target!r}; did you mean '{target}:{name}'?")
     files = [os.path.join(folder, name) for folder in getattr(module, "__path__", ()) for name in _names_in(folder)]
     stems = [os.path.basename(path)[:-3] for path in files if path.endswith(".py") and _offers_app(path)]
     if stems:
@@ -2037,19 +2001,19 @@ class _Framework(NamedTuple):
 
 
 def _open_flask(app: Any) -> None:
-    """Let exceptions through, as Flask does in debug mode; signals and teardown functions run as ever."""
-    if app.config.get("PROPAGATE_EXCEPTIONS") is None:  # else the application says so itself, or that it must not
-        app.config["PROPAGATE_EXCEPTIONS"] = True
+    """Let exceptions through, as Flask and Quart do in debug mode; signals and teardown functions run as ever.
+
+    A PROPAGATE_EXCEPTIONS of the application's own is heeded.  By a true one Quart is told to show its own page.
+    """
+    if app.config.get("PROPAGATE_EXCEPTIONS") is None:
+        if is_asgi(app):
+            app.debug = True
+        else:
+            app.config["PROPAGATE_EXCEPTIONS"] = True
 
 
 def _debug_flask(app: Any) -> None:
     app.debug = True  # one that was made in code, before `run`, has not seen FLASK_DEBUG
-
-
-def _open_quart(app: Any) -> None:
-    """Let exceptions through by the debug mode, since PROPAGATE_EXCEPTIONS has Quart show a page of its own."""
-    if app.config.get("PROPAGATE_EXCEPTIONS") is None:
-        app.debug = True
 
 
 def _open_litestar(app: Any) -> None:
@@ -2140,31 +2104,15 @@ def _answer_for_cherrypy() -> None:
 
 
 def _open_webpy(app: Any) -> None:
-    """Have web.py, where it makes its error page, make ours, and not print the traceback besides."""
-    web = sys.modules["web"]
+    """Call web.py's processors around its handler as it does, but catch nothing in between."""
 
     def handle_with_processors() -> Any:
-        """Do what the method of this name does."""
-
-        def process(processors: Sequence[Any]) -> Any:
-            try:
-                return processors[0](lambda: process(processors[1:])) if processors else app.handle()
-            except (web.HTTPError, KeyboardInterrupt, SystemExit):
-                raise
-            except Exception as error:  # what web.py itself would catch; without a debugger it goes on
-                text = hand_over(web.ctx.environ, error)
-                if not text:
-                    raise
-                raise web.HTTPError("500 Internal Server Error", {"Content-Type": "text/plain"}, text) from None
-
-        return process(app.processors)
+        handle = app.handle
+        for processor in reversed(app.processors):
+            handle = partial(processor, handle)
+        return handle()
 
     app.handle_with_processors = handle_with_processors
-
-
-def _wrap_webpy(app: Any) -> Any:
-    """Return the function that web.py makes, since its application is not callable."""
-    return app.wsgifunc() if hasattr(app, "wsgifunc") else app
 
 
 def _open_django(app: Any) -> None:
@@ -2239,9 +2187,12 @@ _FRAMEWORKS: dict[str, _Framework] = {
     "pyramid.router.Router": _Framework(example="app = config.make_wsgi_app()"),
     "cherrypy._cptree.Application": _Framework(_open_cherrypy, example="app = cherrypy.Application(Root())"),
     "cherrypy._cptree.Tree": _Framework(_open_cherrypy),
-    "web.application.application": _Framework(_open_webpy, wrap=_wrap_webpy),
+    "web.application.application": _Framework(
+        _open_webpy,
+        wrap=lambda app: app.wsgifunc() if hasattr(app, "wsgifunc") else app,  # what is called is a function
+    ),
     "starlette.applications.Starlette": _Framework(is_asgi=True),  # FastAPI's is one; it raises after it has answered
-    "quart.app.Quart": _Framework(_open_quart, _debug_flask, is_asgi=True),
+    "quart.app.Quart": _Framework(_open_flask, _debug_flask, is_asgi=True),
     "django.core.handlers.asgi.ASGIHandler": _Framework(_open_django, wrap=_wrap_django, is_asgi=True),
     "falcon.asgi.app.App": _Framework(_open_falcon, is_asgi=True),
     "litestar.app.Litestar": _Framework(_open_litestar, is_asgi=True),
@@ -2255,52 +2206,37 @@ _FRAMEWORKS: dict[str, _Framework] = {
 # -- files that frameworks read besides modules
 
 
-class _FrameworkFiles(NamedTuple):
-    """Files besides modules that a framework reads, and how it is told that some of them have changed."""
+def framework_files(app: Any) -> tuple[list[str], Callable[[list[str]], bool]]:
+    """Return folders that the frameworks in `app` read files from, and how they are told which of these have changed.
 
-    folders: list[str]  # of whose files it takes note by itself, when `heed` has told it
-    files: list[str]  # whose changes need a restart
-    heed: Callable[[list[str]], bool]  # takes the changed files in `folders`; False when a restart is needed
-
-
-def framework_files(app: Any) -> _FrameworkFiles:
-    """Return the files that the frameworks in `app` read besides modules.
-
-    Django's parts say so by signals of its own reloader: templates, translations, what a library's `ready` adds.  What
-    lies in an installed package is left out, as are templates of Django itself.
+    The function returns whether nothing need restart, and is for the watcher's thread.  Parts of Django ask for files
+    by a signal of its own reloader: templates, translations, what a library adds.  Installed packages are left out.
     """
     if not any(_framework_of(inner).startswith("django.") for inner in _frameworks_in(app)):
-        return _FrameworkFiles([], [], lambda paths: False)
+        return [], lambda paths: False
     _import_module("django.utils.translation").get_language()  # only after a first use its reloader is connected
     autoreload = _import_module("django.utils.autoreload")
     reloader = autoreload.BaseReloader()
     autoreload.autoreload_started.send_robust(sender=reloader)
     cwd = os.getcwd()
-    globs = {os.path.join(cwd, folder): list(globs) for folder, globs in reloader.directory_globs.items()}
-    globs = {folder: globs[folder] for folder in globs if not is_library(folder, cwd)}
-    heed = partial(_tell_django, autoreload.file_changed, globs)
-    return _FrameworkFiles(list(globs), [os.path.join(cwd, path) for path in reloader.extra_files], heed)
+    asked = [(os.path.join(cwd, folder), glob) for folder, globs in reloader.directory_globs.items() for glob in globs]
+    asked = [(folder, glob) for folder, glob in asked if not is_library(folder, cwd)]
+    return [folder for folder, _ in asked], partial(_tell_django, autoreload.file_changed, asked)
 
 
-def _tell_django(file_changed: Any, globs: dict[str, list[str]], paths: list[str]) -> bool:
-    """Send Django's signal about each file that some part of it has asked for; return whether all were taken note of.
-
-    For the watcher's thread.  A receiver that raises has taken no note.
-    """
+def _tell_django(file_changed: Any, asked: list[tuple[str, str]], paths: list[str]) -> bool:
+    """Send Django's signal for each file that some part of it has asked for; return whether all were taken note of."""
     from fnmatch import fnmatch
     from pathlib import Path
 
-    wanted = [
-        path
-        for path in paths
-        if any(
-            is_below(path, folder) and fnmatch(os.path.basename(path), glob.rpartition("/")[2])
-            for folder in globs
-            for glob in globs[folder]
-        )
-    ]
-    answers = [file_changed.send_robust(sender=None, file_path=Path(path)) for path in wanted]
-    return all(any(answer is True for _, answer in each) for each in answers)
+    def is_settled(path: str) -> bool:
+        name = os.path.basename(path)
+        if not any(is_below(path, folder) and fnmatch(name, os.path.basename(glob)) for folder, glob in asked):
+            return True
+        return any(answer is True for _, answer in file_changed.send_robust(sender=None, file_path=Path(path)))
+
+    answers = [is_settled(path) for path in paths]  # each is told, whatever the one before has said
+    return all(answers)
 
 
 # =====================================================================================================================
@@ -11733,8 +11669,7 @@ class _Runner:
         if files is None:
             self.terminal.warn(f"what the framework reads is not watched: {type_name(type(error))}")
         else:
-            watcher.watch(files.files)
-            watcher.watch_data(files.folders, files.heed)
+            watcher.watch_data(*files)
 
     def _begin_serving(self) -> None:
         """Accept connections from now on, those first that the process before handed over."""
