@@ -10833,6 +10833,13 @@ if sys.platform != "win32":
             if value["attributes"] and os.tcgetpgrp(0) == os.getpgrp():
                 termios.tcsetattr(0, termios.TCSANOW, value["attributes"])
 
+    def _save_folder() -> str:
+        """Return the working directory, or the root when it has been removed."""
+        try:
+            return os.getcwd()
+        except FileNotFoundError:
+            return os.sep
+
     def _save_inheritable() -> list[int]:
         """Return the descriptors, besides the standard streams, that an exec would not close."""
         found = []
@@ -10847,7 +10854,7 @@ if sys.platform != "win32":
             os.set_inheritable(fd, fd in fds)
 
     _KEPT = {
-        "folder": _Kept(os.getcwd, os.chdir),
+        "folder": _Kept(_save_folder, os.chdir),
         "umask": _Kept(_save_umask, os.umask),
         "blocked": _Kept(_save_blocked, partial(signal.pthread_sigmask, signal.SIG_SETMASK)),
         "ignored": _Kept(_save_ignored, _no_change),
