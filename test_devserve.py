@@ -5798,6 +5798,13 @@ class DebuggerPages(Debugged):
 
     def test_makes_a_guard_and_tells_its_pin_when_it_gets_none(self) -> None:
         output = io.StringIO()
+        debugger = devserve.DebuggedApplication(
+            self.app, pin="77-88", trusted_hosts=["shop.example"], terminal=devserve.Terminal(output)
+        )
+        debugger.terminal.flush()
+        self.assertIn("PIN is 77-88", output.getvalue())
+        self.assertIsNone(debugger.guard.refuses_host({"HTTP_HOST": "shop.example"}))
+        self.assertRaises(devserve.DevserveError, devserve.DebuggedApplication, self.app, pin="-")
         debugger = devserve.DebuggedApplication(self.app, terminal=devserve.Terminal(output))
         self.assertIn(debugger.guard.pin, output.getvalue())
 
@@ -5813,6 +5820,257 @@ class DebuggerPages(Debugged):
     def test_console_is_closed_where_several_processes_serve(self) -> None:
         state = self.debugger.console_state({"HTTP_HOST": "localhost", "wsgi.multiprocess": True})
         self.assertEqual((state.state, state.secret), ("closed", ""))
+
+
+class DebuggerCrashes(Debugged):
+    """Every crash has an address, whoever the client was."""
+
+    trusted_hosts = ("shop.example",)
+    KINDS = ("text/html", "text/plain", "text/markdown", "application/json")
+
+    def crash_id(self) -> str:
+        return self.debugger.crashes.all()[0].id
+
+    def test_the_link_stands_on_the_terminal_and_in_what_programs_get(self) -> None:
+        for kind in ("text/plain", "text/markdown", "application/json", "*/*"):
+            text = self.ask("/a", Accept=kind).text
+            link = f"http://localhost:{self.port}/__devserve__/crash/{self.crash_id()}"
+            self.assertIn(link, text)
+            self.debugger.terminal.flush()
+            self.assertIn(link, self.terminal.getvalue())
+            page = self.ask(link.partition(str(self.port))[2])
+            self.assertEqual((page.status, page.headers["Content-Type"]), (200, "text/html; charset=utf-8"))
+            for word in ("ZeroDivisionError", "number", f"{self.crash_id()}-", "/a", self.guard.secret):
+                self.assertIn(word, page.text)
+            frame = re.findall(r"[0-9a-f]{16}-\d+", page.text)[0]
+            self.assertEqual(self.post("eval", {"frame": frame, "code": "number"}).json["output"], "41\n")
+
+    def test_the_link_is_by_the_host_that_was_used_if_it_is_trusted(self) -> None:
+        for host, shown in (("shop.example", "shop.example"), ("10.0.0.7:1", "10.0.0.7:1")):
+            self.assertIn(f"http://{shown}/__devserve__/crash/", self.ask(Host=host, Accept="*/*").text)
+        self.ask(Host="evil.example")
+        self.debugger.terminal.flush()
+        link = f"http://localhost:{self.port}/__devserve__/crash/{self.crash_id()}"
+        self.assertIn(link, self.terminal.getvalue())
+        self.assertEqual(self.ask(link.partition(str(self.port))[2]).status, 200)
+
+    def test_a_crash_is_shown_in_the_form_that_is_asked_for(self) -> None:
+        self.ask("/a")
+        for path in (f"crash/{self.crash_id()}", "last"):
+            for kind in self.KINDS[1:]:
+                answer = self.ask(f"/__devserve__/{path}", Accept=kind)
+                self.assertEqual((answer.status, answer.headers["Content-Type"]), (200, f"{kind}; charset=utf-8"))
+                self.assertIn("ZeroDivisionError", answer.text)
+            for accept in ("*/*", None):
+                answer = self.ask(f"/__devserve__/{path}", Accept=accept)
+                self.assertEqual(answer.headers["Content-Type"], "text/markdown; charset=utf-8")
+        answer = self.ask("/__devserve__/last")
+        self.assertEqual((answer.status, answer.headers["Location"]), (303, f"crash/{self.crash_id()}"))
+
+    def test_the_last_crashes_are_listed(self) -> None:
+        self.assertIn("Nothing has failed", self.ask("/__devserve__/").text)
+        self.assertEqual(self.ask("/__devserve__/last").status, 404)
+        self.ask("/first", Accept="*/*")
+        self.ask("/second?<b>", "POST", b"x")
+        for accept in ("text/html", "*/*", "application/json"):
+            text = self.ask("/__devserve__/", Accept=accept).text
+            self.assertLess(text.index("POST /second"), text.index("GET /first"))
+            self.assertEqual(text.count("ZeroDivisionError: division by zero"), 2)
+            self.assertIn(self.crash_id(), text)
+        row = self.ask("/__devserve__/", Accept="application/json").json[0]
+        self.assertEqual((row["request"], row["id"]), ("POST /second", self.crash_id()))
+
+    def test_crashes_that_are_gone_or_never_were_have_no_page(self) -> None:
+        self.ask("/first")
+        first = self.crash_id()
+        for number in range(devserve.CRASH_LIMIT):
+            self.ask(f"/{number}")
+        for id in (first, "", "x", "../console", "0" * 16, first + "-0", "é"):
+            answer = self.ask(f"/__devserve__/crash/{urllib.parse.quote(id)}")
+            self.assertEqual(answer.status, 410)
+            self.assertIn("This crash is gone", answer.text)
+
+    def test_what_the_guard_asks_for(self) -> None:
+        self.ask("/a")
+        paths = (f"crash/{self.crash_id()}", "last", "")
+        for path in paths:
+            with self.subTest(path):
+                path = f"/__devserve__/{path}"
+                for host in ("evil.example", "a!b"):
+                    for kind in self.KINDS:
+                        answer = self.ask(path, Host=host, Accept=kind)
+                        self.assertEqual(answer.status, 403)
+                        self.assertNotIn("ZeroDivision", answer.text)
+                for dest in ("empty", "iframe", "script", "image", "style", "object"):
+                    self.assertEqual(self.ask(path, Accept="*/*", Sec_Fetch_Dest=dest).status, 403)
+                self.assertLess(self.ask(path, Sec_Fetch_Dest="document").status, 400)
+                self.assertEqual(self.ask(path, "POST", b"").status, 405)
+        for path in paths[1:]:  # who was not given the address must be on this machine, or unlocked
+            elsewhere: dict[str, Any] = {"X_Forwarded_For": "10.0.0.5", "Host": "10.0.0.7"}
+            self.assertEqual(self.ask(f"/__devserve__/{path}", **elsewhere).status, 403)
+            self.assertLess(self.ask(f"/__devserve__/{path}", Cookie=self.cookie, **elsewhere).status, 400)
+        page = self.ask(f"/__devserve__/{paths[0]}", Host="10.0.0.7")
+        self.assertEqual((page.status, self.guard.secret in page.text), (200, False))
+
+    def test_all_stacks_are_for_the_person_at_the_keyboard(self) -> None:
+        self.assertEqual(self.ask("/__devserve__/threads").status, 403)
+        self.assertEqual(self.ask("/__devserve__/threads", Cookie=self.cookie, Host="10.0.0.7").status, 403)
+        self.assertEqual(self.ask("/__devserve__/threads", Cookie=self.cookie, Sec_Fetch_Dest="empty").status, 403)
+        for accept in ("text/html", "*/*"):
+            text = self.ask("/__devserve__/threads", Cookie=self.cookie, Accept=accept).text
+            self.assertIn("MainThread", text)
+            self.assertIn("test_all_stacks_are_for_the_person_at_the_keyboard", text)
+
+    def test_a_crash_after_the_headers_is_stored_and_a_stream_of_text_says_so_in_a_last_line(self) -> None:
+        self.install(self.app, validate=False)
+        for kind, last in (
+            ("text/plain", r"first\ndevserve: LookupError ended this response; see (http\S+)\n"),
+            ("text/html; charset=utf-8", r"first\n<p>devserve: LookupError ended this response; see (http\S+)</p>\n"),
+            ("text/event-stream", r"first\n: devserve: LookupError ended this response; see (http\S+)\n"),
+            ("application/json", "first"),
+            ("image/png", "first"),
+        ):
+            chunks: list[bytes] = []
+
+            def app(environ: Any, start_response: Any, kind: str = kind) -> Any:
+                start_response("200 OK", [("Content-Type", kind)])
+                yield b"first"
+                raise LookupError("late <b>")
+
+            environ: dict[str, Any] = {"HTTP_HOST": "localhost"}
+            wsgiref.util.setup_testing_defaults(environ)
+            self.debugger.app = app
+            with self.subTest(kind), self.assertRaisesRegex(LookupError, "late"):
+                response = iter(self.debugger(environ, lambda *arguments: chunks.append))
+                while True:
+                    chunks.append(next(response))
+            found = re.fullmatch(last, b"".join(chunks).decode())
+            self.assertTrue(found, chunks)
+            link = environ[devserve.CRASH_LINK]
+            self.assertIn("LookupError", self.ask(link.partition("localhost")[2]).text)
+            if found and found.groups():
+                self.assertEqual(found.group(1), link)
+
+    def test_a_stream_whose_length_or_encoding_is_known_gets_no_last_line(self) -> None:
+        for header in (("Content-Length", "100"), ("Content-Encoding", "gzip")):
+            headers = {name.lower(): value for name, value in (header, ("Content-Type", "text/plain"))}
+            self.assertEqual(devserve._last_words(LookupError(), "http://x", headers), b"")
+
+    def test_what_other_code_reports_has_an_address_too(self) -> None:
+        for environ, what, shown in (
+            (None, "", "outside of a request"),
+            (None, "the task send_mail", "the task send_mail"),
+            ({"REQUEST_METHOD": "PUT", "PATH_INFO": "/x", "HTTP_HOST": "localhost:1"}, "", "PUT /x"),
+        ):
+            link = self.debugger.report(failure_of(lambda: 1 / 0), environ, what)
+            self.assertIn("ZeroDivisionError", self.ask("/__devserve__/crash/" + link.rpartition("/")[2]).text)
+            self.assertEqual(self.debugger.crashes.all()[0].what, shown)
+            self.assertTrue(
+                link.startswith(f"http://localhost:{1 if environ else self.port}/__devserve__/crash/"), link
+            )
+
+    def test_a_request_is_sent_again_as_it_was(self) -> None:
+        seen: list[Any] = []
+
+        def app(environ: Any, start_response: Any) -> Any:
+            body = environ["wsgi.input"].read(3)
+            names = ("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "HTTP_X_SHOP", "CONTENT_TYPE", "HTTP_COOKIE")
+            seen.append([environ.get(name) for name in names] + [body + environ["wsgi.input"].read(4)])
+            if len(seen) != 2:
+                raise LookupError
+            start_response("201 Created", [("Content-Type", "text/plain")])
+            return [b"x"]
+
+        self.app = app
+        headers = {"X_Shop": "1", "Content_Type": "text/x", "Accept": "*/*", "Cookie": f"a=b; {self.cookie}"}
+        self.ask("/order?a=1", "POST", b"body and", **headers)
+        id = self.crash_id()
+        self.assertEqual(self.post("again", {"crash": id}, Cookie=None).json["error"], "cookie")
+        reply = self.post("again", {"crash": id}).json
+        self.assertEqual((reply["status"], reply["crash"]), ("201 Created", ""))
+        self.assertGreaterEqual(reply["seconds"], 0)
+        self.assertEqual(seen[0], ["POST", "/order", "a=1", "1", "text/x", "a=b", b"body an"])
+        self.assertEqual(seen[0], seen[1])
+        reply = self.post("again", {"crash": id}).json
+        self.assertEqual((reply["status"], reply["crash"]), ("500 Internal Server Error", self.crash_id()))
+        self.assertNotEqual(self.crash_id(), id)
+        self.assertEqual(self.post("again", {"crash": "x"}).json["error"], "gone")
+
+    def test_a_body_that_the_application_did_not_read_is_kept_if_it_is_small(self) -> None:
+        self.ask("/a", "POST", b"small")
+        self.assertEqual(self.debugger.crashes.all()[0].request.body, b"small")
+        environ = {"CONTENT_LENGTH": "100000", "wsgi.input": io.BytesIO(b"x" * 100_000)}
+        body = devserve._record_body(environ)
+        assert body is not None
+        body.finish()
+        self.assertEqual((bytes(body.kept), body.is_whole), (b"", False))
+        while body.read(1000):
+            pass
+        self.assertEqual((len(body.kept), body.is_whole), (devserve._RECORDED_BODY, False))
+
+    def test_a_response_without_end_is_left_when_it_is_sent_again(self) -> None:
+        closed: list[bool] = []
+
+        class Endless:
+            def __iter__(self) -> Iterator[bytes]:
+                return iter(lambda: b"x", b"")
+
+            def close(self) -> None:
+                closed.append(True)
+
+        devserve._read_through(Endless(), time.monotonic() + 0.1)
+        self.assertEqual(closed, [True])
+
+
+class DebuggerFragments(Debugged):
+    """What a script puts into the application's own page, or a frame shows, is a piece and not a page."""
+
+    BY: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"HX_Request": "true", "Accept": "*/*"},
+        {"HX_Request": "true", "Accept": "text/html"},
+        {"Turbo_Frame": "cart", "Accept": "text/html, application/xhtml+xml"},
+        {"Accept": "text/vnd.turbo-stream.html, text/html, application/xhtml+xml"},
+        {"X_Up_Version": "3.0", "Accept": "text/html"},
+        {"X_Requested_With": "XMLHttpRequest", "Accept": "*/*"},
+        {"Sec_Fetch_Dest": "empty", "Accept": "*/*"},
+        {"Sec_Fetch_Dest": "empty", "Accept": "text/html"},
+        {"Sec_Fetch_Dest": "iframe", "Accept": "text/html"},
+    )
+
+    def test_it_is_small_runs_nothing_asks_nothing_and_may_be_framed_by_its_site(self) -> None:
+        for headers in self.BY:
+            with self.subTest(headers):
+                answer = self.ask(**headers)
+                self.assertEqual((answer.status, answer.headers["Content-Type"]), (500, "text/html; charset=utf-8"))
+                page = Markup(answer.text)
+                self.assertFalse(page.tags & {"script", "html", "body", "head", "style", "form", "input", "template"})
+                self.assertFalse(page.attributes & {"id", "class", "onclick"})
+                id = self.debugger.crashes.all()[0].id
+                for word in ("ZeroDivisionError", "number / 0", f"/__devserve__/crash/{id}"):
+                    self.assertIn(word, answer.text)
+                self.assertNotIn(self.guard.secret, answer.text)
+                self.assertEqual(answer.headers["X-Frame-Options"], "SAMEORIGIN")
+                self.assertIn("default-src 'none'", answer.headers["Content-Security-Policy"])
+
+    def test_programs_and_documents_get_what_they_did(self) -> None:
+        headers: dict[str, Any]
+        for headers, kind in (
+            ({"Accept": "*/*"}, "text/plain"),
+            ({"Accept": "text/html", "Sec_Fetch_Dest": "document"}, "text/html"),
+            ({"Accept": "application/json, text/plain, */*", "Sec_Fetch_Dest": "empty"}, "application/json"),
+            ({"Accept": "text/plain, */*", "HX_Request": "true"}, "text/plain"),
+        ):
+            answer = self.ask(**headers)
+            self.assertEqual(answer.headers["Content-Type"].partition(";")[0], kind)
+            self.assertEqual(answer.text.startswith("<!doctype html>"), kind == "text/html")
+
+    def test_hostile_texts_are_no_markup_in_it(self) -> None:
+        def app(environ: Any, start_response: Any) -> Any:
+            raise LookupError(HOSTILE_TEXT)
+
+        self.app = app
+        page = Markup(self.ask("/%3Cscript%3E", HX_Request="true").text)
+        self.assertFalse(page.tags - {"div", "b", "pre", "a", "span", "i", "mark", "code", "p", "table", "tr", "td"})
 
 
 class DebuggerConsole(Debugged):
