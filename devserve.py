@@ -5411,10 +5411,12 @@ class DebuggedApplication:
         begin = time.monotonic()
         _, error = call_safely(lambda: _read_through(self(again, start_response), begin + _REPLAY_SECONDS))
         seconds = time.monotonic() - begin
-        link = again.get(CRASH_LINK, "")
+        id = again.get(CRASH_LINK, "").rpartition("/")[2]
         if error is not None:
             self.terminal.crash(error, request.line())
-        return {"status": heads[-1] if heads else "no response", "seconds": seconds, "crash": link.rpartition("/")[2]}
+        if id:
+            seconds = self.crashes.find(id).seconds  # without the making of its page
+        return {"status": heads[-1] if heads else "no response", "seconds": seconds, "crash": id}
 
     # -- what a page needs to know
 

@@ -6053,13 +6053,13 @@ class DebuggerFragments(Debugged):
                 self.assertIn("default-src 'none'", answer.headers["Content-Security-Policy"])
 
     def test_programs_and_documents_get_what_they_did(self) -> None:
-        headers: dict[str, Any]
-        for headers, kind in (
+        cases: tuple[tuple[dict[str, Any], str], ...] = (
             ({"Accept": "*/*"}, "text/plain"),
             ({"Accept": "text/html", "Sec_Fetch_Dest": "document"}, "text/html"),
             ({"Accept": "application/json, text/plain, */*", "Sec_Fetch_Dest": "empty"}, "application/json"),
             ({"Accept": "text/plain, */*", "HX_Request": "true"}, "text/plain"),
-        ):
+        )
+        for headers, kind in cases:
             answer = self.ask(**headers)
             self.assertEqual(answer.headers["Content-Type"].partition(";")[0], kind)
             self.assertEqual(answer.text.startswith("<!doctype html>"), kind == "text/html")
