@@ -5288,7 +5288,7 @@ def _equals_in_constant_time(given: str, expected: str) -> bool:
 # it, never gets to see the cookies that open a console.  The terminal tells of a crash before the page is made.  A
 # failure of the page itself is answered with plain text.
 #
-# Doors: DebuggedApplication.
+# Doors: DebuggedApplication, LIVE_FILES, LivePages.
 #
 # Read first: DebuggedApplication, _Exchange.guarded, _Exchange.start_error_page, _DebuggerEndpoint.reply, _PAGES.
 # =====================================================================================================================
@@ -5431,18 +5431,7 @@ class DebuggedApplication:
         refusal = self.guard.refuses_script(environ)
         closed = ConsoleState("closed", "", refusal.reason, refusal.remedy) if refusal else None
         console = closed or self.console_state(environ)
-        return {"console": console, "reload_id": self.reload_id, "prefix": self.prefix(environ)}
-
-    def prefix(self, environ: Mapping[str, Any]) -> str:
-        """Return where the endpoints are, relative to the page, since a proxy may have taken the path's beginning."""
-        from urllib.parse import quote
-
-        mount, path = str(environ.get("SCRIPT_NAME", "")), str(environ.get("PATH_INFO", ""))
-        if not path:  # the page lies beside its mount point, not below it
-            return quote(mount.rpartition("/")[2], encoding="latin-1") + _PREFIX if mount else _PREFIX[1:]
-        target = str(environ.get("REQUEST_URI", "")).partition("?")[0]  # where a slash may be written %2F
-        depth = (target.count("/") - mount.rstrip("/").count("/") if target[:1] == "/" else path.count("/")) - 1
-        return "../" * depth + _PREFIX[1:]
+        return {"console": console, "reload_id": self.reload_id, "prefix": _prefix_from(environ)}
 
     def console_state(self, environ: Mapping[str, Any]) -> ConsoleState:
         """Return what the client of this request may do, and why not more."""
@@ -5458,6 +5447,18 @@ class DebuggedApplication:
         if refusal:
             return ConsoleState("closed", self.guard.secret, refusal.reason, refusal.remedy)
         return ConsoleState("locked", self.guard.secret, "", "")
+
+
+def _prefix_from(environ: Mapping[str, Any]) -> str:
+    """Return where the endpoints are, relative to the page, since a proxy may have taken the path's beginning."""
+    from urllib.parse import quote
+
+    mount, path = str(environ.get("SCRIPT_NAME", "")), str(environ.get("PATH_INFO", ""))
+    if not path:  # the page lies beside its mount point, not below it
+        return quote(mount.rpartition("/")[2], encoding="latin-1") + _PREFIX if mount else _PREFIX[1:]
+    target = str(environ.get("REQUEST_URI", "")).partition("?")[0]  # where a slash may be written %2F
+    depth = (target.count("/") - mount.rstrip("/").count("/") if target[:1] == "/" else path.count("/")) - 1
+    return "../" * depth + _PREFIX[1:]
 
 
 def _contexts_of(app: Any) -> list[Any]:
@@ -6062,7 +6063,7 @@ class _DebuggerEndpoint:
             for crash in self.debugger.crashes.all()
         ]
         if kind == "text/html":
-            prefix = self.debugger.prefix(self.environ)
+            prefix = _prefix_from(self.environ)
             return _Reply("200 OK", crash_list_page(rows, nonce=self.nonce, prefix=prefix), kind)
         if kind == "application/json":
             names = ("time", "request", "message", "id")
@@ -6237,6 +6238,173 @@ def _as_json(value: dict[str, Any], status: str = "200 OK") -> _Reply:
 
     cookie = value.pop("Set-Cookie", None)
     return _Reply(status, json.dumps(value), headers=(("Set-Cookie", cookie),) if cookie else ())
+
+
+# -- pages that follow a save
+
+_LIVE = _PREFIX + "/live"
+_LIVE_MARK = "-live"  # at the end of an ETag's text: the page with our script is another representation
+_LIVE_CHANGES = 100  # names of changed files that are remembered; a page asks several times a second
+LIVE_FILES = re.compile(  # of a project: what pages are made of, and no module
+    r".*\.(?:css|html?|xhtml|xml|jinja2?|j2|mako|pt|tpl|js|mjs|md|png|jpe?g|gif|svg|webp|avif|ico|woff2?|ttf)"
+).fullmatch
+
+
+class LivePages:
+    """WSGI middleware that has each open page of the application follow a save.
+
+    It adds one small script to complete, unencoded pages that a browser navigates to, which asks again and again
+    whether the process is another, or a file has changed.  Those are short requests: no thread is held for a page that
+    waits.  Any thread may call any method.
+    """
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        reload_id: str,
+        warn: Callable[[str], None],
+        refuses: Callable[[Mapping[str, Any]], object] = lambda environ: None,
+    ) -> None:
+        self.app = app
+        self.reload_id = reload_id
+        self.warn = warn
+        self.refuses = refuses  # the guard's say about who may read
+        self.changes: deque[str] = deque(maxlen=_LIVE_CHANGES)
+        self.count = 0
+        self.has_warned = False
+
+    def changed(self, paths: Iterable[str]) -> bool:
+        """Tell open pages of changed files that need no restart; return True, for the watcher's sake."""
+        for path in paths:
+            self.changes.append(os.path.basename(path))
+            self.count += 1
+        return True
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        if path in (_LIVE, _LIVE + ".js"):
+            return self._answer(environ, start_response)
+        if path.startswith(_PREFIX + "/") or not _is_navigation(environ):
+            return self.app(environ, start_response)
+        return self._follow(environ, start_response)
+
+    def _answer(self, environ: Environ, start_response: StartResponse) -> list[bytes]:
+        """Answer the script: itself, or what has changed since a count."""
+        import json
+        from urllib.parse import parse_qs
+
+        environ[UNLOGGED] = True
+        if self.refuses(environ):
+            start_response("403 Forbidden", [("Content-Length", "0")])
+            return []
+        kind, text = "text/javascript", LIVE_SCRIPT
+        if environ["PATH_INFO"] == _LIVE:
+            since = parse_qs(environ.get("QUERY_STRING", "")).get("since", [""])[0]
+            number = int(since) if since.isdecimal() and len(since) < 10 else self.count
+            names = list(self.changes)[-(self.count - number) :] if self.count > number else []
+            reply = {"reload_id": self.reload_id, "count": self.count, "changes": names}
+            kind, text = "application/json", json.dumps(reply)
+        headers = [*_page_headers(kind, ""), ("Content-Length", str(len(text)))]
+        start_response("200 OK", headers)
+        return [text.encode()]
+
+    def _follow(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Call the application; add the script to its page."""
+        tags = environ.get("HTTP_IF_NONE_MATCH", "")
+        if _LIVE_MARK + '"' in tags:
+            environ["HTTP_IF_NONE_MATCH"] = tags.replace(_LIVE_MARK + '"', '"')
+        place, seen = _prefix_from(environ), self.count
+        tag = _live_tag(place, self.reload_id, seen)
+        added: list[bytes] = []
+
+        def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
+            added.clear()
+            known = {name.lower(): value for name, value in headers}
+            if status.startswith("304") and environ.get("HTTP_IF_NONE_MATCH") != tags:
+                headers = [_marked(name, value) for name, value in headers]
+            elif not exc_info and _is_whole_page(status, known) and self._may_run(environ, headers):
+                added.append(tag)
+                headers = [_marked(name, value, len(tag)) for name, value in headers]
+            return start_response(status, headers, *exc_info)
+
+        app_iter = self.app(environ, start)
+        if type(app_iter) in (list, tuple) and added:
+            *before, last = app_iter or [b""]
+            return [*before, last + tag]
+        return _WithLastChunk(app_iter, added)
+
+    def _may_run(self, environ: Mapping[str, Any], headers: Iterable[tuple[str, str]]) -> bool:
+        """Return whether the page's policy lets the script run and ask; if not, say so once."""
+        policies = [value for name, value in headers if name.lower() == "content-security-policy"]
+        if all(_allows_live(policy) for policy in ",".join(policies).split(",")):
+            return True
+        if not self.has_warned:
+            self.has_warned = True
+            page = environ.get("PATH_INFO")
+            self.warn(
+                f"{page} does not follow a save (--live): its Content-Security-Policy lets no script of devserve's "
+                "run; while developing, have script-src and connect-src allow 'self'"
+            )
+        return False
+
+
+class _WithLastChunk:
+    """A response with a last chunk added, once it is known that there is to be one."""
+
+    def __init__(self, app_iter: Iterable[bytes], added: Sequence[bytes]) -> None:
+        self.app_iter = app_iter
+        self.added = added
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self.app_iter
+        yield from self.added
+
+    def close(self) -> None:
+        close = getattr(self.app_iter, "close", None)
+        if close is not None:
+            close()
+
+
+def _is_navigation(environ: Mapping[str, Any]) -> bool:
+    """Return whether a browser will show the answer as a document of its own, which it may ask for again."""
+    if environ.get("REQUEST_METHOD") != "GET" or _wants_fragment(environ):
+        return False
+    return "HTTP_SEC_FETCH_DEST" in environ or "text/html" in environ.get("HTTP_ACCEPT", "")
+
+
+def _is_whole_page(status: str, headers: Mapping[str, str]) -> bool:
+    """Return whether a response is a complete, unencoded HTML page to which something can be added."""
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    others = {"content-encoding", "content-range", "content-disposition", "digest", "content-digest", "content-md5"}
+    return kind == "text/html" and status[:3] not in ("204", "205", "206", "304") and others.isdisjoint(headers)
+
+
+def _marked(name: str, value: str, more: int = 0) -> tuple[str, str]:
+    """Return a header of a page as it is with the script: its length with so many bytes `more`, and its own ETag."""
+    if name.lower() == "content-length" and value.isdecimal():
+        return name, str(int(value) + more)
+    if name.lower() == "etag" and value.endswith('"'):
+        return name, value[:-1] + _LIVE_MARK + '"'
+    return name, value
+
+
+def _allows_live(policy: str) -> bool:
+    """Return whether a Content-Security-Policy lets a script of the page's own origin run and fetch."""
+    rules: dict[str, list[str]] = {}
+    for directive in policy.lower().split(";"):
+        name, *sources = directive.split() or [""]
+        rules.setdefault(name, sources)
+    if "sandbox" in rules and "allow-scripts" not in rules["sandbox"]:
+        return False
+    script = rules.get("script-src-elem", rules.get("script-src", rules.get("default-src", ["*"])))
+    connect = rules.get("connect-src", rules.get("default-src", ["*"]))
+    is_own_allowed = all(not {"'self'", "*"}.isdisjoint(sources) for sources in (script, connect))
+    return is_own_allowed and "'strict-dynamic'" not in script
+
+
+def _live_tag(place: str, reload_id: str, seen: int) -> bytes:
+    """Return the element that is added to a page."""
+    return f'\n<script src="{place}/live.js" data-reload-id="{reload_id}" data-seen="{seen}"></script>\n'.encode()
 
 
 # =====================================================================================================================
@@ -10269,15 +10437,17 @@ class Watcher(native_threading.Thread):
         """Watch these files too."""
         self._errands.append(partial(self.files.add_data, [os.path.abspath(path) for path in paths]))
 
-    def watch_data(self, folders: Iterable[str], handle: Callable[[list[str]], bool]) -> None:
-        """Watch all files in these folders, and let `handle` deal with those that were edited.
+    def watch_data(
+        self, folders: Iterable[str], handle: Callable[[list[str]], bool], wants: Optional[_Wants] = None
+    ) -> None:
+        """Watch all files in these folders, or those that are wanted, and let `handle` deal with what was edited.
 
         It is called in this thread, must not raise, and returns False when a reload is needed all the same.  For a
         module of the application that lies in such a folder there is a reload as for any other.
         """
         for folder in map(os.path.abspath, folders):
             self._handlers.append((os.path.join(folder, ""), handle))
-            self._errands.append(partial(self.files.add_tree, folder, _is_wanted))
+            self._errands.append(partial(self.files.add_tree, folder, wants or _is_wanted))
 
     def reload_now(self, reason: str) -> None:
         """Call `changed([reason])` soon, whether or not anything changed."""
@@ -11548,6 +11718,7 @@ class _Runner:
         self.watcher = self._watcher() if config.reload else None
         self.signals = _Signals(self._end, self._hang_up, in_code=in_code, reloads=config.reload)
         self.bridge: Optional[AsgiBridge] = None  # to an ASGI application
+        self.live: Optional[LivePages] = None  # with --live
         self.phase = _LOADING
         self.lock = native_threading.Lock()  # held to change the phase
         self.adopting = native_threading.Lock()  # held by whoever hands waiting connections to the server, or over
@@ -11615,6 +11786,8 @@ class _Runner:
         if self.reloaded and self.guard and self.guard.must_greet():
             self.terminal.say(f"  {self.guard.greeting(urls(self.listener, self.scheme)[0])}")
         self._begin_serving()
+        if self.watcher and self.config.live:
+            self.watcher.watch_data([os.getcwd()], self._tell_pages, LIVE_FILES)
         if self.config.open and not self.reloaded:
             threading.Thread(target=self._open_browser, name="devserve browser", daemon=True).start()
         if self.bridge:
@@ -11662,15 +11835,25 @@ class _Runner:
 
     def install(self, app: WSGIApplication) -> None:
         """Let requests from now on go to `app`, through the debugger when there is one."""
+        reload_id = os.urandom(8).hex()
         if self.guard:
             base_url = urls(self.listener, self.scheme)[0]
-            app = debugged = DebuggedApplication(app, guard=self.guard, terminal=self.terminal, base_url=base_url)
+            app = debugged = DebuggedApplication(
+                app, guard=self.guard, terminal=self.terminal, base_url=base_url, reload_id=reload_id
+            )
             if self.bridge:
                 self.bridge.report = debugged.report
         elif isinstance(app, BrokenApp):
             app = _import_error_app(app.error)
+        if self.config.live:
+            refuses = self.guard.refuses_reading if self.guard else lambda environ: None
+            app = self.live = LivePages(app, reload_id, self.terminal.warn, refuses)
         self.server.app = app
         self.server.streams = self.bridge is not None
+
+    def _tell_pages(self, paths: list[str]) -> bool:
+        """Have open pages follow a change that needs no reload."""
+        return self.live.changed(paths) if self.live else True
 
     def _watch_framework_files(self, watcher: Watcher, app: WSGIApplication) -> None:
         """Watch what the framework reads besides modules; what it takes note of by itself needs no reload."""
@@ -11678,7 +11861,8 @@ class _Runner:
         if files is None:
             self.terminal.warn(f"what the framework reads is not watched: {type_name(type(error))}")
         else:
-            watcher.watch_data(*files)
+            folders, heed = files
+            watcher.watch_data(folders, lambda paths: heed(paths) and self._tell_pages(paths))
 
     def _begin_serving(self) -> None:
         """Accept connections from now on, those first that the process before handed over."""
@@ -12990,6 +13174,49 @@ watch();
 })();
 """
 
+
+# What `LivePages` adds to a page of the application's: it swaps what can be swapped, else loads the page anew.
+LIVE_SCRIPT = r"""
+(() => {
+"use strict";
+const {src, dataset} = document.currentScript;
+const address = src.replace(/\.js$/, "?since=");
+const nameOf = url => decodeURIComponent(new URL(url, document.baseURI).pathname.split("/").pop());
+const fresh = url => { const made = new URL(url, document.baseURI); made.searchParams.set("live", Date.now());
+  return made.href; };
+let seen = Number(dataset.seen);
+function swap(name) {
+  const sheets = [...document.querySelectorAll("link[rel~=stylesheet][href]")].filter(e => nameOf(e.href) === name);
+  const images = [...document.querySelectorAll("img[src]")].filter(e => nameOf(e.src) === name);
+  for (const sheet of sheets) {
+    const next = sheet.cloneNode();
+    next.href = fresh(sheet.href);
+    next.onload = next.onerror = () => sheet.remove();  // until then the old one holds: nothing flickers
+    sheet.after(next);
+  }
+  for (const image of images) { image.removeAttribute("srcset"); image.src = fresh(image.src); }
+  return sheets.length + images.length > 0;
+}
+let timer, asking = false;
+async function follow() {
+  if (asking) return;
+  asking = true;
+  clearTimeout(timer);
+  try {
+    const answer = await fetch(address + seen, {cache: "no-store"});
+    if (answer.status === 404 || answer.status === 403) return;  // --live is off by now
+    const now = await answer.json();
+    if (now.reload_id !== dataset.reloadId) return location.reload();
+    seen = now.count;
+    if (!now.changes.every(swap)) return location.reload();
+  } catch { /* the server is reloading, or gone */ }
+  asking = false;
+  timer = setTimeout(follow, document.hidden ? 2000 : 300);
+}
+document.addEventListener("visibilitychange", () => { if (!document.hidden) follow(); });
+follow();
+})();
+"""
 
 DEMO_PAGE = """<!doctype html>
 <html lang="en">

@@ -19,6 +19,7 @@ import gzip
 import html
 import html.parser
 import http.client
+import http.server
 import importlib
 import importlib.machinery
 import importlib.util
@@ -5787,8 +5788,8 @@ class DebuggerPages(Debugged):
             joined = urllib.parse.urljoin(f"http://h/proxy/5000{path}", prefix + "/alive")
             self.assertEqual(joined, "http://h/proxy/5000/mount/__devserve__/alive", path)
         encoded = {"SCRIPT_NAME": "/", "PATH_INFO": "/a/b/c", "REQUEST_URI": "/a%2Fb/c?d=/e/f"}
-        self.assertEqual(self.debugger.prefix(encoded), "../__devserve__")
-        self.assertEqual(self.debugger.prefix({"SCRIPT_NAME": "/", "PATH_INFO": "/a"}), "__devserve__")
+        self.assertEqual(devserve._prefix_from(encoded), "../__devserve__")
+        self.assertEqual(devserve._prefix_from({"SCRIPT_NAME": "/", "PATH_INFO": "/a"}), "__devserve__")
         self.assertEqual(self.ask("/mount/__devserve__/alive").status, 200)
         answer = self.ask(f"/mount/__devserve__/unlock?token={self.guard.token}")
         self.assertEqual(answer.headers["Location"].partition("#")[0], "console")
@@ -6071,6 +6072,145 @@ class DebuggerFragments(Debugged):
         self.app = app
         page = Markup(self.ask("/%3Cscript%3E", HX_Request="true").text)
         self.assertFalse(page.tags - {"div", "b", "pre", "a", "span", "i", "mark", "code", "p", "table", "tr", "td"})
+
+
+class DebuggerLive(unittest.TestCase):
+    """Pages that a browser navigates to follow a save; nothing else is touched."""
+
+    PAGE = b"<!doctype html><title>Shop</title>"
+    HTML = ("Content-Type", "text/html; charset=utf-8")
+
+    def setUp(self) -> None:
+        self.warnings: list[str] = []
+        self.live = devserve.LivePages(self.answer, "r1", self.warnings.append)
+        self.status, self.headers = "200 OK", [self.HTML]
+        self.body: Iterable[bytes] = [self.PAGE]
+        self.seen: dict[str, Any] = {}
+
+    def answer(self, environ: Any, start_response: Any) -> Any:
+        self.seen = dict(environ)
+        start_response(self.status, self.headers)
+        return self.body
+
+    def ask(self, path: str = "/a/b", **environ: Any) -> tuple[str, dict[str, str], bytes]:
+        heads: list[Any] = []
+        sent: dict[str, Any] = {"PATH_INFO": path, "HTTP_SEC_FETCH_DEST": "document", **environ}
+        wsgiref.util.setup_testing_defaults(sent)
+        response = self.live(sent, lambda *arguments: heads.append(arguments) or print)  # type: ignore[func-returns-value]
+        body = b"".join(response)
+        getattr(response, "close", lambda: None)()
+        return heads[-1][0], {name.lower(): value for name, value in heads[-1][1]}, body
+
+    def follows(self, **environ: Any) -> bool:
+        body = self.ask(**environ)[2]
+        self.assertTrue(body.startswith(self.PAGE))
+        return b"live.js" in body
+
+    def test_one_script_is_added_and_the_length_kept_right(self) -> None:
+        for body in ([self.PAGE], (self.PAGE,), [self.PAGE[:3], self.PAGE[3:]], iter([self.PAGE])):
+            self.body, self.headers = body, [self.HTML, ("Content-Length", str(len(self.PAGE)))]
+            with self.subTest(type(body)):
+                _, headers, text = self.ask()
+                self.assertEqual(int(headers["content-length"]), len(text))
+                self.assertRegex(
+                    text.decode()[len(self.PAGE) :],
+                    r'^\n<script src="../__devserve__/live.js" data-reload-id="r1" data-seen="0"></script>\n$',
+                )
+        self.body, self.headers = [], [self.HTML, ("Content-Length", "0")]
+        self.assertEqual(int(self.ask()[1]["content-length"]), len(self.ask()[2]))
+
+    def test_only_navigations_are_touched(self) -> None:
+        self.assertTrue(self.follows())
+        self.assertTrue(self.follows(HTTP_SEC_FETCH_DEST="document", HTTP_ACCEPT="*/*"))
+        for environ in (
+            {"HTTP_SEC_FETCH_DEST": "empty"},
+            {"HTTP_SEC_FETCH_DEST": "iframe"},
+            {"HTTP_HX_REQUEST": "true"},
+            {"HTTP_X_REQUESTED_WITH": "XMLHttpRequest", "HTTP_ACCEPT": "text/html"},
+            {"REQUEST_METHOD": "POST"},
+            {"REQUEST_METHOD": "HEAD"},
+        ):
+            with self.subTest(environ):
+                self.assertFalse(self.follows(**environ))
+        program: dict[str, Any] = {"PATH_INFO": "/", "HTTP_ACCEPT": "*/*"}
+        self.assertFalse(devserve._is_navigation({**program, "REQUEST_METHOD": "GET"}))
+        browser = {**program, "REQUEST_METHOD": "GET", "HTTP_ACCEPT": "text/html,*/*;q=0.8"}
+        self.assertTrue(devserve._is_navigation(browser))
+
+    def test_only_complete_and_unencoded_pages_are_touched(self) -> None:
+        for status, header in (
+            ("200 OK", ("Content-Type", "application/xhtml+xml")),
+            ("200 OK", ("Content-Type", "text/html5")),
+            ("200 OK", ("Content-Encoding", "gzip")),
+            ("206 Partial Content", ("Content-Range", "bytes 0-3/40")),
+            ("200 OK", ("Content-Disposition", "attachment")),
+            ("200 OK", ("Content-Digest", "sha-256=:x:")),
+            ("304 Not Modified", ("X-A", "b")),
+        ):
+            self.status, self.headers = status, [header] if header[0] == "Content-Type" else [self.HTML, header]
+            with self.subTest(header):
+                self.assertFalse(self.follows())
+        self.status, self.headers = "404 Not Found", [self.HTML]
+        self.assertTrue(self.follows())
+
+    def test_a_page_with_the_script_has_validators_of_its_own(self) -> None:
+        for tag, marked in (('"a"', '"a-live"'), ('W/"a"', 'W/"a-live"')):
+            self.status, self.headers = "200 OK", [self.HTML, ("ETag", tag)]
+            self.assertEqual(self.ask()[1]["etag"], marked)
+            self.assertEqual(self.ask(HTTP_SEC_FETCH_DEST="empty")[1]["etag"], tag)
+            self.status = "304 Not Modified"
+            self.assertEqual(self.ask(HTTP_IF_NONE_MATCH=f'{marked}, "b"')[1]["etag"], marked)
+            self.assertEqual(self.seen["HTTP_IF_NONE_MATCH"], f'{tag}, "b"')
+            self.assertEqual(self.ask(HTTP_IF_NONE_MATCH=tag)[1]["etag"], tag)
+
+    def test_a_policy_is_respected_and_said_once(self) -> None:
+        for policy, runs in (
+            ("default-src 'self'", True),
+            ("script-src 'self' 'nonce-x'; connect-src *", True),
+            ("img-src 'none'", True),
+            ("default-src 'self'; script-src 'nonce-x'", False),
+            ("script-src 'self' 'strict-dynamic' 'nonce-x'", False),
+            ("script-src 'self'; connect-src https://api.example", False),
+            ("default-src 'none'", False),
+            ("default-src *, script-src 'none'", False),
+            ("sandbox", False),
+        ):
+            self.headers = [self.HTML, ("Content-Security-Policy", policy)]
+            with self.subTest(policy):
+                self.assertEqual(self.follows(), runs)
+        self.assertEqual(len(self.warnings), 1)
+        self.assertIn("/a/b does not follow a save", self.warnings[0])
+        self.assertIn("'self'", self.warnings[0])
+
+    def test_it_tells_what_has_changed_since(self) -> None:
+        def ask(since: str) -> Any:
+            return json.loads(self.ask("/__devserve__/live", QUERY_STRING=f"since={since}")[2])
+
+        self.assertEqual(ask("0"), {"reload_id": "r1", "count": 0, "changes": []})
+        self.assertTrue(self.live.changed(["/shop/static/a.css", "/shop/static/b.png"]))
+        self.assertEqual(ask("0"), {"reload_id": "r1", "count": 2, "changes": ["a.css", "b.png"]})
+        self.assertEqual(ask("1")["changes"], ["b.png"])
+        for odd in ("2", "3", "", "x", "-1", "9" * 5000, "²"):
+            self.assertEqual(ask(odd)["changes"], [])
+        self.live.changed(f"{n}.css" for n in range(1000))
+        self.assertEqual(len(ask("0")["changes"]), devserve._LIVE_CHANGES)
+        self.assertIn(b'data-seen="1002"', self.ask()[2])
+        status, headers, text = self.ask("/__devserve__/live.js")
+        self.assertEqual((status, headers["content-type"]), ("200 OK", "text/javascript; charset=utf-8"))
+        self.assertIn(b"currentScript", text)
+
+    def test_the_guard_is_asked_and_other_paths_of_ours_pass(self) -> None:
+        self.assertFalse(self.follows(path="/__devserve__/console"))
+        guard = devserve.Guard.fresh()
+        self.live.refuses = guard.refuses_reading
+        self.assertEqual(self.ask("/__devserve__/live", HTTP_HOST="evil.example")[0], "403 Forbidden")
+        self.assertEqual(self.ask("/__devserve__/live", HTTP_HOST="localhost")[0], "200 OK")
+
+    def test_error_pages_of_the_debugger_are_not_touched(self) -> None:
+        guard, terminal = devserve.Guard.fresh(), devserve.Terminal(io.StringIO())
+        self.live.app = devserve.DebuggedApplication(failing_app, guard=guard, terminal=terminal)
+        status, _, text = self.ask(HTTP_ACCEPT="text/html")
+        self.assertEqual((status[:3], b"live.js" in text, self.warnings), ("500", False, []))
 
 
 class DebuggerConsole(Debugged):
@@ -13262,7 +13402,15 @@ class InBrowser(unittest.TestCase):
 
     def until(self, expression: str) -> None:
         """Wait until the expression is true in the page; Playwright's own wait is stopped by the page's policy."""
-        eventually(lambda: self.page.evaluate(expression), expression)
+        eventually(lambda: self._holds(expression), expression)
+
+    def _holds(self, expression: str) -> bool:
+        try:
+            return bool(self.page.evaluate(expression))
+        except Exception as error:
+            if "context was destroyed" in str(error):  # the page is being left
+                return False
+            raise
 
     @property
     def pin(self) -> str:
@@ -13654,6 +13802,218 @@ class BrowserMending(InBrowser):
         self.page.locator("#news").get_by_text("frames on this page are gone").wait_for()
         self.page.locator("#news button").click()
         self.page.locator("h1", has_text="It works").wait_for()
+
+
+LIVE_APP = """
+import mimetypes, pathlib
+
+HERE = pathlib.Path(__file__).parent
+WORD = "one"
+
+
+def app(environ, start_response):
+    name = environ["PATH_INFO"].strip("/")
+    if name in ("a.css", "dot.svg"):
+        body, kind = (HERE / "static" / name).read_bytes(), mimetypes.guess_type(name)[0]
+    else:
+        body, kind = (HERE / "templates" / "page.html").read_text().format(word=WORD).encode(), "text/html"
+    start_response("200 OK", [("Content-Type", kind), ("Content-Length", str(len(body)))])
+    return [body]
+"""
+LIVE_PAGE = """<!doctype html><title>Shop</title><link rel=stylesheet href="/a.css"><h1>{word}</h1><p>old</p>
+<img src="/dot.svg">"""
+
+
+class BrowserLive(InBrowser):
+    """With --live, an open page of the application follows each save, as it is seen in a browser."""
+
+    started: "Served"
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        super().setUpClass()
+        cls.write(LIVE_APP, "shop.py")
+        for name, text in (("templates/page.html", LIVE_PAGE), ("static/a.css", "h1 { color: rgb(1, 1, 1) }")):
+            (cls.folder / name).parent.mkdir(exist_ok=True)
+            cls.write(text, name)
+        cls.write(cls.dot("red"), "static/dot.svg")
+        cls.served = Served("shop:app", "--debug", "--live", cwd=cls.folder)
+        cls.addClassCleanup(cls.served.stop)
+
+    @staticmethod
+    def dot(color: str) -> str:
+        size = {"red": 10, "blue": 20}[color]
+        svg = '<svg xmlns="http://www.w3.org/2000/svg" width="{0}" height="{0}"><rect fill="{1}" width="20"/></svg>'
+        return svg.format(size, color)
+
+    def test_it_follows_code_templates_stylesheets_and_images_and_shows_what_breaks(self) -> None:
+        self.open("/shop")
+        self.page.evaluate("window.mark = 1")
+        color = "getComputedStyle(document.querySelector('h1')).color"
+        self.assertEqual(self.page.evaluate(color), "rgb(1, 1, 1)")
+        self.write("h1 { color: rgb(2, 2, 2) }", "static/a.css")
+        self.until(f"{color} === 'rgb(2, 2, 2)'")
+        self.write(self.dot("blue"), "static/dot.svg")
+        self.until("document.querySelector('img').naturalWidth === 20")
+        self.assertEqual(self.page.evaluate("window.mark"), 1, "in place")
+        pid = self.served.process.pid
+        self.write(LIVE_PAGE.replace("old", "new"), "templates/page.html")
+        self.until("document.querySelector('p').textContent === 'new'")
+        self.assertNotIn("reloading", self.served.log)
+        self.write(LIVE_APP.replace('"one"', '"two"'), "shop.py")
+        self.page.locator("h1", has_text="two").wait_for()
+        self.write(LIVE_APP.replace("def app(", "def app(("), "shop.py")
+        self.page.locator("h1", has_text="SyntaxError").wait_for()
+        self.write(LIVE_APP.replace('"one"', '"three"'), "shop.py")
+        self.page.locator("h1", has_text="three").wait_for()
+        self.write("h1 { color: rgb(3, 3, 3) }", "static/a.css")
+        self.until(f"{color} === 'rgb(3, 3, 3)'")
+        self.assertEqual(self.served.process.pid, pid)
+        self.assertNotIn("__devserve__/live", self.served.log)
+
+
+class BrowserCrashes(InBrowser):
+    """The page of a crash under its own address, whoever the client was."""
+
+    def crash(self, path: str, body: Optional[bytes] = None, **headers: str) -> str:
+        """Fail a request that no browser sent; return the link in the answer."""
+        request = urllib.request.Request(self.served.url + path, body, {"Accept": "*/*", **headers})
+        with self.assertRaises(urllib.error.HTTPError) as caught, urllib.request.urlopen(request, timeout=DEADLINE):
+            pass
+        with caught.exception as answer:
+            return str(re.findall(r"http\S+/crash/\w+", answer.read().decode())[0])
+
+    def test_the_page_of_another_clients_crash_has_values_and_console(self) -> None:
+        self.page.goto(self.crash("/order", b"fruit=plum"))
+        self.assertIn("fruit=plum", self.page.locator("h1").inner_text())
+        self.unlock().wait_for()
+        self.until("document.activeElement.tagName === 'TEXTAREA'")
+        self.assertIn("POST", self.type("environ['REQUEST_METHOD']"))
+        self.page.get_by_text("The last crashes").click()
+        self.page.locator(".crashes a", has_text="fruit=plum").first.click()
+        self.page.locator("h1", has_text="fruit=plum").wait_for()
+
+    def test_a_request_is_sent_again_after_a_question_unless_it_is_a_get(self) -> None:
+        questions: list[str] = []
+
+        def answer(dialog: Any) -> None:
+            questions.append(dialog.message)
+            dialog.accept()
+
+        for path, body in (("/key", None), ("/order", b"fruit=plum")):
+            self.page.goto(self.crash(path, body))
+            if not self.page.locator(".console textarea").count():
+                self.page.locator(".console").first.wait_for()
+                if self.page.locator(".console button.sign").count():
+                    self.unlock().wait_for()
+            self.page.once("dialog", answer)
+            self.page.locator("#again").click()
+            answers = self.page.locator("#answers", has_text="The second: 500 Internal Server Error after")
+            answers.wait_for()
+            self.assertRegex(
+                answers.inner_text(), r"The first answer: 500 after [\d.]+ ms. The second: 500 .* [\d.]+ ms"
+            )
+            before = self.page.url
+            answers.locator("a").click()
+            self.until(f"location.href !== '{before}'")
+        self.assertEqual(len(questions), 1)
+        self.assertIn("/order", questions[0])
+
+    def test_a_locked_page_does_not_send(self) -> None:
+        self.page.goto(self.crash("/key"))
+        self.page.locator("#again").click()
+        self.page.locator("#answers", has_text="has not been unlocked").wait_for()
+
+    def test_a_piece_in_the_applications_page_and_in_a_frame_does_nothing_there(self) -> None:
+        asked: list[str] = []
+        self.page.on("request", lambda request: asked.append(request.url))
+        self.open("/fine")
+        self.page.evaluate(
+            """async () => { const text = await (await fetch("/key", {headers: {Accept: "text/html"}})).text();
+            document.body.append(document.createRange().createContextualFragment(text));
+            const frame = document.createElement("iframe"); frame.src = "/key"; document.body.append(frame);
+            await new Promise(done => frame.onload = done); }"""
+        )
+        self.assertIn(
+            "KeyError", self.page.evaluate("document.querySelector('iframe').contentDocument.body.innerText")
+        )
+        self.assertIn("KeyError: 'plum'", self.page.locator("body").inner_text())
+        self.page.wait_for_timeout(700)  # twice the time between two questions of a page that does something
+        self.assertEqual([url for url in asked if "__devserve__" in url], [])
+        taken = (
+            "!document.body.dispatchEvent(new KeyboardEvent('keydown', {key: 'j', bubbles: true, cancelable: true}))"
+        )
+        self.assertFalse(self.page.evaluate(taken))
+        with self.page.context.expect_page() as opened:
+            self.page.locator("a", has_text="console").first.click()
+        opened.value.locator("h1", has_text="KeyError").wait_for()
+
+    def test_output_appears_while_it_is_printed_and_is_interrupted(self) -> None:
+        self.open("/key")
+        prompt = self.unlock()
+        prompt.fill("import time\nwhile True: print('tick'); time.sleep(0.05)\n")
+        prompt.press("Enter")
+        self.page.locator(".printed", has_text="tick").first.wait_for()
+        self.page.locator(".stop:visible").first.click()
+        self.page.locator(".printed", has_text="KeyboardInterrupt").first.wait_for()
+
+    def test_nothing_half_typed_is_lost_by_a_reload(self) -> None:
+        self.open("/key")
+        self.unlock().fill("rows = [each for each in")
+        self.page.reload()
+        self.until("document.querySelector('.console textarea')?.value === 'rows = [each for each in'")
+
+    def test_script_in_the_applications_page_gets_no_secret(self) -> None:
+        self.open("/key")
+        self.unlock().wait_for()
+        self.open("/fine")
+        for way in (
+            "(await fetch('/key', {headers: {Accept: 'text/html'}})).text()",
+            "(await fetch('/__devserve__/console', {headers: {Accept: 'text/html'}})).text()",
+            """new Promise(done => { const made = window.open('/key'); setTimeout(() => { try {
+            done(made.document.body.outerHTML) } catch (error) { done(String(error)) } }, 1000) })""",
+            """new Promise(done => { const made = document.createElement('iframe'); made.src = '/__devserve__/console';
+            document.body.append(made); setTimeout(() => { try { done(made.contentDocument.body.outerHTML) }
+            catch (error) { done(String(error)) } }, 500) })""",
+        ):
+            text = str(self.page.evaluate(f"async () => await {way}"))
+            self.assertIsNone(re.search(r'data-secret="\w', text), way)
+        self.problems = [text for text in self.problems if "frame-ancestors" not in text]
+
+    def test_behind_a_proxy_that_takes_a_part_of_the_path_away_everything_works(self) -> None:
+        target = self.served.port
+
+        class Strip(http.server.BaseHTTPRequestHandler):
+            def forward(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+                connection = http.client.HTTPConnection("127.0.0.1", target, timeout=DEADLINE)
+                connection.request(self.command, self.path[len("/proxy/5000") :], body or None, dict(self.headers))
+                answer = connection.getresponse()
+                data = answer.read()
+                self.send_response(answer.status)
+                for name, value in answer.getheaders():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(data)
+
+            do_GET = do_POST = forward
+
+            def log_message(self, *arguments: Any) -> None: ...
+
+        proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Strip)
+        self.addCleanup(proxy.server_close)
+        threading.Thread(target=proxy.serve_forever, args=(0.01,), daemon=True).start()
+        self.addCleanup(proxy.shutdown)
+        base = f"http://127.0.0.1:{proxy.server_port}/proxy/5000"
+        self.page.goto(base + "/key")
+        self.unlock().wait_for()
+        self.until("document.activeElement.tagName === 'TEXTAREA'")
+        self.assertTrue(self.type("fruit").endswith("'plum'"))
+        self.page.get_by_text("Address of this crash").click()
+        self.page.locator(".console textarea").first.wait_for()
+        self.assertRegex(self.page.url, base + r"/__devserve__/crash/\w+$")
+        self.assertEqual(self.page.locator("#state").inner_text(), "")
+        self.problems = [url for url in self.problems if not url.startswith(base)]
 
 
 # =====================================================================================================================
