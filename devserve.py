@@ -323,7 +323,7 @@ def configure(given: Mapping[str, Any], warn: Callable[[str], None]) -> Config:
     if "live" not in given and not values.get("reload", values.get("debug")):
         values["live"] = False  # a habit of the person's, and no mistake in this command
     config = _config_of_values(values)
-    for pattern in (*config.extra_files, *config.exclude_patterns):
+    for pattern in (*config.extra_files, *config.exclude_patterns):  # fnmatch takes [9-0] for an empty set, or fails
         for low, high in re.findall(r"\[[^\]]*?(.)-([^\]])", pattern):
             if low > high:
                 warn(f"the pattern {pattern} matches nothing, since [{low}-{high}] is no range")
@@ -338,7 +338,7 @@ def config_of_keywords(**options: Any) -> Config:
 def values_of_keywords(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of keywords; one that is None says nothing.  Raises TypeError and DevserveError."""
     values = {name: OPTIONS[name].value(value) for name, value in options.items() if value is not None}
-    return _with_address(values, "host=")
+    return _with_address(values)
 
 
 def check_keywords(options: Iterable[str], *, run: bool) -> None:
@@ -354,6 +354,7 @@ def check_keywords(options: Iterable[str], *, run: bool) -> None:
 
 
 def _config_of_values(values: Mapping[str, Any]) -> Config:
+    """Return the configuration of all that is known.  Raises DevserveError for values that do not fit together."""
     debug = bool(values.get("debug"))
     config = Config(**{"reload": debug, "debugger": debug, **values})
     if config.key and not config.cert:
@@ -380,7 +381,7 @@ def _values_of_environment(names: Iterable[str]) -> dict[str, Any]:
                     values[option.field] = value
                 elif value:  # not to be without says nothing
                     values[option.field] = False
-    return _with_address(values, "DEVSERVE_HOST=")
+    return _with_address(values)
 
 
 def split_host(text: str) -> dict[str, str]:
@@ -392,14 +393,14 @@ def split_host(text: str) -> dict[str, str]:
     return {"host": host, "port": match[3]} if host else {"port": match[3]}
 
 
-def _with_address(values: dict[str, Any], shown: str) -> dict[str, Any]:
-    """Return the values with a host that names a port as well made two.  Raises DevserveError."""
-    address = split_host(values.get("host", ""))
+def _with_address(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with a host in which the port stands too made two.  Raises DevserveError."""
+    host, address = values.get("host", ""), split_host(values.get("host", ""))
     if not address:
         return values
-    port = OPTIONS["port"].read(address["port"], shown + values["host"])
+    port = OPTIONS["port"].read(address["port"], f"the host {host}")
     if values.get("port", port) != port:
-        raise DevserveError(f"{shown}{values['host']} names another port than {values['port']}; name one")
+        raise DevserveError(f"the host {host} names another port than {values['port']}; name one")
     return {**values, "host": address.get("host", Config().host), "port": port}
 
 
@@ -418,32 +419,31 @@ def own_command() -> list[str]:
 def env_files(env_file: str = "") -> list[str]:
     """Return the absolute paths of the files that `_read_env_files` reads when they are there, the strongest first."""
     found = [os.path.abspath(env_file)] if env_file else []
-    if not _is_true(os.environ.get("FLASK_SKIP_DOTENV", "")):
+    skip = os.environ.get("FLASK_SKIP_DOTENV", "").lower()
+    if not skip or skip in _NO:
         for name in (".env", ".flaskenv"):
             found += dict.fromkeys([os.path.abspath(name), _nearest_file(name)])
     return found
 
 
-def _is_true(text: str) -> bool:
-    """Return whether a variable of Flask's switches something on: by anything but a no."""
-    return bool(text) and text.lower() not in _NO
-
-
 def _nearest_file(name: str) -> str:
-    """Return the path of the file in the current folder or the nearest above it, as python-dotenv finds it.
+    """Return the path of a file in the current folder or in the nearest above it, as python-dotenv finds it.
 
-    Where everybody may write, as in /tmp, anybody may have put it there, so that such a parent is passed over.
+    A folder above in which everybody may write, as in /tmp, is passed over, since anybody may have put the file there.
     """
     here = folder = os.getcwd()
-    while not os.path.isfile(os.path.join(folder, name)) or not (folder == here or _is_ours(folder)):
-        folder, below = os.path.dirname(folder), folder
-        if folder == below:
+    while True:
+        path = os.path.join(folder, name)
+        if os.path.isfile(path) and (folder == here or not _is_public(folder)):
+            return path
+        if folder == os.path.dirname(folder):
             return os.path.join(here, name)
-    return os.path.join(folder, name)
+        folder = os.path.dirname(folder)
 
 
-def _is_ours(folder: str) -> bool:
-    return sys.platform == "win32" or not os.stat(folder).st_mode & stat.S_IWOTH
+def _is_public(folder: str) -> bool:
+    """Return whether every user of the machine may make files in a folder; Windows tells that in no mode."""
+    return sys.platform != "win32" and bool(os.stat(folder).st_mode & stat.S_IWOTH)
 
 
 def _read_env_files(env_file: str = "") -> list[str]:
@@ -458,6 +458,7 @@ def _read_env_files(env_file: str = "") -> list[str]:
 
 
 def _read_env_file(path: str) -> list[str]:
+    """Set what one file says, when all of it has been read: its last word on a name counts."""
     try:
         with open(path, encoding="utf-8-sig") as file:
             text = file.read()
