@@ -540,9 +540,9 @@ def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
 #
 # Doors: NAME_LIMIT, CODE_TYPES, MISSING, Outcome, escape_controls, escape_unprintable, shown_text, type_name, TooLate,
 # call_safely, call_bounded, call_each_bounded, ForeignCalls, interrupt_thread, is_library, is_app_file, is_app_code,
-# thread_position, is_below, application_traceback, traceback_text, raw_slot, own_dict, static_attributes,
-# static_attribute, locals_of, SOCKET_KEY, is_taken_over, nobody_listens, ON_EXCEPTION, HANDED_OVER, hand_over,
-# has_green_threads, native_threading, native_sleep.
+# thread_position, app_position, is_below, application_traceback, traceback_text, raw_slot, own_dict,
+# static_attributes, static_attribute, locals_of, SOCKET_KEY, is_taken_over, nobody_listens, ON_EXCEPTION, HANDED_OVER,
+# hand_over, has_green_threads, native_threading, native_sleep.
 #
 # Read first: call_safely, call_each_bounded, is_app_file, static_attribute.
 # =====================================================================================================================
@@ -736,12 +736,21 @@ def is_app_code(code: CodeType) -> bool:
 
 def thread_position(ident: Optional[int]) -> str:
     """Return where a thread stands in the application's own code: "" when in none of it, or stopped in a debugger."""
-    frame = sys._current_frames().get(ident or 0)
-    while frame is not None and not is_app_code(frame.f_code):
-        if str(frame.f_globals.get("__name__")).lstrip("_").startswith(_DEBUGGERS):
-            return ""
+    frames, frame = [], sys._current_frames().get(ident or 0)
+    while frame is not None:
+        frames.append(frame)
         frame = frame.f_back
-    return f"{frame.f_code.co_filename}, line {frame.f_lineno}" if frame else ""
+    return app_position(frames)
+
+
+def app_position(frames: Iterable[FrameType]) -> str:
+    """Return the place of the first frame that is the application's, "" when a debugger's comes before."""
+    for frame in frames:
+        if is_app_code(frame.f_code):
+            return f"{frame.f_code.co_filename}, line {frame.f_lineno}"
+        if str(frame.f_globals.get("__name__")).lstrip("_").startswith(_DEBUGGERS):
+            break
+    return ""
 
 
 def is_below(path: str, folder: str) -> bool:
@@ -6539,7 +6548,7 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
         for connection in list(self.connections):
             times, seconds = connection.hangs_told, now - connection.started
             if connection.started and not connection.is_stream and seconds > _HANG_SECONDS[times]:
-                position = thread_position(connection.thread)
+                position = connection.position()
                 if position:
                     connection.hangs_told += 1
                     asked = connection.describe()
@@ -6739,7 +6748,7 @@ class _Connection:
         self.shaken = server.tls is None  # the TLS handshake is done, or none is needed
         self.buffer = b""  # bytes read from the socket that no request has taken yet
         self.line = _NO_LINE  # method and target of the request in hand, for the log
-        self.thread: Optional[int] = None  # that carries it
+        self.position: Callable[[], str] = str  # where the application stands with the request in hand
         self.hangs_told = 0  # how often the terminal was told that the request in hand hangs
         self.head = b""  # its head as it came, and its body, for a bridge
         self.body: Optional[_Body] = None
@@ -6844,7 +6853,7 @@ class _Connection:
 
     def _run(self, head: _Head, environ: Environ, body: Optional[_Body]) -> None:
         """Call the application and send what it answers; whatever goes wrong, exactly one log line is written."""
-        self.thread, self.hangs_told = threading.get_ident(), 0
+        self.position, self.hangs_told = partial(thread_position, threading.get_ident()), 0
         response = _Response(self, head, body)
         if head.upgrades:
             environ[SOCKET_KEY] = response.upgraded = _UpgradedSocket(self, partial(self._log_beginning, environ))
@@ -8888,6 +8897,20 @@ class _RequestContext:
 _NOT_STARTED, _STARTED, _COMPLETE = range(3)  # an answer, as the application has sent it
 
 
+def _task_position(task: asyncio.Task[None]) -> str:
+    """Return where a task waits in the application's own code; any thread may ask."""
+    frames, awaited = [], task.get_coro()
+    while awaited is not None:
+        for kind in ("cr", "ag", "gi"):  # a coroutine, an asynchronous generator, or an iterator of `__await__`
+            if getattr(awaited, f"{kind}_frame", None):
+                frames.append(getattr(awaited, f"{kind}_frame"))
+                awaited = getattr(awaited, "gi_yieldfrom" if kind == "gi" else f"{kind}_await")
+                break
+        else:
+            break
+    return app_position(reversed(frames))
+
+
 class _HttpRequest:
     """One HTTP request: the thread of its connection on one side, the application on the loop on the other.
 
@@ -9031,7 +9054,8 @@ class _HttpRequest:
 
     def begin(self) -> None:
         """Start the application for this request."""
-        self.bridge.requests[self] = self.bridge.loop.create_task(self.run())
+        self.bridge.requests[self] = task = self.bridge.loop.create_task(self.run())
+        self.connection.position = partial(_task_position, task)
 
     async def run(self) -> None:
         """Call the application."""

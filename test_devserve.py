@@ -10576,6 +10576,31 @@ class AsgiPages(AsgiCase):
         eventually(lambda: "/__devserve__/crash/" in self.log, "the link")
         self.assertIn("LookupError: in the background", self.log)
 
+    def test_a_request_that_hangs_says_where_it_awaits(self) -> None:
+        self.patch("_HANG_SECONDS", (0.2, float("inf")))
+        self.patch("_HANG_INTERVAL", 0.01)
+        import asyncio
+
+        go_on, line = threading.Event(), 0
+
+        async def view(scope: Any, receive: App, send: App) -> None:
+            await waits()
+            await asgi_answer(send)
+
+        async def waits() -> None:
+            nonlocal line
+            while not go_on.is_set():
+                line = sys._getframe().f_lineno + 1
+                await asyncio.sleep(0.01)
+
+        self.serve_asgi(view)
+        wire = self.wire(GET)
+        hangs = re.compile(r"GET / has not been answered after \d+ s; it is at (.*), line (\d+)")
+        eventually(lambda: hangs.search(self.log), "a line")
+        go_on.set()
+        wire.answer()
+        self.assertEqual(hangs.findall(self.log), [(__file__, str(line))])
+
 
 class AsgiLifespan(AsgiCase):
     """The application's startup and shutdown."""
