@@ -1288,7 +1288,7 @@ _OFFER = re.compile(
 )
 
 _DJANGO_VARIABLE = re.compile(  # as it is set in a manage.py: its indentation, name and value
-    r"""^( *)os\.environ(?:\.setdefault\(|\[)\s*["'](DJANGO_\w+)["']\s*(?:,|\]\s*=)\s*["']([^"'\n]+)["']""",
+    r"""^( *)(?:os\.)?environ(?:\.setdefault\(|\[)\s*["'](DJANGO_\w+)["']\s*(?:,|\]\s*=)\s*["']([^"'\n]+)["']""",
     re.MULTILINE,
 )
 
@@ -1301,8 +1301,9 @@ def load_app(spec: str = "", *, debug: bool = False, debugger: bool = False) -> 
     `:name`, `:dotted.name` or `:factory("literal", key=1)`.
 
     Without a `spec` $DEVSERVE_APP and $FLASK_APP are asked, then `default_file` in the current folder.  `debug` turns
-    on the framework's debug mode; with `debug` or `debugger` its exceptions reach the debugger.  Raises DevserveError
-    for what the person can mend; whatever the application's own code raises, SystemExit too, comes out as it is.
+    on the framework's debug mode, and `debugger` has its exceptions reach a DebuggedApplication around it.  Raises
+    DevserveError for what the person can mend; whatever the application's own code raises, SystemExit too, comes out
+    as it is.
 
         app = load_app("shop.web:create_app('testing')")
     """
@@ -1326,7 +1327,7 @@ def prepared(app: Any, *, debug: bool, debugger: bool) -> WSGIApplication:
     for framework, inner in frameworks:
         if debug:
             framework.debug(inner)
-        if debug or debugger:
+        if debugger:
             framework.open(inner)
     for framework, _ in frameworks:
         app = framework.wrap(app)
@@ -1503,9 +1504,12 @@ def _heed_manage_py(root: str, inside: str) -> None:
     """
     folders = inside.split(os.sep)[:-1]
     for depth in range(len(folders), -1, -1):
-        found = _DJANGO_VARIABLE.findall(_text_of(os.path.join(root, *folders[:depth], "manage.py")))
+        folder = os.path.join(root, *folders[:depth])
+        found = _DJANGO_VARIABLE.findall(_text_of(os.path.join(folder, "manage.py")))
         for _, variable, value in sorted(found, key=lambda match: len(match[0])):
             os.environ.setdefault(variable, value)
+        if found:
+            _put_first_on_path(folder)  # as it is for a script there
 
 
 def _import_module(name: str) -> ModuleType:

@@ -2428,7 +2428,9 @@ FAILING_ASGI_APPS = {
 class FindingFrameworks(FindingFolder):
     """Each framework's application is found, and its exceptions get to the debugger, and nothing else changes."""
 
-    def outcome(self, text: str, path: str = "/", options: str = "debug=True", accept: str = "text/html") -> str:
+    def outcome(
+        self, text: str, path: str = "/", options: str = "debug=True, debugger=True", accept: str = "text/html"
+    ) -> str:
         """Serve the module `text` in its own process, since frameworks keep state; return what becomes of two GETs.
 
         Around it is what the debugger has there: it tells whether an exception is raised, or handed over and answered.
@@ -2780,10 +2782,17 @@ class FindingFrameworks(FindingFolder):
                 return [repr([settings.DEBUG, *map(os.environ.get, names)]).encode()]
             """
         self.write("config/wsgi.py", wsgi)
-        for spec in ("", "config.wsgi", "config/wsgi.py"):
+        shutil.copytree(self.folder, self.folder / "inner" / "project")
+        for spec in ("", "config.wsgi", "config/wsgi.py", "inner/project/config/wsgi.py", "inner/project/manage.py"):
             with self.subTest(spec):
                 outcome = self.outcome(f"import devserve\napp = devserve.load_app({spec!r})")
                 self.assertEqual(outcome.count("[True, 'Local', None]"), 2, outcome)
+
+    @needs("django")
+    def test_django_is_left_to_itself_without_the_debugger(self) -> None:
+        lines = self.outcome(self.DJANGO.format(more="", view="raise Boom"), options="debug=True").splitlines()
+        self.assertEqual(sum(line.startswith("answered 500 Internal Server Error") for line in lines), 2)
+        self.assertEqual(sum("Internal Server Error: /" in line for line in lines), 2)
 
     @needs("django")
     def test_django_is_asked_which_files_it_reads_and_told_when_they_change(self) -> None:
@@ -6712,7 +6721,7 @@ class DebuggerFrameworks(Folder):
             """\
             import io, json, sys, wsgiref.util
             import devserve
-            app = devserve.load_app("site_under_test:app", debug=True)
+            app = devserve.load_app("site_under_test:app", debug=True, debugger=True)
             environ = {}
             wsgiref.util.setup_testing_defaults(environ)
             environ.update(HTTP_ACCEPT="text/html", HTTP_HOST="localhost", SERVER_PORT="80")
