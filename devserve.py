@@ -8642,13 +8642,23 @@ class AsgiBridge:
         self.requests: dict[_HttpRequest, asyncio.Task[None]] = {}
         self._posted: deque[Callable[[], object]] = deque()
         self._is_awake = False  # the loop is going to look at `_posted`
+        self._bell = _Wakeup()
+        self._rings = False  # the bell wakes the loop, at half the cost of `call_soon_threadsafe`
+        self.new_queue: Any
+        self.nothing_there: Any
         self._wakeups: deque[_Wakeup] = deque()  # that nobody uses
 
     # -- the loop
 
     def start(self) -> None:
         """Make the loop in this thread and start the application.  Raises what the application's startup raises."""
+        from queue import Empty, SimpleQueue
+
+        self.new_queue, self.nothing_there = SimpleQueue, Empty
         self.loop = _loop_of_thread()
+        with contextlib.suppress(NotImplementedError):  # Windows' loop for pipes
+            self.loop.add_reader(self._bell.here, self._on_bell)
+            self._rings = True
         self.thread = threading.get_ident()
         self.loop.run_until_complete(self.lifespan.start())
 
@@ -8711,10 +8721,18 @@ class AsgiBridge:
         self._posted.append(job)
         if not self._is_awake:
             self._is_awake = True
+            if self._rings:
+                self._bell.ring()
+                return
             try:
                 self.loop.call_soon_threadsafe(self._do_posted)
             except RuntimeError:
                 pass  # the loop is closed: the process is about to end
+
+    def _on_bell(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._bell.here.recv(64)
+        self._do_posted()
 
     def _do_posted(self) -> None:
         self._is_awake = False  # before the look, so that nothing is overlooked
@@ -8922,12 +8940,9 @@ class _HttpRequest:
     """
 
     def __init__(self, bridge: AsgiBridge, environ: Environ) -> None:
-        import queue
-
         self.bridge = bridge
         self.connection = environ.pop(CONNECTION)
         self.environ = environ
-        self.name = self.connection.describe()
         self.started = self.connection.started
         self.scope = _http_scope(environ, self.connection, bridge.state)
         # The thread's
@@ -8939,7 +8954,7 @@ class _HttpRequest:
         self.wakeup: Optional[_Wakeup] = None  # by which the loop wakes it while it watches the socket
         # Both sides'
         self.inbox: deque[tuple[bytes, bool]] = deque() if self.has_more else deque([(b"", False)])
-        self.outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()  # (bytes or a file, more), or what failed
+        self.outbox: queue.SimpleQueue[Any] = bridge.new_queue()  # (bytes or a file, more), or what failed
         self.is_gone = False  # the client; set by the thread
         self.is_asked = not self.has_more or not self.body.expected  # the client may send its body
         # The loop's
@@ -8955,6 +8970,11 @@ class _HttpRequest:
         self.taken = 0  # bytes of the request's body that it has received
         self.held: Optional[list[tuple[Any, bool]]] = None  # an answer that an exception may follow
         self.changed: Optional[asyncio.Event] = None  # set when `receive` or `send` have something to look at
+
+    @property
+    def name(self) -> str:
+        """What the terminal calls it."""
+        return f"{self.environ['REQUEST_METHOD']} {escape_controls(self.environ['REQUEST_URI'])}"
 
     # -- in the thread
 
@@ -8987,13 +9007,11 @@ class _HttpRequest:
 
         Meanwhile the body is read as the application takes it, and the client is watched.
         """
-        from queue import Empty
-
         message = None
         if not self.has_more:
             try:
                 message = self.outbox.get(timeout=_MOMENT)
-            except Empty:
+            except self.bridge.nothing_there:
                 pass
         if message is None:
             message = self._watch()
@@ -9287,8 +9305,8 @@ class _WebSocket(_HttpRequest):
         if not isinstance(first, bytes):
             return self.answer(first, start_response)
         try:
-            self.socket.sendall(first)
             self.connection.leave = partial(self.leave, _SERVICE_RESTART)
+            self.socket.sendall(first)
             with self.bridge.wakeup() as self.wakeup:
                 self.converse()
         except OSError:
@@ -9786,27 +9804,54 @@ def _checked_bytes(message: _Message) -> bytes:
 
 def _http_scope(environ: Environ, connection: Any, state: dict[str, Any]) -> dict[str, Any]:
     """Return the connection scope of a request (ASGI, HTTP & WebSocket 2.4)."""
-    from urllib.parse import quote
-
-    target = environ["REQUEST_URI"]
-    raw_path = target.partition("?")[0] if target[0] == "/" else quote(environ["PATH_INFO"], encoding="latin-1")
     port = environ["REMOTE_PORT"]
-    return {
-        "type": "http",
+    known = _scope_of_head(connection.head, *map(environ.get, _SCOPE_KEYS))
+    scope = {
+        **known,
         "asgi": {"version": "3.0", "spec_version": "2.4"},
-        "http_version": environ["SERVER_PROTOCOL"][5:],
-        "method": environ["REQUEST_METHOD"].upper(),
         "scheme": environ["wsgi.url_scheme"],
-        "path": (environ["SCRIPT_NAME"] + environ["PATH_INFO"]).encode("latin-1").decode("utf-8", "replace"),
-        "raw_path": raw_path.encode("latin-1"),
-        "query_string": environ["QUERY_STRING"].encode("latin-1"),
-        "root_path": environ["SCRIPT_NAME"],
-        "headers": _scope_headers(connection.head, environ.get("HTTP_COOKIE"), environ.get("HTTP_HOST")),
+        "headers": [*known["headers"]],
         "client": (environ["REMOTE_ADDR"], int(port)) if port else None,
-        "server": (environ["SERVER_NAME"], int(environ["SERVER_PORT"])) if port else (environ["SERVER_NAME"], None),
+        "server": (environ["SERVER_NAME"], int(environ["SERVER_PORT"]) if port else None),
         "state": state.copy(),
         "extensions": {"http.response.pathsend": {}},
-        **({ON_EXCEPTION: environ[ON_EXCEPTION]} if ON_EXCEPTION in environ else {}),
+    }
+    if ON_EXCEPTION in environ:
+        scope[ON_EXCEPTION] = environ[ON_EXCEPTION]
+    return scope
+
+
+_SCOPE_KEYS = (
+    *("REQUEST_METHOD", "REQUEST_URI", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING", "SERVER_PROTOCOL"),
+    *("HTTP_COOKIE", "HTTP_HOST"),
+)
+
+
+@functools.lru_cache(maxsize=256)  # clients repeat their heads to the byte
+def _scope_of_head(
+    head: bytes,
+    method: str,
+    target: str,
+    root: str,
+    path: str,
+    query: str,
+    protocol: str,
+    cookies: Optional[str],
+    host: Optional[str],
+) -> dict[str, Any]:
+    """Return what a scope has of a request's head."""
+    from urllib.parse import quote
+
+    raw_path = target.partition("?")[0] if target[0] == "/" else quote(path, encoding="latin-1")
+    return {
+        "type": "http",
+        "http_version": protocol[5:],
+        "method": method.upper(),
+        "path": (root + path).encode("latin-1").decode("utf-8", "replace"),
+        "raw_path": raw_path.encode("latin-1"),
+        "query_string": query.encode("latin-1"),
+        "root_path": root,
+        "headers": _scope_headers(head, cookies, host),
     }
 
 
@@ -9816,19 +9861,14 @@ def _scope_headers(head: bytes, cookies: Optional[str], host: Optional[str]) -> 
     In two things the environ knows better: the debugger has taken its own cookies away, and the host of a target in
     absolute form counts in place of the Host header's.
     """
-    pairs = _header_pairs(head)
+    lines = (line.partition(b":") for line in head.split(b"\r\n")[1:])
+    pairs = [(name.lower(), value.strip(b" \t")) for name, _, value in lines]
     sent = [value for name, value in pairs if name == b"cookie"]
     if b"; ".join(sent).decode("latin-1") != (cookies or ""):
-        pairs = tuple(pair for pair in pairs if pair[0] != b"cookie")
+        pairs = [pair for pair in pairs if pair[0] != b"cookie"]
         if cookies:
-            pairs += ((b"cookie", cookies.encode("latin-1")),)
+            pairs.append((b"cookie", cookies.encode("latin-1")))
     return [(name, host.encode("latin-1")) if host and name == b"host" else (name, value) for name, value in pairs]
-
-
-@functools.lru_cache(maxsize=256)  # clients repeat their heads to the byte
-def _header_pairs(head: bytes) -> tuple[tuple[bytes, bytes], ...]:
-    lines = (line.partition(b":") for line in head.split(b"\r\n")[1:])
-    return tuple((name.lower(), value.strip(b" \t")) for name, _, value in lines)
 
 
 def _tells_disconnect(error: Optional[BaseException], depth: int = 20) -> bool:

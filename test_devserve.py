@@ -14167,6 +14167,32 @@ class ReloadWire:
         self.close()
 
 
+ASGI_RELOADED = """
+    import asyncio, json, os
+
+    VERSION = "v0"
+
+    async def app(scope, receive, send):
+        assert scope["type"] in ("http", "websocket")
+        await receive()
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+            while (message := await receive())["type"] == "websocket.receive":
+                await send({**message, "type": "websocket.send"})
+            return
+        kind = b"text/event-stream" if scope["path"] == "/events" else b"text/plain"
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind)]})
+        while scope["path"] == "/events":
+            await send({"type": "http.response.body", "body": b"data: x\\n\\n", "more_body": True})
+            await asyncio.sleep(0.01)
+        for _ in range(10 if scope["path"] == "/stream" else 0):
+            await send({"type": "http.response.body", "body": b"piece", "more_body": True})
+            await asyncio.sleep(0.002)
+        told = json.dumps({"version": VERSION, "pid": os.getpid()}).encode()
+        await send({"type": "http.response.body", "body": b"whole" if scope["path"] == "/stream" else told})
+"""
+
+
 class Reload(Folder):
     """An application in `self.folder`, served with the reloader on."""
 
@@ -14240,6 +14266,38 @@ class ReloadLosesNothing(Reload):
         self.assertEqual(failures, [])
         self.assertEqual(len(counts), 4)
         self.assertEqual(pids, {served.process.pid})
+        self.assertGreater(min(counts.values()), 20, counts)
+
+    def test_twenty_edits_of_an_asgi_application_under_load_lose_nothing(self) -> None:
+        """As above; and an event stream and a WebSocket are cut at each, and come again."""
+        self.write("app.py", ASGI_RELOADED)
+        served = self.serve()
+        stop = threading.Event()
+        failures: list[str] = []
+        counts: dict[str, int] = {}
+        loads = [(path, close) for path in ("/", "/stream") for close in (False, True)]
+        clients = [
+            threading.Thread(target=self.keep_asking, args=(served, *load, stop, failures, counts)) for load in loads
+        ]
+        own = self.wire(served)
+        for client in clients:
+            client.start()
+        try:
+            for number in range(1, 21):
+                events, peer = self.wire(served), WebSocketWire(types.SimpleNamespace(server_port=served.port))
+                self.addCleanup(peer.close)
+                events.send("/events")
+                self.assertEqual(peer.shake_hands().status, 101)
+                peer.send(client_frame(1, b"hello"))
+                self.assertEqual(peer.frame(), (0x81, b"hello"))
+                self.write("app.py", ASGI_RELOADED.replace('"v0"', f'"v{number}"'))
+                self.assertEqual(peer.close_code(), 1012)
+                self.reaches(own, f"v{number}")
+        finally:
+            stop.set()
+            for client in clients:
+                client.join()
+        self.assertEqual(failures, [])
         self.assertGreater(min(counts.values()), 20, counts)
 
     def keep_asking(
