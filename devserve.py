@@ -2293,6 +2293,7 @@ _MASK = "••••••••"
 _OPENER = "\x3c"  # the less-than sign, with which names such as that of exec's file begin
 _TAKES_ARGS, _TAKES_KWARGS = 4, 8  # flags of code objects: it takes *args, **kwargs (as in the module inspect)
 _PLAIN_TYPES = (str, bytes, int, float, complex, bool, type(None))  # whose repr runs nobody's code
+_SEQUENCES = (dict, list, tuple, set, frozenset, deque)  # whose members are elements
 
 
 class _SourceLine(NamedTuple):
@@ -2405,7 +2406,7 @@ if TYPE_CHECKING:
     _Keep = Callable[[FramePosition], str]  # keeps a position and returns the id under which it can be asked for
     _Source = tuple[list[str], str]  # the lines of a file, and why there are none
     _Sources = dict[str, _Source]  # by filename: what has been read for this report
-    _Read = Callable[[], Variable]
+    _Job = tuple[Any, Callable[[], Any]]  # a value, or MISSING, and what looks at it
 
 
 def read_report(
@@ -2563,10 +2564,9 @@ def _notes_of(error: BaseException, seconds: float) -> list[str]:
     """Return the notes that were added (PEP 678); one that is no text is shown as its repr."""
     notes = own_dict(error).get("__notes__", ())
     notes = notes if isinstance(notes, (list, tuple)) else (notes,)
-    jobs = {
-        str(n): partial(str if type(note) is str else _describe, note) for n, note in enumerate(notes[:_LIST_LIMIT])
-    }
-    return [_mask_plain(_text_or_why(*outcome)) for outcome in call_each_bounded(jobs, seconds).values()]
+    jobs = {str(n): (note, partial(str if type(note) is str else _describe, note)) for n, note in enumerate(notes)}
+    outcomes = _do_each(dict(itertools.islice(jobs.items(), _LIST_LIMIT)), seconds)
+    return [_mask_plain(_text_or_why(*outcome)) for outcome in outcomes.values()]
 
 
 def _django_origins(error: BaseException) -> list[str]:
@@ -2935,201 +2935,189 @@ def _django_place(debug: dict[str, Any], error: BaseException, seconds: float) -
         ):
             given.update(layer)
         tb = tb.tb_next
-    return _with_read(view, _readers(view, given, {}, _INLINE_LIMIT), seconds, None)
+    return _with_read(view, _Scope(given, {}, True), (), False, _INLINE_LIMIT, seconds)
 
 
 # -- the values of a frame
+
+
+class _Scope(NamedTuple):
+    """What the names of a frame, or of a template, stand for."""
+
+    values: dict[Any, Any]  # the locals; what a template was given
+    known: Mapping[str, Any]  # the globals
+    is_template: bool = False
+
+    @classmethod
+    def of(cls, position: FramePosition) -> _Scope:
+        template = _template_line(position)
+        if template is None:
+            return cls(locals_of(position.frame), position.frame.f_globals)
+        return cls(template.values, {}, True)
+
+    def static_value(self, text: str) -> Any:
+        """Return what an expression stands for as far as it can be found without running code, else MISSING."""
+        first, steps = _steps_of(text)
+        value = self.values.get(first, self.known.get(first, MISSING))
+        for sign, word in steps:
+            before, value = value, MISSING
+            if sign == "." and before is not MISSING:
+                value = static_attribute(before, word)
+            key: Any = word if sign == "." else self.key(word)
+            is_item = sign == "[" or (self.is_template and value is MISSING)  # Jinja2's {{ user.name }} asks for both
+            if is_item and type(before) in (dict, list, tuple, str, bytes) and type(key) in _PLAIN_TYPES:
+                found, error = call_safely(partial(before.__getitem__, key))
+                value = found if error is None else MISSING
+        return value
+
+    def value(self, text: str) -> Any:
+        """Return what an expression stands for, by running a property, a proxy's code and the like.  Raises theirs."""
+        if text in self.values:
+            return self.values[text]
+        first, steps = _steps_of(text)
+        value = self.values[first] if first in self.values else self.known[first]
+        for sign, word in steps:
+            if sign == "." and (not self.is_template or hasattr(value, word)):
+                value = getattr(value, word)
+            else:
+                value = value[word if sign == "." else self.key(word)]
+        return value
+
+    def key(self, word: str) -> Any:
+        """Return the key that stands between brackets: a literal, or what a name stands for."""
+        import ast
+
+        if word.isidentifier() and word not in ("True", "False", "None"):
+            return self.values.get(word, self.known.get(word, MISSING))
+        return ast.literal_eval(word)
 
 
 def with_values(
     view: FrameView, position: FramePosition, limit: int = _VALUE_LIMIT, seconds: float = _VALUES_SECONDS
 ) -> FrameView:
     """Return the view with the values of its frame: of the failing line first, then arguments, then other locals."""
-    template = _template_line(position)
-    values = template.values if template else locals_of(position.frame)
-    code, known = position.frame.f_code, {} if template else position.frame.f_globals
+    code, scope = position.frame.f_code, _Scope.of(position)
     starred = bool(code.co_flags & _TAKES_ARGS) + bool(code.co_flags & _TAKES_KWARGS)
-    arguments = () if template else code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + starred]
-    readers = _readers(view, values, known, limit, arguments, code.co_name == _OPENER + "module>")
-    return _with_read(view, readers, seconds, position.context)
+    arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + starred]
+    is_module = code.co_name == _OPENER + "module>"
+    return _with_read(view, scope, () if scope.is_template else arguments, is_module, limit, seconds, position.context)
 
 
-def _with_read(view: FrameView, readers: dict[str, _Read], seconds: float, context: Optional[Context]) -> FrameView:
-    """Return the view with what the readers return; those that raise had nothing to tell."""
-    chosen = dict(itertools.islice(readers.items(), _LIST_LIMIT))
-    inert = {name: read() for name, read in chosen.items() if type(read) is partial and read.func is _read_inert}
-    foreign = {name: read for name, read in chosen.items() if name not in inert}
-    outcomes = call_each_bounded(foreign, seconds, context)
+def _with_read(
+    view: FrameView,
+    scope: _Scope,
+    arguments: Sequence[str],
+    is_module: bool,
+    limit: int,
+    seconds: float,
+    context: Optional[Context] = None,
+) -> FrameView:
+    """Return the view with the values of a scope; of a module those that it holds, not what it imports and defines.
+
+    What cannot be had had nothing to tell, and is left out.
+    """
+    jobs: dict[str, _Job] = {}
+    for text in _expressions_used(view):
+        value, kind = scope.static_value(text), {"used": True, "argument": text in arguments}
+        if value is MISSING and not _is_failing(view, text):
+            jobs[text] = MISSING, partial(_read_expression, text, scope, limit)
+        elif value is not MISSING and not issubclass(type(value), CODE_TYPES):
+            jobs[text] = value, partial(_read_value, text, value, limit, **kind)
+    for name in [*(name for name in arguments if name in scope.values), *scope.values]:
+        if name not in jobs and _is_shown(name, scope, is_module):
+            value = scope.values[name]
+            jobs[name] = value, partial(_read_value, name, value, limit, argument=name in arguments)
     variables = []
-    for name in chosen:
-        variable, why = (inert[name], None) if name in inert else outcomes[name]
+    for name, (variable, why) in _do_each(dict(itertools.islice(jobs.items(), _LIST_LIMIT)), seconds, context).items():
         if isinstance(why, TooLate):
             variable = Variable(shown_text(name, NAME_LIMIT), "", f"(not read: {why})")
-        if variable is not None:
-            variables.append(variable)
+        variables += [variable] if variable is not None else []
     variables.sort(key=lambda variable: (not variable.used, not variable.argument))
-    unlisted = max(0, len(readers) - _LIST_LIMIT)
+    unlisted = max(0, len(jobs) - _LIST_LIMIT)
     return view._replace(variables=tuple(variables), unlisted=unlisted, is_read=True)
 
 
-def _readers(
-    view: FrameView,
-    values: dict[Any, Any],
-    known: Mapping[str, Any],
-    limit: int,
-    arguments: Sequence[str] = (),
-    is_module: bool = False,
-) -> dict[str, _Read]:
-    """Return by name what reads each value that is worth a line; of a module what it holds, not what it imports."""
-    is_template = view.kind == "template"
-    readers: dict[str, _Read] = {}
-    for text in _expressions_used(view):
-        value = _static_value(text, values, known, is_template)
-        kind: dict[str, bool] = {"used": True, "argument": text in arguments}
-        if value is not MISSING and not issubclass(type(value), CODE_TYPES):
-            readers[text] = _reader(text, value, limit, **kind)
-        elif value is MISSING and not _is_failing(view, text):
-            readers[text] = partial(_read_foreign, text, values, known, limit, is_template)
-    listed = [name for name in arguments if name in values]
-    listed += [name for name in values if name not in arguments and _is_shown(name, values[name], is_module)]
-    for name in listed:
-        if name not in readers and not (is_template and (name in _TEMPLATE_NAMES or name[:1] == "_")):
-            readers[name] = _reader(name, values[name], limit, argument=name in arguments)
-    return readers
+def _do_each(jobs: Mapping[str, _Job], seconds: float, context: Optional[Context] = None) -> dict[str, Any]:
+    """Return what jobs return or raise.  Each comes with the value that it looks at: a plain one runs nobody's code."""
+    plain = {name: call_safely(job) for name, (value, job) in jobs.items() if type(value) in _PLAIN_TYPES}
+    foreign = {name: job for name, (_, job) in jobs.items() if name not in plain}
+    outcomes = {**plain, **call_each_bounded(foreign, seconds, context)}
+    return {name: outcomes[name] for name in jobs}
 
 
-def _is_shown(name: object, value: object, is_module: bool) -> bool:
+def _is_shown(name: object, scope: _Scope, is_module: bool) -> bool:
     """Return whether a local is worth a line."""
     if not isinstance(name, str) or name.startswith((".", "__")):  # a comprehension's iterator, the cell of super()
         return False
-    return not is_module or not issubclass(type(value), CODE_TYPES)
+    if scope.is_template:
+        return name not in _TEMPLATE_NAMES and name[:1] != "_"
+    return not is_module or not issubclass(type(scope.values[name]), CODE_TYPES)
 
 
-def _reader(name: str, value: object, limit: int, **kind: bool) -> _Read:
-    """Return what reads one value; that of a plain one runs nobody's code."""
-    return partial(_read_inert if type(value) in _PLAIN_TYPES else _read_value, name, value, limit, kind)
-
-
-def _read_inert(name: str, value: object, limit: int, kind: dict[str, bool]) -> Variable:
-    return _read_value(name, value, limit, kind)
-
-
-def _read_value(name: str, value: object, limit: int, kind: dict[str, bool]) -> Variable:
+def _read_value(name: str, value: object, limit: int, *, used: bool = False, argument: bool = False) -> Variable:
     """Return one variable; its own repr is run."""
-    text, secret_name = _describe(value, limit, _last_name(name)), shown_text(name, NAME_LIMIT)
-    return Variable(secret_name, type_name(type(value)), text, opens=_opens(value) and text != _MASK, **kind)
+    text = _describe(value, limit, _last_name(name))
+    opens = _opens(value) and text != _MASK
+    return Variable(shown_text(name, NAME_LIMIT), type_name(type(value)), text, argument, used, opens)
 
 
-def _read_foreign(
-    text: str, values: dict[Any, Any], known: Mapping[str, Any], limit: int, is_template: bool
-) -> Variable:
-    """Return the value of an expression that runs a property, a proxy's code or the like.  Raises what that raises."""
-    first, steps = _steps_of(text)
-    value = values[first] if first in values else known[first]
-    for operator_sign, word in steps:
-        if operator_sign == ".":
-            value = getattr(value, word) if not is_template or hasattr(value, word) else value[word]
-        else:
-            value = value[_subscript(word, values, known)]
+def _read_expression(text: str, scope: _Scope, limit: int) -> Variable:
+    """Return the value of an expression on the failing line.  Raises what the application's code raises."""
+    value = scope.value(text)
     if issubclass(type(value), CODE_TYPES):
         raise LookupError(text)
-    return _read_value(text, value, limit, {"used": True})
-
-
-def _static_value(text: str, values: dict[Any, Any], known: Mapping[str, Any], is_template: bool = False) -> Any:
-    """Return what an expression stands for as far as it can be found without running code, else MISSING."""
-    first, steps = _steps_of(text)
-    value = values.get(first, known.get(first, MISSING))
-    for sign, word in steps:
-        if value is MISSING:
-            break
-        before, value = value, MISSING
-        if sign == ".":
-            value = static_attribute(before, word)
-        key = word if sign == "." else _subscript(word, values, known)
-        if (sign == "[" or (is_template and value is MISSING)) and type(key) in _PLAIN_TYPES:
-            kind: Any = type(before)
-            if kind in (dict, list, tuple, str, bytes):
-                value = call_safely(lambda before=before, key=key: before[key])  # type: ignore[misc]
-                value = MISSING if value[1] is not None else value[0]
-    return value
-
-
-def _subscript(word: str, values: dict[Any, Any], known: Mapping[str, Any]) -> Any:
-    """Return the key that stands between brackets: a literal, or what a name stands for."""
-    import ast
-
-    if word.isidentifier() and word not in ("True", "False", "None"):
-        return values.get(word, known.get(word, MISSING))
-    return ast.literal_eval(word)
+    return _read_value(text, value, limit, used=True)
 
 
 def _opens(value: object) -> bool:
     """Return whether there is something inside a value to be shown on its own."""
-    kind = type(value)
-    if kind in _PLAIN_TYPES or issubclass(kind, CODE_TYPES):
+    if type(value) in _PLAIN_TYPES or issubclass(type(value), CODE_TYPES):
         return False
-    for base in (dict, list, tuple, set, frozenset, deque):
-        if issubclass(kind, base):
+    for base in _SEQUENCES:
+        if issubclass(type(value), base):
             return bool(vars(base)["__len__"](value))
-    return bool(own_dict(value)) or any(
-        type(held) is MemberDescriptorType for held in static_attributes(value).values()
-    )
+    return bool(own_dict(value) or _slots_of(value))
+
+
+def _slots_of(value: object) -> list[str]:
+    return [name for name, held in static_attributes(value).items() if type(held) is MemberDescriptorType]
 
 
 def members_at(position: FramePosition, path: Sequence[Any], seconds: float = _VALUES_SECONDS) -> tuple[Variable, ...]:
     """Return the members of a value of a frame: attributes, items of a mapping, elements of a sequence.
 
     `path` is the variable's name as `with_values` told it, then the number of the member in what this function told
-    of it, and so on downwards.  Raises LookupError when there is nothing at that path.
+    of it, and so on downwards.  Raises LookupError when there is nothing at that path, or a secret.
     """
-    template = _template_line(position)
-    values = template.values if template else locals_of(position.frame)
-    known = {} if template else position.frame.f_globals
+    scope = _Scope.of(position)
 
     def read() -> list[Variable]:
-        value, members = _evaluated(str(path[0]), values, known, template is not None), []
+        name, value = str(path[0]), scope.value(str(path[0]))
         for number in path[1:]:
-            value = _members_of(value)[int(number)][1]
-        for name, member in _members_of(value):
-            members.append(_read_value(name, member, _INLINE_LIMIT, {}))
-        return members
+            name, value = _members_of(name, value)[int(number)]
+        return [_read_value(name, member, _INLINE_LIMIT) for name, member in _members_of(name, value)]
 
     members, why = call_bounded(read, seconds, position.context)
     if members is None:
-        raise LookupError(f"not read: {why}" if isinstance(why, TooLate) else "there is no such value any more")
+        raise LookupError(str(why) if isinstance(why, TooLate) else "there is no such value any more")
     return tuple(members)
 
 
-def _evaluated(text: str, values: dict[Any, Any], known: Mapping[str, Any], is_template: bool) -> Any:
-    """Return the value of an expression, by running code where there is no other way."""
-    value = values.get(text, MISSING) if text in values else _static_value(text, values, known, is_template)
-    if value is MISSING:
-        first, steps = _steps_of(text)
-        value = values[first] if first in values else known[first]
-        for sign, word in steps:
-            value = getattr(value, word) if sign == "." else value[_subscript(word, values, known)]
-    return value
-
-
-def _members_of(value: Any) -> list[tuple[str, Any]]:
+def _members_of(name: str, value: Any) -> list[tuple[str, Any]]:
     """Return what is inside a value, with names: what a framework's proxy stands for instead of the proxy itself."""
     if "_get_current_object" in static_attributes(value):  # Werkzeug's
         value = value._get_current_object()
+    if _is_secret(_last_name(name)) and not _is_harmless(value, name):
+        raise LookupError(name)
     kind: Any = type(value)
     if issubclass(kind, dict):
-        pairs = ((_key_label(key), each) for key, each in dict.items(value))
-    elif issubclass(kind, (list, tuple, set, frozenset, deque)):
-        pairs = ((str(number), each) for number, each in enumerate(value))
+        pairs = [(key if type(key) is str else _describe(key, NAME_LIMIT), each) for key, each in dict.items(value)]
+    elif issubclass(kind, _SEQUENCES):
+        pairs = [(str(number), each) for number, each in enumerate(value)]
     else:
-        slots = [n for n, held in static_attributes(value).items() if type(held) is MemberDescriptorType]
-        found = {**own_dict(value), **{name: static_attribute(value, name) for name in slots}}
-        pairs = ((str(n), each) for n, each in found.items() if each is not MISSING and str(n)[:2] != "__")
-    return list(itertools.islice(pairs, _LIST_LIMIT))
-
-
-def _key_label(key: object) -> str:
-    return key if type(key) is str else shown_text(_describe(key, NAME_LIMIT), NAME_LIMIT)
+        found = {**own_dict(value), **{slot: static_attribute(value, slot) for slot in _slots_of(value)}}
+        pairs = [(str(key), each) for key, each in found.items() if each is not MISSING and str(key)[:2] != "__"]
+    return pairs[:_LIST_LIMIT]
 
 
 # -- source, looked at as text
@@ -3310,17 +3298,15 @@ def _keys_near(position: FramePosition) -> Iterator[Any]:
             yield from os.environ
 
 
-def _values_named(position: FramePosition) -> Iterator[Any]:
-    """Yield what stands for the expressions in the failing one, or in the whole line where positions are unknown."""
+def _values_named(position: FramePosition, whole_lines: bool = False) -> Iterator[Any]:
+    """Yield what stands for the expressions in the failing one, or on the whole line where positions are unknown."""
     lines, _ = _read_source(position.frame.f_code.co_filename, position.frame.f_globals)
-    marks = _marks_of(position, lines) or [_Mark(position.lineno, 0, 1_000)]
-    values, known = locals_of(position.frame), position.frame.f_globals
-    for number, start, end in marks:
+    scope = _Scope(locals_of(position.frame), position.frame.f_globals)
+    for number, start, end in _marks_of(position, lines) or [_Mark(position.lineno, 0, _LINE_LIMIT)]:
         for line in lines[number - 1 : number]:
-            for _, _, text in expressions_in(line[start : min(end, start + 1_000)]):
-                value = _static_value(text, values, known)
-                if value is not MISSING:
-                    yield value
+            code = line if whole_lines else line[start:end]
+            found = (scope.static_value(text) for _, _, text in expressions_in(code[:_LINE_LIMIT]))
+            yield from (value for value in found if value is not MISSING)
 
 
 def _signature_for(error: TypeError, position: FramePosition) -> str:
@@ -3328,7 +3314,7 @@ def _signature_for(error: TypeError, position: FramePosition) -> str:
     said = re.match(r"([\w.\x3c>]+)\(\) (?:takes|missing|got)", _first_text(error))
     if said is None:
         return ""
-    for value in _values_named(position):
+    for value in _values_named(position, whole_lines=True):  # PyPy marks the method alone
         function = _called_function(value)
         if function is not None and said.group(1) in (function.__qualname__, function.__name__):
             return _text_or_why(*call_safely(partial(_signature_text, function)))
@@ -3563,10 +3549,8 @@ def read_request(environ: Mapping[str, Any], body: bytes = b"") -> _Request:
         if key.startswith("HTTP_") or key in ("CONTENT_TYPE", "CONTENT_LENGTH"):
             headers.append((key.replace("HTTP_", "", 1).replace("_", "-").title(), value))
         else:
-            rest[key] = partial(_describe, value, _INLINE_LIMIT, key)
-    plain = {key: call_safely(read) for key, read in rest.items() if type(read.args[0]) in _PLAIN_TYPES}
-    foreign = {key: read for key, read in rest.items() if key not in plain}
-    outcomes = {**plain, **call_each_bounded(foreign, _QUICK_SECONDS)}
+            rest[key] = value, partial(_describe, value, _INLINE_LIMIT, key)
+    outcomes = _do_each(rest, _QUICK_SECONDS)
     return _Request(
         shown_text(str(environ.get("REQUEST_METHOD", "")), NAME_LIMIT),
         _request_url(environ),

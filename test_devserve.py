@@ -979,8 +979,7 @@ class ForeignCode(unittest.TestCase):
                 raise LookupError from error
 
         text = devserve.traceback_text(failure_of(view), folded=True)
-        self.assertIn("  … 2 frames of json\n", text)
-        self.assertEqual(text.count("json/decoder.py"), 1)
+        self.assertEqual(text.count("json/"), 1)  # where it was raised
 
     def test_a_traceback_of_libraries_alone_is_told_whole(self) -> None:
         error = failure_of(lambda: json.loads("{"))
@@ -1306,7 +1305,12 @@ class TerminalLines(unittest.TestCase):
             self.assertTrue(ask())
 
     def test_a_crash_with_a_link_counts_library_frames_and_ends_with_the_link(self) -> None:
-        text = self.shown(lambda t: t.crash(failure_of(lambda: json.loads("{")), "GET /", "http://h/__devserve__/x"))
+        class Decoder(json.JSONDecoder):
+            def raw_decode(self, s: str, idx: int = 0) -> Any:
+                raise LookupError("here")
+
+        error = failure_of(lambda: json.loads("{", cls=Decoder))
+        text = self.shown(lambda t: t.crash(error, "GET /", "http://h/__devserve__/x"))
         self.assertIn("  … 2 frames of json\n", text)
         self.assertTrue(text.endswith("\n  http://h/__devserve__/x\n"), text)
 
@@ -3026,7 +3030,7 @@ class ReadingProblems(Reading):
 
     @unittest.skipUnless(hasattr((lambda: 0).__code__, "co_positions"), "needs positions of expressions")
     def test_marks_and_shows_an_expression_far_out_on_its_line(self) -> None:
-        for before in (10, 385, 2_000):
+        for before in (10, 385, 2_000) if sys.implementation.name == "cpython" else (10, 60):  # PyPy's end at 255
             frame = self.read(
                 f"def view():\n    x = [{'é, ' * (before // 3)}1 / 0, {'2, ' * 500}]\n".replace("é", "3")
             ).frames[-1]
@@ -3178,11 +3182,10 @@ class ReadingProblems(Reading):
                     self.total, self.rows, self.where = 5, [{'price': 3}], Slots()
                     self.where.country = 'de'
                 @property
-                def shipping(self): return 7
+                def zero(self): return 0
                 def price(self, unused, row):
                     spare, key = 1, 'price'
-                    return (self.total + self.rows[0]['price'] + row[key]
-                        + RATES[self.where.country] / self.shipping) / 0
+                    return (self.total + self.rows[0]['price'] + row[key] + RATES[self.where.country]) / self.zero
             def view():
                 Order().price(1, {'price': 4})
             """)
@@ -3190,7 +3193,7 @@ class ReadingProblems(Reading):
         used = {v.name: v.value for v in frame.variables if v.used}
         for name, value in {
             "self.total": "5", "self.rows[0]['price']": "3", "row": "{'price': 4}", "row[key]": "4", "key": "'price'",
-            "RATES": "{'de': 19}", "self.where.country": "'de'", "self.shipping": "7",
+            "RATES": "{'de': 19}", "self.where.country": "'de'", "self.zero": "0",
         }.items():  # fmt: skip
             self.assertEqual(used[name], value)
         self.assertEqual([v.name for v in frame.variables if not v.used], ["unused", "spare"])
@@ -3262,7 +3265,7 @@ class ReadingProblems(Reading):
         self.assertEqual(told("order.rows"), {"0": "{'price': 3}", "1": "(1, 2)"})
         self.assertEqual(told("order", 0, 0), {"price": "3"})
         self.assertEqual(told("order", 2), {"a": "'A'"})
-        for path in (("nothing",), ("order", 9), ("order", "x"), ("order.total",)):
+        for path in (("nothing",), ("order", 9), ("order", "x"), ("order.total",), ("order", 1), ("order.token",)):
             with self.assertRaises(LookupError):
                 told(*path)
 
