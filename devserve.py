@@ -628,11 +628,12 @@ def call_each_bounded(
 ) -> dict[str, _Called[Outcome]]:
     """Call several pieces of foreign code one after another; return what `call_bounded` returns for each.
 
-    They run in a copy of `context`, or of the caller's.  A thread does them all.  When it has not ended after
-    `seconds`, the call in which it hangs is left behind, and another thread goes on with the rest, up to `_ROUNDS`
-    times.
+    They run in a copy of `context`, or of the caller's, and have `seconds` together.  A thread does them all.  When
+    half of the time has gone, the call in which it hangs is left behind, and another thread goes on with the rest in
+    half of what is left, up to `_ROUNDS` times.
     """
     outcomes: dict[str, _Called[Outcome]] = {}
+    until = time.monotonic() + seconds
     for _ in range(_ROUNDS):
         todo = {name: job for name, job in jobs.items() if name not in outcomes}
         if not todo:
@@ -640,12 +641,14 @@ def call_each_bounded(
         if sum(isinstance(thread, ForeignCalls) for thread in threading.enumerate()) >= _STUCK_LIMIT:
             return {name: outcomes.get(name, (None, TooLate(f"{_STUCK_LIMIT} others still hang"))) for name in jobs}
         thread = ForeignCalls(todo, None if context is None else context.copy())
-        thread.begin(seconds)
+        left = max(0.001, until - time.monotonic())
+        share = left if len(todo) == 1 else left / 2
+        thread.begin(share)
         thread.abandoned = True
         outcomes.update(thread.outcomes)
         if thread.is_alive():
             hanging = next((name for name in todo if name not in outcomes), "")
-            outcomes.setdefault(hanging, (None, TooLate(f"it takes longer than {seconds:.2g} s")))
+            outcomes.setdefault(hanging, (None, TooLate(f"it takes longer than {share:.2g} s")))
             interrupt_thread(thread.ident)
     return {name: outcomes.get(name, (None, TooLate("too many others take too long"))) for name in jobs}
 
@@ -3038,7 +3041,7 @@ def _with_read(
 
 
 def _do_each(jobs: Mapping[str, _Job], seconds: float, context: Optional[Context] = None) -> dict[str, Any]:
-    """Return what jobs return or raise.  Each comes with the value that it looks at: a plain one runs nobody's code."""
+    """Return what jobs return or raise.  Each has the value that it looks at: a plain one runs nobody's code."""
     plain = {name: call_safely(job) for name, (value, job) in jobs.items() if type(value) in _PLAIN_TYPES}
     foreign = {name: job for name, (_, job) in jobs.items() if name not in plain}
     outcomes = {**plain, **call_each_bounded(foreign, seconds, context)}
@@ -3227,51 +3230,38 @@ def _hint_for(error: BaseException, positions: list[FramePosition]) -> str:
     The interpreter's own words can be had only from 3.12 on, and run the `__dir__` of the application's objects.
     """
     text = _first_text(error)[:_TEXT_LIMIT]
-    if isinstance(error, KeyError):
-        return _suggestion(text, (key for position in _innermost_first(positions) for key in _keys_near(position)))
-    if isinstance(error, ImportError):
-        return _import_hint(error, text)
-    if not positions or isinstance(error, UnboundLocalError):
-        return ""
     said = re.search(r"(?:name|attribute) '(\w+)'", text)  # before Python 3.10 only the message has the name
+    if isinstance(error, KeyError):
+        return _suggestion(text, _keys_near(positions))
+    if isinstance(error, ImportError):
+        module = sys.modules.get(error.name or "")
+        if said and module is not None:
+            return _suggestion(said.group(1), vars(module))
+        is_missing = isinstance(error, ModuleNotFoundError)
+        return _suggestion(error.name or "", {*_stdlib_names(), *sys.modules}) if is_missing else ""
     wanted = str(getattr(error, "name", None) or (said.group(1) if said else ""))
-    if isinstance(error, NameError):
-        return _name_hint(wanted, positions[-1].frame)
-    return _attribute_hint(error, wanted, positions[-1].frame) if isinstance(error, AttributeError) else ""
-
-
-def _name_hint(wanted: str, frame: FrameType) -> str:
-    """Suggest a name that exists where `wanted` does not."""
-    values = locals_of(frame)
-    owner = values.get("self", MISSING)
-    if owner is not MISSING and wanted in static_attributes(owner):
+    if not positions or isinstance(error, UnboundLocalError) or not isinstance(error, (NameError, AttributeError)):
+        return ""
+    frame, values = positions[-1].frame, locals_of(positions[-1].frame)
+    if isinstance(error, AttributeError):
+        owner = _owner_of(error, values)
+        return _suggestion(wanted, static_attributes(owner)) if owner is not MISSING else ""
+    if wanted in static_attributes(values.get("self")):
         return f"Did you mean: 'self.{wanted}'?"
-    found = _suggestion(wanted, [*values, *frame.f_globals, *frame.f_builtins])
-    if not found and wanted in getattr(sys, "stdlib_module_names", sys.modules):
-        return f"Did you forget to import '{wanted}'?"
-    return found
+    forgotten = f"Did you forget to import '{wanted}'?" if wanted in _stdlib_names() else ""
+    return _suggestion(wanted, [*values, *frame.f_globals, *frame.f_builtins]) or forgotten
 
 
-def _attribute_hint(error: BaseException, wanted: str, frame: FrameType) -> str:
-    """Suggest an attribute; before 3.10 the error does not tell of which object, so one of that type is looked for."""
-    owner = getattr(error, "obj", MISSING)
-    if owner is MISSING:
-        said = re.match(r"'(\w+)' object", _first_text(error))
-        kind = said.group(1) if said else ""
-        same = (value for value in locals_of(frame).values() if type_name(type(value)).rpartition(".")[2] == kind)
-        owner = next(same, MISSING)
-    return _suggestion(wanted, static_attributes(owner)) if owner is not MISSING else ""
+def _stdlib_names() -> Iterable[str]:
+    return getattr(sys, "stdlib_module_names", sys.modules)  # from Python 3.10 on
 
 
-def _import_hint(error: ImportError, text: str) -> str:
-    """Suggest a name that the module has, or a module of a similar name."""
-    module = sys.modules.get(error.name or "")
-    wanted = re.match(r"cannot import name '(\w+)'", text)
-    if wanted and module is not None:
-        return _suggestion(wanted.group(1), vars(module))
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        return _suggestion(error.name, {*getattr(sys, "stdlib_module_names", ()), *sys.modules})
-    return ""
+def _owner_of(error: AttributeError, values: dict[Any, Any]) -> Any:
+    """Return the object that has no such attribute; before 3.10 a variable of the type that the message names."""
+    said = re.match(r"'(\w+)' object", _first_text(error))
+    kind = said.group(1) if said else ""
+    same = (value for value in values.values() if type_name(type(value)).rpartition(".")[2] == kind)
+    return getattr(error, "obj", MISSING) if hasattr(error, "obj") else next(same, MISSING)
 
 
 def _suggestion(wanted: str, known: Iterable[Any]) -> str:
@@ -3283,19 +3273,18 @@ def _suggestion(wanted: str, known: Iterable[Any]) -> str:
     return f"Did you mean: '{shown_text(near[0], NAME_LIMIT)}'?" if near else ""
 
 
-def _innermost_first(positions: list[FramePosition]) -> list[FramePosition]:
-    """Return the positions from the innermost out to the application's: a mapping's __getitem__ may lie between."""
+def _keys_near(positions: list[FramePosition]) -> Iterator[Any]:
+    """Yield the keys of the dictionaries that the failing line names.
+
+    The innermost line comes first, then those out to the application's: a mapping's __getitem__ may lie between.
+    """
     own = [n for n, position in enumerate(positions) if is_app_code(position.frame.f_code)]
-    return list(reversed(positions[own[-1] :] if own else positions[-1:]))
-
-
-def _keys_near(position: FramePosition) -> Iterator[Any]:
-    """Yield the keys of the dictionaries that the failing line names."""
-    for value in _values_named(position):
-        if issubclass(type(value), dict):
-            yield from list(dict.keys(value))
-        elif value is os.environ:
-            yield from os.environ
+    for position in reversed(positions[own[-1] :] if own else positions[-1:]):
+        for value in _values_named(position):
+            if issubclass(type(value), dict):
+                yield from list(dict.keys(value))
+            elif value is os.environ:
+                yield from os.environ
 
 
 def _values_named(position: FramePosition, whole_lines: bool = False) -> Iterator[Any]:
@@ -3858,21 +3847,18 @@ def _newest_first(problems: Sequence[ExceptionView], anchor: str) -> Iterator[tu
 
 
 def _write_problems(problems: Sequence[ExceptionView], anchor: str) -> _Markup:
-    return _joined(
-        _fill_template(
-            EXCEPTION,
-            anchor=place,
-            heading=_write_heading(wording, problem) if wording else "",
-            members=_write_members(problem, place),
-            stack=_write_stack(problem.frames),
-        )
-        for place, wording, problem in _newest_first(problems, anchor)
-    )
-
-
-def _write_heading(wording: str, problem: ExceptionView) -> _Markup:
-    message, remarks = _write_message(problem.message), _write_remarks(problem)
-    return _fill_template(HEADING, wording=wording, type=_write_type(problem.type), message=message, remarks=remarks)
+    """Return a chain, the newest exception first; that has its heading at the top of the page or of the member."""
+    sections = []
+    for place, wording, problem in _newest_first(problems, anchor):
+        heading = _Markup()
+        if wording:
+            kind, message = _write_type(problem.type), _write_message(problem.message)
+            heading = _fill_template(
+                HEADING, wording=wording, type=kind, message=message, remarks=_write_remarks(problem)
+            )
+        members, stack = _write_members(problem, place), _write_stack(problem.frames)
+        sections.append(_fill_template(EXCEPTION, anchor=place, heading=heading, members=members, stack=stack))
+    return _joined(sections)
 
 
 def _write_members(problem: ExceptionView, anchor: str) -> _Markup:
