@@ -1,4 +1,4 @@
-"""devserve: the development server for WSGI applications, in one file.
+"""devserve: the development server for Python web applications, in one file.
 
     python devserve.py hello:app --debug        serve, reload on a save, explain exceptions
     python devserve.py --help                   every option
@@ -7,8 +7,8 @@
     import devserve                             or from your own code:
     devserve.run(app, debug=True)
 
-It serves any WSGI application over HTTP/1.1, reloads it in the same process without losing a connection, and turns
-an exception into a page that finds the bug, with a console that only its owner can use.  Copy this file into a
+It serves any WSGI or ASGI application over HTTP/1.1, reloads it in the same process without losing a connection, and
+turns an exception into a page that finds the bug, with a console that only its owner can use.  Copy this file into a
 project; it needs Python 3.9 and nothing else.
 
 FOR LOCAL DEVELOPMENT ONLY.  The console runs code by design, and nothing here was made to face the Internet.
