@@ -1257,7 +1257,8 @@ def _editor_link(editor: str, path: str, line: int, column: int = 1, path_map: S
 # Invariants: a mistake of the person at the keyboard is a DevserveError of one line that names the remedy.  What the
 # application's own code raises comes out as it is, with no frame of importlib in its traceback.  To find an
 # application runs nothing of its code but the import and a factory.  A framework's own handling of an exception stays
-# what it is (signals, hooks, middleware, clean-up); only the page in its answer is replaced.
+# what it is (signals, hooks, middleware, clean-up); only the page in its answer is replaced.  All runs in the main
+# thread before anything is served, but for what a framework calls while it answers, and for `_tell_django`.
 #
 # Doors: load_app, prepared, BrokenApp, app_spec, default_file, import_remedy, servers_left_out, checked, is_asgi,
 # framework_files.
@@ -1703,7 +1704,7 @@ def _named_app(module: ModuleType, target: str, name: str) -> Any:
             holder = ":".join(filter(None, (target, ".".join(parts[:index]))))
             raise DevserveError(f"no {part!r} in {holder!r}; {_spelling_hint(thing, part)}") from None
     if arguments is not None:
-        return checked(_call_factory(thing, arguments, target, name), f"what '{target}:{name}' returned")
+        return _made(thing, arguments, target, name)
     return _app_or_made(thing, target, name)
 
 
@@ -1738,8 +1739,7 @@ def _spelling_hint(holder: Any, name: str) -> str:
     if near:
         return f"did you mean {near!r}?"
     usual = _DEFAULT_NAMES + _FACTORIES
-    inside = own_dict(holder)
-    likely = [known for known, thing in inside.items() if known in usual or _framework_of(thing)]
+    likely = [known for known, thing in own_dict(holder).items() if known in usual or _framework_of(thing)]
     return f"it has {', '.join(likely)}" if likely else "check the spelling"
 
 
@@ -1779,10 +1779,10 @@ def _nearest_to_an_app(module: ModuleType, target: str) -> Any:
         kind = type(thing)  # isinstance would ask a lazy object, as Django's settings are, for its class
         if not issubclass(kind, (type, FunctionType, ModuleType)) and is_asgi(thing):
             return checked(thing, f"'{target}:{name}'")
-        first = thing.__code__.co_varnames[:1] if kind is FunctionType and thing.__module__ == module.__name__ else ()
-        if first == ("global_config",):  # PasteDeploy's factory, as Pyramid's projects have it
+        names = _shape_of(thing).names if kind is FunctionType else ()  # type: ignore[union-attr]
+        if names[:1] == ("global_config",):  # PasteDeploy's factory, as Pyramid's projects have it
             raise DevserveError(f"no application in {target!r}; did you mean '{target}:{name}({{}})'?")
-        if first in (("environ",), ("env",)):
+        if len(names) == 2 and names[0] in ("environ", "env") and names[1].startswith("s"):  # start_response, sr
             raise DevserveError(f"no application in {target!r}; did you mean '{target}:{name}'?")
     files = [os.path.join(folder, name) for folder in getattr(module, "__path__", ()) for name in _names_in(folder)]
     stems = [os.path.basename(path)[:-3] for path in files if path.endswith(".py") and _offers_app(path)]
@@ -1810,7 +1810,7 @@ def _making_remedy(module: ModuleType, target: str) -> str:
 def _app_or_made(thing: Any, target: str, name: str) -> Any:
     """Return the application itself or, where the name is a factory's, what it makes without arguments."""
     if not _framework_of(thing) and _is_factory(thing, name):
-        return checked(_call_factory(thing, ([], {}), target, name), f"what '{target}:{name}()' returned")
+        return _made(thing, ([], {}), target, name)
     return checked(thing, f"'{target}:{name}'")
 
 
@@ -1825,21 +1825,22 @@ def _is_factory(thing: Any, name: str) -> bool:
     return not shape.names or type(thing) in (FunctionType, MethodType)
 
 
-def _call_factory(factory: Any, arguments: _Arguments, target: str, name: str) -> Any:
-    """Call the factory; a DevserveError when the arguments do not fit, the factory's own exception when it fails."""
-    label = f"'{target}:{name.partition('(')[0].strip()}'"
-    if not callable(factory) or is_asgi(factory):
-        checked(factory, label)
+def _made(factory: Any, arguments: _Arguments, target: str, name: str) -> Any:
+    """Return what a factory makes; a DevserveError when its arguments do not fit, its own exception when it fails."""
+    bare = name.partition("(")[0].strip()
     shape = _shape_of(_undecorated(factory))
+    if not callable(factory) or is_asgi(factory):
+        checked(factory, f"'{target}:{bare}'")
     if shape is not None and shape.is_async:
-        raise DevserveError(f"{label} is a coroutine function; a factory is called before there is an event loop")
+        raise DevserveError(f"'{target}:{bare}' is a coroutine function; a factory is called before there is a loop")
     try:
-        return factory(*arguments[0], **arguments[1])
+        app = factory(*arguments[0], **arguments[1])
     except TypeError as error:
         if _raised_inside(error):
             raise
-        example = f'{name.partition("(")[0].strip()}("text", key=1)'
-        raise DevserveError(f"wrong arguments for '{target}:{name}': {error}; give them as in {example}") from None
+        remedy = f'give them as in {bare}("text", key=1)'
+        raise DevserveError(f"wrong arguments for '{target}:{name}': {error}; {remedy}") from None
+    return checked(app, f"what '{target}:{name if '(' in name else bare + '()'}' returned")
 
 
 # -- what an application is
@@ -2093,7 +2094,7 @@ def _open_falcon(app: Any) -> None:
         if answer is not None:
             await answer
 
-    if own is not None and getattr(app, "_error_handlers", {}).get(Exception) == own:
+    if own is not None and getattr(app, "_error_handlers", {}).get(Exception) == own:  # nothing public tells
         app.add_error_handler(Exception, handler_of_asgi if is_asgi(app) else handler)
 
 
