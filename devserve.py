@@ -63,14 +63,13 @@ import re
 import select
 import signal
 import socket
-import socketserver
 import stat
 import struct
 import sys
 import threading
 import time
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import (
     BuiltinFunctionType,
@@ -6395,134 +6394,174 @@ def _live_tag(place: str, reload_id: str, seen: int) -> bytes:
 # =====================================================================================================================
 # 10. HTTP server
 #
-# Carries HTTP/1.1 requests to any WSGI application, by RFC 9110, RFC 9112 and PEP 3333.  A thread a connection.  May
-# know the configuration and the terminal, and nothing of loaders, debuggers and reloaders.
+# Carries HTTP/1.1 requests to any WSGI application, by RFC 9110, RFC 9112 and PEP 3333, with a thread for each
+# connection.  It may know foreign code (2) and the terminal (3), and nothing of loaders, debuggers and reloaders.  The
+# order follows a connection's life: limits, the server, the connection, the request's head, its body, the response,
+# the connection that an application takes over, and the sockets on which all of this stands.
 #
-# One rule makes a reload lossless: a connection that waits for a request only *watches* its socket.  No byte is read
-# until the request may begin, so whatever waits can be handed to another process image whole.  A request whose bytes
-# have been read is answered here.
+# Invariants: of a connection that waits for a request no byte has been read, so another process can have it whole; a
+# request of which a byte has been read is answered by this one.  No socket blocks: a call is tried first, and only
+# when it cannot be done at once does its thread wait, for a bounded time.  Each request gets one answer and one line
+# of the log; what has no foreseeable end gets a line when it begins, too.
 #
-# In the order of a connection's life: limits, the server, the connection, the request's head, its body, the response,
-# then the sockets that they stand on.
+# Doors: CONNECTION, DevServer, PLAIN_TEXT, check_response_head, listen, socket_path, urls, tls_from_files.
+#
+# Read first: DevServer, DevServer.close_gate, _Connection.serve, _parse_head, _Body, _Response.write.
 # =====================================================================================================================
 
 # Sizes, in bytes.  A peer that goes past one with a status is answered so, and the connection is closed.
-_MAX_REQUEST_LINE = 16 * 1024  # twice what browsers send; a longer line is a mistake (414)
-_MAX_HEAD = 64 * 1024  # cookies of a whole localhost pile up to 30 kB (431)
+_MAX_REQUEST_LINE = 64 * 1024  # as Werkzeug and waitress; DataTables, SAML and GraphQL send 20 kB by GET (414)
+_MAX_HEADERS = 64 * 1024  # cookies of a whole localhost pile up to 30 kB (431)
 _MAX_FIELDS = 200  # header lines; browsers send about 20 (431)
 _MAX_CHUNK_LINE = 1024  # a chunk's size and its extensions, which nobody uses (400)
-_MAX_CHUNKED_BODY = 1024**3  # what an upload of unknown length may put into the temporary folder (413)
-_SPOOL_MEMORY = 1024**2  # a chunked body up to here stays in memory
+_SPOOL_MEMORY = 1024**2  # of a chunked body stays in memory; more goes to a temporary file
+_SPOOL_LIMIT = 64 * 1024**2  # of a chunked body is stored before the application is called; more it reads as it comes
+_SPOOL_RATE = 4 * 1024**2  # a second: a slower client makes its body while it sends it, and is heard at once
 _DRAIN_LIMIT = 1024**2  # of an unread body is read away to keep the connection; past it, closing is cheaper
 _LOGGED_LINE = 120  # of a head that was refused: enough to recognise who sent it
 _READ_SIZE = 64 * 1024  # a loopback socket hands over about this much at once
 _JOIN_LIMIT = 64 * 1024  # head and body up to here are joined into one send; past it the copy costs more than a send
+_CACHED_SIZE = 4 * 1024  # of a head that is remembered; with the number below this bounds the memory to 1 MB each
+_CACHED_RESULTS = 256  # heads; clients and applications repeat theirs to the byte
+_STACK_SIZE = 8 * 1024**2  # of a connection's thread, as glibc has it; Alpine's 128 kB end a deep view by a crash
 
 # Waits, in seconds.  Each has an end, so that no thread is held for ever.
 _FIRST_BYTE_TIMEOUT = 120.0  # browsers open connections ahead of need and keep them for minutes
-_HEAD_TIMEOUT = 30.0  # for the whole head: enough for a person who types it into telnet
-_BODY_TIMEOUT = 30.0  # between two pieces of a body
-_SEND_TIMEOUT = 60.0  # a client that reads nothing for so long has gone
+_HEAD_TIMEOUT = 30.0  # for the whole head: enough for a person who types it into telnet; and for a TLS handshake
+_SILENCE_TIMEOUT = 600.0  # in a body, either way: a client may stand at a breakpoint, and a laptop may sleep
 _IDLE_TIMEOUT = 75.0  # between two requests; longer than browsers and proxies keep theirs, so that they close first
-_READ_AHEAD_SECONDS = 0.005  # in which a busy client sends its next request; a reload may have to wait so long
+_SPOOL_PAUSE = 0.25  # in a chunked body, after which the client is not sending it in one go
+_TLS_MOMENT = 1.0  # from a handshake to its request, which a reload waits for: they come in milliseconds
 _LINGER_TIMEOUT = 5.0  # reading away what a client still sends, so that the answer is not lost in a reset
 _LINGER_MOMENT = 0.2  # the same when a reload waits: an answer crosses this machine in less
 _HANG_SECONDS = (10.0, 60.0, float("inf"))  # when the terminal is told where a request stands: when one wonders, twice
 _HANG_INTERVAL = 1.0  # seconds between two looks for such requests
 _IDLE_THREAD_TIMEOUT = 10.0  # a thread without a connection waits so long for the next one
-_GATE_LOOK = 0.5  # between two looks whether the server is to shut down, while the gate is closed; as in socketserver
+_PAUSED_INTERVAL = 0.5  # between two looks at a request that is stopped in a debugger
 _OUT_OF_DESCRIPTORS_PAUSE = 0.05  # before accepting again when the process has no descriptor left
-
-CONNECTION = "devserve.connection"  # in the environ, for a bridge: the connection itself
 
 _SERVER_NAME = f"devserve/{__version__}"
 _BODILESS = frozenset({"204", "304"})  # RFC 9110 section 6.4.1; 1xx cannot come from an application
+CONNECTION = "devserve.connection"  # in the environ, for a bridge: the connection itself
+
+_AT_REST, _SHAKEN, _BUSY, _ENDLESS, _ANSWERED = range(5)  # the phases of a connection
 
 
-class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
-    """A threaded WSGI server on a listening socket.
+class DevServer:
+    """A threaded WSGI server on one or several listening sockets.
 
     `serve_forever` takes connections until `shutdown`, as in socketserver.  `app` may be replaced at any time; each
-    request takes the one of its moment.  Used as a context manager it closes the listener and every connection.
+    request takes the one of its moment.  Used as a context manager it closes the listeners and every connection.
+
+    Threads: one is in `serve_forever`.  Each connection belongs to one other, which alone reads, writes and closes its
+    socket.  Any thread may call what has no underscore, and may look at another's connection (`phase`, `started`) or
+    `cut` it.  A connection first notes that it is busy and then looks at the gate; `close_gate` first closes the gate
+    and then looks at the connections: so one of them always sees the other.
     """
 
     def __init__(
         self,
-        listener: socket.socket,
+        listeners: Sequence[socket.socket],
         app: WSGIApplication,
         terminal: Terminal,
         *,
         threads: bool = True,
         tls: Optional[Callable[[socket.socket], socket.socket]] = None,
+        tls_keep_alive: bool = True,
     ) -> None:
-        super().__init__(listener.getsockname(), socketserver.BaseRequestHandler)  # which `finish_request` replaces
-        self.socket = listener
-        self.options_inherited = sys.platform == "linux" and isinstance(listener.getsockname(), tuple)
-        if self.options_inherited:
-            _set_options(listener)  # once, for all that it accepts: three system calls less for each connection
-        self.socket.setblocking(False)  # a client may be gone between poll and accept
+        self.listeners = tuple(listeners)
+        for listener in self.listeners:
+            listener.setblocking(False)  # a client may be gone before it is accepted
+        self.server_address = listeners[0].getsockname()
         self.app = app
         self.terminal = terminal
         self.tls = tls
+        self.keeps_alive = tls is None or tls_keep_alive  # no connection inside of TLS can be handed over
+        self.streams = False  # a bridge is the application: it waits for body and client itself, on the connection
+        self.at_close: Callable[[], object] = lambda: None  # ends what lives as long as the server
+        self.is_paused: Callable[[int], bool] = lambda thread_id: False  # whether a debugger has stopped a thread
+        self.connections: set[_Connection] = set()
+        self.base_environ = _base_environ(self.server_address, len(listeners), threads=threads, https=tls is not None)
+        self.turn = threading.Lock() if not threads else None  # held by the one request that runs
         self.gate = threading.Event()  # open: requests may begin
         self.gate.set()
-        self.finished = threading.Event()  # with the gate closed: some request has ended
-        self.turn = threading.Lock() if not threads else None  # held by the one request that runs
-        self.at_close: Callable[[], object] = lambda: None  # ends what lives as long as the server
-        self.streams = False  # a bridge is the application: it waits for body and client itself, on the connection
-        self.connections: set[_Connection] = set()
-        self.spares: deque[_IdleThread] = deque()  # the threads without work
+        self._changed = threading.Event()  # with the gate closed: some connection has come to rest or ended
+        self._accepting = threading.Lock()  # held while a connection is between the kernel's queue and `connections`
+        self._idle: deque[_IdleThread] = deque()
+        self._shutting_down = False
+        self._stopped = threading.Event()  # no thread is in `serve_forever`
+        self._stopped.set()
+        self._warned: set[str] = set()
         self.hangs_looked_for = 0.0  # on `time.perf_counter`
-        self.accepting = threading.Lock()  # held while a connection is between the kernel's queue and `connections`
-        self.base_environ = _base_environ(listener, threads=threads, https=tls is not None)
 
     @property
     def server_port(self) -> int:
         """The TCP port; 0 for a socket file."""
         return self.server_address[1] if isinstance(self.server_address, tuple) else 0
 
-    def fileno(self) -> int:
-        return self.socket.fileno()
+    def __enter__(self) -> DevServer:
+        return self
 
-    # -- taking connections: what socketserver calls
+    def __exit__(self, *exc_info: object) -> None:
+        self.server_close()
+
+    # -- taking connections
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
-        if has_green_threads():  # socketserver has a selector from before, which would block all greenlets
-            import selectors
+        """Take connections until `shutdown`, which is noticed within `poll_interval` seconds."""
+        self._stopped.clear()
+        try:
+            while not self._shutting_down:
+                if self.gate.wait(poll_interval) and _wait(self.listeners, poll_interval):
+                    for listener in self.listeners:
+                        while self._accept(listener):
+                            pass
+                if time.perf_counter() > self.hangs_looked_for + _HANG_INTERVAL:
+                    self._tell_hangs()
+        finally:
+            self._shutting_down = False
+            self._stopped.set()
 
-            setattr(socketserver, "_ServerSelector", selectors.DefaultSelector)  # noqa: B010 - it is private
-        super().serve_forever(poll_interval)
+    def shutdown(self) -> None:
+        """Have `serve_forever` return, and wait until it has.  Call it from another thread."""
+        self._shutting_down = True
+        self._stopped.wait()
 
-    def get_request(self) -> tuple[Any, Any]:
-        self.gate.wait(_GATE_LOOK)
-        with self.accepting:
-            if not self.gate.is_set():
-                raise BlockingIOError(errno.EAGAIN, "the gate is closed")
-            try:
-                sock, address = self.socket.accept()
-            except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE):
-                    self._shed_load()
-                raise
-            return self._register(sock, address), address
+    def server_close(self) -> None:
+        """Close the listeners and every connection, and let the idle threads go."""
+        self.at_close()
+        for listener in self.listeners:
+            listener.close()
+        for connection in list(self.connections):
+            connection.cut()
+        while self._idle:
+            self._idle.pop().give(None)
 
-    def service_actions(self) -> None:
-        """Take what else waits in the kernel's queue, without a poll for each; look for requests that hang."""
-        if time.perf_counter() > self.hangs_looked_for + _HANG_INTERVAL:
-            self._tell_hangs()
-        while self.gate.is_set():
-            try:
-                request, address = self.get_request()
-            except OSError:
-                return
-            self.process_request(request, address)
+    def after_fork(self) -> None:
+        """In a child of the application, close its copies of our sockets; they would keep port and clients."""
+        for sock in [*self.listeners, *(connection.sock for connection in self.connections)]:
+            sock.close()
+
+    def _accept(self, listener: socket.socket) -> bool:
+        """Take one connection from the kernel's queue; return whether there was one."""
+        try:
+            with self._accepting:
+                if not self.gate.is_set():  # it has been closed since `serve_forever` looked
+                    return False
+                connection = self._register(*listener.accept())
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._shed_load()
+            return False
+        self._give_to_thread(connection)
+        return True
 
     def _tell_hangs(self) -> None:
         """Say where each request stands that has not been answered for long, when that is in the application."""
         self.hangs_looked_for = now = time.perf_counter()
         for connection in list(self.connections):
-            times, seconds = connection.hangs_told, now - connection.started
-            if connection.started and not connection.is_stream and seconds > _HANG_SECONDS[times]:
+            seconds = now - connection.started
+            if connection.phase == _BUSY and seconds > _HANG_SECONDS[connection.hangs_told]:
                 position = connection.position()
                 if position:
                     connection.hangs_told += 1
@@ -6536,128 +6575,133 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
 
     def _shed_load(self) -> None:
         """Close the connection that has waited longest, since no descriptor is left for a new one."""
-        waiting = [c for c in list(self.connections) if not c.started]
+        waiting = [c for c in list(self.connections) if c.phase == _AT_REST]
         if waiting:
             min(waiting, key=lambda c: c.ended).cut()
         time.sleep(_OUT_OF_DESCRIPTORS_PAUSE)
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Give a connection to a thread that has none; start a thread when there is none to spare."""
+    # -- threads
+
+    def _give_to_thread(self, connection: _Connection) -> None:
+        """Give a connection to a thread that has none: a client that makes one for each request is served 3 times as
+        fast as by new threads."""
         try:
-            self.spares.pop().give(request)
+            self._idle.pop().give(connection)
         except IndexError:
-            self._start_thread(request)
+            self._start_thread(connection)
 
     def _start_thread(self, connection: _Connection) -> None:
-        thread = threading.Thread(target=self._carry, args=(connection,), name="devserve connection", daemon=True)
+        thread = threading.Thread(target=self._run_thread, args=(connection,), name="devserve connection", daemon=True)
+        stack_size = threading.stack_size(_STACK_SIZE) if _SMALL_STACKS else 0
         try:
             thread.start()
         except (RuntimeError, MemoryError) as error:  # the system has no thread left; those that run serve on
             self.terminal.warn(f"closed a connection: {error}")
             connection.abort()
             self._forget(connection)
+        finally:
+            if _SMALL_STACKS:
+                threading.stack_size(stack_size)
 
-    def _carry(self, connection: Optional[_Connection]) -> None:
+    def _run_thread(self, connection: Optional[_Connection]) -> None:
         """Serve one connection after another; end when for a while there is none."""
-        spare = _IdleThread()
+        idle = _IdleThread()
         while connection is not None:
-            self.process_request_thread(connection, connection.address)  # type: ignore[arg-type]
-            self.spares.append(spare)
-            connection = self._next(spare)
+            _, error = call_safely(connection.serve)
+            if error is not None:
+                self.terminal.crash(error, "devserve itself failed; the connection is closed")
+            connection.close()
+            self._forget(connection)
+            self._idle.append(idle)
+            connection = self._next(idle)
 
-    def _next(self, spare: _IdleThread) -> Optional[_Connection]:
+    def _next(self, idle: _IdleThread) -> Optional[_Connection]:
         """Return a thread's next connection; None when none comes for a while, and when the server is closed."""
-        if not spare.bell.acquire(timeout=_IDLE_THREAD_TIMEOUT):
+        if not idle.wakeup.acquire(timeout=_IDLE_THREAD_TIMEOUT):
             try:
-                self.spares.remove(spare)
-            except ValueError:  # it was taken from the list in the last moment
-                spare.bell.acquire()
+                self._idle.remove(idle)
+            except ValueError:  # it was taken from there in the last moment
+                idle.wakeup.acquire()
             else:
                 return None
-        return spare.connection
-
-    def finish_request(self, request: Any, client_address: Any) -> None:
-        request.serve()
-
-    def shutdown_request(self, request: Any) -> None:
-        request.close()
-        self._forget(request)
+        return idle.connection
 
     def _forget(self, connection: _Connection) -> None:
         self.connections.discard(connection)
         self.look_again()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        error = sys.exc_info()[1]
-        if error is not None:
-            self.terminal.crash(error, "devserve itself failed; the connection is closed")
-
-    def server_close(self) -> None:
-        """Close the listener and every connection, and let the spare threads go."""
-        super().server_close()
-        self.at_close()
-        self.socket.close()
-        for connection in list(self.connections):
-            connection.cut()
-        while self.spares:
-            self.spares.pop().give(None)
-
     # -- handing over: what a reload needs
 
     def hold(self) -> None:
         """Let no further request begin, until `open_gate`."""
-        with self.accepting:
+        with self._accepting:
             self.gate.clear()
-
-    def close_gate(self, grace: float) -> list[socket.socket]:
-        """Let no further request begin, wait for those that have, and return the sockets of the connections that wait.
-
-        A request may take `grace` seconds from its own start, an event stream none; what takes longer is cut, and the
-        log says so.  The returned sockets have had no byte read from them that was not answered.
-        """
-        self.hold()
-        closed = time.perf_counter()
-        for connection in list(self.connections):
-            if connection.leave is not None:
-                connection.leave()
-        cut: set[_Connection] = set()
-        while True:
-            self.finished.clear()
-            # One look at each: a connection seen at rest stays so, since the gate is closed; one that has just been
-            # woken by its client says so by `finished` and is at rest at the next look.
-            looks = [(connection, connection.started) for connection in list(self.connections)]
-            ends = {c: self._deadline(c, started, closed, grace) for c, started in looks if started and c not in cut}
-            late = {connection for connection, end in ends.items() if end <= time.perf_counter()}
-            for connection in late:
-                self._cut_short(connection)
-            cut |= late
-            if len(late) == len(ends):
-                return [connection.sock for connection, started in looks if not started and connection.can_cross()]
-            self.finished.wait(max(0.0, min(ends[c] for c in ends.keys() - late) - time.perf_counter()))
-
-    def _deadline(self, connection: _Connection, started: float, closed: float, grace: float) -> float:
-        """Return the moment at which a connection is cut; the gate closed at `closed`."""
-        if connection.ending or connection.leave is not None:
-            return closed + _LINGER_MOMENT
-        # From the closing at the latest: a client that pipelines without end begins one request after the other.
-        return min(started, closed) + (0 if connection.is_stream else grace)
-
-    def _cut_short(self, connection: _Connection) -> None:
-        if not connection.is_stream and not connection.ending:
-            self.terminal.warn(f"cut {connection.describe()}: still running after its grace")
-        connection.cut()
-
-    def look_again(self) -> None:
-        """Have `close_gate`, if somebody is in it, look at the connections again."""
-        if not self.gate.is_set():
-            self.finished.set()
 
     def open_gate(self) -> None:
         """Let requests begin again, as there was nothing to hold them for, or no hand-over."""
         self.gate.set()
 
+    def close_gate(self, grace: float) -> list[socket.socket]:
+        """Let no further request begin, wait for those that have, and return the sockets of the connections that wait.
+
+        A request may take `grace` seconds from its own start, one without foreseeable end none, and one that is
+        stopped in a debugger as long as it likes; what takes longer is cut, and the log says so.  Of the returned
+        sockets no byte has been read that was not answered.
+        """
+        self.hold()
+        closed = time.perf_counter()
+        for connection in list(self.connections):
+            leave = connection.leave
+            if leave is not None:
+                leave()
+        cut: set[_Connection] = set()
+        paused: set[_Connection] = set()
+        while True:
+            self._changed.clear()
+            # One look at each: a connection that is seen at rest stays so, since the gate is closed; one that was just
+            # woken by its client sees the gate, and is at rest at the next look.
+            looks = [(c, c.phase, c.started) for c in list(self.connections) if c not in cut]
+            now = time.perf_counter()
+            ends = {c: self._deadline(c, phase, started, closed, grace) for c, phase, started in looks if phase}
+            for connection in [c for c, end in ends.items() if end <= now]:
+                if self.is_paused(connection.thread_id):
+                    ends[connection] = now + _PAUSED_INTERVAL
+                    if connection not in paused:
+                        paused.add(connection)
+                        self.terminal.warn(
+                            f"{connection.describe()} is stopped in a debugger; the reload waits for it"
+                        )
+                else:
+                    self._cut_short(connection)
+                    cut.add(connection)
+                    del ends[connection]
+            if not ends:
+                return [c.sock for c, phase, _ in looks if phase == _AT_REST and c.can_cross()]
+            self._changed.wait(min(ends.values()) - now)
+
+    def _deadline(self, connection: _Connection, phase: int, started: float, closed: float, grace: float) -> float:
+        """Return the moment at which a connection is cut; the gate closed at `closed`."""
+        if phase == _ANSWERED or connection.leave is not None:
+            return closed + _LINGER_MOMENT
+        if phase == _ENDLESS:
+            return closed
+        if phase == _SHAKEN:
+            return started + _TLS_MOMENT
+        # From the closing at the latest: a client that pipelines without end begins one request after the other.
+        return min(started, closed) + grace
+
+    def _cut_short(self, connection: _Connection) -> None:
+        if connection.phase == _BUSY:
+            self.terminal.warn(f"cut {connection.describe()}: still running after its grace")
+        connection.cut()
+
+    def look_again(self) -> None:
+        """Have `close_gate`, if a thread is in it, look at the connections again."""
+        if not self.gate.is_set():
+            self._changed.set()
+
     def adopt(self, sockets: Iterable[socket.socket]) -> None:
-        """Serve connections that were accepted by somebody else and wait for their next request."""
+        """Serve connections that were accepted by another process and wait for their next request."""
         for sock in sockets:
             try:
                 address = sock.getpeername()
@@ -6666,7 +6710,13 @@ class DevServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
                 continue
             connection = self._register(sock, address)
             connection.timeout = _IDLE_TIMEOUT
-            self.process_request(connection, address)
+            self._give_to_thread(connection)
+
+    def warn_once(self, text: str) -> None:
+        """Write a warning about what the application does with many a response, the first time only."""
+        if text not in self._warned:
+            self._warned.add(text)
+            self.terminal.warn(text)
 
 
 class _IdleThread:
@@ -6674,13 +6724,13 @@ class _IdleThread:
 
     def __init__(self) -> None:
         self.connection: Optional[_Connection] = None
-        self.bell = threading.Lock()
-        self.bell.acquire()
+        self.wakeup = threading.Lock()
+        self.wakeup.acquire()
 
     def give(self, connection: Optional[_Connection]) -> None:
-        """Wake it for a connection; None sends it home."""
+        """Wake it for a connection; None ends it."""
         self.connection = connection
-        self.bell.release()
+        self.wakeup.release()
 
 
 # -- a connection
@@ -6691,11 +6741,15 @@ class _ClientGone(ConnectionError):
 
     nobody_listens = True  # which a debugger in between, who does not know this class, goes by
 
+    def __init__(self, reason: str, unsent: int = 0) -> None:
+        super().__init__(reason)
+        self.unsent = unsent  # bytes that it did not take of what it was sent
+
 
 class _BadRequest(Exception):
     """What the client sent is not HTTP as the RFCs have it; the connection ends after the answer."""
 
-    nobody_listens = True  # to a traceback: it is not the application's mistake
+    nobody_listens = True  # it is no mistake of an application that reads such a body
 
     def __init__(self, reason: str, status: str = "400 Bad Request") -> None:
         super().__init__(reason)
@@ -6708,93 +6762,90 @@ _NO_LINE = ("-", "-")  # method and target, when there are none
 class _Connection:
     """One client's connection: requests are read and answered on it one after the other, in order.
 
-    `started` is the moment on `time.perf_counter` when the request in hand began, and 0.0 while none is: the only
-    thing that another thread looks at, to learn whether the connection may be handed over.
+    It belongs to the thread that is in `serve`.  Other threads look at its phase:
+
+    _AT_REST  it waits for a request, of which nothing has been read
+    _SHAKEN   the TLS handshake is done, and the first request on its way
+    _BUSY     a request has begun, at `started` on time.perf_counter
+    _ENDLESS  its response, or what the application does with the connection, has no foreseeable end
+    _ANSWERED the answer is complete; at most the client's last words are read
     """
 
     def __init__(self, sock: socket.socket, address: Any, server: DevServer) -> None:
         self.sock = sock
         self.address = address
         self.server = server
+        self.phase = _AT_REST
         self.started = 0.0
         self.ended = time.perf_counter()  # when it began to wait
+        self.thread_id = 0
         self.timeout = _FIRST_BYTE_TIMEOUT
-        self.is_stream = False  # an event stream: it never ends by itself, so a reload does not wait for it
-        self.shaken = server.tls is None  # the TLS handshake is done, or none is needed
+        self.has_shaken = server.tls is None  # the TLS handshake is done, or none is needed
         self.buffer = b""  # bytes read from the socket that no request has taken yet
-        self.line = _NO_LINE  # method and target of the request in hand, for the log
-        self.position: Callable[[], str] = str  # where the application stands with the request in hand
-        self.hangs_told = 0  # how often the terminal was told that the request in hand hangs
-        self.head = b""  # its head as it came, and its body, for a bridge
+        self.head = b""  # of the request in hand as it came, and its body, for a bridge
         self.body: Optional[_Body] = None
         self.leave: Optional[Callable[[], object]] = None  # asks whoever has taken it over for a polite end
-        self.waits = True  # a read of the body waits for the client; while a bridge waits for both, it does not
+        self.line = _NO_LINE  # its method and target, for the log
+        self.waits = True  # a read waits for the client; otherwise it raises BlockingIOError
+        self.position: Callable[[], str] = str  # where the application stands with the request in hand
+        self.hangs_told = 0  # how often the terminal was told that the request in hand hangs
         self.keep_alive = True
-        self.ending = False  # the last response has been sent
         self.input_left = False  # the client may have sent, or still be sending, what nobody will read
-        self.catches = (
-            _reads_ahead() and self.shaken
-        )  # TLS has a buffer of its own, which a read may not leave half full
-        if sock.gettimeout() is not None or sys.platform != "linux":
-            sock.setblocking(True)  # the application set a default timeout; elsewhere a listener's mode is inherited
-        if not server.options_inherited:
-            _set_options(sock)
+        self.is_upgraded = False  # the application has taken it over
+        _set_options(sock)
         self.readable = _watch(sock)
         self.environ = dict(server.base_environ)
         self.environ["REMOTE_ADDR"], self.environ["REMOTE_PORT"] = _remote(address)
 
     def serve(self) -> None:
         """Answer requests until either side wants no more."""
+        self.thread_id = threading.get_ident()
         try:
-            while self.keep_alive and self._begin():
-                if self.buffer[0] == _CARRIAGE_RETURN and not self.buffer.replace(b"\r\n", b""):
-                    self.buffer = b""  # empty lines, which old clients send after a body, are no request yet
-                else:
-                    self._answer()
-        except (_ClientGone, OSError):
-            pass  # what could be said of it is in the log
+            while self.keep_alive and self._await_request():
+                self._answer()
+        except OSError:
+            pass  # the client has gone; what could be said of it is in the log
 
-    def _begin(self) -> bool:
-        """Wait until a request may begin, and say whether one does.
+    def _await_request(self) -> bool:
+        """Wait until a request begins, and return whether one does."""
+        while True:
+            if self.buffer[:1] == b"\r" and not self.buffer.replace(b"\r\n", b""):
+                self.buffer = b""  # empty lines, which old clients send after a body, are no request yet
+            if self.buffer:
+                self.started = time.perf_counter()
+                self.phase = _BUSY
+                return True
+            if not self._await_bytes():
+                return False
 
-        A busy client's next request is caught within `_READ_AHEAD_SECONDS` by reading at once, which saves it a system
-        call.  The connection counts as busy meanwhile, so that a reload waits for the end of that read; afterwards it
-        watches.
-        """
-        self.started = time.perf_counter()
-        if self.buffer:
-            return True
-        if self.catches and self.server.gate.is_set():
-            try:
-                self.buffer = self.sock.recv(_READ_SIZE)
-            except BlockingIOError:  # the moment is over
-                return self._watch()
-            self.started = time.perf_counter()
-            return bool(self.buffer)
-        return self._watch()
-
-    def _watch(self) -> bool:
-        """Watch the socket until a request may begin.  Reads nothing before that."""
+    def _await_bytes(self) -> bool:
+        """Wait for the first bytes of a request, and read them; return whether some came."""
         gate = self.server.gate
         while True:
-            self._rest()
-            gate.wait()  # closed: as a rule the process image is replaced while we wait
+            if self.phase != _SHAKEN:
+                self.phase = _AT_REST
+                self.server.look_again()
+                gate.wait()  # closed: as a rule the process is replaced while we wait
             came = self.readable(self.timeout)
             self.started = time.perf_counter()
-            if not gate.is_set():
-                continue
+            if self.phase == _AT_REST:
+                self.phase = _BUSY
+                if not gate.is_set():
+                    continue
             if not came:
                 return False
-            if self.shaken:
+            try:
+                if not self.has_shaken:
+                    if not self._shake_hands():
+                        return False
+                    self.phase = _SHAKEN
+                    self.started = time.perf_counter()
                 self.buffer = self.sock.recv(_READ_SIZE)
+            except OSError as error:
+                if not _would_block(error):
+                    raise
+            else:
                 return bool(self.buffer)
-            if not self._shake_hands():
-                return False
-
-    def _rest(self) -> None:
-        """Mark the connection as one that waits: nothing of a further request has been read."""
-        self.started = 0.0
-        self.server.look_again()
 
     def _shake_hands(self) -> bool:
         """Do the TLS handshake in this connection's own thread, so that a silent client holds up nobody else."""
@@ -6803,8 +6854,15 @@ class _Connection:
             self.refuse(_BadRequest("this port speaks HTTPS: write https:// in the address"))
             return False
         self.sock = self.server.tls(self.sock)
-        self.sock.settimeout(_BODY_TIMEOUT)
-        self.shaken = True
+        while True:
+            try:
+                self.sock.do_handshake()  # type: ignore[attr-defined]
+            except OSError as error:
+                if not _would_block(error) or not self._ready(error, _HEAD_TIMEOUT):
+                    raise
+            else:
+                break
+        self.has_shaken = True
         self.readable = _watch_tls(self.sock)
         return True
 
@@ -6823,54 +6881,36 @@ class _Connection:
                 self._run(head, environ, body)
         self.timeout = _IDLE_TIMEOUT
         if body is not None:
+            self.phase = _ANSWERED
+            body.discard()
             self.keep_alive = self.keep_alive and body.drain(_DRAIN_LIMIT)
             self.input_left = not self.keep_alive  # the rest of it, or the empty line that old clients send after one
 
     def _run(self, head: _Head, environ: Environ, body: Optional[_Body]) -> None:
-        """Call the application and send what it answers; whatever goes wrong, exactly one log line is written."""
-        self.position, self.hangs_told = partial(thread_position, threading.get_ident()), 0
-        response = _Response(self, head, body)
+        """Call the application and send what it answers; whatever goes wrong, the log gets its line."""
+        self.position, self.hangs_told = partial(thread_position, self.thread_id), 0
+        response = _Response(self, head, environ, body)
         if head.upgrades:
-            environ[SOCKET_KEY] = response.upgraded = _UpgradedSocket(self, partial(self._log_beginning, environ))
-        try:
-            response.run(self.server.app, environ)
-        except _ClientGone:
+            environ[SOCKET_KEY] = _UpgradedSocket(response)
+        _, error = call_safely(partial(response.run, self.server.app))
+        if error is not None:
             self.keep_alive = False
-            response.answer_silence()
-        except _BadRequest as error:  # in a body that was read as it came
-            response.answer_mistake(error)
-        except BaseException as error:  # noqa: BLE001 - whatever a view raises, SystemExit too, ends its request alone
-            self.keep_alive = False
-            if not nobody_listens(error, environ):
-                link = str(environ.get(CRASH_LINK, ""))
-                self.server.terminal.crash(error, f"{' '.join(self.line)} failed:", link=link)
-            response.answer_failure()
-        finally:
-            self.ended = time.perf_counter()
-            self.is_stream = response.is_taken_over
-            self.waits = True
-            if UNLOGGED not in environ:
-                seconds = self.ended - self.started
-                status, sent = response.outcome()
-                self.server.terminal.access(*self.line, status, sent, seconds)
-
-    def _log_beginning(self, environ: Environ, status: str) -> None:
-        """Write the first of two lines about a request whose end is not to be expected soon."""
-        if UNLOGGED not in environ:
-            now = time.perf_counter()
-            self.server.terminal.access(self.line[0], f"{self.line[1]} (begins)", status, 0, now - self.started)
+            response.fail(error)
+        self.ended = time.perf_counter()
+        self.waits = True
+        response.log()
 
     def _read_request(self) -> tuple[_Head, Environ, Optional[_Body]]:
         """Take one request's head off the connection; return it, its environ, and its body if it has one."""
         self.line = _NO_LINE
         raw = self._read_head()
         try:
-            head = _remembered_head(raw) if len(raw) <= _REMEMBERED_HEAD else _parse_head(raw)
+            head: _Head = _request_heads[raw]
         except _BadRequest:
             self.line = _opening_words(raw)
             raise
         self.line = head.line
-        self.keep_alive = head.keep_alive
+        self.keep_alive = head.keep_alive and self.server.keeps_alive
         environ = {**self.environ, **head.environ}
         if self.server.streams:
             self.head, environ[CONNECTION], self.body = raw, self, None
@@ -6886,8 +6926,8 @@ class _Connection:
         if end <= 0 or data[0] == _CARRIAGE_RETURN:
             data = self._read_on(data)
             end = data.find(b"\r\n\r\n")
-        if end > _MAX_HEAD:
-            raise _head_too_large(data)
+        if end > _MAX_HEADERS:
+            _check_size(data[:end])
         self.buffer = data[end + 4 :]
         return data[:end]
 
@@ -6903,12 +6943,11 @@ class _Connection:
                 continue
             self.buffer = data  # for the log, should this go wrong
             _check_beginning(data)
-            left = deadline - time.perf_counter()
-            if left <= 0 or not self.readable(left):
+            more = self._receive_before(deadline)
+            if more is None:
                 if not data:
                     raise _ClientGone("nothing but empty lines")
                 raise _BadRequest("the head did not come in time", "408 Request Timeout")
-            more = self.sock.recv(_READ_SIZE)
             if not more:
                 raise (
                     _BadRequest("the connection ended in the middle of a head") if data else _ClientGone("no request")
@@ -6916,97 +6955,112 @@ class _Connection:
             data += more
         return data
 
+    def _receive_before(self, deadline: float) -> Optional[bytes]:
+        """Return what comes next, nothing at the connection's end; None when nothing comes in time."""
+        while True:
+            try:
+                return self.sock.recv(_READ_SIZE)
+            except OSError as error:
+                if not _would_block(error):
+                    raise
+                left = deadline - time.perf_counter()
+                if left <= 0 or not self._ready(error, left):
+                    return None
+
     def _open_body(self, environ: Environ, length: int, expected: bool) -> _Body:
-        """Offer the body as `wsgi.input`: a chunked one when it is whole, any other as it comes."""
+        """Offer the body as `wsgi.input`, as it comes; a chunked one that comes in one go is stored first.
+
+        So that one gets a CONTENT_LENGTH, which many applications need.  `wsgi.input_terminated` is said only of what
+        has none: by the length Werkzeug tells a body that broke off from a short one, and answers 400 by itself.
+        """
+        body = _ChunkedBody(self, expected) if length == _CHUNKED else _Body(self, length, expected)
         if self.server.streams:
-            self.body = (_ChunkedBody if length == _CHUNKED else _Body)(self, length, expected)
-            environ["wsgi.input"] = io.BufferedReader(self.body)
-            return self.body
-        body = _Body(self, max(length, 0), expected)
-        if length == _CHUNKED:
-            spool = _Dechunker(self, body).spool()
-            environ["CONTENT_LENGTH"] = str(spool.seek(0, io.SEEK_END))
-            spool.seek(0)
-            environ["wsgi.input"] = spool
-            del environ["HTTP_TRANSFER_ENCODING"]
-        else:
+            self.body = body
+        if self.server.streams or not isinstance(body, _ChunkedBody):
             environ["wsgi.input"] = io.BufferedReader(body)
+            return body
+        del environ["HTTP_TRANSFER_ENCODING"]
+        if body.store():
+            environ["wsgi.input"] = body.stored
+            environ["CONTENT_LENGTH"] = str(body.stored_size)
+        else:
+            environ["wsgi.input"] = _LiveInput(body)
+            environ["wsgi.input_terminated"] = True
         return body
+
+    # -- receiving and sending
 
     def receive(self, size: int) -> bytes:
         """Return up to `size` bytes, at least one; raise `_ClientGone` when none come."""
-        data = self.buffer[:size]
-        if data:
-            self.buffer = self.buffer[size:]
-            return data
         piece = bytearray(min(size, _READ_SIZE))
-        return bytes(piece[: self.receive_into(piece, len(piece))])
+        return bytes(piece[: self.receive_into(piece)])
 
-    def receive_into(self, buffer: Any, size: int) -> int:
-        """Read up to `size` bytes, at least one, from the socket itself; raise `_ClientGone` when none come."""
+    def receive_into(self, buffer: Any) -> int:
+        """Read as much as there is into `buffer`, at least one byte; raise `_ClientGone` when none comes."""
+        if self.buffer:
+            count = min(len(buffer), len(self.buffer))
+            buffer[:count] = self.buffer[:count]
+            self.buffer = self.buffer[count:]
+            return count
         while True:
             try:
-                if self.server.tls is not None and not self.waits:
-                    count = self._receive_tls_now(buffer, size)
-                else:
-                    count = self.sock.recv_into(buffer, size)
+                count = self.sock.recv_into(buffer)
                 break
-            except BlockingIOError as error:
-                if not self.waits:
-                    raise
-                if not self.readable(_BODY_TIMEOUT):
-                    raise _ClientGone(f"nothing came for {_BODY_TIMEOUT:.0f} s") from error
             except OSError as error:
-                raise _ClientGone(str(error)) from error
+                if not _would_block(error):
+                    raise _ClientGone(str(error)) from error
+                if not self.waits:
+                    raise BlockingIOError(errno.EAGAIN, "nothing has come") from error
+                if not self._ready(error, _SILENCE_TIMEOUT):
+                    raise _ClientGone(f"nothing came for {_SILENCE_TIMEOUT:.0f} s") from error
         if not count:
             raise _ClientGone("the client closed the connection")
         return count
 
     def read_ahead(self) -> None:
-        """Read what follows the request.  Raises `_ClientGone` at the connection's end."""
+        """Read what follows the request, for a bridge.  Raises `_ClientGone` at the connection's end."""
         piece = bytearray(_READ_SIZE)
-        count = self.receive_into(piece, len(piece))
-        self.buffer += piece[:count]
-
-    def _receive_tls_now(self, buffer: Any, size: int) -> int:
-        """Read what TLS has whole; raise BlockingIOError when that is nothing."""
-        from ssl import SSLWantReadError
-
-        self.sock.settimeout(0)
+        buffer, self.buffer = self.buffer, b""
         try:
-            return self.sock.recv_into(buffer, size)
-        except SSLWantReadError as error:
-            raise BlockingIOError(errno.EAGAIN, "no whole record has come") from error
+            buffer += piece[: self.receive_into(piece)]
         finally:
-            self.sock.settimeout(_BODY_TIMEOUT)
+            self.buffer = buffer
 
     def send(self, data: Union[bytes, memoryview]) -> None:
         """Send all of `data`; raise `_ClientGone` when the client does not take it."""
-        try:
-            self.sock.sendall(data)
-        except OSError as error:
-            self.keep_alive = False
-            raise _ClientGone(str(error)) from error
+        while True:
+            try:
+                count = self.sock.send(data)
+            except OSError as error:
+                if not _would_block(error) or not self._ready(error, _SILENCE_TIMEOUT, writing=True):
+                    self.keep_alive = False
+                    raise _ClientGone(str(error), len(data)) from error
+            else:
+                if count == len(data):
+                    return
+                data = memoryview(data)[count:]
 
     def send_file(self, file: Any, offset: int, count: int) -> int:
-        """Have the kernel send `count` bytes of `file`; return how many the file had, -1 when it cannot do that.
+        """Have the kernel send some of `count` bytes of `file`; return how many it did, -1 when it cannot do that.
 
         Not by `socket.sendfile`, which polls before each of hundreds of pieces, or else waits for ever for a client
-        that reads nothing.  Here the kernel bounds the waits, and as a rule one call sends the whole file.
+        that reads nothing.
         """
         if sys.platform == "win32":
             return -1
-        sent, size = 0, 1
-        try:
-            while size and sent < count:
-                size = os.sendfile(self.sock.fileno(), file.fileno(), offset + sent, count - sent)
-                sent += size
-        except OSError as error:
-            if not sent and not isinstance(error, (ConnectionError, BlockingIOError)):
-                return -1  # such a file system, or such a socket
-            self.keep_alive = False
-            raise _ClientGone(str(error)) from error
-        return sent
+        while True:
+            try:
+                return os.sendfile(self.sock.fileno(), file.fileno(), offset, count)
+            except OSError as error:
+                if not isinstance(error, (ConnectionError, BlockingIOError)):
+                    return -1  # such a file system, or such a socket
+                if not _would_block(error) or not self._ready(error, _SILENCE_TIMEOUT, writing=True):
+                    self.keep_alive = False
+                    raise _ClientGone(str(error)) from error
+
+    def _ready(self, error: OSError, seconds: float, *, writing: bool = False) -> bool:
+        """Wait until what failed with `error` can be tried again; return whether that is so within some seconds."""
+        return _wait([self.sock], seconds, writing=_waits_to_write(error, writing))
 
     def refuse(self, error: _BadRequest) -> None:
         """Answer a request that was not understood, or not accepted, and end the connection."""
@@ -7018,7 +7072,7 @@ class _Connection:
         said = check_response_head(error.status, (*PLAIN_TEXT, ("Content-Length", str(len(text)))))
         text = b"" if self.line[0] == "HEAD" else text
         try:
-            self.send(_final_head(int(time.time()), error.status, said, b"Connection: close\r\n") + text)
+            self.send(_final_head(said, b"Connection: close\r\n") + text)
         except _ClientGone:
             pass
         seconds = time.perf_counter() - self.started
@@ -7027,26 +7081,32 @@ class _Connection:
 
     # -- the end
 
+    def hand_over(self) -> None:
+        """Leave the connection to the application, for a protocol of its own; a reload does not wait for its end."""
+        self.keep_alive = False
+        self.input_left = True
+        self.is_upgraded = True
+        self.phase = _ENDLESS
+        self.server.look_again()
+
     def close(self) -> None:
         """End the connection so that what was sent arrives: a socket closed with input unread sends a reset."""
-        self.ending = True
+        self.phase = _ANSWERED
         self.server.look_again()
-        self.started = self.started or time.perf_counter()  # from here on it is nothing to hand over
         try:
-            if self.shaken and self.server.tls is not None:
+            if self.has_shaken and self.server.tls is not None:
                 self.close_tls()
             self.sock.shutdown(socket.SHUT_WR)  # a child of the application may hold a copy of the socket
             if self.input_left or self.buffer or self.readable(0):
                 self._linger()
+            if self.is_upgraded:
+                self.cut()  # which wakes threads of the application that still wait for the socket
         except (OSError, ValueError):
             pass  # it has gone
-        if self.is_stream:
-            self.cut()  # for threads of the application that still wait for the socket
         self.sock.close()
 
     def close_tls(self) -> None:
         """Send close_notify (RFC 9112 section 9.8), without waiting for the client's."""
-        self.sock.setblocking(False)
         try:
             self.sock.unwrap()  # type: ignore[attr-defined]
         except (OSError, ValueError):
@@ -7054,16 +7114,15 @@ class _Connection:
 
     def _linger(self) -> None:
         """Read on until the client has understood that nothing more is coming (RFC 9112 section 9.6)."""
-        deadline = time.monotonic() + _LINGER_TIMEOUT
-        while True:
-            left = deadline - time.monotonic()
-            if left <= 0 or not self.readable(left) or not self.sock.recv(_READ_SIZE):
-                return
+        deadline = time.perf_counter() + _LINGER_TIMEOUT
+        while time.perf_counter() < deadline and self._receive_before(deadline):
+            pass
 
     def abort(self) -> None:
         """End the connection by a reset, when no other thread uses it: the client sees a break and not an end."""
+        linger = struct.pack("=HH" if sys.platform == "win32" else "=ii", 1, 0)
         try:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         except OSError:
             pass  # it has gone
         self.sock.close()
@@ -7076,8 +7135,8 @@ class _Connection:
             pass
 
     def can_cross(self) -> bool:
-        """Say whether a waiting connection can be handed over; one inside TLS cannot, and is closed cleanly."""
-        if self.server.tls is None or not self.shaken:
+        """Return whether a waiting connection can be handed over; one inside TLS cannot, and is closed cleanly."""
+        if self.server.tls is None or not self.has_shaken:
             return True
         self.close_tls()
         self.cut()
@@ -7086,13 +7145,29 @@ class _Connection:
     def describe(self) -> str:
         return escape_controls(" ".join(self.line))
 
-    def hand_over(self) -> None:
-        """Leave the connection to the application, for a protocol of its own; a reload does not wait for its end."""
-        self.keep_alive = False
-        self.input_left = True
-        self.is_stream = True
-        self.sock.setblocking(False)
-        self.server.look_again()
+
+# -- what is remembered
+
+
+class _ResultCache(dict):  # type: ignore[type-arg]
+    """Results of a pure function by its argument; what is large is not kept, and a full one begins anew.
+
+    Any thread may look something up: two that miss at once both call the function.  (An lru_cache is bounded by the
+    number of its entries alone, and names of 60 kB would fill it with a hundred megabytes.)
+    """
+
+    def __init__(self, function: Callable[[Any], Any], size: Callable[[Any, Any], int]) -> None:
+        super().__init__()
+        self.function = function
+        self.size = size  # of an argument with its result
+
+    def __missing__(self, argument: Any) -> Any:
+        result = self.function(argument)
+        if self.size(argument, result) <= _CACHED_SIZE:
+            if len(self) >= _CACHED_RESULTS:
+                self.clear()
+            self[argument] = result
+        return result
 
 
 # -- a request's head
@@ -7100,14 +7175,20 @@ class _Connection:
 _CARRIAGE_RETURN = 0x0D
 _TEXT = bytes(set(range(0x20, 0x100)) - {0x7F}) + b"\t"  # what may stand in a line; the rest are control characters
 _FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 section 5.6.2
-_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z\-._~!$&'()*+;=%]*)(?::[0-9]*)?")  # RFC 3986 section 3.2.2
+_HOST = re.compile(
+    r"(?:\[[0-9A-Fa-f:.]+(?:%[0-9A-Za-z\-._~%]+)?\]|[0-9A-Za-z\-._~!$&'()*+;=%]*)(?::[0-9]*)?"
+)  # RFC 3986, 3.2.2; RFC 6874
 _ABSOLUTE = re.compile(r"https?://([^/?#@]+)((?:[/?][^#]*)?)", re.IGNORECASE)  # a target as sent to a proxy
 _ONCE = frozenset({"HTTP_HOST", "CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING"})  # twice, they would mean two messages
+_VERSION = re.compile(r"HTTP/1\.[0-9]")  # a later minor version is served as 1.1 (RFC 9112 section 2.3)
+_TLS_HANDSHAKE = b"\x16\x03"
 _CHUNKED = -1  # as a body's length
 
 
 def _opening_words(data: bytes) -> tuple[str, str]:
     """Return what stands for method and target in a head that was refused, for the log; not too much of it."""
+    if data.startswith(_TLS_HANDSHAKE):
+        return _NO_LINE
     method, _, rest = data[:_LOGGED_LINE].partition(b"\r\n")[0].decode("latin-1").partition(" ")
     return escape_controls(method) or "-", rest or "-"
 
@@ -7153,10 +7234,9 @@ def _parse_head(raw: bytes) -> _Head:
     )
 
 
-# Clients repeat their heads to the byte, and a head's meaning depends on nothing else.  The environ of a remembered
-# head is copied for each request, never handed out.
-_remembered_head = functools.lru_cache(maxsize=256)(_parse_head)
-_REMEMBERED_HEAD = 4 * 1024  # bytes; with the number above this bounds the memory to about 2 MB
+# Clients repeat their heads to the byte, and a head's meaning depends on nothing else: remembering it saves 40 % of a
+# small request.  The environ of a remembered head is copied for each request, never handed out.
+_request_heads = _ResultCache(_parse_head, lambda raw, head: len(raw))
 
 
 def _check_controls(data: bytes, line_ends: int) -> None:
@@ -7166,7 +7246,7 @@ def _check_controls(data: bytes, line_ends: int) -> None:
 
 
 def _parse_request_line(line: str) -> tuple[str, str, bool]:
-    """Return method, target and whether it is HTTP/1.1; 1.0 is the only other version."""
+    """Return method, target and whether it is HTTP/1.1 or later; 1.0 is the only other version."""
     if len(line) > _MAX_REQUEST_LINE:
         raise _BadRequest("the request line is too long", "414 URI Too Long")
     parts = line.split(" ")
@@ -7175,9 +7255,9 @@ def _parse_request_line(line: str) -> tuple[str, str, bool]:
     method, target, version = parts
     if method == "CONNECT":
         raise _BadRequest("CONNECT is for proxies")
-    if version not in ("HTTP/1.1", "HTTP/1.0"):
+    if not _VERSION.fullmatch(version):
         raise _BadRequest(f"{version!r} is not HTTP/1.1 or HTTP/1.0")
-    return method, target, version == "HTTP/1.1"
+    return method, target, version != "HTTP/1.0"
 
 
 def _parse_fields(lines: list[str]) -> dict[str, str]:
@@ -7187,7 +7267,7 @@ def _parse_fields(lines: list[str]) -> dict[str, str]:
         name, colon, value = line.partition(":")
         if not colon:
             raise _BadRequest("a header line without a colon")
-        key = _environ_key(name)
+        key = _environ_keys[name]
         if key in fields:
             value = _merged(key, fields[key], value)
         if key:
@@ -7195,7 +7275,6 @@ def _parse_fields(lines: list[str]) -> dict[str, str]:
     return fields
 
 
-@functools.lru_cache(maxsize=1024)  # clients repeat their names; the bound is for those that do not
 def _environ_key(name: str) -> str:
     """Return the environ key of a header, and "" for one that must not reach the application.
 
@@ -7208,6 +7287,9 @@ def _environ_key(name: str) -> str:
     if "_" in name or key == "PROXY":
         return ""
     return key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"
+
+
+_environ_keys = _ResultCache(_environ_key, lambda name, key: 32 * len(name))  # the longest in use have 40 characters
 
 
 def _merged(key: str, first: str, second: str) -> str:
@@ -7256,7 +7338,7 @@ def _body_length(fields: dict[str, str], http11: bool) -> int:
 
 
 def _wants_keep_alive(connection: Optional[str], http11: bool) -> bool:
-    """Say whether the connection persists after the request (RFC 9112 section 9.3)."""
+    """Return whether the connection persists after the request (RFC 9112 section 9.3)."""
     if connection is None:
         return http11
     options = _options(connection)
@@ -7269,7 +7351,7 @@ def _options(connection: str) -> list[str]:
 
 
 def _expects(fields: dict[str, str], http11: bool) -> bool:
-    """Say whether the client waits for `100 Continue` before it sends the body (RFC 9110 section 10.1.1)."""
+    """Return whether the client waits for `100 Continue` before it sends the body (RFC 9110 section 10.1.1)."""
     expectation = fields.get("HTTP_EXPECT")
     if not expectation or not http11:
         return False
@@ -7293,29 +7375,32 @@ def _path_and_query(target: str) -> dict[str, str]:
 def _check_beginning(data: bytes) -> None:
     """Refuse the beginning of a head that can no longer become a good one, instead of waiting for the rest."""
     whole_lines = data.count(b"\r\n")
-    if data.startswith(b"\x16\x03"):
+    if data.startswith(_TLS_HANDSHAKE):
         raise _BadRequest("a TLS handshake on a port that speaks plain HTTP: write http:// in the address")
     _check_controls(data[:-1] if data.endswith(b"\r") else data, whole_lines)
-    if len(data) > _MAX_HEAD or (not whole_lines and len(data) > _MAX_REQUEST_LINE):
-        raise _head_too_large(data)
+    _check_size(data)
     if whole_lines:
         _parse_request_line(data.partition(b"\r\n")[0].decode("latin-1"))
 
 
-def _head_too_large(data: bytes) -> _BadRequest:
-    if data.find(b"\r\n", 0, _MAX_REQUEST_LINE) < 0:
-        return _BadRequest("the request line is too long", "414 URI Too Long")
-    return _BadRequest("the header lines are too long", "431 Request Header Fields Too Large")
+def _check_size(data: bytes) -> None:
+    """Refuse what is, or begins, a head that is too large."""
+    line_end = data.find(b"\r\n", 0, _MAX_REQUEST_LINE + 2)
+    if line_end < 0 and len(data) > _MAX_REQUEST_LINE:
+        raise _BadRequest("the request line is too long", "414 URI Too Long")
+    if line_end >= 0 and len(data) - line_end > _MAX_HEADERS:
+        raise _BadRequest("the header lines are too long", "431 Request Header Fields Too Large")
 
 
 # -- a request's body
 
 
 class _Body(io.RawIOBase):
-    """The body of a request on its connection: ends where it ends, and never waits past that.
+    """The body of a request on its connection: it ends where it ends, and nothing past that is waited for.
 
-    `unread` counts the bytes that are still to come.  A client that waits for `100 Continue` is told so when the
-    first byte is asked for, once.
+    `unread` counts the bytes that are still to come, -1 when nobody knows.  A client that waits for `100 Continue` is
+    told so when the first byte is asked for, once.  It belongs to the thread of its connection, as long as the
+    application does not read it elsewhere.
     """
 
     def __init__(self, connection: _Connection, length: int, expected: bool) -> None:
@@ -7323,6 +7408,11 @@ class _Body(io.RawIOBase):
         self.connection = connection
         self.unread = length
         self.expected = expected  # the client waits to be told to go on
+
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether some of it has been read from the socket already."""
+        return bool(self.connection.buffer)
 
     def readable(self) -> bool:
         return True
@@ -7332,26 +7422,14 @@ class _Body(io.RawIOBase):
         if size == 0:
             return 0
         self.invite()
-        count = self._receive_into(buffer, size)
+        count = self.connection.receive_into(memoryview(buffer)[:size])
         self.unread -= count
         return count
 
-    def _receive_into(self, buffer: Any, size: int) -> int:
-        connection = self.connection
-        if connection.buffer:
-            data = connection.receive(size)
-            buffer[: len(data)] = data
-            return len(data)
-        return connection.receive_into(buffer, size)
-
     def readall(self) -> bytes:
-        whole = bytearray(self.unread) if self.unread <= _SPOOL_MEMORY else bytearray()
-        if whole:
-            view, done = memoryview(whole), 0
-            while done < len(whole):
-                done += self.readinto(view[done:])
-            return bytes(whole)
-        piece = memoryview(bytearray(_SPOOL_MEMORY))  # a length that is a lie costs the memory of what really comes
+        """Read the rest; a length that is a lie costs the memory of what really comes."""
+        whole = bytearray()
+        piece = memoryview(bytearray(min(self.unread, _SPOOL_MEMORY)))
         while self.unread:
             whole += piece[: self.readinto(piece)]
         return bytes(whole)
@@ -7362,92 +7440,124 @@ class _Body(io.RawIOBase):
             self.expected = False
             self.connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    @property
-    def is_at_hand(self) -> bool:
-        """Whether some of it has been read from the socket already."""
-        return bool(self.connection.buffer)
-
     def closes_connection(self) -> bool:
-        """Say, as the response begins, whether what is left of the body makes the connection end after it.
+        """Return, as the response begins, whether what is left of the body makes the connection end after it.
 
         It does when it is too much to be read away, and when the client was never told to send it: an interim response
         cannot follow a final one (RFC 9110 section 15.2), and it may send the body all the same.
         """
         uninvited, self.expected = self.expected, False
-        return self.unread > _DRAIN_LIMIT or (uninvited and self.unread > 0)
+        return self.unread > _DRAIN_LIMIT or (uninvited and self.unread != 0)
 
     def drain(self, limit: int) -> bool:
-        """Read away what the application left, up to `limit` bytes; say whether the next request can follow."""
-        while self.unread and limit > 0:
-            piece = self.connection.receive(min(self.unread, _READ_SIZE))
-            self.unread -= len(piece)
-            limit -= len(piece)
+        """Read away what the application left, up to `limit` bytes; return whether the next request can follow."""
+        piece = memoryview(bytearray(_READ_SIZE))
+        try:
+            while self.unread and limit > 0:
+                limit -= self.readinto(piece)
+        except _BadRequest:
+            return False
         return not self.unread
 
+    def discard(self) -> None:
+        """Let go of what was stored of the body: the exchange is over, and a crash that is kept keeps no upload."""
 
-class _Dechunker:
-    """Takes a chunked body off its framing (RFC 9112 section 7.1) into a spool: memory, then a temporary file."""
 
-    def __init__(self, connection: _Connection, body: _Body) -> None:
-        self.connection = connection
-        self.body = body
+_HEXADECIMAL = re.compile(rb"[0-9A-Fa-f]{1,15}")  # a size of 60 bits: nobody has more
+
+
+class _ChunkedBody(_Body):
+    """A chunked body (RFC 9112 section 7.1): stored as long as it comes in one go, then read as it comes.
+
+    It keeps the connection's buffer until its own end.  When a read raises BlockingIOError, it can be tried again.
+    """
+
+    def __init__(self, connection: _Connection, expected: bool) -> None:
+        super().__init__(connection, -1, expected)
         self.data, connection.buffer = connection.buffer, b""  # what has been read
         self.position = 0  # and how far it has been understood
-        self.limit = _MAX_CHUNKED_BODY
-        self.left: Optional[int] = None  # bytes that the chunk still has; None before its size is known
-        self.total = 0  # bytes of the body, as far as its chunks' sizes are known
-        self.trailers = 0
+        self.left = 0  # bytes of the present chunk
+        self.awaits = "size"  # once these are read: a chunk's "size", the "end" of a chunk, or the "trailer"
+        self.stored: Any = io.BytesIO()
+        self.stored_size = 0
 
-    def spool(self) -> _WholeInput:
-        """Return the whole body as a file, at its end.  Raises `_BadRequest` on bad framing and past the limit."""
-        from tempfile import SpooledTemporaryFile
+    @property
+    def is_at_hand(self) -> bool:
+        return self.position < len(self.data) or bool(self.connection.buffer)
 
-        spool = SpooledTemporaryFile(max_size=_SPOOL_MEMORY)  # noqa: SIM115 - WholeInput closes it
+    # -- what is stored
+
+    def store(self) -> bool:
+        """Store the body while it comes in one go; return whether that was all of it.  Raises `_BadRequest`.
+
+        A client may pause now and then for as long as `_SPOOL_RATE` allows for what it has sent: one that sends faster
+        has its body ready, and only the machine is busy.
+        """
+        waited = 0.0
+        self.invite()
+        self.connection.waits = False
         try:
-            self.body.invite()
-            for piece in iter(self.next_piece, b""):
-                spool.write(piece)
-        except _BadRequest:
-            spool.close()
-            raise
+            while self.unread and self.stored_size < _SPOOL_LIMIT:
+                try:
+                    self._add(self.read(_READ_SIZE))
+                except BlockingIOError:
+                    began = time.perf_counter()
+                    patience = _SPOOL_PAUSE + self.stored_size / _SPOOL_RATE - waited
+                    if patience <= 0 or not self.connection.readable(patience):
+                        break
+                    waited += time.perf_counter() - began
         except _ClientGone as error:
-            spool.close()
             raise _BadRequest(f"the chunked body broke off: {error}") from error
         except OSError as error:  # as a rule, the temporary folder is full
-            spool.close()
             raise _BadRequest(f"the body cannot be stored: {error}", "507 Insufficient Storage") from error
-        return _WholeInput(spool)
+        finally:
+            self.connection.waits = True
+        self.stored.seek(0)
+        return not self.unread
 
-    def next_piece(self) -> bytes:
-        """Return the next bytes of the body, at least one; none at its end, whatever follows goes to the connection.
+    def _add(self, data: bytes) -> None:
+        before = self.stored_size
+        self.stored_size += len(data)
+        if before <= _SPOOL_MEMORY < self.stored_size:
+            from tempfile import TemporaryFile
 
-        After a BlockingIOError it may be called again.
-        """
-        while not self.left:
-            if self.left == 0:
-                if self._line(2):
-                    raise _BadRequest("a chunk longer than its size")
-                self.left = None
-            size = self._chunk_size() if self.trailers == 0 else 0
-            if size == 0:
-                self._skip_trailer()
-                self.connection.buffer = self.data[self.position :] + self.connection.buffer
-                return b""
-            self.left = size
-            self.total += size
-            if self.total > self.limit:
-                raise _BadRequest(f"a chunked body of over {self.limit:,} bytes", "413 Content Too Large")
-        piece = self._piece(self.left)
-        self.left -= len(piece)
-        return piece
+            memory, self.stored = self.stored, TemporaryFile()  # noqa: SIM115 - `discard` closes it
+            self.stored.write(memory.getvalue())
+        self.stored.write(data)
 
-    def _piece(self, size: int) -> bytes:
-        """Return up to `size` bytes, at least one."""
+    def discard(self) -> None:
+        self.stored.close()
+
+    # -- what is read
+
+    def readinto(self, buffer: Any) -> int:
+        self.invite()
+        if not self.left and self.unread:
+            self._begin_chunk()
+        if not self.unread:
+            return 0
         if self.position == len(self.data):
-            self.data, self.position = self.connection.receive(_READ_SIZE), 0
-        piece = self.data[self.position : self.position + size]
+            self._receive()
+        piece = self.data[self.position : self.position + min(len(buffer), self.left)]
+        buffer[: len(piece)] = piece
         self.position += len(piece)
-        return piece
+        self.left -= len(piece)
+        return len(piece)
+
+    def _begin_chunk(self) -> None:
+        """Go on to the next chunk's data; after the last one, give back what follows the body."""
+        if self.awaits == "end":
+            if self._line(2):
+                raise _BadRequest("a chunk longer than its size")
+            self.awaits = "size"
+        if self.awaits == "size":
+            self.left = self._chunk_size()
+            self.awaits = "end" if self.left else "trailer"
+        if self.awaits == "trailer":
+            self._skip_trailer()
+            self.unread = 0
+            self.connection.buffer = self.data[self.position :] + self.connection.buffer
+            self.data, self.position = b"", 0
 
     def _chunk_size(self) -> int:
         digits, semicolon, _ = self._line(_MAX_CHUNK_LINE).partition(b";")
@@ -7458,12 +7568,10 @@ class _Dechunker:
 
     def _skip_trailer(self) -> None:
         """Read the fields after the last chunk; nothing in them may change a request that has been framed."""
-        self.trailers = self.trailers or 1
-        while self.trailers <= _MAX_FIELDS:
+        for _ in range(_MAX_FIELDS):
             line = self._line(_MAX_REQUEST_LINE)
             if not line:
                 return
-            self.trailers += 1
             name, colon, _ = line.decode("latin-1").partition(":")
             if not colon or not _FIELD_NAME.fullmatch(name):
                 raise _BadRequest("a bad trailer")
@@ -7475,126 +7583,139 @@ class _Dechunker:
             end = self.data.find(b"\r\n", self.position)
             if 0 <= end <= self.position + limit:
                 break
-            rest = self.data[self.position :]
-            if b"\n" in rest or len(rest) > limit + 1:
+            rest = len(self.data) - self.position
+            if self.data.find(b"\n", self.position) >= 0 or rest > limit + 1:
                 raise _BadRequest("a line of the chunked body is too long or does not end in CRLF")
-            self.data, self.position = rest + self.connection.receive(_READ_SIZE), 0
+            self._receive()
         line = self.data[self.position : end]
         self.position = end + 2
         _check_controls(line, 0)
         return line
 
-
-class _ChunkedBody(_Body):
-    """A chunked body that is read as it comes.  `unread` stays -1 until its end."""
-
-    def __init__(self, connection: _Connection, length: int, expected: bool) -> None:
-        super().__init__(connection, length, expected)
-        self.chunks = _Dechunker(connection, self)
-        self.chunks.limit = sys.maxsize  # nothing of it is kept
-        self.piece = b""
-
-    def readinto(self, buffer: Any) -> int:
-        if self.unread:
-            self.invite()
-            self.piece = self.piece or self.chunks.next_piece()
-            self.unread = -1 if self.piece else 0
-        count = min(len(buffer), len(self.piece))
-        buffer[:count] = self.piece[:count]
-        self.piece = self.piece[count:]
-        return count
-
-    @property
-    def is_at_hand(self) -> bool:
-        return bool(self.piece) or self.chunks.position < len(self.chunks.data) or bool(self.connection.buffer)
-
-    def closes_connection(self) -> bool:
-        uninvited, self.expected = self.expected, False
-        return uninvited
-
-    def drain(self, limit: int) -> bool:
-        piece = memoryview(bytearray(_READ_SIZE))
-        while self.unread and limit > 0:
-            limit -= self.readinto(piece)
-        return not self.unread
+    def _receive(self) -> None:
+        """Read more from the connection, behind what is not understood yet."""
+        more = self.connection.receive(_READ_SIZE)
+        self.data, self.position = self.data[self.position :] + more, 0
 
 
-_HEXADECIMAL = re.compile(rb"[0-9A-Fa-f]{1,16}")  # 16 digits: 64 bits
+class _LiveInput(io.BufferedReader):
+    """A chunked body that is not whole yet, as `wsgi.input`: `read` returns what has come, and does not wait for more.
+
+    So does Werkzeug's; who reads lines, or everything, waits for them.
+    """
+
+    def __init__(self, body: _ChunkedBody) -> None:
+        super().__init__(_StoredAndComing(body))
+
+    def read(self, size: Optional[int] = -1) -> bytes:
+        return super().read() if size is None or size < 0 else self.read1(size)
 
 
-class _WholeInput(io.BufferedIOBase):
-    """A spooled body with the methods that an application may call (a spool of Python 3.9 lacks some of io's)."""
-
-    def __init__(self, spool: Any) -> None:
+class _StoredAndComing(io.RawIOBase):
+    def __init__(self, body: _ChunkedBody) -> None:
         super().__init__()
-        self.spool = spool
+        self.body = body
 
     def readable(self) -> bool:
         return True
 
-    def seekable(self) -> bool:
-        return True
-
-    def read(self, size: Optional[int] = -1) -> bytes:
-        data: bytes = self.spool.read(-1 if size is None else size)
-        return data
-
-    read1 = read
-
-    def readline(self, size: Optional[int] = -1) -> bytes:
-        line: bytes = self.spool.readline(-1 if size is None else size)
-        return line
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.spool.seek(offset, whence)
-        position: int = self.spool.tell()
-        return position
-
-    def tell(self) -> int:
-        position: int = self.spool.tell()
-        return position
-
-    def close(self) -> None:
-        self.spool.close()
-        super().close()
+    def readinto(self, buffer: Any) -> int:
+        return self.body.stored.readinto(buffer) or self.body.readinto(buffer)
 
 
 # -- a response
 
 
+class _Framing:
+    """How the end of a response's body is known (RFC 9112 section 6.3); of this one, by the end of the connection."""
+
+    discards = False  # nothing more of the body is sent
+    left = 0  # bytes that are still to come of a body of known length
+
+    def admit(self, data: bytes) -> bytes:
+        """Return what of a piece of the body may be sent."""
+        return data
+
+    def frame(self, data: bytes) -> bytes:
+        """Return a piece as it goes on the wire."""
+        return data
+
+    def end(self) -> bytes:
+        """Return what follows the last piece."""
+        return b""
+
+
+class _Chunks(_Framing):
+    """A body whose length nobody knows."""
+
+    def frame(self, data: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(data), data)
+
+    def end(self) -> bytes:
+        return b"0\r\n\r\n"
+
+
+class _Length(_Framing):
+    """A body of known length: what is longer is left out, and what is shorter is a failure."""
+
+    def __init__(self, length: int) -> None:
+        self.length = self.left = length
+
+    def admit(self, data: bytes) -> bytes:
+        if len(data) > self.left:
+            self.discards = True
+            data = data[: self.left]
+        self.left -= len(data)
+        return data
+
+    def end(self) -> bytes:
+        if self.left:  # the client must not take it for whole
+            raise RuntimeError(f"the application declared {self.length} bytes and sent {self.length - self.left}")
+        return b""
+
+
+class _NoBody(_Framing):
+    """The answer to HEAD, a 204 and a 304; and of a connection that the application has taken over, everything."""
+
+    discards = True
+
+    def admit(self, data: bytes) -> bytes:
+        return b""
+
+
+class _Ended(_Framing):
+    """The response has ended: what the application writes now would garble the next one."""
+
+    def admit(self, data: bytes) -> bytes:
+        raise RuntimeError("write() was called when the response had ended; it would garble the next one")
+
+
+_UNTIL_CLOSE, _CHUNKS, _NO_BODY, _TAKEN_OVER, _ENDED = _Framing(), _Chunks(), _NoBody(), _NoBody(), _Ended()
+
+
 class _Response:
     """One answer on its way: what the application said of it, and what of it has been sent.
 
-    Headers leave with the first piece of the body (PEP 3333), in one send when the piece is small.  A body whose
-    length nobody knows is chunked for HTTP/1.1 and ends with the connection for 1.0.
+    The head leaves with the first piece of the body (PEP 3333), in one send when the piece is small; with it the
+    framing is chosen.  It belongs to the connection's thread, but an application may `write` from others, one by one.
     """
 
     status = ""
-    length = -1  # the declared Content-Length; -1: none
     sent = 0  # bytes of the body on the wire
-    head_sent = False
-    chunked = False
-    overlong = False  # there is more of the body than its declared length
-    one_piece = False  # the application's iterable has a single piece, which tells the length
-    ended = False
+    framing: Optional[_Framing] = None  # None until the head is sent
 
-    def __init__(self, connection: _Connection, head: _Head, body: Optional[_Body]) -> None:
+    def __init__(self, connection: _Connection, head: _Head, environ: Environ, body: Optional[_Body]) -> None:
         self.connection = connection
-        self.head = head  # and not the environ, which is the application's to change
+        self.head = head  # of the request; its environ is the application's to change
+        self.environ = environ
         self.body = body
-        self.bodiless = head.line[0] == "HEAD"
         self.said = _NOTHING_SAID
-        self.upgraded: Optional[_UpgradedSocket] = None  # the connection, for an application that takes it over
 
-    @property
-    def is_taken_over(self) -> bool:
-        return self.upgraded is not None and self.upgraded.is_taken_over
-
-    def run(self, app: WSGIApplication, environ: Environ) -> None:
+    def run(self, app: WSGIApplication) -> None:
         """Call the application and send its answer; its iterable is closed exactly once, whatever happens."""
         if self.head.line[1] == "*":
             return self._answer_options()
-        app_iter = app(environ, self.start_response)
+        app_iter = app(self.environ, self.start_response)
         try:
             if type(app_iter) is FileWrapper and self._can_send_file(app_iter):
                 self._send_file(app_iter.filelike)
@@ -7614,12 +7735,12 @@ class _Response:
         self._finish()
 
     def _send_pieces(self, app_iter: Iterable[bytes]) -> None:
-        self.one_piece = hasattr(app_iter, "__len__") and len(app_iter) == 1  # type: ignore[arg-type]
+        whole = hasattr(app_iter, "__len__") and len(app_iter) == 1  # type: ignore[arg-type]
         for piece in app_iter:
             if piece or not isinstance(piece, bytes):
-                self.write(piece)
-                if self.bodiless or self.overlong:
-                    break  # nothing follows the head, or what was declared
+                self._write(piece, whole=whole)
+                if self.framing and self.framing.discards:
+                    break
 
     def start_response(
         self,
@@ -7628,189 +7749,178 @@ class _Response:
         exc_info: Optional[OptExcInfo] = None,
     ) -> Callable[[bytes], None]:
         """PEP 3333's start_response.  What is no HTTP head is refused here, where the traceback shows who said it."""
-        if self.is_taken_over:  # WebSocket libraries return an empty response to please their framework
+        if self.framing is _TAKEN_OVER:  # WebSocket libraries return an empty response to please their framework
             return self.write
         if exc_info:
             try:
-                if self.head_sent and exc_info[1] is not None:
+                if self.framing and exc_info[1] is not None:
                     raise exc_info[1].with_traceback(exc_info[2])
             finally:
                 exc_info = None  # no cycle through the traceback
         elif self.status:
             raise AssertionError("start_response was called twice; only with exc_info may it be called again")
-        try:
-            said = check_response_head(status, tuple(headers))
-        except TypeError:  # a header that is a list cannot be remembered; one that is no str says so below
-            said = None
-        self.said = said or check_response_head.__wrapped__(status, headers)
+        self.said = check_response_head(status, headers)
         self.status = status
-        self.length = self.said.length
-        if self.said.is_stream:
-            self.connection.is_stream = True
+        for name in self.said.dropped:
+            self.connection.server.warn_once(
+                f"left out the header {name}: it belongs to the connection, which is the server's (PEP 3333)"
+            )
         return self.write
 
     def write(self, data: bytes) -> None:
         """Send a piece of the body, and the head before the first one; the bytes are on the wire on return."""
-        if self.is_taken_over:
-            return None
+        self._write(data, whole=False)
+
+    def _write(self, data: bytes, *, whole: bool) -> None:
+        """Send a piece of the body; one that is `whole` tells the length."""
         if not isinstance(data, bytes):
             raise TypeError(f"the application must yield bytes, not {type(data).__name__}: {data!r:.80}")
-        if self.ended:
-            raise RuntimeError("write() was called when the response had ended; it would garble the next one")
-        size = len(data)
-        head = b"" if self.head_sent else self._head(size)
-        if self.bodiless:
-            data = b""
-        elif 0 <= self.length < self.sent + size:
-            data = self._truncated(data)
-        elif head and size <= _JOIN_LIMIT and not self.chunked:  # as most responses are: one piece, one send
-            self.sent = size
-            return self.connection.send(head + data)
-        return self._send(head, data)
+        head = b"" if self.framing else self._begin(len(data) if whole else -1)
+        framing = self.framing
+        assert framing is not None
+        discarded = framing.discards
+        data = framing.admit(data)
+        if framing.discards and not discarded:
+            self._warn_of_excess(framing)
+        self.sent += len(data)
+        wire = framing.frame(data) if data else b""
+        try:
+            if head and len(wire) > _JOIN_LIMIT:
+                self.connection.send(head)
+                self.connection.send(wire)
+            elif head or wire:
+                self.connection.send(head + wire if head else wire)
+        except _ClientGone as error:
+            self.sent -= min(error.unsent, len(data))
+            raise
 
-    def _truncated(self, data: bytes) -> bytes:
-        """Return what the declared length leaves room for; the rest would be taken for the next response."""
+    def _warn_of_excess(self, framing: _Framing) -> None:
+        """Tell of a body that is longer than declared; the rest would be taken for the next response."""
         connection = self.connection
         connection.keep_alive = False
-        if not self.overlong:
-            self.overlong = True
-            connection.server.terminal.warn(
-                f"{connection.describe()}: the body is longer than its Content-Length of {self.length}; "
-                "the rest is left out"
-            )
-        return data[: self.length - self.sent]
+        connection.server.terminal.warn(
+            f"{connection.describe()}: the body is longer than its Content-Length of {self.said.length}; "
+            "the rest is left out"
+        )
 
-    def _send(self, head: bytes, data: bytes) -> None:
-        if not data:
-            if head:
-                self.connection.send(head)
-            return
-        size = len(data)
-        if self.chunked:
-            data = b"%x\r\n%b\r\n" % (size, data)
-        if size <= _JOIN_LIMIT:
-            self.connection.send(head + data if head else data)
-        else:
-            if head:
-                self.connection.send(head)
-            self.connection.send(data)
-        self.sent += size
-
-    def _head(self, first_piece: int) -> bytes:
-        """Decide how the body is framed, and return the head; `first_piece` is the size of what follows it."""
+    def _begin(self, size: int) -> bytes:
+        """Choose the framing and return the head; `size` is that of the whole body, -1 when nobody knows it."""
         connection = self.connection
         if not self.status:
             raise AssertionError("the application sent a body before it called start_response")
-        self.head_sent = True
-        http11 = self.head.http11
-        framing = b""
-        if self.status[:3] in _BODILESS:
-            self.bodiless = True
-        elif self.length < 0:
-            framing = self._framing(first_piece, http11)
-        if self.body is not None and self.body.closes_connection():
+        self.framing, line = self._choose_framing(size)
+        closes = self.said.closes or self.framing is _UNTIL_CLOSE
+        if closes or (self.body is not None and self.body.closes_connection()):
             connection.keep_alive = False
         if not connection.keep_alive:
-            framing += b"Connection: close\r\n"
-        elif not http11:
-            framing += b"Connection: keep-alive\r\n"
-        return _final_head(int(time.time()), self.status, self.said, framing)
+            line += b"Connection: close\r\n"
+        elif not self.head.http11:
+            line += b"Connection: keep-alive\r\n"
+        if self.said.is_endless and not self.framing.discards:
+            connection.phase = _ENDLESS
+            self.log(" (begins)")
+        return _final_head(self.said, line)
 
-    def _framing(self, first_piece: int, http11: bool) -> bytes:
-        """Return the header that frames a body of undeclared length."""
-        if self.one_piece:
-            self.length = first_piece
-            return b"Content-Length: %d\r\n" % first_piece
-        if self.bodiless:
-            return b""
-        if http11:
-            self.chunked = True
-            return b"Transfer-Encoding: chunked\r\n"
-        self.connection.keep_alive = False
-        return b""
+    def _choose_framing(self, size: int) -> tuple[_Framing, bytes]:
+        """Return the framing of the body, and the header line for it unless the application gave one."""
+        length = self.said.length
+        if self.status[:3] in _BODILESS:
+            return _NO_BODY, b""
+        line = b"Content-Length: %d\r\n" % size if length < 0 <= size else b""
+        if self.head.line[0] == "HEAD":
+            return _NO_BODY, line
+        if length >= 0 or size >= 0:
+            return _Length(size if length < 0 else length), line
+        return (_CHUNKS, b"Transfer-Encoding: chunked\r\n") if self.head.http11 else (_UNTIL_CLOSE, b"")
 
     def _finish(self) -> None:
-        """End the body; one that is shorter than declared is cut, so that the client does not take it for whole."""
-        if self.is_taken_over:
-            return
-        if not self.head_sent:
+        """End the body.  The response counts as ended before its last bytes leave: nothing can slip in behind them."""
+        if self.framing is None:
             if not self.status:
                 raise AssertionError("the application returned without calling start_response")
-            self.one_piece = not self.bodiless  # no piece at all: a body of length 0
-            self._send(self._head(0), b"")
-        if self.chunked:
-            self.connection.send(b"0\r\n\r\n")
-        elif self.sent < self.length and not self.bodiless:
-            raise RuntimeError(f"the application declared {self.length} bytes and sent {self.sent}")
-        self.ended = True
+            self._write(b"", whole=self.head.line[0] != "HEAD")
+        framing = self.framing
+        assert framing is not None
+        if framing is not _TAKEN_OVER:
+            end = framing.end()
+            self.framing = _ENDED
+            if end:
+                self.connection.send(end)
+
+    def hand_over(self) -> None:
+        """Leave the connection to the application; nothing of this response is sent any more."""
+        self.framing = _TAKEN_OVER
+        self.connection.hand_over()
+
+    def log(self, note: str = "") -> None:
+        """Write a line of the request log."""
+        if UNLOGGED not in self.environ:
+            connection = self.connection
+            seconds = time.perf_counter() - connection.started
+            method, target = connection.line
+            status = self.status[:3] or "-"
+            connection.server.terminal.access(method, target + note if note else target, status, self.sent, seconds)
 
     # -- files
 
     def _can_send_file(self, wrapper: FileWrapper) -> bool:
-        """Say whether the kernel can copy the file: a plain one (a GzipFile has a descriptor too) without TLS.
+        """Return whether the kernel can copy the file: a plain one (a GzipFile has a descriptor too) without TLS.
 
         Not one whose class has a `read` of its own: what it returns need not be what the file holds.
         """
         file: Any = wrapper.filelike
         file = file.file if type(file).__name__ == "_TemporaryFileWrapper" else file
         plain = type(file) in (io.FileIO, io.BufferedReader, io.BufferedRandom)
-        return plain and self.connection.server.tls is None and not self.head_sent and not self.bodiless
+        return plain and self.connection.server.tls is None and not self.framing and self.head.line[0] != "HEAD"
 
     def _send_file(self, file: Any) -> None:
         """Send a file from its position on, by the kernel if it can; it declares its own length when nobody did."""
         here = file.tell() if file.seekable() else -1
         size = os.fstat(file.fileno()).st_size - here
-        sent = -1
-        if here >= 0 and size > 0:  # unlike a pipe, or a file of /proc, whose size is not known before it is read
-            self.one_piece = self.length < 0
-            self.connection.send(self._head(size))
-            sent = 0 if self.bodiless else self.connection.send_file(file, here, min(size, self.length))
-        if sent < 0:
-            self._send_pieces(_file_pieces(file, self.length if self.length >= 0 else sys.maxsize))
-        else:
-            self.sent += sent
-
-    def outcome(self) -> tuple[str, int]:
-        """Return status and number of bytes sent, for the log."""
-        if self.upgraded is not None and self.upgraded.is_taken_over:
-            return self.upgraded.status, self.upgraded.sent
-        return self.status[:3] or "-", self.sent
+        if here < 0 or size <= 0:  # a pipe, or a file of /proc, whose size is not known before it is read
+            return self._send_pieces(_file_pieces(file, self.said.length if self.said.length >= 0 else sys.maxsize))
+        self.connection.send(self._begin(size))
+        framing = self.framing
+        assert framing is not None
+        while framing.left:
+            count = self.connection.send_file(file, here + self.sent, framing.left)
+            if count < 0:
+                return self._send_pieces(_file_pieces(file, framing.left))
+            if count == 0:  # the file has become shorter
+                return None
+            framing.left -= count
+            self.sent += count
+        return None
 
     # -- failures
 
-    def answer_silence(self) -> None:
-        """Answer a client that fell silent in its body, if it still listens and nothing has been said yet."""
-        if not self.head_sent and self.body is not None and self.body.unread:
-            self._replace("400 Bad Request", b"Bad Request: the body did not come as declared\n")
-
-    def answer_mistake(self, error: _BadRequest) -> None:
-        """Answer a client whose body is not HTTP; once headers are out, the cut connection is the answer."""
-        self.connection.keep_alive = False
-        self.connection.input_left = True
-        if self.head_sent:
-            self.connection.cut()
+    def fail(self, error: BaseException) -> None:
+        """Answer for an application that raised, and tell of it; a client that has gone is no failure."""
+        if isinstance(error, _BadRequest):  # in a body that was read as it came
+            self.connection.input_left = True
+            self._replace(error.status, f"{error.status[4:]}: {error}\n")
+        elif isinstance(error, _ClientGone):
+            if self.body is not None and self.body.unread and not self.framing:  # it may still listen
+                self._replace("400 Bad Request", "Bad Request: the body did not come as declared\n")
         else:
-            self._replace(error.status, f"{error.status[4:]}: {error}\n".encode("utf-8", "replace"))
+            if not nobody_listens(error, self.environ):
+                link = str(self.environ.get(CRASH_LINK, ""))
+                self.connection.server.terminal.crash(error, f"{' '.join(self.connection.line)} failed:", link=link)
+            self._replace("500 Internal Server Error", "Internal Server Error\n")
 
-    def answer_failure(self) -> None:
-        """Answer for an application that failed; once its headers are out, the cut connection is the answer."""
-        if self.is_taken_over:
-            pass  # what is said on the connection is the application's
-        elif not self.head_sent:
-            self._replace("500 Internal Server Error", b"Internal Server Error\n")
-        elif self.length < 0 and not self.chunked:  # for HTTP/1.0, the end of the connection would be the body's
+    def _replace(self, status: str, text: str) -> None:
+        """Answer so instead; once the application's head is out, the cut connection is the answer."""
+        if self.framing is _UNTIL_CLOSE:  # for HTTP/1.0, the end of the connection would be the body's
             self.connection.abort()
-        else:
+        elif self.framing is None:
+            self.said = check_response_head(status, PLAIN_TEXT)
+            self.status = status
+            try:
+                self._write(text.encode("utf-8", "replace"), whole=True)
+            except _ClientGone:
+                pass  # nobody is there to be told
+        elif self.framing is not _TAKEN_OVER:
             self.connection.cut()
-
-    def _replace(self, status: str, text: bytes) -> None:
-        self.said = check_response_head(status, PLAIN_TEXT)
-        self.status, self.length = status, -1
-        self.one_piece, self.chunked = True, False
-        try:
-            self.write(text)
-        except _ClientGone:
-            pass  # nobody is there to be told
 
 
 def _file_pieces(file: Any, count: int) -> Iterator[bytes]:
@@ -7821,6 +7931,121 @@ def _file_pieces(file: Any, count: int) -> Iterator[bytes]:
             return
         count -= len(piece)
         yield piece
+
+
+class _ResponseHead(NamedTuple):
+    """What an application said before its body, checked."""
+
+    block: bytes  # the status line and the headers as they go on the wire
+    names: frozenset[str]  # of the headers, in lower case
+    length: int  # the declared Content-Length, -1 without
+    is_endless: bool  # the body has no foreseeable end
+    closes: bool  # the application asks for the connection's end
+    dropped: tuple[str, ...]  # headers that are not the application's to send
+
+
+PLAIN_TEXT = (("Content-Type", "text/plain; charset=utf-8"),)
+_NOTHING_SAID = _ResponseHead(b"", frozenset(), -1, False, False, ())
+_ENDLESS_TYPES = (  # event streams, cameras, and rows that are written as they happen
+    "text/event-stream",
+    "multipart/x-mixed-replace",
+    "application/x-ndjson",
+    "application/ndjson",
+    "application/jsonl",
+    "application/x-jsonlines",
+    "application/json-seq",
+    "application/stream+json",
+)
+
+
+def check_response_head(status: str, headers: Iterable[tuple[str, str]]) -> _ResponseHead:
+    """Check a status and headers, and return them as they go on the wire.
+
+    Raises ValueError or TypeError for what is no HTTP: a control character would let a value become a header.
+    """
+    said = (status, tuple(headers))
+    try:
+        return _response_heads[said]  # type: ignore[no-any-return]
+    except TypeError:  # a header that is a list cannot be looked up; of one that is no str the checks say so
+        return _checked_head(said)
+
+
+def _checked_head(said: tuple[str, tuple[tuple[str, str], ...]]) -> _ResponseHead:
+    status, headers = said
+    _check_status(status)
+    length, is_endless, closes = -1, False, False
+    names, lines, dropped = set(), [], []
+    for name, value in headers:
+        key = _header_names[name]
+        if not isinstance(value, str):
+            raise TypeError(f"the value of the header {name} must be str, not {value!r}")
+        if key == "content-length":
+            again, length = length >= 0, _declared_length(value, length)
+            if again or status[:3] == "204":  # twice the same, once is enough; a 204 has none (RFC 9110 section 8.6)
+                continue
+        elif key == "content-type":
+            is_endless = value.lower().startswith(_ENDLESS_TYPES)
+        elif is_hop_by_hop(key):
+            asks = key == "connection" and "close" in _options(value)
+            closes = closes or asks
+            dropped += [] if asks else [name]
+            continue
+        names.add(key)
+        lines.append(f"{name}: {value}\r\n")
+    if "server" not in names:
+        lines.append(f"Server: {_SERVER_NAME}\r\n")
+    block = _encode_latin_1(f"HTTP/1.1 {status}\r\n{''.join(lines)}")
+    if block.translate(None, _TEXT) != b"\r\n" * (len(lines) + 1):
+        raise ValueError(f"a control character in a header's value: {block!r}")
+    return _ResponseHead(block, frozenset(names), length, is_endless and length < 0, closes, tuple(dropped))
+
+
+# Most answers of an application begin alike, and the checks are dear.
+_response_heads = _ResultCache(_checked_head, lambda said, head: len(head.block))
+
+
+def _final_head(said: _ResponseHead, line: bytes) -> bytes:
+    """Return a whole response head, with a line about the framing; a Date is added unless the application gave one."""
+    date = b"" if "date" in said.names else _date_line(int(time.time()))
+    return b"%b%b%b\r\n" % (said.block, date, line)
+
+
+@functools.lru_cache(maxsize=2)  # within a second all are the same
+def _date_line(now: int) -> bytes:
+    return f"Date: {format_date_time(now)}\r\n".encode("ascii")
+
+
+_STATUS = re.compile(r"[2-9][0-9][0-9] [\t\x20-\x7e\x80-\xff]*")  # RFC 9112 section 4; 1xx is not an application's
+
+
+def _check_status(status: str) -> None:
+    if not isinstance(status, str) or not _STATUS.fullmatch(status):
+        raise ValueError(f"{status!r} is no status such as '200 OK'")
+
+
+def _header_name(name: str) -> str:
+    """Return the lower-case form of a header name that an application may send.  Raises ValueError."""
+    if not isinstance(name, str) or not _FIELD_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no header name")
+    return name.lower()
+
+
+_header_names = _ResultCache(_header_name, lambda name, key: 32 * len(name))
+
+
+def _declared_length(value: str, before: int) -> int:
+    """Return the Content-Length that the application declares, once or twice the same."""
+    text = str(value)
+    if not (text.isascii() and text.isdigit()) or before not in (-1, int(text)):
+        raise ValueError(f"{value!r} is no Content-Length")
+    return int(text)
+
+
+def _encode_latin_1(text: str) -> bytes:
+    try:
+        return text.encode("latin-1")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"a header holds {text[error.start]!r}, which is not Latin-1 (PEP 3333)") from None
 
 
 # -- a connection that has become the application's
@@ -7839,12 +8064,9 @@ class _UpgradedSocket:
     BrokenPipeError.
     """
 
-    def __init__(self, connection: _Connection, began: Callable[[str], None]) -> None:
-        self.is_taken_over = False
-        self.status = "-"  # of the application's answer to the handshake, for the log
-        self.sent = 0  # bytes
-        self._connection = connection
-        self._began = began  # is called with the status before the first byte is sent
+    def __init__(self, response: _Response) -> None:
+        self._response = response
+        self._connection = response.connection
         self._timeout: Optional[float] = None
         self._sending = threading.Lock()  # held for a whole message
         self._calling = threading.Lock()  # held for each call of the socket
@@ -7852,11 +8074,14 @@ class _UpgradedSocket:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection.sock, name)
 
+    @property
+    def is_taken_over(self) -> bool:
+        return self._response.framing is _TAKEN_OVER
+
     def take_over(self) -> None:
         """Make the connection the application's."""
         if not self.is_taken_over:
-            self.is_taken_over = True
-            self._connection.hand_over()
+            self._response.hand_over()
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """Return up to `size` bytes, and nothing when the client has ended the connection."""
@@ -7881,15 +8106,16 @@ class _UpgradedSocket:
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         self.take_over()
+        response = self._response
         with self._sending:
             view = memoryview(data).cast("B")
-            if not self.sent:
-                begin = bytes(view[:12])
-                self.status = begin[9:].decode("latin-1") if begin.startswith(b"HTTP/1.") else "-"
-                self._began(self.status)
+            if not response.sent:
+                first = bytes(view[:12])
+                response.status = first[9:].decode("latin-1") if first.startswith(b"HTTP/1.") else "-"
+                response.log(" (begins)")
             while view:
                 count = self._call("send", view, flags, writing=True)
-                self.sent += count
+                response.sent += count
                 view = view[count:]
 
     def receive_now(self, size: int) -> Optional[bytes]:
@@ -7899,7 +8125,7 @@ class _UpgradedSocket:
     def send_now(self, data: memoryview) -> int:
         """Send what the socket takes without waiting; return how many bytes that are."""
         count: int = self._call_now(lambda: self._call("send", data, 0, writing=True), 0)
-        self.sent += count
+        self._response.sent += count
         return count
 
     def _call_now(self, call: Callable[[], Any], otherwise: Any) -> Any:
@@ -7924,7 +8150,7 @@ class _UpgradedSocket:
                 if not _would_block(error) or self._timeout == 0:
                     raise
                 writing = _waits_to_write(error, writing)
-            if not _wait(sock, self._timeout, writing=writing):
+            if not _wait([sock], self._timeout, writing=writing):
                 raise socket.timeout("timed out")
 
     def settimeout(self, seconds: Optional[float]) -> None:
@@ -7951,6 +8177,44 @@ class _UpgradedSocket:
             self.shutdown(socket.SHUT_RDWR)
 
 
+# -- sockets
+
+_SMALL_STACKS = sys.platform == "linux" and "CS_GNU_LIBC_VERSION" not in os.confstr_names  # musl
+
+
+def _base_environ(address: Any, listeners: int, *, threads: bool, https: bool) -> Environ:
+    """Return what the environ of every request has in common; `address` is the first listener's."""
+    name, port = (address[0], address[1]) if isinstance(address, tuple) else ("localhost", 80)
+    return {
+        "SCRIPT_NAME": "",
+        "SERVER_NAME": name if listeners == 1 else "localhost",
+        "SERVER_PORT": str(port),
+        "SERVER_SOFTWARE": _SERVER_NAME,
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": "https" if https else "http",
+        "wsgi.errors": sys.stderr or io.StringIO(),  # it may have been closed at the start
+        "wsgi.multithread": threads,
+        "wsgi.multiprocess": False,
+        "wsgi.run_once": False,
+        "wsgi.file_wrapper": FileWrapper,
+    }
+
+
+def _remote(address: Any) -> tuple[str, str]:
+    """Return REMOTE_ADDR and REMOTE_PORT; a client of a socket file has neither."""
+    return (address[0], str(address[1])) if isinstance(address, tuple) else ("", "")
+
+
+def _set_options(sock: socket.socket) -> None:
+    """Have no call of the socket block, and have sends leave at once.
+
+    With Nagle's algorithm the last segment of a response waits for the client's delayed ACK.
+    """
+    sock.setblocking(False)
+    if sock.family != getattr(socket, "AF_UNIX", None):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
 def _would_block(error: OSError) -> bool:
     """Return whether a call failed only because a socket was not ready; `ssl` is not imported for plain HTTP."""
     return isinstance(error, BlockingIOError) or type(error).__name__ in ("SSLWantReadError", "SSLWantWriteError")
@@ -7961,161 +8225,29 @@ def _waits_to_write(error: OSError, writing: bool) -> bool:
     return writing if isinstance(error, BlockingIOError) else type(error).__name__ == "SSLWantWriteError"
 
 
-def _wait(sock: socket.socket, seconds: Optional[float], *, writing: bool) -> bool:
-    """Return whether a socket is ready within so many seconds."""
-    if sys.platform == "win32" or not _reads_ahead():
-        reading, writable = ([], [sock]) if writing else ([sock], [])
-        return any(select.select(reading, writable, [], seconds))
-    poller = select.poll()
-    poller.register(sock, select.POLLOUT if writing else select.POLLIN)
-    return bool(poller.poll(None if seconds is None else max(0, seconds) * 1000))
+def _has_poll() -> bool:
+    """Return whether to wait by poll: Windows has none, and greenlets only wait by the `select` that they patch.
 
-
-class _ResponseHead(NamedTuple):
-    """What an application said before its body, checked."""
-
-    block: bytes  # the header lines as they go on the wire
-    names: frozenset[str]  # in lower case
-    length: int  # the declared Content-Length, -1 without
-    is_stream: bool
-
-
-PLAIN_TEXT = (("Content-Type", "text/plain; charset=utf-8"),)
-_NOTHING_SAID = _ResponseHead(b"", frozenset(), -1, False)
-
-
-@functools.lru_cache(maxsize=256)  # most answers of an application begin alike, and the checks are dear
-def check_response_head(status: str, headers: Iterable[tuple[str, str]]) -> _ResponseHead:
-    """Check a status and headers, and return them as they go on the wire.
-
-    Raises ValueError or TypeError for what is no HTTP: a control character would let a value become a header.
+    Elsewhere `select` would take no descriptor past 1023.
     """
-    _check_status(status)
-    length = -1
-    is_stream = False
-    lines = []
-    for name, value in headers:
-        key = _checked_name(name)
-        if not isinstance(value, str):
-            raise TypeError(f"the value of the header {name} must be str, not {value!r}")
-        if key == "content-length":
-            again, length = length >= 0, _declared_length(value, length)
-            if again:
-                continue  # twice the same, and once is enough (RFC 9110 section 8.6)
-        elif key == "content-type":
-            is_stream = value.startswith("text/event-stream")
-        lines.append(f"{name}: {value}\r\n")
-    block = _encode_latin_1("".join(lines))
-    if block.translate(None, _TEXT) != b"\r\n" * len(lines):
-        raise ValueError(f"a control character in a header's value: {block!r}")
-    if status[:3] == "204":  # RFC 9110 section 8.6: it has no length; Django declares one of 0
-        block = _without(block, {"content-length"})
-    return _ResponseHead(block, frozenset(_checked_name(name) for name, _ in headers), length, is_stream)
-
-
-@functools.lru_cache(maxsize=64)  # within a second most heads are the same
-def _final_head(now: int, status: str, said: _ResponseHead, framing: bytes) -> bytes:
-    """Return a whole response head; Date and Server are added unless the application gave its own."""
-    extra = f"Date: {format_date_time(now)}\r\nServer: {_SERVER_NAME}\r\n".encode("ascii")
-    if "date" in said.names or "server" in said.names:
-        extra = _without(extra, said.names)
-    return b"HTTP/1.1 %b\r\n%b%b%b\r\n" % (status.encode("latin-1"), said.block, extra, framing)
-
-
-def _without(block: bytes, names: Container[str]) -> bytes:
-    """Return a block of header lines without those of the given lower-case names."""
-    lines = block.splitlines(keepends=True)
-    return b"".join(line for line in lines if line.partition(b":")[0].decode("latin-1").lower() not in names)
-
-
-_STATUS = re.compile(r"[2-5][0-9][0-9] [\t\x20-\x7e\x80-\xff]*")  # RFC 9112 section 4; 1xx is not an application's
-
-
-def _check_status(status: str) -> None:
-    if not isinstance(status, str) or not _STATUS.fullmatch(status):
-        raise ValueError(f"{status!r} is no status such as '200 OK'")
-
-
-@functools.lru_cache(maxsize=1024)
-def _checked_name(name: str) -> str:
-    """Return the lower-case form of a header name that an application may send.  Raises ValueError."""
-    if not isinstance(name, str) or not _FIELD_NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no header name")
-    if is_hop_by_hop(name):
-        raise ValueError(f"the header {name} belongs to the connection, which is the server's (PEP 3333)")
-    return name.lower()
-
-
-def _declared_length(value: str, before: int) -> int:
-    """Return the Content-Length that the application declares, once or twice the same."""
-    text = str(value)
-    if not (text.isascii() and text.isdigit()) or before not in (-1, int(text)):
-        raise ValueError(f"{value!r} is no Content-Length")
-    return int(text)
-
-
-def _encode_latin_1(text: str) -> bytes:
-    try:
-        return text.encode("latin-1")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"a header holds {text[error.start]!r}, which is not Latin-1 (PEP 3333)") from None
-
-
-# -- sockets
-
-
-def _base_environ(listener: socket.socket, *, threads: bool, https: bool) -> Environ:
-    """Return what the environ of every request on `listener` has in common."""
-    address = listener.getsockname()
-    name, port = (address[0], address[1]) if isinstance(address, tuple) else ("localhost", 80)
-    return {
-        "SCRIPT_NAME": "",
-        "SERVER_NAME": name,
-        "SERVER_PORT": str(port),
-        "SERVER_SOFTWARE": _SERVER_NAME,
-        "wsgi.version": (1, 0),
-        "wsgi.url_scheme": "https" if https else "http",
-        "wsgi.errors": sys.stderr or io.StringIO(),  # it may have been closed at the start
-        "wsgi.multithread": threads,
-        "wsgi.multiprocess": False,
-        "wsgi.run_once": False,
-        "wsgi.input_terminated": True,
-        "wsgi.file_wrapper": FileWrapper,
-    }
-
-
-def _remote(address: Any) -> tuple[str, str]:
-    """Return REMOTE_ADDR and REMOTE_PORT; a client of a socket file has neither."""
-    return (address[0], str(address[1])) if isinstance(address, tuple) else ("", "")
-
-
-def _reads_ahead() -> bool:
-    """Return whether a read may end by a timeout of the kernel: not on Windows, where a socket is undefined after one,
-    and not in a greenlet, which waits by other means."""
     return hasattr(select, "poll") and not has_green_threads()
 
 
-def _set_options(sock: socket.socket) -> None:
-    """Bound each wait of a blocking socket in the kernel: `settimeout` would cost a poll before each call.
-
-    A read waits only for the moment in which a next request is caught; whoever reads on watches in between.  Sends
-    leave at once: with Nagle's algorithm the last segment of a response waits for the client's delayed ACK.
-    """
-    reading = _READ_AHEAD_SECONDS if _reads_ahead() else _BODY_TIMEOUT
-    for option, seconds in ((socket.SO_RCVTIMEO, reading), (socket.SO_SNDTIMEO, _SEND_TIMEOUT)):
-        whole, part = divmod(round(seconds * 1_000_000), 1_000_000)
-        milliseconds = struct.pack("=I", round(seconds * 1000))
-        sock.setsockopt(
-            socket.SOL_SOCKET, option, milliseconds if sys.platform == "win32" else struct.pack("@ll", whole, part)
-        )
-    if sock.family != getattr(socket, "AF_UNIX", None):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+def _wait(socks: Sequence[socket.socket], seconds: Optional[float], *, writing: bool = False) -> bool:
+    """Return whether one of some sockets is ready within so many seconds."""
+    if sys.platform == "win32" or not _has_poll():
+        reading, writable = ([], socks) if writing else (socks, [])
+        return any(select.select(reading, writable, [], seconds))
+    poller = select.poll()
+    for sock in socks:
+        poller.register(sock, select.POLLOUT if writing else select.POLLIN)
+    return bool(poller.poll(None if seconds is None else max(0, seconds) * 1000))
 
 
 def _watch(sock: socket.socket) -> Callable[[float], bool]:
-    """Return a function that waits up to so many seconds and says whether `sock` has something to read."""
-    if sys.platform == "win32" or not _reads_ahead():
-        return lambda seconds: bool(select.select([sock], [], [], max(seconds, 0))[0])
+    """Return a function that waits up to so many seconds and returns whether `sock` has something to read."""
+    if sys.platform == "win32" or not _has_poll():
+        return lambda seconds: _wait([sock], max(0, seconds))
     poller = select.poll()
     poller.register(sock, select.POLLIN)
     return lambda seconds: bool(poller.poll(seconds * 1000 if seconds > 0 else 0))
@@ -8131,29 +8263,46 @@ def _watch_tls(sock: Any) -> Callable[[float], bool]:
 
 _BACKLOG = 1024  # connections that the kernel keeps while a reload replaces the process; Linux caps it by somaxconn
 _SYSTEMD_FD = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
+_DOCUMENTATION_ADDRESS = "192.0.2.1"  # RFC 5737: nobody has it, so the way there is the way to the world
 _PORT_SEARCH = 100  # ports above a used one that are tried for a free one
 _AIRPLAY_HINT = " (on macOS port 5000 belongs to AirPlay Receiver: System Settings, General, AirDrop & Handoff)"
 
 
-def listen(host: str, port: int, *, again: Callable[[int], str]) -> socket.socket:
-    """Return a listening socket on an address, a name, or `unix:PATH`.
+def listen(host: str, port: int, *, again: Callable[[int], str]) -> list[socket.socket]:
+    """Return the sockets that listen on an address, a name, or `unix:PATH`.
 
-    A socket that systemd passed (LISTEN_FDS) goes first.  Raises `DevserveError`; `again` returns the command that
-    starts on another port, for the message that tells of a used one.
+    A socket that systemd passed goes first.  Raises `DevserveError`; `again` returns the command that starts on
+    another port, for the message that tells of a used one.
     """
-    passed = _socket_of_systemd()
-    if passed is not None:
+    passed = _sockets_of_systemd()
+    if passed:
         return passed
     path = socket_path(host)
     if path:
-        return _listen_on_path(path)
+        return [_listen_on_path(path)]
     if not 0 <= port <= 65535:
         raise DevserveError(f"{port} is no port: choose one from 1 to 65535, or 0 for a free one")
-    family, address = _resolve(host, port)
     try:
-        return _listen_on_address(family, address)
+        return _listen_on_host(host, port)
     except OSError as error:
         raise _bind_error(error, host, port, again) from error
+
+
+def _listen_on_host(host: str, port: int) -> list[socket.socket]:
+    """Listen on the address of a host; for localhost on both loopbacks, since Node and Chrome ask ::1 first."""
+    if host != "localhost" and not host.endswith(".localhost"):
+        return [_listen_on_address(*_resolve(host, port))]
+    for _ in range(_PORT_SEARCH):
+        first = _listen_on_address(socket.AF_INET, ("127.0.0.1", port))
+        try:
+            return [first, _listen_on_address(socket.AF_INET6, ("::1", first.getsockname()[1]))]
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                return [first]  # this machine has no ::1
+            first.close()
+            if port:
+                raise
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
 def _listen_on_address(family: int, address: Any) -> socket.socket:
@@ -8163,8 +8312,8 @@ def _listen_on_address(family: int, address: Any) -> socket.socket:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
         else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6 and address[0] == "::":
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # every address, IPv4 ones too
+        if family == socket.AF_INET6:  # :: is every address, IPv4 ones too
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address[0] != "::")
         sock.bind(address)
         sock.listen(_BACKLOG)
     except OSError:
@@ -8224,22 +8373,15 @@ def _remove_stale_socket(path: str, family: int) -> None:
             raise DevserveError(f"the socket file {path!r} is in use by a running server; choose another path")
 
 
-def _socket_of_systemd() -> Optional[socket.socket]:
-    """Return the first socket that systemd, or systemd-socket-activate, opened for this very process."""
+def _sockets_of_systemd() -> list[socket.socket]:
+    """Return the first socket that systemd opened for this very process, if any: sd_listen_fds(3)."""
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
-        return None
-    count = os.environ.get("LISTEN_FDS", "")
-    if not count.isdigit() or int(count) < 1:
-        return None
-    try:
-        sock = socket.socket(fileno=_SYSTEMD_FD)
-        sock.getsockname()
-    except OSError as error:
-        raise DevserveError(f"LISTEN_FDS={count}, but descriptor 3 is no socket: {error.strerror}") from error
-    sock.set_inheritable(False)
+        return []
     for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
         os.environ.pop(name, None)
-    return sock
+    sock = socket.socket(fileno=_SYSTEMD_FD)
+    sock.set_inheritable(False)
+    return [sock]
 
 
 def _bind_error(error: OSError, host: str, port: int, again: Callable[[int], str]) -> DevserveError:
@@ -8265,7 +8407,7 @@ def _bind_error(error: OSError, host: str, port: int, again: Callable[[int], str
 
 
 def _is_own_parent() -> bool:
-    """Tell whether the parent runs the same command: other reloaders, Bottle's too, start it again (Linux)."""
+    """Return whether the parent runs the same command: other reloaders, Bottle's too, start it again (Linux)."""
     try:
         with open(f"/proc/{os.getppid()}/cmdline", "rb") as file:
             words = [os.fsdecode(word) for word in file.read().split(b"\0")[:-1]]
@@ -8279,7 +8421,8 @@ def _next_free_port(host: str, port: int) -> int:
     """Return the first port after `port` that can be bound, or 0."""
     for candidate in range(port + 1, min(port + _PORT_SEARCH, 65536)):
         try:
-            _listen_on_address(*_resolve(host, candidate)).close()
+            for sock in _listen_on_host(host, candidate):
+                sock.close()
         except OSError:
             continue
         return candidate
@@ -8346,46 +8489,32 @@ def _tool_output(*command: str) -> str:
     return done.stdout.decode("utf-8", "replace")
 
 
-def urls(listener: socket.socket, scheme: str) -> list[str]:
-    """Return the addresses under which clients reach `listener`: for 0.0.0.0 and :: every one of the machine."""
-    address = listener.getsockname()
+def urls(listeners: Sequence[socket.socket], scheme: str) -> list[str]:
+    """Return the addresses under which clients reach `listeners`: for 0.0.0.0 and :: also that on the network."""
+    address = listeners[0].getsockname()
     if not isinstance(address, tuple):
         return [f"unix:{os.fsdecode(address)}"]
-    hosts = [address[0]]
+    hosts = ["localhost"] if len(listeners) > 1 else [address[0]]
     if address[0] in ("0.0.0.0", "::"):
-        hosts = _machine_addresses(ipv6=address[0] == "::")
+        hosts = ["127.0.0.1", *(["::1"] if address[0] == "::" else []), *filter(None, [_network_address()])]
     return [f"{scheme}://{f'[{host}]' if ':' in host else host}:{address[1]}" for host in hosts]
 
 
-def _machine_addresses(*, ipv6: bool) -> list[str]:
-    """Return this machine's addresses, loopback first; link-local IPv6 ones are left out, as no browser takes them."""
-    if sys.platform == "linux":
-        text = _linux_addresses()
-    elif sys.platform == "win32":
-        text = " ".join(str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None))
-    else:
-        text = " ".join(re.findall(r"inet6? ([0-9a-f.:]+)", _tool_output("ifconfig")))
-    found = dict.fromkeys(["127.0.0.1", *(["::1"] if ipv6 else []), *text.split()])
-    return [host for host in found if (ipv6 or ":" not in host) and not host.startswith("fe80")]
-
-
-def _linux_addresses() -> str:
-    """IPv4 from the routing trie, where a local address is the line before "/32 host LOCAL"; IPv6 from if_inet6."""
-    found = []
-    try:
-        with open("/proc/net/fib_trie", encoding="ascii") as trie:
-            found += re.findall(r"\|-- ([0-9.]+)\n\s+/32 host LOCAL", trie.read())
-        with open("/proc/net/if_inet6", encoding="ascii") as table:
-            found += [socket.inet_ntop(socket.AF_INET6, bytes.fromhex(line.split()[0])) for line in table]
-    except OSError:
-        pass  # a container without them: loopback alone is named
-    return " ".join(found)
+def _network_address() -> str:
+    """Return this machine's address on its network, "" without one.  To connect UDP chooses it, and sends nothing."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect((_DOCUMENTATION_ADDRESS, 9))
+        except OSError:
+            return ""
+        address = str(sock.getsockname()[0])
+        return "" if address.startswith("127.") else address
 
 
 def tls_from_files(cert: str, key: str) -> Callable[[socket.socket], socket.socket]:
-    """Return the function that does a server's TLS handshake with a certificate and its key (PEM files).
+    """Return the function that puts TLS on a server's connection, by a certificate and its key (PEM files).
 
-    Raises `DevserveError` for files that are missing or do not fit each other.
+    Whoever calls it does the handshake.  Raises `DevserveError` for files that are missing or do not fit each other.
     """
     import ssl
 
@@ -8401,11 +8530,7 @@ def tls_from_files(cert: str, key: str) -> Callable[[socket.socket], socket.sock
             f"--cert {cert}{f' --key {key}' if key else ''}: not a PEM certificate with its key ({error})"
         ) from error
 
-    def shake_hands(sock: socket.socket) -> socket.socket:
-        sock.settimeout(_BODY_TIMEOUT)
-        return context.wrap_socket(sock, server_side=True)
-
-    return shake_hands
+    return partial(context.wrap_socket, server_side=True, do_handshake_on_connect=False)
 
 
 # -- a certificate of this machine's own
@@ -8457,7 +8582,7 @@ def _certificate_names(host: str) -> set[str]:
     own = socket.gethostname()
     names = {"localhost", "127.0.0.1", "::1", own, f"{own.partition('.')[0]}.local", host.partition("%")[0]}
     if host in ("0.0.0.0", "::"):
-        names.update(_machine_addresses(ipv6=host == "::"))
+        names.add(_network_address())
     return {name.lower() for name in names if re.fullmatch(r"[A-Za-z0-9:][A-Za-z0-9.:-]*", name)} - {"0.0.0.0", "::"}
 
 
@@ -11384,7 +11509,7 @@ class _Supervisor:
         self.launch = launch
         self.child: Any = None
         self.stopped_by = 0  # the signal that asked for the end
-        self.listener = socket.socket(fileno=handover.sockets["listener"][0])
+        self.listeners = [socket.socket(fileno=fd) for fd in handover.sockets["listener"]]
         self.waiting: list[int] = []
         self.words: dict[str, Any] = {
             "kept": launch.kept,
@@ -11421,7 +11546,8 @@ class _Supervisor:
         if sys.platform == "win32":
             line, theirs = socket.socketpair()
             with line, theirs:
-                self.listener.set_inheritable(True)
+                for listener in self.listeners:
+                    listener.set_inheritable(True)
                 theirs.set_inheritable(True)
                 self._start(str(theirs.fileno()))
                 self._give(line)
@@ -11471,8 +11597,8 @@ class _Supervisor:
 
     def _give(self, line: _socket.socket) -> None:
         """Give the child the listener and what is left to it."""
-        fds = [self.listener.fileno(), *self.waiting]
-        words = {**self.words, "roles": {"listener": 1, "waiting": len(self.waiting)}}
+        fds = [*(listener.fileno() for listener in self.listeners), *self.waiting]
+        words = {**self.words, "roles": {"listener": len(self.listeners), "waiting": len(self.waiting)}}
         if sys.platform == "win32":
             words["inherited"] = fds
         with contextlib.suppress(OSError):  # it died at once
@@ -11631,8 +11757,8 @@ def _start(
             tls = _tls_of(config, terminal)
         terminal.quiet, terminal.editor, terminal.path_map = config.quiet, config.editor, config.path_map
         if config.reload and launch.must_supervise:
-            listener, notes = _listen_for(config, in_code=in_code)
-            return supervise(launch, Handover({"listener": [listener.detach()]}, notes))
+            listeners, notes = _listen_for(config, in_code=in_code)
+            return supervise(launch, Handover({"listener": [sock.detach() for sock in listeners]}, notes))
         for warning in warnings:  # by whoever serves, and once
             if warning not in notes.get("warnings", ()):
                 terminal.warn(warning)
@@ -11679,8 +11805,8 @@ def make_server(app: WSGIApplication, host: str = "127.0.0.1", port: int = 0, **
     terminal = Terminal(quiet=config.quiet, editor=config.editor, path_map=config.path_map)
     check_pin(config.pin)
     tls = _tls_of(config, terminal)
-    listener = listen(config.host, config.port, again=_keyword_for_port)
-    server = DevServer(listener, app, terminal, threads=config.threads, tls=tls)
+    listeners = listen(config.host, config.port, again=_keyword_for_port)
+    server = DevServer(listeners, app, terminal, threads=config.threads, tls=tls)
     bridge = AsgiBridge(app, terminal) if is_asgi(app) else None
     if bridge:
         app = server.app = bridge
@@ -11691,8 +11817,8 @@ def make_server(app: WSGIApplication, host: str = "127.0.0.1", port: int = 0, **
             server.server_close()
             raise
     if config.debugger:
-        guard = Guard.fresh(config.pin, server.server_port, config.trusted_hosts, _bound_hosts(config, listener))
-        base_url = urls(listener, "https" if tls else "http")[0]
+        guard = Guard.fresh(config.pin, server.server_port, config.trusted_hosts, _bound_hosts(config, listeners))
+        base_url = urls(listeners, "https" if tls else "http")[0]
         server.app = debugged = DebuggedApplication(app, guard=guard, terminal=terminal, base_url=base_url)
         if bridge:
             bridge.report = debugged.report
@@ -11708,9 +11834,9 @@ def _tls_of(config: Config, terminal: Terminal) -> Optional[Callable[[socket.soc
     return tls_from_files(cert, config.key) if cert else None
 
 
-def _bound_hosts(config: Config, listener: socket.socket) -> list[str]:
-    """Return name and address that the listener is bound to, whose pages may use the console."""
-    address = listener.getsockname()
+def _bound_hosts(config: Config, listeners: Sequence[socket.socket]) -> list[str]:
+    """Return name and address that the listeners are bound to, whose pages may use the console."""
+    address = listeners[0].getsockname()
     bound = [config.host, str(address[0])] if isinstance(address, tuple) else []
     return [host for host in bound if host not in ("0.0.0.0", "::", "")]
 
@@ -11725,11 +11851,11 @@ def _imported_by_devserve() -> bool:
     return False
 
 
-def _listen_for(config: Config, *, in_code: bool) -> tuple[socket.socket, dict[str, Any]]:
-    """Return a socket that listens where the configuration says, and a note of the socket file that is ours."""
-    listener = listen(config.host, config.port, again=_keyword_for_port if in_code else _command_for_port)
+def _listen_for(config: Config, *, in_code: bool) -> tuple[list[socket.socket], dict[str, Any]]:
+    """Return the sockets that listen where the configuration says, and a note of the socket file that is ours."""
+    listeners = listen(config.host, config.port, again=_keyword_for_port if in_code else _command_for_port)
     path = socket_path(config.host)
-    return listener, {"socket_file": os.path.abspath(path) if listener.getsockname() == path else ""}
+    return listeners, {"socket_file": os.path.abspath(path) if listeners[0].getsockname() == path else ""}
 
 
 class _Runner:
@@ -11749,7 +11875,7 @@ class _Runner:
         self.notes = self.handover.notes if self.handover else {}
         self.reloaded = "since" in self.notes
         self.socket_file = self.notes.get("socket_file", "")  # ours to remove at the end
-        self.listener = self._listener()
+        self.listeners = self._listeners()
         self.tls = tls
         self.errands: deque[Callable[[], None]] = deque()  # for the thread that serves
         self._make_server()
@@ -11768,23 +11894,32 @@ class _Runner:
 
     # -- what the machines are made from
 
-    def _listener(self) -> socket.socket:
+    def _listeners(self) -> list[socket.socket]:
         if self.handover and self.handover.sockets["listener"]:
-            return socket.socket(fileno=self.handover.sockets["listener"][0])
-        listener, notes = _listen_for(self.config, in_code=self.in_code)
+            return [socket.socket(fileno=fd) for fd in self.handover.sockets["listener"]]
+        listeners, notes = _listen_for(self.config, in_code=self.in_code)
         self.socket_file = notes["socket_file"]
-        return listener
+        return listeners
 
     def _make_server(self) -> None:
         """Make the server; once more when the application has put greenlets in the place of threads."""
-        if not isinstance(self.listener, socket.socket):
-            self.listener = socket.socket(fileno=self.listener.detach())
-        self.server = DevServer(self.listener, _loading_app, self.terminal, threads=self.config.threads, tls=self.tls)
+        self.listeners = [
+            sock if isinstance(sock, socket.socket) else socket.socket(fileno=sock.detach()) for sock in self.listeners
+        ]
+        config = self.config
+        self.server = DevServer(
+            self.listeners,
+            _loading_app,
+            self.terminal,
+            threads=config.threads,
+            tls=self.tls,
+            tls_keep_alive=not config.reload,
+        )
         self.ended = threading.Event()  # no connection is accepted any more
 
     def _guard(self) -> Guard:
         notes = self.notes if self.reloaded else {}
-        bound = _bound_hosts(self.config, self.listener)
+        bound = _bound_hosts(self.config, self.listeners)
         return Guard.recall(notes, self.config.pin, self.server.server_port, self.config.trusted_hosts, bound)
 
     def _watcher(self) -> Watcher:
@@ -11824,7 +11959,7 @@ class _Runner:
         if self.reloaded and not isinstance(app, BrokenApp):
             self._tell_reload_time()
         if self.reloaded and self.guard and self.guard.must_greet():
-            self.terminal.say(f"  {self.guard.greeting(urls(self.listener, self.scheme)[0])}")
+            self.terminal.say(f"  {self.guard.greeting(urls(self.listeners, self.scheme)[0])}")
         self._begin_serving()
         if self.watcher and self.config.live:
             self.watcher.watch_data([os.getcwd()], self._tell_pages, LIVE_FILES)
@@ -11877,7 +12012,7 @@ class _Runner:
         """Let requests from now on go to `app`, through the debugger when there is one."""
         reload_id = os.urandom(8).hex()
         if self.guard:
-            base_url = urls(self.listener, self.scheme)[0]
+            base_url = urls(self.listeners, self.scheme)[0]
             app = debugged = DebuggedApplication(
                 app, guard=self.guard, terminal=self.terminal, base_url=base_url, reload_id=reload_id
             )
@@ -11971,7 +12106,7 @@ class _Runner:
                 if self.bridge:
                     self.bridge.stop(_GRACE)
                 if self._enter(_RESTARTING):
-                    sockets = {"listener": [self.listener.fileno()], "waiting": waiting}
+                    sockets = {"listener": [sock.fileno() for sock in self.listeners], "waiting": waiting}
                     restart_process(self.launch, Handover(sockets, notes), self._give_way)
             except OSError as error:
                 self.phase = phase
@@ -12017,7 +12152,7 @@ class _Runner:
             greeted, self.greeted = self.greeted, True
         if greeted:
             return
-        addresses = urls(self.listener, self.scheme)
+        addresses = urls(self.listeners, self.scheme)
         say = self.terminal.say
         say(f"devserve {__version__} serves {self._served_name()} on {addresses[0]} (Ctrl-C stops it)")
         for address in addresses[1:]:
@@ -12039,7 +12174,7 @@ class _Runner:
         """Show the application; in a thread of its own, since some browsers return when they are closed."""
         import webbrowser
 
-        url = urls(self.listener, self.scheme)[0]
+        url = urls(self.listeners, self.scheme)[0]
         if not url.startswith("http") or not webbrowser.open(url):
             self.terminal.warn(f"--open finds no browser that shows {url}")
 
