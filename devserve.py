@@ -10089,7 +10089,7 @@ class _StartupFailed(Exception):
 # =====================================================================================================================
 
 _INTERVAL = 0.045  # seconds between two rounds: with _SETTLE a save is noticed after 40 ms on average
-_SHARE = 0.007  # of a core, for looking at files; waking up 22 times a second costs another 0.1 to 0.3 %
+_SHARE = 0.006  # of a core, for looking at files; waking up 22 times a second costs another 0.1 to 0.3 %
 _SHARE_WHEN_BUSY = 0.1  # the same for a while after a reload, since whoever has just saved will save again
 _BUSY_SECONDS = 60.0  # that while; afterwards, idle means idle
 _HOT = 10  # the files edited last are looked at in each round, since the next edit is most likely to one of them
@@ -10102,7 +10102,6 @@ _COMPILE_SECONDS = 0.1  # a switch of branches that changes hundreds of files le
 _CONTENT_LIMIT = 1 << 20  # bytes; larger files are known by size and time alone
 _FILES_LIMIT = 100_000  # watched files; at about 300 bytes each this bounds the memory at 30 MB
 _YOUNG = 2.0  # seconds after its last edit in which a source may be edited again within the same second
-_CLOCK_STEP = 0.01  # seconds that a file's time may lag behind the clock: kernels stamp with their last tick
 _REPEATED = 20  # changes of one file in a row, each at the heels of the one before, that no person makes
 _HEELS = 2.0  # seconds after a reload, or after its last change, in which such a change comes
 _RESTLESS = 5  # how many of them one counts for that does not come to rest within _SETTLE_LIMIT
@@ -10169,16 +10168,6 @@ def _syntax_error(path: str) -> Optional[SyntaxError]:
     return None
 
 
-def _forget_bytecode(path: str) -> None:
-    """Remove the cached bytecode of a source."""
-    from importlib.util import cache_from_source
-
-    try:
-        os.unlink(cache_from_source(path))
-    except (OSError, ValueError, NotImplementedError):
-        pass
-
-
 # -- what the process loads
 
 
@@ -10206,7 +10195,7 @@ class _ImportRecorder:
         path_stats = SourceFileLoader.path_stats
 
         def noted_path_stats(loader: SourceFileLoader, path: str) -> Mapping[str, Any]:
-            self.loaded.append((os.path.abspath(path), _state(path), True))
+            self.loaded.append((os.path.join(self._cwd, path), _state(path), True))
             stats = path_stats(loader, path)
             if stats["mtime"] > time.time() - _YOUNG and not is_library(path, self._cwd):
                 raise OSError("too young to be told from its bytecode")  # so none is read, and none is written
@@ -10241,8 +10230,8 @@ class _ImportRecorder:
         self.missed.append((name.rpartition(".")[2], None if path is None else list(path)))
 
     def _note_compiled(self, filename: Any) -> None:
-        with contextlib.suppress(TypeError, ValueError, OSError):  # it may be anything; the working directory, gone
-            path = os.path.abspath(os.fsdecode(filename))
+        with contextlib.suppress(TypeError, ValueError):  # it may be anything
+            path = os.path.join(self._cwd, os.fsdecode(filename))
             if os.path.isfile(path):
                 self.loaded.append((path, _state(path), False))
 
@@ -10338,6 +10327,7 @@ class _Files:
             self._await(*self.recorder.missed.popleft())
         while self.recorder.loaded:
             path, state, again = self.recorder.loaded.popleft()
+            path = os.path.normpath(path)
             self._add_loaded(path, state)
             if again and path in self.states:  # a template engine has made its module anew, and knows it
                 self.states[path] = state
@@ -10346,12 +10336,12 @@ class _Files:
 
     def _adopt_modules(self) -> None:
         """Watch modules that the recorder has not met: loaded before it, from a zip file, or written in C."""
-        now = time.time()
+        now = time.time() - _INTERVAL  # kernels stamp files with their last tick, up to 10 ms before the clock
         modules = sys.modules.copy()  # one step for the interpreter, so that imports in other threads do no harm
         for name in modules.keys() - self._modules:
             path = _module_file(modules[name])
             if path and path not in self.states:
-                self._add_loaded(path, self._first_state(path, max(self.since, self._scanned - _CLOCK_STEP)))
+                self._add_loaded(path, self._first_state(path, max(self.since, self._scanned)))
         self._modules = set(modules)
         self._scanned = now
 
@@ -10393,7 +10383,7 @@ class _Files:
                 self.add_tree(path, _is_wanted)
                 self.data[path] = None
             elif re.search(r"[*?[]", path) and not os.path.exists(path):
-                root = os.path.dirname(re.split(r"[*?[]", path, maxsplit=1)[0])
+                root = os.path.dirname(re.split(r"[*?[]", path)[0])
                 self.add_tree(root, re.compile(_glob(path, "[^/]*")).fullmatch)
             else:
                 self.add_data([path])
@@ -10815,7 +10805,7 @@ class Watcher(native_threading.Thread):
         for path in pending:
             self._recent.pop(path, None)
             self._recent[path] = None
-        self._forget_doubtful_bytecode(pending)
+        self._forget_bytecode(pending)
         self.changed(pending)
         self._rested = time.monotonic()  # the old code goes on
 
@@ -10827,16 +10817,19 @@ class Watcher(native_threading.Thread):
                 return error
         return None
 
-    def _forget_doubtful_bytecode(self, changed: list[str]) -> None:
+    def _forget_bytecode(self, changed: list[str]) -> None:
         """Leave no bytecode behind of what has just been edited, nor of what was when this process may have loaded it.
 
-        The recorder sees to that where it stands; but not before `run` was called in code.
+        The recorder sees to the latter where it stands; but not before `run` was called in code.
         """
+        from importlib.util import cache_from_source
+
         young = (self.files.since - _YOUNG) * 1e9
         edited = [path for path in self.files.own if (self.files.states[path] or (0,))[0] > young]
         for path in {*changed, *edited}:
             if path.endswith(".py"):
-                _forget_bytecode(path)
+                with contextlib.suppress(OSError, ValueError, NotImplementedError):
+                    os.unlink(cache_from_source(path))
 
     def _read_contents(self) -> None:
         """Read some files whose content is not known yet, to tell a save of the same bytes from an edit."""
