@@ -4886,7 +4886,11 @@ def _collect_garbage() -> None:
 # |   an address may be any                               |   is what it says, nobody can rebind it                   |
 # | the secret is only in a document: Sec-Fetch-Dest says | script in the application's own page: fetch, XHR, iframe, |
 # |   so, or is not there, and Host is trusted            |   object, service worker                                  |
-# | Cross-Origin-Opener-Policy is same-origin             | the same script by window.open                            |
+# | no Service-Worker-Navigation-Preload                  | a service worker that is handed the document itself       |
+# | Cross-Origin-Opener-Policy is same-origin, together   | the same script by window.open, also where the            |
+# |   with Cross-Origin-Embedder-Policy require-corp      |   application's page has the former (as Django's has)     |
+# | our script asks nothing under a service worker        | one that reads our requests with the secret in them       |
+# | what it keeps in the session is sealed by the secret  | commands that are planted into the console's history      |
 # | a crash's page under its address: the same, and the   | whoever was not shown the link                            |
 # |   address (64 random bits) cannot be guessed          |                                                           |
 # | the list and the last crash: the browser is unlocked, | others on the network, and behind a tunnel, to whom the   |
@@ -4901,7 +4905,7 @@ def _collect_garbage() -> None:
 # its cookies to nobody else, and is given one that needs no key.  All of these survive a reload unless another PIN was
 # configured; none is in a page or in the log.  The secret is in pages, under the rules above.  On plain HTTP to an
 # address that is not loopback, browsers send no Sec-Fetch-Dest and heed no opener policy: there, script in the
-# application's own page is as mighty as the page.
+# application's own page is as mighty as the page, and so it is where the application is cross-origin isolated.
 #
 # Doors: Guard, Refusal, check_pin, without_our_cookies, COOKIE_PREFIX.  Read first: Guard.refuses, Guard.knows,
 # Guard.refuses_reading, Guard.try_pin.
@@ -5010,9 +5014,11 @@ class Guard:
 
     def refuses_script(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
         """Say no to whatever a browser does not show as a document of its own."""
-        if environ.get("HTTP_SEC_FETCH_DEST", "document") == "document":
+        is_shown = environ.get("HTTP_SEC_FETCH_DEST", "document") == "document"
+        if is_shown and "HTTP_SERVICE_WORKER_NAVIGATION_PRELOAD" not in environ:
             return None
-        return Refusal("script", "This is shown in a browser's own tab only.", "Open the address there.")
+        reason = "This is shown in a browser's own tab only, and not by way of a service worker."
+        return Refusal("script", reason, "Open the address there, or reload it with Shift held down.")
 
     def refuses_list(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
         """Say no to a client elsewhere, unless it has been unlocked: it would read of other people's crashes."""
@@ -5872,8 +5878,10 @@ def _wants_fragment(environ: Mapping[str, Any]) -> bool:
     """Return whether the answer lands inside of another document."""
     if any(environ.get(name) for name in _FRAGMENT_HEADERS):
         return True
-    turbo = "text/vnd.turbo-stream.html" in str(environ.get("HTTP_ACCEPT", ""))
-    return turbo or environ.get("HTTP_SEC_FETCH_DEST", "") not in _DOCUMENTS
+    if "text/vnd.turbo-stream.html" in str(environ.get("HTTP_ACCEPT", "")):
+        return True
+    kind, mode = environ.get("HTTP_SEC_FETCH_DEST", ""), environ.get("HTTP_SEC_FETCH_MODE", "")
+    return kind not in _DOCUMENTS and (kind, mode) != ("empty", "navigate")  # which a service worker passes on
 
 
 def _page_headers(kind: str, nonce: str, *, is_fragment: bool = False) -> list[tuple[str, str]]:
@@ -5897,6 +5905,7 @@ def _page_headers(kind: str, nonce: str, *, is_fragment: bool = False) -> list[t
         ("X-Frame-Options", "SAMEORIGIN" if is_fragment else "DENY"),
         ("Referrer-Policy", "same-origin"),
         ("Cross-Origin-Opener-Policy", "same-origin"),
+        ("Cross-Origin-Embedder-Policy", "require-corp"),
         ("Cross-Origin-Resource-Policy", "same-origin"),
     ]
 
@@ -12991,8 +13000,16 @@ if (/^#[0-9a-f]{64}$/.test(location.hash)) {
   history.replaceState(null, "", location.pathname);
 }
 
+// A service worker of the application's reads what the pages send that it controls.
+const eavesdropped = {
+  reason: "A service worker of this site could read what this page sends.",
+  remedy: "Reload the page with Shift held down, which leaves it out.",
+};
+const isControlled = () => Boolean(navigator.serviceWorker && navigator.serviceWorker.controller);
+
 // Asking the server: a refusal throws what it says.
 async function ask(what, message) {
+  if (isControlled()) throw eavesdropped;
   const answer = await fetch(page.prefix + "/" + what, {method: "POST", body: JSON.stringify(message), headers:
     {"Content-Type": "application/json", "X-Devserve-Secret": page.secret, "X-Devserve-Key": key()}});
   const reply = await answer.json();
@@ -13098,12 +13115,27 @@ on(document, "click", async event => {
 });
 
 // The console.
-const read = (name, otherwise) => JSON.parse(sessionStorage.getItem("devserve." + name)) || otherwise;
-const past = read("history", []);
+// What was typed is kept for the session, sealed by the secret: other pages of this site can write there, too.
+const bytes = text => new TextEncoder().encode(text);
+async function seal(text) {
+  if (!page.secret || !crypto.subtle) return "";  // without TLS, an address that is not loopback has no crypto
+  const kind = {name: "HMAC", hash: "SHA-256"};
+  const sealer = await crypto.subtle.importKey("raw", bytes(page.secret), kind, false, ["sign"]);
+  return new Uint8Array(await crypto.subtle.sign("HMAC", sealer, bytes(text))).join();
+}
+let past = [], drafts = {};
+async function recollect() {
+  const [text, mark] = JSON.parse(sessionStorage.getItem("devserve.typed") || "[]");
+  if (mark && mark === await seal(text)) [past, drafts] = JSON.parse(text);
+}
+async function keepTyped() {
+  const text = JSON.stringify([past, drafts]);
+  sessionStorage.setItem("devserve.typed", JSON.stringify([text, await seal(text)]));
+}
 function remember(code) {
   if (past[past.length - 1] !== code) past.push(code);
   past.splice(0, past.length - 200);
-  sessionStorage.setItem("devserve.history", JSON.stringify(past));
+  keepTyped();
 }
 
 function makePrompt(frame) {
@@ -13131,8 +13163,8 @@ function makePrompt(frame) {
     input.setRangeText(text, from, to, "end");
     input.rows = input.value.split("\n").length;
     sign.textContent = Array.from({length: input.rows}, (_, row) => row ? "..." : ">>>").join("\n");
-    const drafts = {...read("drafts", {}), [spot]: input.value || undefined};
-    sessionStorage.setItem("devserve.drafts", JSON.stringify(drafts));
+    drafts[spot] = input.value || undefined;
+    keepTyped();
   }
   function work(state) {
     busy = input.readOnly = state;
@@ -13209,8 +13241,7 @@ function makePrompt(frame) {
     event.preventDefault();
     if (!busy || key === "^c" || key === "^l") actions[key]();
   });
-  const kept = read("drafts", {})[spot];
-  if (kept) write(kept);
+  if (drafts[spot]) write(drafts[spot]);
   return box;
 }
 
@@ -13324,10 +13355,11 @@ async function watch() {
   clearTimeout(timer);
   const before = page.console;  // a PIN may be taken while the answer is under way
   try {
-    const headers = {"X-Devserve-Key": key()};
+    const headers = isControlled() ? {} : {"X-Devserve-Key": key()};
     const now = await (await fetch(page.prefix + "/alive", {cache: "no-store", headers})).json();
     if (now.reload_id !== page.reloadId) return renew();
-    if (page.secret && page.console === before) setConsole(now.console, now.why);
+    if (isControlled()) setConsole("closed", words(eavesdropped));
+    else if (page.secret && page.console === before) setConsole(now.console, now.why);
     failures = 0;
   } catch {
     failures += 1;
@@ -13337,8 +13369,11 @@ async function watch() {
   timer = setTimeout(watch, document.hidden ? 2000 : failures > 10 ? 1000 : 300);
 }
 on(document, "visibilitychange", () => { if (!document.hidden && news.hidden) watch(); });
-if (page.console !== "locked" || !key()) setConsole(page.console);  // else it is known only when `watch` has asked
-watch();
+recollect().finally(() => {
+  // Whether the key opens the console is known only when `watch` has asked.
+  if (!isControlled() && (page.console !== "locked" || !key())) setConsole(page.console);
+  watch();
+});
 })();
 """
 

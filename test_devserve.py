@@ -5530,8 +5530,11 @@ class GuardWords(Debugged):
                 with self.subTest(path=path, dest=kind):
                     answer = self.ask(path, Sec_Fetch_Dest=kind)
                     self.assertNotIn(self.guard.secret, answer.text)
+            preload: dict[str, Any] = {"Sec_Fetch_Dest": "document", "Service_Worker_Navigation_Preload": "any"}
+            self.assertNotIn(self.guard.secret, self.ask(path, **preload).text)
         for answer in (self.ask(), self.ask("/__devserve__/console"), self.ask("/__devserve__/alive"), self.post("x")):
             self.assertEqual(answer.headers["Cross-Origin-Opener-Policy"], "same-origin")
+            self.assertEqual(answer.headers["Cross-Origin-Embedder-Policy"], "require-corp")
 
     def test_secret_is_only_in_pages_of_trusted_hosts(self) -> None:
         self.assertIn(self.guard.secret, self.ask().text)
@@ -14152,6 +14155,120 @@ class BrowserLive(InBrowser):
         self.until(f"{color} === 'rgb(3, 3, 3)'")
         self.assertEqual(self.served.process.pid, pid)
         self.assertNotIn("__devserve__/live", self.served.log)
+
+
+HOSTILE_SITE = '''
+WORKER = """
+let seen = [];
+self.addEventListener("install", () => self.skipWaiting());
+self.addEventListener("activate", event => event.waitUntil((async () => {
+  if (HOW === "preload") await self.registration.navigationPreload.enable();
+  await self.clients.claim();
+})()));
+self.addEventListener("message", event => event.source.postMessage(seen));
+self.addEventListener("fetch", event => {
+  if (event.request.mode !== "navigate") {
+    seen.push(event.request.headers.get("X-Devserve-Secret"));
+    return;
+  }
+  if (HOW === "ignore") return;
+  event.respondWith((async () => {
+    const answer = HOW === "preload" ? await event.preloadResponse : await fetch(event.request);
+    seen.push(await answer.clone().text());
+    return answer;
+  })());
+});
+"""
+
+
+def app(environ, start_response):
+    path, query = environ["PATH_INFO"], environ["QUERY_STRING"]
+    if path == "/fail":
+        return {}["missing"]
+    kind = "text/javascript" if path == "/worker.js" else "text/html"
+    headers = [("Content-Type", kind)]
+    if path == "/isolated":
+        headers.append(("Cross-Origin-Opener-Policy", "same-origin"))
+    start_response("200 OK", headers)
+    text = f"const HOW = {query!r};{WORKER}" if path == "/worker.js" else "<!doctype html><title>Site</title>"
+    return [text.encode()]
+'''
+
+
+class BrowserGuard(InBrowser):
+    """Script in the application's own page gets no secret, however it goes about it."""
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        super().setUpClass()
+        cls.write(HOSTILE_SITE, "site_app.py")
+        cls.served = Served("site_app:app", "--debug", cwd=cls.folder)
+        cls.addClassCleanup(cls.served.stop)
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.page.goto(self.served.wait_for(r"(http\S+/unlock\?token=\w+)").group(1))
+        self.page.locator(".console textarea").first.wait_for()
+        self.secret = self.page.evaluate("document.body.dataset.secret")
+        self.assertEqual(len(self.secret), 32)
+
+    def tearDown(self) -> None:
+        expected = ("frame-ancestors", "Opener-Policy", "service worker navigation preload")
+        self.problems = [text for text in self.problems if not any(word in text for word in expected)]
+        super().tearDown()
+
+    def test_a_window_that_a_page_with_an_opener_policy_opens_is_not_its_own(self) -> None:
+        for path in ("/", "/isolated"):
+            for target in ("/fail", "/__devserve__/console"):
+                self.open(path)
+                with self.page.context.expect_page() as opened:
+                    self.page.evaluate(f"window.made = window.open({target!r}), 0")
+                opened.value.wait_for_load_state()
+                self.assertEqual(opened.value.evaluate("document.body.dataset.secret"), self.secret)
+                read = "(() => { try { return window.made.document.body.outerHTML } catch (error) { return '' } })()"
+                self.assertNotIn(self.secret, str(self.page.evaluate(read)))
+                opened.value.close()
+
+    def test_a_service_worker_reads_neither_pages_nor_what_they_send(self) -> None:
+        for how in ("fetch", "preload", "ignore"):
+            with self.subTest(how):
+                self.open("/")
+                self.page.evaluate(
+                    f"""async () => {{ await navigator.serviceWorker.register("/worker.js?{how}");
+                    while (!navigator.serviceWorker.controller) await new Promise(done => setTimeout(done, 10)); }}"""
+                )
+                for path in ("/fail", "/__devserve__/console"):
+                    self.open(path)
+                    why = self.page.locator(".console .why")
+                    why.first.wait_for()
+                    self.assertIn("service worker", why.first.inner_text())
+                self.open("/")
+                seen = self.page.evaluate(
+                    """() => new Promise(done => { navigator.serviceWorker.onmessage = event => done(event.data);
+                    navigator.serviceWorker.controller.postMessage("") })"""
+                )
+                self.assertNotIn(self.secret, json.dumps(seen))
+                self.page.evaluate(
+                    """async () => { for (const each of await navigator.serviceWorker.getRegistrations())
+                    await each.unregister() }"""
+                )
+        self.open("/fail")
+        self.page.locator(".console textarea").first.wait_for()
+
+    def test_what_a_page_of_the_site_plants_into_the_console_is_left_out(self) -> None:
+        self.open("/fail")
+        self.page.locator(".console textarea").first.fill("mine")
+        self.open("/")
+        planted = self.page.evaluate("sessionStorage.getItem('devserve.typed')")
+        self.assertIn("mine", planted)
+        self.page.evaluate("text => sessionStorage.setItem('devserve.typed', text)", planted.replace("mine", "evil"))
+        self.open("/fail")
+        prompt = self.page.locator(".console textarea").first
+        prompt.wait_for()
+        self.assertEqual(prompt.input_value(), "")
+        self.page.evaluate("text => sessionStorage.setItem('devserve.typed', text)", planted)
+        self.open("/fail")
+        self.until("document.querySelector('.console textarea')?.value === 'mine'")
 
 
 class BrowserCrashes(InBrowser):
