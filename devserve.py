@@ -1012,8 +1012,8 @@ native_sleep: Callable[[float], None] = _fresh_module("time").sleep
 # only where a terminal shows them.  May know the configuration and how foreign code is called.
 #
 # Invariants: lines are written whole and in the order in which they were said, by one thread at a time.  Whoever says
-# something in the main thread waits until it is written, a second at most; no other thread waits: a terminal that was
-# stopped by Ctrl-S, or a pipe that nobody reads, holds no request.
+# something in the main thread waits until it is written, a second at most; a request waits a moment at most for a line
+# of its own.  A terminal that was stopped by Ctrl-S, or a pipe that nobody reads, holds nobody twice.
 #
 # Doors: CRASH_LINK, UNLOGGED, EDITORS, Terminal, find_editor.
 #
@@ -1026,6 +1026,7 @@ _STATUS_COLORS = {"1": "2", "2": "", "3": "36", "4": "33", "5": "1;31"}
 CRASH_LINK = "devserve.crash"  # in the environ: the address of the page of a crash that goes on to the server
 UNLOGGED = "devserve.unlogged"  # an application sets this key in the environ of a request that is not worth a line
 _LOG_INTERVAL = 0.01  # seconds that a line may wait for its neighbors: less than the eye, or a test, can see
+_LONE_LINE_SECONDS = 0.05  # that a request may be held for its own line; no person sees it
 _FLUSH_SECONDS = 1.0  # that somebody waits for a standard error which takes nothing
 _UNWRITTEN_LIMIT = 10_000  # lines that wait for it; more would be read by nobody, and cost memory without end
 _HYPERLINK_SIGNS = {  # variables by which terminals that understand OSC 8 tell themselves; None: any value
@@ -1061,10 +1062,11 @@ class Terminal:
         self.editor, self.path_map = editor, path_map
         self.is_colored = _wants_color(self.stream)
         self._clock = (0, "")  # the second, and its text: a strftime a second is enough
-        self._unwritten: deque[str] = deque()
+        self._unwritten: deque[Union[str, threading.Event]] = deque()  # an event: somebody waits for what is before it
         self._dropped = 0  # lines beyond `_UNWRITTEN_LIMIT`
         self._lock = threading.RLock()  # guards `_writer`; what a signal handler says meanwhile is its own thread's
         self._writer: Optional[threading.Thread] = None
+        self._written_at = 0.0
         self._is_stuck = False  # somebody has waited in vain: until a write has ended nobody waits again
 
     def say(self, text: str) -> None:
@@ -1074,12 +1076,13 @@ class Terminal:
         if threading.current_thread() is threading.main_thread():
             self.flush()
 
-    def flush(self) -> None:
-        """Wait until all that was said is written, `_FLUSH_SECONDS` at most."""
-        writer = self._wake(0.0) if self._unwritten else self._writer
-        if writer is not None and writer is not threading.current_thread() and writer.is_alive():
-            writer.join(0.0 if self._is_stuck else _FLUSH_SECONDS)
-            self._is_stuck = writer.is_alive()
+    def flush(self, seconds: float = _FLUSH_SECONDS) -> None:
+        """Wait until all that was said is written, so many seconds at most."""
+        if self._writer is not threading.current_thread():
+            is_written = threading.Event()
+            self._unwritten.append(is_written)
+            self._wake(0.0)
+            self._is_stuck = not is_written.wait(0.0 if self._is_stuck else seconds)
 
     def _add(self, text: str) -> None:
         if len(self._unwritten) > _UNWRITTEN_LIMIT:
@@ -1107,8 +1110,12 @@ class Terminal:
         while True:
             time.sleep(delay)
             while self._unwritten:
-                self._write("".join(f"{self._unwritten.popleft()}\n" for _ in range(len(self._unwritten))))
-                self._is_stuck = False
+                gathered = [self._unwritten.popleft() for _ in range(len(self._unwritten))]
+                self._write("".join(f"{text}\n" for text in gathered if isinstance(text, str)))
+                self._is_stuck, self._written_at = False, time.monotonic()
+                for is_written in gathered:
+                    if not isinstance(is_written, str):
+                        is_written.set()
             if self._dropped:
                 self._write(f"({self._dropped:,} lines were not written while standard error took nothing)\n")
                 self._dropped = 0
@@ -1173,7 +1180,9 @@ class Terminal:
             target = re.sub(r"(/unlock\?).*", r"\1token=…", target)
         line = f"{self._clock[1]} {method} {escape_controls(target)} {status} {size} {tenths // 10}.{tenths % 10}ms"
         self._add(self.color(line, _STATUS_COLORS.get(status[:1], "")) if self.is_colored else line)
-        if self._writer is None:
+        if time.monotonic() - self._written_at > _LOG_INTERVAL:  # who waits for an answer looks at the log next
+            self.flush(_LONE_LINE_SECONDS)
+        elif self._writer is None:
             self._wake(_LOG_INTERVAL)
 
     def after_fork(self) -> None:

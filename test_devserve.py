@@ -1246,15 +1246,18 @@ class TerminalLines(unittest.TestCase):
         terminal = devserve.Terminal(stream)
 
         def handler(number: int, frame: Any) -> None:
-            with mock.patch.object(devserve, "_FLUSH_SECONDS", 0.01):
-                terminal.say("second")
+            terminal.say("second")
             spoken.set()
 
         self.addCleanup(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, handler))
         signal.setitimer(signal.ITIMER_REAL, 0.05)
         terminal.say("first")
-        terminal.flush()
-        self.assertEqual(stream.getvalue(), "first\nsecond\n")
+        eventually(lambda: stream.getvalue() == "first\nsecond\n", "both lines")
+
+    def test_a_lone_line_is_written_before_its_request_goes_on(self) -> None:
+        stream = io.StringIO()
+        devserve.Terminal(stream).access("GET", "/lone", "200", 0, 0)
+        self.assertIn("/lone", stream.getvalue())
 
     def test_a_standard_error_that_takes_nothing_holds_nobody_and_costs_bounded_memory(self) -> None:
         free = threading.Event()
@@ -1271,7 +1274,7 @@ class TerminalLines(unittest.TestCase):
         thread.start()
         thread.join(DEADLINE)
         self.assertFalse(thread.is_alive())
-        with mock.patch.object(devserve, "_FLUSH_SECONDS", 0.05), mock.patch.object(devserve, "_UNWRITTEN_LIMIT", 10):
+        with mock.patch.object(devserve, "_UNWRITTEN_LIMIT", 10):
             begin = time.monotonic()
             for number in range(1000):
                 terminal.say(str(number))
