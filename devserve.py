@@ -854,11 +854,11 @@ def _fold_lines(stack: Sequence[Any], write: Callable[[list[Any]], Iterable[str]
     shown = [*own[:-1], True] if any(own) else [True] * len(own)
     for is_shown, run in itertools.groupby(zip(shown, stack), key=operator.itemgetter(0)):
         frames = [frame for _, frame in run]
-        if is_shown or len(frames) == 1:
+        if is_shown:
             yield from write(frames)
         else:
             packages = ", ".join(dict.fromkeys(_package_of(frame.filename) for frame in frames))
-            yield f"  … {len(frames)} frames of {packages}\n"
+            yield f"  … {len(frames)} frame{'s' if len(frames) > 1 else ''} of {packages}\n"
 
 
 def _package_of(filename: str) -> str:
