@@ -374,6 +374,41 @@ class House(unittest.TestCase):
                     wrong[name] = f"room {room}, used by {sorted(users[name])}"
         self.assertEqual(wrong, {})
 
+    def paragraphs(self, number: int) -> dict[str, str]:
+        """Return what a room's banner says under each of its headings."""
+        lines = [line[1:].strip() for line in self.rooms[number].text.split(RULE)[1].strip("\n").split("\n")]
+        parts = re.split(r"(?m)^(Doors|Invariants|Read first): ", "\n".join(lines))
+        return {word: rest.partition("\n\n")[0] for word, rest in zip(parts[1::2], parts[2::2])}
+
+    def doors(self) -> dict[int, set[str]]:
+        """Return the names of each room that other rooms, or the world, may use."""
+        found: dict[int, set[str]] = collections.defaultdict(set)
+        for node in self.tree.body:
+            types_alone = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+            for name in () if types_alone else targets(node):
+                if not name.startswith("_"):
+                    found[self.room_of(node.lineno)].add(name)
+        return found
+
+    def test_each_banner_names_the_doors_of_its_room(self) -> None:
+        doors = self.doors()
+        for number in range(1, PAPER):
+            with self.subTest(self.rooms[number].name):
+                named = set(re.findall(r"(?<![\w.])[A-Za-z_]\w*", self.paragraphs(number).get("Doors", "")))
+                self.assertEqual(sorted(named & set().union(*doors.values())), sorted(doors[number]))
+
+    def test_each_banner_says_what_always_holds_and_what_to_read_first(self) -> None:
+        for number in range(1, PAPER):
+            with self.subTest(self.rooms[number].name):
+                paragraphs = self.paragraphs(number)
+                self.assertGreater(len(paragraphs.get("Invariants", "")), 40)
+                first = re.findall(r"`?([A-Za-z_]\w*)(?:\.\w+)*`?[,. ]", paragraphs.get("Read first", "") + " ")
+                text = self.rooms[number].text
+                missing = [
+                    name for name in first if not re.search(rf"(?m)^ *(def|class|async def) {name}\b|^{name}\b", text)
+                ]
+                self.assertEqual((missing, bool(first)), ([], True))
+
     def test_only_the_terminal_writes_to_standard_error(self) -> None:
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Call) and self.room_of(node.lineno) != 3:
