@@ -4916,8 +4916,12 @@ def _collect_garbage() -> None:
 # address that is not loopback, browsers send no Sec-Fetch-Dest and heed no opener policy: there, script in the
 # application's own page is as mighty as the page, and so it is where the application is cross-origin isolated.
 #
-# Doors: Guard, Refusal, check_pin, without_our_cookies, COOKIE_PREFIX.  Read first: Guard.refuses, Guard.knows,
-# Guard.refuses_reading, Guard.try_pin.
+# Invariants: what is not allowed by every rule is refused, and nothing has happened before the last rule was asked.
+# No secret stands in a URL but that of the terminal's link, none in a page but in a document of ours.
+#
+# Doors: Guard, Refusal, check_pin, without_our_cookies, COOKIE_PREFIX.
+#
+# Read first: Guard.refuses, Guard.knows, Guard.refuses_reading, Guard.try_pin.
 # =====================================================================================================================
 
 _PIN_DIGITS = 9  # read off the terminal and typed once; ten guesses find it once in a hundred million times
@@ -6422,7 +6426,8 @@ def _live_tag(place: str, reload_id: str, seen: int) -> bytes:
 # when it cannot be done at once does its thread wait, for a bounded time.  Each request gets one answer and one line
 # of the log; what has no foreseeable end gets a line when it begins, too.
 #
-# Doors: CONNECTION, DevServer, PLAIN_TEXT, check_response_head, listen, socket_path, urls, tls_from_files.
+# Doors: CONNECTION, DevServer, PLAIN_TEXT, check_response_head, listen, socket_path, adhoc_certificate, urls,
+# tls_from_files.
 #
 # Read first: DevServer, DevServer.close_gate, _Connection.serve, _parse_head, _Body, _Response.write.
 # =====================================================================================================================
@@ -11660,9 +11665,16 @@ def _end_with_parent(line: _socket.socket) -> None:
 # =====================================================================================================================
 # 14. Runner
 #
-# Where the four machines meet: the loader's application goes into the debugger, the debugger into the server, and the
-# reloader's word closes the server's gate.  The only room that knows them all.  The public `run` and `make_server`
-# are here.
+# Brings the machines together: the loader's application goes into the debugger, the debugger into the server, and the
+# watcher's word closes the server's gate and starts the process again.  The only room that knows them all.
+#
+# Invariants: a process goes through its phases in one direction, from loading to its end, and whoever is first to
+# move it on does so alone.  The socket listens before the application is imported, and no request is taken before.
+# What a process says at its start it says once, whatever reloads follow.
+#
+# Doors: run, make_server, serve_command.
+#
+# Read first: run, _Runner.serve, _Runner.load, _Runner.reload.
 # =====================================================================================================================
 
 _BY_HAND = "SIGHUP"  # instead of the path that changed

@@ -377,7 +377,7 @@ class House(unittest.TestCase):
     def paragraphs(self, number: int) -> dict[str, str]:
         """Return what a room's banner says under each of its headings."""
         lines = [line[1:].strip() for line in self.rooms[number].text.split(RULE)[1].strip("\n").split("\n")]
-        parts = re.split(r"(?m)^(Doors|Invariants|Read first): ", "\n".join(lines))
+        parts = re.split(r"(?m)^(Doors|Invariants|Read first):\s", "\n".join(lines))
         return {word: rest.partition("\n\n")[0] for word, rest in zip(parts[1::2], parts[2::2])}
 
     def doors(self) -> dict[int, set[str]]:
