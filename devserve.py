@@ -1281,6 +1281,7 @@ _DEFAULT_NAMES = ("app", "application")  # what it is called there: Flask's habi
 _FACTORIES = ("create_app", "make_app")  # Flask's and Pyramid's habit
 _WRAPPED_NAMES = ("app", "application", "wsgi_app")  # what middleware calls the application inside
 _NO_APP_FILES = re.compile(r"(devserve|setup|conftest|manage|noxfile|fabfile|tasks|test_.*|.*_test|tests|__.*)\.py$")
+_NO_PYTHON = (".cfg", ".css", ".env", ".html", ".js", ".json", ".md", ".rst", ".toml", ".txt", ".yaml", ".yml")
 _VIRTUAL_ENVIRONMENTS = (".venv", "venv", "env", ".env")  # what they are called beside a project
 _DECORATED = (FunctionType, functools._lru_cache_wrapper)  # what tells its own function by `__wrapped__`
 _CO_ASYNC = 0x80 | 0x200  # inspect.CO_COROUTINE and CO_ASYNC_GENERATOR, without the cost of importing inspect
@@ -1482,6 +1483,8 @@ def _existing_file(target: str) -> str:
         if os.path.isfile(candidate):
             if candidate.endswith(".ini"):
                 raise DevserveError(_paste_remedy(candidate))
+            if candidate.endswith(_NO_PYTHON):
+                raise DevserveError(f"{target!r} is no Python; name the module or the file that has the application")
             return default_file(os.path.dirname(path)) if os.path.basename(path) == "manage.py" else candidate
     near = _nearest(os.path.basename(path), _names_in(os.path.dirname(path)))
     hint = f"did you mean {os.path.join(os.path.dirname(target), near)!r}?" if near else "check the path"
@@ -1846,7 +1849,8 @@ def _made(factory: Any, arguments: _Arguments, target: str, name: str) -> Any:
     except TypeError as error:
         if _raised_inside(error):
             raise
-        remedy = f'give them as in {bare}("text", key=1)'
+        is_app = _framework_of(factory) or (shape is not None and shape.names[:1] in (("environ",), ("env",)))
+        remedy = "it is no factory: leave them out" if is_app else f'give them as in {bare}("text", key=1)'
         raise DevserveError(f"wrong arguments for '{target}:{name}': {error}; {remedy}") from None
     return checked(app, f"what '{target}:{name if '(' in name else bare + '()'}' returned")
 

@@ -1759,6 +1759,7 @@ class FindingMistakes(FindingFolder):
         "nosuch/thing.py": "check the path",
         "./empty": "say what to serve",
         "settings.ini": "paste.deploy",
+        "empty/notes.txt": "name the module or the file",
         "./settings": "did you mean './settings.ini'?",
         "..": "no app.py, wsgi.py or main.py",
     }
@@ -1783,6 +1784,7 @@ class FindingMistakes(FindingFolder):
         "a b": "write NAME",
         "number()": "name an application",
         "app.zzz": "check the spelling",
+        "app()": "it is no factory",
     }
 
     def test_each_mistake_has_its_remedy_and_the_first_one_is_told(self) -> None:
