@@ -4897,6 +4897,8 @@ def _collect_garbage() -> None:
 # |-------------------------------------------------------|-----------------------------------------------------------|
 # | a Host that is a name is loopback, bound, or trusted; | a rebound name that reads source and values; an address   |
 # |   an address may be any                               |   is what it says, nobody can rebind it                   |
+# | Origin, if there is one, is Host's, of this machine,  | script of another site, where the application's CORS      |
+# |   or trusted                                          |   headers let it read answers                             |
 # | the secret is only in a document: Sec-Fetch-Dest says | script in the application's own page: fetch, XHR, iframe, |
 # |   so, or is not there, and Host is trusted            |   object, service worker                                  |
 # | no Service-Worker-Navigation-Preload                  | a service worker that is handed the document itself       |
@@ -5025,9 +5027,25 @@ class Guard:
         """Say no to a Host that is a name which could have been rebound: its page would read source and values."""
         host = str(environ.get("HTTP_HOST", ""))
         name = _host_name(host)
-        if not host or (name is not None and _is_address(name)):  # every browser sends a Host
+        known = not host or (name is not None and _is_address(name))  # every browser sends a Host
+        return (None if known else self.refuses_host(environ)) or self._refuses_reader(environ)
+
+    def _refuses_reader(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
+        """Say no to script of another site, which the CORS headers of the application may let read the answer.
+
+        What a browser shows as a document, as after a form of another site, no script there can read.
+        """
+        origin, site = environ.get("HTTP_ORIGIN"), environ.get("HTTP_SEC_FETCH_SITE")
+        is_shown = environ.get("HTTP_SEC_FETCH_DEST") == "document"
+        if origin is None or is_shown or site in ("same-origin", "same-site"):
             return None
-        return self.refuses_host(environ)
+        authority = str(origin).lower().partition("://")[2]
+        name = _host_name(authority)
+        trusted = name is not None and (_is_loopback(name) or name in self.trusted_hosts)
+        if trusted or authority == str(environ.get("HTTP_HOST")).lower() or self._trusts_origin(authority):
+            return None
+        remedy = f"Start devserve with --trusted-host {name}." if name else "Open the address in a tab of its own."
+        return Refusal("origin", "The request comes from the page of another site.", remedy)
 
     def refuses_script(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
         """Say no to whatever a browser does not show as a document of its own."""

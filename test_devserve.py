@@ -5602,6 +5602,32 @@ class GuardWords(Debugged):
             with self.subTest(shown):
                 self.assertIn("ZeroDivisionError", self.ask(Host=shown).text)
 
+    def test_script_of_another_site_reads_neither_source_nor_values(self) -> None:
+        """A framework's own CORS headers stay on the page, and may allow all the world to read it."""
+        for origin, site in (
+            ("https://evil.example", "cross-site"),
+            ("null", "cross-site"),
+            ("http://x.example", None),
+        ):
+            for method in ("GET", "POST"):
+                with self.subTest(origin, site=site, method=method):
+                    headers: dict[str, Any] = {"Origin": origin, "Sec_Fetch_Site": site, "Sec_Fetch_Dest": "empty"}
+                    answer = self.ask(f"/?{SECRET}", method=method, **headers)
+                    self.assertEqual(answer.status, 500)
+                    for word in ("ZeroDivisionError", "failing_app", SECRET, ".py"):
+                        self.assertNotIn(word, answer.text)
+        for origin, site in (
+            ("http://localhost:3000", "same-site"),  # the development server of a front end
+            ("http://127.0.0.1:3000", "cross-site"),
+            ("https://tunnel.example", "same-origin"),  # behind a proxy that changes Host
+            ("http://shop.example", "cross-site"),
+        ):
+            with self.subTest(origin):
+                answer = self.ask(Origin=origin, Sec_Fetch_Site=site, Sec_Fetch_Dest="empty")
+                self.assertIn("ZeroDivisionError", answer.text)
+        form = {"Origin": "https://pay.example", "Sec_Fetch_Site": "cross-site", "Sec_Fetch_Dest": "document"}
+        self.assertIn("ZeroDivisionError", self.ask(method="POST", body=None, **form).text)
+
     def test_page_of_a_foreign_host_says_what_would_help(self) -> None:
         page = self.ask(Host="192.168.1.7:5000").text
         self.assertIn("ZeroDivisionError", page)
