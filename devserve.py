@@ -54,6 +54,7 @@ import binascii
 import contextlib
 import errno
 import functools
+import gc
 import io
 import itertools
 import marshal
@@ -541,7 +542,7 @@ def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
 # call_safely, call_bounded, call_each_bounded, ForeignCalls, interrupt_thread, is_library, is_app_file, is_app_code,
 # thread_position, app_position, is_below, application_traceback, traceback_text, raw_slot, own_dict,
 # static_attributes, static_attribute, locals_of, SOCKET_KEY, is_taken_over, nobody_listens, ON_EXCEPTION, HANDED_OVER,
-# hand_over, has_green_threads, native_threading, native_sleep.
+# hand_over, is_debugged, has_green_threads, native_threading, native_sleep.
 #
 # Read first: call_safely, call_each_bounded, is_app_file, static_attribute.
 # =====================================================================================================================
@@ -972,6 +973,20 @@ def hand_over(environ: Mapping[str, Any], error: BaseException) -> str:
 
 
 # -- threads
+
+
+def is_debugged(ident: int) -> bool:
+    """Return whether a thread stands at the prompt of a debugger, or is stopped by an editor's.
+
+    Then its innermost frames are the debugger's: those of `bdb`, from which all that have a prompt are made, or the
+    function in which pydevd waits, which is debugpy's and PyCharm's.
+    """
+    frame = sys._current_frames().get(ident)
+    while frame is not None and not is_app_code(frame.f_code) and frame.f_globals is not globals():
+        if frame.f_globals.get("__name__") == "bdb" or frame.f_code.co_name in ("interaction", "do_wait_suspend"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def has_green_threads() -> bool:
@@ -10978,6 +10993,7 @@ class Launch(NamedTuple):
     environ: dict[str, str]
     kept: dict[str, Any]  # what `_KEPT` saved at the first start
     started: float  # wall clock; the files were loaded after this
+    can_repeat: bool  # not at a prompt or in a notebook, where a reload would replace all that was entered
     parent: Optional[_Parent]  # under `supervise`
     handover: Optional[Handover]  # what the process before has left
 
@@ -10994,6 +11010,7 @@ class Launch(NamedTuple):
             executable=sys.executable,
             command=command,
             is_plain=is_plain and early,
+            can_repeat=early or not _is_at_prompt(),
             environ=words.get("environ") or _first_environ(early),
             kept=words.get("kept") or {**_save(), "folder": _first_folder(early)},
             started=words.get("left") or time.time() - time.process_time(),
@@ -11023,6 +11040,11 @@ class Launch(NamedTuple):
         """Return whether the terminal that this was started on has been closed."""
         terminals = self.kept["terminal"]["fds"]
         return bool(terminals) and not any(map(os.isatty, terminals))
+
+    def restore_terminal(self) -> None:
+        """Give the terminal back as it was, though somebody sat at the prompt of a debugger, which has no echo."""
+        if sys.platform != "win32":
+            _restore_terminal(self.kept["terminal"])
 
     def release_signals(self) -> None:
         """Let in the signals that came during the restart.  Call it when the signal handlers are in place."""
@@ -11092,6 +11114,13 @@ def _rebuilt_command() -> list[str]:
     program = ["-m", name] if name else [os.path.abspath(getattr(main, "__file__", sys.argv[0]))]
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     return [sys.executable, *flags, *program, *sys.argv[1:]]
+
+
+def _is_at_prompt() -> bool:
+    """Return whether code is typed at a prompt, in a notebook or in IDLE, or comes from standard input."""
+    main = sys.modules["__main__"]
+    typed = hasattr(sys, "ps1") or "get_ipython" in vars(sys.modules["builtins"]) or "idlelib.run" in sys.modules
+    return typed or ((getattr(main, "__file__", None) or "<stdin>") == "<stdin>" and sys.argv[:1] != ["-c"])
 
 
 def _first_folder(early: bool) -> str:
@@ -11293,7 +11322,9 @@ def _run_exit_handlers() -> None:
     """Run what would run at the interpreter's end, for `_EXIT_SECONDS` at most, and flush the streams."""
     done = native_threading.Event()
     _start_thread(_exit_handlers, done)
-    done.wait(_EXIT_SECONDS)
+    if not done.wait(_EXIT_SECONDS) and "multiprocessing.process" in sys.modules:
+        for worker in sys.modules["multiprocessing.process"].active_children():
+            worker.terminate()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError, ValueError):  # None, a closed pipe, closed
             stream.flush()
@@ -11301,6 +11332,8 @@ def _run_exit_handlers() -> None:
 
 def _exit_handlers(done: native_threading.Event) -> None:
     try:
+        if "concurrent.futures.process" in sys.modules:  # the interpreter would do so before its exit handlers
+            sys.modules["concurrent.futures.process"]._python_exit()
         atexit._run_exitfuncs()
     finally:  # Python 3.9 raises the last handler's error, which has been printed
         done.set()
@@ -11801,6 +11834,9 @@ def _start(
             config, mistake = Config(**notes["config"]), error
             tls = _tls_of(config, terminal)
         terminal.quiet, terminal.editor, terminal.path_map = config.quiet, config.editor, config.path_map
+        if config.reload and not launch.can_repeat:
+            terminal.warn("there is no reloader at a prompt or in a notebook: it would replace all that was entered")
+            config = config._replace(reload=False)
         if config.reload and launch.must_supervise:
             listeners, notes = _listen_for(config, in_code=in_code)
             return supervise(launch, Handover({"listener": [sock.detach() for sock in listeners]}, notes))
@@ -11960,6 +11996,7 @@ class _Runner:
             tls=self.tls,
             tls_keep_alive=not config.reload,
         )
+        self.server.is_paused = is_debugged
         self.ended = threading.Event()  # no connection is accepted any more
 
     def _guard(self) -> Guard:
@@ -11984,7 +12021,7 @@ class _Runner:
 
     def serve(self, load: Callable[[], WSGIApplication]) -> int:
         """Load and serve until told to stop; return the exit status.  Clients wait while the application loads."""
-        self.signals.take(after_fork=self.terminal.after_fork)
+        self.signals.take(after_fork=self._after_fork)
         self.launch.release_signals()
         if self.watcher:
             self.watcher.record_imports()
@@ -12015,7 +12052,7 @@ class _Runner:
         while not self.ended.wait(_GREEN_INTERVAL if has_green_threads() else _WAKE_INTERVAL):
             while self.errands:
                 self.errands.popleft()()
-            if self.signals.stopped:
+            if self.signals.interrupted:
                 raise KeyboardInterrupt
         return self.status
 
@@ -12023,7 +12060,7 @@ class _Runner:
         """Return the application, or one that tells what broke it.  At the first start a failure is the end: None."""
         try:
             try:
-                return self._bridged(load())
+                return self._bridged(_without_collections(load))
             finally:
                 self.loaded.set()
         except BaseException as error:  # a module that calls sys.exit() is broken like any other
@@ -12249,8 +12286,14 @@ class _Runner:
         self.terminal.flush()
         self.signals.give_back()
 
+    def _after_fork(self) -> None:
+        """In a child of the application, let go of what is the parent's."""
+        self.terminal.after_fork()
+        self.server.after_fork()
+
     def _tidy_up(self) -> None:
-        """Leave no socket file behind."""
+        """Leave no socket file behind, and the terminal as it was."""
+        self.launch.restore_terminal()
         if self.socket_file:
             with contextlib.suppress(OSError):  # somebody else has removed it, or put something in its place
                 os.unlink(self.socket_file)
@@ -12275,6 +12318,7 @@ class _Signals:
         self.end = end
         self.hang_up = hang_up
         self.stopped = False  # a signal has asked for the end
+        self.interrupted = False  # among greenlets: KeyboardInterrupt is to be raised by whoever looks
         self.pid = os.getpid()
         is_main = threading.current_thread() is threading.main_thread()
         self.main_ident = native_threading.get_ident() if is_main else 0
@@ -12354,7 +12398,8 @@ class _Signals:
     def _on_interrupt(self, number: int, frame: Any) -> None:
         if self._is_ours(number):
             self.stopped = True
-            if not has_green_threads():  # where it would end the greenlet that happens to run; `serve` looks for it
+            self.interrupted = has_green_threads()
+            if not self.interrupted:  # the exception would end the greenlet that happens to run
                 raise KeyboardInterrupt
 
     def _on_hang_up(self, number: int, frame: Any) -> None:
@@ -12371,6 +12416,23 @@ class _Signals:
         self.give_back()
         os.kill(os.getpid(), number)
         return False
+
+
+def _without_collections(load: Callable[[], Any]) -> Any:
+    """Call what imports, without a look for garbage meanwhile: hardly anything that is imported becomes garbage.
+
+    What is there afterwards is never looked at again.  An application's own `gc.disable()` or thresholds are kept.
+    """
+    if not hasattr(gc, "freeze"):  # PyPy
+        return load()
+    thresholds = gc.get_threshold()
+    gc.set_threshold(0)
+    try:
+        return load()
+    finally:
+        if gc.get_threshold()[0] == 0:
+            gc.set_threshold(*thresholds)
+        gc.freeze()
 
 
 def _thread_place(ident: int) -> str:
