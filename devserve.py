@@ -6934,7 +6934,7 @@ class _Connection:
             self.refuse(error)
             return
         turn = self.server.turn
-        if turn is None:
+        if turn is None or self.server.streams:  # an ASGI application has one thread anyway
             self._run(head, environ, body)
         else:
             with turn:
@@ -8798,6 +8798,7 @@ class AsgiBridge:
         self.requests: dict[_HttpRequest, asyncio.Task[None]] = {}
         self._posted: deque[Callable[[], object]] = deque()
         self._is_awake = False  # the loop is going to look at `_posted`
+        self._may_stop = False  # the loop runs until it is stopped
         self._bell = _Wakeup()
         self._rings = False  # the bell wakes the loop, at half the cost of `call_soon_threadsafe`
         self.new_queue: Any
@@ -8822,11 +8823,15 @@ class AsgiBridge:
         """Run the loop in this thread until `ended` is set."""
         watch = threading.Thread(target=self._watch_loop, args=(ended,), name="devserve loop watch", daemon=True)
         watch.start()
-        while not ended.is_set():
-            try:
-                self.loop.run_forever()
-            except SystemExit as error:  # asyncio lets it through from any task; the request has failed, not we
-                self.terminal.crash(error)
+        self._may_stop = True
+        try:
+            while not ended.is_set():
+                try:
+                    self.loop.run_forever()
+                except SystemExit as error:  # asyncio lets it through from any task; the request has failed, not we
+                    self.terminal.crash(error)
+        finally:
+            self._may_stop = False
 
     def start_in_thread(self) -> Callable[[], None]:
         """Start in a thread of its own; return the function that stops it.  Raises what `start` raises."""
@@ -8849,7 +8854,6 @@ class AsgiBridge:
         def stop() -> None:
             self.stop(0.0)
             ended.set()
-            self.post(self.loop.stop)
             thread.join()
 
         thread = threading.Thread(target=run, name="devserve loop", daemon=True)
@@ -8870,7 +8874,7 @@ class AsgiBridge:
                         f"the event loop has been blocked for {_BLOCKED_SECONDS:.0f} s; it is at {position}"
                     )
                 awake.wait()
-        self.post(self.loop.stop)
+        self.post(lambda: self._may_stop and self.loop.stop())
 
     def post(self, job: Callable[[], object]) -> None:
         """Have the loop call `job`.  It is woken once for all that comes until it looks."""

@@ -10341,9 +10341,11 @@ class AsgiSending(AsgiCase):
             await barrier[len(barrier) - 1].wait()
             await asgi_answer(send)
 
-        self.serve_asgi(view)
-        wires = [self.wire(GET) for _ in range(20)]
-        self.assertEqual({wire.answer().status for wire in wires}, {200})
+        for threads in (True, False):
+            barrier.clear()
+            self.serve_asgi(view, threads=threads)
+            wires = [self.wire(GET) for _ in range(20)]
+            self.assertEqual({wire.answer().status for wire in wires}, {200})
 
 
 def client_frame(opcode: int, payload: bytes = b"", first: int = 0x80, mask: bytes = b"\x01\x02\x03\x04") -> bytes:
@@ -10579,14 +10581,10 @@ class AsgiWebSockets(AsgiCase):
             for size in (0, 1, 2, 3, 4, 5, 997):
                 slow = bytes(b ^ mask[(i + start) % 4] for i, b in enumerate(data[:size]))
                 self.assertEqual(devserve._unmask(data[:size], mask, start), slow)
-        big = bytes(2**20)
         began = time.process_time()
-        for _ in range(10):
-            devserve._unmask(big, mask, 1)
-        fast = time.process_time() - began
-        began = time.process_time()
-        bytes(b ^ 1 for b in big)
-        self.assertLess(fast, (time.process_time() - began) * 10 / 5, "five times as fast as a loop")
+        for _ in range(32):
+            devserve._unmask(bytes(2**20), mask, 1)
+        self.assertLess(time.process_time() - began, 1.6, "20 MB a second at the least, where a loop has 10")
 
     def test_pings_are_sent_and_a_peer_without_pongs_is_given_up(self) -> None:
         self.patch("_PING_SECONDS", 0.2)
@@ -10816,6 +10814,7 @@ class AsgiPages(AsgiCase):
         self.assertIn("ZeroDivisionError", console.run("await inner(0)").output)
         self.assertNotIn("concurrent", console.run("await inner(0)").output)
 
+    @unittest.skipUnless(sys.implementation.name == "cpython", "PyPy cannot interrupt a thread")
     def test_what_the_console_awaits_can_be_interrupted(self) -> None:
         console = self.console(self.page(self.failing))
         console.run("import asyncio\nwoken = []")
