@@ -10647,9 +10647,12 @@ class Watcher(native_threading.Thread):
         self._importing = False
 
     def failed(self, error: BaseException) -> None:
-        """Watch whatever could mend an import that ended in `error`: the files it names, and the project's modules."""
+        """Watch whatever could mend an import that ended in `error`: a module that is missing, all of the project's.
+
+        The files in its traceback are watched already, as they were loaded.
+        """
         self.import_ended()
-        self._errands.append(partial(self.files.add_all, _mending_files(error)))
+        self._errands.append(partial(self.files.add_all, [*_places_of_missing(error)]))
         self._errands.append(self.files.add_project)
 
     def watch(self, paths: Iterable[str]) -> None:
@@ -10908,31 +10911,17 @@ class Watcher(native_threading.Thread):
             self._contents[path] = self.files.states[path], digest
 
 
-def _mending_files(error: Optional[BaseException]) -> list[str]:
-    """Return what could mend a failed import: the files in the tracebacks, and where a missing module belongs."""
-    found: list[str] = []
+def _places_of_missing(error: Optional[BaseException]) -> Iterator[str]:
+    """Yield the paths where the modules would appear, installed ones too, for which an import has failed."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        tb = error.__traceback__
-        while tb is not None:
-            found.append(tb.tb_frame.f_code.co_filename)
-            tb = tb.tb_next
-        if isinstance(error, SyntaxError) and error.filename:
-            found.append(error.filename)
-        if isinstance(error, ImportError) and error.name:
-            found.extend(_module_places(error.name))
+        parts = error.name.split(".") if isinstance(error, ImportError) and error.name else []
+        for folder in sys.path:
+            for depth in range(1, len(parts) + 1):
+                path = os.path.join(folder, *parts[:depth])
+                yield from (path, path + ".py", os.path.join(path, "__init__.py"))
         error = error.__cause__ or error.__context__
-    return [path for path in dict.fromkeys(found) if not path.startswith("<")]
-
-
-def _module_places(name: str) -> Iterator[str]:
-    """Yield the paths where a module of this name would be looked for."""
-    parts = name.split(".")
-    for folder in sys.path:
-        for depth in range(1, len(parts) + 1):
-            path = os.path.join(folder, *parts[:depth])
-            yield from (path, path + ".py", os.path.join(path, "__init__.py"))
 
 
 # =====================================================================================================================

@@ -11891,6 +11891,17 @@ class ReloaderBadInput(ReloaderWatching):
         self.write("many/50/40.txt", "changed")
         self.assertEqual(self.said(), [["many/50/40.txt"]])
 
+    @unittest.skipUnless(EXECS, "needs named pipes")
+    def test_a_named_pipe_and_a_large_file_are_not_read(self) -> None:
+        self.write("files/a.txt", "")
+        os.mkfifo(self.folder / "files" / "pipe")
+        with open(self.folder / "files" / "large", "wb") as file:
+            file.truncate(devserve._CONTENT_LIMIT + 1)
+        seen = ["files/a.txt", "files/pipe", "files/large"]
+        self.start(extra_files=["files"], seen=seen)
+        self.assertIsNone(self.watcher._contents[str(self.folder / "files" / "large")][1])
+        self.is_silent_until("files/a.txt")
+
     def test_more_files_than_can_be_borne_are_left_out_and_it_is_said(self) -> None:
         for number in range(9):
             self.write(f"many/{number}.txt", "")
