@@ -679,6 +679,7 @@ class ForeignCalls(threading.Thread):
             self.join(seconds)
 
     def run(self) -> None:
+        """Make the calls; whatever one of them raises is its outcome."""
         try:
             for name, job in self.jobs.items():
                 if not self.abandoned:
@@ -832,20 +833,24 @@ def traceback_text(error: BaseException, *, folded: bool = False, seconds: float
 
 
 def _format_traceback(error: BaseException, folded: bool) -> str:
+    """Return what the interpreter prints; with `folded` its stacks are replaced by ones that fold library frames.
+
+    `TracebackException` formats itself by its stack, from Python 3.9 to 3.15, groups and chains included.
+    """
     import traceback
 
     class Folded(traceback.StackSummary):
         def format(self, **options: Any) -> list[str]:
             return list(_fold_lines(self, lambda run: traceback.StackSummary.from_list(run).format(**options)))
 
-    told = traceback.TracebackException(type(error), error, application_traceback(error))
-    todo: list[Any] = [told] if folded else []
+    root = traceback.TracebackException(type(error), error, application_traceback(error))
+    todo: list[Any] = [root] if folded else []
     while todo:
         each = todo.pop()
         if isinstance(each, traceback.TracebackException) and type(each.stack) is not Folded:
             each.stack = Folded(each.stack or ())
             todo += [each.__cause__, each.__context__, *(getattr(each, "exceptions", None) or ())]
-    return "".join(told.format())
+    return "".join(root.format())
 
 
 def _fold_lines(stack: Sequence[Any], write: Callable[[list[Any]], Iterable[str]]) -> Iterator[str]:
@@ -1100,6 +1105,7 @@ class Terminal:
             self._is_stuck = not is_written.wait(0.0 if self._is_stuck else seconds)
 
     def _add(self, text: str) -> None:
+        """Take a line up, unless too many wait already."""
         if len(self._unwritten) > _UNWRITTEN_LIMIT:
             self._dropped += 1
         else:
@@ -2296,8 +2302,8 @@ def _tell_django(file_changed: Any, asked: list[tuple[str, str]], paths: list[st
 # nearest to the failure is read first, and what comes after the budget is spent is counted instead.  An object's own
 # code runs only in a bounded call.
 #
-# Doors: LINES_AROUND, Variable, FrameView, ExceptionView, Report, FramePosition, read_report, view_place, with_values,
-# members_at, code_tokens, expressions_in, read_request.
+# Doors: LINES_AROUND, Variable, FrameView, ExceptionView, Report, FramePosition, read_report, view_position,
+# with_values, members_at, code_tokens, expressions_in, read_request.
 #
 # Read first: Report, _ReportBuilder, with_values, expressions_in, _repr_pieces.
 # =====================================================================================================================
@@ -2534,7 +2540,7 @@ class _ReportBuilder:
     def view(self, position: FramePosition) -> FrameView:
         """Return the view of one position; of a frame that holds something unspeakable only where it is."""
         id, code = self.keep(position), position.frame.f_code
-        view, _ = call_safely(lambda: view_place(position, id=id, sources=self.sources))
+        view, _ = call_safely(lambda: view_position(position, id=id, sources=self.sources))
         if view is None:
             filename, name = shown_text(code.co_filename, _TEXT_LIMIT), shown_text(code.co_name, NAME_LIMIT)
             missing = "The frame cannot be read."
@@ -2636,21 +2642,21 @@ def _fold_recursion(positions: list[FramePosition], most: int) -> list[tuple[Fra
     A circle that comes round `_ROUNDS_FOLDED` times or more is told once, and once again for its last round.  When
     there are still too many, those in the middle are left out.
     """
-    told: list[tuple[FramePosition, int, int]] = []
+    folded: list[tuple[FramePosition, int, int]] = []
     keys = [(position.frame.f_code, position.lineno) for position in positions]
     at = 0
     while len(positions) > at:
         period, rounds = _find_cycle(keys, at)
-        told += [(position, 0, 0) for position in positions[at : at + period]]
+        folded += [(position, 0, 0) for position in positions[at : at + period]]
         if rounds > 1:
-            told[-1] = (told[-1][0], period, rounds - 2)
+            folded[-1] = (folded[-1][0], period, rounds - 2)
             at += period * (rounds - 2)
         at += period
     half = most // 2
-    if len(told) > most:
-        told[half - 1] = (told[half - 1][0], 0, len(told) - 2 * half)
-        told = told[:half] + told[-half:]
-    return told
+    if len(folded) > most:
+        folded[half - 1] = (folded[half - 1][0], 0, len(folded) - 2 * half)
+        folded = folded[:half] + folded[-half:]
+    return folded
 
 
 def _find_cycle(keys: list[tuple[CodeType, int]], at: int) -> tuple[int, int]:
@@ -2664,7 +2670,7 @@ def _find_cycle(keys: list[tuple[CodeType, int]], at: int) -> tuple[int, int]:
     return 1, 1
 
 
-def view_place(
+def view_position(
     position: FramePosition, *, id: str = "", around: Optional[int] = None, sources: Optional[_Sources] = None
 ) -> FrameView:
     """Return the view of one frame without its values; `around` lines of source on each side."""
@@ -2920,6 +2926,7 @@ def _jinja_line(position: FramePosition) -> Optional[_TemplateLine]:
 
 
 def _mako_line(position: FramePosition) -> Optional[_TemplateLine]:
+    """Mako keeps beside the compiled module which line of the template each of its lines came from."""
     values, code = position.frame.f_globals, position.frame.f_code
     mako = sys.modules.get("mako.template")
     if mako is None or "_template_uri" not in values or "_magic_number" not in values:
@@ -2931,6 +2938,7 @@ def _mako_line(position: FramePosition) -> Optional[_TemplateLine]:
 
 
 def _chameleon_line(position: FramePosition) -> Optional[_TemplateLine]:
+    """Chameleon's compiled code notes before each expression what stands where in the template."""
     tokens, values = position.frame.f_globals.get("__tokens"), locals_of(position.frame)
     if tokens is None or "econtext" not in values:
         return None
@@ -2941,6 +2949,7 @@ def _chameleon_line(position: FramePosition) -> Optional[_TemplateLine]:
 
 
 def _bottle_line(position: FramePosition) -> Optional[_TemplateLine]:
+    """Bottle's compiled code has the template's lines, but columns of its own."""
     if "_printlist" not in position.frame.f_globals:
         return None
     return _TemplateLine(position.frame.f_code.co_filename, position.lineno, "template", locals_of(position.frame))
@@ -2981,6 +2990,7 @@ class _Scope(NamedTuple):
 
     @classmethod
     def of(cls, position: FramePosition) -> _Scope:
+        """Return the scope of a frame, or of the template that it was generated from."""
         template = _template_line(position)
         if template is None:
             return cls(locals_of(position.frame), position.frame.f_globals)
@@ -3111,6 +3121,7 @@ def _opens(value: object) -> bool:
 
 
 def _slots_of(value: object) -> list[str]:
+    """Return the names of the slots of a value's classes."""
     return [name for name, held in static_attributes(value).items() if type(held) is MemberDescriptorType]
 
 
@@ -3857,11 +3868,11 @@ def _write_overview(problems: Sequence[ExceptionView]) -> _Markup:
 
 def _tree_of(problems: Sequence[ExceptionView], anchor: str) -> Iterator[tuple[str, str, ExceptionView]]:
     """Yield all exceptions of a chain as `_newest_first`, each followed by its members, worded by number."""
-    for place, wording, problem in _newest_first(problems, anchor):
-        yield place, wording, problem
+    for where, wording, problem in _newest_first(problems, anchor):
+        yield where, wording, problem
         for number, chain in enumerate(problem.members, 1):
-            for where, how, each in _tree_of(chain, f"{place}.{number}"):
-                yield where, how if how[:1].isalpha() else f"{number}.{how}", each
+            for below, how, each in _tree_of(chain, f"{where}.{number}"):
+                yield below, how if how[:1].isalpha() else f"{number}.{how}", each
 
 
 def _newest_first(problems: Sequence[ExceptionView], anchor: str) -> Iterator[tuple[str, str, ExceptionView]]:
@@ -3877,15 +3888,15 @@ def _newest_first(problems: Sequence[ExceptionView], anchor: str) -> Iterator[tu
 def _write_problems(problems: Sequence[ExceptionView], anchor: str) -> _Markup:
     """Return a chain, the newest exception first; that has its heading at the top of the page or of the member."""
     sections = []
-    for place, wording, problem in _newest_first(problems, anchor):
+    for where, wording, problem in _newest_first(problems, anchor):
         heading = _Markup()
         if wording:
             kind, message = _write_type(problem.type), _write_message(problem.message)
             heading = _fill_template(
                 HEADING, wording=wording, type=kind, message=message, remarks=_write_remarks(problem)
             )
-        members, stack = _write_members(problem, place), _write_stack(problem.frames)
-        sections.append(_fill_template(EXCEPTION, anchor=place, heading=heading, members=members, stack=stack))
+        members, stack = _write_members(problem, where), _write_stack(problem.frames)
+        sections.append(_fill_template(EXCEPTION, anchor=where, heading=heading, members=members, stack=stack))
     return _joined(sections)
 
 
@@ -3931,11 +3942,11 @@ def _write_stack(frames: Sequence[FrameView]) -> _Markup:
     """
     pieces: list[_Markup] = []
     run: list[FrameView] = []
-    ours = [frame for frame in reversed(frames) if frame.app] or list(frames[-1:])
+    own = [frame for frame in reversed(frames) if frame.app] or list(frames[-1:])
     for frame in reversed(frames):
         if frame.app or frame is frames[-1]:
-            hot = frame is frames[-1] or frame is ours[0]
-            pieces += [_fold_run(run), _write_frame(frame, opened=frame in ours[:_OPEN_FRAMES], hot=hot)]
+            hot = frame is frames[-1] or frame is own[0]
+            pieces += [_fold_run(run), _write_frame(frame, opened=frame in own[:_OPEN_FRAMES], hot=hot)]
             run = []
         else:
             run.append(frame)
@@ -3955,12 +3966,16 @@ def _fold_run(run: Sequence[FrameView]) -> _Markup:
 
 
 def _write_frame(frame: FrameView, *, opened: bool, hot: bool = False) -> _Markup:
+    """Return one frame: its line, its source, and its values beside that.
+
+    What is not read yet the page asks for when it comes into view, where there is a frame to be asked.
+    """
     folder, file = os.path.split(_short_path(frame.filename))
     source = body = write_source(frame)
     late = any(variable.is_late for variable in frame.variables) or not frame.is_read
     if frame.variables or (late and frame.id):
         variables = write_variables(frame) if frame.variables else _Markup()
-        later = _Markup(" later" if late and frame.id else "")  # the page asks for them when they come into view
+        later = _Markup(" later" if late and frame.id else "")
         body = _fill_template(HALVES, source=source, variables=variables, later=later)
     view = _fill_template(
         FRAME,
@@ -3981,6 +3996,7 @@ def _write_frame(frame: FrameView, *, opened: bool, hot: bool = False) -> _Marku
 
 
 def _write_repeats(frame: FrameView) -> _Markup:
+    """Return the line about what was folded after a frame; the page has the newest first, so above it."""
     if not frame.repeats:
         return _Markup()
     if not frame.period:
@@ -4202,8 +4218,8 @@ def write_text(report: Report) -> str:
 def _hints_beyond(text: str, problem: ExceptionView) -> list[str]:
     """Return what an exception's view knows to help that the interpreter's text has not said already."""
     taken = [f"(it takes {frame.signature})" for frame in problem.frames if frame.signature]
-    told = f"({problem.hint})" if problem.hint and problem.hint.rstrip("?") not in text else ""
-    return [line for line in [told, *taken] if line]
+    hint = f"({problem.hint})" if problem.hint and problem.hint.rstrip("?") not in text else ""
+    return [line for line in [hint, *taken] if line]
 
 
 def write_markdown(report: Report) -> str:
@@ -4288,8 +4304,8 @@ def write_fragment(report: Report) -> str:
     if frame is not None:
         place = f"{_short_path(frame.filename)}:{frame.lineno}" + (f" in {frame.name}" if frame.name else "")
         source = "\n".join(text.strip() for number, text in frame.source if number == frame.lineno)
-        told = [f"{variable.name} = {variable.value}" for variable in frame.variables[:_FRAGMENT_VALUES]]
-        values = "\n".join([*told, "…"] if len(frame.variables) > _FRAGMENT_VALUES else told)
+        lines = [f"{variable.name} = {variable.value}" for variable in frame.variables[:_FRAGMENT_VALUES]]
+        values = "\n".join([*lines, "…"] if len(frame.variables) > _FRAGMENT_VALUES else lines)
     text = "\n\n".join(part for part in (problem.hint, source, values) if part)
     return _fill_template(
         FRAGMENT, type=problem.type, message=problem.message, place=place, text=text, link=report.link
@@ -6146,7 +6162,7 @@ class _DebuggerEndpoint:
     def variables(self) -> dict[str, Any]:
         """Return the variables of a frame with their values."""
         position = self.lookup(self.debugger.crashes.position)
-        view = view_place(position, id=self.text_field("frame"))
+        view = view_position(position, id=self.text_field("frame"))
         return {"html": str(write_variables(with_values(view, position)))}
 
     def members(self) -> dict[str, Any]:
@@ -6164,8 +6180,8 @@ class _DebuggerEndpoint:
         lines = self.payload.get("lines")
         around = min(max(lines if isinstance(lines, int) else LINES_AROUND, 1), _SOURCE_LINES_LIMIT) // 2
         position = self.lookup(self.debugger.crashes.position)
-        view = view_place(position, id=self.text_field("frame"), around=around)
-        more = view_place(position, around=around + 1)
+        view = view_position(position, id=self.text_field("frame"), around=around)
+        more = view_position(position, around=around + 1)
         return {"html": str(write_source(view)), "all": len(view.source) == len(more.source)}
 
     # -- actions, for the person at the keyboard
