@@ -9609,8 +9609,8 @@ class ServerCertificate(Folder):
         """Serve with a certificate, and ask for it as a client that trusts nothing else does."""
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            shake = devserve.tls_from_files(str(cert), "")
-            server = threading.Thread(target=lambda: shake(ours).close())
+            secured: Any = devserve.tls_from_files(str(cert), "")(ours)
+            server = threading.Thread(target=lambda: (secured.do_handshake(), secured.close()))
             server.start()
             ssl.create_default_context(cafile=str(cert)).wrap_socket(theirs, server_hostname=name).close()
             server.join(DEADLINE)
