@@ -1707,17 +1707,22 @@ class _ServerFinder:
             start = getattr(owner, function, None)
             if start is not None:
                 self.replaced.append((owner, function, start))
-                setattr(owner, function, functools.wraps(start)(partial(self._start, name, start)))
+                setattr(owner, function, self._stand_in(name, start))
 
-    def _start(self, name: str, start: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Stand in for what starts a server."""
-        if threading.current_thread() is not self.importer:
-            return start(*args, **kwargs)
+    def _stand_in(self, name: str, start: Callable[..., Any]) -> Callable[..., Any]:
+        """Return what is called in place of `start`: a function, since as a method it must be given its instance."""
+
+        @functools.wraps(start)
+        def stand_in(*args: Any, **kwargs: Any) -> Any:
+            return start(*args, **kwargs) if threading.current_thread() is not self.importer else self._tell(name)
+
+        return stand_in
+
+    def _tell(self, name: str) -> None:
         if not self.told:
             self.told = True
             server = name.partition(".")[0]
             self.warn(f"the server that the import starts ({server}) is left out; {_MAIN_GUARD}")
-        return None
 
 
 # -- the application in a module
