@@ -6780,6 +6780,64 @@ class DebuggerFailures(Debugged):
         self.assertLessEqual(len(alive), devserve.CRASH_LIMIT + 2 * devserve._COLLECT_EVERY)
 
 
+class DebuggerHandedOver(Debugged):
+    """An exception that a framework has caught is shown in the place of its own page, and told in any case."""
+
+    def answering(self, body: Callable[[str], Any], status: str = "503 Busy") -> None:
+        """Have an application hand over an exception, and answer with what `body` makes of the text for it."""
+
+        def app(environ: Any, start_response: Any) -> Any:
+            try:
+                return [{"some": b""}["other"]]
+            except KeyError as error:
+                text = devserve.hand_over(environ, error)
+            headers = [("Content-Type", "text/plain"), ("X-Around", "yes"), ("ETag", '"1"'), ("Set-Cookie", "a=b")]
+            start_response(status, headers)
+            answer = body(text)
+            return [] if environ["REQUEST_METHOD"] == "HEAD" else answer
+
+        self.app = app
+
+    def test_page_takes_the_place_of_the_text_under_the_frameworks_head(self) -> None:
+        bodies: dict[str, Callable[[str], Any]] = {
+            "a list": lambda text: [text.encode()],
+            "an iterator": lambda text: iter([text.encode()]),
+            "inside of a template": lambda text: [f"<p>{text}</p>".encode()],
+        }
+        for what, body in bodies.items():
+            with self.subTest(what):
+                self.answering(body)
+                answer = self.ask(Accept="application/json")
+                self.assertEqual(answer.status, 503)
+                self.assertEqual((answer.headers["X-Around"], answer.headers["Set-Cookie"]), ("yes", "a=b"))
+                self.assertIsNone(answer.headers["ETag"])
+                self.assertEqual(answer.headers.get_all("Content-Type"), ["application/json; charset=utf-8"])
+                self.assertEqual(json.loads(answer.text)["problems"][0]["type"], "KeyError")
+        self.assertEqual(self.printed.count("Traceback"), len(bodies))
+
+    def test_head_has_the_head_and_the_terminal_the_crash(self) -> None:
+        self.answering(lambda text: [text.encode()])
+        answer = self.ask(method="HEAD")
+        self.assertEqual((answer.status, answer.headers["X-Around"], answer.text), (503, "yes", ""))
+        self.assertEqual(self.printed.count("Traceback"), 1)
+
+    def test_another_answer_of_the_application_is_its_own_and_the_terminal_is_told(self) -> None:
+        for body in (lambda text: [b"own"], lambda text: iter([b"own"])):
+            self.answering(body, "200 OK")
+            answer = self.ask()
+            self.assertEqual((answer.status, answer.text, answer.headers["ETag"]), (200, "own", '"1"'))
+        self.assertEqual(self.printed.count("Traceback"), 2)
+
+    def test_the_exceptions_own_traceback_is_shown_and_the_next_request_knows_nothing_of_it(self) -> None:
+        self.answering(lambda text: [text.encode()])
+        self.assertIn('["other"]', self.ask(Accept="text/plain").text)
+        self.app = failing_app
+        self.assertNotIn("KeyError", self.ask(Accept="text/plain").text)
+
+    def test_without_a_debugger_there_is_no_text(self) -> None:
+        self.assertEqual(devserve.hand_over({}, KeyError()), "")
+
+
 class DebuggerFrameworks(Folder):
     """With each framework's real package: an exception in a view reaches the page."""
 
