@@ -10152,7 +10152,7 @@ class _StartupFailed(Exception):
 # 12. File watcher
 #
 # A thread looks at files again and again, and says which of them a save has changed.  The room gets paths and
-# callbacks; who is served, and what, it never learns.  May know the configuration (1) and foreign code (2).
+# callbacks; who is served, and what, it never learns.  May know foreign code (2).
 #
 # It polls, since that sees every kind of save on every file system, those of a network and of a container's host
 # included.  A round comes every `_INTERVAL` and looks at the files edited last, at as many of the project's others as

@@ -11279,6 +11279,15 @@ SAVES = {
         {"two words.txt": "1"}, "", lambda case: case.write("two words.txt", "2"), [["two words.txt"]], "two words.txt"
     ),
     "a_module_that_is_imported_later_is_watched": Save({"later_a.py": "x = 1"}, "", later, [["later_a.py"]]),
+    "a_module_of_an_installed_package_is_watched": Save(
+        {
+            "site-packages/installed_a.py": "x = 1",
+            "uses_a.py": "import sys\nsys.path.insert(0, 'site-packages')\nimport installed_a",
+        },
+        "uses_a",
+        lambda case: case.write("site-packages/installed_a.py", "x = 2"),
+        [["site-packages/installed_a.py"]],
+    ),
     "the_same_bytes_are_no_change": Save(
         {"same_a.py": "x = 1"},
         "same_a",
@@ -11662,6 +11671,17 @@ class ReloaderMemory(ReloaderWatching):
                 eventually(lambda: self.watcher.files.states[path] == devserve._state(path), "the change is seen")
         self.assertEqual(len(self.calls), devserve._REPEATED - 1)
         self.assertEqual(len(self.warnings), 1)
+
+    def test_whoever_saves_very_often_is_heeded_each_time(self) -> None:
+        self.write("often_a.py", "x = 0")
+        self.write("often.txt", "0")
+        self.start("often_a", extra_files=["often.txt"], seen=["often.txt"])
+        for name, seconds in (("often_a.py", 1000.0), ("often.txt", 0.0)):
+            with mock.patch.object(devserve, "_HEELS", seconds), self.subTest(name):
+                for number in range(1, devserve._REPEATED + 3):
+                    del self.calls[:]
+                    self.write(name, f"x = {number}")
+                    self.assertEqual(self.said(), [[name]])
 
     def test_a_log_that_never_rests_holds_no_request_for_long(self) -> None:
         settled: list[bool] = []
