@@ -4334,7 +4334,7 @@ def emergency_page(error: BaseException, crash: str) -> str:
 # properties.  A crash that was let go holds no frame, and so no lock, no open transaction and no memory of the
 # application's.
 #
-# Doors: Busy, EnteredContexts, Console, CRASH_LIMIT, Crash, CrashStore.
+# Doors: CRASH_LIMIT, Busy, EnteredContexts, Console, Crash, CrashStore.
 #
 # Read first: Console.run, Console._evaluate, Console.complete, CrashStore.
 # =====================================================================================================================
@@ -4948,9 +4948,9 @@ def _collect_garbage() -> None:
 # |   or the client is on this machine, not behind a proxy|   crashes of other people are not told                    |
 # | all stacks: unlocked                                  | everybody else                                            |
 #
-# Invariants.  The PIN (30 bits) is for typing; the token (128 bits) is for the link on the terminal, which works even
-# when the PIN is shut, since it cannot be guessed.  Cookie and key are made from the token, and neither from the other
-# nor from the PIN.  The cookie is HttpOnly, SameSite=Strict, limited to our own paths and named by the port, since
+# Invariants: what any rule refuses is refused, and nothing has happened before the last rule was asked.  The PIN (30
+# bits) is for typing; the token (128 bits) is for the link on the terminal, which works even when the PIN is shut,
+# since it cannot be guessed.  Cookie and key are made from the token, and neither from the other nor from the PIN.  The cookie is HttpOnly, SameSite=Strict, limited to our own paths and named by the port, since
 # browsers send the cookies of one port to every other; the key lies in localStorage, which does know the port, but
 # which script in the application's page can read.  So each is worth nothing alone.  A program that is no browser sends
 # its cookies to nobody else, and is given one that needs no key.  All of these survive a reload unless another PIN was
@@ -4958,10 +4958,7 @@ def _collect_garbage() -> None:
 # address that is not loopback, browsers send no Sec-Fetch-Dest and heed no opener policy: there, script in the
 # application's own page is as mighty as the page, and so it is where the application is cross-origin isolated.
 #
-# Invariants: what is not allowed by every rule is refused, and nothing has happened before the last rule was asked.
-# No secret stands in a URL but that of the terminal's link, none in a page but in a document of ours.
-#
-# Doors: Guard, Refusal, check_pin, without_our_cookies, COOKIE_PREFIX.
+# Doors: COOKIE_PREFIX, Refusal, Guard, without_our_cookies, check_pin.
 #
 # Read first: Guard.refuses, Guard.knows, Guard.refuses_reading, Guard.try_pin.
 # =====================================================================================================================
@@ -5448,6 +5445,32 @@ class DebuggedApplication:
             base = f"http://localhost:{self.guard.port or environ.get('SERVER_PORT', 80)}"
         return f"{base}{str(environ.get('SCRIPT_NAME', '')).rstrip('/')}{_PREFIX}/{_CRASH}{crash.id}"
 
+    def install(self, app: WSGIApplication, reload_id: str) -> None:
+        """Go on with another application, as after a save that broke this one; crashes and their frames are kept."""
+        self.app, self.reload_id, self.app_console = app, reload_id, None
+
+    def remember(self) -> list[Any]:
+        """Return what outlives a reload: the failed requests, to be sent to the new code, and how they failed."""
+        told = []
+        for crash in self.crashes.all():
+            if crash.request is not None and crash.request.is_whole and crash.report is not None:
+                problem, text = crash.report.problems[-1], crash.report.text
+                told.append((crash.id, crash.time, crash.seconds, problem.type, problem.message, text, *crash.request))
+        return told
+
+    def recall(self, told: Iterable[Any]) -> None:
+        """Take up what the process before has remembered."""
+        for id, moment, seconds, kind, message, text, *recorded in reversed(list(told)):
+            request = _RecordedRequest(*recorded)
+            environ = request.environ({})
+            crash = Crash(request.line(), request, id=id)
+            crash.time, crash.seconds, crash.is_let_go = moment, seconds, True
+            problem = ExceptionView(kind, message, "", ("The code was reloaded after this.",), "", ())
+            when = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(moment))
+            shown = read_request(environ, request.body)
+            crash.report = Report((problem,), shown, (), when, self.link(crash, environ), text)
+            self.crashes.add(crash)
+
     def console(self, id: str) -> Console:
         """Return the console of a frame, or of the application alone.  Raises KeyError when the frame is gone."""
         if id != "app":
@@ -5824,7 +5847,7 @@ class _RecordedRequest(NamedTuple):
     """A request as the application got it, to be shown and to be sent again."""
 
     key: tuple[Any, ...]  # of `_request_key`
-    variables: tuple[tuple[str, Any], ...]  # the headers and what else the client decided, by their CGI names
+    variables: tuple[tuple[str, str], ...]  # the headers and what else the client decided, by their CGI names
     body: bytes
     is_whole: bool  # nothing of the body is missing
 
@@ -5832,7 +5855,8 @@ class _RecordedRequest(NamedTuple):
     def of(cls, environ: Environ, body: Optional[_RecordedBody] = None) -> _RecordedRequest:
         """Return the record of a request, whose body the application may have read in part or not at all."""
         kept = ("CONTENT_TYPE", "CONTENT_LENGTH", "REQUEST_URI", "RAW_URI", "SERVER_PROTOCOL", "wsgi.url_scheme")
-        names = [name for name in environ if isinstance(name, str) and (name[:5] == "HTTP_" or name in kept)]
+        own = [name for name in environ if isinstance(name, str) and (name[:5] == "HTTP_" or name in kept)]
+        names = [name for name in own if isinstance(environ[name], str)]
         if body:
             call_safely(body.finish)
         whole = body is None or body.is_whole
@@ -11979,6 +12003,7 @@ class _Runner:
         self.watcher = self._watcher() if config.reload else None
         self.signals = _Signals(self._end, self._hang_up, in_code=in_code, reloads=config.reload)
         self.bridge: Optional[AsgiBridge] = None  # to an ASGI application
+        self.debugged: Optional[DebuggedApplication] = None  # with the debugger
         self.live: Optional[LivePages] = None  # with --live
         self.phase = _LOADING
         self.lock = native_threading.Lock()  # held to change the phase
@@ -12109,11 +12134,14 @@ class _Runner:
         reload_id = os.urandom(8).hex()
         if self.guard:
             base_url = urls(self.listeners, self.scheme)[0]
-            app = debugged = DebuggedApplication(
-                app, guard=self.guard, terminal=self.terminal, base_url=base_url, reload_id=reload_id
-            )
+            if self.debugged is None:
+                guard, terminal = self.guard, self.terminal
+                self.debugged = DebuggedApplication(app, guard=guard, terminal=terminal, base_url=base_url)
+                self.debugged.recall(self.notes.get("crashes", ()))
+            self.debugged.install(app, reload_id)
+            app = self.debugged
             if self.bridge:
-                self.bridge.report = debugged.report
+                self.bridge.report = self.debugged.report
         elif isinstance(app, BrokenApp):
             app = _import_error_app(app.error)
         if self.config.live:
@@ -12221,6 +12249,7 @@ class _Runner:
             notes["told"] = True
         if self.guard:  # no request is answered any more, in which a PIN could be guessed
             notes.update(self.guard.remember())
+            notes["crashes"] = self.debugged.remember() if self.debugged else self.notes.get("crashes", [])
         if self.watcher:
             notes["watched"] = self.watcher.remember()
         return notes
@@ -12718,11 +12747,13 @@ def _demo_price(query: str) -> str:
 # =====================================================================================================================
 # 16. Paper
 #
-# What a browser is sent, as plain text: the templates, STYLE, SCRIPT, the demo's page.  There is no Python in it: a
-# word in braces is filled in by room 5, which escapes it, and a backslash at the end of a line joins it with the next.
-# Nobody needs to read Python to redesign the page.  Its Content-Security-Policy allows one style and one script, by
-# nonce, so neither style="" nor onclick="" works.  Without the script the page still shows everything but the values
-# of library frames; the class `js` marks what needs it.
+# What a browser is sent, as plain text: the templates, STYLE, SCRIPT, LIVE_SCRIPT, the demo's page.  A word in braces
+# is filled in by room 6, which escapes it, and a backslash at the end of a line joins it with the next.  Nobody needs
+# to read Python to redesign the page.
+#
+# Invariants: there is no Python here.  The page's Content-Security-Policy allows one style and one script, by nonce,
+# so neither style="" nor onclick="" works in it; a fragment, which brings its style along, has no script.  Without the
+# script the page still shows everything but the values of library frames; the class `js` marks what needs it.
 # =====================================================================================================================
 
 PAGE = """<!doctype html>

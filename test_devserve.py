@@ -6079,6 +6079,36 @@ class DebuggerCrashes(Debugged):
         self.assertNotEqual(self.crash_id(), id)
         self.assertEqual(self.post("again", {"crash": "x"}).json["error"], "gone")
 
+    def test_requests_that_failed_outlive_a_reload_and_go_to_the_new_code(self) -> None:
+        self.ask("/first", Accept="*/*")
+        self.ask("/order?a=1", "POST", b"body", Accept="*/*")
+        told = marshal.loads(marshal.dumps(self.debugger.remember()))
+        before = self.crash_id()
+
+        def app(environ: Any, start_response: Any) -> Any:
+            start_response("200 OK", [("Content-Type", "text/plain")])
+            return [environ["wsgi.input"].read()]
+
+        self.install(app)
+        self.debugger.recall(told)
+        self.assertEqual([crash.what for crash in self.debugger.crashes.all()], ["POST /order", "GET /first"])
+        page = self.ask(f"/__devserve__/crash/{before}")
+        self.assertEqual(page.status, 200)
+        for word in ("ZeroDivisionError", "division by zero", "The code was reloaded", "/order?a=1"):
+            self.assertIn(word, page.text)
+        for kind in self.KINDS[1:]:
+            self.assertIn("ZeroDivisionError", self.ask(f"/__devserve__/crash/{before}", Accept=kind).text)
+        self.assertEqual(self.post("again", {"crash": before}).json["status"], "200 OK")
+        self.assertEqual(len(self.debugger.remember()), 2)
+
+    def test_a_save_that_breaks_the_application_keeps_crashes_and_frames(self) -> None:
+        frame = self.frame("/page")
+        self.debugger.console("app")
+        self.debugger.install(failing_app, "another")
+        self.assertEqual(self.post("eval", {"frame": frame, "code": "number"}).json["output"], "41\n")
+        self.assertEqual(self.ask("/__devserve__/alive").json["reload_id"], "another")
+        self.assertIn("failing_app", self.post("eval", {"frame": "app", "code": "app"}).json["output"])
+
     def test_a_body_that_the_application_did_not_read_is_kept_if_it_is_small(self) -> None:
         self.ask("/a", "POST", b"small")
         self.assertEqual(self.debugger.crashes.all()[0].request.body, b"small")
@@ -14472,6 +14502,15 @@ class BrowserCrashes(InBrowser):
             self.until(f"location.href !== '{before}'")
         self.assertEqual(len(questions), 1)
         self.assertIn("/order", questions[0])
+
+    def test_a_request_is_sent_again_to_new_code(self) -> None:
+        self.addCleanup(self.write, FAILING_APP)
+        self.page.goto(self.crash("/key"))
+        self.unlock().wait_for()
+        self.write(FAILING_APP.replace("total = FRUITS[fruit]", "total = FRUITS.get(fruit, 0)"))
+        self.page.locator("#news", has_text="New code is running").wait_for()
+        self.page.locator("#news button").click()
+        self.page.locator("#answers", has_text="The second: 200 OK after").wait_for()
 
     def test_a_locked_page_does_not_send(self) -> None:
         self.page.goto(self.crash("/key"))
