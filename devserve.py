@@ -4950,13 +4950,14 @@ def _collect_garbage() -> None:
 #
 # Invariants: what any rule refuses is refused, and nothing has happened before the last rule was asked.  The PIN (30
 # bits) is for typing; the token (128 bits) is for the link on the terminal, which works even when the PIN is shut,
-# since it cannot be guessed.  Cookie and key are made from the token, and neither from the other nor from the PIN.  The cookie is HttpOnly, SameSite=Strict, limited to our own paths and named by the port, since
-# browsers send the cookies of one port to every other; the key lies in localStorage, which does know the port, but
-# which script in the application's page can read.  So each is worth nothing alone.  A program that is no browser sends
-# its cookies to nobody else, and is given one that needs no key.  All of these survive a reload unless another PIN was
-# configured; none is in a page or in the log.  The secret is in pages, under the rules above.  On plain HTTP to an
-# address that is not loopback, browsers send no Sec-Fetch-Dest and heed no opener policy: there, script in the
-# application's own page is as mighty as the page, and so it is where the application is cross-origin isolated.
+# since it cannot be guessed.  Cookie and key are made from the token, and neither from the other nor from the PIN.
+# The cookie is HttpOnly, SameSite=Strict, limited to our own paths and named by the port, since browsers send the
+# cookies of one port to every other; the key lies in localStorage, which does know the port, but which script in the
+# application's page can read.  So each is worth nothing alone.  A program that is no browser sends its cookies to
+# nobody else, and is given one that needs no key.  All of these survive a reload unless another PIN was configured;
+# none is in a page or in the log.  The secret is in pages, under the rules above.  On plain HTTP to an address that
+# is not loopback, browsers send no Sec-Fetch-Dest and heed no opener policy: there, script in the application's own
+# page is as mighty as the page, and so it is where the application is cross-origin isolated.
 #
 # Doors: COOKIE_PREFIX, Refusal, Guard, without_our_cookies, check_pin.
 #
