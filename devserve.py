@@ -3478,7 +3478,7 @@ _SECRET_WORD = re.compile(  # with what is often written together with it: dbpas
 _TELLS_ABOUT = frozenset(  # last words of names that only tell something about a secret
     "count counts rate ratio type types name names length len size limit max min num url uri path file dir field"
     " fields form expiry expires expiration ttl timeout age at date version validators hasher hashers policy index"
-    " enabled disabled required valid invalid scheme backend class domain samesite httponly header prefix".split()
+    " enabled disabled required valid invalid scheme backend class domain samesite httponly prefix".split()
 )
 _PLAIN_KEYS = frozenset(  # the words before `key` in names of keys that lock nothing
     "primary foreign sort sorting cache partition group grouping public dict lookup unique row index column natural"
@@ -3517,6 +3517,8 @@ def _is_harmless(value: object, name: str) -> bool:
 _URL_PASSWORD = r"""(://[^\s:/?#@\['"]*:)(?![0-9]*/)[^\s@'"]{1,200}(?:@[^\s@/'"]{1,200})*(?=@)"""
 _AUTHORIZATION = r"""(?i)(authorization['"]?\s*[:=]\s*['"]?(?:\w+ +)?)[^\s,;'"]+"""  # the scheme is no secret
 _BEARER = r"""(?i)\b(bearer +)(?!authenti|authori|credential|challenge|realm)[\w.~+/=-]{8,}"""  # RFC 6750
+_BASIC = r"""\b([Bb]asic +)(?=\S*[A-Z0-9+/=]\S*[A-Z0-9+/=])[A-Za-z0-9+/]{6,}={0,2}"""  # RFC 7617; no prose looks so
+_JWT = r"""\b(eyJ)[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?"""  # RFC 7519: "eyJ" is the beginning of JSON in base64
 _PEM = r"""(?s)(-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----).*?(?=-----END|\Z)"""  # RFC 7468
 _OPTION = rf"""(?{_OPENER}![\w-])(--?([a-zA-Z][\w-]{{1,40}})(?: |=|'?, '))([^\s'"]+)"""  # of a command line
 
@@ -3536,7 +3538,8 @@ def _mask_plain(text: str) -> str:
         text = re.sub(_URL_PASSWORD, rf"\1{_MASK}", text)
     if "-" in text:
         text = re.sub(_PEM, rf"\1{_MASK}", re.sub(_OPTION, _hide_value("{1}", 2), text))
-    text = re.sub(_BEARER, rf"\1{_MASK}", text) if "earer " in text else text
+    for sign, pattern in (("earer ", _BEARER), ("asic ", _BASIC), ("eyJ", _JWT)):
+        text = re.sub(pattern, rf"\1{_MASK}", text) if sign in text else text
     return re.sub(_AUTHORIZATION, rf"\1{_MASK}", text) if "uthorization" in text else text
 
 

@@ -5,6 +5,7 @@ DEVSERVE_REQUIRE_ALL=1 (as in CI) a missing one is a failure.
 """
 
 import ast
+import base64
 import bisect
 import builtins
 import collections
@@ -3811,7 +3812,7 @@ class ReadingSecrets(Reading):
             csrftoken csrfmiddlewaretoken HTTP_AUTHORIZATION HTTP_COOKIE Cookie X-Api-Key session sessionid session_id
             signature credentials private_key AWS_SECRET_ACCESS_KEY tokens next_token clientSecret auth pwd pin otp
             devserve_5000 encryption_key azure_subscription_key Ocp-Apim-Subscription-Key signing_key FERNET_KEY
-            STRIPE_KEY openai_key ssh_key AccountKey"""
+            STRIPE_KEY openai_key ssh_key AccountKey auth_header"""
         for name in secrets.split():
             with self.subTest(name):
                 self.assertTrue(devserve._is_secret(name))
@@ -3874,6 +3875,8 @@ class ReadingSecrets(Reading):
             f"mysql --user me --password {SECRET} -h db",
             f"mysql --password={SECRET}",
             f"Bearer {SECRET}",
+            f"the header was Basic {base64.b64encode(SECRET.encode()).decode()}",
+            f"eyJhbGciOiJIUzI1NiJ9.{SECRET}.{SECRET}",
             f"-----BEGIN RSA PRIVATE KEY-----\n{SECRET}\n{SECRET}\n-----END RSA PRIVATE KEY-----",
             f"-----BEGIN PRIVATE KEY-----{SECRET}",
         ]:
@@ -3895,6 +3898,7 @@ class ReadingSecrets(Reading):
             "{'a': 'b'}",
             "12:30 x@y",
             "Bearer authentication is required",
+            "Basic Authentication is required, or a basic understanding",
             "-----BEGIN CERTIFICATE-----MII",
             "--token-file x --output y",
             "max_tokens=100",
