@@ -7,16 +7,21 @@ They need the packages of the dev group and a few programs; what each one is her
 missing is skipped with the reason; with DEVSERVE_REQUIRE_ALL=1, as in `.ci/run`, a missing one is a failure.
 """
 
+import gzip
+import json
 import os
 import pathlib
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import unittest
+import urllib.error
+import urllib.request
 import zipfile
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
@@ -662,6 +667,391 @@ PYRAMID_GUESTBOOK = '''\
         config.add_static_view("static", "guestbook:static")
         return config.make_wsgi_app()
 '''
+
+
+class RealAsgi(RealApplication):
+    """ASGI frameworks, and what people use with them, each with a client of its own."""
+
+    def ask(self, served: Served, path: str, data: Optional[bytes] = None, **headers: str) -> tuple[int, Any, bytes]:
+        """Return status, headers and body of a request; a GET unless there is `data`."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        request = urllib.request.Request(served.url + path, data, named, method=named.pop("Method", None))
+        try:
+            with urllib.request.urlopen(request, timeout=DEADLINE) as answer:
+                return answer.status, answer.headers, answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.headers, error.read()
+
+    def echoes(self, served: Served, path: str = "/ws") -> None:
+        """Send a message over a WebSocket and see it come back."""
+        import websocket
+
+        peer = websocket.create_connection(served.url.replace("http", "ws") + path, timeout=DEADLINE)
+        peer.send("hé")
+        self.assertEqual(peer.recv(), "hé")
+        peer.close()
+
+    def crashes(self, name: str, path: str, culprit: str) -> None:
+        """Check that the page of an exception shows it, and that the terminal tells it once."""
+        served = Served(name, "--debug", "--pin", "off", cwd=self.folder)
+        self.addCleanup(served.stop)
+        status, _, body = self.ask(served, path, Accept="text/plain", Host=f"localhost:{served.port}")
+        self.assertEqual(status, 500)
+        self.assertIn(culprit, body.decode())
+        self.assertIn(f"http://localhost:{served.port}/__devserve__/crash/", body.decode())
+        served.wait_for(re.escape(culprit))
+        self.assertEqual(served.log.count(culprit), 1, served.log)
+
+    @needs("starlette")
+    def test_starlette_with_files_streams_and_middleware(self) -> None:
+        self.write("app.py", STARLETTE_APP)
+        content = os.urandom(1_000_000)
+        (self.folder / "static").mkdir()
+        (self.folder / "static" / "file.bin").write_bytes(content)
+        served = self.serve("app")
+        self.assertTrue(self.ask(served, "/static/file.bin")[2] == content)
+        status, headers, body = self.ask(served, "/static/file.bin", Range="bytes=10-19")
+        self.assertEqual((status, body), (206, content[10:20]))
+        self.assertEqual(self.ask(served, "/static/file.bin", If_None_Match=headers["etag"])[0], 304)
+        status, headers, body = self.ask(served, "/text", Accept_Encoding="gzip")
+        self.assertEqual((headers["content-encoding"], gzip.decompress(body)), ("gzip", b"x" * 5000))
+        _, headers, _ = self.ask(
+            served, "/text", Method="OPTIONS", Origin="http://a", Access_Control_Request_Method="GET"
+        )
+        self.assertEqual((headers["access-control-allow-origin"], headers["x-middleware"]), ("*", None))
+        self.assertEqual(self.ask(served, "/text")[1]["x-middleware"], "1")
+        self.crashes("app", "/crash", "LookupError: boom")
+
+    @needs("sse_starlette")
+    @needs("websocket")
+    def test_event_streams_end_with_their_clients_and_websockets_echo(self) -> None:
+        self.write("app.py", STARLETTE_APP)
+        served = self.serve("app")
+        with urllib.request.urlopen(served.url + "/events", timeout=DEADLINE) as answer:
+            self.assertEqual(answer.readline(), b"data: 0\r\n")
+        served.wait_for("the stream has ended")
+        self.echoes(served)
+
+    @needs("fastapi")
+    @needs("python_multipart")
+    def test_fastapi_validates_takes_a_gigabyte_in_flat_memory_and_works_in_the_background(self) -> None:
+        self.write("app.py", FASTAPI_APP)
+        served = self.serve("app")
+        self.assertEqual(self.ask(served, "/items/7")[2], b"7")
+        self.assertEqual(self.ask(served, "/items/x")[0], 422)
+        self.assertEqual(self.ask(served, "/refuse")[::2], (418, b'{"detail":"no"}'))
+        self.assertEqual(self.ask(served, "/docs")[0], 200)
+        self.assertEqual(self.ask(served, "/background")[2], b'"done"')
+        served.wait_for("worked")
+        boundary, size = b"x" * 30, 2**30
+        head = b'--%b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n' % boundary
+        tail = b"\r\n--%b--\r\n" % boundary
+        with socket.create_connection(("127.0.0.1", served.port), CLIENT_PATIENCE) as sock:
+            length = len(head) + size + len(tail)
+            kind = f"multipart/form-data; boundary={boundary.decode()}"
+            lines = f"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n"
+            sock.sendall(f"{lines}Connection: close\r\n\r\n".encode() + head)
+            for _ in range(1024):
+                sock.sendall(bytes(2**20))
+            sock.sendall(tail)
+            answer = b"".join(iter(lambda: sock.recv(65536), b""))
+        length, peak = json.loads(answer.rpartition(b"\r\n")[2])
+        self.assertEqual(length, size)
+        self.assertLess(peak, 200_000, "kB of memory at the most")
+        self.crashes("app", "/crash", "ZeroDivisionError: division by zero")
+
+    @needs("socketio")
+    @needs("websocket")
+    def test_socketio_by_websocket_and_after_polling(self) -> None:
+        self.write("app.py", SOCKETIO_APP)
+        served = self.serve("app")
+        for transports in (["websocket"], ["polling", "websocket"]):
+            client = socketio_client(served.url, transports)
+            self.assertEqual(client.call("hello", "you", timeout=DEADLINE), "hi you")
+            client.disconnect()
+
+    @needs("quart")
+    @needs("websocket")
+    def test_quart_with_a_websocket(self) -> None:
+        self.write("app.py", QUART_APP)
+        served = self.serve("app", "--debug")
+        self.assertEqual(self.ask(served, "/", b"abc")[2], b"3")
+        self.echoes(served)
+        self.crashes("app", "/crash", "LookupError: boom")
+
+    @needs("django")
+    def test_django_asgi_with_sync_and_async_views(self) -> None:
+        self.write("app.py", DJANGO_ASGI_APP)
+        served = self.serve("app")
+        self.assertEqual([self.ask(served, path)[2] for path in ("/", "/stream")], [b"django", b"0\n1\n2\n"])
+        for path in ("/crash", "/sync"):
+            self.crashes("app", path, "LookupError: boom")
+
+    @needs("channels")
+    @needs("websocket")
+    def test_django_channels(self) -> None:
+        self.write("app.py", DJANGO_ASGI_APP + CHANNELS_APP)
+        self.echoes(self.serve("app:routed"), "/ws")
+
+    @needs("litestar")
+    @needs("websocket")
+    def test_litestar(self) -> None:
+        self.write("app.py", LITESTAR_APP)
+        served = self.serve("app")
+        self.assertEqual(self.ask(served, "/")[2], b"litestar")
+        self.echoes(served)
+        self.crashes("app", "/crash", "LookupError: boom")
+
+    @needs("strawberry")
+    @needs("websocket")
+    def test_strawberry_subscription(self) -> None:
+        import websocket
+
+        self.write("app.py", STRAWBERRY_APP)
+        served = self.serve("app")
+        url = served.url.replace("http", "ws") + "/"
+        peer = websocket.create_connection(url, subprotocols=["graphql-transport-ws"], timeout=DEADLINE)
+        peer.send('{"type": "connection_init"}')
+        self.assertEqual(json.loads(peer.recv())["type"], "connection_ack")
+        peer.send('{"id": "1", "type": "subscribe", "payload": {"query": "subscription { count }"}}')
+        counts = [json.loads(peer.recv())["payload"]["data"]["count"] for _ in range(3)]
+        self.assertEqual(counts, [0, 1, 2])
+        peer.close()
+
+    def test_autobahn(self) -> None:
+        """The test suite of the WebSocket protocol, which runs on Python 2.7 alone."""
+        homes = pathlib.Path.home().glob(".pyenv/versions/2.7*/bin/python")
+        python = next(map(str, homes), None) or shutil.which("python2.7")
+        if not python:
+            self.skipTest("needs Python 2.7")
+        holder = tempfile.TemporaryDirectory(prefix="autobahn")  # without the folder's é, which Python 2 cannot read
+        self.addCleanup(holder.cleanup)
+        folder = pathlib.Path(holder.name)
+        packages = folder / "packages"
+        install = [python, "-m", "pip", "install", "--quiet", "--target", str(packages), "autobahntestsuite"]
+        subprocess.run(install, check=True, timeout=2 * CLIENT_PATIENCE)
+        self.write("app.py", ECHO_APP)
+        served = self.serve("app", "-q")
+        groups = [
+            "1.*",
+            "2.*",
+            "3.*",
+            "4.*",
+            "5.*",
+            "6.*",
+            "7.*",
+            "10.*",
+            "12.1.1",
+            "12.1.8",
+            "13.1.1",
+            "13.4.1",
+            "13.7.1",
+        ]
+        plan = {
+            "outdir": str(folder / "reports"),
+            "servers": [{"agent": "devserve", "url": served.url.replace("http", "ws")}],
+            "cases": groups,
+            "exclude-cases": [],
+            "exclude-agent-cases": {},
+        }
+        (folder / "plan.json").write_text(json.dumps(plan))
+        start = f"import site; site.addsitedir({str(packages)!r}); from autobahntestsuite.wstest import run; run()"
+        command = [python, "-c", start, "-m", "fuzzingclient", "-s", str(folder / "plan.json")]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=5 * CLIENT_PATIENCE)
+        results = json.loads((folder / "reports" / "index.json").read_text())["devserve"]
+        good = ("OK", "INFORMATIONAL")
+        bad = {
+            case: told for case, told in results.items() if not {told["behavior"], told["behaviorClose"]} <= set(good)
+        }
+        self.assertEqual(bad, {})
+        self.assertGreater(len(results), 247)
+
+
+def socketio_client(url: str, transports: list[str]) -> Any:
+    """Return a connected client."""
+    import socketio
+
+    client = socketio.Client()
+    client.connect(url, transports=transports)
+    return client
+
+
+STARLETTE_APP = """
+    import asyncio
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.middleware.base import BaseHTTPMiddleware
+    from starlette.middleware.cors import CORSMiddleware
+    from starlette.middleware.gzip import GZipMiddleware
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Mount, Route, WebSocketRoute
+    from starlette.staticfiles import StaticFiles
+
+    class Marking(BaseHTTPMiddleware):
+        async def dispatch(self, request, call_next):
+            response = await call_next(request)
+            response.headers["x-middleware"] = "1"
+            return response
+
+    async def text(request):
+        return PlainTextResponse("x" * 5000)
+
+    async def events(request):
+        from sse_starlette.sse import EventSourceResponse
+        async def numbers():
+            try:
+                for number in range(10_000):
+                    yield {"data": str(number)}
+                    await asyncio.sleep(0.02)
+            finally:
+                print("the stream has ended", flush=True)
+        return EventSourceResponse(numbers())
+
+    async def crash(request):
+        raise LookupError("boom")
+
+    async def echo(peer):
+        await peer.accept()
+        async for message in peer.iter_text():
+            await peer.send_text(message)
+
+    routes = [Route("/text", text), Route("/events", events), Route("/crash", crash), WebSocketRoute("/ws", echo)]
+    middleware = [Middleware(CORSMiddleware, allow_origins=["*"]), Middleware(GZipMiddleware), Middleware(Marking)]
+    app = Starlette(routes=[*routes, Mount("/static", StaticFiles(directory="static", check_dir=False))],
+                    middleware=middleware)
+"""
+FASTAPI_APP = """
+    import resource
+    from fastapi import BackgroundTasks, FastAPI, HTTPException, UploadFile
+
+    app = FastAPI()
+
+    async def divide(number):
+        return 1 / number
+
+    @app.get("/items/{number}")
+    async def item(number: int): return number
+
+    @app.get("/refuse")
+    async def refuse(): raise HTTPException(418, "no")
+
+    @app.get("/crash")
+    async def crash(): return await divide(0)
+
+    @app.get("/background")
+    async def background(tasks: BackgroundTasks):
+        tasks.add_task(print, "worked", flush=True)
+        return "done"
+
+    @app.post("/upload")
+    async def upload(file: UploadFile):
+        size = 0
+        while data := await file.read(2**20):
+            size += len(data)
+        return size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+"""
+SOCKETIO_APP = """
+    import socketio
+
+    server = socketio.AsyncServer(async_mode="asgi")
+    app = socketio.ASGIApp(server)
+
+    @server.event
+    async def hello(sid, name):
+        return "hi " + name
+"""
+QUART_APP = """
+    from quart import Quart, request, websocket
+
+    app = Quart(__name__)
+
+    @app.route("/", methods=["POST"])
+    async def size(): return str(len(await request.get_data()))
+
+    @app.route("/crash")
+    async def crash(): raise LookupError("boom")
+
+    @app.websocket("/ws")
+    async def echo():
+        while True:
+            await websocket.send(await websocket.receive())
+"""
+DJANGO_ASGI_APP = """
+    from django.conf import settings
+    settings.configure(DEBUG=True, SECRET_KEY="x", ROOT_URLCONF="app", ALLOWED_HOSTS=["*"])
+    import django
+    django.setup()
+    from django.core.asgi import get_asgi_application
+    from django.http import HttpResponse, StreamingHttpResponse
+    from django.urls import path
+
+    async def root(request): return HttpResponse("django")
+    async def crash(request): raise LookupError("boom")
+    def sync(request): raise LookupError("boom")
+
+    async def stream(request):
+        async def lines():
+            for number in range(3):
+                yield f"{number}\\n"
+        return StreamingHttpResponse(lines())
+
+    urlpatterns = [path("", root), path("crash", crash), path("sync", sync), path("stream", stream)]
+    app = get_asgi_application()
+"""
+CHANNELS_APP = """
+    from channels.generic.websocket import AsyncWebsocketConsumer
+    from channels.routing import ProtocolTypeRouter, URLRouter
+
+    class Echo(AsyncWebsocketConsumer):
+        async def receive(self, text_data=None, bytes_data=None):
+            await self.send(text_data=text_data)
+
+    routed = ProtocolTypeRouter({"http": app, "websocket": URLRouter([path("ws", Echo.as_asgi())])})
+"""
+LITESTAR_APP = """
+    from litestar import Litestar, WebSocket, get, websocket
+
+    @get("/")
+    async def root() -> str: return "litestar"
+
+    @get("/crash")
+    async def crash() -> str: raise LookupError("boom")
+
+    @websocket("/ws")
+    async def echo(socket: WebSocket) -> None:
+        await socket.accept()
+        while True:
+            await socket.send_text(await socket.receive_text())
+
+    app = Litestar([root, crash, echo])
+"""
+STRAWBERRY_APP = """
+    from typing import AsyncGenerator
+    import strawberry
+    from strawberry.asgi import GraphQL
+
+    @strawberry.type
+    class Query:
+        hello: str = "hi"
+
+    @strawberry.type
+    class Subscription:
+        @strawberry.subscription
+        async def count(self, target: int = 3) -> AsyncGenerator[int, None]:
+            for number in range(target):
+                yield number
+
+    app = GraphQL(strawberry.Schema(Query, subscription=Subscription))
+"""
+ECHO_APP = """
+    async def app(scope, receive, send):
+        assert scope["type"] == "websocket"
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({**message, "type": "websocket.send"})
+"""
 
 
 class RealBrowser(RealApplication):
