@@ -46,7 +46,10 @@ if TYPE_CHECKING:
 # The servers and the packages that they need.  A new peer is one line in SERVERS.
 # =====================================================================================================================
 
-PACKAGES = tuple("flask werkzeug django bottle waitress hupper gunicorn cheroot uvicorn watchfiles a2wsgi".split())
+PACKAGES = tuple(
+    "flask werkzeug django bottle waitress hupper gunicorn cheroot uvicorn watchfiles a2wsgi"
+    " uvloop httptools h11 websockets hypercorn granian daphne".split()
+)
 DEADLINE = 30.0  # seconds until a server must answer its first request; 1,800 modules take a slow machine a while
 SOCKET_TIMEOUT = 10.0  # seconds that one answer may take
 RELOAD_DEADLINE = 15.0  # seconds until a save must show: the slowest peer takes three
@@ -98,6 +101,24 @@ SERVERS = (
     Server("cheroot", "{python} -m cheroot --bind 127.0.0.1:{port} {module}:app", "", ("cheroot",)),
     Server("uvicorn", UVICORN, UVICORN + " --reload", ("uvicorn", "a2wsgi", "watchfiles"), quick=True),
     Server("wsgiref", "{python} peer.py wsgiref {port} {module}", ""),
+)
+UVICORN_ASGI = "{python} -m uvicorn --port {port} {module}:app"
+HYPERCORN = "{python} -m hypercorn --bind 127.0.0.1:{port} {module}:app"
+ASGI_SERVERS = (
+    Server("devserve", DEVSERVE, DEVSERVE + " --reload", quick=True),
+    Server(
+        "uvicorn[standard]",
+        UVICORN_ASGI + " --loop uvloop --http httptools",
+        UVICORN_ASGI + " --loop uvloop --http httptools --reload",
+        ("uvicorn", "uvloop", "httptools", "websockets", "watchfiles"),
+        quick=True,
+    ),
+    Server(
+        "uvicorn h11", UVICORN_ASGI + " --loop asyncio --http h11", "", ("uvicorn", "h11", "websockets"), quick=True
+    ),
+    Server("hypercorn", HYPERCORN, HYPERCORN + " --reload", ("hypercorn",)),
+    Server("granian", "{python} -m granian --interface asgi --port {port} {module}:app", "", ("granian",)),
+    Server("daphne", "{python} -m daphne --port {port} {module}:app", "", ("daphne",)),
 )
 WERKZEUG = ("flask --debug", "run_simple")  # the bars that name Werkzeug mean the faster of the two
 YARDSTICK = "raw socket"
@@ -152,6 +173,30 @@ def app(environ, start_response):
         fall(int(path[7:]))
     start_response("200 OK", [*headers, ("Content-Length", str(len(body)))])
     return [body]
+"""
+ASGI_HELLO = """\
+VERSION = 0
+
+
+async def app(scope, receive, send):
+    assert scope["type"] != "lifespan"
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({**message, "type": "websocket.send"})
+        return
+    body = b"version %d." % VERSION if scope["path"] == "/version" else b"Hello, world!"
+    if scope["path"] == "/upload":
+        size, more = 0, True
+        while more:
+            message = await receive()
+            size, more = size + len(message["body"]), message.get("more_body")
+        body = b"%d" % size
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+    for _ in range(1600 if scope["path"] == "/stream" else 0):
+        await send({"type": "http.response.body", "body": bytes(65536), "more_body": True})
+    await send({"type": "http.response.body", "body": body})
 """
 FLASK_HELLO = """\
 import flask
@@ -255,7 +300,14 @@ def write_project(folder: Path) -> None:
         (folder / "small" / f"{number}.css").write_text(
             f"/* {number} */ " + ".a { color: red }\n" * (20 + number), "utf-8"
         )
-    texts = {"hello": HELLO, "flask_hello": FLASK_HELLO, "raw": RAW, "peer": PEER, "django_settings": DJANGO_SETTINGS}
+    texts = {
+        "hello": HELLO,
+        "asgi_hello": ASGI_HELLO,
+        "flask_hello": FLASK_HELLO,
+        "raw": RAW,
+        "peer": PEER,
+        "django_settings": DJANGO_SETTINGS,
+    }
     texts.update(
         large=project_of("large_parts", MODULES), mixed=project_of("mixed_parts", PROJECT_FILES, "bench_library")
     )
@@ -731,10 +783,12 @@ class Bench:
         finally:
             self.stack = outer
 
-    def peers(self, *, reload: bool, leave_out: tuple[str, ...] = ()) -> list[tuple[str, str]]:
+    def peers(
+        self, *, reload: bool, leave_out: tuple[str, ...] = (), servers: tuple[Server, ...] = SERVERS
+    ) -> list[tuple[str, str]]:
         """Return name and command of the servers that take part."""
         found = []
-        for server in SERVERS:
+        for server in servers:
             command = server.reload if reload else server.plain
             if command and server.name not in leave_out and (server.quick or not self.quick):
                 missing = self.environment.missing(server)
@@ -744,10 +798,17 @@ class Bench:
                     found.append((server.name, command))
         return found
 
-    def start_all(self, *, reload: bool, module: str = "hello", leave_out: tuple[str, ...] = ()) -> list[Running]:
+    def start_all(
+        self,
+        *,
+        reload: bool,
+        module: str = "hello",
+        leave_out: tuple[str, ...] = (),
+        servers: tuple[Server, ...] = SERVERS,
+    ) -> list[Running]:
         """Start every server, each in a folder of its own when it reloads; wait until all answer."""
         started = []
-        for name, command in self.peers(reload=reload, leave_out=leave_out):
+        for name, command in self.peers(reload=reload, leave_out=leave_out, servers=servers):
             with self.forgiving(name):
                 folder = (
                     self.new_project(f"{module}-{len(os.listdir(self.folder))}", module) if reload else self.project
@@ -1092,6 +1153,61 @@ def save_version(running: Running, file: str) -> bytes:
     return b"version %d." % running.version
 
 
+ASGI_LOADS = (
+    Load("asgi hello-1", "ASGI hello, 1 connection"),
+    Load("asgi hello-32", "ASGI hello, 32 connections", connections=32),
+    Load("asgi upload", "ASGI, a 1 MB upload", "/upload", 2, upload=True),
+    Load("asgi stream", "ASGI, a streamed response of 100 MB", "/stream"),
+)
+
+
+def asgi(bench: Bench) -> list[Line]:
+    """An ASGI application: small requests, bodies both ways, WebSocket messages, and a save."""
+    lines = []
+    with bench.servers():
+        servers = bench.start_all(reload=False, module="asgi_hello", servers=ASGI_SERVERS)
+        for load in ASGI_LOADS:
+            samples = bench.in_turns(servers, lambda s: put_load(s.port, load, 1, bench.folder).rate, bench.rounds(4))  # noqa: B023
+            lines.append(
+                asgi_line(load.title, bench.medians(f"{load.name}, req/s", samples), half="stream" in load.name)
+            )
+        echoes = bench.in_turns(servers, lambda s: websocket_echoes(s.port, 1.0), bench.rounds(4))
+        lines.append(
+            asgi_line("WebSocket echo, 1 connection", bench.medians("websocket, messages/s", echoes), half=True)
+        )
+    with bench.servers():
+        servers = bench.start_all(reload=True, module="asgi_hello", servers=ASGI_SERVERS)
+        found = bench.in_turns(servers, lambda s: save_to_answer(s, "asgi_hello.py") * 1000, bench.rounds(4, 2))
+        medians = bench.medians("asgi save, ms", found)
+        mine, (name, peer) = medians.get("devserve", math.nan), best_peer(medians, least=True)
+        lines.append(Line("ASGI, save to new response", f"{number(mine)} ms", f"{name} {number(peer)} ms", "", None))
+    return lines
+
+
+def asgi_line(title: str, rates: dict[str, float], *, half: bool) -> Line:
+    mine, best = rates.get("devserve", math.nan), rates.get("uvicorn[standard]", math.nan)
+    others = ", ".join(f"{name} {number(rate)}" for name, rate in rates.items() if name != "devserve")
+    target = "half of uvicorn[standard]" if half else "uvicorn[standard]"
+    return Line(f"{title}, /s", number(mine), others, target, mine >= best * (0.5 if half else 1))
+
+
+def websocket_echoes(port: int, seconds: float) -> float:
+    """Return how many small messages a second come back, one after the other."""
+    head = "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    frame = b"\x81\x85" + bytes(4) + b"hello"  # a mask of zeros leaves the payload as it is
+    with connect(port) as sock:
+        sock.sendall(f"{head}Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode())
+        if b" 101 " not in sock.recv(65536):
+            raise Failed("no WebSocket")
+        count, began = 0, time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            sock.sendall(frame)
+            if sock.recv(65536) != b"\x81\x05hello":
+                raise Failed("a message came back as another")
+            count += 1
+    return count / seconds
+
+
 CLIENTS = 4
 
 
@@ -1294,6 +1410,7 @@ ROWS: dict[str, Callable[[Bench], list[Line]]] = {
     "help": help_text,
     "save": save,
     "reloads": reloads,
+    "asgi": asgi,
     "rest": rest,
     "growth": growth,
 }
