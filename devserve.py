@@ -11337,6 +11337,7 @@ def restart_process(launch: Launch, handover: Handover, ready: Callable[[], obje
     """
     if not os.access(launch.executable or os.devnull, os.X_OK):
         raise FileNotFoundError(errno.ENOENT, "the interpreter is gone", launch.executable)
+    atexit.unregister(_OfDebugger())  # type: ignore[arg-type]
     _run_exit_handlers()
     words = {
         "kept": launch.kept,
@@ -11352,6 +11353,19 @@ def restart_process(launch: Launch, handover: Handover, ready: Callable[[], obje
         _send(_connect(launch.parent.address) if launch.parent.address else launch.parent.line, words, fds)
         os._exit(_RELOAD_STATUS)
     _exec(launch, words, fds, ready)
+
+
+class _OfDebugger:
+    """Equals the exit handlers of pydevd, which debugpy and PyCharm are made of.
+
+    They tell the editor that the program has ended, which then follows it no further.  It is told of the exec by
+    pydevd's own `os.execve`.
+    """
+
+    def __eq__(self, handler: object) -> bool:
+        return str(getattr(handler, "__module__", "")).partition(".")[0] in ("pydevd", "_pydevd_bundle", "debugpy")
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def end_process(status: int) -> NoReturn:

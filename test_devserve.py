@@ -15997,6 +15997,61 @@ class ReloadBySpawning(Reload):
         eventually(lambda: wire.ask()["pid"] != first, "another child")
 
 
+@posix_only
+class ReloadUnderRunners(Reload):
+    """Other people's programs around devserve: each starts, serves the new code after a save, and ends at Ctrl-C."""
+
+    APP = """
+        import time
+        VERSION = "v1"
+        def app(environ, start_response):
+            time.sleep(0.01)
+            start_response("200 OK", [("Content-Type", "text/plain")])
+            return [VERSION.encode()]
+    """
+    GEVENT = "from gevent import monkey\nmonkey.patch_all()\n"
+    EVENTLET = "import warnings\nwarnings.simplefilter('ignore')\nimport eventlet\neventlet.monkey_patch()\n"
+    RUN = "\nif __name__ == '__main__':\n    import devserve\n    devserve.run(app, port=0, debug=True)\n"
+
+    def try_two_reloads(self, *before: str, first: str = "", last: str = "") -> Served:
+        text = first + textwrap.dedent(self.APP) + last
+        path = self.write("app.py", text)
+        environ = {"PYTHONPATH": str(SCRIPT.parent)}
+        script = ["app.py"] if last else [*before, str(SCRIPT), "app", "--debug", "--port", "0"]
+        served = self.serve(script=script, port=False, env=environ) if last else self.started(script, environ)
+        self.assertEqual(served.get(), "v1")
+        for version in ("v2", "v3"):
+            path.write_text(text.replace('"v1"', f'"{version}"'), encoding="utf-8")
+            eventually(lambda: served.get() == version, f"the answer of {version}")
+        self.assertEqual(served.stop(), 0)
+        self.assertEqual(served.log.count("reloaded in"), 2)
+        return served
+
+    def started(self, script: list[str], environ: dict[str, str]) -> Served:
+        served = Served(cwd=self.folder, script=script, port=False, env=environ)
+        self.addCleanup(served.stop)
+        return served
+
+    def test_profilers_tracers_and_debuggers_of_the_standard_library(self) -> None:
+        self.try_two_reloads("-m", "cProfile", "-o", "out.prof")
+        self.try_two_reloads("-m", "trace", "--count", "--coverdir", "cover")
+        self.try_two_reloads("-m", "pdb", "-c", "continue")
+
+    @needs("coverage")
+    def test_coverage(self) -> None:
+        self.try_two_reloads("-m", "coverage", "run")
+
+    @needs("gevent")
+    def test_gevent_patches_in_the_module_before_it_and_in_code(self) -> None:
+        self.try_two_reloads(first=self.GEVENT)
+        self.try_two_reloads("-m", "gevent.monkey")
+        self.try_two_reloads(first=self.GEVENT, last=self.RUN)
+
+    @needs("eventlet")
+    def test_eventlet_patches_in_the_module(self) -> None:
+        self.try_two_reloads(first=self.EVENTLET)
+
+
 class ReloadOnWindows(Reload):
     """The parent as Windows has it, simulated elsewhere: children inherit the listener and one end of a pair."""
 
