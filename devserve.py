@@ -10991,7 +10991,8 @@ def _places_of_missing(error: Optional[BaseException]) -> Iterator[str]:
 # - What an exec would carry along is a line in `_KEPT`: saved at the first start, restored before each exec.
 # - `restart_process` and `end_process` may be called from any thread, but only by one: their caller sees to that.
 #
-# Doors: Launch, Handover, restart_process, end_process, supervise.
+# Doors: Handover, Launch, restart_process, end_process, supervise.
+#
 # Read first: Launch.capture, restart_process, _exec, _store, _receive, _Supervisor.run.
 # =====================================================================================================================
 
