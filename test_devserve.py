@@ -12551,6 +12551,32 @@ class HallGreeting(HallCase):
         self.assertEqual([sock.getsockname()[0] for sock in listeners], ["127.0.0.1"])
         listeners[0].close()
 
+    @unittest.skipUnless(hasattr(os, "fork"), "needs fork")
+    def test_a_forked_child_of_the_application_does_not_keep_the_port(self) -> None:
+        self.write(
+            "forks.py",
+            """
+            import os, signal
+            pid = os.fork()
+            if not pid:
+                os.close(1)
+                os.close(2)
+                signal.pause()
+                os._exit(0)
+            def app(environ, start_response):
+                start_response("200 OK", [])
+                return [str(pid).encode()]
+        """,
+        )
+        served = self.served("forks")
+        child = int(served.get())
+        try:
+            self.assertEqual(served.stop(), 0)
+            os.kill(child, 0)  # it is still there
+            listening("127.0.0.1", served.port).close()
+        finally:
+            os.kill(child, signal.SIGKILL)
+
     @unittest.skipUnless(HAS_IPV6, "needs IPv6")
     def test_a_port_that_is_taken_on_one_loopback_is_told(self) -> None:
         with socket.create_server(("::1", 0), family=socket.AF_INET6) as other:
