@@ -6857,6 +6857,7 @@ class DebuggerHandedOver(Debugged):
         self.answering(lambda text: [text.encode()])
         answer = self.ask(method="HEAD")
         self.assertEqual((answer.status, answer.headers["X-Around"], answer.text), (503, "yes", ""))
+        self.assertEqual((answer.headers["Content-Type"], answer.headers["ETag"]), ("text/html; charset=utf-8", None))
         self.assertEqual(self.printed.count("Traceback"), 1)
 
     def test_another_answer_of_the_application_is_its_own_and_the_terminal_is_told(self) -> None:
