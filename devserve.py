@@ -9456,6 +9456,7 @@ class _Answer:
 _MESSAGE_LIMIT = 16 * 1024 * 1024  # bytes of a message, inflated; a longer one is refused (1009)
 _MESSAGE_COST = 64  # bytes that a message in the queue counts besides its own
 _PING_SECONDS = 20.0  # from a ping to its pong, at most, and to the next ping
+_ANSWER_MOMENT = 0.002  # seconds; an answer that comes later finds the thread watching its socket
 _ANSWER_SECONDS = 1.0  # for what came before the frame that breaks the protocol
 _CLOSE_SECONDS = 10.0  # for the other side's part of the closing handshake
 _DEFLATED_FROM = 128  # bytes; deflating a smaller message costs more than it saves
@@ -9516,8 +9517,8 @@ class _WebSocket(_HttpRequest):
         try:
             self.connection.leave = partial(self.leave, _SERVICE_RESTART)
             self.socket.sendall(first)
-            with self.bridge.wakeup() as self.wakeup:
-                self.converse()
+            with self.bridge.wakeup() as wakeup:
+                self.converse(wakeup)
         except OSError:
             pass  # the client has left without a word
         finally:
@@ -9527,12 +9528,16 @@ class _WebSocket(_HttpRequest):
             raise self.failure
         return []
 
-    def converse(self) -> None:
+    def converse(self, wakeup: _Wakeup) -> None:
         """Carry messages both ways until the end.  Raises OSError when the connection breaks."""
-        assert self.wakeup is not None
         reader = _MessageReader(self.deflate)
         deflater = _Deflater(self.deflate) if self.deflate else None
+        handed = 0
         while not self.is_over or self.unsent:
+            if handed != self.handed:  # as a rule a message is answered at once, and that is all there is to wait for
+                handed = self.handed
+                with contextlib.suppress(self.bridge.nothing_there):
+                    self.take_one(self.outbox.get(timeout=_ANSWER_MOMENT), deflater)
             self.take_out(deflater)
             seconds = self.keep_time()
             if self.unsent:
@@ -9541,11 +9546,14 @@ class _WebSocket(_HttpRequest):
                 self.took(self.moved - self.written)
             room = len(self.unsent) < _MESSAGE_LIMIT and self.handed - self.taken < _WAITING_LIMIT
             reads = not self.is_over and self.refusal is None and (room or bool(self.closed_by))
-            if not self.outbox.empty() or (self.is_over and not self.unsent):
-                continue
+            self.wakeup = wakeup  # before the last look, so that whoever comes later rings
+            is_wanted = not self.outbox.empty() or (self.leaving and not self.closed_by)
             at_hand = reads and bool(self.connection.buffer)  # what was sent together with the handshake
             sock, writes = self.connection.sock, bool(self.unsent)
-            if at_hand or self.wakeup.wait(sock, reads=reads, writes=writes, seconds=seconds):
+            if not is_wanted and not (self.is_over and not self.unsent):
+                at_hand = at_hand or wakeup.wait(sock, reads=reads, writes=writes, seconds=seconds)
+            self.wakeup = None
+            if at_hand:
                 self.take_in(reader)
 
     def take_out(self, deflater: Optional[_Deflater]) -> None:
@@ -9554,18 +9562,21 @@ class _WebSocket(_HttpRequest):
             self.tell_end(self.leaving)
             self.close(self.leaving)
         while not self.outbox.empty():
-            message = self.outbox.get()
-            if isinstance(message, _WebSocketError):
-                self.end_by(*message.args)
-            elif isinstance(message, BaseException):
-                self.failure = message
-                self.close(_INTERNAL_ERROR)
-                self.is_over = True
-            elif message[0] == _CLOSE:
-                self.close(*message[1])
-            elif not self.closed_by:
-                self.moved += len(message[1])
-                self.unsent += deflater.frame(*message) if deflater else _frame(*message)
+            self.take_one(self.outbox.get(), deflater)
+
+    def take_one(self, message: Any, deflater: Optional[_Deflater]) -> None:
+        """Turn one thing from the outbox into a frame."""
+        if isinstance(message, _WebSocketError):
+            self.end_by(*message.args)
+        elif isinstance(message, BaseException):
+            self.failure = message
+            self.close(_INTERNAL_ERROR)
+            self.is_over = True
+        elif message[0] == _CLOSE:
+            self.close(*message[1])
+        elif not self.closed_by:
+            self.moved += len(message[1])
+            self.unsent += deflater.frame(*message) if deflater else _frame(*message)
 
     def take_in(self, reader: _MessageReader) -> None:
         """Take what has come from the client."""
