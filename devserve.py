@@ -10745,14 +10745,16 @@ class Watcher(native_threading.Thread):
     def remember(self) -> _Memory:
         """Return what the next process's watcher is to be told as `memory`; to be called in `changed`.
 
-        By the states of data files it sees what was edited or removed before it first looked at them; by contents and
-        rows, which files the application itself writes whenever it is imported.
+        By the states of data files it sees what was edited or removed before it first looked at them; by those of
+        the last saves, what may come back; by contents and rows, which files the application itself writes whenever
+        it is imported.
         """
         files = self.files
         told = dict.fromkeys([*list(files.data)[:_REMEMBERED], *list(self._recent)[-_REMEMBERED:]])
+        states = {path: files.states[path] if path in files.states else _state(path) for path in told}
         return self._asked, {
-            path: (path in files.data, files.states.get(path), self._contents.get(path), self._rows.get(path, 0))
-            for path in told
+            path: (path in files.data, state, self._contents.get(path), self._rows.get(path, 0))
+            for path, state in states.items()
         }
 
     def _recall(self, memory: Optional[_Memory]) -> None:
@@ -10760,6 +10762,8 @@ class Watcher(native_threading.Thread):
         for path, (is_data, state, content, row) in told.items():
             if not is_data:
                 self._recent[path] = None
+                if state is None:  # whoever does without it will not wait for it, as Flask's `from_pyfile`
+                    self.files.add(path, None)
             elif asked == self._asked:
                 self.files.add(path, state)
                 self.files.data[path] = None
@@ -10929,7 +10933,7 @@ class Watcher(native_threading.Thread):
             return
         pending, self._demand = sorted(self._pending), ""
         self._pending.clear()
-        for path in pending:
+        for path in self.files.states.keys() & pending:  # a reason is no path
             self._recent.pop(path, None)
             self._recent[path] = None
         self._forget_bytecode(pending)

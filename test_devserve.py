@@ -11647,6 +11647,27 @@ class ReloaderMemory(ReloaderWatching):
         watcher.start()
         self.assertEqual(self.said(), [["a.txt"]])
 
+    def test_what_a_save_removed_is_waited_for(self) -> None:
+        """As of Flask's `from_pyfile("local.cfg", silent=True)`, which does without the file as long as it is gone."""
+        self.write("local.cfg", "A = 1")
+        self.start()
+        self.watcher.files.recorder.loaded.append(
+            (str(self.folder / "local.cfg"), devserve._state("local.cfg"), False)
+        )
+        self.wait_until_seen([str(self.folder / "local.cfg")])
+        os.unlink("local.cfg")
+        self.assertEqual(self.said(), [["local.cfg"]])
+        for _ in range(2):  # for more than one reload
+            watcher = self.restart()
+        watcher.import_ended()
+        watcher.start()
+        self.let_it_look()
+        self.write("local.cfg", "A = 2")
+        self.assertEqual(self.said(), [["local.cfg"]])
+        self.restart().start()  # which has not loaded it again
+        self.let_it_look()
+        self.assertEqual(self.calls, [])
+
     def test_what_is_no_longer_asked_for_is_forgotten(self) -> None:
         self.write("a.txt", "1")
         self.write("barrier.txt", "")
