@@ -804,16 +804,27 @@ def application_traceback(error: BaseException) -> Optional[TracebackType]:
     """
     whole: Optional[TracebackType] = raw_slot(error, "__traceback__")
     tb = whole
-    while tb is not None and _is_machinery(tb.tb_frame.f_code.co_filename, tb.tb_frame.f_code.co_name):
+    while tb is not None and (_is_machinery_of(tb) or _leads_to_machinery(tb)):
         tb = tb.tb_next
     last = tb
     while last is not None and last.tb_next is not None:
-        code = last.tb_next.tb_frame.f_code
-        if code.co_name == "compile" and _is_machinery(code.co_filename, code.co_name):
+        if last.tb_next.tb_frame.f_code.co_name == "compile" and _is_machinery_of(last.tb_next):
             last.tb_next = None
         last = last.tb_next
     speaks_for_itself = isinstance(error, SyntaxError) or type(error).__module__ == __name__
     return tb if tb is not None or speaks_for_itself else whole
+
+
+def _is_machinery_of(tb: TracebackType) -> bool:
+    code = tb.tb_frame.f_code
+    return _is_machinery(code.co_filename, code.co_name)
+
+
+def _leads_to_machinery(tb: TracebackType) -> bool:
+    """Return whether a frame of the standard library stands between two of devserve's; PyPy has one of `partial`."""
+    return (
+        tb.tb_next is not None and _is_machinery_of(tb.tb_next) and is_below(tb.tb_frame.f_code.co_filename, _STDLIB)
+    )
 
 
 def traceback_text(error: BaseException, *, folded: bool = False, seconds: float = _TEXT_SECONDS) -> str:
