@@ -17,7 +17,7 @@ FOR LOCAL DEVELOPMENT ONLY.  The console runs code by design, and nothing here w
 The house.  Machines that do not know each other, and one room where they meet.
 
      1  Configuration        Config and OPTIONS, each option once; environment files; DevserveError
-     2  Foreign code         text is escaped, calls are bounded, frames are told whose they are
+     2  Foreign code         text is escaped, calls are bounded, a frame is own or a library's
      3  Terminal             Terminal: the only writer to standard error
      4  App loading          load_app: "pkg.mod:app" becomes a callable; frameworks
      5  Traceback            an exception becomes plain data: Report, ExceptionView, FrameView, _safe_repr
@@ -26,24 +26,52 @@ The house.  Machines that do not know each other, and one room where they meet.
      8  Guard                Guard: who may use the console; decisions only
      9  Debugger             DebuggedApplication: the WSGI middleware
     10  HTTP server          DevServer, the connection, request and response, sockets
-    11  ASGI and WebSockets  the same server for ASGI applications
+    11  ASGI and WebSockets  AsgiBridge: the same server for ASGI applications
     12  File watcher         Watcher: which files changed
-    13  Restart              Launch, Handover, restart_process
+    13  Restart              Launch, Handover, restart_process: the same pid runs the program anew
     14  Runner               run, make_server, Runner: where all of these meet
     15  Command line         options become a Config; main; the demo
     16  Paper                templates, STYLE and SCRIPT: pure text
 
 A room names only rooms with a smaller number, and the paper.  5 to 9 are the debugger, 10 and 11 the server, 12 and
-13 the reloader; each can be lifted out and used alone.
+13 the reloader; each can be lifted out and used alone.  Each room begins with a banner: what it does, what it may
+know, what always holds in it (its invariants), which of its names others use (its doors), and where to start reading.
 
-A start:    main, Launch.capture: take the handover; Config; Runner: open the socket (before the application is
-            imported: a used port is told at once, and browsers wait), make the DevServer, start the Watcher;
-            load_app, DebuggedApplication, and from then on connections are accepted.
-A request:  socket, Connection in its thread, environ, debugger, application, Response, a line of the log.
-A crash:    the terminal first, then Report, CrashStore, and the page; when headers are out already the connection is
-            cut, so that the client sees a cut and not a lie.
-A save:     Watcher, DevServer.close_gate, requests in flight end, restart_process: os.execve.  Meanwhile the listener
-            and every waiting connection are kept by another process, the store (_STORE), which Launch.capture asks.
+Seven stories.  Each names functions in the order in which they run; a search finds every one.
+
+A start:    main reads the command, and serve_command calls Launch.capture, which notes how the program was started and
+            fetches what the process before has left: nothing, the first time.  configure makes the Config.  A _Runner
+            opens the socket before the application is imported, so that a used port is reported at once and browsers
+            wait, and makes the DevServer, the Guard and the Watcher.  _Runner.serve starts the Watcher; _Runner.load
+            calls load_app.  _Runner.install puts a DebuggedApplication around the application, and from
+            _Runner._begin_serving on DevServer.serve_forever accepts connections.  Who calls devserve.run in code
+            comes to the same _Runner.
+A request:  DevServer.serve_forever gives each connection to a thread of its own, in which _Connection.serve reads a
+            request (_parse_head, _Body) and _Response.run calls the application: DebuggedApplication.__call__, which
+            makes an _Exchange, and through _Exchange.call the user's.  _Response._write sends each piece before it
+            asks for the next; _Response.log writes the line.  The thread goes back to _Connection._await_request.
+A crash:    _Exchange.guarded catches what the application raises.  While nothing has been sent,
+            _Exchange.start_error_page prints the traceback (Terminal.crash), then has the crash stored and read
+            (CrashStore.add, read_report), and lets the page be the response (write_page, write_markdown and others).
+            Once something has been sent, _Exchange.end_stream stores the crash, and the exception goes on to
+            _Response.fail, which prints it and cuts the connection, so that the client sees a cut and not a lie.
+A save:     Watcher.run finds the file changed.  Watcher._settle holds new requests (DevServer.hold) until the writing
+            ends; Watcher._deliver compiles what changed, and calls _Runner.reload.  DevServer.close_gate waits for
+            the requests that run and returns the connections that wait; AsgiBridge.stop shuts an ASGI application
+            down.  restart_process runs the exit handlers; _exec leaves listener, connections and notes with another
+            process (_store) and calls os.execve.  The new process starts as above: its Launch.capture fetches what
+            was left, and DevServer.adopt serves the connections on.
+A bad save: when a changed file does not compile, _Runner.show_broken prints the error, and a BrokenApp answers with it
+            until the next save.  The same comes of an import that fails after a reload, in _Runner.load.
+ASGI:       AsgiBridge.__call__ stands where the user's WSGI application would.  In the connection's thread
+            _HttpRequest.ask posts _HttpRequest.begin to the event loop in the main thread, where _HttpRequest.run
+            awaits the application, and waits in next_message for what the application passes to _HttpRequest.send.
+            An exception comes back the same way (_HttpRequest.finish) and is raised in the connection's thread, where
+            the story of a crash goes on.
+A console:  the page posts code to /__devserve__/eval.  DebuggedApplication.__call__ makes a _DebuggerEndpoint, whose
+            reply asks Guard.refuses before anything else and then calls its method eval.  CrashStore.console finds
+            the frame's Console, or makes it; Console.run starts a thread (_Evaluator) that runs Console._evaluate, and
+            returns what it printed.
 """
 
 from __future__ import annotations
