@@ -4979,7 +4979,10 @@ def _collect_garbage() -> None:
 # |   or trusted                                          |   headers let it read answers                             |
 # | the secret is only in a document: Sec-Fetch-Dest says | script in the application's own page: fetch, XHR, iframe, |
 # |   so, or is not there, and Host is trusted            |   object, service worker                                  |
-# | no Service-Worker-Navigation-Preload                  | a service worker that is handed the document itself       |
+# | no Service-Worker-Navigation-Preload; and Cache-      | a service worker that is handed the document itself, also |
+# |   Control: no-cache, as with Shift held down, once a  |   by the routes that it has registered, which no header   |
+# |   service worker was asked for, which takes another   |   tells from its absence                                  |
+# |   secret                                              |                                                           |
 # | Cross-Origin-Opener-Policy is same-origin, together   | the same script by window.open, also where the            |
 # |   with Cross-Origin-Embedder-Policy require-corp      |   application's page has the former (as Django's has)     |
 # | our script asks nothing under a service worker        | one that reads our requests with the secret in them       |
@@ -4999,7 +5002,8 @@ def _collect_garbage() -> None:
 # nobody else, and is given one that needs no key.  All of these survive a reload unless another PIN was configured;
 # none is in a page or in the log.  The secret is in pages, under the rules above.  On plain HTTP to an address that
 # is not loopback, browsers send no Sec-Fetch-Dest and heed no opener policy: there, script in the application's own
-# page is as mighty as the page, and so it is where the application is cross-origin isolated.
+# page is as mighty as the page, and so it is where the application is cross-origin isolated.  A browser whose
+# developer tools disable the cache looks as if Shift were held down: there, a service worker with routes is as mighty.
 #
 # Doors: COOKIE_PREFIX, Refusal, Guard, without_our_cookies, check_pin.
 #
@@ -5036,6 +5040,7 @@ class Guard:
             frozenset()
         )  # the same with their ports, but without what was only bound
         self.failures = 0
+        self.has_worker = False  # a browser has asked for a service worker, of whatever Host
         self.lock = threading.Lock()
 
     @classmethod
@@ -5065,6 +5070,7 @@ class Guard:
         if notes.get("configured") == pin and {"pin", "secret", "token"} <= notes.keys():
             guard.pin, guard.secret, guard.token = notes["pin"], notes["secret"], notes["token"]
             guard.failures = int(notes.get("failures", _PIN_FAILURES))
+            guard.has_worker = notes.get("worker") == "yes"
             guard.is_new = False
         return guard
 
@@ -5074,7 +5080,7 @@ class Guard:
         Guesses can only be counted to the end once no request is answered any more: ask when the gate is closed.
         """
         words = {"pin": self.pin, "configured": self.configured, "secret": self.secret, "token": self.token}
-        return {**words, "failures": str(self.failures)}
+        return {**words, "failures": str(self.failures), "worker": "yes" if self.has_worker else "no"}
 
     def trust(self, trusted_hosts: Iterable[str], bound_hosts: Iterable[str] = ()) -> None:
         """Trust Hosts that the person named, and those that the server is bound to."""
@@ -5125,11 +5131,20 @@ class Guard:
 
     def refuses_script(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
         """Say no to whatever a browser does not show as a document of its own."""
-        is_shown = environ.get("HTTP_SEC_FETCH_DEST", "document") == "document"
+        kind = environ.get("HTTP_SEC_FETCH_DEST")
+        is_alone = not self.has_worker or "no-cache" in str(environ.get("HTTP_CACHE_CONTROL", "")).lower()
+        is_shown = kind is None or (kind == "document" and is_alone)
         if is_shown and "HTTP_SERVICE_WORKER_NAVIGATION_PRELOAD" not in environ:
             return None
         reason = "This is shown in a browser's own tab only, and not by way of a service worker."
         return Refusal("script", reason, "Open the address there, or reload it with Shift held down.")
+
+    def heed_worker(self, environ: Mapping[str, Any]) -> None:
+        """Notice a browser's request for a service worker, or for news of an old one: it may have read the secret."""
+        if environ.get("HTTP_SERVICE_WORKER") == "script":
+            with self.lock:
+                if not self.has_worker:
+                    self.has_worker, self.secret = True, os.urandom(16).hex()
 
     def refuses_list(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
         """Say no to a client elsewhere, unless it has been unlocked: it would read of other people's crashes."""
@@ -5454,6 +5469,7 @@ class DebuggedApplication:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
+        self.guard.heed_worker(environ)
         if path.startswith(_PREFIX) and path[len(_PREFIX) :][:1] in ("", "/"):
             return _DebuggerEndpoint(self, environ).answer(start_response)
         return _Exchange(self, environ, start_response).begin()
@@ -6199,7 +6215,8 @@ class _DebuggerEndpoint:
         if kind == "application/json":
             names = ("time", "request", "message", "id")
             return _Reply("200 OK", json.dumps([dict(zip(names, row)) for row in rows]), kind)
-        text = "".join(f"{clock} {what} {title} {_CRASH}{id}\n" for clock, what, title, id in rows)
+        lines = (f"{clock} {what} {title} {_CRASH}{id}" for clock, what, title, id in rows)
+        text = "".join(f"{escape_unprintable(line)}\n" for line in lines)
         return _Reply("200 OK", text or "Nothing has failed since the last reload.\n", "text/plain")
 
     def threads(self) -> _Reply:

@@ -5584,6 +5584,24 @@ class GuardWords(Debugged):
             self.assertEqual(answer.headers["Cross-Origin-Opener-Policy"], "same-origin")
             self.assertEqual(answer.headers["Cross-Origin-Embedder-Policy"], "require-corp")
 
+    def test_a_service_worker_takes_another_secret_and_reloads_that_leave_it_out(self) -> None:
+        before = self.guard.secret
+        self.ask("/worker.js", Service_Worker="script", Sec_Fetch_Dest="serviceworker")
+        secret = self.guard.secret
+        self.assertNotEqual(secret, before)
+        self.ask("/worker.js", Service_Worker="script", Sec_Fetch_Dest="serviceworker")
+        self.assertEqual(self.guard.secret, secret)
+        after_reload = devserve.Guard.recall(self.guard.remember(), self.guard.configured)
+        self.assertIsNotNone(after_reload.refuses_script({"HTTP_SEC_FETCH_DEST": "document"}))
+        for path in ("/", "/__devserve__/console"):
+            for cache in (None, "max-age=0"):
+                answer = self.ask(path, Sec_Fetch_Dest="document", Cache_Control=cache)
+                self.assertNotIn(secret, answer.text)
+            self.assertIn(secret, self.ask(path, Sec_Fetch_Dest="document", Cache_Control="no-cache").text)
+            self.assertIn(secret, self.ask(path).text)  # a program, which has no workers
+            for kind in ("empty", "iframe"):
+                self.assertNotIn(secret, self.ask(path, Sec_Fetch_Dest=kind, Cache_Control="no-cache").text)
+
     def test_secret_is_only_in_pages_of_trusted_hosts(self) -> None:
         self.assertIn(self.guard.secret, self.ask().text)
         self.assertIn(self.guard.secret, self.ask(Host=f"shop.example:{self.port}").text)
@@ -5970,6 +5988,12 @@ class DebuggerCrashes(Debugged):
             self.assertIn(self.crash_id(), text)
         row = self.ask("/__devserve__/", Accept="application/json").json[0]
         self.assertEqual((row["request"], row["id"]), ("POST /second", self.crash_id()))
+
+    def test_a_path_commands_no_terminal_and_makes_no_line_of_the_list(self) -> None:
+        self.ask("/a%1b%5d0;title%07%0a12:00:00%20GET%20/b%c2%9b2J", Accept="*/*")
+        text = self.ask("/__devserve__/", Accept="*/*").text
+        self.assertEqual(text.count("\n"), 1)
+        self.assertTrue(text[:-1].isprintable(), text)
 
     def test_crashes_that_are_gone_or_never_were_have_no_page(self) -> None:
         self.ask("/first")
@@ -14410,7 +14434,11 @@ class BrowserLive(InBrowser):
 HOSTILE_SITE = '''
 WORKER = """
 let seen = [];
-self.addEventListener("install", () => self.skipWaiting());
+self.addEventListener("install", event => {
+  self.skipWaiting();
+  const route = {condition: {urlPattern: "/*"}, source: "race-network-and-fetch-handler"};
+  if (HOW === "routes" && event.addRoutes) event.waitUntil(event.addRoutes(route));
+});
 self.addEventListener("activate", event => event.waitUntil((async () => {
   if (HOW === "preload") await self.registration.navigationPreload.enable();
   await self.clients.claim();
@@ -14452,11 +14480,11 @@ class BrowserGuard(InBrowser):
     def setUpClass(cls) -> None:
         super().setUpClass()
         cls.write(HOSTILE_SITE, "site_app.py")
-        cls.served = Served("site_app:app", "--debug", cwd=cls.folder)
-        cls.addClassCleanup(cls.served.stop)
 
     def setUp(self) -> None:
         super().setUp()
+        self.served = Served("site_app:app", "--debug", cwd=self.folder)
+        self.addCleanup(self.served.stop)
         self.page.goto(self.served.wait_for(r"(http\S+/unlock\?token=\w+)").group(1))
         self.page.locator(".console textarea").first.wait_for()
         self.secret = self.page.evaluate("document.body.dataset.secret")
@@ -14480,7 +14508,7 @@ class BrowserGuard(InBrowser):
                 opened.value.close()
 
     def test_a_service_worker_reads_neither_pages_nor_what_they_send(self) -> None:
-        for how in ("fetch", "preload", "ignore"):
+        for how in ("fetch", "preload", "routes", "ignore"):
             with self.subTest(how):
                 self.open("/")
                 self.page.evaluate(
@@ -14497,12 +14525,17 @@ class BrowserGuard(InBrowser):
                     """() => new Promise(done => { navigator.serviceWorker.onmessage = event => done(event.data);
                     navigator.serviceWorker.controller.postMessage("") })"""
                 )
+                with urllib.request.urlopen(f"{self.served.url}/__devserve__/console", timeout=DEADLINE) as page:
+                    secret = re.search(r'data-secret="(\w+)"', page.read().decode())
+                assert secret is not None
                 self.assertNotIn(self.secret, json.dumps(seen))
+                self.assertNotIn(secret.group(1), json.dumps(seen))
                 self.page.evaluate(
                     """async () => { for (const each of await navigator.serviceWorker.getRegistrations())
                     await each.unregister() }"""
                 )
         self.open("/fail")
+        self.page.context.new_cdp_session(self.page).send("Page.reload", {"ignoreCache": True})  # Shift and reload
         self.page.locator(".console textarea").first.wait_for()
 
     def test_what_a_page_of_the_site_plants_into_the_console_is_left_out(self) -> None:
