@@ -74,6 +74,8 @@ import devserve
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in a background job, whose children would inherit that
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # under nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 os.environ["no_proxy"] = os.environ["NO_PROXY"] = "*"  # what is tested is on this machine
 
