@@ -394,6 +394,10 @@ def _config_of_values(values: Mapping[str, Any]) -> Config:
     for pair in config.path_map:
         if not re.fullmatch(r"[^=]+=[^=]+", pair):
             raise DevserveError(f"the path map {pair!r} has not the form HERE=THERE, as in /app=/home/me/project")
+    for host in config.trusted_hosts:
+        if "/" in host:
+            name = host.rpartition("//")[2].partition("/")[0]
+            raise DevserveError(f"the trusted host {host!r} is an address; name {name} alone")
     return config
 
 
@@ -12785,12 +12789,17 @@ def _read_word(option: Option, text: str) -> Any:
 
 
 def _flag_hint(message: str) -> str:
-    """Return what an unknown flag in a message of argparse's is called here."""
+    """Return what an unknown flag in a message of argparse's is called here, or may have been meant for."""
+    from difflib import get_close_matches
+
+    called = {other: option.flags[-1] for option in OPTIONS.values() for other in option.others.split()}
+    known = [flag for option in OPTIONS.values() for flag in option.flags]
     flags = [word.partition("=")[0] for word in message.split() if word.startswith("-")]
     for flag in flags if message.startswith("unrecognized") else []:
-        for option in OPTIONS.values():
-            if flag in option.others.split():
-                return f"(here it is called {option.flags[-1]})"
+        if flag in called:
+            return f"(here it is called {called[flag]})"
+        for near in get_close_matches(flag, known, 1, 0.75):  # two letters swapped, one more or less; no other word
+            return f"(did you mean {near}?)"
     return "(see --help)"
 
 

@@ -644,6 +644,7 @@ class Options(unittest.TestCase):
             ({"live": True}, "--reload"), ({"path_map": "/app"}, "HERE=THERE"),
             ({"host": "0.0.0.0:80", "port": 81}, "81"), ({"port": "x"}, "port='x'"),
             ({"debug": "maybe"}, "debug='maybe'"),
+            ({"trusted_hosts": "http://dev.test:80/x"}, "http://dev.test:80/x' is .* name dev.test:80 alone"),
         ]  # fmt: skip
         for given, named in wrong:
             with self.subTest(given), self.assertRaisesRegex(devserve.DevserveError, named):
@@ -13626,6 +13627,7 @@ class CommandLineOptions(Folder):
             (["--env-file", "missing.env"], {}, "missing.env"), (["hello", "99999"], {}, "99999"),
             (["hello", "8000", "--port", "9000"], {}, "9000"), (["--host", "a:1", "b:2"], {}, "a"),
             (["--bind", "0.0.0.0:80"], {}, "--host"), (["--ssl-certfile=c.pem"], {}, "--cert"),
+            (["--prot", "80"], {}, "(did you mean --port?)"), (["--relaod=1"], {}, "mean --reload?"),
             (["--por", "1"], {}, "--por"),
             (["--live"], {}, "--reload"), ([], {"FLASK_DEBUG": "maybe"}, "FLASK_DEBUG=maybe"),
             ([], {"FLASK_RUN_PORT": "http"}, "FLASK_RUN_PORT=http"), (["--path-map", "x"], {}, "HERE=THERE"),
