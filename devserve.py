@@ -1726,7 +1726,7 @@ class _ServerFinder:
         self.warn = warn
         self.importer: Optional[threading.Thread] = threading.current_thread()
         self.replaced: list[tuple[Any, str, Any]] = []
-        self.told = False
+        self.has_warned = False
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         """Have the other finders find one of `_SERVERS`, and its loader call `leave_out` at the end."""
@@ -1757,13 +1757,13 @@ class _ServerFinder:
 
         @functools.wraps(start)
         def stand_in(*args: Any, **kwargs: Any) -> Any:
-            return start(*args, **kwargs) if threading.current_thread() is not self.importer else self._tell(name)
+            return start(*args, **kwargs) if threading.current_thread() is not self.importer else self._warn_once(name)
 
         return stand_in
 
-    def _tell(self, name: str) -> None:
-        if not self.told:
-            self.told = True
+    def _warn_once(self, name: str) -> None:
+        if not self.has_warned:
+            self.has_warned = True
             server = name.partition(".")[0]
             self.warn(f"the server that the import starts ({server}) is left out; {_MAIN_GUARD}")
 
@@ -5404,6 +5404,17 @@ def _equals_in_constant_time(given: str, expected: str) -> bool:
 # line before that.  Every crash is stored, whoever the client was, and has an address under _PREFIX, where the pages
 # find their endpoints, too.  May know foreign code (2), the terminal (3) and the rooms 5 to 8.
 #
+# Requests take one of two ways.  One under _PREFIX is for us: a `_DebuggerEndpoint` finds its name in _PAGES (GET, for
+# whom the guard lets read) or in _ACTIONS (POST, for our own script, some with the cookie), and answers it.  Any other
+# is the application's: an `_Exchange` stands between it and the server, as the server's application on one side and
+# as the application's server on the other, so it has a `start`, a `write`, an iterator and a `close` of its own.  Each
+# step that may run the application's code goes through `_Exchange.guarded`, which alone decides what an exception
+# becomes.  A list or tuple of chunks is checked at once and then handed to the server as it is.
+#
+# Many frameworks catch exceptions themselves and answer with a 500 of their own.  Room 4 has them call
+# `hand_over` (2) instead and answer with the text that it returns; `_Exchange.raise_handed` raises the exception when
+# that text arrives, and from there on it is a crash like any other.
+#
 # Invariants: the guard is asked before an endpoint does anything.  The application, and so whatever a page shows of
 # it, never gets to see the cookies that open a console.  The terminal tells of a crash before the page is made.  A
 # failure of the page itself is answered with plain text.
@@ -5442,11 +5453,11 @@ class DebuggedApplication:
 
     pin: str, asked for before the console opens; "" makes a random one, "off" asks for none.
     trusted_hosts: hosts besides this machine's own names whose pages may use the console.
-    terminal: where crashes are told; standard error if it is not given.
+    terminal: where crashes are printed; standard error if it is not given.
 
     Raises `DevserveError` for a PIN of which nothing is left to type.  The PIN is printed unless the caller brings a
     `guard`, as devserve's own runner does; then it greets.  `base_url` is where the server is reached, for links in
-    crashes that no request tells of.  `reload_id` is a word that changes with each process, by which open pages notice
+    crashes outside of a request.  `reload_id` is a word that changes with each process, by which open pages notice
     a reload.  Any thread may call it.
     """
 
@@ -5514,16 +5525,18 @@ class DebuggedApplication:
 
     def remember(self) -> list[Any]:
         """Return what outlives a reload: the failed requests, to be sent to the new code, and how they failed."""
-        told = []
+        remembered = []
         for crash in self.crashes.all():
             if crash.request is not None and crash.request.is_whole and crash.report is not None:
                 problem, text = crash.report.problems[-1], crash.report.text
-                told.append((crash.id, crash.time, crash.seconds, problem.type, problem.message, text, *crash.request))
-        return told
+                remembered.append(
+                    (crash.id, crash.time, crash.seconds, problem.type, problem.message, text, *crash.request)
+                )
+        return remembered
 
-    def recall(self, told: Iterable[Any]) -> None:
+    def recall(self, remembered: Iterable[Any]) -> None:
         """Take up what the process before has remembered."""
-        for id, moment, seconds, kind, message, text, *recorded in reversed(list(told)):
+        for id, moment, seconds, kind, message, text, *recorded in reversed(list(remembered)):
             request = _RecordedRequest(*recorded)
             environ = request.environ({})
             crash = Crash(request.line(), request, id=id)
@@ -5634,7 +5647,10 @@ _NO_CHUNKS: Iterator[Any] = iter(())
 class _Exchange:
     """One request and its response, which is iterated over as the application's own would be.
 
-    Used by one thread, the one that serves the request.
+    Its life: `begin` calls the application, `__next__` asks it for each chunk, `close` ends it.  The first exception
+    in any of them becomes the error page, whose text then is the only chunk, or, when something was sent already, goes
+    on to the server.  After that (`has_failed`) whatever else is raised goes through.  Used by one thread, the one
+    that serves the request.
     """
 
     def __init__(self, debugger: DebuggedApplication, environ: Environ, start_response: StartResponse) -> None:
@@ -5697,8 +5713,8 @@ class _Exchange:
     def raise_handed(self, chunk: Optional[bytes]) -> None:
         """Raise what a framework has handed over, when its answer has arrived; `chunk` is None at the end.
 
-        To a HEAD no body comes.  When the answer became another, that is the application's will: the crash is told
-        on the terminal, and stored.
+        To a HEAD no body comes.  When the answer became another, that is the application's will: the crash is
+        printed on the terminal, and stored.
         """
         if not self.handed or (chunk is not None and HANDED_OVER.encode() not in chunk):
             return
@@ -5815,8 +5831,8 @@ class _Exchange:
             text, trouble = call_safely(lambda: self.text_about(crash, kind, nonce, is_fragment))
         if trouble is not None:
             kind = "text/plain"
-            told, _ = call_safely(lambda: traceback_text(error))
-            text = emergency_page(trouble, told or type_name(type(error)))
+            plain, _ = call_safely(lambda: traceback_text(error))
+            text = emergency_page(trouble, plain or type_name(type(error)))
         page = (text or "").encode("utf-8", "backslashreplace")
         headers = _page_headers(kind, nonce, is_fragment=is_fragment)
         return [*headers, ("Content-Length", str(len(page)))], page
@@ -6085,7 +6101,12 @@ class _Refused(Exception):
 
 
 class _DebuggerEndpoint:
-    """One request for an endpoint, answered by the thread that serves it."""
+    """One request for an endpoint, answered by the thread that serves it.
+
+    `reply` asks the guard before the payload is read, and a page asks it by itself, as each page may be read by
+    others.  An endpoint that cannot answer raises _Refused, which `answer` turns into the reply.  To add an endpoint,
+    write a method and its line in _PAGES or _ACTIONS, and in _UNLOGGED when pages ask for it by themselves.
+    """
 
     def __init__(self, debugger: DebuggedApplication, environ: Environ) -> None:
         self.debugger = debugger
@@ -6232,7 +6253,7 @@ class _DebuggerEndpoint:
         return _Reply("200 OK", text, "text/plain")
 
     def kind(self) -> str:
-        """Return the type in which a crash is asked for: programs that have no wish are told most by Markdown."""
+        """Return the type in which a crash is asked for: programs that have no wish get Markdown, which says most."""
         return _preferred_type(self.environ.get("HTTP_ACCEPT", ""), "text/markdown")
 
     def shown(self, crash: Crash) -> _Reply:
@@ -6567,6 +6588,16 @@ def _live_tag(place: str, reload_id: str, seen: int) -> bytes:
 # order follows a connection's life: limits, the server, the connection, the request's head, its body, the response,
 # the connection that an application takes over, and the sockets on which all of this stands.
 #
+# The server is made so that a process can be replaced between any two requests.  A connection at rest waits in
+# `_Connection._await_bytes` until its socket has something, and reads only then.  Before it reads it sets its phase to
+# _BUSY and looks at the gate (`DevServer.gate`).  Whoever wants to replace the process closes the gate first and looks
+# at the phases afterwards.  So of the two at least one sees the other: either the connection finds the gate shut and
+# goes back to rest with nothing read, or `close_gate` finds it busy and waits for its answer.
+#
+# A request that cannot be framed in one way only is refused (`_BadRequest`), since a proxy might frame it in another
+# and take its body for a second request.  What an answer looks like on the wire is decided once, when its first piece
+# comes (`_Response._choose_framing`), and is then an object of its own, a `_Framing`.
+#
 # Invariants: of a connection that waits for a request no byte has been read, so another process can have it whole; a
 # request of which a byte has been read is answered by this one.  No socket blocks: a call is tried first, and only
 # when it cannot be done at once does its thread wait, for a bounded time.  Each request gets one answer and one line
@@ -6603,7 +6634,7 @@ _SPOOL_PAUSE = 0.25  # in a chunked body, after which the client is not sending 
 _TLS_MOMENT = 1.0  # from a handshake to its request, which a reload waits for: they come in milliseconds
 _LINGER_TIMEOUT = 5.0  # reading away what a client still sends, so that the answer is not lost in a reset
 _LINGER_MOMENT = 0.2  # the same when a reload waits: an answer crosses this machine in less
-_HANG_SECONDS = (10.0, 60.0, float("inf"))  # when the terminal is told where a request stands: when one wonders, twice
+_HANG_SECONDS = (10.0, 60.0, float("inf"))  # when the terminal says where a request stands: when one wonders, twice
 _HANG_INTERVAL = 1.0  # seconds between two looks for such requests
 _IDLE_THREAD_TIMEOUT = 10.0  # a thread without a connection waits so long for the next one
 _PAUSED_INTERVAL = 0.5  # between two looks at a request that is stopped in a debugger
@@ -6620,7 +6651,8 @@ class DevServer:
     """A threaded WSGI server on one or several listening sockets.
 
     `serve_forever` takes connections until `shutdown`, as in socketserver.  `app` may be replaced at any time; each
-    request takes the one of its moment.  Used as a context manager it closes the listeners and every connection.
+    request takes the one that is there when it has been read.  Used as a context manager it closes the listeners and
+    every connection.
 
     Threads: one is in `serve_forever`.  Each connection belongs to one other, which alone reads, writes and closes its
     socket.  Any thread may call what has no underscore, and may look at another's connection (`phase`, `started`) or
@@ -6686,7 +6718,7 @@ class DevServer:
                         while self._accept(listener):
                             pass
                 if time.perf_counter() > self.hangs_looked_for + _HANG_INTERVAL:
-                    self._tell_hangs()
+                    self._report_hangs()
         finally:
             self._shutting_down = False
             self._stopped.set()
@@ -6725,15 +6757,15 @@ class DevServer:
         self._give_to_thread(connection)
         return True
 
-    def _tell_hangs(self) -> None:
+    def _report_hangs(self) -> None:
         """Say where each request stands that has not been answered for long, when that is in the application."""
         self.hangs_looked_for = now = time.perf_counter()
         for connection in list(self.connections):
             seconds = now - connection.started
-            if connection.phase == _BUSY and seconds > _HANG_SECONDS[connection.hangs_told]:
+            if connection.phase == _BUSY and seconds > _HANG_SECONDS[connection.hangs_reported]:
                 position = connection.position()
                 if position:
-                    connection.hangs_told += 1
+                    connection.hangs_reported += 1
                     asked = connection.describe()
                     self.terminal.warn(f"{asked} has not been answered after {seconds:.0f} s; it is at {position}")
 
@@ -6906,7 +6938,7 @@ class _IdleThread:
 
 
 class _ClientGone(ConnectionError):
-    """The client left, or fell silent for too long, in the middle of a request: nobody is there to be told."""
+    """The client left, or fell silent for too long, in the middle of a request: there is nobody to answer."""
 
     nobody_listens = True  # which a debugger in between, who does not know this class, goes by
 
@@ -6931,7 +6963,9 @@ _NO_LINE = ("-", "-")  # method and target, when there are none
 class _Connection:
     """One client's connection: requests are read and answered on it one after the other, in order.
 
-    It belongs to the thread that is in `serve`.  Other threads look at its phase:
+    It belongs to the thread that is in `serve`: that waits (`_await_request`), reads, runs and answers a request
+    (`_answer`), and waits again, until `keep_alive` is false or the client has gone; then it closes the connection.
+    Other threads call `cut`, `describe`, `position`, `leave` and `can_cross` alone.  They look at its phase:
 
     _AT_REST  it waits for a request, of which nothing has been read
     _SHAKEN   the TLS handshake is done, and the first request on its way
@@ -6957,7 +6991,7 @@ class _Connection:
         self.line = _NO_LINE  # its method and target, for the log
         self.waits = True  # a read waits for the client; otherwise it raises BlockingIOError
         self.position: Callable[[], str] = str  # where the application stands with the request in hand
-        self.hangs_told = 0  # how often the terminal was told that the request in hand hangs
+        self.hangs_reported = 0  # how often the terminal has said that the request in hand hangs
         self.keep_alive = True
         self.input_left = False  # the client may have sent, or still be sending, what nobody will read
         self.is_upgraded = False  # the application has taken it over
@@ -7057,7 +7091,7 @@ class _Connection:
 
     def _run(self, head: _Head, environ: Environ, body: Optional[_Body]) -> None:
         """Call the application and send what it answers; whatever goes wrong, the log gets its line."""
-        self.position, self.hangs_told = partial(thread_position, self.thread_id), 0
+        self.position, self.hangs_reported = partial(thread_position, self.thread_id), 0
         response = _Response(self, head, environ, body)
         if head.upgrades:
             environ[SOCKET_KEY] = _UpgradedSocket(response)
@@ -7568,7 +7602,7 @@ class _Body(io.RawIOBase):
     """The body of a request on its connection: it ends where it ends, and nothing past that is waited for.
 
     `unread` counts the bytes that are still to come, -1 when nobody knows.  A client that waits for `100 Continue` is
-    told so when the first byte is asked for, once.  It belongs to the thread of its connection, as long as the
+    sent it when the first byte is asked for, once.  It belongs to the thread of its connection, as long as the
     application does not read it elsewhere.
     """
 
@@ -7576,7 +7610,7 @@ class _Body(io.RawIOBase):
         super().__init__()
         self.connection = connection
         self.unread = length
-        self.expected = expected  # the client waits to be told to go on
+        self.expected = expected  # the client waits for `100 Continue`
 
     @property
     def is_at_hand(self) -> bool:
@@ -7604,7 +7638,7 @@ class _Body(io.RawIOBase):
         return bytes(whole)
 
     def invite(self) -> None:
-        """Tell a client that waits for it to send the body."""
+        """Ask a client that waits for `100 Continue` to send the body."""
         if self.expected:
             self.expected = False
             self.connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -7612,8 +7646,8 @@ class _Body(io.RawIOBase):
     def closes_connection(self) -> bool:
         """Return, as the response begins, whether what is left of the body makes the connection end after it.
 
-        It does when it is too much to be read away, and when the client was never told to send it: an interim response
-        cannot follow a final one (RFC 9110 section 15.2), and it may send the body all the same.
+        It does when it is too much to be read away, and when the client was never asked to send it: an interim
+        response cannot follow a final one (RFC 9110 section 15.2), and it may send the body all the same.
         """
         uninvited, self.expected = self.expected, False
         return self.unread > _DRAIN_LIMIT or (uninvited and self.unread != 0)
@@ -7964,7 +7998,7 @@ class _Response:
             raise
 
     def _warn_of_excess(self, framing: _Framing) -> None:
-        """Tell of a body that is longer than declared; the rest would be taken for the next response."""
+        """Warn of a body that is longer than declared; the rest would be taken for the next response."""
         connection = self.connection
         connection.keep_alive = False
         connection.server.terminal.warn(
@@ -8064,7 +8098,7 @@ class _Response:
     # -- failures
 
     def fail(self, error: BaseException) -> None:
-        """Answer for an application that raised, and tell of it; a client that has gone is no failure."""
+        """Answer for an application that raised, and print the crash; a client that has gone is no failure."""
         if isinstance(error, _BadRequest):  # in a body that was read as it came
             self.connection.input_left = True
             self._replace(error.status, f"{error.status[4:]}: {error}\n")
@@ -8852,6 +8886,17 @@ def _is_ip(name: str) -> bool:
 # imported when a bridge is started, since a WSGI application must not pay for it.  May know foreign code (2), the
 # terminal (3) and the server (10).
 #
+# A request is one `_HttpRequest` with two sides.  The thread's side reads the body from the socket into `inbox`, takes
+# what the application sends out of `outbox`, and writes it by way of `_Answer`, an iterable of WSGI.  The loop's side
+# is a task that runs the application; its `receive` takes from `inbox`, its `send` puts into `outbox`.  Each side only
+# adds to a queue and wakes the other, so neither takes a lock: `notify` wakes the loop's side, `wake` the thread's.
+# What waits in a queue is bounded by counting, the thread's side by `handed` less `taken`, the loop's by `sent` less
+# `written`; past _WAITING_LIMIT whoever fills the queue waits.  While the thread waits for the application it watches
+# its socket as well, which is how a disconnect is noticed.
+#
+# With a debugger a framework's own 500 is held back for a moment (`held`): most frameworks send it and raise the
+# exception afterwards, and then the page takes its place.  A `_WebSocket` is the same with messages for pieces.
+#
 # Invariants: the thread of a connection alone reads and writes its socket; the loop never touches one, and never
 # waits for a thread.  So an application that blocks the loop holds up itself, and neither a reload nor a page.  What
 # the loop is to do goes through `AsgiBridge.post`, what a thread is to do through the `outbox` of its request.
@@ -8873,14 +8918,14 @@ _MOMENT = 0.02  # seconds: most answers come sooner, and until then nobody looks
 _HOLD_SECONDS = 0.5  # an exception follows the 500 that a framework sent for it at once, background work does not
 _INTERRUPT_LOOK = 0.05  # between two moments in which a console's interrupt can hit the thread that waits for the loop
 _BEAT_SECONDS = 0.5  # between two looks at the loop; a signal that just missed the main thread waits no longer
-_BLOCKED_SECONDS = 1.0  # that the loop may take for its next step until the terminal is told
+_BLOCKED_SECONDS = 1.0  # that the loop may take for its next step until the terminal warns
 _SHUTDOWN_SECONDS = 5.0  # for the application's lifespan shutdown
 _KEEP_CONTEXT = "werkzeug.debug.preserve_context"  # in the environ: takes what a console is to enter
 _CANCEL_SECONDS = 0.5  # for the end of what was cancelled
 
 
 class _ClientDisconnected(ConnectionError):
-    """What `send` raises once the client has gone (ASGI 2.4); it is nobody's mistake and is not told."""
+    """What `send` raises once the client has gone (ASGI 2.4); it is nobody's mistake and is not reported."""
 
     nobody_listens = True
 
@@ -8892,8 +8937,10 @@ class _BrokenProtocol(RuntimeError):
 class AsgiBridge:
     """An ASGI application as a WSGI application.
 
-    `start` makes the loop and starts the application; `run_until` runs the loop in the same thread; `stop` ends the
-    application.  Any thread may call `post`, `stop` and the bridge itself, everything else belongs to the loop.
+    Its life: `start` makes the loop and runs the application's lifespan startup; `run_until` runs the loop in the same
+    thread; `stop` waits for requests, cancels what is left and runs the lifespan shutdown; `resume` starts anew after
+    a restart that failed.  Any thread may call `post`, `stop`, `resume`, `report_later`, `wakeup` and the bridge
+    itself; everything else belongs to the loop.
     """
 
     def __init__(self, app: Any, terminal: Terminal) -> None:
@@ -8908,8 +8955,8 @@ class AsgiBridge:
         self._posted: deque[Callable[[], object]] = deque()
         self._is_awake = False  # the loop is going to look at `_posted`
         self._may_stop = False  # the loop runs until it is stopped
-        self._bell = _Wakeup()
-        self._rings = False  # the bell wakes the loop, at half the cost of `call_soon_threadsafe`
+        self._loop_wakeup = _Wakeup()
+        self._uses_wakeup = False  # it wakes the loop, at half the cost of `call_soon_threadsafe`
         self.new_queue: Any
         self.nothing_there: Any
         self._wakeups: deque[_Wakeup] = deque()  # that nobody uses
@@ -8923,8 +8970,8 @@ class AsgiBridge:
         self.new_queue, self.nothing_there = SimpleQueue, Empty
         self.loop = _loop_of_thread()
         with contextlib.suppress(NotImplementedError):  # Windows' loop for pipes
-            self.loop.add_reader(self._bell.here, self._on_bell)
-            self._rings = True
+            self.loop.add_reader(self._loop_wakeup.here, self._on_wakeup)
+            self._uses_wakeup = True
         self.thread = threading.get_ident()
         self.loop.run_until_complete(self.lifespan.start())
 
@@ -8971,7 +9018,7 @@ class AsgiBridge:
         return stop
 
     def _watch_loop(self, ended: threading.Event) -> None:
-        """Wake the loop every now and then, for signals; tell where it stands when it does not wake."""
+        """Wake the loop every now and then, for signals; warn where it stands when it does not wake."""
         awake = threading.Event()
         while not ended.wait(_BEAT_SECONDS):
             awake.clear()
@@ -8990,17 +9037,17 @@ class AsgiBridge:
         self._posted.append(job)
         if not self._is_awake:
             self._is_awake = True
-            if self._rings:
-                self._bell.ring()
+            if self._uses_wakeup:
+                self._loop_wakeup.wake()
                 return
             try:
                 self.loop.call_soon_threadsafe(self._do_posted)
             except RuntimeError:
                 pass  # the loop is closed: the process is about to end
 
-    def _on_bell(self) -> None:
+    def _on_wakeup(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            self._bell.here.recv(64)
+            self._loop_wakeup.here.recv(64)
         self._do_posted()
 
     def _do_posted(self) -> None:
@@ -9071,13 +9118,13 @@ class AsgiBridge:
         return _RequestContext(self)
 
     def report_later(self, error: BaseException, environ: Optional[Environ], what: str) -> None:
-        """Tell of a failure that no answer can tell of, in a thread, since an exception's text may take its time."""
+        """Print and store a failure that no answer can show; in a thread, as an exception's text may take its time."""
 
-        def tell() -> None:
+        def report() -> None:
             link, _ = call_safely(lambda: self.report(error, environ, what))
             self.terminal.crash(error, what, link or "")
 
-        threading.Thread(target=tell, name="devserve report", daemon=True).start()
+        threading.Thread(target=report, name="devserve report", daemon=True).start()
 
     @contextlib.contextmanager
     def wakeup(self) -> Iterator[_Wakeup]:
@@ -9123,7 +9170,7 @@ class _Wakeup:
         self.here.close()
         self.there.close()
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """Wake the thread; from any thread."""
         try:
             self.there.send(b"\0")
@@ -9131,7 +9178,7 @@ class _Wakeup:
             pass  # full: it has been woken often enough
 
     def wait(self, sock: Any, *, reads: bool, writes: bool = False, seconds: Optional[float] = None) -> bool:
-        """Wait until it rings or `sock` is ready; return whether `sock` has something to read, or has ended."""
+        """Wait until it is woken or `sock` is ready; return whether `sock` has something to read, or has ended."""
         if reads and getattr(sock, "pending", int)():
             return True
         if sys.platform == "win32" or not hasattr(select, "poll"):
@@ -9140,7 +9187,7 @@ class _Wakeup:
         else:
             poller = select.poll()
             poller.register(self.here, select.POLLIN)
-            if reads or writes:  # else the end of the connection would be told all the time
+            if reads or writes:  # else the connection's end would wake it again and again
                 poller.register(sock, select.POLLIN * reads | select.POLLOUT * writes)
             found = dict(poller.poll(None if seconds is None else seconds * 1000))
             ready = [s for s in (self.here, sock) if found.get(s.fileno(), 0) & ~select.POLLOUT]
@@ -9355,7 +9402,7 @@ class _HttpRequest:
             await self.bridge.served(self.scope, self.receive, self.send)
         except KeyboardInterrupt:  # Ctrl-C, which may hit the main thread anywhere
             raise
-        except BaseException as failure:  # noqa: BLE001 - whatever it raises is told in the connection's thread
+        except BaseException as failure:  # noqa: BLE001 - whatever it raises is raised in the connection's thread
             error = failure
             self.context.keep()
         finally:
@@ -9365,7 +9412,7 @@ class _HttpRequest:
     def finish(self, error: Optional[BaseException]) -> None:
         """Let the thread know how the application ended, or the terminal when the thread has gone on already."""
         if self.is_gone:
-            if error is not None and not _tells_disconnect(error):
+            if error is not None and not _is_disconnect(error):
                 self.bridge.report_later(error, self.environ, f"{self.name} failed when its client had gone")
             return
         if self.held is not None and error is None:
@@ -9460,7 +9507,7 @@ class _HttpRequest:
         """Wake the thread if it watches its socket."""
         wakeup = self.wakeup
         if wakeup is not None:
-            wakeup.ring()
+            wakeup.wake()
 
     def notify(self) -> None:
         """Have `receive` and `send` look again."""
@@ -9566,7 +9613,7 @@ class _WebSocket(_HttpRequest):
         self.code, self.reason = 0, ""  # of the end, for the application; set by the thread
         self.leaving = 0  # the code by which we close of our own; set by any thread
         # The loop's
-        self.is_told = False  # the application knows of the connection
+        self.is_announced = False  # the application knows of the connection
 
     # -- in the thread
 
@@ -9724,8 +9771,8 @@ class _WebSocket(_HttpRequest):
             self.put(error or (_CLOSE, (_NORMAL,)))
 
     async def receive(self) -> _Message:
-        if not self.is_told:
-            self.is_told = True
+        if not self.is_announced:
+            self.is_announced = True
             return {"type": "websocket.connect"}
         while not self.messages:
             if self.is_gone or self.phase == _COMPLETE:
@@ -10014,9 +10061,9 @@ def _deflate_terms(parameters: list[str]) -> Optional[_DeflateTerms]:
     }
     if len(given) < len(pairs) or any(name not in known or known[name] != value for name, value in given.items()):
         return None
-    told = [f"{name}={value}" if value else name for name, value in given.items() if name != "client_max_window_bits"]
+    terms = [f"{name}={value}" if value else name for name, value in given.items() if name != "client_max_window_bits"]
     forgets = ("client_no_context_takeover" in given, "server_no_context_takeover" in given)
-    return _DeflateTerms("; ".join(["permessage-deflate", *told]), *forgets, int(window))
+    return _DeflateTerms("; ".join(["permessage-deflate", *terms]), *forgets, int(window))
 
 
 class _Deflater:
@@ -10151,7 +10198,7 @@ def _scope_headers(head: bytes, cookies: Optional[str], host: Optional[str]) -> 
     return [(name, host.encode("latin-1")) if host and name == b"host" else (name, value) for name, value in pairs]
 
 
-def _tells_disconnect(error: Optional[BaseException], depth: int = 20) -> bool:
+def _is_disconnect(error: Optional[BaseException], depth: int = 20) -> bool:
     """Return whether an exception says no more than that the client has gone, as frameworks wrap it."""
     if error is None or not depth:
         return False
@@ -10159,8 +10206,8 @@ def _tells_disconnect(error: Optional[BaseException], depth: int = 20) -> bool:
         return True
     group = getattr(error, "exceptions", None)
     if isinstance(group, tuple) and group:
-        return all(_tells_disconnect(part, depth - 1) for part in group)
-    return type(error).__name__ == "CancelledError" or _tells_disconnect(error.__cause__, depth - 1)
+        return all(_is_disconnect(part, depth - 1) for part in group)
+    return type(error).__name__ == "CancelledError" or _is_disconnect(error.__cause__, depth - 1)
 
 
 # -- the application's life
@@ -10195,7 +10242,7 @@ class _Lifespan:
             await self.bridge.served(scope, self.receive, self.send)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # noqa: BLE001 - raised again by `start`, or told
+        except BaseException as error:  # noqa: BLE001 - raised again by `start`, or reported
             if self.is_started.is_set():
                 if not self.is_stopped.is_set():
                     self.bridge.report_later(error, None, "the application's lifespan failed")
@@ -10257,6 +10304,17 @@ class _StartupFailed(Exception):
 # included.  A round comes every `_INTERVAL` and looks at the files edited last, at as many of the project's others as
 # `_SHARE` allows, and at a few of the installed packages'.
 #
+# Which files these are it learns in three ways.  `_ImportRecorder` notes each Python file as the process reads it, and
+# `_Files.adopt` takes these over; `_Files.add_places` takes the files, folders and globs that were asked for; and
+# `Watcher.watch_data` the folders that a framework reads, each with a function that may deal with a change by itself.
+# What cannot be watched by its file, a module that was looked for in vain, is awaited in the folders where it may
+# come.
+#
+# A difference is not yet a save.  Editors write in several steps and formatters write again, so `Watcher._settle`
+# looks until all is at rest, and has the server hold new requests meanwhile: they wait for the new code instead of
+# getting the old.  Same bytes again are no change; a file that is written over and over by the application itself is
+# left out.
+#
 # Invariants: the following hold whatever is edited when.
 # - The state that a file is compared with is the one in which this process loaded it (`_ImportRecorder`), or in which
 #   the process before left it (`remember`).  So an edit is seen at whatever moment it is made, an import included.
@@ -10289,7 +10347,7 @@ _YOUNG = 2.0  # seconds after its last edit in which a source may be edited agai
 _REPEATED = 20  # changes of one file in a row, each at the heels of the one before, that no person makes
 _HEELS = 2.0  # seconds after a reload, or after its last change, in which such a change comes
 _RESTLESS = 5  # how many of them one counts for that does not come to rest within _SETTLE_LIMIT
-_REMEMBERED = 200  # files of which the next process is told; a path and five numbers each, in one message
+_REMEMBERED = 200  # files that are described to the next process; a path and five numbers each, in one message
 
 _NOT_WALKED = frozenset(
     "__pycache__ node_modules bower_components site-packages dist-packages .git .hg .svn .bzr .jj .tox .nox .eggs"
@@ -10476,7 +10534,7 @@ class _Files:
             self.add(path, self._first_state(path, self.since))
 
     def add_data(self, paths: Iterable[str], *, new: bool = False) -> None:
-        """Watch files that were asked for by name or folder; the next process will be told of them."""
+        """Watch files that were asked for by name or folder; the next process will learn of them."""
         for path in paths:
             self.add(path, None if new else self._first_state(path, self.since))
             self.data[path] = None
@@ -10700,7 +10758,12 @@ def _glob_token(token: str) -> str:
 
 
 class Watcher(native_threading.Thread):
-    """The thread that watches.  It is told of files by anybody, and of modules by nobody: those it finds by itself.
+    """The thread that watches.  Anybody may name it files to watch; the modules that are loaded it finds by itself.
+
+    Its life: `record_imports` and `start` come before the application is imported, `import_ended` or `failed` after.
+    Then `run` goes its rounds: it looks at some files (`_look`), waits until those that differ are at rest
+    (`_settle`), drops what is no edit (`_accept`), lets handlers take what needs no reload (`_not_handled`), and hands
+    on the rest (`_deliver`).  As a rule the call of `changed` replaces the process, and the thread ends in it.
 
     `changed` is called with the paths that changed, or with the reason given to `reload_now`; it returns only when the
     old code goes on.  `broken` is called with the SyntaxError of a file that was saved, instead of `changed`, until
@@ -10803,23 +10866,23 @@ class Watcher(native_threading.Thread):
     # for this thread alone
 
     def remember(self) -> _Memory:
-        """Return what the next process's watcher is to be told as `memory`; to be called in `changed`.
+        """Return what the next process's watcher is to get as `memory`; to be called in `changed`.
 
         By the states of data files it sees what was edited or removed before it first looked at them; by those of
         the last saves, what may come back; by contents and rows, which files the application itself writes whenever
         it is imported.
         """
         files = self.files
-        told = dict.fromkeys([*list(files.data)[:_REMEMBERED], *list(self._recent)[-_REMEMBERED:]])
-        states = {path: files.states[path] if path in files.states else _state(path) for path in told}
+        remembered = dict.fromkeys([*list(files.data)[:_REMEMBERED], *list(self._recent)[-_REMEMBERED:]])
+        states = {path: files.states[path] if path in files.states else _state(path) for path in remembered}
         return self._asked, {
             path: (path in files.data, state, self._contents.get(path), self._rows.get(path, 0))
             for path, state in states.items()
         }
 
     def _recall(self, memory: Optional[_Memory]) -> None:
-        asked, told = memory or (self._asked, {})
-        for path, (is_data, state, content, row) in told.items():
+        asked, remembered = memory or (self._asked, {})
+        for path, (is_data, state, content, row) in remembered.items():
             if not is_data:
                 self._recent[path] = None
                 if state is None:  # whoever does without it will not wait for it, as Flask's `from_pyfile`
@@ -11056,6 +11119,16 @@ def _places_of_missing(error: Optional[BaseException]) -> Iterator[str]:
 # calls `os.execve`; where a system cannot replace a process, `supervise` is a parent that starts one child after the
 # other.  May know the configuration, foreign code and the terminal; who is served, and what, it never learns.
 #
+# An exec goes so: the process runs its exit handlers, starts a store (a few lines of Python, `_STORE`), sends it the
+# sockets and notes over a Unix socket, puts back what the application has changed of the process, and calls
+# `os.execve` with the store's address in the variable `_HANDOVER_ENV`.  `Launch.capture` of the new process finds the
+# address there, fetches what was left, and the store ends.  The old process does not wait for the store to start, as
+# its message lies in the kernel's buffer.  The listeners lie in that message, too, so the port never closes: clients
+# that connect meanwhile stay in the kernel's queue.  If the exec fails, the store is killed and all is as before.
+#
+# Under `supervise` the parent is the store: a child sends it the same message and ends with `_RELOAD_STATUS`; the
+# parent gives the message to the next child.  Windows needs that, and DEVSERVE_RELOADER=spawn asks for it elsewhere.
+#
 # Invariants:
 # - No descriptor of ours is inheritable at any moment, so that no child of the application, forked at an import or
 #   started by `os.system`, holds a listener, a client or a secret.  A handover therefore does not cross an exec in the
@@ -11103,7 +11176,11 @@ class _Parent(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """How this program was started, so that it can be started the same way again."""
+    """How this program was started, so that it can be started the same way again.
+
+    `capture` makes the one of a process at its start, in the main thread.  It never changes, so any thread may use it;
+    the environment of the first start, and what `_KEPT` saved there, go from process to process with each handover.
+    """
 
     executable: str
     command: list[str]
@@ -11669,7 +11746,7 @@ def _children() -> list[int]:
 
 
 def _reap_dead() -> None:
-    """Take leave of the children that have died.  For the moment before an exec, when nobody else can still do it."""
+    """Reap the children that have died.  For the moment before an exec, when nobody else can still do it."""
     if sys.platform != "win32":
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
@@ -11706,7 +11783,12 @@ def supervise(launch: Launch, handover: Handover) -> int:
 
 
 class _Supervisor:
-    """A parent that keeps the listener, and what its children leave for each other.  It has one thread."""
+    """A parent that keeps the listener, and what its children leave for each other.  It has one thread.
+
+    A child connects twice: at its start, when `_give` sends it what there is, and before it ends for a reload, when
+    `_take` receives what it leaves.  On Windows, where sockets cannot be sent so, one pair of connected sockets, which
+    the child inherits, serves for both, and connections that wait are not handed over.
+    """
 
     def __init__(self, launch: Launch, handover: Handover) -> None:
         self.launch = launch
@@ -11757,11 +11839,11 @@ class _Supervisor:
                 if self._wait(line, lambda: line.recv(1, socket.MSG_PEEK)):
                     self._take(line)
                 return int(self.child.wait())
-        door, address = _listen_for_handover()
-        with contextlib.closing(door), contextlib.ExitStack() as lines:  # a child ends when its line does
+        listener, address = _listen_for_handover()
+        with contextlib.closing(listener), contextlib.ExitStack() as lines:  # a child ends when its line does
             self._start(address)
             for step in (self._give, self._take):
-                accepted = self._wait(door, lambda: self._accepted(door))
+                accepted = self._wait(listener, lambda: self._accepted(listener))
                 if accepted is not None:
                     step(lines.enter_context(contextlib.closing(accepted)))
             status = int(self.child.wait())
@@ -11789,9 +11871,9 @@ class _Supervisor:
                 return look()
         return None
 
-    def _accepted(self, door: _socket.socket) -> _socket.socket:
+    def _accepted(self, listener: _socket.socket) -> _socket.socket:
         """Return the child's connection; children of the application may know the address too."""
-        sock = _socket.socket(fileno=door._accept()[0])  # type: ignore[attr-defined]
+        sock = _socket.socket(fileno=listener._accept()[0])  # type: ignore[attr-defined]
         if _peer_pid(sock) not in (self.child.pid, 0):
             sock.close()
             raise PermissionError(errno.EPERM, "not the child")
@@ -11855,6 +11937,16 @@ def _end_with_parent(line: _socket.socket) -> None:
 # Brings the machines together: the loader's application goes into the debugger, the debugger into the server, and the
 # watcher's word closes the server's gate and starts the process again.  The only room that knows them all.
 #
+# `_start` reads the configuration and makes a `_Runner`, whose `serve` is the life of one process.  The threads are
+# these.  The main thread imports the application, then runs the event loop of an ASGI application, or only waits, so
+# that signals find it; under greenlets it also does what the watcher asks.  "devserve watcher" looks at files, and
+# runs `_Runner.reload` or `show_broken` itself.  "devserve acceptor" is in `DevServer.serve_forever`.  "devserve
+# import" says where an import stands that takes long (on the command line alone), and when a reload's takes very long,
+# has clients answered so.  Each connection has its thread, and a signal that ends the process starts one more.
+#
+# Since three threads may end the loading (the main thread, the one that watches the import, the watcher after a
+# further save), and two may end the process, each asks `_Runner._enter` whether it may; only the first gets a yes.
+#
 # Invariants: a process goes through its phases in one direction, from loading to its end, and whoever is first to
 # move it on does so alone.  The socket listens before the application is imported, and no request is taken before.
 # What a process says at its start it says once, whatever reloads follow.
@@ -11871,8 +11963,8 @@ _MAIN_THREAD_PATIENCE = 0.2  # seconds for the main thread to come out of foreig
 _GRACE = 5.0  # seconds from its own start that a request may take while a reload waits for it
 _WAKE_INTERVAL = 0.5  # seconds; a signal that comes just before the main thread falls asleep is handled no later
 _GREEN_INTERVAL = 0.05  # seconds between two looks at what other threads would have the greenlets' thread do
-_GREETING_PATIENCE = 1.0  # seconds; a mistake in the command is told in less, and then is the only line
-_IMPORT_TOLD = 3.0  # seconds of importing before the terminal is told where the import is
+_BANNER_PATIENCE = 1.0  # seconds of importing before the banner; a mistake in the command shows in less, alone
+_IMPORT_WARNING = 3.0  # seconds of importing before the terminal says where the import is
 _IMPORT_PATIENCE = 10.0  # seconds of it, after a reload, before clients are told too; few libraries take as long
 
 
@@ -12072,7 +12164,17 @@ def _listen_for(config: Config, *, in_code: bool) -> tuple[list[socket.socket], 
 
 
 class _Runner:
-    """One process image's life: it takes over what the last one left, loads, serves, and leaves to the next."""
+    """The life of one process: it takes over what the last one left, loads, serves, and leaves to the next.
+
+    Its phases: _LOADING from the start on, while the application is imported and clients wait in the kernel's queue;
+    _SERVING from `_begin_serving` on; then, or from _LOADING directly, either _RESTARTING (`reload`), in which the
+    process is replaced, or _ENDING (`_end` by a signal, `close` when `serve` returns or raises).  A restart that fails
+    goes back to the phase before it, and the old code serves on.
+
+    The main thread makes it and calls `serve`.  `reload` and `show_broken` run in the watcher's thread, or for it
+    among greenlets; `_end` in a thread of its own; `_hang_up` in a signal handler, so it only asks the watcher to
+    reload soon.  `lock` guards the phase and the banner, `adopting` the waiting connections.
+    """
 
     def __init__(
         self, config: Config, terminal: Terminal, launch: Launch,
@@ -12103,7 +12205,7 @@ class _Runner:
         self.lock = native_threading.Lock()  # held to change the phase
         self.adopting = native_threading.Lock()  # held by whoever hands waiting connections to the server, or over
         self.loaded = native_threading.Event()  # the application is, or has failed to
-        self.greeted = self.reloaded
+        self.banner_shown = self.reloaded
         self.status = 1  # until the server has ended as it should
 
     # -- what the machines are made from
@@ -12160,24 +12262,24 @@ class _Runner:
             self.watcher.record_imports()
             self.watcher.start()
         if not self.in_code:
-            native_threading.Thread(target=self._attend_import, name="devserve import", daemon=True).start()
+            native_threading.Thread(target=self._watch_import, name="devserve import", daemon=True).start()
         app = self.load(load)
         if app is None:
             return 1
         if has_green_threads():
             self._make_server()
-        self._greet()
+        self._show_banner()
         if self.watcher:
             self.watcher.import_ended()
             self._watch_framework_files(self.watcher, app)
         self.install(app)
         if self.reloaded and not isinstance(app, BrokenApp):
-            self._tell_reload_time()
+            self._log_reload_time()
         if self.reloaded and self.guard and self.guard.must_greet():
             self.terminal.say(f"  {self.guard.greeting(urls(self.listeners, self.scheme)[0])}")
         self._begin_serving()
         if self.watcher and self.config.live:
-            self.watcher.watch_data([os.getcwd()], self._tell_pages, LIVE_FILES)
+            self.watcher.watch_data([os.getcwd()], self._notify_pages, LIVE_FILES)
         if self.config.open and not self.reloaded:
             threading.Thread(target=self._open_browser, name="devserve browser", daemon=True).start()
         if self.bridge:
@@ -12190,7 +12292,7 @@ class _Runner:
         return self.status
 
     def load(self, load: Callable[[], WSGIApplication]) -> Optional[WSGIApplication]:
-        """Return the application, or one that tells what broke it.  At the first start a failure is the end: None."""
+        """Return the application, or one that shows what broke it.  At the first start a failure is the end: None."""
         try:
             try:
                 return self._bridged(_without_collections(load))
@@ -12201,7 +12303,7 @@ class _Runner:
                 raise
             if not self.reloaded and isinstance(error, DevserveError):
                 raise
-            self._tell(error)
+            self._show_failure(error)
             if not self.reloaded or self.watcher is None:
                 return None
             self.watcher.failed(error)
@@ -12214,7 +12316,7 @@ class _Runner:
             self.bridge.start()
         return app  # type: ignore[no-any-return]
 
-    def _tell(self, error: BaseException) -> None:
+    def _show_failure(self, error: BaseException) -> None:
         if isinstance(error, DevserveError):
             self.terminal.error(str(error))
         else:
@@ -12244,7 +12346,7 @@ class _Runner:
         self.server.app = app
         self.server.streams = self.bridge is not None
 
-    def _tell_pages(self, paths: list[str]) -> bool:
+    def _notify_pages(self, paths: list[str]) -> bool:
         """Have open pages follow a change that needs no reload."""
         return self.live.changed(paths) if self.live else True
 
@@ -12255,7 +12357,7 @@ class _Runner:
             self.terminal.warn(f"what the framework reads is not watched: {type_name(type(error))}")
         else:
             folders, heed = files
-            watcher.watch_data(folders, lambda paths: heed(paths) and self._tell_pages(paths))
+            watcher.watch_data(folders, lambda paths: heed(paths) and self._notify_pages(paths))
 
     def _begin_serving(self) -> None:
         """Accept connections from now on, those first that the process before handed over."""
@@ -12279,19 +12381,19 @@ class _Runner:
             self.phase = phase if may else self.phase
             return may
 
-    def _attend_import(self) -> None:
+    def _watch_import(self) -> None:
         """While the import lasts, greet, and say where it is: on the terminal once, and not again after each reload.
 
         After a reload pages say it too, until its own end replaces them; at the first start clients wait, as the
         import of a large library may well take that long.
         """
-        if not self.loaded.wait(min(_GREETING_PATIENCE, _IMPORT_PATIENCE)):
-            self._greet()
+        if not self.loaded.wait(min(_BANNER_PATIENCE, _IMPORT_PATIENCE)):
+            self._show_banner()
         place = partial(_thread_place, self.signals.main_ident)
-        if not self.loaded.wait(_IMPORT_TOLD - _GREETING_PATIENCE) and "told" not in self.notes:
-            self.notes["told"] = True
-            self.terminal.warn(f"still importing after {_IMPORT_TOLD:.0f} s, at {place()}")
-        if not self.loaded.wait(_IMPORT_PATIENCE - _IMPORT_TOLD) and self.reloaded:
+        if not self.loaded.wait(_IMPORT_WARNING - _BANNER_PATIENCE) and "import_warned" not in self.notes:
+            self.notes["import_warned"] = True
+            self.terminal.warn(f"still importing after {_IMPORT_WARNING:.0f} s, at {place()}")
+        if not self.loaded.wait(_IMPORT_PATIENCE - _IMPORT_WARNING) and self.reloaded:
             text = f"the import has not ended after {_IMPORT_PATIENCE:.0f} s; it is at {place()}"
             self.install(BrokenApp(DevserveError(text)))
             self._begin_serving()
@@ -12312,7 +12414,9 @@ class _Runner:
         if not os.path.isdir(self.launch.folder):
             self.terminal.warn(f"the folder {self.launch.folder} is gone; the old code serves on")
             return
-        self.terminal.say("SIGHUP, reloading" if paths == [_BY_HAND] else f"{_tell_paths(paths)} changed, reloading")
+        self.terminal.say(
+            "SIGHUP, reloading" if paths == [_BY_HAND] else f"{_summarize_paths(paths)} changed, reloading"
+        )
         since = time.time()
         with self.adopting:
             phase = self.phase
@@ -12339,8 +12443,8 @@ class _Runner:
         """Return what the next process is to know; the reload began at `since`."""
         notes: dict[str, Any] = {"since": since, "socket_file": self.socket_file}
         notes.update(config=self.config._asdict(), warnings=self.warnings)
-        if "told" in self.notes:
-            notes["told"] = True
+        if "import_warned" in self.notes:
+            notes["import_warned"] = True
         if self.guard:  # no request is answered any more, in which a PIN could be guessed
             notes.update(self.guard.remember())
             notes["crashes"] = self.debugged.remember() if self.debugged else self.notes.get("crashes", [])
@@ -12360,16 +12464,16 @@ class _Runner:
         self.terminal.crash(error)
         self.install(BrokenApp(error))
 
-    def _tell_reload_time(self) -> None:
+    def _log_reload_time(self) -> None:
         self.terminal.say(f"reloaded in {time.time() - self.notes['since']:.2f} s")
 
     # -- the person at the keyboard
 
-    def _greet(self) -> None:
+    def _show_banner(self) -> None:
         """Say what is served and where: once, when it is loaded, or while that takes its time."""
         with self.lock:
-            greeted, self.greeted = self.greeted, True
-        if greeted:
+            banner_shown, self.banner_shown = self.banner_shown, True
+        if banner_shown:
             return
         addresses = urls(self.listeners, self.scheme)
         say = self.terminal.say
@@ -12601,7 +12705,7 @@ def _import_error_app(error: BaseException) -> WSGIApplication:
     return answer
 
 
-def _tell_paths(paths: list[str]) -> str:
+def _summarize_paths(paths: list[str]) -> str:
     """Return the first changed path, relative where that is shorter, and how many more there are."""
     first = paths[0]
     try:
