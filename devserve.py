@@ -11152,6 +11152,7 @@ _STORE_INTERVAL = 0.05  # between two looks of the store whether this process li
 _PARENT_INTERVAL = 0.1  # between two looks of the parent whether its child lives
 _ORPHAN_SECONDS = 5.0  # from the death of the parent to the unasked end of the child
 _REAP_INTERVAL = 1.0  # between two looks for dead children of earlier processes
+_LISTED_DESCRIPTORS = 1024  # looked at one by one where nothing lists the open ones; the usual limit of a process
 _PASSED_LIMIT = 250  # descriptors in one message; Linux takes 253
 
 # Continues a start of devserve.py as a program.  The words after it are the first entry of sys.path and sys.argv.
@@ -11442,11 +11443,18 @@ if sys.platform != "win32":
     def _save_inheritable() -> list[int]:
         """Return the descriptors, besides the standard streams, that an exec would not close."""
         found = []
-        for name in os.listdir("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"):
-            with contextlib.suppress(OSError):  # the listing's own descriptor, closed by now
-                if int(name) > 2 and os.get_inheritable(int(name)):
-                    found.append(int(name))
+        for fd in _descriptors():
+            with contextlib.suppress(OSError):  # not open, such as by now the listing's own
+                if os.get_inheritable(fd):
+                    found.append(fd)
         return found
+
+    def _descriptors() -> Iterable[int]:
+        """Return the numbers above the standard streams that may be in use, though nothing lists those that are."""
+        for folder in ("/proc/self/fd", "/dev/fd"):
+            with contextlib.suppress(OSError):  # a sandbox without /proc, into which Linux's /dev/fd leads as well
+                return [fd for fd in map(int, os.listdir(folder)) if fd > 2]
+        return range(3, _LISTED_DESCRIPTORS)
 
     def _restore_inheritable(fds: list[int]) -> None:
         for fd in {*_save_inheritable(), *filter(_is_open, fds)}:

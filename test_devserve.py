@@ -13164,6 +13164,50 @@ class HallImport(HallCase):
             with client.makefile("rb") as file:
                 self.assertTrue(file.read().endswith(b"hello unset"))
 
+    def test_no_garbage_is_collected_while_the_application_is_imported(self) -> None:
+        self.write(
+            "young.py",
+            """
+            import gc, json
+            froze = []
+            freeze = gc.freeze
+            gc.freeze = lambda: froze.append(freeze())
+            looks = []
+            gc.callbacks.append(lambda phase, info: looks.append(phase))
+            garbage = [[] for _ in range(50_000)]
+            at_import = len(looks)
+            del gc.callbacks[:]
+
+            def app(environ, start_response):
+                start_response("200 OK", [])
+                facts = [at_import, len(froze), gc.get_threshold(), gc.isenabled(), gc.get_freeze_count() > 50_000]
+                return [json.dumps(facts).encode()]
+            """,
+        )
+        plain = subprocess.run(
+            [sys.executable, "-c", "import gc; print(list(gc.get_threshold()))"], stdout=subprocess.PIPE, check=True
+        )
+        if not hasattr(gc, "freeze"):
+            self.skipTest("PyPy")
+        facts = json.loads(self.served("young").get())
+        self.assertEqual(facts, [0, 1, json.loads(plain.stdout), True, True])
+
+    def test_an_applications_own_rules_for_garbage_are_kept_and_a_failed_import_changes_none(self) -> None:
+        collector = mock.Mock(get_threshold=gc.get_threshold, set_threshold=gc.set_threshold, isenabled=gc.isenabled)
+        before = gc.get_threshold()
+        self.addCleanup(gc.set_threshold, *before)
+        self.addCleanup(gc.enable)
+        with mock.patch.object(devserve, "gc", collector):
+            self.assertRaises(ZeroDivisionError, devserve._without_collections, lambda: 1 // 0)
+            self.assertEqual((gc.get_threshold(), collector.freeze.call_count), (before, 1))
+            devserve._without_collections(lambda: gc.set_threshold(12_345, 6, 7))
+            self.assertEqual(gc.get_threshold()[:2], (12_345, 6))
+            devserve._without_collections(gc.disable)
+            self.assertFalse(gc.isenabled())
+            self.assertEqual(gc.get_threshold()[:2], (12_345, 6))
+        with mock.patch.object(devserve, "gc", object()):  # PyPy's has no thresholds and nothing to freeze
+            self.assertEqual(devserve._without_collections(lambda: "loaded"), "loaded")
+
 
 class HallInCode(HallCase):
     """run and make_server."""
@@ -13243,6 +13287,34 @@ class HallInCode(HallCase):
         served.reader.join(DEADLINE)
         before, after = re.findall("left .*", served.log)
         self.assertEqual(before, after)
+
+    @posix_signals
+    def test_run_at_a_prompt_serves_without_the_reloader_and_says_so(self) -> None:
+        lines = [
+            f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import devserve",
+            "def app(environ, start_response):",
+            "    start_response('200 OK', [])",
+            "    return [b'typed']",
+            "",
+            "try: devserve.run(app, port=0, debug=True)",
+            "finally: print('the prompt', 'goes on')",
+            "",
+        ]
+        typed = self.write("typed", "\n".join([*lines, ""]))
+        script = self.write("script", "\n".join(line for line in lines if line))
+        for name, path, words in (
+            ("the interpreter", typed, ["-i"]),
+            ("code.interact", typed, ["-c", "import code; code.interact()"]),
+            ("standard input", script, ["-"]),
+        ):
+            with self.subTest(name):
+                start = f"import os; os.dup2(os.open({str(path)!r}, os.O_RDONLY), 0); "
+                start += f"os.execv({sys.executable!r}, {[sys.executable, *words]!r})"
+                served = self.served(script=["-c", start], port=False)
+                self.assertEqual(served.get(), "typed")
+                self.assertRegex(served.log, "warning: there is no reloader at a prompt")
+                served.stop()
+                self.assertIn("the prompt goes on", served.log)
 
     @posix_signals
     def test_a_signal_handler_of_the_program_is_its_own_again_after_ctrl_c(self) -> None:
@@ -15895,6 +15967,38 @@ def pool():
         for version in ("v2", "v3"):
             self.save(version)
             self.assertEqual(self.reaches(wire, version)["pid"], 1)
+
+    def test_a_session_that_the_application_begins_at_import_survives_a_reload(self) -> None:
+        """A process that leads a session already cannot begin one again, and an exec does not change that."""
+        if sys.platform == "win32":
+            self.skipTest("not on Windows")
+        leads = '{"leads": os.getsid(0) == os.getpid()}\n\n\nos.setsid()\n'
+        self.save("v1", leads)
+        served = self.serve()
+        wire = self.wire(served)
+        self.assertTrue(wire.ask()["leads"])
+        for version in ("v2", "v3"):
+            self.save(version, leads)
+            self.assertTrue(self.reaches(wire, version)["leads"])
+        self.assertNotIn("Traceback", served.log)
+
+    @unittest.skipUnless(
+        sys.platform == "linux" and hasattr(os, "geteuid") and os.geteuid() == 0 and shutil.which("unshare"),
+        "needs root and unshare",
+    )
+    def test_starts_and_reloads_where_nothing_can_be_read_in_proc(self) -> None:
+        hidden = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"]
+        if subprocess.run([*hidden, "true"], stderr=subprocess.DEVNULL).returncode:
+            self.skipTest("may not unshare")
+        command = [*hidden, sys.executable, str(SCRIPT), "app", "--reload", "-q", "--port", "0"]
+        self.write("run.py", f"import os\nos.execvp('unshare', {command!r})\n")
+        served = self.serve("unused", script=["run.py"], port=False)
+        wire = self.wire(served)
+        self.assertEqual(wire.ask()["version"], "v1")
+        for version in ("v2", "v3"):
+            self.save(version)
+            self.assertEqual(self.reaches(wire, version)["pid"], served.process.pid)
+        self.assertNotIn("Traceback", served.log)
 
 
 @unittest.skipUnless(sys.platform == "linux", "pseudo-terminals differ between systems")
