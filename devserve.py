@@ -12054,7 +12054,7 @@ def _start(
     """
     notes = launch.handover.notes if launch.handover else {}
     warnings: list[str] = []
-    mistake = None
+    mistake = pin = None
     try:
         try:
             config = configure(warnings.append)
@@ -12065,6 +12065,7 @@ def _start(
                 raise
             config, mistake = Config(**notes["config"]), error
             tls = _tls_of(config, terminal)
+        pin = os.environ.pop("DEVSERVE_PIN", None)  # it is known now: no child of the application's shall inherit it
         terminal.quiet, terminal.editor, terminal.path_map = config.quiet, config.editor, config.path_map
         if config.reload and not launch.can_repeat:
             terminal.warn("there is no reloader at a prompt or in a notebook: it would replace all that was entered")
@@ -12091,6 +12092,9 @@ def _start(
         return 2
     except KeyboardInterrupt:
         return 0
+    finally:
+        if pin is not None:  # for another call of `run`
+            os.environ["DEVSERVE_PIN"] = pin
 
 
 def make_server(app: WSGIApplication, host: str = "127.0.0.1", port: int = 0, **options: Any) -> DevServer:

@@ -13794,6 +13794,34 @@ class CommandLineProcess(Folder):
             self.assertNotIn("correct-horse-9", commands.read_text())
             self.assertEqual(served.get(), "new")
 
+    def test_a_pin_in_a_variable_is_inherited_by_no_child_also_after_a_reload(self) -> None:
+        code = "import os; print('PIN' in str(os.environ), end='')"
+        hello = self.write(
+            "hello.py",
+            f"""
+            import subprocess, sys
+
+            def child():
+                return subprocess.run([sys.executable, "-c", {code!r}], stdout=subprocess.PIPE).stdout
+
+            early = child()
+
+            def app(environ, start_response):
+                start_response("200 OK", [])
+                return [b"old ", early, child()]
+            """,
+        )
+        for variables, text in (({"DEVSERVE_PIN": "123-45"}, "X=1\n"), ({}, "DEVSERVE_PIN=123-45\n")):
+            self.write(".env", text)
+            with self.subTest(text), Served("hello", "--debug", cwd=self.folder, env=variables) as served:
+                served.wait_for("PIN is 123-45")
+                self.assertEqual(served.get(), "old FalseFalse")
+                hello.write_text(hello.read_text().replace("old", "new"))
+                served.wait_for("reloaded in")
+                self.assertEqual(served.get(), "new FalseFalse")
+                self.assertEqual(served.log.count("PIN is"), 1)  # another PIN would be told anew
+            hello.write_text(hello.read_text().replace("new", "old"))
+
     def test_an_abbreviated_option_is_not_guessed_wrong(self) -> None:
         done = self.run_command("--no")
         self.assertEqual(done.returncode, 2)
