@@ -10571,7 +10571,7 @@ class _Files:
             path, state, again = self.recorder.loaded.popleft()
             path = os.path.normpath(path)
             self._add_loaded(path, state)
-            if again and path in self.states:  # a template engine has made its module anew, and knows it
+            if path in self.states and (again or self.states[path] is None):  # it was made anew, and is loaded as such
                 self.states[path] = state
         if len(sys.modules) != len(self._modules):
             self._adopt_modules()

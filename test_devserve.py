@@ -11695,6 +11695,25 @@ class ReloaderMemory(ReloaderWatching):
         self.let_it_look()
         self.assertEqual(self.calls, [])
 
+    def test_what_comes_back_before_it_is_executed_is_no_change(self) -> None:
+        """As of a file that the application writes anew when it is missing."""
+        self.write("made.cfg", "A = 1")
+        path = str(self.folder / "made.cfg")
+        self.start(extra_files=["made.cfg"], seen=["made.cfg"])
+        os.unlink("made.cfg")
+        self.said()
+        watcher = self.restart(extra_files=["made.cfg"])
+        self.write("made.cfg", "A = 2")
+        with open(path, encoding="utf-8") as file:
+            exec(compile(file.read(), path, "exec"), {})
+        watcher.import_ended()
+        watcher.start()
+        self.wait_until_seen([path])
+        self.let_it_look()
+        self.assertEqual(self.calls, [])
+        self.write("made.cfg", "A = 3")
+        self.assertEqual(self.said(), [["made.cfg"]])
+
     def test_what_is_no_longer_asked_for_is_forgotten(self) -> None:
         self.write("a.txt", "1")
         self.write("barrier.txt", "")
