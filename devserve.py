@@ -566,6 +566,10 @@ def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
 # room makes both harmless for all the others: it escapes text, calls code with a deadline, tells whose a frame is, and
 # finds attributes without running code.  Knows nothing but the standard library.
 #
+# A call with a deadline goes so: `call_each_bounded` starts a `ForeignCalls` thread and waits for it.  When the time
+# is up, the thread gets a KeyboardInterrupt (`interrupt_thread`) and is left behind; no thread of Python's can be
+# killed, so one that hangs in C code stays, and is counted against `_STUCK_LIMIT`.
+#
 # Invariants: only here is every exception caught, and each such place says why.  Nothing that `call_bounded` returns
 # was made in more time than was allowed, and no more than `_STUCK_LIMIT` of its threads live at once.  Nothing below
 # "attributes" runs a line of the application's.
@@ -2345,6 +2349,13 @@ def _tell_django(file_changed: Any, asked: list[tuple[str, str]], paths: list[st
 # page from it need only escape.  It holds no markup: the less-than sign does not occur here, comparisons are turned
 # round.  May know foreign code (2) alone.
 #
+# Three things stand for a frame.  A `FramePosition` is the live frame with the line and the instruction that it had
+# when the exception passed; it is kept for consoles and read no further.  `view_position` makes a `FrameView` of it,
+# with source and marks but no values, which is cheap.  `with_values` adds the values, which runs foreign code; for the
+# frames of libraries that happens when somebody opens them on the page.  Values come from the frame's own variables
+# and from the names, attributes and subscripts on the failing line (`expressions_in`).  What such an expression stands
+# for is found without running code where that can be (`_Scope.static_value`); a call on that line is never made.
+#
 # Invariants: every text in a report is bounded, printable and encodable, and the secrets in it are masked.  A report
 # holds about `_REPORT_SIZE` characters and takes about `_REPORT_SECONDS` of foreign code, whatever has failed: what is
 # nearest to the failure is read first, and what comes after the budget is spent is counted instead.  An object's own
@@ -2515,7 +2526,11 @@ def read_report(
 
 
 class _ReportBuilder:
-    """The reading of one report: what it may still spend, and what it has read already.  One thread uses it."""
+    """The reading of one report: what it may still spend, and what it has read already.  One thread uses it.
+
+    `chain` reads an exception with its causes, `exception` one of them, `frames` its frames, and `view` one frame.
+    What is read lessens `size` and time; the order of reading therefore decides what is left out of a large report.
+    """
 
     def __init__(self, keep: _Keep, context: Optional[Context] = None) -> None:
         self.keep, self.context = keep, context
@@ -4374,6 +4389,14 @@ def emergency_page(error: BaseException, crash: str) -> str:
 # A Python prompt in the namespace of a frame, and the store that keeps the last crashes with their frames.  Who may
 # use them is decided elsewhere.  May know foreign code (2) and how tracebacks are read (5).
 #
+# The frames of a crash live from `Crash.keep` to `Crash.let_go`: that comes when the same request is made again, when
+# CRASH_LIMIT later crashes push it out, or with a reload.  The report, which is plain data, stays until the latter
+# two.
+#
+# An evaluation that takes long goes on in its thread while the page asks again and again for what it has printed
+# (`Console.output`), and may be interrupted.  Its output is caught by `_Stream`, which stands in for sys.stdout and
+# its like, and looks in the context whether an evaluation is writing.
+#
 # Invariants: a console evaluates one piece of code at a time, each in a thread of its own, all in one context
 # (contextvars) that lasts as long as the console.  What an evaluation prints is told by that context from what
 # everybody else prints meanwhile.  Completion runs no code of the application's, apart from proxies and cached
@@ -4448,7 +4471,8 @@ def _run_coroutine(coroutine: Any) -> Any:
 class Console:
     """One prompt.  What it assigns stays; rebinding a variable does not reach the frame, changing its object does.
 
-    Any thread may call any method.
+    `run` starts each evaluation in a new thread (`_Evaluator`) and waits for it; `output`, `interrupt` and `complete`
+    come from other requests meanwhile.  `turn` lets one `run` in at a time.  Any thread may call any method.
     """
 
     def __init__(self, namespace: dict[str, Any], entered: Optional[EnteredContexts] = None) -> None:
@@ -5030,7 +5054,13 @@ class Refusal(NamedTuple):
 
 
 class Guard:
-    """Holds what opens the console, and says who may.  Any thread may ask; guesses are counted under a lock."""
+    """Holds what opens the console, and says who may.  Any thread may ask; guesses are counted under a lock.
+
+    `pin` (unless it was given), `token` and `secret` are random: the PIN is typed, the token is in the terminal's
+    link, and the secret is in our pages.  `cookie` and `key` are made from the token.  A method whose name begins with
+    `refuses` returns a Refusal, or None when the request may go on.  `fresh` makes a guard at a first start, `recall`
+    after a reload from what `remember` returned.
+    """
 
     def __init__(self, pin: str, secret: str, token: str, port: int = 0, *, configured: str = "") -> None:
         self.pin = pin
@@ -5100,7 +5130,7 @@ class Guard:
         return f"the debugger's PIN is {self.pin}{link}"
 
     def must_greet(self) -> bool:
-        """Return whether the terminal is to be told after a reload, too, how the console is opened."""
+        """Return whether the terminal is to say after a reload, too, how the console is opened."""
         return self.is_new or self.pin == _PIN_OFF
 
     def unlock_url(self, base: str) -> str:
@@ -5524,7 +5554,10 @@ class DebuggedApplication:
         self.app, self.reload_id, self.app_console = app, reload_id, None
 
     def remember(self) -> list[Any]:
-        """Return what outlives a reload: the failed requests, to be sent to the new code, and how they failed."""
+        """Return what outlives a reload: the failed requests, to be sent to the new code, and how they failed.
+
+        It is data that `marshal` can write; frames, and so consoles, end with the process.
+        """
         remembered = []
         for crash in self.crashes.all():
             if crash.request is not None and crash.request.is_whole and crash.report is not None:
@@ -7672,7 +7705,10 @@ _HEXADECIMAL = re.compile(rb"[0-9A-Fa-f]{1,15}")  # a size of 60 bits: nobody ha
 class _ChunkedBody(_Body):
     """A chunked body (RFC 9112 section 7.1): stored as long as it comes in one go, then read as it comes.
 
-    It keeps the connection's buffer until its own end.  When a read raises BlockingIOError, it can be tried again.
+    Most clients send such a body in one go, and many applications need a CONTENT_LENGTH, which only a stored body can
+    have.  A client that makes its body while it sends it, or sends more than _SPOOL_LIMIT, must not be waited for: its
+    application reads what is stored, and then the rest from the connection (`_LiveInput`).  The body keeps the
+    connection's buffer until its own end.  When a read raises BlockingIOError, it can be tried again.
     """
 
     def __init__(self, connection: _Connection, expected: bool) -> None:
@@ -7899,8 +7935,10 @@ _UNTIL_CLOSE, _CHUNKS, _NO_BODY, _TAKEN_OVER, _ENDED = _Framing(), _Chunks(), _N
 class _Response:
     """One answer on its way: what the application said of it, and what of it has been sent.
 
-    The head leaves with the first piece of the body (PEP 3333), in one send when the piece is small; with it the
-    framing is chosen.  It belongs to the connection's thread, but an application may `write` from others, one by one.
+    `run` calls the application and passes each piece to `_write`; the first one makes `_begin` choose the framing and
+    write the head, `_finish` ends the body, and when the application raises, `fail` answers instead.  Last comes
+    `log`.  The head leaves with the first piece of the body (PEP 3333), in one send when the piece is small.  It
+    belongs to the connection's thread, but an application may `write` from others, one by one.
     """
 
     status = ""
@@ -9581,8 +9619,11 @@ class _WebSocketError(Exception):
 class _WebSocket(_HttpRequest):
     """A request that becomes a WebSocket once the application accepts it, and is answered as any other if it does not.
 
-    From then on the thread carries messages both ways, on a socket that does not block: neither side waits for the
-    other.  `outbox` has opcodes and payloads then, or what ended the application.
+    From then on the thread carries messages both ways (`converse`), on a socket that does not block: neither side
+    waits for the other.  `outbox` has opcodes and payloads then, or what ended the application.  Whichever side closes
+    first sends a close frame (`close`), waits for the other's until `closed_by`, and has the application learn code
+    and reason (`report_end`).  When the client breaks the protocol (`refusal`), the application may still answer what
+    came before, and is then closed with the code of that.
     """
 
     def __init__(self, bridge: AsgiBridge, environ: Environ) -> None:
@@ -9630,7 +9671,7 @@ class _WebSocket(_HttpRequest):
             pass  # the client has left without a word
         finally:
             self.wakeup = self.connection.leave = None
-            self.tell_end(_ABNORMAL)
+            self.report_end(_ABNORMAL)
         if self.failure is not None:
             raise self.failure
         return []
@@ -9653,7 +9694,7 @@ class _WebSocket(_HttpRequest):
                 self.took(self.moved - self.written)
             room = len(self.unsent) < _MESSAGE_LIMIT and self.handed - self.taken < _WAITING_LIMIT
             reads = not self.is_over and self.refusal is None and (room or bool(self.closed_by))
-            self.wakeup = wakeup  # before the last look, so that whoever comes later rings
+            self.wakeup = wakeup  # before the last look, so that whoever comes later wakes us
             is_wanted = not self.outbox.empty() or (self.leaving and not self.closed_by)
             at_hand = reads and bool(self.connection.buffer)  # what was sent together with the handshake
             sock, writes = self.connection.sock, bool(self.unsent)
@@ -9666,7 +9707,7 @@ class _WebSocket(_HttpRequest):
     def take_out(self, deflater: Optional[_Deflater]) -> None:
         """Turn what the application has sent into frames."""
         if self.leaving:
-            self.tell_end(self.leaving)
+            self.report_end(self.leaving)
             self.close(self.leaving)
         while not self.outbox.empty():
             self.take_one(self.outbox.get(), deflater)
@@ -9740,7 +9781,7 @@ class _WebSocket(_HttpRequest):
 
     def end_by(self, code: int, reason: str) -> None:
         """End the connection once all is sent: the other side has closed, or has broken the protocol."""
-        self.tell_end(code, reason)
+        self.report_end(code, reason)
         self.close(code)
         self.is_over = True
 
@@ -9751,7 +9792,7 @@ class _WebSocket(_HttpRequest):
             text = reason.encode()[:123].decode("utf-8", "ignore")  # of 125 bytes that a control frame may have
             self.unsent += _frame(_CLOSE, b"" if code == _NO_CODE else code.to_bytes(2, "big") + text.encode())
 
-    def tell_end(self, code: int, reason: str = "") -> None:
+    def report_end(self, code: int, reason: str = "") -> None:
         """Tell the application that the connection has ended, once."""
         if not self.is_gone:
             self.code, self.reason = code, reason
@@ -12545,7 +12586,7 @@ class _Runner:
         self.server.after_fork()
 
     def _tidy_up(self) -> None:
-        """Leave no socket file behind, and the terminal as it was."""
+        """Remove our socket file, and restore the terminal."""
         self.launch.restore_terminal()
         if self.socket_file:
             with contextlib.suppress(OSError):  # somebody else has removed it, or put something in its place
@@ -12660,7 +12701,7 @@ class _Signals:
             if not self.errands:
                 self.hang_up()
             while self.errands:
-                self.errands.pop()()
+                self.errands.pop()()  # the last one first: the event of `_run_in_main_thread` follows its errand
 
     def _is_ours(self, number: int) -> bool:
         """Return whether this is the process that serves; a child of the application gets its signal once more."""

@@ -4565,7 +4565,7 @@ class PageContents(unittest.TestCase):
         self.assertIn("Rude", devserve.emergency_page(Rude(), "the traceback"))
 
 
-class PageColours(unittest.TestCase):
+class PageColors(unittest.TestCase):
     def windows(self) -> Iterable[list[str]]:
         lines = SCRIPT.read_text(encoding="utf-8").splitlines()
         for start in range(0, len(lines), 23):
@@ -4947,7 +4947,7 @@ class ConsoleCompletion(unittest.TestCase):
             self.assertIsInstance(self.complete(code), list)
 
 
-class ConsoleShelf(unittest.TestCase):
+class ConsoleCrashStore(unittest.TestCase):
     def place(self, payload: object = None) -> devserve.FramePosition:
         try:
             print(1 / 0)
@@ -7094,10 +7094,10 @@ class DebuggerServed(Folder):
         with Served("app:app", "--debugger", "--reload", cwd=self.folder) as served:
             cookie = self.unlock(served)
             page = self.ask(served, "/")[1]
-            generation = json.loads(self.ask(served, "/__devserve__/alive")[1])["reload_id"]
+            before = json.loads(self.ask(served, "/__devserve__/alive")[1])["reload_id"]
             self.write("app.py", (self.folder / "app.py").read_text(encoding="utf-8").replace("41", "51"))
             eventually(
-                lambda: json.loads(self.ask(served, "/__devserve__/alive")[1])["reload_id"] != generation, "a reload"
+                lambda: json.loads(self.ask(served, "/__devserve__/alive")[1])["reload_id"] != before, "a reload"
             )
             status, answer = self.eval(served, page, cookie, "number")
             self.assertEqual((status, answer["error"]), (410, "gone"))
@@ -12525,7 +12525,7 @@ def listening(*address: Any) -> socket.socket:
     return sock
 
 
-class HallCase(Folder):
+class RunnerCase(Folder):
     """A test with hello.py in its folder."""
 
     def setUp(self) -> None:
@@ -12547,7 +12547,7 @@ class HallCase(Folder):
         return served.log
 
 
-class HallGreeting(HallCase):
+class RunnerGreeting(RunnerCase):
     """What the terminal says at the start."""
 
     def test_it_says_what_is_served_where_how_to_stop_and_what_for(self) -> None:
@@ -12677,7 +12677,7 @@ class HallGreeting(HallCase):
 posix_signals = unittest.skipIf(sys.platform == "win32", "signals of POSIX")
 
 
-class HallSignals(HallCase):
+class RunnerSignals(RunnerCase):
     """One signal ends it, whatever the application does, and nothing is left."""
 
     STUBBORN = """
@@ -12875,7 +12875,7 @@ class HallSignals(HallCase):
                     self.assertIn(status, meanwhile, served.log)
 
 
-class HallSockets(HallCase):
+class RunnerSockets(RunnerCase):
     """Socket files, sockets of systemd."""
 
     def setUp(self) -> None:
@@ -12998,7 +12998,7 @@ class HallSockets(HallCase):
         self.assertTrue(os.path.exists(self.path), "it belongs to systemd, which goes on listening")
 
 
-class HallPortInUse(HallCase):
+class RunnerPortInUse(RunnerCase):
     """Whatever keeps an address from being bound is one line with its remedy."""
 
     def test_the_line_names_address_program_pid_and_a_command_that_works(self) -> None:
@@ -13110,7 +13110,7 @@ class HallPortInUse(HallCase):
             self.assertIn("already in use;", self.error(errno.EADDRINUSE))
 
 
-class HallImport(HallCase):
+class RunnerImport(RunnerCase):
     """What the module does while it is imported."""
 
     APP = """
@@ -13228,7 +13228,7 @@ class HallImport(HallCase):
             self.assertEqual(devserve._without_collections(lambda: "loaded"), "loaded")
 
 
-class HallInCode(HallCase):
+class RunnerInCode(RunnerCase):
     """run and make_server."""
 
     def test_make_server_tells_how_to_open_the_console(self) -> None:
@@ -14426,11 +14426,11 @@ class BrowserMending(InBrowser):
 
     def save(self, text: str) -> None:
         """Write another version and wait until it answers (or its mistake does)."""
-        before = self.generation()
+        before = self.reload_id()
         self.write(text)
-        eventually(lambda: self.generation() not in ("", before), "another version")
+        eventually(lambda: self.reload_id() not in ("", before), "another version")
 
-    def generation(self) -> str:
+    def reload_id(self) -> str:
         try:
             return str(json.loads(self.served.get("/__devserve__/alive"))["reload_id"])
         except OSError:
