@@ -15080,6 +15080,48 @@ class ReloadLosesNothing(Reload):
         self.assertEqual(failures, [])
         self.assertGreater(min(counts.values()), 20, counts)
 
+    def test_a_save_of_devserve_itself_loses_nothing_and_the_pin_stays(self) -> None:
+        script = self.folder / "devserve.py"
+        shutil.copy(SCRIPT, script)
+        self.save("v1", '{"born": BORN}\n\n\nBORN = time.time_ns()')
+        served = self.serve("app", "--reload", "--debugger", script=[str(script)])
+        wire = self.wire(served)
+        pin = served.wait_for(r"PIN is ([-\d]+)").group(1)
+        stop = threading.Event()
+        failures: list[str] = []
+        counts: dict[str, int] = {}
+        clients = [
+            threading.Thread(target=self.keep_asking, args=(served, "/", close, stop, failures, counts))
+            for close in (False, True)
+        ]
+        for client in clients:
+            client.start()
+        try:
+            for _ in range(2):
+                eventually(lambda: len(counts) == 2, "answers for both clients")
+                born = wire.ask()["born"]
+                with script.open("a", encoding="utf-8") as file:
+                    file.write("# saved\n")
+                answer = eventually(lambda: (a := wire.ask())["born"] != born and a, f"the reload:\n{served.log}")
+                self.assertEqual(answer["pid"], served.process.pid)
+                counts.clear()
+            eventually(lambda: len(counts) == 2, "answers for both clients after the last reload")
+        finally:
+            stop.set()
+            for client in clients:
+                client.join()
+        self.assertEqual(failures, [])
+        self.assertEqual(served.log.count("devserve.py changed, reloading"), 2, served.log)
+        page = wire.ask("/__devserve__/console", more="Accept: text/html\r\n")
+        secret = re.search(r"\b[0-9a-f]{32}\b", re.sub(r'nonce="[0-9a-f]+"', "", page))
+        assert secret, page
+        head = "Content-Type: application/json\r\nOrigin: http://localhost\r\n"
+        for typed, status in (("0", 403), (pin, 200)):
+            body = json.dumps({"pin": typed}).encode()
+            more = f"{head}X-Devserve-Secret: {secret.group()}\r\nContent-Length: {len(body)}\r\n"
+            told = wire.ask("/__devserve__/pin", method="POST", more=more, body=body)
+            self.assertEqual(wire.status, status, told)
+
     def keep_asking(
         self,
         served: Served,
@@ -15967,6 +16009,40 @@ def pool():
                 self.assertEqual(self.reaches(wire, "v2")["doubled"], [2, 4])
                 self.assertEqual(served.stop(), 0)
 
+    @unittest.skipUnless(sys.platform == "linux", "reads /proc")
+    def test_a_pool_made_at_import_delays_neither_a_reload_nor_the_end(self) -> None:
+        """Nor is a worker left behind, which would hold the port."""
+        tell = '{"workers": [child.pid for child in multiprocessing.active_children()]}\n\n\nimport multiprocessing\n'
+        pools = {
+            "none": "",
+            "futures": "import concurrent.futures\npool = concurrent.futures.ProcessPoolExecutor(2, CONTEXT)\n"
+            "pool.submit(os.getpid).result()\n",
+            "multiprocessing": "pool = CONTEXT.Pool(2)\npool.apply(os.getpid)\n",
+        }
+        took: dict[str, list[float]] = {}
+        for name, pool in pools.items():
+            more = f"{tell}CONTEXT = multiprocessing.get_context('fork')\n{pool}"
+            self.save("v0", more)
+            served = self.serve()
+            wire = self.wire(served)
+            workers = [wire.ask()["workers"]]
+            reloads = []
+            for version in ("v1", "v2"):
+                since = time.monotonic()
+                self.save(version, more)
+                workers.append(self.reaches(wire, version)["workers"])
+                reloads.append(time.monotonic() - since)
+            port, since = served.port, time.monotonic()
+            self.assertEqual(served.stop(), 0, served.log)
+            took[name] = [min(reloads), time.monotonic() - since]
+            with self.subTest(name):
+                self.assertEqual([bool(pids) for pids in workers], [bool(pool)] * 3)
+                for pid in itertools.chain(*workers):
+                    eventually(functools.partial(gone, pid), f"the end of worker {pid}")
+                socket.create_server(("127.0.0.1", port)).close()
+                for what, plain, took_now in zip(("a reload", "the end"), took["none"], took[name]):
+                    self.assertLess(took_now - plain, 1.7, f"{what}, where 2 s more was the fault: {took}")
+
     def test_nothing_piles_up_over_many_reloads(self) -> None:
         self.save("v0")
         served = self.serve()
@@ -16091,6 +16167,25 @@ class ReloadAtATerminal(Reload):
         self.assertEqual(json.loads(wire.answer())["version"], "v2")
         os.write(person, b"\x03")
         self.assertEqual(served.process.wait(DEADLINE), 0)
+
+    def test_an_interrupt_at_the_prompt_of_the_debugger_leaves_the_echo(self) -> None:
+        """A prompt that edits its line echoes by itself, and a secret is not echoed: both turn the echo off."""
+        prompts = {r"\(Pdb\)": "breakpoint() or {}", r"secret\?": '__import__("getpass").getpass("secret? ") and {}'}
+        for (prompt, view), by_key in itertools.product(prompts.items(), (True, False)):
+            with self.subTest(view, by_key=by_key):
+                self.save("v1", view)
+                served, person = self.at_terminal("app", "--reload", "-q")
+                self.assertTrue(self.echoes(person))
+                self.wire(served).send()
+                served.wait_for(prompt)
+                eventually(lambda: not self.echoes(person), "the mode of a prompt")
+                if by_key:
+                    os.write(person, b"\x03")
+                else:
+                    served.process.send_signal(signal.SIGINT)
+                self.assertEqual(served.process.wait(DEADLINE), 0, served.log)
+                self.assertTrue(self.echoes(person))
+                served.stop()
 
     def echoes(self, terminal: int) -> bool:
         if sys.platform == "win32":
