@@ -12433,8 +12433,8 @@ class ReloaderSupervised(Folder):
         for number in (signal.SIGINT, signal.SIGTERM):
             process = self.start(
                 "\nsignal.signal(signal.SIGINT, lambda *a: sys.exit(4))\nsignal.signal(signal.SIGTERM, "
-                "lambda *a: sys.exit(5))\nprint('child ready', flush=True)\ntime.sleep(60)"
-            )
+                "lambda *a: sys.exit(5))\nprint('child ready', flush=True)\nwhile True:\n    time.sleep(0.05)"
+            )  # not one long sleep: of a signal that comes a moment before it, the interpreter does not hear
             pid = int(self.child(process)[2])
             self.child(process)
             process.send_signal(number)
