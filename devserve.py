@@ -6234,7 +6234,7 @@ class _DebuggerEndpoint:
 
     def console(self) -> _Reply:
         """Return the page with a console for the application alone."""
-        self.refuse(self.guard.refuses_host(self.environ))
+        self.refuse(self.guard.refuses_host(self.environ) or self.guard.refuses_reading(self.environ))
         page = console_page(nonce=self.nonce, **self.debugger.surroundings(self.environ))
         return _Reply("200 OK", page, "text/html")
 
@@ -6264,7 +6264,12 @@ class _DebuggerEndpoint:
         self.refuse(self.guard.refuses_list(self.environ))
         kind = self.kind()
         rows = [
-            (time.strftime("%H:%M:%S", time.localtime(crash.time)), crash.what, crash.title(), crash.id)
+            (
+                time.strftime("%H:%M:%S", time.localtime(crash.time)),
+                escape_unprintable(crash.what),
+                crash.title(),
+                crash.id,
+            )
             for crash in self.debugger.crashes.all()
         ]
         if kind == "text/html":
@@ -6273,8 +6278,7 @@ class _DebuggerEndpoint:
         if kind == "application/json":
             names = ("time", "request", "message", "id")
             return _Reply("200 OK", json.dumps([dict(zip(names, row)) for row in rows]), kind)
-        lines = (f"{clock} {what} {title} {_CRASH}{id}" for clock, what, title, id in rows)
-        text = "".join(f"{escape_unprintable(line)}\n" for line in lines)
+        text = "".join(f"{clock} {what} {title} {_CRASH}{id}\n" for clock, what, title, id in rows)
         return _Reply("200 OK", text or "Nothing has failed since the last reload.\n", "text/plain")
 
     def threads(self) -> _Reply:

@@ -5616,6 +5616,7 @@ class GuardWords(Debugged):
         for accept in ("*/*", "text/markdown", "application/json"):
             self.assertNotIn(self.guard.secret, self.ask(Accept=accept).text)
         self.assertEqual(self.ask("/__devserve__/console", Host="evil.example").status, 403)
+        self.assertEqual(self.ask("/__devserve__/console", Origin="http://evil.example").status, 403)
 
     def test_a_name_that_could_be_rebound_reads_neither_source_nor_values(self) -> None:
         for host in ("evil.example", "localhost.evil.example", "1.2.3.4.evil.example", "a!b", "2130706433", "::1"):
@@ -5997,6 +5998,8 @@ class DebuggerCrashes(Debugged):
         text = self.ask("/__devserve__/", Accept="*/*").text
         self.assertEqual(text.count("\n"), 1)
         self.assertTrue(text[:-1].isprintable(), text)
+        for accept in ("text/html", "application/json"):
+            self.assertTrue(self.ask("/__devserve__/", Accept=accept).text.replace("\n", "").isprintable(), accept)
 
     def test_crashes_that_are_gone_or_never_were_have_no_page(self) -> None:
         self.ask("/first")
