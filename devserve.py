@@ -1334,7 +1334,7 @@ def _editor_link(editor: str, path: str, line: int, column: int = 1, path_map: S
 # application's own code raises comes out as it is, with no frame of importlib in its traceback.  To find an
 # application runs nothing of its code but the import and a factory.  A framework's own handling of an exception stays
 # what it is (signals, hooks, middleware, clean-up); only the page in its answer is replaced.  All runs in the main
-# thread before anything is served, but for what a framework calls while it answers, and for `_tell_django`.
+# thread before anything is served, but for what a framework calls while it answers, and for `_notify_django`.
 #
 # Doors: load_app, prepared, BrokenApp, app_spec, default_file, import_remedy, servers_left_out, checked, is_asgi,
 # framework_files.
@@ -1342,6 +1342,11 @@ def _editor_link(editor: str, path: str, line: int, column: int = 1, path_map: S
 # Read first: load_app, _import_target, _discovered_app, checked, _Framework, prepared.
 #
 # A new framework is a line in the table _FRAMEWORKS, a server that an import may start one in _SERVERS.
+#
+# A framework that answers an exception by itself hides it from the debugger.  What its row calls `open` mends that:
+# where the framework has a switch, it is turned on, and the exception comes through the call; where it has none, its
+# handler is wrapped, so that it calls `hand_over` (2) and answers with the text that the debugger knows, or raises the
+# exception once it has answered, which room 11 waits for.
 # =====================================================================================================================
 
 _DEFAULT_MODULES = ("app", "wsgi", "main")  # where an application is looked for when none is named
@@ -2324,10 +2329,10 @@ def framework_files(app: Any) -> tuple[list[str], Callable[[list[str]], bool]]:
     cwd = os.getcwd()
     asked = [(os.path.join(cwd, folder), glob) for folder, globs in reloader.directory_globs.items() for glob in globs]
     asked = [(folder, glob) for folder, glob in asked if not is_library(folder, cwd)]
-    return [folder for folder, _ in asked], partial(_tell_django, autoreload.file_changed, asked)
+    return [folder for folder, _ in asked], partial(_notify_django, autoreload.file_changed, asked)
 
 
-def _tell_django(file_changed: Any, asked: list[tuple[str, str]], paths: list[str]) -> bool:
+def _notify_django(file_changed: Any, asked: list[tuple[str, str]], paths: list[str]) -> bool:
     """Send Django's signal for each file that some part of it has asked for; return whether all were taken note of."""
     from fnmatch import fnmatch
     from pathlib import Path
@@ -3770,7 +3775,7 @@ class ConsoleState(NamedTuple):
     remedy: str  # what to do about that, a sentence
 
 
-# -- the door
+# -- markup, and what is escaped
 
 
 class _Markup(str):
@@ -5445,6 +5450,11 @@ def _equals_in_constant_time(given: str, expected: str) -> bool:
 # `hand_over` (2) instead and answer with the text that it returns; `_Exchange.raise_handed` raises the exception when
 # that text arrives, and from there on it is a crash like any other.
 #
+# With --live another middleware, `LivePages`, stands outside of the debugger: it adds a script to each page of the
+# application, which asks for `reload_id` again and again and loads the page anew when that, or a file, has changed (of
+# a style sheet or an image it loads only that).  The pages of crashes do so by their own script, with or without
+# --live.
+#
 # Invariants: the guard is asked before an endpoint does anything.  The application, and so whatever a page shows of
 # it, never gets to see the cookies that open a console.  The terminal tells of a crash before the page is made.  A
 # failure of the page itself is answered with plain text.
@@ -6631,6 +6641,16 @@ def _live_tag(place: str, reload_id: str, seen: int) -> bytes:
 # at the phases afterwards.  So of the two at least one sees the other: either the connection finds the gate shut and
 # goes back to rest with nothing read, or `close_gate` finds it busy and waits for its answer.
 #
+# A reload uses the gate in three steps.  `DevServer.hold` shuts it as soon as the watcher sees a difference, since the
+# next request should get the new code; `open_gate` opens it again when the difference was none.  `close_gate` shuts it
+# for the reload, waits for the requests that run, cuts those that take longer than their grace, and returns the
+# sockets at rest.  `adopt` takes those up in the next process as if they had just been accepted.  A TLS connection
+# cannot be taken up by another process, as its keys are in OpenSSL's memory, so it is closed instead; under the
+# reloader each ends after one answer.
+#
+# A request that asks to upgrade, as for a WebSocket, finds its socket in the environ (`_UpgradedSocket`, under
+# SOCKET_KEY).  Once the application has read or sent on it, the connection is the application's until it returns.
+#
 # A request that cannot be framed in one way only is refused (`_BadRequest`), since a proxy might frame it in another
 # and take its body for a second request.  What an answer looks like on the wire is decided once, when its first piece
 # comes (`_Response._choose_framing`), and is then an object of its own, a `_Framing`.
@@ -6715,7 +6735,9 @@ class DevServer:
         self.terminal = terminal
         self.tls = tls
         self.keeps_alive = tls is None or tls_keep_alive  # no connection inside of TLS can be handed over
-        self.streams = False  # a bridge is the application: it waits for body and client itself, on the connection
+        # An ASGI bridge is the application: it gets the connection itself, and bodies as they come, whatever their
+        # framing, since it waits for body and client at the same time.
+        self.streams = False
         self.at_close: Callable[[], object] = lambda: None  # ends what lives as long as the server
         self.is_paused: Callable[[int], bool] = lambda thread_id: False  # whether a debugger has stopped a thread
         self.connections: set[_Connection] = set()
