@@ -11375,6 +11375,8 @@ def _rebuilt_command() -> list[str]:
     name: str = getattr(getattr(main, "__spec__", None), "name", "")
     name = name[: -len(".__main__")] if name.endswith(".__main__") else name
     program = ["-m", name] if name else [os.path.abspath(getattr(main, "__file__", sys.argv[0]))]
+    if __name__ != "__main__" and main is sys.modules.get(__name__):  # `_IMPORT_AND_RUN` has put this module there
+        program = ["-c", _IMPORT_AND_RUN, sys.path[0], sys.argv[0]]
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     return [sys.executable, *flags, *program, *sys.argv[1:]]
 

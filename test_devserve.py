@@ -13186,6 +13186,7 @@ class RunnerImport(RunnerCase):
             with client.makefile("rb") as file:
                 self.assertTrue(file.read().endswith(b"hello unset"))
 
+    @unittest.skipUnless(hasattr(gc, "freeze"), "PyPy collects otherwise")
     def test_no_garbage_is_collected_while_the_application_is_imported(self) -> None:
         self.write(
             "young.py",
@@ -13209,11 +13210,10 @@ class RunnerImport(RunnerCase):
         plain = subprocess.run(
             [sys.executable, "-c", "import gc; print(list(gc.get_threshold()))"], stdout=subprocess.PIPE, check=True
         )
-        if not hasattr(gc, "freeze"):
-            self.skipTest("PyPy")
         facts = json.loads(self.served("young").get())
         self.assertEqual(facts, [0, 1, json.loads(plain.stdout), True, True])
 
+    @unittest.skipUnless(hasattr(gc, "freeze"), "PyPy collects otherwise")
     def test_an_applications_own_rules_for_garbage_are_kept_and_a_failed_import_changes_none(self) -> None:
         collector = mock.Mock(get_threshold=gc.get_threshold, set_threshold=gc.set_threshold, isenabled=gc.isenabled)
         before = gc.get_threshold()
@@ -16171,6 +16171,7 @@ class ReloadAtATerminal(Reload):
         os.write(person, b"\x03")
         self.assertEqual(served.process.wait(DEADLINE), 0)
 
+    @unittest.skipIf(sys.implementation.name == "pypy", "its own readline was seen to leave no echo")
     def test_an_interrupt_at_the_prompt_of_the_debugger_leaves_the_echo(self) -> None:
         """A prompt that edits its line echoes by itself, and a secret is not echoed: both turn the echo off."""
         prompts = {r"\(Pdb\)": "breakpoint() or {}", r"secret\?": '__import__("getpass").getpass("secret? ") and {}'}
