@@ -106,6 +106,18 @@ def eventually(condition: Callable[[], Any], what: str, deadline: float = DEADLI
         time.sleep(0.01)
 
 
+def allow_descriptors(count: int) -> None:
+    """Let this process have so many descriptors, which is more than macOS gives; skip the test where it may not."""
+    if sys.platform != "win32":
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if hard != resource.RLIM_INFINITY and hard < count:
+            raise unittest.SkipTest(f"a process may have only {hard} descriptors here")
+        if soft != resource.RLIM_INFINITY and soft < count:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+
+
 class Folder(unittest.TestCase):
     """A test with an empty folder of its own, `self.folder`, and a way to write files in it."""
 
@@ -4125,10 +4137,10 @@ class ReadingCost(Reading):
         )
         times = []
         for _ in range(5):
-            begin = time.perf_counter()
+            begin = time.process_time()  # and not the wall's, which others' load moves
             report = devserve.read_report(error)
-            times.append(time.perf_counter() - begin)
-        self.assertLess(min(times), 0.1)
+            times.append(time.process_time() - begin)
+        self.assertLess(min(times), 0.3)  # 0.03 as a rule; each frame by itself would take seconds
         self.assertLess(len(repr(report)), 50_000)
 
     def test_room_5_holds_no_less_than_sign(self) -> None:
@@ -7993,6 +8005,7 @@ class ServerConnections(ServerCase):
         self.assertEqual(slow.answer().body, b"hello")
 
     def test_two_hundred_idle_connections_and_a_new_one_is_served(self) -> None:
+        allow_descriptors(1000)
         self.serve(hello)
         idle = [self.wire() for _ in range(100)]
         used = [self.wire(GET) for _ in range(100)]
@@ -10634,6 +10647,7 @@ class AsgiWebSockets(AsgiCase):
                 line = rf"warning: GET /: the client broke the WebSocket protocol: .*{reason}.* \({code}\)\n"
                 eventually(lambda: re.search(line, self.log), "the line")
                 self.assertNotIn("Traceback", self.log)
+                self.doCleanups()  # a server for each, and a process may have few descriptors
 
     def test_what_came_before_the_breach_is_answered(self) -> None:
         self.serve_asgi(self.echo)
@@ -12346,6 +12360,7 @@ if turn == 0:
         {"listener": [sock.fileno()], "waiting": [s.fileno() for s in many]}, {"turn": 1, "long": "x" * 2000000}))
 print("crossed", len(left.sockets["waiting"]), len(notes["long"]), os.get_inheritable(left.sockets["waiting"][0]))
 """
+        allow_descriptors(1500)
         self.run_program(body, turns=0)
         self.assertIn("crossed 1000 2000000 False", self.output)
 
