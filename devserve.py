@@ -7684,7 +7684,9 @@ class _Body(io.RawIOBase):
         if size == 0:
             return 0
         self.invite()
-        count = self.connection.receive_into(memoryview(buffer)[:size])
+        # Released at once: whoever gave the buffer may resize it next, as PyPy's own `read` does.
+        with memoryview(buffer) as whole, whole[:size] as piece:
+            count = self.connection.receive_into(piece)
         self.unread -= count
         return count
 
@@ -9715,7 +9717,9 @@ class _WebSocket(_HttpRequest):
             self.take_out(deflater)
             seconds = self.keep_time()
             if self.unsent:
-                del self.unsent[: self.socket.send_now(memoryview(self.unsent))]
+                with memoryview(self.unsent) as unsent:  # released before the buffer shrinks
+                    count = self.socket.send_now(unsent)
+                del self.unsent[:count]
             if len(self.unsent) < _WAITING_LIMIT:
                 self.took(self.moved - self.written)
             room = len(self.unsent) < _MESSAGE_LIMIT and self.handed - self.taken < _WAITING_LIMIT
