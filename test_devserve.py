@@ -12848,6 +12848,7 @@ class RunnerSignals(RunnerCase):
         self.assertEqual(sorted(re.findall(r"GET /(\d) ", served.log)), ["0", "1", "2", "3", "4"])
 
     @posix_signals
+    @unittest.skipIf(sys.implementation.name == "pypy", "PyPy runs the handlers in an order of its own")
     def test_a_signal_that_has_come_before_a_restart_is_acted_on_before_its_handler_goes(self) -> None:
         """Both signals have come when the interpreter looks: it runs the handler of the smaller number first."""
         text = f"""
@@ -12877,6 +12878,8 @@ class RunnerSignals(RunnerCase):
         command: dict[str, Any] = {}
         in_code: dict[str, Any] = {"script": ["main.py"], "port": False, "env": {"PYTHONPATH": str(SCRIPT.parent)}}
         ways = {"command": (["hello", "--reload"], command, "hello.py"), "code": ([], in_code, "main.py")}
+        if sys.implementation.name == "pypy":  # acts on a signal some time after it came, and an exec may come between
+            del ways["code"]
         moments = random.Random(5)
         for name, (arguments, options, file) in ways.items():
             for number in (signal.SIGTERM, signal.SIGINT) * 6:
