@@ -124,7 +124,7 @@ __all__ = ["Config", "DebuggedApplication", "DevServer", "DevserveError", "load_
 TYPE_CHECKING = False  # but to type checkers; importing `typing` and making classes by it is 12 of a start's 42 ms
 
 if TYPE_CHECKING:
-    from contextvars import Context
+    from contextvars import Context, ContextVar
     from typing import Any, Callable, NamedTuple, NoReturn, Optional, TextIO, TypeVar, Union
 
     from _typeshed import OptExcInfo
@@ -577,8 +577,8 @@ def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
 # Doors: NAME_LIMIT, CODE_TYPES, MISSING, Outcome, escape_controls, escape_unprintable, shown_text, type_name, TooLate,
 # call_safely, call_bounded, call_each_bounded, ForeignCalls, interrupt_thread, is_library, is_app_file, is_app_code,
 # thread_position, app_position, is_below, application_traceback, traceback_text, raw_slot, own_dict,
-# static_attributes, static_attribute, locals_of, SOCKET_KEY, is_taken_over, nobody_listens, ON_EXCEPTION, HANDED_OVER,
-# hand_over, is_debugged, has_green_threads, native_threading, native_sleep.
+# static_attributes, static_attribute, locals_of, SOCKET_KEY, is_taken_over, nobody_listens, PRESERVE_CONTEXT,
+# ON_EXCEPTION, HANDED_OVER, hand_over, is_debugged, has_green_threads, native_threading, native_sleep.
 #
 # Read first: call_safely, call_each_bounded, is_app_file, static_attribute.
 # =====================================================================================================================
@@ -1006,6 +1006,7 @@ def nobody_listens(error: BaseException, environ: Mapping[str, Any]) -> bool:
 
 # -- exceptions that a framework has caught
 
+PRESERVE_CONTEXT = "werkzeug.debug.preserve_context"  # in an environ: takes contexts for a console; Flask's word
 ON_EXCEPTION = "devserve.on_exception"  # in an environ or a scope: the debugger's function that takes one
 HANDED_OVER = "devserve puts its page in the place of this text."
 
@@ -5471,7 +5472,6 @@ _REQUEST_LIMIT = 1_000_000  # bytes of what the page may send: code that was pas
 _SOURCE_LINES_LIMIT = 2_000  # lines of source for one click
 _EVALUATION_WAIT = 10.0  # seconds that a page may have an endpoint wait for an evaluation's end; it asks again
 _REPLAY_SECONDS = 10.0  # that a response which was asked for again is read: one without end has an end here
-_PRESERVE_CONTEXT = "werkzeug.debug.preserve_context"  # Flask hands its contexts to what it finds there, for a console
 _STATUSES = {  # of refusals, by their `error`
     "body": "400 Bad Request",
     "unknown": "404 Not Found",
@@ -5720,7 +5720,7 @@ class _Exchange:
 
     def call(self) -> Iterable[bytes]:
         """Call the application; return what the server is to iterate over."""
-        self.environ[_PRESERVE_CONTEXT] = self.contexts.append
+        self.environ[PRESERVE_CONTEXT] = self.contexts.append
         self.environ[ON_EXCEPTION] = self.handed.append
         self.app_iter = self.debugger.app(self.environ, self.start)
         if getattr(type(self.app_iter), "__iter__", None) in (list.__iter__, tuple.__iter__):
@@ -5854,7 +5854,7 @@ class _Exchange:
     def new_crash(self) -> tuple[Crash, str]:
         """Return a crash of this request, and its link, which the environ gets too."""
         environ = {**self.environ, "SCRIPT_NAME": self.script_name, "PATH_INFO": self.path}
-        environ.pop(_PRESERVE_CONTEXT, None)
+        environ.pop(PRESERVE_CONTEXT, None)
         environ.pop(ON_EXCEPTION, None)
         request = _RecordedRequest.of(environ, self.body)
         crash = Crash(request.line(), request, self.contexts)
@@ -8986,7 +8986,6 @@ _INTERRUPT_LOOK = 0.05  # between two moments in which a console's interrupt can
 _BEAT_SECONDS = 0.5  # between two looks at the loop; a signal that just missed the main thread waits no longer
 _BLOCKED_SECONDS = 1.0  # that the loop may take for its next step until the terminal warns
 _SHUTDOWN_SECONDS = 5.0  # for the application's lifespan shutdown
-_KEEP_CONTEXT = "werkzeug.debug.preserve_context"  # in the environ: takes what a console is to enter
 _CANCEL_SECONDS = 0.5  # for the end of what was cancelled
 
 
@@ -9025,14 +9024,17 @@ class AsgiBridge:
         self._uses_wakeup = False  # it wakes the loop, at half the cost of `call_soon_threadsafe`
         self.new_queue: Any
         self.nothing_there: Any
+        self.request_id: ContextVar[object]  # of the request that a task serves, and what it has called elsewhere
         self._wakeups: deque[_Wakeup] = deque()  # that nobody uses
 
     # -- the loop
 
     def start(self) -> None:
         """Make the loop in this thread and start the application.  Raises what the application's startup raises."""
+        from contextvars import ContextVar
         from queue import Empty, SimpleQueue
 
+        self.request_id = ContextVar("devserve request", default=None)
         self.new_queue, self.nothing_there = SimpleQueue, Empty
         self.loop = _loop_of_thread()
         with contextlib.suppress(NotImplementedError):  # Windows' loop for pipes
@@ -9315,6 +9317,36 @@ def _task_position(task: asyncio.Task[None]) -> str:
     return app_position(reversed(frames))
 
 
+# Through which attributes a call that a pool's thread makes leads to the context that it makes it in
+_TO_CONTEXT = {
+    "concurrent.futures.thread._WorkItem": "fn",
+    "functools.partial": "func",
+    "builtin_function_or_method": "__self__",  # a bound `Context.run`, and the same on PyPy
+    "method": "__self__",
+}
+
+
+def _pool_position(is_wanted: Callable[[Context], bool]) -> str:
+    """Return where a thread stands in the application's own code that makes a call in a wanted context.
+
+    So frameworks run what is no coroutine (by anyio, asgiref, or an executor): in a thread of a pool, in a copy of the
+    request's context.  Another thread's context cannot be asked for, but is a variable of the frame that entered it.
+    """
+    from contextvars import Context
+
+    for ident, frame in sys._current_frames().items():
+        position = thread_position(ident)
+        outer: Optional[FrameType] = frame if position else None
+        while outer is not None:
+            for value in [] if is_app_code(outer.f_code) else list(outer.f_locals.values()):
+                for _ in _TO_CONTEXT:
+                    value = getattr(value, _TO_CONTEXT.get(type_name(type(value)), ""), value)
+                if isinstance(value, Context) and is_wanted(value):
+                    return position
+            outer = outer.f_back
+    return ""
+
+
 class _HttpRequest:
     """One HTTP request: the thread of its connection on one side, the application on the loop on the other.
 
@@ -9340,10 +9372,11 @@ class _HttpRequest:
         self.is_gone = False  # the client; set by the thread
         self.is_asked = not self.has_more or not self.body.expected  # the client may send its body
         # The loop's
+        self.id = object()
         self.is_explained = ON_EXCEPTION in environ  # a page would take the place of a framework's own 500
         self.context = _RequestContext(bridge)
         if self.is_explained:
-            environ[_KEEP_CONTEXT](self.context)
+            environ[PRESERVE_CONTEXT](self.context)
         self.phase = _NOT_STARTED
         self.head: Optional[_ResponseStart] = None
         self.is_bodiless = False  # the answer has no body, whatever the application sends
@@ -9459,11 +9492,16 @@ class _HttpRequest:
     def begin(self) -> None:
         """Start the application for this request."""
         self.bridge.requests[self] = task = self.bridge.loop.create_task(self.run())
-        self.connection.position = partial(_task_position, task)
+        self.connection.position = lambda: _task_position(task) or _pool_position(self.is_own_context)
+
+    def is_own_context(self, context: Context) -> bool:
+        """Return whether a context is a copy of the one in which the application serves this request."""
+        return context.get(self.bridge.request_id) is self.id
 
     async def run(self) -> None:
         """Call the application."""
         error: Optional[BaseException] = None
+        self.bridge.request_id.set(self.id)
         try:
             await self.bridge.served(self.scope, self.receive, self.send)
         except KeyboardInterrupt:  # Ctrl-C, which may hit the main thread anywhere

@@ -6661,7 +6661,7 @@ class DebuggerTransparency(Debugged):
         def app(environ: Any, start_response: Any) -> Any:
             context = Context(environ)
             alive.add(context)
-            environ[devserve._PRESERVE_CONTEXT](context)
+            environ[devserve.PRESERVE_CONTEXT](context)
             start_response("200 OK", [])
             return iter([b"x"]) if environ["PATH_INFO"] == "/iterator" else [b"x"]
 
@@ -11034,6 +11034,54 @@ class AsgiPages(AsgiCase):
         go_on.set()
         wire.answer()
         self.assertEqual(hangs.findall(self.log), [(__file__, str(line))])
+
+    def test_a_view_that_hangs_in_a_pools_thread_says_where_each_for_its_own_request(self) -> None:
+        """As views without `async` do: no frame of the application's is in the task that waits for them."""
+        self.patch("_HANG_SECONDS", (0.2, float("inf")))
+        self.patch("_HANG_INTERVAL", 0.01)
+        go_on, lines = threading.Event(), {}
+
+        def one() -> None:
+            lines["one"] = sys._getframe().f_lineno + 1
+            go_on.wait(DEADLINE)
+
+        def two() -> None:
+            lines["two"] = sys._getframe().f_lineno + 1
+            go_on.wait(DEADLINE)
+
+        namespace: dict[str, Any] = {"views": {"/one": one, "/two": two}, "answer": asgi_answer}
+        framework = """
+            import asyncio
+            from contextvars import copy_context
+            from functools import partial
+            try:
+                from anyio.to_thread import run_sync
+            except ImportError:
+                run_sync = asyncio.to_thread
+
+            async def app(scope, receive, send):
+                view, loop = views[scope["path"]], asyncio.get_running_loop()
+                await WAY
+                await answer(send)
+        """
+        for way in (
+            "run_sync(view)",
+            "asyncio.to_thread(view)",
+            "loop.run_in_executor(None, partial(copy_context().run, view))",
+            "loop.run_in_executor(None, copy_context().run, view)",
+        ):
+            with self.subTest(way):
+                go_on.clear()
+                exec(compile(textwrap.dedent(framework).replace("WAY", way), "<framework>", "exec"), namespace)
+                self.serve_asgi(namespace["app"]).app.served = namespace["app"]  # nothing of this file around it
+                wires = [self.wire(GET.replace(b"/ ", f"/{name} ".encode(), 1)) for name in ("one", "two")]
+                eventually(lambda: self.log.count("has not been answered") == 2, "two lines")
+                hangs = r"GET /(\w+) has not been answered after \d+ s; it is at (.*), line (\d+)"
+                found = set(re.findall(hangs, self.log))
+                go_on.set()
+                for wire in wires:
+                    wire.answer()
+                self.assertEqual(found, {(name, __file__, str(line)) for name, line in lines.items()})
 
 
 class AsgiLifespan(AsgiCase):
