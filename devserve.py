@@ -177,10 +177,10 @@ else:
 # Invariants: What is given wins over a DEVSERVE_* variable, that over Flask's, and that over the default.  An empty
 # variable is not set.  A file sets only what the environment lacks.
 #
-# Doors: DevserveError, Option, OPTIONS, Config, is_negative, configure, config_of_keywords, values_of_keywords,
-# check_keywords, split_host, own_command, env_files.
+# Doors: DevserveError, OPTIONS, Config, is_negative, configure, config_of_keywords, values_of_keywords,
+# check_keywords, split_host, add_address, own_command, env_files.
 #
-# Read first: Option.read, Config, configure, _values_of_environment, _env_entries.
+# Read first: _Option.read, Config, configure, _values_of_environment, _env_entries.
 # =====================================================================================================================
 
 _YES = frozenset({"1", "true", "t", "yes", "y", "on"})
@@ -191,7 +191,7 @@ class DevserveError(Exception):
     """A mistake that the person at the keyboard can mend: one line that names the value and the remedy."""
 
 
-class Option(NamedTuple):
+class _Option(NamedTuple):
     """A row of the table: all that is known of one option."""
 
     field: str  # its name in `Config`, and as a keyword
@@ -221,7 +221,9 @@ class Option(NamedTuple):
             return text.lower() in _YES
         if isinstance(self.default, int):
             if not (text.isascii() and text.isdigit() and len(text) < 6 and int(text) < 65536):
-                raise DevserveError(f"{shown}: not a port; choose one from 1 to 65535, or 0 for a free one")
+                port = split_host(text).get("port")
+                remedy = f"write {port}" if port else "choose one from 1 to 65535, or 0 for a free one"
+                raise DevserveError(f"{shown}: not a port; {remedy}")
             return int(text)
         if isinstance(self.default, tuple):
             return tuple(part.strip() for part in text.split(self.separator) if part.strip())
@@ -239,14 +241,14 @@ class Option(NamedTuple):
             raise TypeError(f"{self.field}={value!r:.80}: not a {type(self.default).__name__}") from None
 
 
-OPTIONS: dict[str, Option] = {}  # by field; complete when `Config` is
+OPTIONS: dict[str, _Option] = {}  # by field; complete when `Config` is
 
 
 def _option(default: Any, flags: str, *row: Any, field: str = "", **rest: Any) -> Any:
     """Enter a row in OPTIONS; return the default.  Unless `field` names the field, the first long flag does."""
     words = tuple(flags.split())
     field = field or next(flag for flag in words if flag.startswith("--"))[2:].replace("-", "_")
-    OPTIONS[field] = Option(field, default, words, *row, **rest)
+    OPTIONS[field] = _Option(field, default, words, *row, **rest)
     return default
 
 
@@ -258,7 +260,7 @@ class Config(NamedTuple):
     )
     host: str = _option(  # loopback, since the debugger runs code by design
         "127.0.0.1", "-H --host", "Where to serve it", "address, name, or unix:PATH (default: 127.0.0.1)", "HOST",
-        flask="FLASK_RUN_HOST", others="-b --bind hostname --listen",
+        flask="FLASK_RUN_HOST", others="-b --bind hostname --listen --addr",
     )  # fmt: skip
     port: int = _option(  # Flask's, so that bookmarks keep working
         5000, "-p --port", "Where to serve it", "0 picks a free one (default: 5000)", "PORT",
@@ -270,7 +272,7 @@ class Config(NamedTuple):
     )  # fmt: skip
     reload: bool = _option(
         False, "--reload --no-reload", "Reloading", "reload when a file is saved (as --debug)",
-        flask="FLASK_RUN_RELOAD", others="use_reloader reloader --noreload", run_only=True,
+        flask="FLASK_RUN_RELOAD", others="use_reloader reloader --auto-reload --noreload", run_only=True,
     )  # fmt: skip
     debugger: bool = _option(
         False, "--debugger --no-debugger", "Debugging", "the pages and the console alone (as --debug)",
@@ -284,7 +286,7 @@ class Config(NamedTuple):
     threads: bool = _option(
         True, "--with-threads --without-threads", "What to serve",
         "serve requests at the same time (the default), or one after the other",
-        field="threads", flask="FLASK_RUN_WITH_THREADS", others="threaded --threads --nothreading",
+        field="threads", flask="FLASK_RUN_WITH_THREADS", others="threaded --nothreading",
     )  # fmt: skip
     open: bool = _option(
         False, "--open", "Where to serve it", "open the browser when the server is ready",
@@ -326,7 +328,7 @@ class Config(NamedTuple):
     cert: str = _option(
         "", "--cert", "HTTPS",
         "serve HTTPS with this certificate (PEM); adhoc makes one for this machine, and keeps it", "FILE",
-        flask="FLASK_RUN_CERT", others="ssl_context --certfile --ssl-certfile",
+        flask="FLASK_RUN_CERT", others="ssl_context --certfile --ssl-certfile --ssl-context",
     )  # fmt: skip
     key: str = _option(
         "", "--key", "HTTPS", "the certificate's key, when it is in another file", "FILE",
@@ -394,10 +396,11 @@ def _config_of_values(values: Mapping[str, Any]) -> Config:
     for pair in config.path_map:
         if not re.fullmatch(r"[^=]+=[^=]+", pair):
             raise DevserveError(f"the path map {pair!r} has not the form HERE=THERE, as in /app=/home/me/project")
-    for host in config.trusted_hosts:
-        if "/" in host:
+    for host in (config.host, *config.trusted_hosts):
+        if "/" in host and not host.startswith("unix:"):
             name = host.rpartition("//")[2].partition("/")[0]
-            raise DevserveError(f"the trusted host {host!r} is an address; name {name} alone")
+            https = ", and add --cert adhoc" if host == config.host and host.startswith("https:") else ""
+            raise DevserveError(f"the host {host!r} is a URL; name {name} alone{https}")
     return config
 
 
@@ -418,22 +421,29 @@ def _values_of_environment(names: Iterable[str]) -> dict[str, Any]:
 
 def split_host(text: str) -> dict[str, str]:
     """Return the host and the port that stand in one text, as in 0.0.0.0:8000, [::1]:8000 or :8000; else nothing."""
-    match = re.fullmatch(r"(?!unix:)(?:\[([^\]]+)\]|([^:\[\]/]*)):([0-9]+)", text)
+    match = re.fullmatch(r"(?!unix:)(?:http://)?(?:\[([^\]]+)\]|([^:\[\]/]*)):([0-9]+)/?", text)
     if match is None:
         return {}
     host = match[1] or match[2]
     return {"host": host, "port": match[3]} if host else {"port": match[3]}
 
 
+def add_address(values: Mapping[str, Any], address: Mapping[str, str], shown: str) -> dict[str, Any]:
+    """Return the values with what `split_host` has found in `shown`.  Raises DevserveError for a contradiction."""
+    added = {name: OPTIONS[name].read(text, shown) for name, text in address.items()}
+    for name, value in added.items():
+        if values.get(name, value) != value:
+            raise DevserveError(f"{shown} names another {name} than {values[name]}; name one")
+    return {**values, **added}
+
+
 def _with_address(values: dict[str, Any]) -> dict[str, Any]:
     """Return the values with a host in which the port stands too made two.  Raises DevserveError."""
-    host, address = values.get("host", ""), split_host(values.get("host", ""))
+    host = values.get("host", "")
+    address = split_host(host)
     if not address:
         return values
-    port = OPTIONS["port"].read(address["port"], f"the host {host}")
-    if values.get("port", port) != port:
-        raise DevserveError(f"the host {host} names another port than {values['port']}; name one")
-    return {**values, "host": address.get("host", Config().host), "port": port}
+    return add_address({**values, "host": address.get("host", Config().host)}, address, f"the host {host}")
 
 
 def own_command() -> list[str]:
@@ -12860,27 +12870,56 @@ def _command_for_port(port: int) -> str:
 # 15. Command line
 #
 # The words of a command become values of the options, by their table; what is wrong with them becomes one line and
-# exit status 2.  This is the only room that knows argparse.  It may know the configuration, the terminal and the
-# runner.  At its end stands the demo, an application to try devserve with.
+# exit status 2.  The room may know the configuration, the terminal and the runner.  At its end stands the demo, an
+# application to try devserve with.
+#
+# argparse is not used: its errors cannot name a remedy, and importing it is 3 ms of every reload.
 #
 # Invariants: --help, --version and a mistake in the command change nothing of the process, whose start is noted later.
+# A word that names something in the current folder is an application, whatever else it might mean.
 #
 # Doors: main, demo.
 #
-# Read first: main, _read_command, _command_parser.
+# Read first: main, _read_command, _parse_flags.
+#
+# To teach it another server's flag, name it in `others` of its row in OPTIONS, or in _NOT_HERE.
 # =====================================================================================================================
 
-if TYPE_CHECKING:
-    import argparse
-
+_FLAGS = {flag: option for option in OPTIONS.values() for flag in option.flags}
 _HELP_WIDTH = 98  # columns of --help where there is no terminal, as on one of 100
-_OTHER_COMMANDS = ("run", "runserver", "manage.py")  # Flask's and Django's words for what is the only command here
+_HELP_INDENT = 28  # columns: nearly all flags fit in front of their help
+_RUN_COMMANDS = ("run", "runserver")  # Flask's and Django's words for what is the only command here
+_OTHER_PROGRAMS = frozenset(
+    "daphne django-admin fastapi flask granian gunicorn hypercorn pserve python python3 quart uvicorn".split()
+)
+_NOT_HERE = {  # flags of other servers that are no option here, and what to do instead
+    "--workers -w --processes --threads --worker-class -k --worker-connections": (
+        "one process serves requests at the same time, in threads: leave it out"
+    ),
+    "--factory --interface --wsgi --asgi --loop --http --ws --lifespan --eager-loading --lazy-loading --preload": (
+        "devserve finds that out by itself: leave it out"
+    ),
+    "--log-level --log-config --access-log --access-logfile --error-logfile --verbose -v --verbosity": (
+        "each request is logged to the terminal, and the application's own logging is its own: leave it out"
+    ),
+    "--timeout -t --graceful-timeout --timeout-keep-alive --keep-alive --max-requests --backlog": (
+        "no request is given up for being slow: leave it out"
+    ),
+    "--app-dir --chdir --pythonpath": "start devserve in that folder",
+    "--config -c": "write DEVSERVE_PORT=8000 and the like in a file .env",
+    "--settings": "set DJANGO_SETTINGS_MODULE, in a file .env for example",
+    "--root-path --script-name --proxy-headers": "tell the application, by its own option or by middleware",
+    "--uds --unix-socket --fd": "write --host unix:PATH",
+    "--ipv6 -6": "write --host ::1",
+    "--insecure --nostatic --static": "the application serves its files, Django's where DEBUG is True: leave it out",
+    "--validate --profile": "wrap the application in a line of its own: app = wsgiref.validate.validator(app)",
+}
 _DESCRIPTION = """\
 The development server for Python web applications: it reloads on a save, and
 turns an exception into a page that finds the bug. For local development only,
 never for production. Try it with the demo that is inside:
 
-  %(prog)s devserve:demo --debug"""
+  {command} devserve:demo --debug"""
 _EPILOG = """\
 APP is a module or a file, and after a colon what to take from it; without the
 colon it is app, application, the one framework object, or create_app():
@@ -12918,35 +12957,105 @@ def _read_command(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
     Raises DevserveError for a mistake, and SystemExit when --help or --version has been answered.
     """
-    parsed = vars(_command_parser().parse_intermixed_args(argv))
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in parsed.items()}
-    apps, notes = [], []
-    for word in given.pop("words", ()):
+    given, words = _parse_flags(argv)
+    notes: list[str] = []
+
+    def take_address(address: Mapping[str, str], shown: str) -> None:
+        given.update(add_address(given, address, shown))
+        notes.append(f"{shown} is taken as {' '.join(f'--{name} {text}' for name, text in address.items())}")
+
+    address = split_host(given.get("host", ""))
+    if address:
+        take_address(address, f"--host {given.pop('host')}")
+    apps = []
+    for word in words:
         address = {"port": word} if word.isdigit() else split_host(word)
         if address:
-            notes.append(_give_address(given, address, word))
-        elif word not in _OTHER_COMMANDS or (os.path.exists(f"{word}.py") and "app" not in given):
+            take_address(address, word)
+        elif word not in _RUN_COMMANDS or (_is_there(word) and "app" not in given):
             apps.append(word)
     apps += [given["app"]] if "app" in given else []
+    if apps:
+        _check_apps(apps, argv)
+        given["app"] = apps[0]
+    return given, notes
+
+
+def _parse_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Return the values of the flags, and the other words; flags are written as for GNU's getopt_long."""
+    given: dict[str, Any] = {}
+    words: list[str] = []
+    ahead = deque(argv)
+    while ahead:
+        word = ahead.popleft()
+        if word == "--":
+            return given, [*words, *ahead]
+        if word == "-" or not word.startswith("-"):
+            words.append(word)
+            continue
+        long = word.startswith("--")
+        flag, equals, text = word.partition("=") if long else (word[:2], word[2:], word[2:])
+        option = _FLAGS.get(flag)
+        if flag in ("-h", "--help", "--version"):
+            sys.stdout.write(f"devserve {__version__}\n" if flag == "--version" else _help())
+            raise SystemExit(0)
+        if option is None:
+            value = text or next((text for text in ahead if not text.startswith("-")), "")
+            raise DevserveError(f"no option {flag}; {_flag_remedy(flag, value)}")
+        if isinstance(option.default, bool):
+            given[option.field] = not is_negative(flag)
+            if equals and long:
+                raise DevserveError(f"{word}: {flag} takes no value; write one of {', '.join(option.flags)}")
+            if equals:
+                ahead.appendleft(f"-{text}")
+            continue
+        if not equals:
+            if not ahead or ahead[0] in _FLAGS:
+                raise DevserveError(f"{flag} lacks its value; write {flag} {option.metavar}")
+            text = ahead.popleft()
+        value = option.read(text, f"{flag} {text}")
+        given[option.field] = given.get(option.field, ()) + value if isinstance(value, tuple) else value
+    return given, words
+
+
+def _flag_remedy(flag: str, value: str) -> str:
+    """Return what to write instead of a flag that is none, and its value."""
+    from difflib import get_close_matches
+
+    for option in OPTIONS.values():
+        if flag in option.others.split():
+            return f"here it is {option.flags[-1]}" + (f" {value}" if option.metavar and value else "")
+    for flags, remedy in _NOT_HERE.items():
+        if flag in flags.split():
+            return remedy
+    near = get_close_matches(flag, [*_FLAGS, "--help", "--version"], 1, 0.75)  # two letters swapped; no other word
+    return f"did you mean {near[0]}?" if near else "see --help"
+
+
+def _check_apps(apps: Sequence[str], argv: Sequence[str]) -> None:
+    """Raise DevserveError unless a command names one application."""
+    import shlex
+
+    first, name = apps[0], os.path.basename(apps[0])
+    if name in ("devserve", "devserve.py"):
+        demo = " ".join([*own_command(), "devserve:demo --debug"])
+        raise DevserveError(f"{first} is the server; name the application that it shall serve, or try: {demo}")
+    if first in _OTHER_PROGRAMS and not _is_there(first):
+        rest = [word for word in argv if word not in (first, "dev", *_RUN_COMMANDS)]
+        raise DevserveError(f"{first} is another program; leave it out: {shlex.join([*own_command(), *rest])}")
+    if name == "manage.py" and len(apps) > 1:
+        raise DevserveError(f"devserve only serves; for {apps[1]} type: python {first} {apps[1]}")
+    for word in apps:
+        if not _is_there(word) and f"--{word}" in (*_FLAGS, "--help", "--version"):
+            raise DevserveError(f"{word} is no application here; did you mean --{word}?")
+        if not _is_there(word) and word.lower() in ("true", "false", "yes", "no", "on", "off"):
+            raise DevserveError(f"{word} is no application; an option like --debug takes no value: leave {word} out")
     if len(apps) > 1:
         raise DevserveError(f"more than one application: {' and '.join(apps)}; name one")
-    if apps and os.path.basename(apps[0]) in ("devserve", "devserve.py"):
-        demo = " ".join([*own_command(), "devserve:demo --debug"])
-        raise DevserveError(f"{apps[0]} is the server; name the application that it shall serve, or try: {demo}")
-    address = split_host(str(given.get("host", "")))
-    if address:
-        notes.append(_give_address(given, address, f"--host {given.pop('host')}"))
-    return {**given, **({"app": apps[0]} if apps else {})}, notes
 
 
-def _give_address(given: dict[str, Any], address: Mapping[str, str], word: str) -> str:
-    """Add host and port to the values that are given; return the note on the word that says them."""
-    for name, text in address.items():
-        value = OPTIONS[name].read(text, word)
-        if given.get(name, value) != value:
-            raise DevserveError(f"{word} names another {name} than --{name} {given[name]}; name one")
-        given[name] = value
-    return f"{word} is taken as {' '.join(f'--{name} {text}' for name, text in address.items())}"
+def _is_there(word: str) -> bool:
+    return os.path.exists(word) or os.path.exists(f"{word}.py")
 
 
 def _mask_pin(pin: str) -> None:
@@ -12970,72 +13079,31 @@ def _mask_pin(pin: str) -> None:
                     memory.write(b"*" * len(word))
 
 
-def _command_parser() -> argparse.ArgumentParser:
-    """Return the parser that the table of options makes; its values are those that are given, and no defaults."""
-    import argparse
+def _help() -> str:
+    """Return the text of --help: the options by their topics, and each form of APP."""
+    import textwrap
 
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise DevserveError(f"{message} {_flag_hint(message)}")
-
-    class Flag(argparse.Action):
-        def __init__(self, option_strings: Sequence[str], dest: str, **rest: Any) -> None:
-            super().__init__(option_strings, dest, nargs=0, **rest)
-
-        def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Optional[str] = None) -> None:
-            setattr(namespace, self.dest, not is_negative(str(option_string)))
-
-    parser = Parser(
-        prog=" ".join(own_command()),
-        usage="%(prog)s [APP] [options]",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=_terminal_width()),
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-        add_help=False,
-    )
-    topics = {
-        topic: parser.add_argument_group(topic) for topic in dict.fromkeys(row.topic for row in OPTIONS.values())
-    }
-    next(iter(topics.values())).add_argument("words", metavar="APP", nargs="*", help="the application: see below")
-    for field, row in OPTIONS.items():
-        rest: dict[str, Any] = {"action": Flag}
-        if not isinstance(row.default, bool):
-            action = "extend" if isinstance(row.default, tuple) else "store"
-            rest = {"action": action, "metavar": row.metavar, "type": partial(_read_word, row)}
-        topics[row.topic].add_argument(*row.flags, dest=field, help=row.help, **rest)
-    others = parser.add_argument_group("Help")
-    others.add_argument("--version", action="version", version=f"devserve {__version__}", help="print the version")
-    others.add_argument("-h", "--help", action="help", help="print this")
-    return parser
-
-
-def _read_word(option: Option, text: str) -> Any:
-    return option.read(text, f"{option.flags[-1]} {text}")
-
-
-def _flag_hint(message: str) -> str:
-    """Return what an unknown flag in a message of argparse's is called here, or may have been meant for."""
-    from difflib import get_close_matches
-
-    called = {other: option.flags[-1] for option in OPTIONS.values() for other in option.others.split()}
-    known = [flag for option in OPTIONS.values() for flag in option.flags]
-    flags = [word.partition("=")[0] for word in message.split() if word.startswith("-")]
-    for flag in flags if message.startswith("unrecognized") else []:
-        if flag in called:
-            return f"(here it is called {called[flag]})"
-        for near in get_close_matches(flag, known, 1, 0.75):  # two letters swapped, one more or less; no other word
-            return f"(did you mean {near}?)"
-    return "(see --help)"
-
-
-def _terminal_width() -> int:
-    """Return the columns for the help.  Left alone, argparse imports shutil and all its compressors for this: 5 ms."""
     try:
-        return os.get_terminal_size(1).columns - 2
+        width = os.get_terminal_size(1).columns - 2
     except (OSError, ValueError):  # not a terminal
-        return _HELP_WIDTH
+        width = _HELP_WIDTH
+    topics: dict[str, list[tuple[str, str]]] = {}
+    for option in OPTIONS.values():
+        flags = ", ".join(option.flags) + (f" {option.metavar}" if option.metavar else "")
+        topics.setdefault(option.topic, []).append((flags, option.help))
+    next(iter(topics.values())).insert(0, ("APP", "the application: see below"))
+    topics["Help"] = [("--version", "print the version"), ("-h, --help", "print this")]
+    command = " ".join(own_command())
+    lines = [f"usage: {command} [APP] [options]", "", _DESCRIPTION.format(command=command)]
+    for topic, entries in topics.items():
+        lines += ["", f"{topic}:"]
+        for flags, text in entries:
+            if len(flags) > _HELP_INDENT - 4:
+                lines.append(f"  {flags}")
+                flags = ""
+            first = f"  {flags}".ljust(_HELP_INDENT)
+            lines += textwrap.wrap(text, width, initial_indent=first, subsequent_indent=" " * _HELP_INDENT)
+    return "\n".join([*lines, "", _EPILOG, ""])
 
 
 # -- the demo

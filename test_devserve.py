@@ -436,12 +436,6 @@ class House(unittest.TestCase):
         users = {room for name, room in self.attributes() if re.match(r"os\.(exec|spawn|posix_spawn|fork)", name)}
         self.assertLessEqual(users, {13})
 
-    def test_only_the_command_line_knows_argparse(self) -> None:
-        for node in ast.walk(self.tree):
-            if "argparse" in imported(node):
-                self.assertEqual(self.room_of(getattr(node, "lineno", 0)), 15)
-        self.assertLessEqual({room for name, room in self.attributes() if name.startswith("argparse.")}, {15})
-
     def test_reading_a_traceback_holds_no_markup(self) -> None:
         self.assertNotIn("<", self.rooms[5].text)
 
@@ -13698,7 +13692,7 @@ class CommandLineOptions(Folder):
         (["hello"], {"DEVSERVE_APP": "other", "FLASK_APP": "third"}, {"app": "hello"}),
         # words that are understood as something else
         (["hello", "8000"], {}, {"app": "hello", "port": 8000}),
-        (["manage.py", "runserver", "8000"], {}, {"port": 8000}),
+        (["manage.py", "runserver", "8000"], {}, {"app": "manage.py", "port": 8000}),
         (["runserver", "0.0.0.0:8000"], {}, {"host": "0.0.0.0", "port": 8000}),
         (["runserver", "[::1]:8000"], {}, {"host": "::1", "port": 8000}),
         (["hello:app", "localhost:80"], {}, {"app": "hello:app", "host": "localhost", "port": 80}),
@@ -13786,8 +13780,7 @@ class CommandLineOptions(Folder):
             ([], {"DEVSERVE_PORT": "many"}, "many"), ([], {"DEVSERVE_DEBUG": "maybe"}, "DEVSERVE_DEBUG=maybe"),
             (["--env-file", "missing.env"], {}, "missing.env"), (["hello", "99999"], {}, "99999"),
             (["hello", "8000", "--port", "9000"], {}, "9000"), (["--host", "a:1", "b:2"], {}, "a"),
-            (["--bind", "0.0.0.0:80"], {}, "--host"), (["--ssl-certfile=c.pem"], {}, "--cert"),
-            (["--prot", "80"], {}, "(did you mean --port?)"), (["--relaod=1"], {}, "mean --reload?"),
+            (["--prot", "80"], {}, "did you mean --port?"), (["--relaod=1"], {}, "mean --reload?"),
             (["--por", "1"], {}, "--por"),
             (["--live"], {}, "--reload"), ([], {"FLASK_DEBUG": "maybe"}, "FLASK_DEBUG=maybe"),
             ([], {"FLASK_RUN_PORT": "http"}, "FLASK_RUN_PORT=http"), (["--path-map", "x"], {}, "HERE=THERE"),
@@ -13798,6 +13791,105 @@ class CommandLineOptions(Folder):
                     read_command(*arguments, **variables)
                 self.assertIn(named, str(caught.exception))
                 self.assertNotIn("\n", str(caught.exception))
+
+
+class CommandLineMistakes(InEmptyEnvironment):
+    """Commands as users of other servers type them, and what each is answered: a line that holds what to type."""
+
+    FLAGS: ClassVar[dict[str, str]] = {
+        # a word that is none of the flags, or that has no value, or one too many
+        "--debug true": "leave true out",
+        "--debug=1": "--debug takes no value; write one of -d, --debug, --no-debug",
+        "--reload=false": "--no-reload",
+        "--open=firefox": "--open takes no value",
+        "--port": "write --port PORT",
+        "--port --debug": "--port lacks its value",
+        "--extra-files": "write --extra-files PATH",
+        "--port :8000": "--port :8000: not a port; write 8000",
+        "--port localhost:8000": "write 8000",
+        "--port http": "choose one from 1 to 65535, or 0",
+        "-p8000x": "-p 8000x: not a port",
+        "--prot 80": "no option --prot; did you mean --port?",
+        "--bogus": "no option --bogus; see --help",
+        "-1": "no option -1; see --help",
+        "debug": "did you mean --debug?",
+        "help": "did you mean --help?",
+        "--host https://localhost:5000/x": "name localhost:5000 alone, and add --cert adhoc",
+        # gunicorn's
+        "-b 0.0.0.0:8000": "no option -b; here it is --host 0.0.0.0:8000",
+        "--bind=0.0.0.0:8000": "no option --bind; here it is --host 0.0.0.0:8000",
+        "--workers 4": "no option --workers; one process",
+        "-w 4": "one process",
+        "-k gevent": "one process",
+        "--threads 4": "in threads: leave it out",
+        "--chdir src": "start devserve in that folder",
+        "-c gunicorn.conf.py": ".env",
+        "--reload-extra-file a.txt": "here it is --extra-files a.txt",
+        "--certfile=c.pem": "here it is --cert c.pem",
+        "--keyfile k.pem": "here it is --key k.pem",
+        "--timeout 30": "leave it out",
+        "--access-logfile -": "to the terminal",
+        # uvicorn's
+        "--factory": "devserve finds that out by itself",
+        "--loop uvloop": "devserve finds that out by itself",
+        "--reload-dir src": "here it is --extra-files src",
+        "--log-level debug": "application's own logging",
+        "--ssl-keyfile k.pem": "here it is --key k.pem",
+        "--ssl-certfile c.pem": "here it is --cert c.pem",
+        "--app-dir src": "start devserve in that folder",
+        "--root-path /api": "tell the application",
+        "--uds /tmp/a": "--host unix:PATH",
+        # Flask's and Django's
+        "--processes 2": "one process",
+        "--settings=mysite.dev": "DJANGO_SETTINGS_MODULE",
+        "--noreload": "here it is --no-reload",
+        "--nothreading": "here it is --without-threads",
+        "--insecure": "DEBUG is True",
+    }
+    WORDS: ClassVar[dict[str, str]] = {  # with {} for the command that starts devserve
+        "flask run": "flask is another program; leave it out: {}",
+        "flask --app hello run --debug": "leave it out: {} --app hello --debug",
+        "gunicorn hello:app --debug": "leave it out: {} hello:app --debug",
+        "uvicorn hello:app": "leave it out: {} hello:app",
+        "fastapi dev hello.py": "leave it out: {} hello.py",
+        "python manage.py runserver 8000": "leave it out: {} manage.py 8000",
+        "manage.py migrate": "for migrate type: python manage.py migrate",
+        "hello other": "more than one application: hello and other; name one",
+        "hello 8000 --port 9000": "8000 names another port than 9000; name one",
+        "devserve": "try: {} devserve:demo --debug",
+    }
+
+    def refused(self, *arguments: str) -> str:
+        with self.assertRaises(devserve.DevserveError) as caught:
+            read_command(*arguments)
+        line = str(caught.exception)
+        self.assertRegex(line, r"^[^\n]+(; |: )[^\n]+$", "what is wrong; what to do")
+        return line
+
+    def test_a_flag_of_another_server_or_a_wrong_one_is_answered_by_what_to_write(self) -> None:
+        for words, remedy in self.FLAGS.items():
+            with self.subTest(words):
+                self.assertIn(remedy, self.refused("hello", *words.split()))
+
+    def test_a_command_of_another_program_is_answered_by_the_one_to_type(self) -> None:
+        for words, remedy in self.WORDS.items():
+            with self.subTest(words):
+                self.assertIn(remedy.format(" ".join(devserve.own_command())), self.refused(*words.split()))
+
+    def test_what_is_in_the_folder_is_served_whatever_its_name(self) -> None:
+        for word in ("true", "debug", "flask", "uvicorn", "run"):
+            self.write(f"{word}.py", "")
+            self.assertEqual(read_command(word).app, word)
+
+    def test_a_url_is_taken_for_the_address_in_it(self) -> None:
+        for words in (("--host", "http://localhost:80"), ("http://localhost:80/",)):
+            config = read_command(*words)
+            self.assertEqual((config.host, config.port), ("localhost", 80))
+
+    def test_every_flag_of_another_server_is_in_one_place(self) -> None:
+        known = [flag for flags in devserve._NOT_HERE for flag in flags.split()]
+        known += [flag for row in devserve.OPTIONS.values() for flag in (*row.flags, *row.others.split())]
+        self.assertEqual([flag for flag, count in collections.Counter(known).items() if count > 1], [])
 
 
 class CommandLineProcess(Folder):
