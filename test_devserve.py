@@ -94,15 +94,20 @@ def needs(module: str) -> Callable[[Test], Test]:
     return unittest.skipUnless(present or REQUIRE_ALL, f"needs the package {module}")
 
 
-def eventually(condition: Callable[[], Any], what: str, deadline: float = DEADLINE) -> Any:
-    """Return the first true value of `condition`; fail, naming `what`, when there is none before the deadline."""
+def eventually(condition: Callable[[], Any], what: Union[str, Callable[[], str]], deadline: float = DEADLINE) -> Any:
+    """Return the first true value of `condition`; fail when there is none before the deadline.
+
+    The message names `what`, and has what all processes have written until then.
+    """
     end = time.monotonic() + deadline
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() > end:
-            raise AssertionError(f"not within {deadline} s: {what}")
+            message = what if isinstance(what, str) else what()
+            logs = [f"\n\n{each.process.args!r}:\n{each.log}" for each in Served.running]
+            raise AssertionError(f"not within {deadline} s: {message}{''.join(logs)}")
         time.sleep(0.01)
 
 
@@ -133,11 +138,163 @@ class Folder(unittest.TestCase):
         return path
 
 
+class Cut(ConnectionError):
+    """The connection ended before the answer was whole."""
+
+
+class Answer(NamedTuple):
+    """A server's answer: `headers` in their order, `body` without its framing."""
+
+    status: int
+    reason: str
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        return self.body.decode("utf-8")
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    def all(self, name: str) -> list[str]:
+        values: list[str] = self.headers.get_all(name, [])
+        return values
+
+    def get(self, name: str) -> Optional[str]:
+        """Return the value of a header that may come once at most."""
+        values = self.all(name)
+        assert len(values) <= 1, f"{name} came {len(values)} times"
+        return values[0] if values else None
+
+
+class Client:
+    """One connection to a server: bytes go out as they are, and answers are taken apart strictly.
+
+    It never connects again by itself, and sees a connection that is cut or reset for what it is.  `address` is a port
+    of this machine, a URL, the path of a socket file or a connected socket; with a context it speaks TLS.
+    """
+
+    def __init__(
+        self,
+        address: Union[int, str, socket.socket],
+        context: Optional[ssl.SSLContext] = None,
+        timeout: float = DEADLINE,
+        version: str = "1.1",
+    ) -> None:
+        self.version = version  # of HTTP, that each answer must have
+        self.sock: Any = address if isinstance(address, socket.socket) else self._connected(address, timeout)
+        self.sock.settimeout(timeout)
+        if context:
+            self.sock = context.wrap_socket(self.sock, server_hostname="localhost", suppress_ragged_eofs=False)
+        self.file = self.sock.makefile("rb")
+
+    def _connected(self, address: Union[int, str], timeout: float) -> socket.socket:
+        if isinstance(address, int):
+            sock = socket.create_connection(("127.0.0.1", address), timeout)
+        elif address.startswith("http"):
+            url = urllib.parse.urlsplit(address)
+            sock = socket.create_connection((url.hostname or "", url.port or 80), timeout)
+        else:
+            sock = socket.socket(socket.AF_UNIX)
+            sock.connect(address)
+            return sock
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
+
+    def send(self, *pieces: Union[bytes, str], pause: float = 0.0) -> "Client":
+        for piece in pieces:
+            self.sock.sendall(piece.encode("latin-1") if isinstance(piece, str) else piece)
+            if pause:
+                time.sleep(pause)
+        return self
+
+    def request(self, path: str = "/", method: str = "GET", body: Optional[bytes] = None, **headers: Any) -> "Client":
+        """Send a request.  A header of None is left out, `_` in a name stands for `-`."""
+        fields: dict[str, Any] = {"Host": "localhost", **({} if body is None else {"Content-Length": len(body)})}
+        fields.update((name.replace("_", "-"), value) for name, value in headers.items())
+        lines = [f"{name}: {value}\r\n" for name, value in fields.items() if value is not None]
+        return self.send("".join([f"{method} {path} HTTP/1.1\r\n", *lines, "\r\n"]).encode("latin-1") + (body or b""))
+
+    def ask(self, path: str = "/", method: str = "GET", body: Optional[bytes] = None, **headers: Any) -> Answer:
+        """Send a request and return the whole answer."""
+        return self.request(path, method, body, **headers).answer(method)
+
+    def end(self) -> "Client":
+        """Send no more, and go on reading."""
+        self.sock.shutdown(socket.SHUT_WR)
+        return self
+
+    def line(self) -> str:
+        line: bytes = self.file.readline(65537)
+        if not line.endswith(b"\r\n"):
+            raise Cut(f"in a line: {line!r}")
+        assert b"\r" not in line[:-2], line
+        return line[:-2].decode("latin-1")
+
+    def head(self) -> Answer:
+        """Read the head of an answer; its body stays unread."""
+        version, status, reason = re.fullmatch(r"HTTP/(\d\.\d) (\d{3}) (.*)", self.line()).groups()  # type: ignore[union-attr]
+        assert version == self.version, version
+        headers = http.client.HTTPMessage()
+        for line in iter(self.line, ""):
+            name, value = re.fullmatch(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+): ?(.*)", line).groups()  # type: ignore[union-attr]
+            headers[name] = value
+        return Answer(int(status), reason, headers, b"")
+
+    def exactly(self, count: int) -> bytes:
+        data = self.file.read(count)
+        if len(data) < count:
+            raise Cut(f"{len(data)} bytes of {count}")
+        return bytes(data)
+
+    def chunk(self) -> bytes:
+        size = int(self.line(), 16)
+        data = self.exactly(size)
+        assert self.line() == ""
+        return data
+
+    def answer(self, method: str = "GET") -> Answer:
+        """Read one whole answer by its framing."""
+        head = self.head()
+        length, coding = head.get("Content-Length"), head.get("Transfer-Encoding")
+        assert length is None or coding is None, head
+        if method == "HEAD" or head.status in (204, 304) or head.status < 200:
+            return head
+        if coding:
+            assert coding == "chunked", head
+            return head._replace(body=b"".join(iter(self.chunk, b"")))
+        return head._replace(body=self.file.read() if length is None else self.exactly(int(length)))
+
+    def rest(self) -> bytes:
+        """Read all that comes until the server ends the connection."""
+        return bytes(self.file.read())
+
+    def close(self) -> None:
+        self.file.close()
+        self.sock.close()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def fetch(address: Union[int, str], path: str = "/", **options: Any) -> Answer:
+    """Return the answer to one request on a connection of its own."""
+    with Client(address) as client:
+        return client.ask(path, **{"Connection": "close", **options})
+
+
 class Served:
     """A devserve process started as a person starts it: command line, folder, output read line by line.
 
     `url` waits for the start-up line that names the address.  `log` is all of standard error and output so far.
     """
+
+    running: ClassVar["list[Served]"] = []
 
     def __init__(
         self,
@@ -151,12 +308,16 @@ class Served:
         command = [sys.executable, *flags, *(script or [str(SCRIPT)]), *arguments] + (["--port", "0"] if port else [])
         environ = {k: v for k, v in os.environ.items() if not k.startswith(("DEVSERVE_", "FLASK_"))}
         environ.update({"PYTHONIOENCODING": "utf-8", **(env or {})})
-        self.process = subprocess.Popen(
-            command, cwd=cwd, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        self.follow(subprocess.Popen(command, cwd=cwd, env=environ, **streams))
+
+    def follow(self, process: "subprocess.Popen[bytes]") -> None:
+        """Keep what a process writes until it is stopped."""
+        self.process = process
         self.chunks: list[bytes] = []
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
+        self.running.append(self)
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -175,7 +336,7 @@ class Served:
                 self.process.poll() is not None and not self.reader.is_alive() and self._dead(pattern)
             )
 
-        found: re.Match[str] = eventually(look, f"{pattern!r} in the log:\n{self.log}", deadline)
+        found: re.Match[str] = eventually(look, f"{pattern!r} in the log", deadline)
         return found
 
     def _dead(self, pattern: str) -> "Optional[re.Match[str]]":
@@ -208,6 +369,8 @@ class Served:
             self.process.kill()
             self.process.wait()
             self.reader.join(DEADLINE)
+            if self in self.running:
+                self.running.remove(self)
             if self.process.stdout:
                 self.process.stdout.close()
         return self.process.returncode
@@ -5023,20 +5186,6 @@ class ConsoleCrashStore(unittest.TestCase):
 # =====================================================================================================================
 
 
-class DebugAnswer(NamedTuple):
-    status: int
-    headers: "http.client.HTTPMessage"
-    body: bytes
-
-    @property
-    def text(self) -> str:
-        return self.body.decode("utf-8")
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
 def failing_app(environ: Any, start_response: Any) -> Any:
     """Fail, with a local variable that the console can see."""
     number = 41
@@ -5084,32 +5233,17 @@ class Debugged(unittest.TestCase):
         self.debugger = devserve.DebuggedApplication(app, guard=self.guard, terminal=terminal)
         self.server.set_app(wsgiref.validate.validator(self.debugger) if validate else self.debugger)
 
-    def ask(self, path: str = "/", method: str = "GET", body: Optional[bytes] = None, **headers: Any) -> DebugAnswer:
+    def ask(self, path: str = "/", method: str = "GET", body: Optional[bytes] = None, **headers: Any) -> Answer:
         """Send a request as a browser does; a header of None is left out, `_` in a name stands for `-`."""
-        sent = {
-            "Host": f"localhost:{self.port}",
-            "Accept": "text/html",
-            **{k.replace("_", "-"): v for k, v in headers.items()},
-        }
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)
-        self.addCleanup(connection.close)
-        connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
-        for name, value in sent.items():
-            if value is not None:
-                connection.putheader(name, value.encode("latin-1"))
-        if body is not None:
-            connection.putheader("Content-Length", str(len(body)))
-        connection.endheaders(body)
-        response = connection.getresponse()
-        answer = DebugAnswer(response.status, response.headers, response.read())
-        connection.close()
-        return answer
+        sent = {"Host": f"localhost:{self.port}", "Accept": "text/html", **headers}
+        with Client(self.port, version="1.0") as client:
+            return client.ask(path, method, body, **sent)
 
     @property
     def cookie(self) -> str:
         return self.guard.cookie({}).partition(";")[0]
 
-    def post(self, name: str, asked: Any = None, **headers: Any) -> DebugAnswer:
+    def post(self, name: str, asked: Any = None, **headers: Any) -> Answer:
         """Send what the page's script in an unlocked browser sends, but for the headers given."""
         sent: dict[str, Any] = {
             "Accept": "*/*",
@@ -5133,7 +5267,7 @@ class GuardRules(Debugged):
 
     asked: ClassVar = {"frame": "app", "code": "1 + 1"}
 
-    def assert_refused(self, error: str, answer: DebugAnswer) -> None:
+    def assert_refused(self, error: str, answer: Answer) -> None:
         self.assertGreaterEqual(answer.status, 400)
         self.assertEqual(answer.json["error"], error)
         self.assertEqual({*answer.json}, {"error", "reason", "remedy"})
@@ -5367,7 +5501,7 @@ class GuardRules(Debugged):
 
 
 class GuardPin(Debugged):
-    def try_pin(self, pin: Any, **headers: Any) -> DebugAnswer:
+    def try_pin(self, pin: Any, **headers: Any) -> Answer:
         return self.post("pin", {"pin": pin}, **{"Cookie": None, **headers})
 
     def test_pin_unlocks_the_browser(self) -> None:
@@ -7126,103 +7260,6 @@ GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 LAST = b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
-class Cut(Exception):
-    """The connection ended before the answer was whole."""
-
-
-class Answer(NamedTuple):
-    status: int
-    reason: str
-    headers: list[tuple[str, str]]
-    body: bytes
-
-    def all(self, name: str) -> list[str]:
-        return [value for key, value in self.headers if key.lower() == name.lower()]
-
-    def get(self, name: str) -> Optional[str]:
-        """Return the value of a header that may come once at most."""
-        values = self.all(name)
-        assert len(values) <= 1, f"{name} came {len(values)} times"
-        return values[0] if values else None
-
-
-class Wire:
-    """A raw connection: bytes go out as they are, and answers are taken apart strictly."""
-
-    def __init__(self, server: Any, context: Optional[ssl.SSLContext] = None, timeout: float = DEADLINE) -> None:
-        self.sock: Any = socket.create_connection(("127.0.0.1", server.server_port), timeout)
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if context:
-            self.sock = context.wrap_socket(self.sock, server_hostname="localhost", suppress_ragged_eofs=False)
-        self.file = self.sock.makefile("rb")
-
-    def send(self, *pieces: Union[bytes, str], pause: float = 0.0) -> "Wire":
-        for piece in pieces:
-            self.sock.sendall(piece.encode("latin-1") if isinstance(piece, str) else piece)
-            if pause:
-                time.sleep(pause)
-        return self
-
-    def end(self) -> "Wire":
-        """Send no more, and go on reading."""
-        self.sock.shutdown(socket.SHUT_WR)
-        return self
-
-    def line(self) -> str:
-        line: bytes = self.file.readline(65537)
-        if not line.endswith(b"\r\n"):
-            raise Cut(f"in a line: {line!r}")
-        assert b"\r" not in line[:-2], line
-        return line[:-2].decode("latin-1")
-
-    def head(self) -> Answer:
-        """Read the head of an answer; its body stays unread."""
-        status, reason = re.fullmatch(r"HTTP/1\.1 (\d{3}) (.*)", self.line()).groups()  # type: ignore[union-attr]
-        headers = []
-        for line in iter(self.line, ""):
-            name, value = re.fullmatch(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+): ?(.*)", line).groups()  # type: ignore[union-attr]
-            headers.append((name, value))
-        return Answer(int(status), reason, headers, b"")
-
-    def exactly(self, count: int) -> bytes:
-        data = self.file.read(count)
-        if len(data) < count:
-            raise Cut(f"{len(data)} bytes of {count}")
-        return bytes(data)
-
-    def chunk(self) -> bytes:
-        size = int(self.line(), 16)
-        data = self.exactly(size)
-        assert self.line() == ""
-        return data
-
-    def answer(self, method: str = "GET") -> Answer:
-        """Read one whole answer by its framing."""
-        head = self.head()
-        length, coding = head.get("Content-Length"), head.get("Transfer-Encoding")
-        assert length is None or coding is None, head
-        if method == "HEAD" or head.status in (204, 304) or head.status < 200:
-            return head
-        if coding:
-            assert coding == "chunked", head
-            return head._replace(body=b"".join(iter(self.chunk, b"")))
-        return head._replace(body=self.file.read() if length is None else self.exactly(int(length)))
-
-    def rest(self) -> bytes:
-        """Read all that comes until the server ends the connection."""
-        return bytes(self.file.read())
-
-    def close(self) -> None:
-        self.file.close()
-        self.sock.close()
-
-    def __enter__(self) -> "Wire":
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-
 class ServerCase(Folder):
     """A test with servers in this process; `self.log` is what the terminal of the last one showed."""
 
@@ -7247,15 +7284,15 @@ class ServerCase(Folder):
         self.server.terminal.flush()
         return self.stream.getvalue()
 
-    def wire(self, *sent: Union[bytes, str], **options: Any) -> Wire:
-        wire = Wire(self.server, **options)
-        self.addCleanup(wire.close)
-        return wire.send(*sent)
+    def connect(self, *sent: Union[bytes, str], **options: Any) -> Client:
+        client = Client(self.server.server_port, **options)
+        self.addCleanup(client.close)
+        return client.send(*sent)
 
     def ask(self, request: Union[bytes, str] = GET, method: str = "GET") -> Answer:
         """Send a request on a connection of its own and return its answer."""
-        with Wire(self.server) as wire:
-            return wire.send(request).answer(method)
+        with Client(self.server.server_port) as client:
+            return client.send(request).answer(method)
 
     def lines(self, count: int) -> list[tuple[str, ...]]:
         """Wait for `count` lines of the request log, and return them: method, target, status, size."""
@@ -7264,7 +7301,7 @@ class ServerCase(Folder):
             lines = [ACCESS.fullmatch(line) for line in self.log.splitlines()]
             return [line.groups() for line in lines if line]
 
-        eventually(lambda: len(found()) >= count, f"{count} lines in the log:\n{self.log}")
+        eventually(lambda: len(found()) >= count, lambda: f"{count} lines in the log:\n{self.log}")
         self.assertEqual(len(found()), count, self.log)
         return found()  # type: ignore[no-any-return]
 
@@ -7546,11 +7583,11 @@ class ServerFraming(ServerCase):
         """Send a request and another behind it; one answer must come, and then the end."""
         self.app.seen.clear()
         before = len(self.log.splitlines())
-        with Wire(self.server) as wire:
+        with Client(self.server.server_port) as client:
             with contextlib.suppress(OSError):  # it may be refused before it has been sent whole
-                wire.send(request, LAST)
-            answer = wire.answer()
-            self.assertEqual(wire.rest(), b"", "more than one answer")
+                client.send(request, LAST)
+            answer = client.answer()
+            self.assertEqual(client.rest(), b"", "more than one answer")
         self.assertTrue(400 <= answer.status < 500 or answer.status in (501, 505), answer)
         self.assertEqual(answer.get("Connection"), "close")
         self.assertEqual(self.app.seen, [], "the application was called")
@@ -7565,11 +7602,11 @@ class ServerFraming(ServerCase):
 
     def test_malformed_requests_are_refused_on_a_connection_that_was_used_before(self) -> None:
         for name in ("both Content-Length and Transfer-Encoding", "bare LF", "a huge chunk size", "no Host"):
-            with self.subTest(name), Wire(self.server) as wire:
-                self.assertEqual(wire.send(GET).answer().body, b"ok")
-                wire.send(MALFORMED[name], LAST)
-                self.assertEqual(wire.answer().status, 400)
-                self.assertEqual(wire.rest(), b"")
+            with self.subTest(name), Client(self.server.server_port) as client:
+                self.assertEqual(client.send(GET).answer().body, b"ok")
+                client.send(MALFORMED[name], LAST)
+                self.assertEqual(client.answer().status, 400)
+                self.assertEqual(client.rest(), b"")
 
     def test_what_is_too_large_is_refused_with_its_own_status(self) -> None:
         for name, (request, status) in TOO_LARGE.items():
@@ -7580,21 +7617,21 @@ class ServerFraming(ServerCase):
         """Whatever a client sent when it half-closed: no 2xx for a part of a request, no hang."""
         for whole in (post("Content-Length: 5", "hello"), chunked(CHUNKS)):
             for cut in range(1, len(whole)):
-                with Wire(self.server) as wire:
-                    rest = wire.send(whole[:cut]).end().rest()
+                with Client(self.server.server_port) as client:
+                    rest = client.send(whole[:cut]).end().rest()
                 self.assertRegex(rest, rb"^HTTP/1\.1 4\d\d |^$", whole[:cut])
         self.assertNotIn("Traceback", self.log)
 
     def test_odd_but_good_requests_are_understood(self) -> None:
         for name, (request, seen) in ODD_BUT_GOOD.items():
-            with self.subTest(name), Wire(self.server) as wire:
+            with self.subTest(name), Client(self.server.server_port) as client:
                 self.app.seen.clear()
-                wire.send(request, LAST)
-                self.assertEqual(wire.answer().status, 200)
+                client.send(request, LAST)
+                self.assertEqual(client.answer().status, 200)
                 if "HTTP/1.0" not in name:
-                    self.assertEqual(wire.answer().status, 200, "the next request on the connection")
+                    self.assertEqual(client.answer().status, 200, "the next request on the connection")
                     self.assertEqual(self.app.seen[1:], [("/last", b"")])
-                self.assertEqual(wire.rest(), b"")
+                self.assertEqual(client.rest(), b"")
                 self.assertEqual(self.app.seen[0], seen)
 
     def test_a_request_means_the_same_however_its_bytes_arrive(self) -> None:
@@ -7605,45 +7642,45 @@ class ServerFraming(ServerCase):
             "an empty line in front": b"\r\nGET /a HTTP/1.1\r\nHost: x\r\n\r\n",
         }
         for name, request in requests.items():
-            with self.subTest(name), Wire(self.server) as wire:
+            with self.subTest(name), Client(self.server.server_port) as client:
                 for position in range(len(request)):
-                    wire.send(request[position : position + 1], pause=0.001)
-                self.assertEqual(wire.answer().status, 200)
-                self.assertEqual(wire.send(LAST).answer().status, 200)
-                self.assertEqual(wire.rest(), b"")
+                    client.send(request[position : position + 1], pause=0.001)
+                self.assertEqual(client.answer().status, 200)
+                self.assertEqual(client.send(LAST).answer().status, 200)
+                self.assertEqual(client.rest(), b"")
 
     def test_a_refused_head_request_gets_no_body(self) -> None:
-        with Wire(self.server) as wire:
-            wire.send("HEAD / HTTP/1.1\r\n\r\n")
-            self.assertEqual(wire.answer("HEAD").status, 400)
-            self.assertEqual(wire.rest(), b"")
+        with Client(self.server.server_port) as client:
+            client.send("HEAD / HTTP/1.1\r\n\r\n")
+            self.assertEqual(client.answer("HEAD").status, 400)
+            self.assertEqual(client.rest(), b"")
 
     def test_a_refusal_says_why(self) -> None:
         self.assertIn(b"Host", self.check_refused(MALFORMED["no Host"]).body)
         self.assertIn("Host", self.log)
 
     def test_options_star_is_answered_by_the_server(self) -> None:
-        with Wire(self.server) as wire:
-            wire.send("OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", LAST)
-            self.assertEqual(wire.answer().body, b"")
-            self.assertEqual(wire.answer().body, b"ok")
+        with Client(self.server.server_port) as client:
+            client.send("OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", LAST)
+            self.assertEqual(client.answer().body, b"")
+            self.assertEqual(client.answer().body, b"ok")
         self.assertEqual(self.app.seen, [("/last", b"")])
         self.assertIn("OPTIONS * 200 0", self.log)
 
     def test_tokens_that_differ_for_lenient_parsers_do_not_reach_the_application_as_framing(self) -> None:
         """Names with an underscore are dropped, so that none passes itself off as a header that frames or trusts."""
         self.app.seen.clear()
-        with Wire(self.server) as wire:
-            wire.send(post("Content_Length: 5\nTransfer_Encoding: chunked"), LAST)
-            self.assertEqual(wire.answer().status, 200)
-            self.assertEqual(wire.answer().status, 200)
+        with Client(self.server.server_port) as client:
+            client.send(post("Content_Length: 5\nTransfer_Encoding: chunked"), LAST)
+            self.assertEqual(client.answer().status, 200)
+            self.assertEqual(client.answer().status, 200)
         self.assertEqual(self.app.seen, [("/first", b""), ("/last", b"")])
 
     def test_a_million_one_byte_chunks_do_not_hold_the_processor(self) -> None:
         body = b"1\r\na\r\n" * 50_000 + b"0\r\n\r\n"
         before = time.process_time()
-        with Wire(self.server) as wire:
-            self.assertEqual(wire.send(chunked(body)).answer().status, 200)
+        with Client(self.server.server_port) as client:
+            self.assertEqual(client.send(chunked(body)).answer().status, 200)
         self.assertEqual(len(self.app.seen[0][1]), 50_000)
         self.assertLess(time.process_time() - before, 5.0)
 
@@ -7663,7 +7700,7 @@ class ServerConnections(ServerCase):
         with mock.patch.object(threading.Thread, "start", start_one_later):
             self.serve(hello)
             with self.assertRaises((Cut, ConnectionError)):
-                self.wire(GET).answer()
+                self.connect(GET).answer()
             self.assertEqual(self.ask().body, b"hello")
         self.assertEqual(self.log.count("can't start new thread"), 1)
 
@@ -7671,9 +7708,9 @@ class ServerConnections(ServerCase):
         self.addCleanup(socket.setdefaulttimeout, socket.getdefaulttimeout())
         socket.setdefaulttimeout(0.05)
         self.serve(hello)
-        wire = self.wire(timeout=DEADLINE)
+        client = self.connect(timeout=DEADLINE)
         time.sleep(0.2)  # longer than the default
-        self.assertEqual(wire.send(GET).answer().body, b"hello")
+        self.assertEqual(client.send(GET).answer().body, b"hello")
         eventually(lambda: not any(c.phase for c in self.server.connections), "it rests")
         self.assertEqual(len(self.server.close_gate(5.0)), 1)
         self.server.open_gate()
@@ -7685,11 +7722,11 @@ class ServerConnections(ServerCase):
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         self.server = server
-        wires = [self.wire(GET, GET, GET) for _ in range(4)]
-        for wire in wires:
+        clients = [self.connect(GET, GET, GET) for _ in range(4)]
+        for client in clients:
             for _ in range(3):
-                wire.answer()
-            wire.close()
+                client.answer()
+            client.close()
         server.shutdown()
         server.server_close()
         eventually(lambda: {thread.ident for thread in threading.enumerate()} <= before, "no thread is left")
@@ -7709,7 +7746,7 @@ class ServerConnections(ServerCase):
         self.serve(app)
         began = time.monotonic()
         try:
-            self.assertTrue(self.wire(LAST).rest().endswith(b"hello"))
+            self.assertTrue(self.connect(LAST).rest().endswith(b"hello"))
         finally:
             for pid in children:
                 os.kill(pid, signal.SIGKILL)
@@ -7718,7 +7755,7 @@ class ServerConnections(ServerCase):
 
     def test_an_unread_body_that_is_read_away_keeps_nobody_waiting(self) -> None:
         self.serve(hello, threads=False)
-        slow = self.wire("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
+        slow = self.connect("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
         self.assertEqual(slow.answer().body, b"hello")
         self.assertEqual(self.ask().body, b"hello")
         slow.send(b"x" * 997, GET)
@@ -7734,22 +7771,22 @@ class ServerConnections(ServerCase):
         ]  # fmt: skip
         for version, connection, persists in table:
             header = f"Connection: {connection}\r\n" if connection else ""
-            with self.subTest(version=version, connection=connection), Wire(self.server) as wire:
-                wire.send(f"GET / HTTP/{version}\r\nHost: x\r\n{header}\r\n")
-                answer = wire.answer()
+            with self.subTest(version=version, connection=connection), Client(self.server.server_port) as client:
+                client.send(f"GET / HTTP/{version}\r\nHost: x\r\n{header}\r\n")
+                answer = client.answer()
                 self.assertEqual(answer.body, b"hello")
                 if persists:
                     self.assertEqual(answer.get("Connection"), "keep-alive" if version == "1.0" else None)
-                    self.assertEqual(wire.send(LAST).answer().body, b"hello")
+                    self.assertEqual(client.send(LAST).answer().body, b"hello")
                 else:
                     self.assertEqual(answer.get("Connection"), "close")
-                self.assertEqual(wire.rest(), b"")
+                self.assertEqual(client.rest(), b"")
 
     def test_ten_pipelined_requests_are_answered_in_order(self) -> None:
         self.serve(echo)
         requests = [f"GET /{n} HTTP/1.1\r\nHost: x\r\n\r\n" for n in range(10)]
-        wire = self.wire("".join(requests))
-        self.assertEqual([wire.answer().body for _ in range(10)], [b"GET /%d " % n for n in range(10)])
+        client = self.connect("".join(requests))
+        self.assertEqual([client.answer().body for _ in range(10)], [b"GET /%d " % n for n in range(10)])
 
     def test_pipelined_requests_with_bodies_read_or_not_are_answered_in_order(self) -> None:
         def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
@@ -7759,41 +7796,41 @@ class ServerConnections(ServerCase):
 
         self.serve(app)
         framings = ["Content-Length: 5\r\n\r\nhello", f"Transfer-Encoding: chunked\r\n\r\n{CHUNKS}"]
-        wire = self.wire("".join(f"POST /{n} HTTP/1.1\r\nHost: x\r\n{framings[n % 2]}" for n in range(12)))
+        client = self.connect("".join(f"POST /{n} HTTP/1.1\r\nHost: x\r\n{framings[n % 2]}" for n in range(12)))
         expected = [b"%d %s" % (n, (b"", b"he", b"hello")[n % 3]) for n in range(12)]
-        self.assertEqual([wire.answer().body for _ in range(12)], expected)
+        self.assertEqual([client.answer().body for _ in range(12)], expected)
 
     def test_a_small_body_that_nobody_read_leaves_the_connection_usable(self) -> None:
         self.serve(hello)
-        wire = self.wire(post("Content-Length: 100000"), b"x" * 100_000)
-        self.assertEqual(wire.answer().body, b"hello")
-        self.assertEqual(wire.send(LAST).answer().body, b"hello")
+        client = self.connect(post("Content-Length: 100000"), b"x" * 100_000)
+        self.assertEqual(client.answer().body, b"hello")
+        self.assertEqual(client.send(LAST).answer().body, b"hello")
 
     def test_a_large_body_that_nobody_reads_ends_the_connection_after_the_answer(self) -> None:
         self.serve(hello)
         size = devserve._DRAIN_LIMIT * 8
-        wire = self.wire(post(f"Content-Length: {size}"))
-        wire.send(b"x" * size)  # as simple clients do: everything is sent before the answer is read
-        answer = wire.answer()
+        client = self.connect(post(f"Content-Length: {size}"))
+        client.send(b"x" * size)  # as simple clients do: everything is sent before the answer is read
+        answer = client.answer()
         self.assertEqual((answer.body, answer.get("Connection")), (b"hello", "close"))
-        self.assertEqual(wire.rest(), b"")
+        self.assertEqual(client.rest(), b"")
 
     def test_what_is_drained_is_bounded(self) -> None:
         self.patch("_DRAIN_LIMIT", 1000)
         self.serve(hello)
         for size, persists in ((1000, True), (1001, False)):
-            with self.subTest(size=size), Wire(self.server) as wire:
-                answer = wire.send(post(f"Content-Length: {size}"), b"x" * size).answer()
+            with self.subTest(size=size), Client(self.server.server_port) as client:
+                answer = client.send(post(f"Content-Length: {size}"), b"x" * size).answer()
                 self.assertEqual(answer.get("Connection"), None if persists else "close")
 
     def test_a_client_that_sends_for_ever_is_left_after_a_while(self) -> None:
         self.patch("_LINGER_TIMEOUT", 0.3)
         self.serve(hello)
-        wire = self.wire(post("Content-Length: 999999999999"))
+        client = self.connect(post("Content-Length: 999999999999"))
         end = time.monotonic() + DEADLINE
         with self.assertRaises(OSError):
             while time.monotonic() < end:
-                wire.send(b"x" * 100_000)
+                client.send(b"x" * 100_000)
 
     def test_an_answer_survives_input_that_nobody_read(self) -> None:
         """Old clients send a CRLF behind the body; a close with that unread would reset what is under way."""
@@ -7806,16 +7843,16 @@ class ServerConnections(ServerCase):
             return [b"x" * 8_000_000]
 
         self.serve(app)
-        wire = self.wire(post("Connection: close\nContent-Length: 5"))
-        wire.send(b"hell", b"o\r\n", pause=0.05)
+        client = self.connect(post("Connection: close\nContent-Length: 5"))
+        client.send(b"hell", b"o\r\n", pause=0.05)
         arrived.set()
-        wire.head()
+        client.head()
         left = 8_000_000
         while not self.log:  # read until the server is done: then the rest is in the kernel alone
-            left -= len(wire.exactly(min(50_000, left)))
+            left -= len(client.exactly(min(50_000, left)))
         time.sleep(0.1)  # it has closed by now, if it closes without waiting
-        self.assertEqual(len(wire.exactly(left)), left)
-        self.assertEqual(wire.rest(), b"")
+        self.assertEqual(len(client.exactly(left)), left)
+        self.assertEqual(client.rest(), b"")
 
     def test_a_failure_with_a_further_request_waiting_arrives_whole(self) -> None:
         entered, go_on = threading.Event(), threading.Event()
@@ -7826,12 +7863,12 @@ class ServerConnections(ServerCase):
             raise ValueError("broken")
 
         self.serve(app)
-        wire = self.wire(GET)
+        client = self.connect(GET)
         entered.wait(DEADLINE)
-        wire.send(GET, pause=0.05)
+        client.send(GET, pause=0.05)
         go_on.set()
-        self.assertEqual(wire.answer().status, 500)
-        self.assertRegex(wire.rest(), rb"^$|^HTTP/1.1 500 ")
+        self.assertEqual(client.answer().status, 500)
+        self.assertRegex(client.rest(), rb"^$|^HTTP/1.1 500 ")
 
     # -- 100-continue
 
@@ -7847,36 +7884,36 @@ class ServerConnections(ServerCase):
             return [body]
 
         self.serve(app)
-        wire = self.wire(post("Expect: 100-continue\nContent-Length: 5"))
-        wire.sock.settimeout(0.2)
+        client = self.connect(post("Expect: 100-continue\nContent-Length: 5"))
+        client.sock.settimeout(0.2)
         with self.assertRaises(OSError):
-            wire.sock.recv(1)
-        wire.sock.settimeout(DEADLINE)
+            client.sock.recv(1)
+        client.sock.settimeout(DEADLINE)
         reading.set()
-        wire.file = wire.sock.makefile("rb")
-        self.assertEqual((wire.line(), wire.line()), ("HTTP/1.1 100 Continue", ""))
-        wire.send("hello")
-        self.assertEqual(wire.answer().body, b"hello")
-        self.assertEqual(wire.send(LAST).head().status, 200)
+        client.file = client.sock.makefile("rb")
+        self.assertEqual((client.line(), client.line()), ("HTTP/1.1 100 Continue", ""))
+        client.send("hello")
+        self.assertEqual(client.answer().body, b"hello")
+        self.assertEqual(client.send(LAST).head().status, 200)
 
     def test_continue_is_sent_for_a_chunked_body(self) -> None:
         self.serve(echo)
-        wire = self.wire(chunked("", "Expect: 100-Continue"))  # in any case of letters
-        self.assertEqual((wire.line(), wire.line()), ("HTTP/1.1 100 Continue", ""))
-        self.assertEqual(wire.send(CHUNKS).answer().body, b"POST /first hello")
+        client = self.connect(chunked("", "Expect: 100-Continue"))  # in any case of letters
+        self.assertEqual((client.line(), client.line()), ("HTTP/1.1 100 Continue", ""))
+        self.assertEqual(client.send(CHUNKS).answer().body, b"POST /first hello")
 
     def test_no_continue_when_the_application_does_not_read(self) -> None:
         self.serve(hello)
-        wire = self.wire(post("Expect: 100-continue\nContent-Length: 5"))
-        answer = wire.answer()
+        client = self.connect(post("Expect: 100-continue\nContent-Length: 5"))
+        answer = client.answer()
         self.assertEqual((answer.status, answer.get("Connection")), (200, "close"))
-        self.assertEqual(wire.rest(), b"")
+        self.assertEqual(client.rest(), b"")
 
     def test_no_continue_for_http_1_0(self) -> None:
         self.serve(echo)
-        wire = self.wire(post("Expect: 100-continue\nContent-Length: 5", version="1.0"))
+        client = self.connect(post("Expect: 100-continue\nContent-Length: 5", version="1.0"))
         time.sleep(0.05)
-        self.assertEqual(wire.send("hello").answer().body, b"POST /first hello")
+        self.assertEqual(client.send("hello").answer().body, b"POST /first hello")
 
     def test_no_continue_in_the_middle_of_an_answer(self) -> None:
         def app(environ: dict[str, Any], start_response: App) -> Iterator[bytes]:
@@ -7885,10 +7922,10 @@ class ServerConnections(ServerCase):
             yield environ["wsgi.input"].read()
 
         self.serve(app)
-        wire = self.wire(post("Expect: 100-continue\nContent-Length: 5"))
-        self.assertEqual(wire.head().status, 200)
-        self.assertEqual(wire.exactly(5), b"hello")
-        self.assertEqual(wire.send("world").exactly(5), b"world")
+        client = self.connect(post("Expect: 100-continue\nContent-Length: 5"))
+        self.assertEqual(client.head().status, 200)
+        self.assertEqual(client.exactly(5), b"hello")
+        self.assertEqual(client.send("world").exactly(5), b"world")
 
     # -- clients that go away
 
@@ -7896,10 +7933,10 @@ class ServerConnections(ServerCase):
         gone = threading.Event()
         pieces = Pieces(b"first", lambda: gone.wait(DEADLINE) and b"x" * 1000, *[b"x" * 100_000] * 200)
         self.serve(answering(pieces))
-        wire = self.wire(GET)
-        wire.head()
-        wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        wire.close()
+        client = self.connect(GET)
+        client.head()
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        client.close()
         gone.set()
         self.lines(1)
         self.assertNotIn("Traceback", self.log)
@@ -7909,27 +7946,27 @@ class ServerConnections(ServerCase):
         for name, request in (("length", post("Content-Length: 50", "hello")), ("chunks", chunked("5\r\nhel"))):
             with self.subTest(name):
                 self.serve(echo)
-                self.wire(request).close()
+                self.connect(request).close()
                 self.assertIn(self.lines(1)[0][2], ("400", "-"))
                 self.assertNotIn("Traceback", self.log)
 
     def test_a_client_that_half_closes_gets_all_its_answers(self) -> None:
         self.serve(echo)
-        wire = self.wire(GET, post("Content-Length: 5", "hello")).end()
-        self.assertEqual(wire.answer().body, b"GET / ")
-        self.assertEqual(wire.answer().body, b"POST /first hello")
-        self.assertEqual(wire.rest(), b"")
+        client = self.connect(GET, post("Content-Length: 5", "hello")).end()
+        self.assertEqual(client.answer().body, b"GET / ")
+        self.assertEqual(client.answer().body, b"POST /first hello")
+        self.assertEqual(client.rest(), b"")
 
     def test_a_body_that_is_cut_off_is_400_and_never_a_success(self) -> None:
         self.serve(echo)
-        wire = self.wire(post("Content-Length: 50", "hello")).end()
-        self.assertEqual(wire.answer().status, 400)
+        client = self.connect(post("Content-Length: 50", "hello")).end()
+        self.assertEqual(client.answer().status, 400)
 
     def test_connections_without_a_request_leave_no_line(self) -> None:
         self.serve(hello)
-        self.wire().close()
-        self.wire().end().rest()
-        self.wire("\r\n").end().rest()
+        self.connect().close()
+        self.connect().end().rest()
+        self.connect("\r\n").end().rest()
         self.ask()
         self.lines(1)
 
@@ -7938,28 +7975,28 @@ class ServerConnections(ServerCase):
     def test_a_silent_client_is_let_go(self) -> None:
         self.patch("_FIRST_BYTE_TIMEOUT", 0.2)
         self.serve(hello)
-        self.assertEqual(self.wire().rest(), b"")
+        self.assertEqual(self.connect().rest(), b"")
         self.assertEqual(self.log, "")
 
     def test_an_idle_connection_is_let_go(self) -> None:
         self.patch("_IDLE_TIMEOUT", 0.2)
         self.serve(hello)
-        wire = self.wire(GET)
-        self.assertEqual(wire.answer().body, b"hello")
-        self.assertEqual(wire.rest(), b"")
+        client = self.connect(GET)
+        self.assertEqual(client.answer().body, b"hello")
+        self.assertEqual(client.rest(), b"")
         self.lines(1)
 
     def test_a_head_of_a_byte_at_a_time_ends_with_408(self) -> None:
         self.patch("_HEAD_TIMEOUT", 0.4)
         self.serve(hello)
-        wire = self.wire()
+        client = self.connect()
         began = time.monotonic()
         with contextlib.suppress(OSError):
             for byte in b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: " + b"x" * 500:
-                wire.send(bytes([byte]), pause=0.05)
-                if wire.sock in select.select([wire.sock], [], [], 0)[0]:
+                client.send(bytes([byte]), pause=0.05)
+                if client.sock in select.select([client.sock], [], [], 0)[0]:
                     break
-        self.assertEqual(wire.answer().status, 408)
+        self.assertEqual(client.answer().status, 408)
         self.assertLess(time.monotonic() - began, 5.0)
         self.assertEqual(self.lines(1)[0][2], "408")
 
@@ -7968,7 +8005,7 @@ class ServerConnections(ServerCase):
         for name, request in (("length", post("Content-Length: 50", "hello")), ("chunks", chunked("5\r\nhel"))):
             with self.subTest(name):
                 self.serve(echo)
-                self.assertIn(self.wire(request).answer().status, (400, 408))
+                self.assertIn(self.connect(request).answer().status, (400, 408))
                 self.assertNotIn("Traceback", self.log)
                 self.lines(1)
 
@@ -7976,7 +8013,7 @@ class ServerConnections(ServerCase):
         self.patch("_SILENCE_TIMEOUT", 1.0)
         pieces = Pieces(*[b"x" * 1_000_000] * 100)
         self.serve(answering(pieces))
-        self.wire(GET)
+        self.connect(GET)
         self.lines(1)
         eventually(lambda: pieces.closed == 1, "close() of what the application returned")
         self.assertNotIn("Traceback", self.log)
@@ -7991,7 +8028,7 @@ class ServerConnections(ServerCase):
             return hello(environ, start_response)
 
         self.serve(app)
-        slow = self.wire("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        slow = self.connect("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
         self.assertTrue(entered.wait(DEADLINE))
         for _ in range(3):
             self.assertEqual(self.ask().body, b"hello")
@@ -8001,13 +8038,13 @@ class ServerConnections(ServerCase):
     def test_two_hundred_idle_connections_and_a_new_one_is_served(self) -> None:
         allow_descriptors(1000)
         self.serve(hello)
-        idle = [self.wire() for _ in range(100)]
-        used = [self.wire(GET) for _ in range(100)]
-        for wire in used:
-            self.assertEqual(wire.answer().body, b"hello")
+        idle = [self.connect() for _ in range(100)]
+        used = [self.connect(GET) for _ in range(100)]
+        for client in used:
+            self.assertEqual(client.answer().body, b"hello")
         self.assertEqual(self.ask().body, b"hello")
-        for wire in (idle[0], idle[-1], used[0], used[-1]):
-            self.assertEqual(wire.send(GET).answer().body, b"hello")
+        for client in (idle[0], idle[-1], used[0], used[-1]):
+            self.assertEqual(client.send(GET).answer().body, b"hello")
 
     @unittest.skipIf(sys.platform == "win32", "Windows has no such limit")
     def test_running_out_of_descriptors_does_not_end_the_service(self) -> None:
@@ -8042,10 +8079,10 @@ class ServerConnections(ServerCase):
             inside[0] -= 1
 
         self.serve(app, threads=False)
-        idle = self.wire(GET)
+        idle = self.connect(GET)
         self.assertEqual(idle.answer().body, b"hello")
-        wires = [self.wire(GET) for _ in range(8)]
-        self.assertEqual([wire.answer().body for wire in wires], [b"hello"] * 8)
+        clients = [self.connect(GET) for _ in range(8)]
+        self.assertEqual([client.answer().body for client in clients], [b"hello"] * 8)
         self.assertEqual(overlaps, [1])
 
     def test_many_clients_at_once_get_their_own_answers(self) -> None:
@@ -8053,10 +8090,10 @@ class ServerConnections(ServerCase):
         wrong: list[str] = []
 
         def client(name: str) -> None:
-            with Wire(self.server) as wire:
+            with Client(self.server.server_port) as client:
                 for n in range(20):
                     body = f"{name}{n}" * (n * 50 + 1)
-                    answer = wire.send(post(f"Content-Length: {len(body)}", body)).answer()
+                    answer = client.send(post(f"Content-Length: {len(body)}", body)).answer()
                     if answer.body != f"POST /first {body}".encode():
                         wrong.append(body)
 
@@ -8072,12 +8109,12 @@ class ServerConnections(ServerCase):
         with devserve.make_server(hello, quiet=True) as server:
             thread = threading.Thread(target=server.serve_forever, args=(0.02,))
             thread.start()
-            wire = Wire(server)
-            self.assertEqual(wire.send(GET).answer().body, b"hello")
+            client = Client(server.server_port)
+            self.assertEqual(client.send(GET).answer().body, b"hello")
             server.shutdown()
             thread.join(DEADLINE)
-        self.assertEqual(wire.rest(), b"")
-        wire.close()
+        self.assertEqual(client.rest(), b"")
+        client.close()
         with self.assertRaises(OSError):
             socket.create_connection(("127.0.0.1", server.server_port), 1.0)
 
@@ -8095,19 +8132,19 @@ class ServerGate(ServerCase):
             return hello(environ, start_response)
 
         server = self.serve(app)
-        waiting = self.wire(GET)
+        waiting = self.connect(GET)
         waiting.answer()
-        fresh = self.wire()
-        slow = self.wire("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        fresh = self.connect()
+        slow = self.connect("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
         entered.wait(DEADLINE)
         eventually(lambda: len(server.connections) == 3, "three connections")
         threading.Timer(0.1, go_on.set).start()
         sockets = server.close_gate(DEADLINE)
         self.assertTrue(go_on.is_set(), "the running request was waited for")
         self.assertEqual(slow.answer().body, b"hello")
-        for wire in (waiting, fresh):
-            wire.send(GET, LAST)
-        late = self.wire(LAST)
+        for client in (waiting, fresh):
+            client.send(GET, LAST)
+        late = self.connect(LAST)
         ports = {sock.getpeername()[1] for sock in sockets}
         self.assertEqual(ports, {w.sock.getsockname()[1] for w in (waiting, fresh, slow)})
         copies = [sock.dup() for sock in sockets]
@@ -8116,8 +8153,8 @@ class ServerGate(ServerCase):
         successor.adopt(copies)
         thread.start()
         try:
-            for wire in (waiting, fresh):
-                self.assertEqual([wire.answer().body, wire.answer().body], [b"new", b"new"])
+            for client in (waiting, fresh):
+                self.assertEqual([client.answer().body, client.answer().body], [b"new", b"new"])
             self.assertEqual(late.answer().body, b"new", "a client that came while the gate was closed")
         finally:
             successor.shutdown()
@@ -8128,13 +8165,13 @@ class ServerGate(ServerCase):
         entered, go_on = threading.Event(), threading.Event()
         self.addCleanup(go_on.set)
         self.serve(answering(Pieces(b"a", entered.set, lambda: go_on.wait(DEADLINE) and b"b")))
-        wire = self.wire(GET)
+        client = self.connect(GET)
         entered.wait(DEADLINE)
         began = time.monotonic()
         self.server.close_gate(0.3)
         self.assertLess(time.monotonic() - began, 5.0)
         with self.assertRaises(Cut):
-            wire.answer()
+            client.answer()
         self.assertIn("grace", self.log)
         self.server.open_gate()
 
@@ -8144,9 +8181,9 @@ class ServerGate(ServerCase):
             self.addCleanup(go_on.set)
             pieces = Pieces(b"data: 1\n\n", lambda go_on=go_on: go_on.wait(DEADLINE) and b"")
             self.serve(answering(pieces, ("Content-Type", kind)))
-            wire = self.wire(GET)
-            wire.head()
-            wire.chunk()
+            client = self.connect(GET)
+            client.head()
+            client.chunk()
             began = time.monotonic()
             self.server.close_gate(DEADLINE)
             self.assertLess(time.monotonic() - began, DEADLINE / 4)
@@ -8157,11 +8194,11 @@ class ServerGate(ServerCase):
         go_on = threading.Event()
         pieces = Pieces(b"{}\n", lambda: go_on.wait(DEADLINE) and b"{}\n")
         self.serve(answering(pieces, ("Content-Type", "application/x-ndjson"), ("Content-Length", "6")))
-        wire = self.wire(GET)
-        wire.head()
+        client = self.connect(GET)
+        client.head()
         threading.Timer(0.1, go_on.set).start()
         self.server.close_gate(DEADLINE)
-        self.assertEqual(wire.exactly(6), b"{}\n{}\n")
+        self.assertEqual(client.exactly(6), b"{}\n{}\n")
         self.server.open_gate()
 
     def test_a_request_that_is_stopped_in_a_debugger_is_waited_for(self) -> None:
@@ -8177,7 +8214,7 @@ class ServerGate(ServerCase):
         self.patch("_PAUSED_INTERVAL", 0.02)
         self.serve(app)
         self.server.is_paused = lambda thread_id: thread_id in stopped
-        wire = self.wire(GET)
+        client = self.connect(GET)
         self.assertTrue(entered.wait(DEADLINE))
         gate = threading.Thread(target=self.server.close_gate, args=(0.1,))
         gate.start()
@@ -8185,7 +8222,7 @@ class ServerGate(ServerCase):
         time.sleep(0.2)  # several looks
         self.assertEqual(self.log.count("stopped in a debugger"), 1)
         go_on.set()
-        self.assertEqual(wire.answer().body, b"hello")
+        self.assertEqual(client.answer().body, b"hello")
         gate.join(DEADLINE)
         self.assertFalse(gate.is_alive())
         self.server.open_gate()
@@ -8193,32 +8230,32 @@ class ServerGate(ServerCase):
     def test_a_client_that_comes_while_the_gate_closes_is_not_taken(self) -> None:
         """The gate may close between the look at it and the connection's coming; who is taken then would be lost."""
         server, looks, case = self.serve(hello), itertools.count(), self
-        wires: list[Wire] = []
+        clients: list[Client] = []
 
         class Gate(threading.Event):
             def wait(self, timeout: Optional[float] = None) -> bool:
                 next(looks)
                 is_open = super().wait(timeout)
-                if is_open and not wires:
+                if is_open and not clients:
                     server.hold()
-                    wires.append(case.wire(GET))
+                    clients.append(case.connect(GET))
                 return is_open
 
         gate = Gate()
         gate.set()
         server.gate = gate
-        eventually(lambda: wires, "a look at the gate")
+        eventually(lambda: clients, "a look at the gate")
         now = next(looks)
         eventually(lambda: next(looks) > now + 10, "the server has looked again and again")
         self.assertEqual(server.connections, set())
         server.open_gate()
-        self.assertEqual(wires[0].answer().body, b"hello")
+        self.assertEqual(clients[0].answer().body, b"hello")
 
     @unittest.skipUnless(hasattr(os, "fork"), "needs fork")
     def test_a_forked_child_can_let_go_of_our_sockets(self) -> None:
         self.serve(hello)
-        wire = self.wire(GET)
-        wire.answer()
+        client = self.connect(GET)
+        client.answer()
         pid = os.fork()
         if not pid:
             try:
@@ -8228,13 +8265,13 @@ class ServerGate(ServerCase):
             finally:
                 os._exit(len(left) if "left" in locals() else 99)
         self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), 0)
-        self.assertEqual(wire.send(GET).answer().body, b"hello")
+        self.assertEqual(client.send(GET).answer().body, b"hello")
         self.assertEqual(self.ask().body, b"hello")
 
     def test_a_connection_that_ends_is_hardly_waited_for(self) -> None:
         self.serve(hello)
-        wire = self.wire("POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx")
-        self.assertEqual(wire.answer().body, b"hello")  # and this client keeps its end open
+        client = self.connect("POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx")
+        self.assertEqual(client.answer().body, b"hello")  # and this client keeps its end open
         began = time.monotonic()
         self.assertEqual(self.server.close_gate(DEADLINE), [])
         self.assertLess(time.monotonic() - began, devserve._LINGER_TIMEOUT / 2)
@@ -8243,19 +8280,19 @@ class ServerGate(ServerCase):
 
     def test_empty_lines_after_a_body_are_no_request_in_flight(self) -> None:
         self.serve(hello)
-        wire = self.wire("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx")
-        wire.answer()
+        client = self.connect("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx")
+        client.answer()
         for _ in range(2):
-            wire.send("\r\n\r\n")
+            client.send("\r\n\r\n")
             eventually(lambda: not any(c.phase for c in self.server.connections), "it rests")
             self.assertEqual(len(self.server.close_gate(DEADLINE)), 1)
             self.server.open_gate()
-            self.assertEqual(wire.send(GET).answer().body, b"hello")
+            self.assertEqual(client.send(GET).answer().body, b"hello")
 
     def test_a_server_is_shut_down_while_its_gate_is_closed(self) -> None:
         server = self.serve(hello)
         server.close_gate(1.0)
-        self.wire(GET)
+        self.connect(GET)
         thread = threading.Thread(target=server.shutdown)
         thread.start()
         thread.join(DEADLINE)
@@ -8263,13 +8300,13 @@ class ServerGate(ServerCase):
 
     def test_a_gate_that_opens_again_serves_whoever_waited(self) -> None:
         self.serve(hello)
-        wire = self.wire(GET)
-        wire.answer()
+        client = self.connect(GET)
+        client.answer()
         self.server.close_gate(1.0)
-        wire.send(GET)
-        late = self.wire(GET)
+        client.send(GET)
+        late = self.connect(GET)
         self.server.open_gate()
-        self.assertEqual(wire.answer().body, b"hello")
+        self.assertEqual(client.answer().body, b"hello")
         self.assertEqual(late.answer().body, b"hello")
 
 
@@ -8368,9 +8405,9 @@ class ServerEnviron(ServerCase):
             return [repr(seen).encode()]
 
         self.serve(app)
-        wire = self.wire("GET / HTTP/1.1\r\nHost: x\r\nA: b\r\nContent-Type: c\r\nCookie: d\r\n\r\n", GET, GET)
+        client = self.connect("GET / HTTP/1.1\r\nHost: x\r\nA: b\r\nContent-Type: c\r\nCookie: d\r\n\r\n", GET, GET)
         self.assertEqual(
-            [wire.answer().body for _ in range(3)], [b"['CONTENT_TYPE', 'HTTP_A', 'HTTP_COOKIE']", b"[]", b"[]"]
+            [client.answer().body for _ in range(3)], [b"['CONTENT_TYPE', 'HTTP_A', 'HTTP_COOKIE']", b"[]", b"[]"]
         )
 
     def test_an_application_may_do_with_its_environ_what_it_likes(self) -> None:
@@ -8446,9 +8483,9 @@ class ServerInput(ServerCase):
         for debugger in (False, True):
             with self.subTest(debugger=debugger):
                 self.serve(app, debugger=debugger, quiet=True)
-                wire = self.wire("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\nabc")
-                wire.sock.shutdown(socket.SHUT_WR)
-                answer = wire.answer()
+                client = self.connect("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\nabc")
+                client.sock.shutdown(socket.SHUT_WR)
+                answer = client.answer()
                 self.assertEqual(answer.status, 400)
                 self.assertNotIn(b"Traceback", answer.body)
 
@@ -8464,14 +8501,16 @@ class ServerInput(ServerCase):
 
         self.serve(flask_app)
         part = '--B\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\n' + "x" * 100_000
-        wire = self.wire(post("Content-Type: multipart/form-data; boundary=B\nContent-Length: 9999999", part)).end()
-        self.assertEqual(wire.answer().status, 400)
+        client = self.connect(
+            post("Content-Type: multipart/form-data; boundary=B\nContent-Length: 9999999", part)
+        ).end()
+        self.assertEqual(client.answer().status, 400)
 
     def test_a_chunked_body_that_cannot_be_stored_is_answered_507(self) -> None:
         self.patch("_SPOOL_MEMORY", 0)
         self.serve(hello)
         with mock.patch("tempfile.TemporaryFile", side_effect=OSError(errno.ENOSPC, "No space left on device")):
-            answer = self.wire(chunked(CHUNKS)).answer()
+            answer = self.connect(chunked(CHUNKS)).answer()
         self.assertEqual(answer.status, 507)
         self.assertIn(b"No space left", answer.body)
         self.lines(1)
@@ -8488,13 +8527,13 @@ class ServerInput(ServerCase):
             return hello(environ, start_response)
 
         self.serve(app)
-        wire = self.wire(chunked(""))
+        client = self.connect(chunked(""))
         for data in (b"one", b"two", b"three"):
-            wire.send(b"%x\r\n%b" % (len(data), data))
+            client.send(b"%x\r\n%b" % (len(data), data))
             self.assertEqual(came.get(timeout=DEADLINE), data)
-            wire.send("\r\n")
-        wire.send("0\r\n\r\n", GET)
-        self.assertEqual([wire.answer().status for _ in range(2)], [200, 500], "the second has another environ")
+            client.send("\r\n")
+        client.send("0\r\n\r\n", GET)
+        self.assertEqual([client.answer().status for _ in range(2)], [200, 500], "the second has another environ")
 
     def test_a_slow_trickle_of_chunks_is_no_upload_in_one_go(self) -> None:
         called = threading.Event()
@@ -8504,10 +8543,10 @@ class ServerInput(ServerCase):
             return hello(environ, start_response)
 
         self.serve(app)
-        wire = self.wire(chunked(""))
+        client = self.connect(chunked(""))
         end = time.monotonic() + DEADLINE
         while not called.is_set() and time.monotonic() < end:
-            wire.send("1\r\nx\r\n", pause=0.02)
+            client.send("1\r\nx\r\n", pause=0.02)
         self.assertTrue(called.is_set())
 
     def test_a_chunked_body_past_what_is_stored_is_read_as_it_comes(self) -> None:
@@ -8517,18 +8556,18 @@ class ServerInput(ServerCase):
         for size, length in ((100, b"100"), (60_000, b"60000"), (3_000_000, b"None")):
             body = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
             pieces = [body[n : n + 7000] for n in range(0, size, 7000)]
-            wire = self.wire(chunked(chunks_of(*pieces)), GET)
-            self.assertTrue(wire.answer().body == length + body)
-            self.assertEqual(wire.answer().body, b"None")
+            client = self.connect(chunked(chunks_of(*pieces)), GET)
+            self.assertTrue(client.answer().body == length + body)
+            self.assertEqual(client.answer().body, b"None")
 
     def test_a_chunked_body_that_goes_wrong_while_it_is_read_is_400(self) -> None:
         self.patch("_SPOOL_LIMIT", 10)
         for wrong in ("xyz\r\n", "5\r\nhello!\r\n0\r\n\r\n", "0\r\nbad\r\n\r\n"):
             self.serve(echo)
-            wire = self.wire(chunked("a\r\n0123456789\r\n" + wrong), GET)
-            answer = wire.answer()
+            client = self.connect(chunked("a\r\n0123456789\r\n" + wrong), GET)
+            answer = client.answer()
             self.assertEqual((answer.status, answer.get("Connection")), (400, "close"))
-            self.assertEqual(wire.rest(), b"")
+            self.assertEqual(client.rest(), b"")
             self.assertNotIn("Traceback", self.log)
 
     def test_nothing_of_a_body_is_stored_longer_than_its_exchange(self) -> None:
@@ -8540,8 +8579,8 @@ class ServerInput(ServerCase):
             return hello(environ, start_response)
 
         self.serve(app)
-        wire = self.wire(chunked(chunks_of(b"x" * 5000)), GET)
-        self.assertEqual([wire.answer().body for _ in range(2)], [b"hello"] * 2)
+        client = self.connect(chunked(chunks_of(b"x" * 5000)), GET)
+        self.assertEqual([client.answer().body for _ in range(2)], [b"hello"] * 2)
         self.assertTrue(kept[0].closed)
 
     def test_every_way_to_read_gives_what_a_file_gives(self) -> None:
@@ -8552,7 +8591,7 @@ class ServerInput(ServerCase):
             return hello(environ, start_response)
 
         self.serve(app)
-        with Wire(self.server) as wire:
+        with Client(self.server.server_port) as client:
             for kind, body in BODIES.items():
                 half = len(body) // 2
                 framings = {
@@ -8565,15 +8604,15 @@ class ServerInput(ServerCase):
                     if len(body) > 10**6 and name not in ("read()", "iteration", "read in blocks"):
                         continue
                     with self.subTest(body=kind, operation=name, framing=framing):
-                        wire.send(post(f"{header}\nX-Do: {name}"), sent)
-                        self.assertEqual(wire.answer().status, 200, self.log[-2000:])
+                        client.send(post(f"{header}\nX-Do: {name}"), sent)
+                        self.assertEqual(client.answer().status, 200, self.log[-2000:])
                         expected = operation(io.BytesIO(body))
                         self.assertTrue(results.pop() == expected, "not what io.BytesIO gives")
 
     def test_a_read_past_the_length_does_not_wait(self) -> None:
         self.serve(lambda environ, sr: hello(environ, sr) and [b"%r" % environ["wsgi.input"].read(100)])
-        wire = self.wire(post("Content-Length: 5", "hello"))  # the connection stays open
-        self.assertEqual(wire.answer().body, b"b'hello'")
+        client = self.connect(post("Content-Length: 5", "hello"))  # the connection stays open
+        self.assertEqual(client.answer().body, b"b'hello'")
 
     def test_a_line_is_given_as_soon_as_it_is_there(self) -> None:
         def app(environ: dict[str, Any], start_response: App) -> Iterator[bytes]:
@@ -8582,26 +8621,26 @@ class ServerInput(ServerCase):
             yield environ["wsgi.input"].read()
 
         self.serve(app)
-        wire = self.wire(post("Content-Length: 12", "first\n"))
-        self.assertEqual(wire.head().status, 200)
-        self.assertEqual(wire.chunk(), b"first\n")
-        wire.send("second")
-        self.assertEqual(wire.chunk(), b"second")
+        client = self.connect(post("Content-Length: 12", "first\n"))
+        self.assertEqual(client.head().status, 200)
+        self.assertEqual(client.chunk(), b"first\n")
+        client.send("second")
+        self.assertEqual(client.chunk(), b"second")
 
     def test_a_body_survives_in_pieces_of_any_size(self) -> None:
         self.serve(echo)
         body = bytes(random.Random(1).randrange(256) for _ in range(3000))
         for size in (1, 7, 1000):
-            with self.subTest(size=size), Wire(self.server) as wire:
+            with self.subTest(size=size), Client(self.server.server_port) as client:
                 pieces = [body[n : n + size] for n in range(0, len(body), size)]
-                wire.send(chunked(chunks_of(*pieces)))
-                self.assertEqual(wire.answer().body, b"POST /first " + body)
-                wire.send(post(f"Content-Length: {len(body)}"), *pieces)
-                self.assertEqual(wire.answer().body, b"POST /first " + body)
+                client.send(chunked(chunks_of(*pieces)))
+                self.assertEqual(client.answer().body, b"POST /first " + body)
+                client.send(post(f"Content-Length: {len(body)}"), *pieces)
+                self.assertEqual(client.answer().body, b"POST /first " + body)
 
     def test_a_declared_length_that_is_a_lie_costs_no_memory(self) -> None:
         self.serve(echo)
-        self.assertEqual(self.wire(post("Content-Length: 900000000000000"), "hello").end().answer().status, 400)
+        self.assertEqual(self.connect(post("Content-Length: 900000000000000"), "hello").end().answer().status, 400)
         self.assertNotIn("Traceback", self.log)
 
     def test_the_input_may_be_closed_by_the_application(self) -> None:
@@ -8611,8 +8650,8 @@ class ServerInput(ServerCase):
             return hello(environ, start_response)
 
         self.serve(app)
-        wire = self.wire(post("Content-Length: 5", "hello"), chunked(CHUNKS), GET)
-        self.assertEqual([wire.answer().body for _ in range(3)], [b"hello"] * 3)
+        client = self.connect(post("Content-Length: 5", "hello"), chunked(CHUNKS), GET)
+        self.assertEqual([client.answer().body for _ in range(3)], [b"hello"] * 3)
 
 
 def chunks_of(*pieces: bytes) -> bytes:
@@ -8671,9 +8710,9 @@ class ServerResponses(ServerCase):
             yield b"never"
 
         self.serve(app)
-        wire = self.wire(GET)
+        client = self.connect(GET)
         with self.assertRaises(Cut):
-            wire.answer()
+            client.answer()
         self.assertIn("ValueError: the original mistake", eventually(lambda: self.log, "a log"))
         self.assertEqual(self.lines(1)[0][2], "200")
 
@@ -8687,10 +8726,10 @@ class ServerResponses(ServerCase):
             yield b"late"
 
         self.serve(app)
-        wire = self.wire(GET)
-        self.assertEqual(select.select([wire.sock], [], [], 0.15)[0], [], "the headers have been sent")
+        client = self.connect(GET)
+        self.assertEqual(select.select([client.sock], [], [], 0.15)[0], [], "the headers have been sent")
         go_on.set()
-        self.assertEqual(wire.answer().body, b"late")
+        self.assertEqual(client.answer().body, b"late")
 
     def test_start_response_may_be_called_by_the_first_iteration(self) -> None:
         def app(environ: dict[str, Any], start_response: App) -> Iterator[bytes]:
@@ -8712,11 +8751,11 @@ class ServerResponses(ServerCase):
             return [b"three"]
 
         self.serve(app)
-        wire = self.wire(GET)
-        wire.head()
-        self.assertEqual(wire.chunk(), b"one")
+        client = self.connect(GET)
+        client.head()
+        self.assertEqual(client.chunk(), b"one")
         go_on.set()
-        self.assertEqual([wire.chunk() for _ in range(3)], [b"two", b"three", b""])
+        self.assertEqual([client.chunk() for _ in range(3)], [b"two", b"three", b""])
 
     def test_write_with_a_declared_length_is_framed_by_it(self) -> None:
         def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
@@ -8724,8 +8763,8 @@ class ServerResponses(ServerCase):
             return [b"two"]
 
         self.serve(app)
-        wire = self.wire(GET, LAST)
-        self.assertEqual([wire.answer().body, wire.answer().body], [b"onetwo"] * 2)
+        client = self.connect(GET, LAST)
+        self.assertEqual([client.answer().body, client.answer().body], [b"onetwo"] * 2)
 
     # -- close()
 
@@ -8747,7 +8786,7 @@ class ServerResponses(ServerCase):
         for name, (pieces, headers, status, request) in cases.items():
             with self.subTest(name):
                 self.serve(answering(pieces, *headers, status=status))
-                self.wire(request).end().rest()
+                self.connect(request).end().rest()
                 self.lines(1)
                 eventually(lambda: pieces.closed, "close()")
                 self.assertEqual(pieces.closed, 1)
@@ -8774,8 +8813,8 @@ class ServerResponses(ServerCase):
         go_on = threading.Event()
         pieces = Late(b"abc")
         self.serve(answering(pieces))
-        wire = self.wire(GET)
-        self.assertEqual(wire.answer().body, b"abc")
+        client = self.connect(GET)
+        self.assertEqual(client.answer().body, b"abc")
         self.assertEqual(pieces.closed, 0)
         go_on.set()
         eventually(lambda: pieces.closed == 1, "close()")
@@ -8792,21 +8831,21 @@ class ServerResponses(ServerCase):
         ):
             with self.subTest(result):
                 self.serve(answering(result))
-                wire = self.wire(GET, LAST)
-                answer = wire.answer()
+                client = self.connect(GET, LAST)
+                answer = client.answer()
                 self.assertEqual((answer.get("Content-Length"), answer.body), (str(len(body)), body))
-                self.assertEqual(wire.answer().body, body)
+                self.assertEqual(client.answer().body, body)
 
     def test_a_body_of_unknown_length_is_chunked_for_1_1_and_ends_with_the_connection_for_1_0(self) -> None:
         for result in (lambda: iter([b"ab", b"", b"c"]), lambda: Pieces(b"ab", b"", b"c"), lambda: [b"ab", b"c"]):
             self.serve(lambda environ, start_response: answering(result())(environ, start_response))
-            wire = self.wire(GET, LAST)
+            client = self.connect(GET, LAST)
             for connection in (None, "close"):
-                answer = wire.answer()
+                answer = client.answer()
                 self.assertEqual((answer.get("Transfer-Encoding"), answer.get("Content-Length")), ("chunked", None))
                 self.assertEqual((answer.body, answer.get("Connection")), (b"abc", connection))
-            wire = self.wire("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
-            answer = wire.answer()
+            client = self.connect("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+            answer = client.answer()
             self.assertEqual(
                 (answer.body, answer.get("Connection"), answer.get("Transfer-Encoding")), (b"abc", "close", None)
             )
@@ -8820,14 +8859,14 @@ class ServerResponses(ServerCase):
             for version in ("1.1", "1.0"):
                 with self.subTest(result=result, headers=headers, version=version):
                     self.serve(answering(result, *headers))
-                    wire = self.wire(f"HEAD / HTTP/{version}\r\nHost: x\r\nConnection: keep-alive\r\n\r\n")
-                    answer = wire.answer("HEAD")
+                    client = self.connect(f"HEAD / HTTP/{version}\r\nHost: x\r\nConnection: keep-alive\r\n\r\n")
+                    answer = client.answer("HEAD")
                     self.assertEqual(answer.status, 200)
                     self.assertIn(answer.get("Content-Length"), (None, "5"))
                     if headers:
                         self.assertEqual(answer.get("Content-Length"), "5")
-                    wire.send("HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-                    self.assertRegex(wire.rest(), rb"(?s)^HTTP/1.1 200 OK\r\n.*\r\n\r\n$|^$")
+                    client.send("HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                    self.assertRegex(client.rest(), rb"(?s)^HTTP/1.1 200 OK\r\n.*\r\n\r\n$|^$")
                     self.lines(2 if answer.get("Connection") != "close" else 1)
                     self.assertNotIn("Traceback", self.log)
 
@@ -8837,21 +8876,21 @@ class ServerResponses(ServerCase):
                 for headers in ([], [("Content-Length", "3" if status[0] == "3" else "0")]):
                     with self.subTest(status=status, result=result, headers=headers):
                         self.serve(answering(result, *headers, status=status))
-                        wire = self.wire(GET, LAST)
-                        answer = wire.answer()
+                        client = self.connect(GET, LAST)
+                        answer = client.answer()
                         self.assertEqual(answer.status, int(status[:3]))
                         self.assertIsNone(answer.get("Transfer-Encoding"))
                         self.assertEqual(answer.get("Content-Length"), "3" if headers and status[0] == "3" else None)
-                        self.assertEqual(wire.answer().status, int(status[:3]))
-                        self.assertEqual(wire.rest(), b"")
+                        self.assertEqual(client.answer().status, int(status[:3]))
+                        self.assertEqual(client.rest(), b"")
 
     def test_more_than_declared_is_left_out_and_told_once(self) -> None:
         for result in ([b"hello world"], Pieces(b"hel", b"lo wor", b"ld"), Pieces(*[b"hello"] * 50)):
             with self.subTest(result):
                 self.serve(answering(result, ("Content-Length", "5")))
-                wire = self.wire(GET, LAST)
-                self.assertEqual(wire.answer().body, b"hello")
-                self.assertEqual(wire.rest(), b"", "nothing may pass for the next answer")
+                client = self.connect(GET, LAST)
+                self.assertEqual(client.answer().body, b"hello")
+                self.assertEqual(client.rest(), b"", "nothing may pass for the next answer")
                 self.lines(1)
                 self.assertEqual(self.log.count("warning"), 1, self.log)
 
@@ -8860,9 +8899,9 @@ class ServerResponses(ServerCase):
             for version in ("1.1", "1.0"):
                 with self.subTest(result=result, version=version):
                     self.serve(answering(result, ("Content-Length", "9")))
-                    wire = self.wire(f"GET / HTTP/{version}\r\nHost: x\r\n\r\n", LAST)
+                    client = self.connect(f"GET / HTTP/{version}\r\nHost: x\r\n\r\n", LAST)
                     with self.assertRaises(Cut):
-                        answer = wire.answer()
+                        answer = client.answer()
                         if answer.status == 500:  # nothing was sent yet: an honest answer is as good
                             raise Cut
                     eventually(lambda: "declared" in self.log, "a word in the log")
@@ -8873,12 +8912,12 @@ class ServerResponses(ServerCase):
             for version in ("1.1", "1.0"):
                 with self.subTest(headers=headers, version=version):
                     self.serve(answering(Pieces(b"begun", ValueError("broken")), *headers))
-                    wire = self.wire(f"GET / HTTP/{version}\r\nHost: x\r\n\r\n", LAST)
+                    client = self.connect(f"GET / HTTP/{version}\r\nHost: x\r\n\r\n", LAST)
                     if not headers and version == "1.0":  # there an orderly end would make it a whole answer
                         with self.assertRaises(ConnectionResetError):
-                            wire.rest()
+                            client.rest()
                         continue
-                    rest = wire.rest()
+                    rest = client.rest()
                     self.assertEqual(rest.count(b"HTTP/1.1"), 1)
                     self.assertFalse(rest.endswith(b"0\r\n\r\n"), "a chunked body that ends as if it were whole")
                     eventually(lambda: "ValueError: broken" in self.log, "the traceback")
@@ -8892,11 +8931,11 @@ class ServerResponses(ServerCase):
             return [b"one", b"two"]
 
         self.serve(app)
-        wire = self.wire(GET)
-        self.assertEqual(wire.answer().body, b"onetwo")
+        client = self.connect(GET)
+        self.assertEqual(client.answer().body, b"onetwo")
         with self.assertRaisesRegex(RuntimeError, "ended"):
             writes[0](b"late")
-        self.assertEqual(wire.send(GET).answer().body, b"onetwo")
+        self.assertEqual(client.send(GET).answer().body, b"onetwo")
 
     def test_an_application_that_declared_a_length_is_asked_for_no_more(self) -> None:
         pieces = itertools.count()
@@ -8928,7 +8967,7 @@ class ServerResponses(ServerCase):
     def test_headers_keep_their_order_case_and_repetition(self) -> None:
         headers = [("Set-Cookie", "a=1"), ("X-a", "1"), ("Set-Cookie", "b=2"), ("X-A", "\xe9\tz"), ("X-Empty", "")]
         self.serve(answering([b"x"], *headers))
-        self.assertEqual([h for h in self.ask().headers if h in headers], headers)
+        self.assertEqual([h for h in self.ask().headers.items() if h in headers], headers)
 
     def test_two_equal_lengths_are_sent_as_one(self) -> None:
         self.serve(answering([b"x"], ("Content-Length", "1"), ("content-length", "1")))
@@ -8953,18 +8992,18 @@ class ServerResponses(ServerCase):
             "Connection", "Keep-Alive", "Proxy-Authenticate", "TE", "Trailers", "Transfer-Encoding", "Upgrade",
         ]  # fmt: skip
         self.serve(answering([b"hello"], *[(name, "chunked") for name in names]))
-        wire = self.wire(GET, GET, GET)
+        client = self.connect(GET, GET, GET)
         for _ in range(3):
-            answer = wire.answer()
+            answer = client.answer()
             self.assertEqual((answer.status, answer.body), (200, b"hello"))
-            self.assertEqual([name for name, _ in answer.headers if name in names], [])
+            self.assertEqual([name for name in answer.headers if name in names], [])
         eventually(lambda: self.log.count("left out the header") == len(names), "the warnings")
 
     def test_an_application_may_ask_for_the_end_of_the_connection(self) -> None:
         self.serve(answering([b"hello"], ("Connection", "keep-alive, Close")))
-        wire = self.wire(GET, GET)
-        self.assertEqual(wire.answer().all("Connection"), ["close"])
-        self.assertEqual(wire.rest(), b"")
+        client = self.connect(GET, GET)
+        self.assertEqual(client.answer().all("Connection"), ["close"])
+        self.assertEqual(client.rest(), b"")
         self.assertNotIn("left out", self.log)
 
     def test_statuses_up_to_999_pass(self) -> None:
@@ -8977,20 +9016,20 @@ class ServerResponses(ServerCase):
         self.addCleanup(go_on.set)
         pieces = Pieces(b"data: 1\n\n", lambda: go_on.wait(DEADLINE) and b"end")
         self.serve(answering(pieces, ("Content-Type", "text/event-stream; charset=utf-8")))
-        wire = self.wire(GET)
-        wire.head()
+        client = self.connect(GET)
+        client.head()
         self.assertEqual(self.lines(1), [("GET", "/ (begins)", "200", "0")])
         go_on.set()
-        wire.chunk()
-        wire.chunk()
+        client.chunk()
+        client.chunk()
         self.assertEqual(self.lines(2)[1], ("GET", "/", "200", "12"))
 
     def test_names_of_headers_that_are_long_and_many_cost_no_memory(self) -> None:
         self.serve(lambda e, sr: sr("200 OK", [("X" * 9000 + e["PATH_INFO"][1:], "y")]) and [b""])
         before = [len(memory) for memory in (devserve._environ_keys, devserve._header_names, devserve._response_heads)]
-        wire = self.wire()
+        client = self.connect()
         for n in range(300):
-            wire.send(f"GET /{n} HTTP/1.1\r\nHost: x\r\n{'Y' * 9000}{n}: z\r\n\r\n").answer()
+            client.send(f"GET /{n} HTTP/1.1\r\nHost: x\r\n{'Y' * 9000}{n}: z\r\n\r\n").answer()
         after = [len(memory) for memory in (devserve._environ_keys, devserve._header_names, devserve._response_heads)]
         self.assertLess(sum(after), sum(before) + 50)
 
@@ -9077,10 +9116,10 @@ class ServerResponses(ServerCase):
 
     def test_the_app_may_be_replaced_while_serving(self) -> None:
         self.serve(hello)
-        wire = self.wire(GET)
-        wire.answer()
+        client = self.connect(GET)
+        client.answer()
         self.server.app = answering([b"other"])
-        self.assertEqual(wire.send(GET).answer().body, b"other")
+        self.assertEqual(client.send(GET).answer().body, b"other")
 
     # -- streaming
 
@@ -9099,14 +9138,14 @@ class ServerResponses(ServerCase):
                             yield b"<%d>" % number
 
                     self.serve(app)
-                    wire = self.wire(f"GET / HTTP/{version}\r\nHost: x\r\n\r\n")
+                    client = self.connect(f"GET / HTTP/{version}\r\nHost: x\r\n\r\n")
                     coding = ""
                     for number, step in enumerate(steps):
                         self.assertEqual(len(made), number)
                         step.set()
                         if number == 0:
-                            coding = wire.head().get("Transfer-Encoding") or ""
-                        self.assertEqual(wire.chunk() if coding else wire.exactly(3), b"<%d>" % number)
+                            coding = client.head().get("Transfer-Encoding") or ""
+                        self.assertEqual(client.chunk() if coding else client.exactly(3), b"<%d>" % number)
 
     def test_a_small_answer_leaves_in_one_packet(self) -> None:
         """A head and a body sent apart meet Nagle's algorithm and delayed acknowledgements: 40 ms an answer."""
@@ -9124,10 +9163,10 @@ class ServerResponses(ServerCase):
 
     def test_keep_alive_requests_do_not_wait_for_acknowledgements(self) -> None:
         self.serve(answering([b"a", b"b"]))
-        wire = self.wire()
+        client = self.connect()
         began = time.monotonic()
         for _ in range(50):
-            wire.send(GET).answer()
+            client.send(GET).answer()
         self.assertLess(time.monotonic() - began, 50 * 0.04)
 
     def test_a_large_answer_arrives_whole(self) -> None:
@@ -9172,11 +9211,11 @@ class ServerFiles(ServerCase):
 
         self.sent.clear()
         self.serve(app)
-        wire = self.wire(GET, LAST)
-        answer = wire.answer()
+        client = self.connect(GET, LAST)
+        answer = client.answer()
         self.assertTrue(answer.body == body, f"{len(answer.body)} bytes for {len(body)}; {self.log}")
-        self.assertTrue(wire.answer().body == body)
-        self.assertEqual(wire.rest(), b"")
+        self.assertTrue(client.answer().body == body)
+        self.assertEqual(client.rest(), b"")
         self.assertEqual(self.lines(2)[0][3], str(len(body)))
         self.assertNotIn("Traceback", self.log)
         for file in files:
@@ -9213,7 +9252,7 @@ class ServerFiles(ServerCase):
             )
         )
         with self.assertRaises(Cut):
-            self.wire(GET).answer()
+            self.connect(GET).answer()
         self.lines(1)
 
     def test_an_empty_file(self) -> None:
@@ -9292,9 +9331,9 @@ class ServerFiles(ServerCase):
         for status, method in (("200 OK", "HEAD"), ("304 Not Modified", "GET")):
             with self.subTest(status):
                 self.serve(lambda e, sr: sr(status, []) and e["wsgi.file_wrapper"](open(self.path, "rb")))
-                wire = self.wire(f"{method} / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-                wire.answer(method)
-                self.assertEqual(wire.rest(), b"")
+                client = self.connect(f"{method} / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                client.answer(method)
+                self.assertEqual(client.rest(), b"")
                 self.assertNotIn("Traceback", self.log)
 
     def test_after_write_the_file_follows(self) -> None:
@@ -9311,16 +9350,16 @@ class ServerFiles(ServerCase):
         self.path.write_bytes(b"x" * 30_000_000)
         self.patch("_SILENCE_TIMEOUT", 0.2)
         self.serve(lambda e, sr: sr("200 OK", []) and e["wsgi.file_wrapper"](open(self.path, "rb")))
-        self.wire(GET).exactly(1000)
+        self.connect(GET).exactly(1000)
         self.lines(1)
         self.assertNotIn("Traceback", self.log)
 
     def test_a_client_that_leaves_while_a_file_is_sent_is_logged_once(self) -> None:
         self.path.write_bytes(b"x" * 30_000_000)
         self.serve(lambda e, sr: sr("200 OK", []) and e["wsgi.file_wrapper"](open(self.path, "rb")))
-        wire = self.wire(GET)
-        wire.exactly(1000)
-        wire.close()
+        client = self.connect(GET)
+        client.exactly(1000)
+        client.close()
         sent = int(self.lines(1)[0][3])
         self.assertTrue(1000 <= sent < 30_000_000, f"{sent} bytes of what was sent are in the log")
         self.assertNotIn("Traceback", self.log)
@@ -9357,59 +9396,61 @@ class ServerTls(ServerCase):
 
     def test_requests_are_served_and_the_environ_says_https(self) -> None:
         self.serve_tls(lambda e, sr: hello(e, sr) and [e["wsgi.url_scheme"].encode() + e["wsgi.input"].read()])
-        wire = self.wire(GET, post("Content-Length: 5", "hello"), chunked(CHUNKS), context=self.context)
-        self.assertEqual([wire.answer().body for _ in range(3)], [b"https", b"httpshello", b"httpshello"])
+        client = self.connect(GET, post("Content-Length: 5", "hello"), chunked(CHUNKS), context=self.context)
+        self.assertEqual([client.answer().body for _ in range(3)], [b"https", b"httpshello", b"httpshello"])
 
     def test_large_bodies_pass_both_ways(self) -> None:
         body = bytes(range(256)) * 8000
         self.serve_tls(echo)
-        wire = self.wire(post(f"Content-Length: {len(body)}"), body, context=self.context)
-        self.assertTrue(wire.answer().body == b"POST /first " + body)
+        client = self.connect(post(f"Content-Length: {len(body)}"), body, context=self.context)
+        self.assertTrue(client.answer().body == b"POST /first " + body)
 
     def test_pipelined_requests_do_not_get_stuck_in_the_decrypted_bytes(self) -> None:
         self.serve_tls(echo)
-        wire = self.wire(b"".join(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % n for n in range(10)), context=self.context)
-        self.assertEqual([wire.answer().body for _ in range(10)], [b"GET /%d " % n for n in range(10)])
+        client = self.connect(
+            b"".join(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % n for n in range(10)), context=self.context
+        )
+        self.assertEqual([client.answer().body for _ in range(10)], [b"GET /%d " % n for n in range(10)])
         big = post("Content-Length: 70000", b"x" * 70_000)  # several records; the first recv does not take all
-        wire.send(big + GET)
-        self.assertEqual(len(wire.answer().body), 70_012)
-        self.assertEqual(wire.answer().body, b"GET / ")
+        client.send(big + GET)
+        self.assertEqual(len(client.answer().body), 70_012)
+        self.assertEqual(client.answer().body, b"GET / ")
 
     def test_a_file_is_sent(self) -> None:
         path = self.write("file.txt", "content " * 50_000)
         self.serve_tls(lambda e, sr: sr("200 OK", []) and e["wsgi.file_wrapper"](open(path, "rb")))
-        self.assertTrue(self.wire(GET, context=self.context).answer().body == path.read_bytes())
+        self.assertTrue(self.connect(GET, context=self.context).answer().body == path.read_bytes())
 
     def test_a_piece_is_on_the_wire_before_the_next_is_made(self) -> None:
         go_on = threading.Event()
         self.serve_tls(answering(Pieces(b"one", lambda: go_on.wait(DEADLINE) and b"two")))
-        wire = self.wire(GET, context=self.context)
-        wire.head()
-        self.assertEqual(wire.chunk(), b"one")
+        client = self.connect(GET, context=self.context)
+        client.head()
+        self.assertEqual(client.chunk(), b"one")
         go_on.set()
-        self.assertEqual(wire.chunk(), b"two")
+        self.assertEqual(client.chunk(), b"two")
 
     def test_the_end_is_announced_so_that_no_answer_looks_cut(self) -> None:
         self.serve_tls(answering(iter([b"a", b"b"])))
-        wire = self.wire("GET / HTTP/1.0\r\n\r\n", context=self.context)
-        self.assertEqual(wire.answer().body, b"ab")  # raises SSLEOFError without a close_notify
+        client = self.connect("GET / HTTP/1.0\r\n\r\n", context=self.context)
+        self.assertEqual(client.answer().body, b"ab")  # raises SSLEOFError without a close_notify
 
     def test_an_answer_that_breaks_looks_cut(self) -> None:
         self.serve_tls(answering(Pieces(b"a", ValueError("broken"))))
-        wire = self.wire(GET, context=self.context)
+        client = self.connect(GET, context=self.context)
         with self.assertRaises((Cut, OSError)):
-            wire.answer()
+            client.answer()
 
     def test_a_silent_client_freezes_nobody(self) -> None:
         self.serve_tls(hello)
-        self.wire()
-        self.wire(b"\x16\x03")
-        self.assertEqual(self.wire(GET, context=self.context).answer().body, b"hello")
+        self.connect()
+        self.connect(b"\x16\x03")
+        self.assertEqual(self.connect(GET, context=self.context).answer().body, b"hello")
 
     def test_a_client_that_only_shook_hands_delays_no_reload(self) -> None:
         """Browsers connect ahead of need."""
         self.serve_tls(hello)
-        self.wire(context=self.context)
+        self.connect(context=self.context)
         eventually(lambda: any(connection.has_shaken for connection in self.server.connections), "the handshake")
         time.sleep(0.05)
         began = time.monotonic()
@@ -9421,31 +9462,31 @@ class ServerTls(ServerCase):
     def test_a_client_that_only_shook_hands_may_wait_with_its_request(self) -> None:
         self.patch("_SILENCE_TIMEOUT", 0.2)
         self.serve_tls(hello)
-        wire = self.wire(context=self.context)
+        client = self.connect(context=self.context)
         time.sleep(0.5)
-        self.assertEqual(wire.send(GET).answer().body, b"hello")
+        self.assertEqual(client.send(GET).answer().body, b"hello")
 
     def test_a_reload_waits_for_the_request_after_a_handshake(self) -> None:
         """A connection inside TLS cannot be handed over; so each has one request while the reloader is on."""
         self.serve_tls(hello)
         self.server.keeps_alive = False
-        fresh = self.wire()  # has not shaken hands yet
-        wire = self.wire(context=self.context)
+        fresh = self.connect()  # has not shaken hands yet
+        client = self.connect(context=self.context)
         eventually(lambda: [c.phase for c in self.server.connections if c.has_shaken] == [devserve._SHAKEN], "shaken")
-        threading.Timer(0.1, wire.send, (GET, GET)).start()
+        threading.Timer(0.1, client.send, (GET, GET)).start()
         sockets = self.server.close_gate(DEADLINE)
-        answer = wire.answer()
+        answer = client.answer()
         self.assertEqual((answer.body, answer.get("Connection")), (b"hello", "close"))
-        self.assertEqual(wire.rest(), b"")
+        self.assertEqual(client.rest(), b"")
         self.assertEqual([sock.getpeername() for sock in sockets], [fresh.sock.getsockname()])
         self.server.open_gate()
 
     def test_a_download_may_pause(self) -> None:
         self.serve_tls(answering([b"x" * 5_000_000] * 6))
-        wire = self.wire(GET, context=self.context)
-        wire.head()
+        client = self.connect(GET, context=self.context)
+        client.head()
         time.sleep(0.3)
-        self.assertEqual(sum(len(wire.chunk()) for _ in range(6)), 30_000_000)
+        self.assertEqual(sum(len(client.chunk()) for _ in range(6)), 30_000_000)
 
     def test_plain_http_is_told_so(self) -> None:
         self.serve_tls(hello)
@@ -9456,10 +9497,10 @@ class ServerTls(ServerCase):
 
     def test_garbage_in_the_handshake_ends_the_connection_quietly(self) -> None:
         self.serve_tls(hello)
-        wire = self.wire(b"\x16\x03\x01\x00\x05hello")
+        client = self.connect(b"\x16\x03\x01\x00\x05hello")
         with contextlib.suppress(ConnectionError):
-            wire.rest()
-        self.assertEqual(self.wire(GET, context=self.context).answer().body, b"hello")
+            client.rest()
+        self.assertEqual(self.connect(GET, context=self.context).answer().body, b"hello")
         self.assertNotIn("Traceback", self.log)
 
 
@@ -9505,26 +9546,26 @@ class ServerWebSockets(ServerCase):
     def test_an_application_speaks_a_protocol_of_its_own(self) -> None:
         self.patch("_SILENCE_TIMEOUT", 0.1)
         for context in self.serve_each(self.echo_bytes):
-            wire = self.wire(self.UPGRADE, context=context)
-            self.assertEqual((wire.head().status, wire.send(b"one").exactly(3)), (101, b"one"))
+            client = self.connect(self.UPGRADE, context=context)
+            self.assertEqual((client.head().status, client.send(b"one").exactly(3)), (101, b"one"))
             time.sleep(0.3)  # longer than HTTP's timeout
             big = bytes(range(256)) * 400
             for _ in range(20):
-                self.assertTrue(wire.send(big).exactly(len(big)) == big)
-            self.assertEqual(wire.send(b"bye").rest(), b"bye")
+                self.assertTrue(client.send(big).exactly(len(big)) == big)
+            self.assertEqual(client.send(b"bye").rest(), b"bye")
             self.check_log()
 
     def test_what_came_with_the_head_is_received_first(self) -> None:
         self.serve(self.echo_bytes)
-        wire = self.wire(self.UPGRADE + b"early")
-        wire.head()
-        self.assertEqual(wire.exactly(5), b"early")
+        client = self.connect(self.UPGRADE + b"early")
+        client.head()
+        self.assertEqual(client.exactly(5), b"early")
 
     def test_an_answer_to_the_request_is_plain_http(self) -> None:
         for context in self.serve_each(answering([b"no"], status="426 Upgrade Required")):
-            wire = self.wire(self.UPGRADE, self.UPGRADE, context=context)
-            self.assertEqual([wire.answer().body for _ in range(2)], [b"no", b"no"])
-            self.assertEqual(wire.send(GET).answer().status, 426)
+            client = self.connect(self.UPGRADE, self.UPGRADE, context=context)
+            self.assertEqual([client.answer().body for _ in range(2)], [b"no", b"no"])
+            self.assertEqual(client.send(GET).answer().status, 426)
             self.assertEqual([line[2] for line in self.lines(3)], ["426"] * 3)
 
     def test_a_request_that_does_not_ask_has_no_socket(self) -> None:
@@ -9557,8 +9598,8 @@ class ServerWebSockets(ServerCase):
                 return end(environ, start_response)
 
             for context in self.serve_each(app):
-                wire = self.wire(self.UPGRADE, context=context)
-                self.assertEqual((wire.head().status, wire.rest()), (101, b"bye"))
+                client = self.connect(self.UPGRADE, context=context)
+                self.assertEqual((client.head().status, client.rest()), (101, b"bye"))
                 self.check_log()
 
     def test_a_failure_of_the_application_is_told_on_the_terminal(self) -> None:
@@ -9568,8 +9609,8 @@ class ServerWebSockets(ServerCase):
             return []
 
         for context in self.serve_each(app):
-            wire = self.wire(self.UPGRADE, context=context)
-            self.assertEqual((wire.head().status, wire.rest()), (101, b""))
+            client = self.connect(self.UPGRADE, context=context)
+            self.assertEqual((client.head().status, client.rest()), (101, b""))
             self.assertEqual(len(self.lines(2)), 2)
             self.assertEqual(self.log.count("Traceback"), 1, self.log)
             self.assertIn("ConnectionRefusedError", self.log)
@@ -9599,11 +9640,11 @@ class ServerWebSockets(ServerCase):
             return []
 
         for context in self.serve_each(app):
-            wire = self.wire(self.UPGRADE, context=context)
-            wire.head()
-            self.assertEqual(wire.exactly(2), b"go")
-            wire.send(b"a line\n", b"more", pause=0.1)
-            self.assertEqual(wire.rest(), b"a line\nmore")
+            client = self.connect(self.UPGRADE, context=context)
+            client.head()
+            self.assertEqual(client.exactly(2), b"go")
+            client.send(b"a line\n", b"more", pause=0.1)
+            self.assertEqual(client.rest(), b"a line\nmore")
             self.check_log()
 
     def test_one_thread_sends_while_another_receives(self) -> None:
@@ -9626,24 +9667,24 @@ class ServerWebSockets(ServerCase):
             return []
 
         for context in self.serve_each(app):
-            wire = self.wire(self.UPGRADE, context=context)
-            wire.head()
+            client = self.connect(self.UPGRADE, context=context)
+            client.head()
             messages: collections.Counter[bytes] = collections.Counter()
             for _ in range(3):
-                wire.send(b"x" * 1_000_000)
-                messages.update(wire.exactly(50_000) for _ in range(20))
+                client.send(b"x" * 1_000_000)
+                messages.update(client.exactly(50_000) for _ in range(20))
             self.assertEqual(messages, {b"%d" % n * 50_000: 20 for n in range(3)})
 
     def test_a_reload_closes_it_at_once_and_waits_for_nothing(self) -> None:
         for context in self.serve_each(self.echo_bytes):
-            wire = self.wire(self.UPGRADE, context=context)
-            wire.head()
-            self.assertEqual(wire.send(b"one").exactly(3), b"one")
+            client = self.connect(self.UPGRADE, context=context)
+            client.head()
+            self.assertEqual(client.send(b"one").exactly(3), b"one")
             began = time.monotonic()
             self.assertEqual(self.server.close_gate(DEADLINE), [])
             self.assertLess(time.monotonic() - began, DEADLINE / 2)
             with contextlib.suppress(OSError):
-                self.assertEqual(wire.rest(), b"")
+                self.assertEqual(client.rest(), b"")
             self.check_log()
             self.server.open_gate()
 
@@ -9848,11 +9889,11 @@ class ServerUnderFuzz(ServerCase):
         self.serve(echo)
 
     def check(self, data: bytes) -> None:
-        with Wire(self.server, timeout=10.0) as wire:
+        with Client(self.server.server_port, timeout=10.0) as client:
             with contextlib.suppress(ConnectionError, BrokenPipeError):
-                wire.send(data).end()
+                client.send(data).end()
             try:
-                rest = wire.rest()
+                rest = client.rest()
             except ConnectionError:
                 rest = b""
         self.assertRegex(rest, rb"^$|^HTTP/1\.1 [1245]\d\d ", data)
@@ -9944,8 +9985,8 @@ class ServerUnderFuzz(ServerCase):
             assert isinstance(event, h11.Request)
             data = theirs.next_event()
             body = bytes(data.data) if isinstance(data, h11.Data) else b""
-            with Wire(self.server) as wire:
-                self.assertEqual(wire.send(head, framing[1]).answer(method).status, 200, head)
+            with Client(self.server.server_port) as client:
+                self.assertEqual(client.send(head, framing[1]).answer(method).status, 200, head)
             ours = seen.pop()
             self.assertEqual(ours["REQUEST_METHOD"].encode(), event.method)
             self.assertEqual(ours["RAW_URI"].encode("latin-1"), event.target)
@@ -10008,7 +10049,7 @@ class ServerLog(ServerCase):
             go_on.wait(DEADLINE)
 
         self.serve(app)
-        idle, stopped, streaming = self.wire(), self.wire(GET.replace(b"/ ", b"/hangs ", 1)), self.wire()
+        idle, stopped, streaming = self.connect(), self.connect(GET.replace(b"/ ", b"/hangs ", 1)), self.connect()
         streaming.send(GET.replace(b"/ ", b"/stream ", 1))
         hangs = re.compile(r"warning: GET /(\w*) has not been answered after \d+ s; it is at (.*), line (\d+)")
         eventually(lambda: len(hangs.findall(self.log)) == 2, "two lines")
@@ -10033,11 +10074,11 @@ class ServerLog(ServerCase):
             return hello(environ, start_response)
 
         self.serve(app)
-        wire = self.wire(GET)
+        client = self.connect(GET)
         began = time.perf_counter()
         eventually(lambda: self.server.hangs_looked_for > began + 0.5, "many looks")
         go_on.set()
-        wire.answer()
+        client.answer()
         self.assertNotIn("has not been answered", self.log)
 
     def test_quiet_servers_log_no_request_but_show_crashes(self) -> None:
@@ -10174,11 +10215,11 @@ class AsgiReceiving(AsgiCase):
             body = random.Random(size).randbytes(size) if sys.version_info >= (3, 9) else b""
             chunks = b"".join(b"%x\r\n%b\r\n" % (len(c), c) for c in (body[:7], body[7:90_000], body[90_000:]) if c)
             for request in (post(f"Content-Length: {size}", body), chunked(chunks + b"0\r\nTrailer: x\r\n\r\n")):
-                with self.subTest(size=size, head=request[:60]), Wire(self.server) as wire:
-                    wire.send(request)
-                    self.assertEqual(wire.answer().body, body)
-                    wire.send(post("Content-Length: 3", "abc") + LAST)
-                    self.assertEqual([wire.answer().body, wire.answer().body], [b"abc", b""])
+                with self.subTest(size=size, head=request[:60]), Client(self.server.server_port) as client:
+                    client.send(request)
+                    self.assertEqual(client.answer().body, body)
+                    client.send(post("Content-Length: 3", "abc") + LAST)
+                    self.assertEqual([client.answer().body, client.answer().body], [b"abc", b""])
 
     def test_each_piece_is_received_before_the_next_one_is_sent(self) -> None:
         self.serve_asgi(self.collect)
@@ -10187,13 +10228,13 @@ class AsgiReceiving(AsgiCase):
             (chunked(""), ["2\r\nab\r\n", "2\r\nc", "d\r", "\n2\r\nef\r\n", "0\r\n", "\r\n"]),
         ):
             self.messages.clear()
-            wire = self.wire(head)
+            client = self.connect(head)
             got = 0
             for piece in pieces:
-                wire.send(piece)
+                client.send(piece)
                 got = got + 1 if re.search("[a-f]", piece) else got
                 eventually(lambda: len([m for m in self.messages if m["body"]]) >= got, f"{piece!r} received")
-            self.assertEqual(wire.answer().body, b"abcdef")
+            self.assertEqual(client.answer().body, b"abcdef")
 
     def test_a_client_that_waits_for_it_is_told_to_continue_when_the_body_is_asked_for(self) -> None:
         asked = threading.Event()
@@ -10206,11 +10247,11 @@ class AsgiReceiving(AsgiCase):
             await self.collect(scope, receive, send)
 
         self.serve_asgi(view)
-        wire = self.wire(post("Content-Length: 3\nExpect: 100-continue"))
-        self.assertEqual(select.select([wire.sock], [], [], 0.1)[0], [])
+        client = self.connect(post("Content-Length: 3\nExpect: 100-continue"))
+        self.assertEqual(select.select([client.sock], [], [], 0.1)[0], [])
         asked.set()
-        self.assertEqual(wire.head().status, 100)
-        self.assertEqual(wire.send("abc").answer().body, b"abc")
+        self.assertEqual(client.head().status, 100)
+        self.assertEqual(client.send("abc").answer().body, b"abc")
 
     def test_an_upload_waits_for_the_application(self) -> None:
         go = threading.Event()
@@ -10224,12 +10265,12 @@ class AsgiReceiving(AsgiCase):
 
         self.serve_asgi(view)
         size = 30_000_000  # more than sockets hold
-        wire = self.wire(post(f"Content-Length: {size}"))
-        wire.sock.settimeout(0.5)
+        client = self.connect(post(f"Content-Length: {size}"))
+        client.sock.settimeout(0.5)
         with self.assertRaises(OSError):
-            wire.send(bytes(size))
+            client.send(bytes(size))
         go.set()
-        wire.sock.settimeout(DEADLINE)
+        client.sock.settimeout(DEADLINE)
         eventually(lambda: sum(len(m["body"]) for m in self.messages) > 1_000_000, "the upload goes on")
 
     def test_a_body_that_is_not_read_does_not_keep_the_connection_from_the_next_request(self) -> None:
@@ -10238,15 +10279,15 @@ class AsgiReceiving(AsgiCase):
 
         self.serve_asgi(view)
         for request in (post("Content-Length: 5", "hello"), chunked(CHUNKS)):
-            wire = self.wire(request, LAST)
-            self.assertEqual([wire.answer().body, wire.answer().body], [b"/first", b"/last"])
+            client = self.connect(request, LAST)
+            self.assertEqual([client.answer().body, client.answer().body], [b"/first", b"/last"])
 
     def test_a_bad_chunk_is_the_clients_mistake(self) -> None:
         for debugger in (False, True):
             self.messages.clear()
             self.serve_asgi(self.collect, debugger=debugger, pin="off")
-            wire = self.wire(chunked("3\r\nabc\r\nxyz\r\n"))
-            self.assertEqual(wire.answer().status, 400)
+            client = self.connect(chunked("3\r\nabc\r\nxyz\r\n"))
+            self.assertEqual(client.answer().status, 400)
             eventually(lambda: self.messages and self.messages[-1]["type"] == "http.disconnect", "the disconnect")
             self.assertNotIn("Traceback", self.log)
 
@@ -10261,10 +10302,10 @@ class AsgiReceiving(AsgiCase):
 
             with self.subTest(request=request):
                 self.serve_asgi(view)
-                wire = self.wire(request)
+                client = self.connect(request)
                 eventually(lambda: seen, "the request")
                 self.assertFalse(self.ended)
-                wire.close()
+                client.close()
                 self.assertIsInstance(self.end(), OSError)
                 self.assertEqual(seen[-1], {"type": "http.disconnect"})
                 self.assertNotIn("Traceback", self.log)
@@ -10276,7 +10317,7 @@ class AsgiReceiving(AsgiCase):
             raise LookupError("in the cleanup")
 
         self.serve_asgi(view)
-        self.wire(GET).close()
+        self.connect(GET).close()
         eventually(lambda: "in the cleanup" in self.log, "the traceback")
 
     def test_after_the_answer_receive_returns_the_disconnect(self) -> None:
@@ -10329,12 +10370,12 @@ class AsgiSending(AsgiCase):
             await send(self.BODY)
 
         self.serve_asgi(view)
-        wire = self.wire()
-        wire.send(GET)
-        self.assertEqual(wire.head().get("Transfer-Encoding"), "chunked")
+        client = self.connect()
+        client.send(GET)
+        self.assertEqual(client.head().get("Transfer-Encoding"), "chunked")
         for piece in (b"one", b"two", b""):
             go.release()
-            self.assertEqual(wire.chunk(), piece)
+            self.assertEqual(client.chunk(), piece)
         self.assertIsNone(self.end())
 
     def test_send_waits_for_a_slow_client(self) -> None:
@@ -10348,13 +10389,13 @@ class AsgiSending(AsgiCase):
             await send(self.BODY)
 
         self.serve_asgi(view)
-        wire = self.wire(GET)
+        client = self.connect(GET)
         last = -1
         while last != len(sent) or not sent:  # until nothing moves any more
             last = len(sent)
             time.sleep(0.3)
         self.assertLess(last, 500)
-        self.assertEqual(len(wire.answer().body), 65_536_000)
+        self.assertEqual(len(client.answer().body), 65_536_000)
 
     def test_a_client_that_leaves_ends_what_is_sent_to_it(self) -> None:
         async def view(scope: Any, receive: App, send: App) -> None:
@@ -10363,9 +10404,9 @@ class AsgiSending(AsgiCase):
                 await send({**self.BODY, "body": bytes(65_536), "more_body": True})
 
         self.serve_asgi(view)
-        wire = self.wire(GET)
-        wire.head()
-        wire.close()
+        client = self.connect(GET)
+        client.head()
+        client.close()
         self.assertIsInstance(self.end(), OSError)
         self.assertNotIn("Traceback", self.log)
 
@@ -10378,10 +10419,10 @@ class AsgiSending(AsgiCase):
                         {**self.BODY, "body": b"hel", "more_body": more},
                         *[{**self.BODY, "body": b"lo"}] * more,
                     )
-                    wire = self.wire(f"{method} / HTTP/1.1\r\nHost: x\r\n\r\n")
-                    self.assertEqual(wire.answer(method).status, status)
-                    self.assertEqual(wire.send(LAST.replace(b"GET", method.encode())).answer(method).status, status)
-                    self.assertEqual(wire.rest(), b"")
+                    client = self.connect(f"{method} / HTTP/1.1\r\nHost: x\r\n\r\n")
+                    self.assertEqual(client.answer(method).status, status)
+                    self.assertEqual(client.send(LAST.replace(b"GET", method.encode())).answer(method).status, status)
+                    self.assertEqual(client.rest(), b"")
                     self.assertIsNone(self.end())
 
     def test_http_1_0_gets_no_chunks(self) -> None:
@@ -10392,10 +10433,10 @@ class AsgiSending(AsgiCase):
     def test_what_belongs_to_the_connection_is_left_out(self) -> None:
         headers = [(b"Transfer-Encoding", b"chunked"), (b"connection", b"Close"), (b"Keep-Alive", b"3")]
         self.answering({**self.START, "headers": headers}, {**self.BODY, "body": b"hello"})
-        wire = self.wire(GET)
-        answer = wire.answer()
+        client = self.connect(GET)
+        answer = client.answer()
         self.assertEqual((answer.body, answer.get("Connection"), answer.get("Keep-Alive")), (b"hello", "close", None))
-        self.assertEqual(wire.rest(), b"")
+        self.assertEqual(client.rest(), b"")
 
     def test_a_file_is_sent_by_its_path(self) -> None:
         path = self.folder / "file"
@@ -10455,8 +10496,8 @@ class AsgiSending(AsgiCase):
             raise LookupError("in the background")
 
         self.serve_asgi(view)
-        wire = self.wire(GET, GET)
-        self.assertEqual([wire.answer().body, wire.answer().body], [b"hello", b"hello"])
+        client = self.connect(GET, GET)
+        self.assertEqual([client.answer().body, client.answer().body], [b"hello", b"hello"])
         self.assertFalse(self.ended)
         go.set()
         eventually(lambda: self.log.count("in the background") >= 2, "both tracebacks")
@@ -10478,8 +10519,8 @@ class AsgiSending(AsgiCase):
         for threads in (True, False):
             barrier.clear()
             self.serve_asgi(view, threads=threads)
-            wires = [self.wire(GET) for _ in range(20)]
-            self.assertEqual({wire.answer().status for wire in wires}, {200})
+            clients = [self.connect(GET) for _ in range(20)]
+            self.assertEqual({client.answer().status for client in clients}, {200})
 
 
 def client_frame(opcode: int, payload: bytes = b"", first: int = 0x80, mask: bytes = b"\x01\x02\x03\x04") -> bytes:
@@ -10491,12 +10532,12 @@ def client_frame(opcode: int, payload: bytes = b"", first: int = 0x80, mask: byt
     return bytes([first | opcode]) + length + mask + bytes(b ^ mask[i % 4] for i, b in enumerate(payload))
 
 
-class WebSocketWire(Wire):
+class WebSocketClient(Client):
     """A WebSocket client that sends what it is told to, and reads strictly."""
 
     KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 
-    def send(self, *pieces: Union[bytes, str], pause: float = 0.0) -> "WebSocketWire":
+    def send(self, *pieces: Union[bytes, str], pause: float = 0.0) -> "WebSocketClient":
         super().send(*pieces, pause=pause)
         return self
 
@@ -10551,28 +10592,28 @@ class AsgiWebSockets(AsgiCase):
 
         self.serve_asgi(view, **options)
 
-    def socket(self, **options: Any) -> WebSocketWire:
-        wire = WebSocketWire(self.server, **options)
-        self.addCleanup(wire.close)
-        return wire
+    def socket(self, **options: Any) -> WebSocketClient:
+        client = WebSocketClient(self.server.server_port, **options)
+        self.addCleanup(client.close)
+        return client
 
-    def opened(self, *lines: str) -> WebSocketWire:
-        wire = self.socket()
-        self.assertEqual(wire.shake_hands(*lines).status, 101)
-        return wire
+    def opened(self, *lines: str) -> WebSocketClient:
+        client = self.socket()
+        self.assertEqual(client.shake_hands(*lines).status, 101)
+        return client
 
     ACCEPT: ClassVar = {"type": "websocket.accept"}
 
     def test_messages_of_every_size_come_back(self) -> None:
         self.serve_asgi(self.echo)
-        wire = self.opened()
+        client = self.opened()
         for size in (0, 1, 125, 126, 65_535, 65_536, 1_000_000):
             for opcode in (1, 2):
                 payload = b"abcdefg"[: size % 7 + 1] * (size // (size % 7 + 1) + 1)
-                wire.send(client_frame(opcode, payload[:size]))
-                self.assertEqual(wire.frame(), (0x80 | opcode, payload[:size]))
-        wire.send(client_frame(8, b"\x0f\xa0bye"))
-        self.assertEqual(wire.close_code(), 4000)
+                client.send(client_frame(opcode, payload[:size]))
+                self.assertEqual(client.frame(), (0x80 | opcode, payload[:size]))
+        client.send(client_frame(8, b"\x0f\xa0bye"))
+        self.assertEqual(client.close_code(), 4000)
         self.end()
         self.assertEqual(self.seen[-1], {"type": "websocket.disconnect", "code": 4000, "reason": "bye"})
         self.assertEqual([line[2] for line in self.lines(2)], ["101", "101"])
@@ -10585,10 +10626,10 @@ class AsgiWebSockets(AsgiCase):
             await send({**self.ACCEPT, "subprotocol": "b", "headers": [(b"x-a", b"1")]})
 
         self.serve_asgi(view)
-        wire = self.socket()
-        answer = wire.shake_hands("Sec-WebSocket-Protocol: a, b", "Sec-WebSocket-Protocol: c", path="/a%20b?q")
+        client = self.socket()
+        answer = client.shake_hands("Sec-WebSocket-Protocol: a, b", "Sec-WebSocket-Protocol: c", path="/a%20b?q")
         self.assertEqual((answer.get("Sec-WebSocket-Protocol"), answer.get("x-a")), ("b", "1"))
-        self.assertEqual(wire.close_code(), 1000)
+        self.assertEqual(client.close_code(), 1000)
         scope = scopes[0]
         self.assertEqual((scope["type"], scope["scheme"], scope["subprotocols"]), ("websocket", "ws", ["a", "b", "c"]))
         self.assertEqual((scope["path"], scope["raw_path"], scope["query_string"]), ("/a b", b"/a%20b", b"q"))
@@ -10598,7 +10639,7 @@ class AsgiWebSockets(AsgiCase):
     def test_a_bad_handshake_is_refused(self) -> None:
         self.serve_asgi(self.echo)
         good = "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        key, version = f"Sec-WebSocket-Key: {WebSocketWire.KEY}\r\n", "Sec-WebSocket-Version: 13\r\n"
+        key, version = f"Sec-WebSocket-Key: {WebSocketClient.KEY}\r\n", "Sec-WebSocket-Version: 13\r\n"
         for head, status in (
             (good + key + "Sec-WebSocket-Version: 8\r\n", 426),
             (good + key, 426),
@@ -10645,27 +10686,27 @@ class AsgiWebSockets(AsgiCase):
 
     def test_what_came_before_the_breach_is_answered(self) -> None:
         self.serve_asgi(self.echo)
-        wire = self.opened().send(client_frame(1, b"one") + client_frame(2, b"two") + client_frame(3))
-        self.assertEqual([wire.frame(), wire.frame()], [(0x81, b"one"), (0x82, b"two")])
-        self.assertEqual(wire.close_code(), 1002)
+        client = self.opened().send(client_frame(1, b"one") + client_frame(2, b"two") + client_frame(3))
+        self.assertEqual([client.frame(), client.frame()], [(0x81, b"one"), (0x82, b"two")])
+        self.assertEqual(client.close_code(), 1002)
 
     def test_fragments_with_control_frames_between_are_put_together_byte_by_byte(self) -> None:
         self.serve_asgi(self.echo)
         text = "héllo".encode()
         data = client_frame(1, text[:2], first=0) + client_frame(9, b"ping") + client_frame(0, text[2:])
-        wire = self.opened()
+        client = self.opened()
         for byte in data:
-            wire.send(bytes([byte]))
-        self.assertEqual([wire.frame(), wire.frame()], [(0x8A, b"ping"), (0x81, text)])
+            client.send(bytes([byte]))
+        self.assertEqual([client.frame(), client.frame()], [(0x8A, b"ping"), (0x81, text)])
 
     def test_frames_sent_with_the_handshake_are_not_lost(self) -> None:
         self.serve_asgi(self.echo)
-        wire = self.socket()
+        client = self.socket()
         with mock.patch.object(
-            wire, "send", lambda head: wire.sock.sendall(head.encode() + client_frame(1, b"early"))
+            client, "send", lambda head: client.sock.sendall(head.encode() + client_frame(1, b"early"))
         ):
-            wire.shake_hands()
-        self.assertEqual(wire.frame(), (0x81, b"early"))
+            client.shake_hands()
+        self.assertEqual(client.frame(), (0x81, b"early"))
 
     def test_deflated_messages_come_back_deflated(self) -> None:
         self.serve_asgi(self.echo)
@@ -10683,12 +10724,12 @@ class AsgiWebSockets(AsgiCase):
             ("permessage-deflate; client_max_window_bits=7", None),
         ):
             with self.subTest(offer):
-                wire = self.socket()
+                client = self.socket()
                 self.assertEqual(
-                    wire.shake_hands(f"Sec-WebSocket-Extensions: {offer}").get("Sec-WebSocket-Extensions"), told
+                    client.shake_hands(f"Sec-WebSocket-Extensions: {offer}").get("Sec-WebSocket-Extensions"), told
                 )
                 if not told:
-                    self.assertEqual(wire.send(client_frame(1, first=0xC0)).close_code(), 1002)
+                    self.assertEqual(client.send(client_frame(1, first=0xC0)).close_code(), 1002)
                     continue
                 forgets = "no_context" in told
                 deflater, inflater = zlib.compressobj(wbits=-15), zlib.decompressobj(-15)
@@ -10697,18 +10738,18 @@ class AsgiWebSockets(AsgiCase):
                         deflater, inflater = zlib.compressobj(wbits=-15), zlib.decompressobj(-15)
                     payload = (deflater.compress(b"hello" * 1000) + deflater.flush(zlib.Z_SYNC_FLUSH))[:-4]
                     half = len(payload) // 2
-                    wire.send(client_frame(1, payload[:half], first=0x40), client_frame(0, payload[half:]))
-                    first, data = wire.frame()
+                    client.send(client_frame(1, payload[:half], first=0x40), client_frame(0, payload[half:]))
+                    first, data = client.frame()
                     self.assertEqual(first, 0xC1)
                     self.assertLess(len(data), 200)
                     self.assertEqual(inflater.decompress(data + b"\0\0\xff\xff"), b"hello" * 1000)
 
     def test_a_message_that_inflates_past_the_limit_is_refused_before_it_fills_the_memory(self) -> None:
         self.serve_asgi(self.echo)
-        wire = self.opened("Sec-WebSocket-Extensions: permessage-deflate")
+        client = self.opened("Sec-WebSocket-Extensions: permessage-deflate")
         deflater = zlib.compressobj(wbits=-15)
         bomb = b"".join(deflater.compress(bytes(2**20)) for _ in range(64)) + deflater.flush(zlib.Z_SYNC_FLUSH)
-        self.assertEqual(wire.send(client_frame(2, bomb[:-4], first=0xC0)).close_code(), 1009)
+        self.assertEqual(client.send(client_frame(2, bomb[:-4], first=0xC0)).close_code(), 1009)
 
     def test_unmasking_is_right_at_every_offset_and_costs_little(self) -> None:
         data, mask = random.Random(1).randbytes(1000), b"\x01\x80\xff\x07"
@@ -10724,12 +10765,12 @@ class AsgiWebSockets(AsgiCase):
     def test_pings_are_sent_and_a_peer_without_pongs_is_given_up(self) -> None:
         self.patch("_PING_SECONDS", 0.2)
         self.serve_asgi(self.echo)
-        wire = self.opened()
+        client = self.opened()
         for _ in range(3):
-            first, payload = wire.frame()
+            first, payload = client.frame()
             self.assertEqual(first, 0x89)
-            wire.send(client_frame(10, payload))
-        self.assertEqual(wire.close_code(), 1011)
+            client.send(client_frame(10, payload))
+        self.assertEqual(client.close_code(), 1011)
         self.end()
         self.assertEqual(self.seen[-1]["type"], "websocket.disconnect")
 
@@ -10737,18 +10778,18 @@ class AsgiWebSockets(AsgiCase):
         self.sending(
             self.ACCEPT, {"type": "websocket.send", "text": "last"}, {"type": "websocket.close", "code": 4001}
         )
-        wire = self.opened()
-        self.assertEqual(wire.frame(), (0x81, b"last"))
-        self.assertEqual(wire.close_code(), 4001)
+        client = self.opened()
+        self.assertEqual(client.frame(), (0x81, b"last"))
+        self.assertEqual(client.close_code(), 4001)
 
     def test_a_client_that_does_not_close_is_given_up(self) -> None:
         self.patch("_CLOSE_SECONDS", 0.2)
         self.sending(self.ACCEPT, {"type": "websocket.close", "reason": "é" * 100})
-        wire = self.opened()
-        first, payload = wire.frame()
+        client = self.opened()
+        first, payload = client.frame()
         self.assertEqual((first, payload[:2]), (0x88, b"\x03\xe8"))
         self.assertEqual(payload[2:].decode(), "é" * 61)
-        self.assertEqual(wire.rest(), b"")
+        self.assertEqual(client.rest(), b"")
 
     def test_a_client_that_vanishes_is_told_to_the_application_and_a_send_raises(self) -> None:
         async def view(scope: Any, receive: App, send: App) -> None:
@@ -10771,10 +10812,10 @@ class AsgiWebSockets(AsgiCase):
         start = {"type": "websocket.http.response.start", "status": 401, "headers": [(b"x-a", b"1")]}
         body = {"type": "websocket.http.response.body", "body": b"no", "more_body": True}
         self.sending(start, body, {**body, "more_body": False})
-        wire = self.socket()
-        answer = wire.shake_hands()
+        client = self.socket()
+        answer = client.shake_hands()
         self.assertEqual((answer.status, answer.get("x-a")), (401, "1"))
-        self.assertEqual(b"".join(iter(wire.chunk, b"")), b"nono")
+        self.assertEqual(b"".join(iter(client.chunk, b"")), b"nono")
 
     def test_an_exception_before_accept_is_a_500_and_one_after_it_a_1011_with_a_traceback(self) -> None:
         self.sending({"type": "nonsense"}, debugger=True, pin="off")
@@ -10817,19 +10858,19 @@ class AsgiWebSockets(AsgiCase):
             await task
 
         self.serve_asgi(view)
-        wire = self.opened()
-        wire.send(client_frame(2, bytes(200_000)) * count)
+        client = self.opened()
+        client.send(client_frame(2, bytes(200_000)) * count)
         for _ in range(count):
-            self.assertEqual(len(wire.frame()[1]), 200_000)
+            self.assertEqual(len(client.frame()[1]), 200_000)
         self.assertIsNone(self.end())
 
     def test_a_reload_closes_with_1012_and_waits_for_nothing(self) -> None:
         self.serve_asgi(self.echo)
-        wire = self.opened()
+        client = self.opened()
         began = time.monotonic()
         closer = threading.Thread(target=self.server.close_gate, args=(DEADLINE,))
         closer.start()
-        self.assertEqual(wire.close_code(), 1012)
+        self.assertEqual(client.close_code(), 1012)
         closer.join(DEADLINE)
         self.assertLess(time.monotonic() - began, 5)
         self.end()
@@ -10838,10 +10879,10 @@ class AsgiWebSockets(AsgiCase):
 
     def test_the_end_of_the_server_closes_with_1001(self) -> None:
         self.serve_asgi(self.echo)
-        wire = self.opened()
+        client = self.opened()
         stop = threading.Thread(target=self.server.at_close)
         stop.start()
-        self.assertEqual(wire.close_code(), 1001)
+        self.assertEqual(client.close_code(), 1001)
         stop.join(DEADLINE)
         self.server.at_close = int
 
@@ -10866,14 +10907,14 @@ class AsgiWebSockets(AsgiCase):
             post(f"Content-Length: {len(body)}", body),
             chunked(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)),
         ):
-            wire = Wire(self.server, context=context)
-            wire.send(request).head()
+            client = Client(self.server.server_port, context=context)
+            client.send(request).head()
             got = b""
             while len(got) < len(body):
-                got += wire.chunk()
+                got += client.chunk()
             self.assertTrue(got == body)
             self.assertEqual(self.seen, [])
-            wire.close()
+            client.close()
             eventually(lambda: self.seen, "the disconnect")
             self.assertEqual(self.seen.pop(), {"type": "http.disconnect"})
         socket = self.socket(context=context)
@@ -11022,11 +11063,11 @@ class AsgiPages(AsgiCase):
                 await asyncio.sleep(0.01)
 
         self.serve_asgi(view)
-        wire = self.wire(GET)
+        client = self.connect(GET)
         hangs = re.compile(r"GET / has not been answered after \d+ s; it is at (.*), line (\d+)")
         eventually(lambda: hangs.search(self.log), "a line")
         go_on.set()
-        wire.answer()
+        client.answer()
         self.assertEqual(hangs.findall(self.log), [(__file__, str(line))])
 
     def test_a_view_that_hangs_in_a_pools_thread_says_where_each_for_its_own_request(self) -> None:
@@ -11068,13 +11109,13 @@ class AsgiPages(AsgiCase):
                 go_on.clear()
                 exec(compile(textwrap.dedent(framework).replace("WAY", way), "<framework>", "exec"), namespace)
                 self.serve_asgi(namespace["app"]).app.served = namespace["app"]  # nothing of this file around it
-                wires = [self.wire(GET.replace(b"/ ", f"/{name} ".encode(), 1)) for name in ("one", "two")]
+                clients = [self.connect(GET.replace(b"/ ", f"/{name} ".encode(), 1)) for name in ("one", "two")]
                 eventually(lambda: self.log.count("has not been answered") == 2, "two lines")
                 hangs = r"GET /(\w+) has not been answered after \d+ s; it is at (.*), line (\d+)"
                 found = set(re.findall(hangs, self.log))
                 go_on.set()
-                for wire in wires:
-                    wire.answer()
+                for client in clients:
+                    client.answer()
                 self.assertEqual(found, {(name, __file__, str(line)) for name, line in lines.items()})
 
 
@@ -12567,15 +12608,6 @@ with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
     HAS_IPV6 = True
 
 
-def unix_get(path: str, target: str = "/") -> bytes:
-    """Return the answer to a GET over a socket file."""
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(DEADLINE)
-        sock.connect(path)
-        sock.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
-        return b"".join(iter(lambda: sock.recv(65536), b""))
-
-
 def listening(*address: Any) -> socket.socket:
     """Return a socket of this process that listens on a free port, or on the address."""
     sock = socket.socket(socket.AF_INET6 if address and ":" in str(address[0]) else socket.AF_INET)
@@ -12812,7 +12844,7 @@ class RunnerSignals(RunnerCase):
             served = self.served("forking", "--reload", "--host", f"unix:{folder}/s")
             served.wait_for("production")
             for name in ("SIGTERM", "SIGHUP"):
-                self.assertIn(b"ended by %d" % getattr(signal, name), unix_get(folder + "/s", "/" + name))
+                self.assertIn(b"ended by %d" % getattr(signal, name), fetch(folder + "/s", "/" + name).body)
             self.assertEqual(os.listdir(folder), ["s"])
             self.assertNotIn("reloading", served.log)
 
@@ -12954,7 +12986,7 @@ class RunnerSockets(RunnerCase):
             with self.subTest(prefix):
                 served = self.served("hello", "--host", prefix + self.path, port=False)
                 served.wait_for(re.escape(self.path))
-                self.assertTrue(unix_get(self.path).endswith(b"hello"))
+                self.assertEqual(fetch(self.path).body, b"hello")
                 served.wait_for("GET / 200 5")
                 self.assertEqual(served.stop(), 0)
                 self.assertFalse(os.path.exists(self.path))
@@ -12964,7 +12996,7 @@ class RunnerSockets(RunnerCase):
             stale.bind(self.path)
         served = self.served("hello", "--host", f"unix:{self.path}", port=False)
         served.wait_for("production")
-        self.assertTrue(unix_get(self.path).endswith(b"hello"))
+        self.assertEqual(fetch(self.path).body, b"hello")
 
     def test_a_socket_file_in_use_is_left_alone(self) -> None:
         first = self.served("hello", "--host", f"unix:{self.path}", port=False)
@@ -12972,7 +13004,7 @@ class RunnerSockets(RunnerCase):
         line = self.failed("hello", "--host", f"unix:{self.path}")
         self.assertIn(self.path, line)
         self.assertIn("in use", line)
-        self.assertTrue(unix_get(self.path).endswith(b"hello"))
+        self.assertEqual(fetch(self.path).body, b"hello")
 
     def test_a_file_that_is_no_socket_is_left_alone(self) -> None:
         with open(self.path, "w", encoding="utf-8") as file:
@@ -12992,7 +13024,7 @@ class RunnerSockets(RunnerCase):
         served = self.served("mover", "--host", f"unix:{os.path.relpath(self.path, self.folder)}", port=False)
         served.wait_for("production")
         eventually(lambda: os.path.exists(self.path), "the socket file")
-        self.assertTrue(eventually(lambda: unix_get(self.path), "an answer").endswith(b"hello"))
+        self.assertEqual(eventually(lambda: fetch(self.path), "an answer").body, b"hello")
         served.stop()
         self.assertEqual(os.listdir(folder), [])
 
@@ -13009,9 +13041,9 @@ class RunnerSockets(RunnerCase):
         )
         served = self.served("shows", "--host", f"unix:{self.path}", port=False)
         served.wait_for("production")
-        answer = unix_get(self.path)
-        self.assertIn(b"('SERVER_NAME', '", answer)
-        self.assertIn(b"200 OK", answer)
+        answer = fetch(self.path)
+        self.assertIn("('SERVER_NAME', '", answer.text)
+        self.assertEqual(answer.status, 200)
 
     LAUNCHER = """
         import os, socket, sys
@@ -13056,7 +13088,7 @@ class RunnerSockets(RunnerCase):
     def test_a_socket_file_of_systemd_stays_at_the_end(self) -> None:
         served = self.launched("unix")
         served.wait_for("production")
-        self.assertTrue(unix_get(self.path).endswith(b"[]"))
+        self.assertEqual(fetch(self.path).body, b"[]")
         served.stop()
         self.assertTrue(os.path.exists(self.path), "it belongs to systemd, which goes on listening")
 
@@ -13414,7 +13446,7 @@ class RunnerInCode(RunnerCase):
         with tempfile.TemporaryDirectory(prefix="ds") as folder:
             served = self.ran(f"devserve.run(app, host={'unix:' + folder + '/s'!r})")
             served.wait_for("production")
-            self.assertTrue(unix_get(folder + "/s").endswith(b"hello"))
+            self.assertEqual(fetch(folder + "/s").body, b"hello")
             served.stop()
             self.assertEqual(os.listdir(folder), [])
 
@@ -15043,71 +15075,6 @@ def more():
 """
 
 
-class ReloadWire:
-    """One connection, spoken by hand: it never opens another, and sees a cut or a reset for what it is."""
-
-    def __init__(self, served: "Served", sock: Optional[socket.socket] = None) -> None:
-        self.served = served
-        self.sock = sock or socket.create_connection(("127.0.0.1", served.port), DEADLINE)
-        self.sock.settimeout(DEADLINE)
-        self.file = self.sock.makefile("rb")
-
-    def send(
-        self, path: str = "/", *, close: bool = False, method: str = "GET", more: str = "", body: bytes = b""
-    ) -> None:
-        more += "Connection: close\r\n" if close else ""
-        self.sock.sendall(f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{more}\r\n".encode() + body)
-
-    def answer(self) -> bytes:
-        """Return the whole body of the next response; raise ConnectionError when it is not whole."""
-        self.status, headers = self._head()
-        if headers.get("transfer-encoding") == "chunked":
-            return b"".join(self._chunks())
-        return self._exactly(int(headers["content-length"]))
-
-    def _head(self) -> tuple[int, dict[str, str]]:
-        lines = list(iter(self._line, b"\r\n"))
-        fields = (line.decode("latin-1").split(":", 1) for line in lines[1:])
-        return int(lines[0].split()[1]), {name.lower(): value.strip() for name, value in fields}
-
-    def _chunks(self) -> Iterator[bytes]:
-        for size in iter(lambda: int(self._line(), 16), 0):
-            yield self._exactly(size)
-            self._exactly(2)
-        self._exactly(2)
-
-    def _line(self) -> bytes:
-        line = self.file.readline()
-        if not line.endswith(b"\r\n"):
-            raise ConnectionError(f"the connection ended after {line!r}")
-        return line
-
-    def _exactly(self, size: int) -> bytes:
-        data = self.file.read(size)
-        if len(data) < size:
-            raise ConnectionError(f"the connection ended with {size - len(data)} bytes missing")
-        return data
-
-    def ask(self, path: str = "/", **options: Any) -> Any:
-        """Send a request and return its answer: what the JSON says, or the text when it is none."""
-        self.send(path, **options)
-        body = self.answer()
-        try:
-            return json.loads(body)
-        except ValueError:
-            return body.decode()
-
-    def close(self) -> None:
-        self.file.close()
-        self.sock.close()
-
-    def __enter__(self) -> "ReloadWire":
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-
 ASGI_RELOADED = """
     import asyncio, json, os
 
@@ -15142,14 +15109,14 @@ class Reload(Folder):
         self.write("app.py", RELOADED_APP)
 
     def serve(self, *arguments: str, **options: Any) -> Served:
-        served = Served(*(arguments or ("app", "--reload", "-q")), cwd=self.folder, **options)
-        self.addCleanup(served.stop)
-        return served
+        self.served = Served(*(arguments or ("app", "--reload", "-q")), cwd=self.folder, **options)
+        self.addCleanup(self.served.stop)
+        return self.served
 
-    def wire(self, served: Served, sock: Optional[socket.socket] = None) -> ReloadWire:
-        wire = ReloadWire(served, sock)
-        self.addCleanup(wire.close)
-        return wire
+    def connect(self, served: Union[Served, str, socket.socket], context: Optional[ssl.SSLContext] = None) -> Client:
+        client = Client(served.port if isinstance(served, Served) else served, context)
+        self.addCleanup(client.close)
+        return client
 
     def save(self, version: str, more: str = "{}") -> None:
         """Save the application as another version, whose answers hold what the expression `more` gives."""
@@ -15160,14 +15127,14 @@ class Reload(Folder):
         """Give the watcher the time for a few looks, in which it learns of every module and what its file holds."""
         time.sleep(1.0)  # nothing tells of it; one look in 40 ms is the rule
 
-    def reaches(self, wire: ReloadWire, version: str) -> Any:
+    def reaches(self, client: Client, version: str) -> Any:
         """Return the first answer on the connection that comes from `version`."""
 
         def look() -> Any:
-            answer = wire.ask()
-            return isinstance(answer, dict) and answer.get("version") == version and answer
+            answer = client.ask()
+            return answer.status == 200 and answer.json["version"] == version and answer.json
 
-        return eventually(look, f"an answer from {version}; the log is:\n{wire.served.log}")
+        return eventually(look, f"an answer from {version}")
 
     def patched(self, **constants: Any) -> list[str]:
         """Return a script to start in place of devserve.py, which gives other values to its constants first."""
@@ -15187,12 +15154,12 @@ class ReloadLosesNothing(Reload):
         failures: list[str] = []
         counts: dict[str, int] = {}
         loads = [(path, close) for path in ("/", "/stream?0.002") for close in (False, True)]
-        clients = [
+        askers = [
             threading.Thread(target=self.keep_asking, args=(served, *load, stop, failures, counts)) for load in loads
         ]
-        own = self.wire(served)
-        for client in clients:
-            client.start()
+        own = self.connect(served)
+        for asker in askers:
+            asker.start()
         pids = set()
         try:
             for number in range(100):
@@ -15202,8 +15169,8 @@ class ReloadLosesNothing(Reload):
                     break
         finally:
             stop.set()
-            for client in clients:
-                client.join()
+            for asker in askers:
+                asker.join()
         self.assertEqual(failures, [])
         self.assertEqual(len(counts), 4)
         self.assertEqual(pids, {served.process.pid})
@@ -15217,17 +15184,17 @@ class ReloadLosesNothing(Reload):
         failures: list[str] = []
         counts: dict[str, int] = {}
         loads = [(path, close) for path in ("/", "/stream") for close in (False, True)]
-        clients = [
+        askers = [
             threading.Thread(target=self.keep_asking, args=(served, *load, stop, failures, counts)) for load in loads
         ]
-        own = self.wire(served)
-        for client in clients:
-            client.start()
+        own = self.connect(served)
+        for asker in askers:
+            asker.start()
         try:
             for number in range(1, 21):
-                events, peer = self.wire(served), WebSocketWire(types.SimpleNamespace(server_port=served.port))
+                events, peer = self.connect(served), WebSocketClient(served.port)
                 self.addCleanup(peer.close)
-                events.send("/events")
+                events.request("/events")
                 self.assertEqual(peer.shake_hands().status, 101)
                 peer.send(client_frame(1, b"hello"))
                 self.assertEqual(peer.frame(), (0x81, b"hello"))
@@ -15236,8 +15203,8 @@ class ReloadLosesNothing(Reload):
                 self.reaches(own, f"v{number}")
         finally:
             stop.set()
-            for client in clients:
-                client.join()
+            for asker in askers:
+                asker.join()
         self.assertEqual(failures, [])
         self.assertGreater(min(counts.values()), 20, counts)
 
@@ -15246,42 +15213,45 @@ class ReloadLosesNothing(Reload):
         shutil.copy(SCRIPT, script)
         self.save("v1", '{"born": BORN}\n\n\nBORN = time.time_ns()')
         served = self.serve("app", "--reload", "--debugger", script=[str(script)])
-        wire = self.wire(served)
+        client = self.connect(served)
         pin = served.wait_for(r"PIN is ([-\d]+)").group(1)
         stop = threading.Event()
         failures: list[str] = []
         counts: dict[str, int] = {}
-        clients = [
+        askers = [
             threading.Thread(target=self.keep_asking, args=(served, "/", close, stop, failures, counts))
             for close in (False, True)
         ]
-        for client in clients:
-            client.start()
+        for asker in askers:
+            asker.start()
         try:
             for _ in range(2):
                 eventually(lambda: len(counts) == 2, "answers for both clients")
-                born = wire.ask()["born"]
+                born = client.ask().json["born"]
                 with script.open("a", encoding="utf-8") as file:
                     file.write("# saved\n")
-                answer = eventually(lambda: (a := wire.ask())["born"] != born and a, f"the reload:\n{served.log}")
+                answer = eventually(lambda: (a := client.ask().json)["born"] != born and a, "the reload")
                 self.assertEqual(answer["pid"], served.process.pid)
                 counts.clear()
             eventually(lambda: len(counts) == 2, "answers for both clients after the last reload")
         finally:
             stop.set()
-            for client in clients:
-                client.join()
+            for asker in askers:
+                asker.join()
         self.assertEqual(failures, [])
         self.assertEqual(served.log.count("devserve.py changed, reloading"), 2, served.log)
-        page = wire.ask("/__devserve__/console", more="Accept: text/html\r\n")
+        page = client.ask("/__devserve__/console", Accept="text/html").text
         secret = re.search(r"\b[0-9a-f]{32}\b", re.sub(r'nonce="[0-9a-f]+"', "", page))
         assert secret, page
-        head = "Content-Type: application/json\r\nOrigin: http://localhost\r\n"
+        headers = {
+            "Content_Type": "application/json",
+            "Origin": "http://localhost",
+            "X_Devserve_Secret": secret.group(),
+        }
         for typed, status in (("0", 403), (pin, 200)):
             body = json.dumps({"pin": typed}).encode()
-            more = f"{head}X-Devserve-Secret: {secret.group()}\r\nContent-Length: {len(body)}\r\n"
-            told = wire.ask("/__devserve__/pin", method="POST", more=more, body=body)
-            self.assertEqual(wire.status, status, told)
+            answer = client.ask("/__devserve__/pin", "POST", body, **headers)
+            self.assertEqual(answer.status, status, answer)
 
     def keep_asking(
         self,
@@ -15295,70 +15265,67 @@ class ReloadLosesNothing(Reload):
         """Ask until told to stop, on one connection or on a new one each time; note each answer that is not whole."""
         name = f"{path} {'closing' if close else 'kept'}"
         try:
-            wire = ReloadWire(served)
+            client = Client(served.port)
             while not stop.is_set():
-                wire.send(path, close=close)
-                body = wire.answer()
-                if wire.status != 200 or not body.endswith((b"}", b"whole")):
-                    failures.append(f"{name}: {wire.status} {body!r}")
+                answer = client.ask(path, Connection="close" if close else None)
+                if answer.status != 200 or not answer.body.endswith((b"}", b"whole")):
+                    failures.append(f"{name}: {answer}")
                 counts[name] = counts.get(name, 0) + 1
                 if close:
-                    wire.close()
-                    wire = ReloadWire(served)
-            wire.close()
+                    client.close()
+                    client = Client(served.port)
+            client.close()
         except (OSError, ValueError) as error:
             failures.append(f"{name}: {error!r} after {counts.get(name, 0)}")
 
     def test_request_in_flight_completes_and_its_connection_goes_on(self) -> None:
         served = self.serve()
-        wire = self.wire(served)
-        wire.send("/slow?1")
+        client = self.connect(served)
+        client.request("/slow?1")
         served.wait_for("slow request began")
         self.save("v2")
-        self.assertEqual(json.loads(wire.answer())["version"], "v1")
-        self.reaches(wire, "v2")
+        self.assertEqual(client.answer().json["version"], "v1")
+        self.reaches(client, "v2")
         self.assertNotIn("cut", served.log)
 
     def test_stream_in_flight_completes(self) -> None:
         served = self.serve()
-        wire = self.wire(served)
-        wire.send("/stream?0.2")
-        first = wire.file.readline()
+        client = self.connect(served)
+        client.request("/stream?0.2")
+        head = client.head()
         self.save("v2")
         served.wait_for("changed, reloading")
-        self.assertIn(b"200", first)
-        lines = [*iter(wire._line, b"\r\n")]
-        self.assertIn(b"Transfer-Encoding: chunked\r\n", lines)
-        self.assertEqual(b"".join(wire._chunks()), b"v1 0, v1 1, v1 2, v1 3, v1 4, whole")
-        self.reaches(wire, "v2")
+        self.assertEqual((head.status, head.get("Transfer-Encoding")), (200, "chunked"))
+        self.assertEqual(b"".join(iter(client.chunk, b"")), b"v1 0, v1 1, v1 2, v1 3, v1 4, whole")
+        self.reaches(client, "v2")
 
     def test_upload_in_flight_completes(self) -> None:
         served = self.serve()
-        wire = self.wire(served)
-        wire.send("/upload", method="POST", more="Content-Length: 10\r\n", body=b"12345")
+        client = self.connect(served)
+        client.request("/upload", "POST", b"12345", Content_Length=10)
         served.wait_for("upload began")
         self.save("v2")
         served.wait_for("changed, reloading")
-        wire.sock.sendall(b"67890")
-        answer = json.loads(wire.answer())
+        client.send(b"67890")
+        answer = client.answer().json
         self.assertEqual((answer["version"], answer["size"]), ("v1", 10))
-        self.reaches(wire, "v2")
+        self.reaches(client, "v2")
 
     def test_request_past_its_grace_is_cut_and_the_log_says_so_once(self) -> None:
         served = self.serve("app", "--reload", script=self.patched(_GRACE=2.0))
-        wire, *others = (self.wire(served) for _ in range(3))
-        wire.send("/slow?1000")
+        client, *others = (self.connect(served) for _ in range(3))
+        client.request("/slow?1000")
         served.wait_for("slow request began")
         time.sleep(2.0)  # the grace itself
         for other in others:
-            other.send("/upload", method="POST", more="Content-Length: 1\r\n")
+            other.request("/upload", "POST", Content_Length=1)
         eventually(lambda: served.log.count("upload began") == 2, "two more requests")
         self.save("v2")
         with self.assertRaises(ConnectionError):
-            wire.answer()
+            client.answer()
         for other in others:  # still within theirs, and each one's end makes the server look around
-            other.sock.sendall(b"x")
-            self.assertEqual(json.loads(other.answer())["version"], "v1")
+            other.send(b"x")
+            self.assertEqual(other.answer().json["version"], "v1")
         self.reaches(others[0], "v2")
         cuts = re.findall(r"warning: cut .*", served.log)
         self.assertEqual(len(cuts), 1, served.log)
@@ -15366,93 +15333,93 @@ class ReloadLosesNothing(Reload):
 
     def test_two_hundred_waiting_connections_cross(self) -> None:
         served = self.serve()
-        wires = [self.wire(served) for _ in range(200)]
-        for wire in wires[:100]:  # the others have been opened ahead of need, as browsers do
-            self.assertEqual(wire.ask()["version"], "v1")
+        clients = [self.connect(served) for _ in range(200)]
+        for client in clients[:100]:  # the others have been opened ahead of need, as browsers do
+            self.assertEqual(client.ask().json["version"], "v1")
         self.save("v2")
-        self.reaches(wires[0], "v2")
-        for wire in wires:
-            self.assertEqual(wire.ask()["version"], "v2")
+        self.reaches(clients[0], "v2")
+        for client in clients:
+            self.assertEqual(client.ask().json["version"], "v2")
         self.save("v3")
-        self.reaches(wires[-1], "v3")
-        self.assertEqual({wire.ask()["version"] for wire in wires}, {"v3"})
+        self.reaches(clients[-1], "v3")
+        self.assertEqual({client.ask().json["version"] for client in clients}, {"v3"})
 
     def test_half_sent_head_is_waited_for(self) -> None:
         served = self.serve()
-        wire, other = self.wire(served), self.wire(served)
-        wire.sock.sendall(b"GET / HTTP/1.1\r\nHost: lo")
-        self.assertEqual(other.ask()["version"], "v1")  # the half head was sent before and has surely been read
+        client, other = self.connect(served), self.connect(served)
+        client.send(b"GET / HTTP/1.1\r\nHost: lo")
+        self.assertEqual(other.ask().json["version"], "v1")  # the half head was sent before and has surely been read
         self.save("v2")
         served.wait_for("changed, reloading")
-        wire.sock.sendall(b"calhost\r\n\r\n")
-        self.assertEqual(json.loads(wire.answer())["version"], "v1")
-        self.reaches(wire, "v2")
+        client.send(b"calhost\r\n\r\n")
+        self.assertEqual(client.answer().json["version"], "v1")
+        self.reaches(client, "v2")
 
     def test_pipelined_requests_are_all_answered_in_order(self) -> None:
         served = self.serve()
-        wire = self.wire(served)
+        client = self.connect(served)
         head = "GET {} HTTP/1.1\r\nHost: localhost\r\n\r\n"
-        wire.sock.sendall("".join(map(head.format, ["/slow?0.5", "/stream?0", "/", "/"])).encode())
+        client.send("".join(map(head.format, ["/slow?0.5", "/stream?0", "/", "/"])).encode())
         served.wait_for("slow request began")
         self.save("v2")
-        self.assertEqual(json.loads(wire.answer())["version"], "v1")
-        self.assertEqual(wire.answer(), b"v1 0, v1 1, v1 2, v1 3, v1 4, whole")
+        self.assertEqual(client.answer().json["version"], "v1")
+        self.assertEqual(client.answer().body, b"v1 0, v1 1, v1 2, v1 3, v1 4, whole")
         for _ in range(2):
-            self.assertIn(b"v1", wire.answer())
-        self.reaches(wire, "v2")
+            self.assertIn(b"v1", client.answer().body)
+        self.reaches(client, "v2")
 
     def test_client_that_pipelines_without_end_does_not_hold_a_reload(self) -> None:
         """Each read ends in the middle of a head, so that the connection is never at rest."""
         served = self.serve("app", "--reload", "-q", script=self.patched(_GRACE=0.4))
-        greedy, other = self.wire(served), self.wire(served)
+        greedy, other = self.connect(served), self.connect(served)
         stop = threading.Event()
         threading.Thread(target=self.drain, args=(greedy,), daemon=True).start()
         sender = threading.Thread(target=self.flood, args=(greedy, stop), daemon=True)
         sender.start()
         self.addCleanup(sender.join)
         self.addCleanup(stop.set)
-        self.assertEqual(other.ask()["version"], "v1")
+        self.assertEqual(other.ask().json["version"], "v1")
         self.save("v2")
         self.reaches(other, "v2")
 
-    def flood(self, wire: ReloadWire, stop: threading.Event) -> None:
+    def flood(self, client: Client, stop: threading.Event) -> None:
         head = b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ".ljust(60, b"x") + b"\r\n\r\n"
         try:
-            wire.sock.sendall(b"\r\n" + head[:9])  # so that of a head of 64 bytes no large read ends with one
+            client.send(b"\r\n" + head[:9])  # so that of a head of 64 bytes no large read ends with one
             while not stop.is_set():
-                wire.sock.sendall(head[9:] + head * 20 + head[:9])
+                client.send(head[9:] + head * 20 + head[:9])
         except OSError:
             pass
 
-    def drain(self, wire: ReloadWire) -> None:
+    def drain(self, client: Client) -> None:
         try:
-            while wire.sock.recv(1 << 16):
+            while client.sock.recv(1 << 16):
                 pass
         except (OSError, ValueError):
             pass
 
     def test_event_stream_does_not_delay_a_reload(self) -> None:
         served = self.serve("app", "--reload", "-q", script=self.patched(_GRACE=1000.0))
-        stream, other = self.wire(served), self.wire(served)
-        stream.send("/events")
-        while stream._line() != b"data: tick\n\n\r\n"[-2:]:
-            pass
+        stream, other = self.connect(served), self.connect(served)
+        stream.request("/events")
+        stream.head()
+        stream.chunk()
         self.save("v2")
         self.reaches(other, "v2")
         self.assertNotIn("cut", served.log)
 
     def test_requests_sent_during_a_long_import_are_answered_by_the_new_code(self) -> None:
         served = self.serve()
-        kept = self.wire(served)
+        kept = self.connect(served)
         kept.ask()
         self.write(
             "app.py", "import time\nprint('importing', flush=True)\ntime.sleep(1)\n" + RELOADED_APP.replace("v1", "v2")
         )
         served.wait_for("importing")
-        fresh = [self.wire(served) for _ in range(20)]
-        for wire in (kept, *fresh):
-            wire.send()
-        self.assertEqual({json.loads(wire.answer())["version"] for wire in (kept, *fresh)}, {"v2"})
+        fresh = [self.connect(served) for _ in range(20)]
+        for client in (kept, *fresh):
+            client.request()
+        self.assertEqual({client.answer().json["version"] for client in (kept, *fresh)}, {"v2"})
 
     def test_unix_socket_crosses_and_its_file_is_removed_at_the_end(self) -> None:
         with tempfile.TemporaryDirectory() as short:  # a socket's path may have 107 bytes
@@ -15460,30 +15427,22 @@ class ReloadLosesNothing(Reload):
             served = self.serve("app", "--reload", "-q", "--host", f"unix:{path}")
             eventually(lambda: os.path.exists(path), "the socket file")
             served.wait_for("serves")
-            wire = self.wire(served, self.connected_to(path))
-            self.assertEqual(wire.ask()["version"], "v1")
+            client = self.connect(path)
+            self.assertEqual(client.ask().json["version"], "v1")
             self.save("v2")
-            self.reaches(wire, "v2")
-            self.assertEqual(self.wire(served, self.connected_to(path)).ask()["version"], "v2")
+            self.reaches(client, "v2")
+            self.assertEqual(fetch(path).json["version"], "v2")
             served.stop()
             self.assertFalse(os.path.exists(path))
-
-    def connected_to(self, path: str) -> socket.socket:
-        if sys.platform == "win32":
-            self.skipTest("not on Windows")
-        sock = socket.socket(socket.AF_UNIX)
-        sock.connect(path)
-        return sock
 
     def test_port_zero_keeps_its_port(self) -> None:
         served = self.serve("app", "--reload")
         port = served.port
-        wire = self.wire(served)
+        client = self.connect(served)
         for version in ("v2", "v3"):
             self.save(version)
-            self.reaches(wire, version)
-            with socket.create_connection(("127.0.0.1", port)) as sock, ReloadWire(served, sock) as fresh:
-                self.assertEqual(fresh.ask()["version"], version)
+            self.reaches(client, version)
+            self.assertEqual(fetch(port).json["version"], version)
 
     @unittest.skipUnless(shutil.which("openssl") or REQUIRE_ALL, "needs the program openssl")
     def test_tls_connections_are_closed_while_idle_and_cleanly(self) -> None:
@@ -15492,17 +15451,17 @@ class ReloadLosesNothing(Reload):
         self.make_certificate()
         served = self.serve("app", "--reload", "-q", "--cert", "cert.pem")
         context = ssl.create_default_context(cafile=str(self.folder / "cert.pem"))
-        idle, busy = (self.wire(served, self.shaken(served, context)) for _ in range(2))
+        idle, busy = (self.connect(served, context) for _ in range(2))
         early = socket.create_connection(("127.0.0.1", served.port), DEADLINE)  # has not begun its handshake
         self.addCleanup(early.close)
-        self.assertEqual(idle.ask()["version"], "v1")
-        busy.send("/slow?0.5")
+        self.assertEqual(idle.ask().json["version"], "v1")
+        busy.request("/slow?0.5")
         served.wait_for("slow request began")
         self.save("v2")
-        self.assertEqual(json.loads(busy.answer())["version"], "v1")
-        for wire in (idle, busy):
-            self.assertEqual(wire.file.read(), b"")  # anything but a closing alert would raise
-        self.reaches(self.wire(served, context.wrap_socket(early, server_hostname="localhost")), "v2")
+        self.assertEqual(busy.answer().json["version"], "v1")
+        for client in (idle, busy):
+            self.assertEqual(client.file.read(), b"")  # anything but a closing alert would raise
+        self.reaches(self.connect(early, context), "v2")
 
     def make_certificate(self) -> None:
         name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
@@ -15511,10 +15470,6 @@ class ReloadLosesNothing(Reload):
         pem = (self.folder / "cert").read_text() + (self.folder / "key").read_text()
         (self.folder / "cert.pem").write_text(pem)
 
-    def shaken(self, served: Served, context: Any) -> Any:
-        sock = socket.create_connection(("127.0.0.1", served.port), DEADLINE)
-        return context.wrap_socket(sock, server_hostname="localhost", suppress_ragged_eofs=False)
-
 
 @posix_only
 class ReloadSeesEverything(Reload):
@@ -15522,40 +15477,36 @@ class ReloadSeesEverything(Reload):
 
     def setUp(self) -> None:
         super().setUp()
-        self.served: Optional[Served] = None
 
-    def start(self, *arguments: str, **options: Any) -> ReloadWire:
+    def start(self, *arguments: str, **options: Any) -> Client:
         self.served = self.serve("app", "--reload", "-q", *arguments, **options)
-        return self.wire(self.served)
+        return self.connect(self.served)
 
     def reloads(self) -> int:
-        assert self.served is not None
         return self.served.log.count("changed, reloading")
 
-    def sees(self, wire: ReloadWire, **expected: Any) -> None:
+    def sees(self, client: Client, **expected: Any) -> None:
         """Ask until the answer holds what is expected; no more than one reload may be needed."""
         before = self.reloads()
 
         def look() -> bool:
-            answer = wire.ask()
-            return isinstance(answer, dict) and expected.items() <= answer.items()
+            answer = client.ask()
+            return answer.status == 200 and expected.items() <= answer.json.items()
 
-        assert self.served is not None
-        eventually(look, f"{expected} in the answer; the log is:\n{self.served.log}")
+        eventually(look, f"{expected} in the answer")
         self.assertLessEqual(self.reloads(), before + 1, self.served.log)
 
     def test_a_request_at_the_heels_of_a_save_is_answered_by_the_new_code(self) -> None:
-        wire = self.start(script=self.patched(_SETTLE=2.5))
-        self.assertEqual(wire.ask()["version"], "v1")
+        client = self.start(script=self.patched(_SETTLE=2.5))
+        self.assertEqual(client.ask().json["version"], "v1")
         self.settle()
         self.save("v2")
         time.sleep(1.0)  # the save is seen by then, and not yet over
         self.assertEqual(self.reloads(), 0)
-        assert self.served is not None
-        other = self.wire(self.served)
-        self.assertEqual([wire.ask()["version"], other.ask()["version"]], ["v2", "v2"])
+        other = self.connect(self.served)
+        self.assertEqual([client.ask().json["version"], other.ask().json["version"]], ["v2", "v2"])
         self.write("app.py", (self.folder / "app.py").read_text())  # the same bytes
-        self.assertEqual(wire.ask()["version"], "v2")
+        self.assertEqual(client.ask().json["version"], "v2")
 
     def test_edits_of_every_kind(self) -> None:
         self.write("plain.py", "VALUE = 1\n")
@@ -15581,8 +15532,8 @@ class ReloadSeesEverything(Reload):
             """,
         )
         self.save("v1", '__import__("helper").values()')
-        wire = self.start()
-        self.sees(wire, **dict.fromkeys(names, 1))
+        client = self.start()
+        self.sees(client, **dict.fromkeys(names, 1))
         edits: dict[str, Callable[[], object]] = {
             "plain": lambda: self.write("plain.py", "VALUE = 2\n"),
             "pack": lambda: self.write("pack/__init__.py", "VALUE = 2\n"),
@@ -15595,17 +15546,17 @@ class ReloadSeesEverything(Reload):
         for name, edit in edits.items():
             with self.subTest(name):
                 edit()
-                self.sees(wire, **{name: 2})
+                self.sees(client, **{name: 2})
         with self.subTest("the link's other end is another file"):
             self.write("elsewhere/other.py", "VALUE = 3\n")
             os.symlink(self.folder / "elsewhere" / "other.py", self.folder / "new link")
             os.replace(self.folder / "new link", self.folder / "linked.py")
-            self.sees(wire, linked=3)
+            self.sees(client, linked=3)
         with self.subTest("a time in the future makes no loop"):
             self.write_with_time("plain.py", "VALUE = 3\n", time.time() + 1e6)
-            self.sees(wire, plain=3)
+            self.sees(client, plain=3)
             self.write("pack/__init__.py", "VALUE = 3\n")
-            self.sees(wire, pack=3)
+            self.sees(client, pack=3)
 
     def zip(self, name: str, text: str) -> None:
         with zipfile.ZipFile(self.folder / "new zip", "w") as archive:
@@ -15625,50 +15576,49 @@ class ReloadSeesEverything(Reload):
     def test_deleted_module_is_missed_and_one_that_comes_back_heals(self) -> None:
         self.write("helper.py", "VALUE = 1\n")
         self.save("v1", '{"value": helper.VALUE}\n\n\nimport helper')
-        wire = self.start()
-        self.sees(wire, value=1)
+        client = self.start()
+        self.sees(client, value=1)
         self.settle()
         (self.folder / "helper.py").unlink()
-        assert self.served is not None
         self.served.wait_for("No module named 'helper'")
         self.write("helper/__init__.py", "VALUE = 2\n")  # as a package this time
-        self.sees(wire, value=2)
+        self.sees(client, value=2)
 
     def test_extra_files_and_excluded_ones(self) -> None:
         self.write("settings.toml", "1")
         self.write("templates/deep/page.html", "1")
         reads = '{p.name: p.read_text() for p in sorted(__import__("pathlib").Path(".").rglob("*.*ml"))}'
         self.save("v1", f'{{"files": FILES}}\n\n\nFILES = {reads}')
-        wire = self.start(
+        client = self.start(
             "--extra-files",
             os.pathsep.join(["settings.toml", "templates", "later.yaml", "*.xml"]),
             "--exclude-patterns",
             "*/secret.html",
         )
         files = {"settings.toml": "1", "page.html": "1"}
-        self.sees(wire, files=files)
+        self.sees(client, files=files)
         for name in ("settings.toml", "templates/deep/page.html", "later.yaml", "glob.xml", "templates/new/new.html"):
             with self.subTest(name):
                 self.write(name, "2")
                 files = {**files, os.path.basename(name): "2"}
-                self.sees(wire, files=files)
+                self.sees(client, files=files)
         before = self.reloads()
         self.write("templates/secret.html", "3")
         self.write("templates/deep/page.html", "3")
-        self.sees(wire, files={**files, "page.html": "3", "secret.html": "3"})
+        self.sees(client, files={**files, "page.html": "3", "secret.html": "3"})
         self.assertEqual(self.reloads(), before + 1)
 
     def test_env_file_changes_the_environment_of_the_new_image(self) -> None:
         self.write(".env", "COLOUR=red\nSET=file\n")
         self.save("v1", '{k: os.environ.get(k) for k in ("COLOUR", "SET", "NEW")}')
-        wire = self.start(env={"SET": "shell"})
-        self.sees(wire, COLOUR="red", SET="shell", NEW=None)
+        client = self.start(env={"SET": "shell"})
+        self.sees(client, COLOUR="red", SET="shell", NEW=None)
         self.write(".env", "NEW=1\nSET=other\n")
-        self.sees(wire, COLOUR=None, SET="shell", NEW="1")
+        self.sees(client, COLOUR=None, SET="shell", NEW="1")
         self.write(".flaskenv", "COLOUR=blue\n")
-        self.sees(wire, COLOUR="blue")
+        self.sees(client, COLOUR="blue")
         (self.folder / ".env").unlink()
-        self.sees(wire, NEW=None)
+        self.sees(client, NEW=None)
 
     def test_edit_during_the_import_is_not_lost(self) -> None:
         wait = "while not pathlib.Path('go').exists():\n    time.sleep(0.01)\n"
@@ -15678,8 +15628,8 @@ class ReloadSeesEverything(Reload):
         self.served.wait_for("importing")
         self.write("app.py", RELOADED_APP.replace("v1", "v2") + slow)
         self.write("go", "")
-        wire = self.wire(self.served)
-        self.reaches(wire, "v2")
+        client = self.connect(self.served)
+        self.reaches(client, "v2")
 
     def test_a_branch_that_is_switched_there_and_back_never_ends_with_a_mixture(self) -> None:
         """Bytecode is told from its source by whole seconds and size, which are the same here."""
@@ -15692,27 +15642,26 @@ class ReloadSeesEverything(Reload):
         switch("A")
         parts = '__import__("collections").Counter(__import__(name).BRANCH for name in PARTS)'
         self.save("v0", f'{parts}\n\n\nPARTS = {names!r}\nprint("importing", flush=True)\nBRANCHES = {parts}')
-        wire = self.start(env={"PYTHONDONTWRITEBYTECODE": ""})
-        self.sees(wire, A=40)
-        assert self.served is not None
+        client = self.start(env={"PYTHONDONTWRITEBYTECODE": ""})
+        self.sees(client, A=40)
         for number in range(1, 9):
             imports = self.served.log.count("importing")
             switch("B")
-            eventually(lambda: self.served.log.count("importing") > imports, "the other branch is being imported")  # type: ignore[union-attr]
+            eventually(lambda: self.served.log.count("importing") > imports, "the other branch is being imported")
             time.sleep(random.random() / 10)  # anywhere in the import
             switch("A")
             text = (self.folder / "app.py").read_text()
             self.write("app.py", text.replace(f'"v{number - 1}"', f'"v{number}"'))
-            answer = self.reaches(wire, f"v{number}")
+            answer = self.reaches(client, f"v{number}")
             self.assertEqual((answer.get("A"), answer.get("B")), (40, None), f"after {number} switches")
 
     def test_a_file_that_is_executed_without_an_import_is_watched(self) -> None:
         self.write("instance/config.py", "TITLE = 'one'\n")
         self.save("v1", '{"title": TITLE}\n\n\nimport runpy\nTITLE = runpy.run_path("instance/config.py")["TITLE"]')
-        wire = self.start()
-        self.sees(wire, title="one")
+        client = self.start()
+        self.sees(client, title="one")
         self.write("instance/config.py", "TITLE = 'two'\n")
-        self.sees(wire, title="two")
+        self.sees(client, title="two")
 
     def test_a_module_that_is_written_for_a_view_reloads_nothing(self) -> None:
         self.save(
@@ -15735,59 +15684,56 @@ def page():
 """,
         )
         self.write("other.py", "")
-        wire = self.start()
+        client = self.start()
         for visits in (1, 2, 3):
-            self.assertEqual(wire.ask()["visits"], visits)
+            self.assertEqual(client.ask().json["visits"], visits)
             self.settle()
         self.assertEqual(self.reloads(), 0)
 
     def test_what_is_removed_right_after_a_reload_is_noticed(self) -> None:
         self.save("v1", '{"colour": os.environ.get("COLOUR")}\n\n\nprint("importing", flush=True)')
         self.write(".env", "COLOUR=red\n")
-        wire = self.start()
-        self.sees(wire, colour="red")
-        assert self.served is not None
+        client = self.start()
+        self.sees(client, colour="red")
         for number in range(3):
             imports = self.served.log.count("importing")
             self.write(".env", f"COLOUR=green{number}\n")
-            eventually(lambda: self.served.log.count("importing") > imports, "the reload")  # type: ignore[union-attr]
+            eventually(lambda: self.served.log.count("importing") > imports, "the reload")
             (self.folder / ".env").unlink()
-            eventually(lambda: wire.ask()["colour"] is None, "an answer without it")
+            eventually(lambda: client.ask().json["colour"] is None, "an answer without it")
 
     def test_a_log_in_a_watched_folder_does_not_reload_without_end(self) -> None:
         code = 'with open("data/app.log", "a") as log:\n    log.write("a line")'
         self.write("data/app.log", "")
         self.save("v1", f"{{}}\n\n\n{code}")
-        wire = self.start("--extra-files", "data")
-        assert self.served is not None
+        client = self.start("--extra-files", "data")
         self.served.wait_for(r"app\.log is written again and again")
         self.save("v2", f"{{}}\n\n\n{code}")
-        self.reaches(wire, "v2")
+        self.reaches(client, "v2")
         self.settle()
         self.assertEqual(self.reloads(), devserve._REPEATED)  # one of them for the code
         self.assertEqual(self.served.log.count("app.log is written"), 1)
 
     def test_twenty_edits_in_two_seconds_end_with_the_last(self) -> None:
-        wire = self.start()
-        wire.ask()
+        client = self.start()
+        client.ask()
         for number in range(20):
             self.save(f"v{number}")
             time.sleep(0.1)
-        self.reaches(wire, "v19")
+        self.reaches(client, "v19")
         self.assertLessEqual(self.reloads(), 20)
         before = self.reloads()
         self.save("last")
-        self.reaches(wire, "last")
+        self.reaches(client, "last")
         self.assertEqual(self.reloads(), before + 1)
 
     def test_save_of_the_same_bytes_says_nothing_and_reloads_nothing(self) -> None:
         self.write("other.py", "VALUE = 1\n")
         self.save("v1", '{"other": __import__("other").VALUE}')
-        wire = self.start()
-        self.sees(wire, other=1)
+        client = self.start()
+        self.sees(client, other=1)
         self.write("other.py", "VALUE = 2\n")
-        self.sees(wire, other=2)
-        assert self.served is not None
+        self.sees(client, other=2)
         self.settle()
         log = self.served.log
         for name in ("app.py", "other.py"):
@@ -15796,7 +15742,7 @@ def page():
             self.rename_over(name, text)
         self.assertEqual(self.served.log, log)
         self.write("other.py", "VALUE = 3\n")  # which is seen later than the saves before
-        self.sees(wire, other=3)
+        self.sees(client, other=3)
         said = self.served.log[len(log) :]
         self.assertEqual(said.count("changed, reloading"), 1, said)
         self.assertIn("other.py changed, reloading", said)
@@ -15815,21 +15761,19 @@ class ReloadDefersErrors(Reload):
         """Wait for an answer that tells of a failure with this text; return it.  Each may end its connection."""
 
         def look() -> Any:
-            with ReloadWire(served) as wire:
-                body = str(wire.ask(more=f"Accept: {accept}\r\n"))
-                return wire.status == 500 and text in body and body
+            answer = fetch(served.port, Accept=accept)
+            return answer.status == 500 and text in answer.text and answer.text
 
-        return str(eventually(look, f"{text!r} in an answer with status 500; the log is:\n{served.log}"))
+        return str(eventually(look, f"{text!r} in an answer with status 500"))
 
     def mended(self, served: Served, version: str) -> Any:
         """Wait for an answer from this version; return it."""
 
         def look() -> Any:
-            with ReloadWire(served) as wire:
-                answer = wire.ask()
-                return isinstance(answer, dict) and answer["version"] == version and answer
+            answer = fetch(served.port)
+            return answer.status == 200 and answer.json["version"] == version and answer.json
 
-        return eventually(look, f"an answer from {version}; the log is:\n{served.log}")
+        return eventually(look, f"an answer from {version}")
 
     def test_error_of_syntax_is_shown_at_once_and_mended_by_either_save(self) -> None:
         served = self.serve_debugged()
@@ -15890,16 +15834,16 @@ class ReloadDefersErrors(Reload):
 
     def test_import_without_end_is_cured_by_a_save_and_loses_no_request(self) -> None:
         served = self.serve()
-        wire, idle = self.wire(served), self.wire(served)
-        self.assertEqual(wire.ask()["version"], "v1")
+        client, idle = self.connect(served), self.connect(served)
+        self.assertEqual(client.ask().json["version"], "v1")
         self.write("app.py", RELOADED_APP + "print('looping', flush=True)\nwhile True:\n    pass\n")
         served.wait_for("looping")
-        wire.send()
-        fresh = self.wire(served)
-        fresh.send()
+        client.request()
+        fresh = self.connect(served)
+        fresh.request()
         self.save("v2")
-        self.assertEqual({json.loads(each.answer())["version"] for each in (wire, fresh)}, {"v2"})
-        self.assertEqual(idle.ask()["version"], "v2")
+        self.assertEqual({each.answer().json["version"] for each in (client, fresh)}, {"v2"})
+        self.assertEqual(idle.ask().json["version"], "v2")
 
     def test_import_without_end_is_explained_after_a_while(self) -> None:
         served = self.serve_debugged(script=self.patched(_IMPORT_PATIENCE=0.2))
@@ -15925,10 +15869,10 @@ class ReloadDefersErrors(Reload):
         main = "\n\nif __name__ == '__main__':\n    import devserve\n    devserve.run(app, port=0, debug=True)\n"
         self.write("app.py", RELOADED_APP + main)
         served = self.serve("--", script=["app.py"], port=False, env={"PYTHONPATH": str(SCRIPT.parent)})
-        wire = self.wire(served)
-        self.assertEqual(wire.ask()["version"], "v1")
+        client = self.connect(served)
+        self.assertEqual(client.ask().json["version"], "v1")
         self.write("app.py", RELOADED_APP.replace("v1", "v2") + main)
-        self.assertEqual(self.reaches(wire, "v2")["pid"], served.process.pid)
+        self.assertEqual(self.reaches(client, "v2")["pid"], served.process.pid)
         self.write("app.py", RELOADED_APP + "1 / 0\n" + main)
         self.assertEqual(served.process.wait(DEADLINE), 1)
         served.reader.join(DEADLINE)
@@ -15963,11 +15907,11 @@ class ReloadIsTheSameProcess(Reload):
         """Return what the application sees of its process in the first image and in the third."""
         self.save("v1", STATE)
         served = self.serve(*arguments, **options)
-        wire = self.wire(served)
-        first = wire.ask()
+        client = self.connect(served)
+        first = client.ask().json
         for version in ("v2", "v3"):
             self.save(version, STATE)
-            last = self.reaches(wire, version)
+            last = self.reaches(client, version)
         self.assertEqual(last["pid"], served.process.pid)
         self.assertEqual((first.pop("version"), last.pop("version")), ("v1", "v3"))
         return first, last
@@ -16014,10 +15958,10 @@ class ReloadIsTheSameProcess(Reload):
         )
         self.save("v1", more)
         served = self.serve()
-        wire = self.wire(served)
-        first = wire.ask()
+        client = self.connect(served)
+        first = client.ask().json
         self.save("v2", more)
-        last = self.reaches(wire, "v2")
+        last = self.reaches(client, "v2")
         self.assertTrue(first["same"])
         self.assertEqual({**last, "version": "v1"}, first)
         self.assertTrue(os.path.samefile(first["file"], SCRIPT))
@@ -16026,10 +15970,10 @@ class ReloadIsTheSameProcess(Reload):
         more = '{}\n\n\nimport atexit\natexit.register(lambda: print("handler of", VERSION))\nprint("loaded", VERSION)'
         self.save("v1", more)
         served = self.serve()
-        wire = self.wire(served)
-        wire.ask()
+        client = self.connect(served)
+        client.ask()
         self.save("v2", more)
-        self.reaches(wire, "v2")
+        self.reaches(client, "v2")
         served.wait_for("handler of v1")
         self.assertIn("loaded v1", served.log)
         served.stop()
@@ -16039,10 +15983,10 @@ class ReloadIsTheSameProcess(Reload):
     def test_exit_handler_that_never_ends_delays_a_reload_but_little(self) -> None:
         self.save("v1", "{}\n\n\nimport atexit, threading\natexit.register(threading.Event().wait)")
         served = self.serve("app", "--reload", "-q", script=self.patched(_EXIT_SECONDS=0.2))
-        wire = self.wire(served)
-        wire.ask()
+        client = self.connect(served)
+        client.ask()
         self.save("v2")
-        self.reaches(wire, "v2")
+        self.reaches(client, "v2")
 
     def test_hang_up_reloads(self) -> None:
         if sys.platform == "win32":
@@ -16052,22 +15996,22 @@ class ReloadIsTheSameProcess(Reload):
         )
         self.save("v1", counter)
         served = self.serve()
-        wire = self.wire(served)
-        self.assertEqual(wire.ask()["loads"], 1)
+        client = self.connect(served)
+        self.assertEqual(client.ask().json["loads"], 1)
         for loads in (2, 3):
             served.process.send_signal(signal.SIGHUP)
-            eventually(lambda: wire.ask()["loads"] == loads, "a reload by hand")
-        self.assertEqual(wire.ask()["pid"], served.process.pid)
+            eventually(lambda: client.ask().json["loads"] == loads, "a reload by hand")
+        self.assertEqual(client.ask().json["pid"], served.process.pid)
 
     def test_stops_at_one_signal_after_a_reload(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             with self.subTest(number):
                 self.save("v1")
                 served = self.serve()
-                wire = self.wire(served)
-                wire.ask()
+                client = self.connect(served)
+                client.ask()
                 self.save("v2")
-                self.reaches(wire, "v2")
+                self.reaches(client, "v2")
                 served.process.send_signal(number)
                 self.assertEqual(served.process.wait(DEADLINE), 0)
                 with self.assertRaises(OSError):
@@ -16094,12 +16038,12 @@ def family():
         self.save("v1", family)
         served = self.serve()
         self.addCleanup(self.end_children, served.process.pid)
-        wire = self.wire(served)
-        first = wire.ask()
+        client = self.connect(served)
+        first = client.ask().json
         self.save("v2", '{"child": 0}')
-        self.reaches(wire, "v2")
+        self.reaches(client, "v2")
         self.save("v3", family)
-        second = self.reaches(wire, "v3")
+        second = self.reaches(client, "v3")
         for child in (first["child"], second["child"]):
             links = self.links(child)
             self.assertGreater(len(links), 2)
@@ -16143,9 +16087,9 @@ def family():
     return {{"line": line}}"""
         self.save("v1", more)
         served = self.serve()
-        wire = self.wire(served)
+        client = self.connect(served)
         self.save("v2", more)
-        line = self.reaches(wire, "v2")["line"]
+        line = self.reaches(client, "v2")["line"]
         self.assertIn("http://127.0.0.1:", line)
         self.assertNotIn(f":{served.port} ", line)
 
@@ -16164,10 +16108,10 @@ def pool():
 """
                 self.save("v1", more)
                 served = self.serve()
-                wire = self.wire(served)
-                self.assertEqual(wire.ask()["doubled"], [2, 4])
+                client = self.connect(served)
+                self.assertEqual(client.ask().json["doubled"], [2, 4])
                 self.save("v2", more)
-                self.assertEqual(self.reaches(wire, "v2")["doubled"], [2, 4])
+                self.assertEqual(self.reaches(client, "v2")["doubled"], [2, 4])
                 self.assertEqual(served.stop(), 0)
 
     @unittest.skipUnless(sys.platform == "linux", "reads /proc")
@@ -16185,13 +16129,13 @@ def pool():
             more = f"{tell}CONTEXT = multiprocessing.get_context('fork')\n{pool}"
             self.save("v0", more)
             served = self.serve()
-            wire = self.wire(served)
-            workers = [wire.ask()["workers"]]
+            client = self.connect(served)
+            workers = [client.ask().json["workers"]]
             reloads = []
             for version in ("v1", "v2"):
                 since = time.monotonic()
                 self.save(version, more)
-                workers.append(self.reaches(wire, version)["workers"])
+                workers.append(self.reaches(client, version)["workers"])
                 reloads.append(time.monotonic() - since)
             port, since = served.port, time.monotonic()
             self.assertEqual(served.stop(), 0, served.log)
@@ -16207,11 +16151,11 @@ def pool():
     def test_nothing_piles_up_over_many_reloads(self) -> None:
         self.save("v0")
         served = self.serve()
-        wire = self.wire(served)
+        client = self.connect(served)
         counts, sizes = [], []
         for number in range(1, 13):
             self.save(f"v{number}")
-            self.reaches(wire, f"v{number}")
+            self.reaches(client, f"v{number}")
             counts.append(self.descriptors(served.process.pid))
             sizes.append(self.resident(served.process.pid))
         self.assertLessEqual(min(counts[-4:]), max(counts[:4]), counts)  # the watcher has one more open while it reads
@@ -16246,11 +16190,11 @@ def pool():
         )
         served = self.serve("unused", script=["run.py"], port=False)
         self.addCleanup(self.end_children, served.process.pid)  # unshare itself takes no notice of an interrupt
-        wire = self.wire(served)
-        self.assertEqual(wire.ask()["pid"], 1)
+        client = self.connect(served)
+        self.assertEqual(client.ask().json["pid"], 1)
         for version in ("v2", "v3"):
             self.save(version)
-            self.assertEqual(self.reaches(wire, version)["pid"], 1)
+            self.assertEqual(self.reaches(client, version)["pid"], 1)
 
     def test_a_session_that_the_application_begins_at_import_survives_a_reload(self) -> None:
         """A process that leads a session already cannot begin one again, and an exec does not change that."""
@@ -16259,11 +16203,11 @@ def pool():
         leads = '{"leads": os.getsid(0) == os.getpid()}\n\n\nos.setsid()\n'
         self.save("v1", leads)
         served = self.serve()
-        wire = self.wire(served)
-        self.assertTrue(wire.ask()["leads"])
+        client = self.connect(served)
+        self.assertTrue(client.ask().json["leads"])
         for version in ("v2", "v3"):
             self.save(version, leads)
-            self.assertTrue(self.reaches(wire, version)["leads"])
+            self.assertTrue(self.reaches(client, version)["leads"])
         self.assertNotIn("Traceback", served.log)
 
     @unittest.skipUnless(
@@ -16277,11 +16221,11 @@ def pool():
         command = [*hidden, sys.executable, str(SCRIPT), "app", "--reload", "-q", "--port", "0"]
         self.write("run.py", f"import os\nos.execvp('unshare', {command!r})\n")
         served = self.serve("unused", script=["run.py"], port=False)
-        wire = self.wire(served)
-        self.assertEqual(wire.ask()["version"], "v1")
+        client = self.connect(served)
+        self.assertEqual(client.ask().json["version"], "v1")
         for version in ("v2", "v3"):
             self.save(version)
-            self.assertEqual(self.reaches(wire, version)["pid"], served.process.pid)
+            self.assertEqual(self.reaches(client, version)["pid"], served.process.pid)
         self.assertNotIn("Traceback", served.log)
 
 
@@ -16313,19 +16257,19 @@ class ReloadAtATerminal(Reload):
     def test_breakpoint_works_after_a_reload_and_echo_is_restored(self) -> None:
         self.save("v1", '__import__("getpass").getpass("secret? ") and {}')
         served, person = self.at_terminal("app", "--reload", "-q")
-        asking = self.wire(served)
-        asking.send()
+        asking = self.connect(served)
+        asking.request()
         served.wait_for(r"secret\?")  # a reload now leaves the terminal without echo
         self.assertFalse(self.echoes(person))
         self.save("v2", "breakpoint() or {}")
         eventually(lambda: self.echoes(person), "the echo")
-        wire = self.wire(served)
-        wire.send()
+        client = self.connect(served)
+        client.request()
         served.wait_for(r"\(Pdb\)")
         os.write(person, b"p 'seen', 6 * 7\n")
         served.wait_for(r"\('seen', 42\)")
         os.write(person, b"c\n")
-        self.assertEqual(json.loads(wire.answer())["version"], "v2")
+        self.assertEqual(client.answer().json["version"], "v2")
         os.write(person, b"\x03")
         self.assertEqual(served.process.wait(DEADLINE), 0)
 
@@ -16338,7 +16282,7 @@ class ReloadAtATerminal(Reload):
                 self.save("v1", view)
                 served, person = self.at_terminal("app", "--reload", "-q")
                 self.assertTrue(self.echoes(person))
-                self.wire(served).send()
+                self.connect(served).request()
                 served.wait_for(prompt)
                 eventually(lambda: not self.echoes(person), "the mode of a prompt")
                 if by_key:
@@ -16361,8 +16305,8 @@ class ReloadAtATerminal(Reload):
             with self.subTest(strategy):
                 self.save("v1")
                 served, person = self.at_terminal("app", "--reload", "-q", DEVSERVE_RELOADER=strategy)
-                wire = self.wire(served)
-                wire.ask()
+                client = self.connect(served)
+                client.ask()
                 self.save("v2")
                 eventually(lambda: self.version(served) == "v2", "the new version")
                 os.write(person, b"\x03")
@@ -16371,8 +16315,8 @@ class ReloadAtATerminal(Reload):
 
     def version(self, served: Served) -> str:
         try:
-            with ReloadWire(served) as wire:
-                return str(wire.ask()["version"])
+            with Client(served.port) as client:
+                return str(client.ask().json["version"])
         except OSError:
             return "none"
 
@@ -16385,11 +16329,8 @@ class SeatedServed(Served):
     ) -> None:
         self.person = person
         streams: dict[str, Any] = {"stdin": terminal, "stdout": terminal, "stderr": terminal}
-        self.process = subprocess.Popen([sys.executable, *command], cwd=cwd, env={**os.environ, **environ}, **streams)
+        self.follow(subprocess.Popen([sys.executable, *command], cwd=cwd, env={**os.environ, **environ}, **streams))
         os.close(terminal)
-        self.chunks = []
-        self.reader = threading.Thread(target=self._read, daemon=True)
-        self.reader.start()
 
     def _read(self) -> None:
         try:
@@ -16408,8 +16349,8 @@ class ReloadBySpawning(Reload):
         return self.serve(*(arguments or ("app", "--reload", "-q")), env=environ, **options)
 
     def child_of(self, served: Served) -> int:
-        with ReloadWire(served) as wire:
-            return int(wire.ask()["pid"])
+        with Client(served.port) as client:
+            return int(client.ask().json["pid"])
 
     def is_gone(self, pid: int) -> bool:
         try:
@@ -16420,18 +16361,18 @@ class ReloadBySpawning(Reload):
 
     def test_edits_reach_the_clients_and_the_port_stays(self) -> None:
         served = self.spawn()
-        wire = self.wire(served)
-        first = wire.ask()
+        client = self.connect(served)
+        first = client.ask().json
         self.assertNotEqual(first["pid"], served.process.pid)
         for version in ("v2", "v3"):
             self.save(version)
-            answer = self.reaches(wire, version)  # on the same connection, which crosses here as well
+            answer = self.reaches(client, version)  # on the same connection, which crosses here as well
         self.assertNotEqual(answer["pid"], first["pid"])
         self.assertTrue(self.is_gone(first["pid"]))
         self.write("app.py", "1 / 0\n")
         served.wait_for("ZeroDivisionError")
         self.save("v4")
-        with ReloadWire(served) as fresh:
+        with Client(served.port) as fresh:
             self.reaches(fresh, "v4")
 
     def test_an_interrupt_that_meets_a_reload_ends_with_status_0(self) -> None:
@@ -16439,7 +16380,7 @@ class ReloadBySpawning(Reload):
             with self.subTest(moment):
                 self.save("v1")
                 served = self.spawn("app", "--reload")
-                self.wire(served).ask()
+                self.connect(served).ask()
                 self.save("v2")
                 served.wait_for("reloading")
                 time.sleep(moment)  # any moment is meant
@@ -16454,10 +16395,10 @@ class ReloadBySpawning(Reload):
             with self.subTest(number):
                 self.save("v1")
                 served = self.spawn()
-                wire = self.wire(served)
-                wire.ask()
+                client = self.connect(served)
+                client.ask()
                 self.save("v2")
-                child = self.reaches(wire, "v2")["pid"]
+                child = self.reaches(client, "v2")["pid"]
                 served.process.send_signal(number)
                 self.assertIn(served.process.wait(DEADLINE), (0, 128 + number, -signal.SIGKILL))
                 eventually(lambda: self.is_gone(child), "the child's end")
@@ -16484,10 +16425,10 @@ class ReloadBySpawning(Reload):
         if sys.platform == "win32":
             self.skipTest("not on Windows")
         served = self.spawn()
-        wire = self.wire(served)
-        first = wire.ask()["pid"]
+        client = self.connect(served)
+        first = client.ask().json["pid"]
         served.process.send_signal(signal.SIGHUP)
-        eventually(lambda: wire.ask()["pid"] != first, "another child")
+        eventually(lambda: client.ask().json["pid"] != first, "another child")
 
 
 @posix_only
@@ -16615,8 +16556,8 @@ class ReloadOfBadInput(Reload):
     def test_an_option_that_an_environment_file_gets_wrong_is_shown_until_it_is_mended(self) -> None:
         self.write("mine.env", "DEVSERVE_EDITOR=vscode\n")
         served = self.serve("app", "--reload", "-q", "--env-file", "mine.env")
-        wire = self.wire(served)
-        self.assertEqual(wire.ask()["version"], "v1")
+        client = self.connect(served)
+        self.assertEqual(client.ask().json["version"], "v1")
         for text, told in {
             "DEVSERVE_DEBUGGER=maybe\n": "DEVSERVE_DEBUGGER=maybe: not a yes or no",
             "DEVSERVE_CERT=missing.pem\n": "missing.pem: there is no such file",
@@ -16626,20 +16567,20 @@ class ReloadOfBadInput(Reload):
             if not text:
                 (self.folder / "mine.env").unlink()
             served.wait_for(f"error: .*{told}")
-            eventually(lambda: told in str(wire.ask()), "an answer that says so")
+            eventually(lambda: told in client.ask().text, "an answer that says so")
             self.write("mine.env", "DEVSERVE_EDITOR=vscode\n")
-            self.reaches(wire, "v1")
+            self.reaches(client, "v1")
 
     def test_a_warning_about_the_options_is_told_once_and_a_new_one_too(self) -> None:
         self.write(".env", "A line that is none\n")
         served = self.serve("app", "--reload", "-q")
-        wire = self.wire(served)
+        client = self.connect(served)
         for version in ("v2", "v3"):
             self.save(version)
-            self.reaches(wire, version)
+            self.reaches(client, version)
         self.write(".env", "A line that is none\nnor this\n")
         served.wait_for(r"line 2 is left out")
-        self.reaches(wire, "v3")
+        self.reaches(client, "v3")
         for told in ("line 1 is left out", "line 2 is left out"):
             self.assertEqual(served.log.count(told), 1, served.log)
 
@@ -16663,49 +16604,48 @@ class ReloadOfBadInput(Reload):
             "--extra-files",
             os.pathsep.join(["watched", "no/such/folder", "*.py", "\\[", "pipe"]),
         )
-        wire = self.wire(served)
-        self.assertEqual(wire.ask()["version"], "v1")
+        client = self.connect(served)
+        self.assertEqual(client.ask().json["version"], "v1")
         self.save("v2")
-        self.reaches(wire, "v2")
+        self.reaches(client, "v2")
         shutil.rmtree(tree)
         served.wait_for(r"(?s)reloaded.*watched.* changed, reloading\n.*reloaded")
         self.write("watched/again", "")
         self.save("v3")
-        self.reaches(wire, "v3")
+        self.reaches(client, "v3")
         self.assertNotIn("Traceback", served.log)
 
     def test_file_that_cannot_be_read_after_a_save(self) -> None:
         self.write("helper.py", "VALUE = 1\n")
         self.save("v1", '{"value": helper.VALUE}\n\n\nimport helper')
         served = self.serve("app", "--debug", "-q")
-        wire = self.wire(served)
-        wire.ask()
+        client = self.connect(served)
+        client.ask()
         self.settle()
         os.unlink(self.folder / "helper.py")
         os.symlink("nowhere", self.folder / "helper.py")
         served.wait_for("Error")
         os.unlink(self.folder / "helper.py")
         self.write("helper.py", "VALUE = 1\n")
-        with ReloadWire(served) as fresh:
+        with Client(served.port) as fresh:
             self.reaches(fresh, "v1")
         (self.folder / "helper.py").write_bytes(b"VALUE = '\xff'\n")  # no UTF-8
         served.wait_for("SyntaxError")
         (self.folder / "helper.py").write_bytes(b"VALUE = 2\n")
         served.wait_for(r"(?s)SyntaxError.*reloaded")
-        with ReloadWire(served) as fresh:
-            self.assertEqual(fresh.ask()["value"], 2)
+        self.assertEqual(fetch(served.port).json["value"], 2)
 
     def test_working_directory_that_vanishes(self) -> None:
         served = self.serve()
-        wire = self.wire(served)
-        wire.ask()
+        client = self.connect(served)
+        client.ask()
         self.settle()
         shutil.rmtree(self.folder)
         served.wait_for("warning: .*gone")
-        self.assertEqual(wire.ask()["version"], "v1")
+        self.assertEqual(client.ask().json["version"], "v1")
         self.folder.mkdir()
         self.save("v2")
-        with ReloadWire(served) as fresh:
+        with Client(served.port) as fresh:
             self.reaches(fresh, "v2")
 
 
