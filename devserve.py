@@ -588,7 +588,7 @@ def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
 # call_safely, call_bounded, call_each_bounded, ForeignCalls, interrupt_thread, is_library, is_app_file, is_app_code,
 # thread_position, app_position, is_below, application_traceback, traceback_text, raw_slot, own_dict,
 # static_attributes, static_attribute, locals_of, SOCKET_KEY, is_taken_over, nobody_listens, PRESERVE_CONTEXT,
-# ON_EXCEPTION, HANDED_OVER, hand_over, is_debugged, has_green_threads, native_threading, native_sleep.
+# ON_EXCEPTION, HANDED_OVER, hand_over, is_debugged, is_main_thread, has_green_threads, native_threading, native_sleep.
 #
 # Read first: call_safely, call_each_bounded, is_app_file, static_attribute.
 # =====================================================================================================================
@@ -1052,6 +1052,11 @@ def is_debugged(ident: int) -> bool:
     return False
 
 
+def is_main_thread() -> bool:
+    """Return whether this is the process's first thread, though eventlet may have given it another number since."""
+    return native_threading.get_native_id() == threading.main_thread().native_id
+
+
 def has_green_threads() -> bool:
     """Return whether gevent or eventlet has put greenlets in the place of threads, in all modules of this process."""
     return isinstance(time.sleep, FunctionType)
@@ -1129,7 +1134,8 @@ class Terminal:
 
     A thread writes what was said, and ends when there is nothing more.  A line of the request log that follows
     another within `_LOG_INTERVAL` is written a moment later, together with its neighbors: a write to a terminal or a
-    file costs as much as the rest of a small request.  `editor` and `path_map` are those of `_editor_link`.
+    file costs as much as the rest of a small request.  Its threads and locks are native, as threads that are no
+    greenlets speak here too.  `editor` and `path_map` are those of `_editor_link`.
     """
 
     def __init__(
@@ -1140,10 +1146,14 @@ class Terminal:
         self.editor, self.path_map = editor, path_map
         self.is_colored = _wants_color(self.stream)
         self._clock = (0, "")  # the second, and its text: a strftime a second is enough
-        self._unwritten: deque[Union[str, threading.Event]] = deque()  # an event: somebody waits for what is before it
+        self._unwritten: deque[Union[str, native_threading.Event]] = (
+            deque()
+        )  # an event: set when what precedes is written
         self._dropped = 0  # lines beyond `_UNWRITTEN_LIMIT`
-        self._lock = threading.RLock()  # guards `_writer`; what a signal handler says meanwhile is its own thread's
-        self._writer: Optional[threading.Thread] = None
+        self._lock = (
+            native_threading.RLock()
+        )  # guards `_writer`; what a signal handler says meanwhile is its own thread's
+        self._writer: Optional[native_threading.Thread] = None
         self._written_at = 0.0
         self._is_stuck = False  # somebody has waited in vain: until a write has ended nobody waits again
 
@@ -1151,13 +1161,14 @@ class Terminal:
         """Write one line that informs.  A standard error that is closed or full is no reason to stop serving."""
         self._add(text)
         self._wake(0.0)
-        if threading.current_thread() is threading.main_thread():
+        if is_main_thread():
             self.flush()
 
     def flush(self, seconds: float = _FLUSH_SECONDS) -> None:
         """Wait until all that was said is written, so many seconds at most."""
-        if self._writer is not threading.current_thread():
-            is_written = threading.Event()
+        writer = self._writer
+        if writer is None or writer.ident != native_threading.get_ident():
+            is_written = native_threading.Event()
             self._unwritten.append(is_written)
             self._wake(0.0)
             self._is_stuck = not is_written.wait(0.0 if self._is_stuck else seconds)
@@ -1169,12 +1180,12 @@ class Terminal:
         else:
             self._unwritten.append(text)
 
-    def _wake(self, delay: float) -> Optional[threading.Thread]:
+    def _wake(self, delay: float) -> Optional[native_threading.Thread]:
         """Return the thread that writes, which begins after `delay` seconds if there was none."""
         with self._lock:
             if self._writer is not None:
                 return self._writer
-            self._writer = threading.Thread(
+            self._writer = native_threading.Thread(
                 target=self._write_all, args=(delay,), name="devserve terminal", daemon=True
             )
             atexit.register(self.flush)  # the interpreter does not wait for the thread
@@ -1187,7 +1198,7 @@ class Terminal:
     def _write_all(self, delay: float) -> None:
         """Write what was said, every `_LOG_INTERVAL` until nothing more has come for as long."""
         while True:
-            time.sleep(delay)
+            native_sleep(delay)
             while self._unwritten:
                 gathered = [self._unwritten.popleft() for _ in range(len(self._unwritten))]
                 self._write("".join(f"{text}\n" for text in gathered if isinstance(text, str)))
@@ -1268,7 +1279,7 @@ class Terminal:
         """In a child of the application, leave to the parent what is unwritten, and the lock that its thread holds."""
         atexit.unregister(self.flush)
         self._unwritten.clear()
-        self._lock, self._writer, self._is_stuck, self._dropped = threading.RLock(), None, False, 0
+        self._lock, self._writer, self._is_stuck, self._dropped = native_threading.RLock(), None, False, 0
 
     def color(self, text: str, code: str) -> str:
         """Return `text` in the color of an SGR `code` where the terminal shows colors."""
@@ -10636,6 +10647,7 @@ class _Files:
         self.awaited: dict[str, set[str]] = {}  # by the folder: modules that were looked for there in vain
         self.full = False
         self._excludes = [re.compile(f"(?:^|(?<=/)){_glob(pattern, '.*')}(?:/|$)") for pattern in exclude_patterns]
+        self._running = _files_on_the_stack()
         self._modules: set[str] = set()  # names of those that have been adopted
         self._scanned = since  # when that was, by the wall clock
         self._linked: set[tuple[str, _Wants]] = set()  # folders that a link has led to
@@ -10699,8 +10711,8 @@ class _Files:
         """Watch modules that the recorder has not met: loaded before it, from a zip file, or written in C."""
         now = time.time() - _INTERVAL  # kernels stamp files with their last tick, up to 10 ms before the clock
         modules = sys.modules.copy()  # one step for the interpreter, so that imports in other threads do no harm
-        for name in modules.keys() - self._modules:
-            path = _module_file(modules[name])
+        paths = self._running | {_module_file(modules[name]) for name in modules.keys() - self._modules}
+        for path in paths:
             if path and path not in self.states:
                 self._add_loaded(path, self._first_state(path, max(self.since, self._scanned)))
         self._modules = set(modules)
@@ -10848,6 +10860,17 @@ def _module_file(module: Any) -> str:
     if type(loader).__name__ == "zipimporter":
         path = loader.archive
     return os.path.abspath(path) if isinstance(path, str) else ""
+
+
+def _files_on_the_stack() -> set[str]:
+    """Return the files whose code runs now: under a profiler, the application's own script is no module."""
+    frame: Optional[FrameType] = sys._getframe()
+    found = set()
+    while frame is not None:
+        path = os.path.abspath(frame.f_code.co_filename)
+        found.add(path if os.path.isfile(path) else "")
+        frame = frame.f_back
+    return found
 
 
 def _glob(pattern: str, star: str) -> str:
@@ -11511,7 +11534,7 @@ def _save_ignored() -> list[int]:
 
 def _restore_ignored(ignored: list[int]) -> None:
     """Ignore these signals alone.  Only the main thread can, so it is done on arrival in the next process."""
-    if threading.current_thread() is threading.main_thread():
+    if is_main_thread():
         for number in set(_save_ignored()) - set(ignored):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
@@ -11934,7 +11957,7 @@ class _Supervisor:
 
     def run(self) -> int:
         """Run children until one is the last."""
-        if threading.current_thread() is threading.main_thread():
+        if is_main_thread():
             for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
                 if hasattr(signal, name):
                     signal.signal(getattr(signal, name), self._relay)
@@ -12087,8 +12110,8 @@ def _end_with_parent(line: _socket.socket) -> None:
 
 _BY_HAND = "SIGHUP"  # instead of the path that changed
 _LOADING, _SERVING, _RESTARTING, _ENDING = "loading", "serving", "restarting", "ending"  # phases of a process
-_PYTHONS_INTERRUPT = signal.default_int_handler
 _MAIN_THREAD_PATIENCE = 0.2  # seconds for the main thread to come out of foreign C code before an exec
+_UNWIND_SECONDS = 2.0  # for a program around ours to end as it always does
 _GRACE = 5.0  # seconds from its own start that a request may take while a reload waits for it
 _WAKE_INTERVAL = 0.5  # seconds; a signal that comes just before the main thread falls asleep is handled no later
 _GREEN_INTERVAL = 0.05  # seconds between two looks at what other threads would have the greenlets' thread do
@@ -12330,7 +12353,9 @@ class _Runner:
         self.scheme = "https" if config.cert else "http"
         self.guard = self._guard() if config.debugger else None
         self.watcher = self._watcher() if config.reload else None
-        self.signals = _Signals(self._end, self._hang_up, in_code=in_code, reloads=config.reload)
+        self.signals = _Signals(
+            self._end, self._hang_up, at_once=launch.is_plain, in_code=in_code, reloads=config.reload
+        )
         self.bridge: Optional[AsgiBridge] = None  # to an ASGI application
         self.debugged: Optional[DebuggedApplication] = None  # with the debugger
         self.live: Optional[LivePages] = None  # with --live
@@ -12420,8 +12445,8 @@ class _Runner:
         while not self.ended.wait(_GREEN_INTERVAL if has_green_threads() else _WAKE_INTERVAL):
             while self.errands:
                 self.errands.popleft()()
-            if self.signals.interrupted:
-                raise KeyboardInterrupt
+            if self.signals.raised:
+                raise self.signals.raised
         return self.status
 
     def load(self, load: Callable[[], WSGIApplication]) -> Optional[WSGIApplication]:
@@ -12432,7 +12457,7 @@ class _Runner:
             finally:
                 self.loaded.set()
         except BaseException as error:  # a module that calls sys.exit() is broken like any other
-            if isinstance(error, KeyboardInterrupt) and self.in_code:  # Ctrl-C; the command line has a handler for it
+            if self.signals.stopped:
                 raise
             if not self.reloaded and isinstance(error, DevserveError):
                 raise
@@ -12547,6 +12572,7 @@ class _Runner:
         if not os.path.isdir(self.launch.folder):
             self.terminal.warn(f"the folder {self.launch.folder} is gone; the old code serves on")
             return
+        self._show_banner()  # a save in the first moments of an import may come before it
         self.terminal.say(
             "SIGHUP, reloading" if paths == [_BY_HAND] else f"{_summarize_paths(paths)} changed, reloading"
         )
@@ -12683,23 +12709,30 @@ class _Runner:
 class _Signals:
     """What SIGTERM, SIGINT and SIGHUP do: end, end and reload.
 
-    In code, Ctrl-C stays the exception on which `run` ends.  The handlers run in the main thread, between two steps of
-    whatever it does; `pause` and `resume` may be called from any thread.  When `run` is called in another thread than
-    the main one, signals are left alone.
+    Where devserve.py is the program (`at_once`), a signal ends the process whatever runs.  Under somebody else's
+    program, such as coverage, a profiler or the application's own script, it raises SystemExit or KeyboardInterrupt
+    in the main thread, so that this program ends as it always does and writes what it has to; if that takes too long,
+    the process ends all the same.  Only after Ctrl-C in code may the program go on for as long as it likes.
+
+    The handlers run in the main thread, between two steps of whatever it does; `pause` and `resume` may be called from
+    any thread.  When `run` is called in another thread than the main one, signals are left alone.
     """
 
-    def __init__(self, end: Callable[[], None], hang_up: Callable[[], None], *, in_code: bool, reloads: bool) -> None:
+    def __init__(
+        self, end: Callable[[], None], hang_up: Callable[[], None], *, at_once: bool, in_code: bool, reloads: bool
+    ) -> None:
         self.end = end
         self.hang_up = hang_up
+        self.at_once = at_once
+        self.in_code = in_code
         self.stopped = False  # a signal has asked for the end
-        self.interrupted = False  # among greenlets: KeyboardInterrupt is to be raised by whoever looks
+        self.raised: Optional[BaseException] = None  # among greenlets: by whoever looks, in the main thread
         self.pid = os.getpid()
-        is_main = threading.current_thread() is threading.main_thread()
-        self.main_ident = native_threading.get_ident() if is_main else 0
+        self.main_ident = native_threading.get_ident() if is_main_thread() else 0
         self.before: dict[int, Any] = {}  # handlers that ours replaced
         self.paused: dict[int, Any] = {}  # handlers that are away during a restart
         self.errands: deque[Callable[[], None]] = deque()  # for the main thread
-        self.wanted = {signal.SIGTERM: self._on_stop, signal.SIGINT: self._on_interrupt if in_code else self._on_stop}
+        self.wanted = {signal.SIGTERM: self._on_stop, signal.SIGINT: self._on_stop}
         if sys.platform != "win32" and reloads:
             self.wanted[signal.SIGHUP] = self._on_hang_up
 
@@ -12708,7 +12741,8 @@ class _Signals:
         if not self.main_ident:
             return
         for number, handler in self.wanted.items():
-            if number != signal.SIGINT or handler == self._on_stop or signal.getsignal(number) is _PYTHONS_INTERRUPT:
+            is_programs = self.in_code and signal.getsignal(number) not in (signal.default_int_handler, signal.SIG_DFL)
+            if number != signal.SIGINT or not is_programs:
                 self.before[number] = signal.signal(number, handler)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self.give_back)
@@ -12731,10 +12765,15 @@ class _Signals:
         """Put the handlers in place again, as the process goes on."""
         self._run_in_main_thread(self._resume)
 
-    def stop(self) -> None:
+    def stop(self, delay: float = 0.0) -> None:
         """End the process, in a thread, as the main thread may be in the middle of a line for the terminal."""
+
+        def end() -> None:
+            native_sleep(delay)
+            self.end()
+
         self.stopped = True
-        native_threading.Thread(target=self.end, name="devserve end", daemon=True).start()
+        native_threading.Thread(target=end, name="devserve end", daemon=True).start()
 
     def _pause(self) -> None:
         if sys.platform != "win32":
@@ -12766,15 +12805,16 @@ class _Signals:
             done.wait(_MAIN_THREAD_PATIENCE)
 
     def _on_stop(self, number: int, frame: Any) -> None:
-        if self._is_ours(number):
-            self.stop()
-
-    def _on_interrupt(self, number: int, frame: Any) -> None:
-        if self._is_ours(number):
-            self.stopped = True
-            self.interrupted = has_green_threads()
-            if not self.interrupted:  # the exception would end the greenlet that happens to run
-                raise KeyboardInterrupt
+        if not self._is_ours(number):
+            return
+        if self.at_once or number != signal.SIGINT or not self.in_code:
+            self.stop(0.0 if self.at_once else _UNWIND_SECONDS)
+        self.stopped = True
+        error = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(0)
+        if has_green_threads():  # raised here, it would end the greenlet that happens to run
+            self.raised = error
+        elif not self.at_once:
+            raise error
 
     def _on_hang_up(self, number: int, frame: Any) -> None:
         if self._is_ours(number):

@@ -12930,7 +12930,7 @@ class RunnerSignals(RunnerCase):
             sys.path.insert(0, {str(SCRIPT.parent)!r})
             import devserve
             ended = []
-            signals = devserve._Signals(lambda: ended.append(1), lambda: None, in_code=False, reloads=True)
+            signals = devserve._Signals(lambda: ended.append(1), print, at_once=True, in_code=False, reloads=True)
             signals.take(after_fork=lambda: None)
             signals.errands.append(signals._pause)
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGHUP])
@@ -15620,16 +15620,19 @@ class ReloadSeesEverything(Reload):
         (self.folder / ".env").unlink()
         self.sees(client, NEW=None)
 
-    def test_edit_during_the_import_is_not_lost(self) -> None:
+    def test_edit_during_the_import_is_not_lost_and_the_address_is_named(self) -> None:
+        """As in the first moments of a start, before there is a banner."""
         wait = "while not pathlib.Path('go').exists():\n    time.sleep(0.01)\n"
         slow = f"import pathlib, time\nprint('importing', flush=True)\n{wait}"
         self.write("app.py", RELOADED_APP + slow)
         self.served = self.serve("app", "--reload", "-q")
         self.served.wait_for("importing")
         self.write("app.py", RELOADED_APP.replace("v1", "v2") + slow)
+        self.served.wait_for("changed, reloading")
         self.write("go", "")
         client = self.connect(self.served)
         self.reaches(client, "v2")
+        self.assertEqual(self.served.log.count("http://"), 1, self.served.log)
 
     def test_a_branch_that_is_switched_there_and_back_never_ends_with_a_mixture(self) -> None:
         """Bytecode is told from its source by whole seconds and size, which are the same here."""
@@ -16447,33 +16450,61 @@ class ReloadUnderRunners(Reload):
     EVENTLET = "import warnings\nwarnings.simplefilter('ignore')\nimport eventlet\neventlet.monkey_patch()\n"
     RUN = "\nif __name__ == '__main__':\n    import devserve\n    devserve.run(app, port=0, debug=True)\n"
 
-    def try_two_reloads(self, *before: str, first: str = "", last: str = "") -> Served:
+    def try_two_reloads(self, *before: str, first: str = "", last: str = "", end: int = signal.SIGINT) -> Served:
+        """Run devserve.py, or with `last` the application's own script, behind the words `before`."""
         text = first + textwrap.dedent(self.APP) + last
         path = self.write("app.py", text)
-        environ = {"PYTHONPATH": str(SCRIPT.parent)}
-        script = ["app.py"] if last else [*before, str(SCRIPT), "app", "--debug", "--port", "0"]
-        served = self.serve(script=script, port=False, env=environ) if last else self.started(script, environ)
+        script = [*before, "app.py"] if last else [*before, str(SCRIPT), "app", "--debug", "--port", "0"]
+        served = Served(cwd=self.folder, script=script, port=False, env={"PYTHONPATH": str(SCRIPT.parent)})
+        self.addCleanup(served.stop)
         self.assertEqual(served.get(), "v1")
         for version in ("v2", "v3"):
             path.write_text(text.replace('"v1"', f'"{version}"'), encoding="utf-8")
             eventually(lambda: served.get() == version, f"the answer of {version}")
-        self.assertEqual(served.stop(), 0)
+        served.process.send_signal(end)
+        self.assertEqual(served.process.wait(DEADLINE), 0)
+        served.reader.join(DEADLINE)
         self.assertEqual(served.log.count("reloaded in"), 2)
         return served
 
-    def started(self, script: list[str], environ: dict[str, str]) -> Served:
-        served = Served(cwd=self.folder, script=script, port=False, env=environ)
-        self.addCleanup(served.stop)
-        return served
-
     def test_profilers_tracers_and_debuggers_of_the_standard_library(self) -> None:
-        self.try_two_reloads("-m", "cProfile", "-o", "out.prof")
         self.try_two_reloads("-m", "trace", "--count", "--coverdir", "cover")
+        self.assertTrue((self.folder / "cover" / "app.cover").exists(), "what was counted is written at the end")
         self.try_two_reloads("-m", "pdb", "-c", "continue")
 
+    def test_a_profiler_of_the_command_and_of_the_applications_own_script(self) -> None:
+        for last in ("", self.RUN):
+            with self.subTest(last):
+                self.try_two_reloads("-m", "cProfile", "-o", "out.prof", last=last)
+                self.assertTrue((self.folder / "out.prof").exists(), "the profile is written at the end")
+                (self.folder / "out.prof").unlink()
+
     @needs("coverage")
-    def test_coverage(self) -> None:
-        self.try_two_reloads("-m", "coverage", "run")
+    def test_coverage_writes_its_data_however_it_is_ended(self) -> None:
+        for end in (signal.SIGINT, signal.SIGTERM):
+            with self.subTest(end):
+                self.try_two_reloads("-m", "coverage", "run", end=end)
+                report = [sys.executable, "-m", "coverage", "report", "--include=app.py"]
+                told = subprocess.run(report, cwd=self.folder, stdout=subprocess.PIPE, text=True, check=True).stdout
+                self.assertRegex(told, r"app\.py +\d+ +0 +100%")
+                (self.folder / ".coverage").unlink()
+
+    def test_a_signal_ends_it_under_another_program_though_the_import_takes_no_notice(self) -> None:
+        text = """
+            import time
+            print("importing", flush=True)
+            while True:
+                try:
+                    time.sleep(600)
+                except BaseException:
+                    print("no notice", flush=True)
+        """
+        self.write("app.py", text)
+        served = Served("app", cwd=self.folder, script=["-m", "cProfile", "-o", "out.prof", str(SCRIPT)])
+        self.addCleanup(served.stop)
+        served.wait_for("importing")
+        served.process.send_signal(signal.SIGTERM)
+        self.assertEqual(served.process.wait(DEADLINE), 0)
 
     @needs("gevent")
     def test_gevent_patches_in_the_module_before_it_and_in_code(self) -> None:
@@ -16482,8 +16513,14 @@ class ReloadUnderRunners(Reload):
         self.try_two_reloads(first=self.GEVENT, last=self.RUN)
 
     @needs("eventlet")
-    def test_eventlet_patches_in_the_module(self) -> None:
+    def test_eventlet_patches_in_the_module_and_in_code(self) -> None:
         self.try_two_reloads(first=self.EVENTLET)
+        self.try_two_reloads(first=self.EVENTLET, last=self.RUN)
+
+    @needs("eventlet")
+    def test_an_import_of_eventlet_that_takes_long_is_spoken_of_meanwhile(self) -> None:
+        """By a thread that is no greenlet, on a terminal that greenlets use as well."""
+        self.try_two_reloads(first=self.EVENTLET + "import time\ntime.sleep(1.5)\n")
 
 
 class ReloadOnWindows(Reload):
