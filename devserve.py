@@ -12863,17 +12863,25 @@ def _loading_app(environ: Environ, start_response: StartResponse) -> Iterable[by
 
 
 def _import_error_app(error: BaseException) -> WSGIApplication:
-    """Return an application that says in one line of text why there is none; the traceback is the terminal's."""
+    """Return an application that says in one line why there is none; the traceback is the terminal's.
+
+    A browser gets it as HTML, so that with --live the page follows the save that mends it.
+    """
     import traceback
+    from html import escape
 
     line = "".join(traceback.format_exception_only(type(error), error)).strip().rpartition("\n")[2]
     if isinstance(error, SyntaxError) and error.filename:
         line += f" ({os.path.basename(error.filename)}, line {error.lineno})"
-    text = f"The application cannot be loaded: {line}\nThe terminal shows where.\n".encode("utf-8", "backslashreplace")
+    text = f"The application cannot be loaded: {line}\nThe terminal shows where.\n"
 
     def answer(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        start_response("500 Internal Server Error", [*PLAIN_TEXT, ("Cache-Control", "no-store")])
-        return [text]
+        headers, body = PLAIN_TEXT, text
+        if "text/html" in environ.get("HTTP_ACCEPT", ""):
+            headers = [("Content-Type", "text/html; charset=utf-8")]
+            body = f"<!doctype html>\n<title>The application cannot be loaded</title>\n<pre>{escape(text)}</pre>\n"
+        start_response("500 Internal Server Error", [*headers, ("Cache-Control", "no-store")])
+        return [body.encode("utf-8", "backslashreplace")]
 
     return answer
 

@@ -14236,7 +14236,7 @@ class InBrowser(unittest.TestCase):
     def tearDown(self) -> None:
         self.assertEqual(self.problems, [], "errors of the script, or requests to other hosts")
 
-    def window(self, **options: Any) -> Any:
+    def window(self, watched: Optional["Served"] = None, **options: Any) -> Any:
         """Return a page of a new browser context, watched for script errors and requests to other hosts."""
         options.setdefault("viewport", {"width": 1280, "height": 900})
         context = self.browser.new_context(**options)
@@ -14245,7 +14245,7 @@ class InBrowser(unittest.TestCase):
         page = context.new_page()
         page.on("pageerror", lambda error: self.problems.append(str(error)))
         page.on("console", self._hear)
-        page.on("request", self._watch)
+        page.on("request", lambda request: self._watch(request, watched or self.served))
         return page
 
     def _hear(self, message: Any) -> None:
@@ -14255,9 +14255,9 @@ class InBrowser(unittest.TestCase):
         if message.type == "error" and answered not in message.text:
             self.problems.append(message.text)
 
-    def _watch(self, request: Any) -> None:
+    def _watch(self, request: Any, served: "Served") -> None:
         host = re.sub(r"^\w+://([^/]*).*", r"\1", request.url)
-        if not request.url.startswith("data:") and not host.endswith(f":{self.served.port}"):
+        if not request.url.startswith("data:") and not host.endswith(f":{served.port}"):
             self.problems.append(request.url)
 
     def open(self, path: str, page: Optional[Any] = None) -> Any:
@@ -14745,6 +14745,23 @@ class BrowserLive(InBrowser):
         self.until(f"{color} === 'rgb(3, 3, 3)'")
         self.assertEqual(self.served.process.pid, pid)
         self.assertNotIn("__devserve__/live", self.served.log)
+
+    def test_a_broken_save_is_healed_without_the_debugger_too(self) -> None:
+        self.write(LIVE_APP, "bare.py")
+        bare = Served("bare:app", "--reload", "--live", cwd=self.folder)
+        self.addCleanup(bare.stop)
+        self.page = self.window(watched=bare)
+        self.page.goto(f"{bare.url}/shop")
+        for broken, name in (
+            (LIVE_APP.replace("def app(", "def app(("), "SyntaxError"),
+            (LIVE_APP + "\n1 / 0 if '<b>' else 0\n", "ZeroDivisionError"),
+            (LIVE_APP + "\nimport nowhere_to_be_found\n", "ModuleNotFoundError"),
+        ):
+            self.write(broken, "bare.py")
+            self.page.locator("pre", has_text=name).wait_for()
+            self.assertEqual(self.page.title(), "The application cannot be loaded")
+            self.write(LIVE_APP, "bare.py")
+            self.page.locator("h1", has_text="one").wait_for()
 
 
 HOSTILE_SITE = '''
