@@ -5022,7 +5022,8 @@ def _collect_garbage() -> None:
 # | the cookie, for what runs code                        | whoever has read a page, but neither PIN nor link         |
 # | X-Devserve-Key, beside a browser's cookie             | servers on other ports, whom browsers send our cookie     |
 # | ten wrong PINs and it is shut until a restart         | guessing, also in parallel and across reloads             |
-# | PIN off holds for clients of this machine only        | everybody on the network of `--host 0.0.0.0`              |
+# | PIN off holds for clients of this machine only, that  | everybody on the network of `--host 0.0.0.0`, or behind a |
+# |   speak HTTP/1.1, without a header of any proxy       |   proxy or a tunnel on this machine                       |
 #
 # The rules for what is read (GET), whatever its form:
 #
@@ -5069,7 +5070,9 @@ _PIN_DIGITS = 9  # read off the terminal and typed once; ten guesses find it onc
 _PIN_FAILURES = 10  # wrong PINs until it is shut
 _PIN_OFF = "off"
 COOKIE_PREFIX = "devserve_"  # the port follows
-_PROXY_HEADERS = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_X_FORWARDED_HOST", "HTTP_VIA")
+_PROXY_HEADER = re.compile(  # one by which a proxy or tunnel names itself or its client, and which no browser sends
+    "HTTP_(VIA|FORWARDED.*|X_(FORWARDED|ORIGINAL|CLUSTER|CLIENT).*|X_REAL_IP|TRUE_CLIENT_IP|CF_CONNECTING_IP|CDN_LOOP)"
+).fullmatch
 
 
 class Refusal(NamedTuple):
@@ -5191,14 +5194,16 @@ class Guard:
         return Refusal("origin", "The request comes from the page of another site.", remedy)
 
     def refuses_script(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
-        """Say no to whatever a browser does not show as a document of its own."""
+        """Say no to whatever a browser does not show as a document of its own, or a service worker could read."""
         kind = environ.get("HTTP_SEC_FETCH_DEST")
-        is_alone = not self.has_worker or "no-cache" in str(environ.get("HTTP_CACHE_CONTROL", "")).lower()
-        is_shown = kind is None or (kind == "document" and is_alone)
-        if is_shown and "HTTP_SERVICE_WORKER_NAVIGATION_PRELOAD" not in environ:
-            return None
-        reason = "This is shown in a browser's own tab only, and not by way of a service worker."
-        return Refusal("script", reason, "Open the address there, or reload it with Shift held down.")
+        if kind not in (None, "document"):
+            return Refusal("script", "This is shown in a browser's own tab only.", "Open the address there.")
+        is_asked_past_it = "no-cache" in str(environ.get("HTTP_CACHE_CONTROL", "")).lower()
+        is_asked_by_it = "HTTP_SERVICE_WORKER_NAVIGATION_PRELOAD" in environ
+        if is_asked_by_it or (kind and self.has_worker and not is_asked_past_it):
+            reason = "A service worker of this site could read what stands here"
+            return Refusal("script", f"{reason}, until you reload the page with Shift held down.", "")
+        return None
 
     def heed_worker(self, environ: Mapping[str, Any]) -> None:
         """Notice a browser's request for a service worker, or for news of an old one: it may have read the secret."""
@@ -5402,10 +5407,12 @@ def _refuses_type(environ: Mapping[str, Any]) -> Optional[Refusal]:
 def _is_local(environ: Mapping[str, Any]) -> bool:
     """Return whether the client is on this machine, and no proxy has spoken for one that may be elsewhere.
 
-    A client of a socket file has the empty address; a server that names none tells nothing.
+    A client of a socket file has the empty address; a server that names none tells nothing.  nginx names neither
+    itself nor its client unless it is told to, but speaks HTTP/1.0, as no browser does.
     """
     address = str(environ.get("REMOTE_ADDR", "unknown"))
-    return (not address or _is_loopback(address)) and not any(name in environ for name in _PROXY_HEADERS)
+    is_near = (not address or _is_loopback(address)) and environ.get("SERVER_PROTOCOL") != "HTTP/1.0"
+    return is_near and not any(map(_PROXY_HEADER, environ))
 
 
 def _is_browser(environ: Mapping[str, Any]) -> bool:
@@ -5653,8 +5660,9 @@ class DebuggedApplication:
     def surroundings(self, environ: Mapping[str, Any]) -> dict[str, Any]:
         """Return what every page needs: where it is, which process wrote it, and what its console may do."""
         refusal = self.guard.refuses_script(environ)
-        closed = ConsoleState("closed", "", refusal.reason, refusal.remedy) if refusal else None
-        console = closed or self.console_state(environ)
+        console = self.console_state(environ)
+        if refusal:
+            console = ConsoleState("closed", "", f"The console is closed: {refusal.reason}", refusal.remedy)
         return {"console": console, "reload_id": self.reload_id, "prefix": _prefix_from(environ)}
 
     def console_state(self, environ: Mapping[str, Any]) -> ConsoleState:
@@ -6446,11 +6454,11 @@ def _evaluation(evaluation: Any) -> dict[str, Any]:
 
 
 def _all_stacks() -> str:
-    """Return the stacks of all threads as text, this one's last."""
+    """Return the stacks of all threads as text, those first that stand in the application's code."""
     import traceback
 
-    names = {thread.ident: thread.name for thread in threading.enumerate()}
-    frames = sorted(sys._current_frames().items(), key=lambda pair: pair[0] == threading.get_ident())
+    names = {thread.ident: thread.name for module in (native_threading, threading) for thread in module.enumerate()}
+    frames = sorted(sys._current_frames().items(), key=lambda pair: not thread_position(pair[0]))
     parts = [
         f"{names.get(ident, 'a thread not made by Python')}\n{''.join(traceback.format_stack(frame))}"
         for ident, frame in frames
@@ -12876,11 +12884,11 @@ def _import_error_app(error: BaseException) -> WSGIApplication:
     text = f"The application cannot be loaded: {line}\nThe terminal shows where.\n"
 
     def answer(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        headers, body = PLAIN_TEXT, text
+        headers, body = [*PLAIN_TEXT, ("Cache-Control", "no-store")], text
         if "text/html" in environ.get("HTTP_ACCEPT", ""):
-            headers = [("Content-Type", "text/html; charset=utf-8")]
+            headers[0] = ("Content-Type", "text/html; charset=utf-8")
             body = f"<!doctype html>\n<title>The application cannot be loaded</title>\n<pre>{escape(text)}</pre>\n"
-        start_response("500 Internal Server Error", [*headers, ("Cache-Control", "no-store")])
+        start_response("500 Internal Server Error", headers)
         return [body.encode("utf-8", "backslashreplace")]
 
     return answer
@@ -13265,8 +13273,9 @@ placeholder="/app=/home/me/project"></label>
 </main>
 <footer>
 <p>{versions}</p>
-<p class="js"><kbd>j</kbd> <kbd>k</kbd> to the next and previous frame, <kbd>Enter</kbd> opens, <kbd>c</kbd> console, \
-<kbd>e</kbd> editor. <a href="{prefix}/console">Console of the application alone</a>{address}</p>
+<p class="js"><kbd>j</kbd> <kbd>k</kbd> to the next and previous frame, <kbd>Enter</kbd> opens, <kbd>c</kbd> \
+console, <kbd>Esc</kbd> leaves it, <kbd>e</kbd> editor. \
+<a href="{prefix}/console">Console of the application alone</a>{address}</p>
 </footer>"""
 
 ADDRESS = """ · <a href="{prefix}/crash/{id}">Address of this crash</a> · <a href="{prefix}/">The last crashes</a>"""
@@ -13537,8 +13546,9 @@ button.sign { border: 0; background: none; padding: 0 }
 .printed { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 420px; overflow-y: auto }
 .crashes { border-spacing: 0; font: 13px/1.6 var(--mono); background: var(--paper); border: 1px solid var(--rule);
   border-radius: 7px }
-.crashes th, .crashes td { padding: 3px 14px; text-align: left; vertical-align: top; overflow-wrap: anywhere }
+.crashes th, .crashes td { padding: 3px 14px; text-align: left; vertical-align: top }
 .crashes th { font: 12px/1.6 var(--sans); color: var(--soft) }
+.crashes td + td { min-width: 110px; overflow-wrap: anywhere }
 .stacks { padding: 10px 14px; background: var(--paper); border: 1px solid var(--rule); border-radius: 7px;
   font: 13px/1.5 var(--mono); white-space: pre-wrap; overflow-wrap: anywhere }
 .printed .typed { color: var(--soft) }
@@ -13569,6 +13579,7 @@ kbd { font: 12px var(--mono); border: 1px solid var(--rule); border-radius: 3px;
   .frame > summary, .fold > summary { padding-right: 30px }
   .acts { position: static; padding: 0 12px 4px 30px }
   .table dl > div { grid-template-columns: minmax(0, 1fr); gap: 0; margin-bottom: 4px }
+  .crashes th, .crashes td { padding: 3px 8px }
   .members { margin-left: 0; padding-left: 10px } }
 """
 
@@ -13593,10 +13604,8 @@ if (/^#[0-9a-f]{64}$/.test(location.hash)) {
 }
 
 // A service worker of the application's reads what the pages send that it controls.
-const eavesdropped = {
-  reason: "A service worker of this site could read what this page sends.",
-  remedy: "Reload the page with Shift held down, which leaves it out.",
-};
+const eavesdropped = {reason: "The console is closed: A service worker of this site could read what stands " +
+  "here, until you reload the page with Shift held down."};
 const isControlled = () => Boolean(navigator.serviceWorker && navigator.serviceWorker.controller);
 
 // Asking the server: a refusal throws what it says.
@@ -13652,6 +13661,11 @@ if (editor) {
   if (editor.selectedIndex < 0) editor.selectedIndex = 0;
   aimLinks();
   on(document, "click", event => { if (!event.target.closest(".menu")) find(".menu").open = false; });
+  on(find(".menu"), "keydown", event => {
+    if (event.key !== "Escape") return;
+    event.currentTarget.open = false;
+    find(".menu > summary").focus();
+  });
 }
 
 // Values are read when they come into view, more source when asked.
@@ -13815,6 +13829,10 @@ function makePrompt(frame) {
 
   on(form, "submit", event => event.preventDefault());
   on(stop, "click", interrupt);
+  // Tab leaves a prompt that the focus has just come to, or those who have no mouse would be caught in a draft.
+  let completes = false;
+  for (const event of ["input", "pointerdown"]) on(input, event, () => { completes = true; });
+  on(input, "blur", () => { completes = false; });
   on(input, "input", () => { matches.textContent = ""; write("", input.selectionStart, input.selectionStart); });
   on(input, "keydown", event => {
     const before = input.value.slice(0, input.selectionStart), after = input.value.slice(input.selectionEnd);
@@ -13823,15 +13841,16 @@ function makePrompt(frame) {
     const key = (control ? "^" : "") + event.key;
     const actions = {
       "Enter": !event.shiftKey && !event.isComposing && run,
-      "Tab": !event.shiftKey && /[\w.\[\])"']$|\b(import|from) $/.test(before) && complete,
+      "Tab": completes && !event.shiftKey && /[\w.\[\])"']$|\b(import|from) $/.test(before) && complete,
       "ArrowUp": !before.includes("\n") && !event.shiftKey && (() => recall(-1)),
       "ArrowDown": !after.includes("\n") && !event.shiftKey && (() => recall(1)),
+      "Escape": () => find("summary", box.closest(".frame")).focus(),
       "^l": () => { printed.textContent = ""; printed.hidden = true; },
       "^c": !picked && (busy ? interrupt : () => { print(">>> " + input.value + "^C", "typed"); write(""); }),
     };
     if (!Object.hasOwn(actions, key) || !actions[key]) return;
     event.preventDefault();
-    if (!busy || key === "^c" || key === "^l") actions[key]();
+    if (!busy || /^(\^[cl]|Escape)$/.test(key)) actions[key]();
   });
   if (drafts[spot]) write(drafts[spot]);
   return box;
@@ -13840,7 +13859,9 @@ function makePrompt(frame) {
 function makeLock() {
   const box = stamp("locked");
   const button = find("button", box), form = find("form", box), input = find("input", box), why = find(".why", box);
-  on(button, "click", () => { button.hidden = true; form.hidden = false; input.focus(); });
+  const show = typing => { button.hidden = typing; form.hidden = !typing; (typing ? input : button).focus(); };
+  on(button, "click", () => show(true));
+  on(form, "keydown", event => { if (event.key === "Escape") show(false); });
   on(form, "submit", async event => {
     event.preventDefault();
     const frame = box.closest(".frame");
