@@ -55,9 +55,7 @@ import traceback
 import types
 import unittest
 import unittest.mock
-import urllib.error
 import urllib.parse
-import urllib.request
 import weakref
 import wsgiref.simple_server
 import wsgiref.util
@@ -184,6 +182,7 @@ class Client:
         version: str = "1.1",
     ) -> None:
         self.version = version  # of HTTP, that each answer must have
+        self.host = "localhost"
         self.sock: Any = address if isinstance(address, socket.socket) else self._connected(address, timeout)
         self.sock.settimeout(timeout)
         if context:
@@ -195,6 +194,7 @@ class Client:
             sock = socket.create_connection(("127.0.0.1", address), timeout)
         elif address.startswith("http"):
             url = urllib.parse.urlsplit(address)
+            self.host = url.netloc
             sock = socket.create_connection((url.hostname or "", url.port or 80), timeout)
         else:
             sock = socket.socket(socket.AF_UNIX)
@@ -212,7 +212,7 @@ class Client:
 
     def request(self, path: str = "/", method: str = "GET", body: Optional[bytes] = None, **headers: Any) -> "Client":
         """Send a request.  A header of None is left out, `_` in a name stands for `-`."""
-        fields: dict[str, Any] = {"Host": "localhost", **({} if body is None else {"Content-Length": len(body)})}
+        fields: dict[str, Any] = {"Host": self.host, **({} if body is None else {"Content-Length": len(body)})}
         fields.update((name.replace("_", "-"), value) for name, value in headers.items())
         lines = [f"{name}: {value}\r\n" for name, value in fields.items() if value is not None]
         return self.send("".join([f"{method} {path} HTTP/1.1\r\n", *lines, "\r\n"]).encode("latin-1") + (body or b""))
@@ -282,10 +282,17 @@ class Client:
         self.close()
 
 
-def fetch(address: Union[int, str], path: str = "/", **options: Any) -> Answer:
+def fetch(
+    address: Union[int, str],
+    path: str = "/",
+    method: str = "GET",
+    body: Optional[bytes] = None,
+    context: Optional[ssl.SSLContext] = None,
+    **headers: Any,
+) -> Answer:
     """Return the answer to one request on a connection of its own."""
-    with Client(address) as client:
-        return client.ask(path, **{"Connection": "close", **options})
+    with Client(address, context) as client:
+        return client.ask(path, method, body, **{"Connection": "close", **headers})
 
 
 class Served:
@@ -353,12 +360,14 @@ class Served:
     def port(self) -> int:
         return int(self.url.rsplit(":", 1)[1])
 
-    def get(self, path: str = "/", **headers: str) -> str:
-        with urllib.request.urlopen(
-            urllib.request.Request(self.url + path, headers=headers), timeout=DEADLINE
-        ) as answer:
-            text: str = answer.read().decode("utf-8", "replace")
-            return text
+    def ask(self, path: str = "/", method: str = "GET", body: Optional[bytes] = None, **headers: Any) -> Answer:
+        return fetch(self.url, path, method, body, **headers)
+
+    def get(self, path: str = "/", **headers: Any) -> str:
+        """Return the text of an answer that is no error."""
+        answer = self.ask(path, **headers)
+        assert answer.status < 400, answer
+        return answer.text
 
     def stop(self) -> int:
         if self.process.poll() is None:
@@ -1506,10 +1515,7 @@ class TerminalLines(unittest.TestCase):
 
         def ask() -> bool:
             with contextlib.suppress(OSError):
-                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
-                self.addCleanup(connection.close)
-                connection.request("GET", "/")
-                return connection.getresponse().status == 500
+                return fetch(port).status == 500
             return False
 
         eventually(ask, "a page")
@@ -3050,13 +3056,6 @@ class FindingFrameworks(FindingFolder):
 class FindingAsgiFrameworks(Folder):
     """An exception in an ASGI framework's view is the page's and the terminal's, once."""
 
-    def ask(self, served: Served, path: str = "/") -> tuple[int, Any, dict[str, Any]]:
-        request = urllib.request.Request(served.url + path, headers={"Accept": "application/json"})
-        with self.assertRaises(urllib.error.HTTPError) as caught, urllib.request.urlopen(request, timeout=DEADLINE):
-            pass
-        with caught.exception as answer:
-            return answer.code, answer.headers, json.loads(answer.read())
-
     def test_an_exception_gets_to_the_debugger(self) -> None:
         for name, app in FAILING_ASGI_APPS.items():
             for options in ("--debug",), ("--debugger",):
@@ -3066,10 +3065,10 @@ class FindingAsgiFrameworks(Folder):
                     folder = self.folder / (name + options[0])
                     self.write(f"{folder.name}/site_app.py", app.source)
                     with Served("site_app", *options, cwd=folder) as served:
-                        code, headers, report = self.ask(served)
-                        self.assertEqual(code, 500)
-                        self.assertIn("green", json.dumps(report))
-                        self.assertEqual(headers.get("X-Around"), "yes" if app.around else None)
+                        answer = served.ask(Accept="application/json")
+                        self.assertEqual(answer.status, 500)
+                        self.assertIn("green", json.dumps(answer.json))
+                        self.assertEqual(answer.get("X-Around"), "yes" if app.around else None)
                         served.wait_for("GET / 500")
                     self.assertEqual(served.log.count("ZeroDivisionError"), 1, served.log)
 
@@ -3077,8 +3076,8 @@ class FindingAsgiFrameworks(Folder):
     def test_what_a_framework_answers_on_purpose_is_its_own(self) -> None:
         self.write("site_app.py", FAILING_ASGI_APPS["litestar"].source)
         with Served("site_app", "--debug", cwd=self.folder) as served:
-            code, _, answer = self.ask(served, "/meant")
-        self.assertEqual((code, answer["detail"]), (503, "Service Unavailable"))
+            answer = served.ask("/meant", Accept="application/json")
+        self.assertEqual((answer.status, answer.json["detail"]), (503, "Service Unavailable"))
 
 
 class FindingDjangoFiles(Folder):
@@ -7176,63 +7175,50 @@ class DebuggerServed(Folder):
             """,
         )
 
-    def ask(self, served: Served, path: str, body: Optional[bytes] = None, **headers: str) -> tuple[int, str]:
-        connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=DEADLINE)
-        self.addCleanup(connection.close)
-        sent = {"Accept": "text/html", **{name.replace("_", "-"): value for name, value in headers.items()}}
-        connection.request("GET" if body is None else "POST", path, body, sent)
-        response = connection.getresponse()
-        return response.status, response.read().decode("utf-8")
-
-    def eval(self, served: Served, page: str, cookie: str, code: str) -> tuple[int, Any]:
+    def eval(self, served: Served, page: str, cookie: str, code: str) -> Answer:
         secret = re.search(r"\b[0-9a-f]{32}\b", page.replace(self.nonce(page), ""))
         frame = max(re.findall(r"[0-9a-f]{16}-\d+", page), key=lambda id: int(id.partition("-")[2]))
-        body = json.dumps({"frame": frame, "code": code}).encode()
-        origin = f"http://127.0.0.1:{served.port}"
-        status, text = self.ask(
-            served,
+        return served.ask(
             "/__devserve__/eval",
-            body,
-            Origin=origin,
+            "POST",
+            json.dumps({"frame": frame, "code": code}).encode(),
+            Origin=served.url,
             Cookie=cookie,
-            Accept="*/*",
             Content_Type="application/json",
             X_Devserve_Secret=secret.group() if secret else "",
         )
-        return status, json.loads(text)
 
     def nonce(self, page: str) -> str:
         return "".join(re.findall(r'nonce="([0-9a-f]+)"', page)[:1])
 
+    def page(self, served: Served, path: str = "/", **headers: Any) -> str:
+        answer = served.ask(path, Accept="text/html", **headers)
+        self.assertEqual(answer.status, 500)
+        return answer.text
+
     def unlock(self, served: Served) -> str:
         link = served.wait_for(r"https?://\S+(/__devserve__/unlock\?token=\w+)").group(1)
-        connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=DEADLINE)
-        self.addCleanup(connection.close)
-        connection.request("GET", link)
-        response = connection.getresponse()
-        response.read()
-        return str(response.headers["Set-Cookie"]).partition(";")[0]
+        return str(served.ask(link).get("Set-Cookie")).partition(";")[0]
 
     def test_link_on_the_terminal_opens_the_console_of_a_crash(self) -> None:
         with Served("app:app", "--debugger", cwd=self.folder) as served:
             cookie = self.unlock(served)
-            status, page = self.ask(served, "/")
-            self.assertEqual(status, 500)
-            self.assertEqual(self.eval(served, page, cookie, "number + 1"), (200, {"output": "42\n", "more": False}))
-            self.assertEqual(self.eval(served, page, "", "number + 1")[0], 403)
+            page = self.page(served)
+            answer = self.eval(served, page, cookie, "number + 1")
+            self.assertEqual((answer.status, answer.json), (200, {"output": "42\n", "more": False}))
+            self.assertEqual(self.eval(served, page, "", "number + 1").status, 403)
             self.assertRegex(served.log, r"\d{3}-\d{3}-\d{3}")
             served.wait_for("ZeroDivisionError")
 
     def test_a_failure_in_mid_stream_cuts_the_connection(self) -> None:
         with Served("app:app", "--debugger", cwd=self.folder) as served:
-            self.assertRaises((http.client.IncompleteRead, ConnectionError), self.ask, served, "/stream")
+            self.assertRaises(ConnectionError, served.ask, "/stream")
             served.wait_for("LookupError: in mid-stream")
 
     def test_without_the_debugger_none_of_it_exists(self) -> None:
         with Served("app:app", "--no-debugger", cwd=self.folder) as served:
             for path in ("/", "/__devserve__/alive", "/__devserve__/console", "/__devserve__/unlock?token=x"):
-                status, text = self.ask(served, path)
-                self.assertEqual(status, 500)  # the application's own failure
+                text = self.page(served, path)  # the application's own failure
                 self.assertNotIn("ZeroDivisionError", text)
                 self.assertNotIn("__devserve__", text)
             self.assertNotIn("PIN", served.log)
@@ -7240,24 +7226,22 @@ class DebuggerServed(Folder):
 
     def test_all_addresses_are_served_but_only_loopback_gets_a_console(self) -> None:
         with Served("app:app", "--debugger", "--host", "0.0.0.0", cwd=self.folder) as served:
-            page = self.ask(served, "/", Host=f"192.168.1.7:{served.port}")[1]
+            page = self.page(served, Host=f"192.168.1.7:{served.port}")
             self.assertIn("--trusted-host 192.168.1.7", page)
-            secret = re.search(r"\b[0-9a-f]{32}\b", self.ask(served, "/")[1])
+            secret = re.search(r"\b[0-9a-f]{32}\b", self.page(served))
             self.assertIsNotNone(secret)
 
     def test_after_a_reload_old_frames_are_gone_and_the_browser_is_still_unlocked(self) -> None:
         with Served("app:app", "--debugger", "--reload", cwd=self.folder) as served:
             cookie = self.unlock(served)
-            page = self.ask(served, "/")[1]
-            before = json.loads(self.ask(served, "/__devserve__/alive")[1])["reload_id"]
+            page = self.page(served)
+            before = served.ask("/__devserve__/alive").json["reload_id"]
             self.write("app.py", (self.folder / "app.py").read_text(encoding="utf-8").replace("41", "51"))
-            eventually(
-                lambda: json.loads(self.ask(served, "/__devserve__/alive")[1])["reload_id"] != before, "a reload"
-            )
-            status, answer = self.eval(served, page, cookie, "number")
-            self.assertEqual((status, answer["error"]), (410, "gone"))
-            self.assertIn("reloaded", answer["reason"])
-            self.assertEqual(self.eval(served, self.ask(served, "/")[1], cookie, "number")[1]["output"], "51\n")
+            eventually(lambda: served.ask("/__devserve__/alive").json["reload_id"] != before, "a reload")
+            answer = self.eval(served, page, cookie, "number")
+            self.assertEqual((answer.status, answer.json["error"]), (410, "gone"))
+            self.assertIn("reloaded", answer.json["reason"])
+            self.assertEqual(self.eval(served, self.page(served), cookie, "number").json["output"], "51\n")
 
 
 # =====================================================================================================================
@@ -8071,9 +8055,8 @@ class ServerConnections(ServerCase):
         """,
         )
         with Served("small", cwd=self.folder) as served, contextlib.ExitStack() as stack:
-            port = served.port
             for _ in range(60):
-                stack.enter_context(socket.create_connection(("127.0.0.1", port), DEADLINE))
+                stack.enter_context(Client(served.port))
             self.assertEqual(served.get(), "hello")
             self.assertEqual(served.get(), "hello")
             self.assertNotIn("Traceback", served.log)
@@ -9874,10 +9857,7 @@ class ServerCertificate(Folder):
             served.wait_for("made a certificate for .*localhost")
             self.assertTrue(served.url.startswith("https://"))
             context.load_verify_locations(str(self.folder / "cache/devserve/adhoc.pem"))
-            with urllib.request.urlopen(
-                f"https://localhost:{served.port}/", timeout=DEADLINE, context=context
-            ) as answer:
-                self.assertEqual(answer.read(), b"hello")
+            self.assertEqual(fetch(served.port, context=context).body, b"hello")
 
 
 class ServerUnderFuzz(ServerCase):
@@ -11271,10 +11251,9 @@ class AsgiProcess(Folder):
         self.assertEqual(served.get(), "one")
         self.save("two", failing)
         served.wait_for("LookupError: no database")
-        with self.assertRaises(urllib.error.HTTPError) as caught:
-            served.get()
-        with caught.exception as answer:
-            self.assertIn("LookupError: no database", answer.read().decode())
+        answer = served.ask()
+        self.assertEqual(answer.status, 500)
+        self.assertIn("LookupError: no database", answer.text)
         self.save("three")
         eventually(lambda: "lifespan.startup three" in served.log, "the mended application")
         self.assertEqual(served.get(), "three")
@@ -11293,8 +11272,8 @@ class AsgiProcess(Folder):
                 await send({"type": "http.response.body", "body": VERSION.encode()})
         """)  # fmt: skip
         served = self.served("hello", "--debug", "--pin", "off")
-        with socket.create_connection(("127.0.0.1", served.port), DEADLINE) as sock:
-            sock.sendall(b"GET /block HTTP/1.1\r\nHost: x\r\n\r\n")
+        with Client(served.port) as client:
+            client.request("/block")
             served.wait_for(r"the event loop has been blocked for 1 s; it is at .*hello.py, line 8")
             self.assertIn("console", served.get("/__devserve__/console", Accept="text/html"))
             self.save("two")
@@ -12687,8 +12666,7 @@ class RunnerGreeting(RunnerCase):
                 if host == "::":
                     self.assertIn(f"http://[::1]:{served.port}", urls)
                 for url in urls:
-                    with urllib.request.urlopen(url, timeout=DEADLINE) as answer:
-                        self.assertEqual(answer.read(), b"hello", url)
+                    self.assertEqual(fetch(url).body, b"hello", url)
 
     def test_loopback_alone_is_bound_by_default(self) -> None:
         served = self.served("hello")
@@ -12705,8 +12683,7 @@ class RunnerGreeting(RunnerCase):
             for host in ("127.0.0.1", "[::1]"):
 
                 def answers(host: str = host, text: str = text) -> bool:
-                    with urllib.request.urlopen(f"http://{host}:{served.port}/", timeout=DEADLINE) as answer:
-                        return bool(answer.read() == text.encode())
+                    return fetch(f"http://{host}:{served.port}").text == text
 
                 eventually(answers, f"{text} from {host}")
 
@@ -12774,8 +12751,7 @@ class RunnerGreeting(RunnerCase):
         served = self.served("hello", "--cert", "cert.pem", "--key", "key.pem")
         self.assertTrue(served.url.startswith("https://"))
         context = ssl.create_default_context(cafile=str(cert))
-        with urllib.request.urlopen(served.url, timeout=DEADLINE, context=context) as answer:
-            self.assertEqual(answer.read(), b"hello")
+        self.assertEqual(fetch(served.url, context=context).body, b"hello")
 
 
 posix_signals = unittest.skipIf(sys.platform == "win32", "signals of POSIX")
@@ -12818,20 +12794,17 @@ class RunnerSignals(RunnerCase):
         for number in (signal.SIGINT, signal.SIGTERM):
             with self.subTest(number), contextlib.ExitStack() as stack:
                 served = self.served("stubborn")
-                address = ("127.0.0.1", served.port)
-                idle, stuck, stream = (
-                    stack.enter_context(socket.create_connection(address, DEADLINE)) for _ in range(3)
-                )
-                idle.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-                stream.sendall(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n")
-                stuck.sendall(b"GET /stuck HTTP/1.1\r\nHost: x\r\n\r\n")
-                self.assertTrue(idle.recv(100) and stream.recv(100))
+                port = served.port
+                for path in ("/", "/stream", "/stuck"):
+                    client = stack.enter_context(Client(port)).request(path)
+                    if path != "/stuck":
+                        self.assertEqual(client.head().status, 200)
                 served.wait_for("stuck")
                 status = self.end(served, number)
                 self.assertIn(status, (0,) if number == signal.SIGINT else (0, 128 + number, -number))
                 with self.assertRaises(OSError):
-                    socket.create_connection(address, 2.0)
-                again = self.served("hello", "--port", str(address[1]), port=False)
+                    Client(port)
+                again = self.served("hello", "--port", str(port), port=False)
                 self.assertEqual(again.get(), "hello", "the port can be bound again at once")
 
     @unittest.skipUnless(hasattr(os, "fork"), "needs fork")
@@ -13247,8 +13220,8 @@ class RunnerImport(RunnerCase):
         """)
         served = self.served("unguarded")
         port = served.wait_for(r"beside: (\d+)\.").group(1)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=DEADLINE) as answer:
-            self.assertEqual(answer.read(), b"hello unset")
+        with Client(int(port), version="1.0") as client:
+            self.assertEqual(client.ask().body, b"hello unset")
         self.assertNotIn("left out", served.log)
 
     @needs("flask")
@@ -13282,13 +13255,11 @@ class RunnerImport(RunnerCase):
         script = self.write("impatient.py", f"{start}; sys.exit(devserve.main())")
         served = self.served("unguarded", script=[str(script)], flags=("-u",))
         served.wait_for(rf"warning: still importing after .*unguarded\.py, line {lines + 2}\b")
-        with socket.create_connection(("127.0.0.1", served.port), DEADLINE) as client:
-            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        with Client(served.port) as client:
+            client.request()
             port = int(served.wait_for(r"\('127\.0\.0\.1', (\d+)\)").group(1))
             socket.create_connection(("127.0.0.1", port), DEADLINE).close()
-            client.settimeout(DEADLINE)
-            with client.makefile("rb") as file:
-                self.assertTrue(file.read().endswith(b"hello unset"))
+            self.assertEqual(client.answer().text, "hello unset")
 
     @unittest.skipUnless(hasattr(gc, "freeze"), "PyPy collects otherwise")
     def test_no_garbage_is_collected_while_the_application_is_imported(self) -> None:
@@ -13386,18 +13357,16 @@ class RunnerInCode(RunnerCase):
     def test_ctrl_c_while_a_reload_waits_for_a_request_ends_the_program(self) -> None:
         run = "devserve.run(app, port=0, reload=True)"
         path = self.program(run, before="import time", after="print('goes on', flush=True)")
-        slow_view = "environ['PATH_INFO'] == '/slow' and time.sleep(2); start_response("
+        slow_view = "environ['PATH_INFO'] == '/slow' and (print('began', flush=True), time.sleep(2)); start_response("
         path.write_text(path.read_text().replace('start_response("', slow_view + '"'))
         served = self.served(script=[str(path)], port=False)
-        address = ("127.0.0.1", served.port)
-        slow, late = (socket.create_connection(address, DEADLINE) for _ in range(2))
-        with slow, late:
-            slow.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
-            time.sleep(0.2)
+        with Client(served.port) as slow, Client(served.port) as late:
+            slow.request("/slow")
+            served.wait_for("began")
             path.write_text(path.read_text() + "# changed\n")
             served.wait_for("changed, reloading")
-            late.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            socket.create_connection(address, DEADLINE).close()
+            late.request()
+            Client(served.port).close()
             self.assertEqual(served.stop(), 0, served.log)
         self.assertEqual(served.log.count("started"), 1, served.log)
         self.assertIn("goes on", served.log)
@@ -13567,8 +13536,7 @@ class RunnerInCode(RunnerCase):
         with devserve.make_server(app, quiet=True) as server:
             thread = threading.Thread(target=server.serve_forever, args=(0.02,))
             thread.start()
-            with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/", timeout=DEADLINE) as answer:
-                self.assertEqual(answer.read(), b"hello")
+            self.assertEqual(fetch(server.server_port).body, b"hello")
             server.shutdown()
             thread.join(DEADLINE)
         listening("127.0.0.1", server.server_port).close()
@@ -13619,10 +13587,9 @@ class RunnerInCode(RunnerCase):
         if not REQUIRE_ALL and importlib.util.find_spec(framework) is None:
             self.skipTest(f"needs the package {framework}")
         served = self.ran(f"{self.FAILING[framework]}; {call}")
-        with self.assertRaises(urllib.error.HTTPError) as caught:
-            served.get("/", Accept="text/html")
-        with caught.exception as answer:
-            return answer.read().decode()
+        answer = served.ask(Accept="text/html")
+        self.assertEqual(answer.status, 500)
+        return answer.text
 
     def test_run_shows_the_debugger_for_frameworks_too(self) -> None:
         for framework in self.FAILING:
@@ -14885,8 +14852,7 @@ class BrowserGuard(InBrowser):
                     """() => new Promise(done => { navigator.serviceWorker.onmessage = event => done(event.data);
                     navigator.serviceWorker.controller.postMessage("") })"""
                 )
-                with urllib.request.urlopen(f"{self.served.url}/__devserve__/console", timeout=DEADLINE) as page:
-                    secret = re.search(r'data-secret="(\w+)"', page.read().decode())
+                secret = re.search(r'data-secret="(\w+)"', self.served.get("/__devserve__/console"))
                 assert secret is not None
                 self.assertNotIn(self.secret, json.dumps(seen))
                 self.assertNotIn(secret.group(1), json.dumps(seen))
@@ -14919,11 +14885,11 @@ class BrowserCrashes(InBrowser):
 
     def crash(self, path: str, body: Optional[bytes] = None, **headers: str) -> str:
         """Fail a request that no browser sent; return the link in the answer."""
-        request = urllib.request.Request(self.served.url + path, body, {"Accept": "*/*", **headers})
-        with self.assertRaises(urllib.error.HTTPError) as caught, urllib.request.urlopen(request, timeout=DEADLINE):
-            pass
-        with caught.exception as answer:
-            return str(re.findall(r"http\S+/crash/\w+", answer.read().decode())[0])
+        form = {} if body is None else {"Content_Type": "application/x-www-form-urlencoded"}
+        sent: dict[str, Any] = {"Accept": "*/*", **form, **headers}
+        answer = self.served.ask(path, "GET" if body is None else "POST", body, **sent)
+        self.assertEqual(answer.status, 500)
+        return str(re.findall(r"http\S+/crash/\w+", answer.text)[0])
 
     def test_the_page_of_another_clients_crash_has_values_and_console(self) -> None:
         self.page.goto(self.crash("/order", b"fruit=plum"))
@@ -15038,16 +15004,14 @@ class BrowserCrashes(InBrowser):
         class Strip(http.server.BaseHTTPRequestHandler):
             def forward(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"] or 0))
-                connection = http.client.HTTPConnection("127.0.0.1", target, timeout=DEADLINE)
-                connection.request(self.command, self.path[len("/proxy/5000") :], body or None, dict(self.headers))
-                answer = connection.getresponse()
-                data = answer.read()
-                connection.close()
+                path = self.path[len("/proxy/5000") :]
+                headers: dict[str, Any] = dict(self.headers)
+                answer = fetch(target, path, self.command, body or None, **headers)
                 self.send_response(answer.status)
-                for name, value in answer.getheaders():
+                for name, value in answer.headers.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(data)
+                self.wfile.write(answer.body)
 
             do_GET = do_POST = forward
 
@@ -16584,9 +16548,7 @@ class ReloadOnWindows(Reload):
         def ask() -> None:
             while not done.is_set():
                 try:
-                    with socket.create_connection(("127.0.0.1", port), DEADLINE) as sock:
-                        sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-                        sock.recv(1000)
+                    fetch(port)
                 except ConnectionRefusedError as error:
                     refused.append(error)
                 except OSError:
