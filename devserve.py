@@ -586,15 +586,17 @@ def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
 #
 # Doors: NAME_LIMIT, CODE_TYPES, MISSING, Outcome, escape_controls, escape_unprintable, shown_text, type_name, TooLate,
 # call_safely, call_bounded, call_each_bounded, ForeignCalls, interrupt_thread, is_library, is_app_file, is_app_code,
-# thread_position, app_position, is_below, application_traceback, traceback_text, raw_slot, own_dict,
-# static_attributes, static_attribute, locals_of, SOCKET_KEY, is_taken_over, nobody_listens, PRESERVE_CONTEXT,
-# ON_EXCEPTION, HANDED_OVER, hand_over, is_debugged, is_main_thread, has_green_threads, native_threading, native_sleep.
+# thread_position, app_position, is_below, application_traceback, linked_exceptions, traceback_text, raw_slot,
+# own_dict, static_attributes, static_attribute, locals_of, SOCKET_KEY, is_taken_over, nobody_listens,
+# PRESERVE_CONTEXT, ON_EXCEPTION, HANDED_OVER, hand_over, is_debugged, is_main_thread, has_green_threads,
+# native_threading, native_sleep.
 #
 # Read first: call_safely, call_each_bounded, is_app_file, static_attribute.
 # =====================================================================================================================
 
 NAME_LIMIT = 200  # characters of any name: a type's, a function's, a variable's
-_TEXT_SECONDS = 2.0  # for an exception's own text, which may hang as any code may
+_MESSAGES_SECONDS = 0.3  # for the own texts of an exception and its causes, which may hang as any code may
+_FORMAT_SECONDS = 2.0  # for the text of a traceback, once these did not hang: a thousand frames on a slow machine
 _STUCK_LIMIT = 16  # threads for foreign code at once; more than this hang only when something is badly wrong
 _ROUNDS = 3  # threads for one reading: each goes on after the call in which the one before it hung
 _PROMPT = re.compile(r"<(stdin|i?python-input-.*)>|.*[\\/]ipykernel_\d+[\\/]\d+\.py")  # a REPL's, a notebook's
@@ -873,20 +875,38 @@ def _leads_to_machinery(tb: TracebackType) -> bool:
     )
 
 
-def traceback_text(error: BaseException, *, folded: bool = False, seconds: float = _TEXT_SECONDS) -> str:
+def linked_exceptions(error: BaseException) -> list[tuple[BaseException, str]]:
+    """Return `error` and what led to it, the newest first, each with its relation to the next.  Loops are cut."""
+    found: list[tuple[BaseException, str]] = []
+    seen: set[int] = set()
+    each: Optional[BaseException] = error
+    while each is not None:
+        seen.add(id(each))
+        cause = raw_slot(each, "__cause__")
+        hides_context = cause is not None or raw_slot(each, "__suppress_context__")
+        before = cause if hides_context else raw_slot(each, "__context__")
+        before = None if before is None or id(before) in seen else before
+        found.append((each, "" if before is None else "context" if cause is None else "cause"))
+        each = before
+    return found
+
+
+def traceback_text(error: BaseException, *, folded: bool = False) -> str:
     """Return the interpreter's own text of `error` and of what led to it.
 
-    With `folded`, runs of library frames become a line that counts them.  Of an exception whose text raises or hangs,
-    only what stands before that text is told.
+    With `folded`, runs of library frames become a line that counts them.  Each exception's own text is tried first:
+    when one of them hangs, only the frames and the type are written, and nothing waits for it a second time.
     """
     import traceback
 
-    text, failure = call_bounded(partial(_format_traceback, error, folded), seconds)
+    texts = {str(n): partial(str, each) for n, (each, _) in enumerate(linked_exceptions(error))}
+    late = [why for _, why in call_each_bounded(texts, _MESSAGES_SECONDS).values() if isinstance(why, TooLate)]
+    text, why = (None, late[0]) if late else call_bounded(partial(_format_traceback, error, folded), _FORMAT_SECONDS)
     if text is not None:
         return text
-    why = "takes too long" if isinstance(failure, TooLate) else f"cannot be had: {type(failure).__name__}"
+    reason = "takes too long" if isinstance(why, TooLate) else f"cannot be had: {type(why).__name__}"
     frames = traceback.format_tb(application_traceback(error))
-    return "".join([*frames, f"{type_name(type(error))}: (its text {why})\n"])
+    return "".join([*frames, f"{type_name(type(error))}: (its text {reason})\n"])
 
 
 def _format_traceback(error: BaseException, folded: bool) -> str:
@@ -1233,17 +1253,19 @@ class Terminal:
         """Write the one line that tells the person at the keyboard what to mend."""
         self.say(self.color(f"devserve: error: {text}", "1;31"))
 
-    def crash(self, error: BaseException, context: str = "", link: str = "") -> None:
-        """Write the traceback of `error` without devserve's own frames; `context` says what was being done.
+    def crash(self, error: BaseException, context: str = "", link: str = "") -> str:
+        """Write the traceback of `error` without devserve's own frames, and return it; `context` says what was done.
 
-        With a `link` to a page that tells the rest, library frames are counted only.
+        With a `link` to a page that shows the rest, library frames are counted only.
         """
+        text = traceback_text(error, folded=bool(link))
         lines = [self.color(escape_controls(context), "1;31")] if context else []
-        for line in traceback_text(error, folded=bool(link)).rstrip("\n").split("\n"):
+        for line in text.rstrip("\n").split("\n"):
             lines.append(self._link_to_editor(escape_unprintable(line, "\t")))
         if link:
             lines.append(f"  {self.hyperlink(link, link)}")
         self.say("\n".join(lines))
+        return text
 
     def _link_to_editor(self, line: str) -> str:
         """Return a line of a traceback; the place that it names is a link where an editor was named."""
@@ -2379,23 +2401,27 @@ def _notify_django(file_changed: Any, asked: list[tuple[str, str]], paths: list[
 # Three things stand for a frame.  A `FramePosition` is the live frame with the line and the instruction that it had
 # when the exception passed; it is kept for consoles and read no further.  `view_position` makes a `FrameView` of it,
 # with source and marks but no values, which is cheap.  `with_values` adds the values, which runs foreign code; for the
-# frames of libraries that happens when somebody opens them on the page.  Values come from the frame's own variables
-# and from the names, attributes and subscripts on the failing line (`expressions_in`).  What such an expression stands
-# for is found without running code where that can be (`_Scope.static_value`); a call on that line is never made.
+# frames of libraries that happens when somebody opens them on the page.
 #
-# Invariants: every text in a report is bounded, printable and encodable, and the secrets in it are masked.  A report
-# holds about `_REPORT_SIZE` characters and takes about `_REPORT_SECONDS` of foreign code, whatever has failed: what is
-# nearest to the failure is read first, and what comes after the budget is spent is counted instead.  An object's own
-# code runs only in a bounded call.
+# Values come from the frame's own variables and from the names, attributes and subscripts on the failing line
+# (`expressions_in`).  `_Scope.find` finds what such an expression stands for: first without running code, then, in a
+# bounded call, with the property or the proxy that it needs.  A call on that line is never made, and what has just
+# failed is not tried again.  Every value becomes a text in `_describe`, which also masks the secrets.
+#
+# One budget bounds a report: `_REPORT_SIZE` characters and `_REPORT_SECONDS` of foreign code, whatever has failed.
+# What is nearest to the failure is read first; what comes after the budget is spent is counted instead.
+#
+# Invariants: every text in a report is bounded, printable and encodable, and the secrets in it are masked.  An
+# object's own code runs only in a bounded call.  Of one bad object only its own text is lost.
 #
 # Doors: LINES_AROUND, Variable, FrameView, ExceptionView, Report, FramePosition, read_report, view_position,
-# with_values, members_at, code_tokens, expressions_in, read_request.
+# with_values, members_at, short_path, code_tokens, expressions_in, read_request.
 #
-# Read first: Report, _ReportBuilder, with_values, expressions_in, _repr_pieces.
+# Read first: Report, _ReportBuilder, with_values, expressions_in, _describe.
 # =====================================================================================================================
 
 _REPORT_SIZE = 60_000  # characters; a page of them weighs less than 100 kB
-_REPORT_SECONDS = 1.0  # of foreign code: with the page of a view that hangs everywhere one waits no longer
+_REPORT_SECONDS = 0.7  # of foreign code: with the text on the terminal a hostile crash takes about a second
 _VALUES_SECONDS = 0.5  # for the values of one frame
 _QUICK_SECONDS = 0.1  # for a message, a hint, the values of a frame further out
 _FRAME_SIZE = 1_000  # characters of an average frame, or of an exception without any, for how many there is room
@@ -2414,7 +2440,6 @@ _NEAR_LIMIT = 5_000  # names that are compared with a wrong one; so many take 20
 _NEARNESS = 0.7  # of names that are suggested; difflib's own 0.6 would have `local` for `total`
 _MASK = "••••••••"
 _OPENER = "\x3c"  # the less-than sign, with which names such as that of exec's file begin
-_TAKES_ARGS, _TAKES_KWARGS = 4, 8  # flags of code objects: it takes *args, **kwargs (as in the module inspect)
 _PLAIN_TYPES = (str, bytes, int, float, complex, bool, type(None))  # whose repr runs nobody's code
 _SEQUENCES = (dict, list, tuple, set, frozenset, deque)  # whose members are elements
 
@@ -2442,7 +2467,7 @@ class Variable(NamedTuple):
     value: str  # its repr, or in brackets why there is none
     argument: bool = False  # the function was called with it
     used: bool = False  # it stands on the failing line
-    opens: bool = False  # it has members, which `members_at` tells
+    opens: bool = False  # it has members, which `members_at` lists
 
     @property
     def is_late(self) -> bool:
@@ -2458,17 +2483,18 @@ class FrameView(NamedTuple):
     filename: str  # as the code object has it: usually absolute; in angle brackets when there is no file
     lineno: int  # 0 when unknown
     name: str  # the function's qualified name; for a template what the engine calls it
-    module: str  # "" when unknown
-    app: bool  # the application's own code, neither the standard library nor an installed package
-    source: tuple[_SourceLine, ...]  # a window around lineno; empty when there is none to show
-    missing: str  # why `source` is empty: a whole sentence; "" otherwise
-    marks: tuple[_Mark, ...] = ()  # the failing expression, one for each of its lines; none when it is the whole line
+    module: str = ""  # "" when unknown
+    app: bool = False  # the application's own code, neither the standard library nor an installed package
+    source: tuple[_SourceLine, ...] = ()  # a window around lineno; empty when there is none to show
+    missing: str = ""  # why `source` is empty: a whole sentence; "" otherwise
+    marks: tuple[_Mark, ...] = ()  # the failing expression; none before Python 3.11, and when it is the line
     variables: tuple[Variable, ...] = ()  # of the failing line, then arguments, then other locals; none before reading
     unlisted: int = 0  # variables beyond `_LIST_LIMIT`
     is_read: bool = False  # its values were read, be there none
     signature: str = ""  # beside a TypeError of a call made here: what the called function takes
     period: int = 0  # after this frame the last `period` frames came again `repeats` times, which are not listed
     repeats: int = 0  # 0 when nothing is folded; with a period of 0 it counts frames left out
+    path: str = ""  # of the file as people name it: below the working directory, the packages or the library
 
 
 class ExceptionView(NamedTuple):
@@ -2515,16 +2541,6 @@ class FramePosition(NamedTuple):
     context: Optional[Context] = None  # in which its values mean something, such as Flask's `request`
 
 
-class _TemplateLine(NamedTuple):
-    """The line of a template that a frame of generated code stands for, and what the template was given."""
-
-    filename: str
-    lineno: int
-    name: str
-    values: dict[Any, Any]
-    mark: tuple[int, int] = (0, 0)  # columns
-
-
 if TYPE_CHECKING:
     _Keep = Callable[[FramePosition], str]  # keeps a position and returns the id under which it can be asked for
     _Source = tuple[list[str], str]  # the lines of a file, and why there are none
@@ -2537,14 +2553,15 @@ def read_report(
     request: Optional[_Request] = None,
     keep: _Keep = lambda position: "",
     context: Optional[Context] = None,
+    text: str = "",
 ) -> Report:
     """Return all that is known about `error`.
 
     `keep` is called for each frame that the report lists.  `context` is the one in which the frameworks' proxies mean
-    the request that failed; the present one unless given.
+    the request that failed; the present one unless given.  `text` is the traceback where it was printed already.
     """
     problems = _ReportBuilder(keep, context).chain(error)
-    text = _mask_messages(traceback_text(error, folded=True, seconds=_VALUES_SECONDS))
+    text = _mask_messages(text or traceback_text(error, folded=True))
     cut = len(text) - 2 * _TEXT_LIMIT
     if cut > 0:  # of a long one the root of all and what failed last are worth most
         text = f"{text[:_TEXT_LIMIT]}\n… ({cut:,} more characters)\n{text[-_TEXT_LIMIT:]}"
@@ -2578,16 +2595,12 @@ class _ReportBuilder:
 
     def chain(self, error: BaseException, depth: int = 0) -> tuple[ExceptionView, ...]:
         """Return `error` and its causes and contexts, the oldest first; of a long chain the newest and the root."""
-        linked = _linked_exceptions(error)
-        views = [self.exception(*linked[0], depth)]
-        for each, relation in linked[1:-1]:
-            if _REPORT_SIZE // 2 > self.size:
-                break
-            views.append(self.exception(each, relation, depth))
-        if len(linked) > 1:
-            skipped = len(linked) - 1 - len(views)
-            views[-1] = views[-1]._replace(skipped=skipped)
-            views.append(self.exception(*linked[-1], depth))
+        newest, *linked = linked_exceptions(error)
+        views = [self.exception(*newest, depth)]
+        for number, (each, relation) in enumerate(linked, 1):
+            if self.size > _REPORT_SIZE // 2 or number == len(linked):
+                views[-1] = views[-1]._replace(skipped=number - len(views))
+                views.append(self.exception(each, relation, depth))
         return tuple(reversed(views))
 
     def exception(self, error: BaseException, relation: str, depth: int) -> ExceptionView:
@@ -2596,16 +2609,21 @@ class _ReportBuilder:
         positions = _positions_of(error, self.context)
         message = self.spend(_message_of(error, self.seconds()))
         hint = call_bounded(partial(_hint_for, error, positions), self.seconds())[0] or ""
-        notes = tuple(self.spend(note) for note in (*_notes_of(error, self.seconds()), *_django_origins(error)))
-        frames = [*self.frames(error, positions), *self.own_places(error)]
+        notes = tuple(map(self.spend, (*self.notes(error), *_django_origins(error))))
+        own_places, _ = call_safely(lambda: list(_own_places(error, self.seconds())))
+        frames = (*self.frames(error, positions), *(own_places or ()))
         members, listed = _group_members(error), []
         for member in members if _DEPTH_LIMIT > depth else ():
-            if 0 >= self.size:
-                break
-            listed.append(self.chain(member, depth + 1))
+            if self.size > 0:
+                listed.append(self.chain(member, depth + 1))
         unlisted = len(members) - len(listed)
-        kind = type_name(type(error))
-        return ExceptionView(kind, message, hint, notes, relation, tuple(frames), tuple(listed), unlisted)
+        return ExceptionView(type_name(type(error)), message, hint, notes, relation, frames, tuple(listed), unlisted)
+
+    def notes(self, error: BaseException) -> list[str]:
+        """Return the notes that were added (PEP 678); one that is no text is shown as its repr."""
+        notes = own_dict(error).get("__notes__", ())
+        notes = list(notes)[:_LIST_LIMIT] if type(notes) in (list, tuple) else [notes]
+        return [_mask(n) if type(n) is str else _safe_repr(n, _TEXT_LIMIT, self.seconds()) for n in notes]
 
     def frames(self, error: BaseException, positions: list[FramePosition]) -> list[FrameView]:
         """Return the views of `positions`, recursion folded; the values of the application's frames are read.
@@ -2632,34 +2650,13 @@ class _ReportBuilder:
         id, code = self.keep(position), position.frame.f_code
         view, _ = call_safely(lambda: view_position(position, id=id, sources=self.sources))
         if view is None:
-            filename, name = shown_text(code.co_filename, _TEXT_LIMIT), shown_text(code.co_name, NAME_LIMIT)
-            missing = "The frame cannot be read."
-            view = FrameView(id, "python", filename, position.lineno, name, "", False, (), missing)
+            source: _Source = [], "The frame cannot be read."
+            view = _view_at("python", code.co_filename, position.lineno, code.co_name, source)
         self.size -= sum(len(line.text) for line in view.source) + len(view.filename) + len(view.name)
         return view
 
-    def own_places(self, error: BaseException) -> list[FrameView]:
-        """Return the place that an exception names itself: a SyntaxError's, or one in a template."""
-        return call_safely(lambda: list(_own_places(error, self.seconds())))[0] or []
-
 
 # -- what was raised
-
-
-def _linked_exceptions(error: BaseException) -> list[tuple[BaseException, str]]:
-    """Return `error` and what led to it, the newest first, each with its relation to the next.  Loops are cut."""
-    found: list[tuple[BaseException, str]] = []
-    seen: set[int] = set()
-    each: Optional[BaseException] = error
-    while each is not None:
-        seen.add(id(each))
-        cause = raw_slot(each, "__cause__")
-        hidden_context = cause is not None or raw_slot(each, "__suppress_context__")
-        before = cause if hidden_context else raw_slot(each, "__context__")
-        before = None if before is None or id(before) in seen else before
-        found.append((each, "" if before is None else "context" if cause is None else "cause"))
-        each = before
-    return found
 
 
 def _first_text(error: Optional[BaseException]) -> str:
@@ -2680,20 +2677,10 @@ def _message_of(error: BaseException, seconds: float) -> str:
     """Return the message; of a SyntaxError without the place, which is shown by itself."""
     if isinstance(error, SyntaxError) and type(error.msg) is str and type(error).__str__ is SyntaxError.__str__:
         return error.msg
-    if type(error).__str__ in (BaseException.__str__, KeyError.__str__):
-        args = raw_slot(error, "args")
-        if all(type(each) in _PLAIN_TYPES for each in args):  # no foreign code runs, nothing can hang
-            return _mask_plain(str(error))
-    return _mask_plain(_text_or_why(*call_bounded(partial(str, error), seconds)))
-
-
-def _notes_of(error: BaseException, seconds: float) -> list[str]:
-    """Return the notes that were added (PEP 678); one that is no text is shown as its repr."""
-    notes = own_dict(error).get("__notes__", ())
-    notes = notes if isinstance(notes, (list, tuple)) else (notes,)
-    jobs = {str(n): (note, partial(str if type(note) is str else _describe, note)) for n, note in enumerate(notes)}
-    outcomes = _do_each(dict(itertools.islice(jobs.items(), _LIST_LIMIT)), seconds)
-    return [_mask_plain(_text_or_why(*outcome)) for outcome in outcomes.values()]
+    is_builtin = type(error).__str__ in (BaseException.__str__, KeyError.__str__)
+    if is_builtin and all(type(each) in _PLAIN_TYPES for each in raw_slot(error, "args")):
+        return _mask(str(error))  # no foreign code runs, nothing can hang
+    return _mask(_text_or_why(*call_bounded(partial(str, error), seconds)))
 
 
 def _django_origins(error: BaseException) -> list[str]:
@@ -2720,16 +2707,13 @@ def _positions_of(error: BaseException, context: Optional[Context]) -> list[Fram
 def _asks_to_be_hidden(frame: FrameType) -> bool:
     """Return whether the frame asks to be left out, as pytest, Werkzeug and others let it."""
     name, code = "__traceback_hide__", frame.f_code
-    if name not in code.co_varnames + code.co_names:
-        return False
-    value = locals_of(frame).get(name)
-    return value is not None and value is not False
+    return name in code.co_varnames + code.co_names and locals_of(frame).get(name) not in (None, False)
 
 
 def _fold_recursion(positions: list[FramePosition], most: int) -> list[tuple[FramePosition, int, int]]:
     """Return at most so many positions, each with the period and number of the repetitions left out after it.
 
-    A circle that comes round `_ROUNDS_FOLDED` times or more is told once, and once again for its last round.  When
+    A circle that comes round `_ROUNDS_FOLDED` times or more is shown once, and once again for its last round.  When
     there are still too many, those in the middle are left out.
     """
     folded: list[tuple[FramePosition, int, int]] = []
@@ -2764,30 +2748,72 @@ def view_position(
     position: FramePosition, *, id: str = "", around: Optional[int] = None, sources: Optional[_Sources] = None
 ) -> FrameView:
     """Return the view of one frame without its values; `around` lines of source on each side."""
-    frame, code = position.frame, position.frame.f_code
-    template = _template_line(position)
-    filename, lineno = (template.filename, template.lineno) if template else (code.co_filename, position.lineno)
-    app = is_app_code(code) if template is None else not is_library(filename, "")
-    lines, missing = _read_source(filename, frame.f_globals, sources)
-    marks = _marks_of(position, lines) if template is None else [_Mark(lineno, *template.mark)]
-    window, shown_marks = _source_window(
-        lines, lineno, around or (LINES_AROUND if app else _LIBRARY_LINES_AROUND), marks
-    )
+    frame, code, template = position.frame, position.frame.f_code, _template_line(position)
+    if template is None:
+        kind, filename, lineno, name = "python", code.co_filename, position.lineno, _qualified_name(frame)
+        app = is_app_code(code)
+    else:
+        kind, filename, lineno, name = "template", template.filename, template.lineno, template.name
+        app = not is_library(filename, "")
+    source = _read_source(filename, frame.f_globals, sources)
+    marks = _marks_of(position, source[0]) if template is None else [_Mark(lineno, *template.mark)]
+    around = around or (LINES_AROUND if app else _LIBRARY_LINES_AROUND)
+    module = frame.f_globals.get("__name__")
+    view = _view_at(kind, filename, lineno, name, source, marks, app=app, around=around)
+    return view._replace(id=id, module=shown_text(module, NAME_LIMIT) if isinstance(module, str) else "")
+
+
+def _view_at(
+    kind: str,
+    filename: str,
+    lineno: int,
+    name: str,
+    source: _Source,
+    marks: Sequence[_Mark] = (),
+    *,
+    app: bool = False,
+    around: int = LINES_AROUND,
+) -> FrameView:
+    """Return the view of a place in a source: the lines around it, and the marks in characters of what is shown."""
+    lines, missing = source
+    window, shown_marks = [], []
+    spans = {mark.number: mark for mark in marks}
+    first = max(1, lineno - around)
+    chosen = lines[first - 1 : lineno + around] if len(lines) >= lineno >= 1 else []
+    for number, line in enumerate(chosen, first):
+        text, start, end = _shown_line(line, *spans.get(number, (0, 0, 0))[1:])
+        window.append(_SourceLine(number, text))
+        if end > start:
+            shown_marks.append(_Mark(number, start, end))
+    while window and window[-1].number > lineno and not window[-1].text.strip():
+        window.pop()
     if lines and not window:
         missing = f"The file has {len(lines)} lines: it has changed since it was loaded."
-    module = frame.f_globals.get("__name__")
     return FrameView(
-        id=id,
-        kind="template" if template else "python",
-        filename=shown_text(filename, _TEXT_LIMIT),
-        lineno=lineno,
-        name=shown_text(template.name if template else _qualified_name(frame), NAME_LIMIT),
-        module=shown_text(module, NAME_LIMIT) if isinstance(module, str) else "",
+        "",
+        kind,
+        shown_text(filename, _TEXT_LIMIT),
+        lineno,
+        shown_text(name, NAME_LIMIT),
         app=app,
-        source=window,
+        source=tuple(window),
         missing="" if window else missing,
-        marks=shown_marks,
+        marks=tuple(shown_marks),
+        path=shown_text(short_path(filename), _TEXT_LIMIT),
     )
+
+
+def short_path(filename: str) -> str:
+    """Return the path as people name it: below site-packages, the library or the working directory."""
+    for packages in ("site-packages", "dist-packages"):
+        _, found, after = filename.partition(os.sep + packages + os.sep)
+        if found:
+            return after
+    cwd, _ = call_safely(os.getcwd)  # there is none when it was removed
+    for root in (os.path.dirname(os.__file__), cwd):
+        if root and filename.startswith(os.path.join(root, "")):
+            return os.path.relpath(filename, root)
+    return filename
 
 
 def _qualified_name(frame: FrameType) -> str:
@@ -2808,26 +2834,21 @@ def _read_source(
     sources = {} if sources is None else sources
     if filename not in sources:
         try:
-            sources[filename] = _read_file(filename) or _read_registered(filename, dict(module_globals or {}))
+            sources[filename] = _read_file(filename, dict(module_globals or {}))
         except OSError as error:
             sources[filename] = [], f"The file cannot be read: {error.strerror}."
     return sources[filename]
 
 
-def _read_file(filename: str) -> Optional[_Source]:
-    """Return the lines of a file; None when there is none of that name.  Raises OSError."""
+def _read_file(filename: str, module_globals: dict[str, Any]) -> _Source:
+    """Return the lines of a file, or those that a shell has registered or a loader has in a zip.  Raises OSError."""
+    import linecache
+
     if os.path.isfile(filename):
         with open(filename, "rb") as file:
             return _decode_source(file.read(_SOURCE_LIMIT)), ""
-    if os.path.exists(filename) or "\0" in filename:
+    if os.path.exists(filename):
         return [], "This is no file."  # but a device or a pipe, which may have no end
-    return None
-
-
-def _read_registered(filename: str, module_globals: dict[str, Any]) -> _Source:
-    """Return the lines that doctest or an interactive shell registered, or that a loader has in a zip file."""
-    import linecache
-
     lines, _ = call_safely(lambda: linecache.getlines(filename, module_globals))
     if lines:
         return [line.rstrip("\r\n") for line in lines], ""
@@ -2839,67 +2860,49 @@ def _read_registered(filename: str, module_globals: dict[str, Any]) -> _Source:
 
 
 def _decode_source(data: bytes) -> list[str]:
-    """Return the lines of a Python source in the encoding that it declares (PEP 263), UTF-8 if none.
+    """Return the lines of a Python source in the encoding that it declares (PEP 263); what does not fit as escapes."""
+    from importlib.util import decode_source
 
-    Bytes that it does not fit are shown as escapes.
-    """
-    data = data[3:] if data.startswith(b"\xef\xbb\xbf") else data
-    before = rb"(?:[ \t\f]*(?:#[^\r\n]*)?(?:\r\n?|\n))??"  # line 2 counts when line 1 is blank or another comment
-    declared = re.match(before + rb"[ \t\f]*#[^\r\n]*?coding[:=][ \t]*([-\w.]+)", data)
-    encoding = declared.group(1).decode() if declared else "utf-8"
     try:
-        text = data.decode(encoding)
-    except (LookupError, UnicodeError):
-        text = data.decode("utf-8", "backslashreplace")
-    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-
-
-def _source_window(
-    lines: list[str], lineno: int, around: int, marks: Sequence[_Mark]
-) -> tuple[tuple[_SourceLine, ...], tuple[_Mark, ...]]:
-    """Return the lines around `lineno` as they can be shown, and the marks in characters of what is shown."""
-    first = max(1, lineno - around)
-    chosen = lines[first - 1 : lineno + around] if len(lines) >= lineno >= 1 else []
-    while chosen and len(chosen) > lineno - first + 1 and not chosen[-1].strip():
-        chosen.pop()
-    spans = {mark.number: mark for mark in marks}
-    window, shown_marks = [], []
-    for number, line in enumerate(chosen, first):
-        _, start, end = spans.get(number, (0, 0, 0))
-        text, start, end = _shown_line(line, start, end)
-        window.append(_SourceLine(number, text))
-        if end > start:
-            shown_marks.append(_Mark(number, start, end))
-    return tuple(window), tuple(shown_marks)
+        text = decode_source(data)
+    except (SyntaxError, UnicodeError):
+        text = re.sub("\r\n?", "\n", data.decode("utf-8-sig", "backslashreplace"))
+    return text.split("\n")
 
 
 def _shown_line(line: str, start: int, end: int) -> tuple[str, int, int]:
     """Return a source line as it can be shown, of a long one the part around the characters `start` to `end`."""
     begin = max(0, min(start, end - _LINE_LIMIT // 2)) if end > _LINE_LIMIT else 0
-    part = line[begin : begin + _LINE_LIMIT]
-    pieces = [
-        part[: max(0, start - begin)],
-        part[max(0, start - begin) : max(0, end - begin)],
-        part[max(0, end - begin) :],
-    ]
+    start, end, stop = max(start, begin), max(end, begin), begin + _LINE_LIMIT
+    pieces = line[begin:stop][: start - begin], line[start : min(end, stop)], line[end : max(end, stop)]
     before, marked, after = (escape_unprintable(piece, "\t") for piece in pieces)
     before = "…" + before if begin else before
-    after += "…" if len(line) > begin + _LINE_LIMIT else ""
+    after += "…" if len(line) > stop else ""
     return before + marked + after, len(before), len(before + marked)
 
 
 def _marks_of(position: FramePosition, lines: list[str]) -> list[_Mark]:
-    """Return the expression that was being evaluated, in characters of the raw lines (from Python 3.11 on)."""
-    if sys.version_info >= (3, 11) and position.lasti >= 0:
-        spot = next(itertools.islice(position.frame.f_code.co_positions(), position.lasti // 2, None), None)
-        if spot is not None and None not in spot:
-            first, last, start, end = (number or 0 for number in spot)
-            if first == position.lineno and len(lines) >= last:
-                start, end = _characters(lines[first - 1], start), _characters(lines[last - 1], end)
-                if last > first:
-                    last, end = _end_of_head(lines, first, start, last, end)
-                return _marks_of_span(first, start, last, end, lines)
-    return []
+    """Return the expression that was being evaluated, in characters of the raw lines.
+
+    Before Python 3.11 code objects do not tell it.  When it is a whole line it needs no mark; nor does a compound
+    statement, whose position includes its body in some versions (`with` and `for` before 3.13).
+    """
+    if (3, 11) > sys.version_info or 0 > position.lasti:
+        return []
+    spot = next(itertools.islice(position.frame.f_code.co_positions(), position.lasti // 2, None), None)
+    first, last, start, end = (number or 0 for number in spot or (0, 0, 0, 0))
+    if first != position.lineno or last > len(lines) or not end:
+        return []
+    start, end = _characters(lines[first - 1], start), _characters(lines[last - 1], end)
+    if re.match(r"\s*(async\s+)?(with|for|while|if|match|class|def)\b", lines[first - 1][start:]):
+        return []
+    marks = []
+    for number, line in enumerate(lines[first - 1 : last], first):
+        left = start if number == first else len(line) - len(line.lstrip())
+        right = min(end, len(line.rstrip())) if number == last else len(line.rstrip())
+        marks.append(_Mark(number, left, right))
+    is_whole_line = first == last and lines[first - 1].strip() == lines[first - 1][start:end]
+    return [] if is_whole_line else [mark for mark in marks if mark.end > mark.start]
 
 
 def _characters(line: str, offset: int) -> int:
@@ -2907,65 +2910,33 @@ def _characters(line: str, offset: int) -> int:
     return len(line.encode("utf-8", "replace")[:offset].decode("utf-8", "replace"))
 
 
-def _end_of_head(lines: list[str], first: int, start: int, last: int, end: int) -> tuple[int, int]:
-    """Return where a span ends; of a compound statement its head (bpo: before 3.13 `with` and `for` have no own)."""
-    if not re.match(r"\s*(async\s+)?(with|for|while|if|match|class|def)\b", lines[first - 1][start:]):
-        return last, end
-    depth = 0
-    for number, tokens in enumerate(code_tokens(lines[first - 1 : last]), first):
-        for begin, stop, kind in tokens:
-            text = lines[number - 1][begin:stop]
-            depth += (text in ("(", "[", "{")) - (text in (")", "]", "}"))
-            if text == ":" and kind == "o" and depth == 0 and (number > first or begin > start):
-                return number, begin
-    return last, end
-
-
-def _marks_of_span(first: int, start: int, last: int, end: int, lines: list[str]) -> list[_Mark]:
-    """Return one mark for each line of a stretch; none when it is one whole line, which tells nothing."""
-    marks = []
-    for number, line in enumerate(lines[first - 1 : last], first):
-        left = start if number == first else len(line) - len(line.lstrip())
-        right = min(end, len(line.rstrip())) if number == last else len(line.rstrip())
-        marks.append(_Mark(number, left, right))
-    whole = first == last and lines[first - 1].strip() == lines[first - 1][start:end]
-    return [] if whole else [mark for mark in marks if mark.end > mark.start]
+# -- places that an exception names itself
 
 
 def _own_places(error: BaseException, seconds: float) -> Iterator[FrameView]:
-    """Yield the place that an exception names itself."""
+    """Yield the place that an exception names itself: a SyntaxError's, or one in a template."""
     if isinstance(error, SyntaxError) and isinstance(error.filename, str) and isinstance(error.lineno, int):
-        yield _syntax_place(error, error.filename, error.lineno)
+        yield _syntax_place(error, error.filename, max(error.lineno, 1))  # an unknown encoding is on line 0
     attributes = own_dict(error)
     django = attributes.get("template_debug")
     if isinstance(django, dict) and isinstance(django.get("line"), int):
         yield _django_place(django, error, seconds)
     elif type(error).__module__ == "mako.exceptions" and isinstance(attributes.get("lineno"), int):
-        yield _stated_place("template", str(attributes.get("filename") or ""), attributes["lineno"], "template")
-
-
-def _stated_place(
-    kind: str, filename: str, lineno: int, name: str, lines: Optional[list[str]] = None, marks: Sequence[_Mark] = ()
-) -> FrameView:
-    """Return the view of a place without a frame; `lines` stand in for a file that is not there."""
-    found, missing = _read_source(filename)
-    window, shown_marks = _source_window(found or lines or [], lineno, LINES_AROUND, marks)
-    app = is_app_file(filename) or (kind == "template" and not is_library(filename, ""))
-    missing = "" if window else missing
-    return FrameView("", kind, shown_text(filename, _TEXT_LIMIT), lineno, name, "", app, window, missing, shown_marks)
+        filename = str(attributes.get("filename") or "")
+        app = not is_library(filename, "")
+        yield _view_at("template", filename, attributes["lineno"], "template", _read_source(filename), app=app)
 
 
 def _syntax_place(error: SyntaxError, filename: str, lineno: int) -> FrameView:
     """Return where a SyntaxError points, with its caret; the text that it carries stands in for a missing file."""
-    lineno = max(lineno, 1)  # an encoding that nobody knows is told to be on line 0
     text = error.text.rstrip("\n") if isinstance(error.text, str) else ""
-    lines, _ = _read_source(filename)
-    if not lines and text and lineno in range(1, 100_000):  # it may be any number, and so many lines are made
+    lines, missing = _read_source(filename)
+    if not lines and text and 100_000 > lineno:  # it may be any number, and so many lines are made
         lines = [""] * (lineno - 1) + [text]
     line = lines[lineno - 1] if len(lines) >= lineno else ""
     # An expression in an f-string before Python 3.12, or another version of the file, is not what stands in the line:
     marks = [] if text and text.strip() != line.strip() else [_caret(error, lineno, line)]
-    return _stated_place("syntax", filename, lineno, "", lines, marks)
+    return _view_at("syntax", filename, lineno, "", (lines, missing), marks, app=is_app_file(filename))
 
 
 def _caret(error: SyntaxError, lineno: int, line: str) -> _Mark:
@@ -2981,7 +2952,41 @@ def _caret(error: SyntaxError, lineno: int, line: str) -> _Mark:
     return _Mark(lineno, start, end) if start >= 0 else _Mark(lineno, 0, 0)
 
 
-# -- templates
+def _django_place(debug: dict[str, Any], error: BaseException, seconds: float) -> FrameView:
+    """Return the line of a Django template from what its engine noted, which is escaped, and the context's values."""
+    from html import unescape
+    from traceback import walk_tb
+
+    filename, lineno = str(debug.get("name") or ""), debug["line"]
+    lines, missing = _read_source(filename)
+    if not lines:  # the first line that was noted is line `top`
+        noted = [unescape(str(text)).rstrip("\n") for _, text in debug.get("source_lines", ())]
+        lines = [""] * (debug.get("top", 1) - 1) + noted
+    during = unescape(str(debug.get("during", ""))).split("\n")[0].rstrip()
+    start = lines[lineno - 1].find(during) if len(lines) >= lineno and during else -1
+    marks = [_Mark(lineno, start, start + len(during))] if start >= 0 else []
+    app = not is_library(filename, "")
+    view = _view_at("template", filename, lineno, "template", (lines, missing), marks, app=app)
+    given: dict[Any, Any] = {}
+    for frame, _ in walk_tb(raw_slot(error, "__traceback__")):
+        context = locals_of(frame).get("context")
+        if type(context).__module__ == "django.template.context":
+            for layer in own_dict(context).get("dicts", ()):
+                given.update(layer)
+    return _read_scope(view, _Scope(given, {}, is_template=True), _INLINE_LIMIT, seconds)
+
+
+# -- templates whose engine compiles them to Python
+
+
+class _TemplateLine(NamedTuple):
+    """The line of a template that a frame of generated code stands for, and what the template was given."""
+
+    filename: str
+    lineno: int
+    name: str
+    values: dict[Any, Any]
+    mark: tuple[int, int] = (0, 0)  # columns
 
 
 _TEMPLATE_NAMES = frozenset(  # what Jinja2, Flask, Mako, Bottle, Django and Chameleon give to every template
@@ -2993,79 +2998,52 @@ _TEMPLATE_NAMES = frozenset(  # what Jinja2, Flask, Mako, Bottle, Django and Cha
 
 def _template_line(position: FramePosition) -> Optional[_TemplateLine]:
     """Return the line of a template when the frame is of code that an engine generated from one."""
-    for find in (_jinja_line, _mako_line, _chameleon_line, _bottle_line):
-        found, _ = call_safely(partial(find, position))  # of another version of the engine: the compiled line is shown
-        if found is not None:
-            return found
+    for sign, find in _TEMPLATE_ENGINES.items():
+        if sign in position.frame.f_globals:
+            found, _ = call_safely(partial(find, position, locals_of(position.frame)))
+            return found  # None of another version of the engine: the compiled line is shown
     return None
 
 
-def _jinja_line(position: FramePosition) -> Optional[_TemplateLine]:
-    """Jinja2 rewrites the frames of what it renders; those of a macro that Python has called it leaves as they are."""
-    frame, code = position.frame, position.frame.f_code
-    if "__jinja_exception__" in frame.f_globals:
-        name = code.co_name.lstrip(_OPENER).rstrip(">")
-        return _TemplateLine(code.co_filename, position.lineno, name, locals_of(frame))
-    template = frame.f_globals.get("__jinja_template__")
-    if template is None:
-        return None
+def _plain_line(position: FramePosition, values: dict[Any, Any]) -> _TemplateLine:
+    """Jinja2 rewrites the frames of what it renders; Bottle's code has the template's lines, but other columns."""
+    code = position.frame.f_code
+    return _TemplateLine(code.co_filename, position.lineno, code.co_name.strip(_OPENER + ">"), values)
+
+
+def _jinja_macro_line(position: FramePosition, values: dict[Any, Any]) -> _TemplateLine:
+    """Jinja2 leaves the frames of a macro that Python has called as they are, and knows their lines."""
     from importlib import import_module
 
-    values = import_module("jinja2.debug").get_template_locals(locals_of(frame))
-    return _TemplateLine(code.co_filename, template.get_corresponding_lineno(position.lineno), code.co_name, values)
+    lineno = position.frame.f_globals["__jinja_template__"].get_corresponding_lineno(position.lineno)
+    values = import_module("jinja2.debug").get_template_locals(values)
+    return _plain_line(position, values)._replace(lineno=lineno)
 
 
-def _mako_line(position: FramePosition) -> Optional[_TemplateLine]:
+def _mako_line(position: FramePosition, values: dict[Any, Any]) -> _TemplateLine:
     """Mako keeps beside the compiled module which line of the template each of its lines came from."""
-    values, code = position.frame.f_globals, position.frame.f_code
-    mako = sys.modules.get("mako.template")
-    if mako is None or "_template_uri" not in values or "_magic_number" not in values:
-        return None
-    info = mako._get_module_info(code.co_filename)
+    mako = sys.modules["mako.template"]
+    info = mako._get_module_info(position.frame.f_code.co_filename)
     numbers = mako.ModuleInfo.get_module_source_metadata(info.code, full_line_map=True)["full_line_map"]
-    filename = str(info.template_filename or values["_template_uri"])
-    return _TemplateLine(filename, numbers[position.lineno - 1], code.co_name, locals_of(position.frame))
+    filename = str(info.template_filename or position.frame.f_globals["_template_uri"])
+    return _plain_line(position, values)._replace(filename=filename, lineno=numbers[position.lineno - 1])
 
 
-def _chameleon_line(position: FramePosition) -> Optional[_TemplateLine]:
+def _chameleon_line(position: FramePosition, values: dict[Any, Any]) -> _TemplateLine:
     """Chameleon's compiled code notes before each expression what stands where in the template."""
-    tokens, values = position.frame.f_globals.get("__tokens"), locals_of(position.frame)
-    if tokens is None or "econtext" not in values:
-        return None
-    text, lineno, column = tokens[values["__token"]]
+    text, lineno, column = position.frame.f_globals["__tokens"][values["__token"]]
     given = {name: value for name, value in dict.items(values["econtext"]) if name[:2] != "__"}
-    filename = position.frame.f_globals["__filename"]
-    return _TemplateLine(filename, lineno, position.frame.f_code.co_name, given, (column, column + len(text)))
+    filename, name = position.frame.f_globals["__filename"], position.frame.f_code.co_name
+    return _TemplateLine(filename, lineno, name, given, (column, column + len(text)))
 
 
-def _bottle_line(position: FramePosition) -> Optional[_TemplateLine]:
-    """Bottle's compiled code has the template's lines, but columns of its own."""
-    if "_printlist" not in position.frame.f_globals:
-        return None
-    return _TemplateLine(position.frame.f_code.co_filename, position.lineno, "template", locals_of(position.frame))
-
-
-def _django_place(debug: dict[str, Any], error: BaseException, seconds: float) -> FrameView:
-    """Return the line of a Django template, from what its engine noted; what it notes is escaped."""
-    from html import unescape
-
-    lines = [unescape(str(text)).rstrip("\n") for _, text in debug.get("source_lines", ())]
-    lines = [""] * (debug.get("top", 1) - 1) + lines  # the first one noted is line `top`
-    lineno, filename = debug["line"], str(debug.get("name") or "")
-    during = unescape(str(debug.get("during", ""))).split("\n")[0].rstrip()
-    line = (_read_source(filename)[0] or lines)[lineno - 1 : lineno]
-    start = line[0].find(during) if line and during else -1
-    marks = [_Mark(lineno, start, start + len(during))] if start >= 0 else []
-    view = _stated_place("template", filename, lineno, "template", lines, marks)
-    tb, given = raw_slot(error, "__traceback__"), {}
-    while tb is not None:
-        context = locals_of(tb.tb_frame).get("context")
-        for layer in (
-            own_dict(context).get("dicts", ()) if type(context).__module__ == "django.template.context" else ()
-        ):
-            given.update(layer)
-        tb = tb.tb_next
-    return _with_read(view, _Scope(given, {}, True), (), False, _INLINE_LIMIT, seconds)
+_TEMPLATE_ENGINES: dict[str, Callable[[FramePosition, dict[Any, Any]], _TemplateLine]] = {  # by a global of their code
+    "__jinja_exception__": _plain_line,
+    "__jinja_template__": _jinja_macro_line,
+    "_template_uri": _mako_line,
+    "__tokens": _chameleon_line,
+    "_printlist": _plain_line,
+}
 
 
 # -- the values of a frame
@@ -3076,42 +3054,42 @@ class _Scope(NamedTuple):
 
     values: dict[Any, Any]  # the locals; what a template was given
     known: Mapping[str, Any]  # the globals
+    arguments: tuple[str, ...] = ()
     is_template: bool = False
+    is_module: bool = False
 
     @classmethod
     def of(cls, position: FramePosition) -> _Scope:
         """Return the scope of a frame, or of the template that it was generated from."""
-        template = _template_line(position)
-        if template is None:
-            return cls(locals_of(position.frame), position.frame.f_globals)
-        return cls(template.values, {}, True)
+        template, code = _template_line(position), position.frame.f_code
+        if template is not None:
+            return cls(template.values, {}, is_template=True)
+        starred = bool(code.co_flags & 4) + bool(code.co_flags & 8)  # it takes *args, **kwargs (CO_VARARGS of inspect)
+        arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + starred]
+        is_module = code.co_name == _OPENER + "module>"
+        return cls(locals_of(position.frame), position.frame.f_globals, arguments, is_module=is_module)
 
-    def static_value(self, text: str) -> Any:
-        """Return what an expression stands for as far as it can be found without running code, else MISSING."""
-        first, steps = _steps_of(text)
-        value = self.values.get(first, self.known.get(first, MISSING))
-        for sign, word in steps:
-            before, value = value, MISSING
-            if sign == "." and before is not MISSING:
-                value = static_attribute(before, word)
-            key: Any = word if sign == "." else self.key(word)
-            is_item = sign == "[" or (self.is_template and value is MISSING)  # Jinja2's {{ user.name }} asks for both
-            if is_item and type(before) in (dict, list, tuple, str, bytes) and type(key) in _PLAIN_TYPES:
-                found, error = call_safely(partial(before.__getitem__, key))
-                value = found if error is None else MISSING
-        return value
+    def find(self, text: str, *, runs_code: bool = False) -> Any:
+        """Return what an expression stands for, MISSING when it is not there.
 
-    def value(self, text: str) -> Any:
-        """Return what an expression stands for, by running a property, a proxy's code and the like.  Raises theirs."""
+        With `runs_code` a property, a proxy's code and the like are run, and raise what they raise; without it they
+        have no value.
+        """
         if text in self.values:
             return self.values[text]
         first, steps = _steps_of(text)
-        value = self.values[first] if first in self.values else self.known[first]
+        value = self.values.get(first, self.known.get(first, MISSING))
         for sign, word in steps:
-            if sign == "." and (not self.is_template or hasattr(value, word)):
-                value = getattr(value, word)
-            else:
-                value = value[word if sign == "." else self.key(word)]
+            if value is MISSING:
+                break
+            owner, value = value, MISSING
+            if sign == ".":
+                value = getattr(owner, word, MISSING) if runs_code else static_attribute(owner, word)
+            if sign == "[" or (self.is_template and value is MISSING):  # Jinja2's {{ user.name }} asks for both
+                key = word if sign == "." else self.key(word)
+                if runs_code or (type(owner) in (dict, list, tuple, str, bytes) and type(key) in _PLAIN_TYPES):
+                    with contextlib.suppress(LookupError, TypeError):
+                        value = owner[key]
         return value
 
     def key(self, word: str) -> Any:
@@ -3122,42 +3100,40 @@ class _Scope(NamedTuple):
             return self.values.get(word, self.known.get(word, MISSING))
         return ast.literal_eval(word)
 
+    def shows(self, name: object) -> bool:
+        """Return whether a local is worth a line; of a module what it holds is, not what it imports and defines."""
+        if not isinstance(name, str) or name.startswith(
+            (".", "__")
+        ):  # a comprehension's iterator, the cell of super()
+            return False
+        if self.is_template:
+            return name not in _TEMPLATE_NAMES and name[:1] != "_"
+        return not self.is_module or not issubclass(type(self.values[name]), CODE_TYPES)
+
 
 def with_values(
     view: FrameView, position: FramePosition, limit: int = _VALUE_LIMIT, seconds: float = _VALUES_SECONDS
 ) -> FrameView:
     """Return the view with the values of its frame: of the failing line first, then arguments, then other locals."""
-    code, scope = position.frame.f_code, _Scope.of(position)
-    starred = bool(code.co_flags & _TAKES_ARGS) + bool(code.co_flags & _TAKES_KWARGS)
-    arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + starred]
-    is_module = code.co_name == _OPENER + "module>"
-    return _with_read(view, scope, () if scope.is_template else arguments, is_module, limit, seconds, position.context)
+    return _read_scope(view, _Scope.of(position), limit, seconds, position.context)
 
 
-def _with_read(
-    view: FrameView,
-    scope: _Scope,
-    arguments: Sequence[str],
-    is_module: bool,
-    limit: int,
-    seconds: float,
-    context: Optional[Context] = None,
+def _read_scope(
+    view: FrameView, scope: _Scope, limit: int, seconds: float, context: Optional[Context] = None
 ) -> FrameView:
-    """Return the view with the values of a scope; of a module those that it holds, not what it imports and defines.
-
-    What cannot be had had nothing to tell, and is left out.
-    """
+    """Return the view with the values of a scope.  What cannot be had had nothing to tell, and is left out."""
     jobs: dict[str, _Job] = {}
     for text in _expressions_used(view):
-        value, kind = scope.static_value(text), {"used": True, "argument": text in arguments}
-        if value is MISSING and not _is_failing(view, text):
+        value = scope.find(text)
+        if value is not MISSING:
+            jobs[text] = value, partial(_read_value, text, value, limit, used=True, argument=text in scope.arguments)
+        elif not _is_failing(view, text):
             jobs[text] = MISSING, partial(_read_expression, text, scope, limit)
-        elif value is not MISSING and not issubclass(type(value), CODE_TYPES):
-            jobs[text] = value, partial(_read_value, text, value, limit, **kind)
-    for name in [*(name for name in arguments if name in scope.values), *scope.values]:
-        if name not in jobs and _is_shown(name, scope, is_module):
+    jobs = {text: job for text, job in jobs.items() if not issubclass(type(job[0]), CODE_TYPES)}
+    for name in [*(name for name in scope.arguments if name in scope.values), *scope.values]:
+        if name not in jobs and scope.shows(name):
             value = scope.values[name]
-            jobs[name] = value, partial(_read_value, name, value, limit, argument=name in arguments)
+            jobs[name] = value, partial(_read_value, name, value, limit, argument=name in scope.arguments)
     variables = []
     for name, (variable, why) in _do_each(dict(itertools.islice(jobs.items(), _LIST_LIMIT)), seconds, context).items():
         if isinstance(why, TooLate):
@@ -3176,15 +3152,6 @@ def _do_each(jobs: Mapping[str, _Job], seconds: float, context: Optional[Context
     return {name: outcomes[name] for name in jobs}
 
 
-def _is_shown(name: object, scope: _Scope, is_module: bool) -> bool:
-    """Return whether a local is worth a line."""
-    if not isinstance(name, str) or name.startswith((".", "__")):  # a comprehension's iterator, the cell of super()
-        return False
-    if scope.is_template:
-        return name not in _TEMPLATE_NAMES and name[:1] != "_"
-    return not is_module or not issubclass(type(scope.values[name]), CODE_TYPES)
-
-
 def _read_value(name: str, value: object, limit: int, *, used: bool = False, argument: bool = False) -> Variable:
     """Return one variable; its own repr is run."""
     text = _describe(value, limit, _last_name(name))
@@ -3192,12 +3159,28 @@ def _read_value(name: str, value: object, limit: int, *, used: bool = False, arg
     return Variable(shown_text(name, NAME_LIMIT), type_name(type(value)), text, argument, used, opens)
 
 
-def _read_expression(text: str, scope: _Scope, limit: int) -> Variable:
+def _read_expression(text: str, scope: _Scope, limit: int) -> Optional[Variable]:
     """Return the value of an expression on the failing line.  Raises what the application's code raises."""
-    value = scope.value(text)
-    if issubclass(type(value), CODE_TYPES):
-        raise LookupError(text)
-    return _read_value(text, value, limit, used=True)
+    value = scope.find(text, runs_code=True)
+    is_shown = value is not MISSING and not issubclass(type(value), CODE_TYPES)
+    return _read_value(text, value, limit, used=True) if is_shown else None
+
+
+def _expressions_used(view: FrameView) -> list[str]:
+    """Return the expressions on the failing line, and on the others of the failing expression."""
+    numbers = {view.lineno, *(mark.number for mark in view.marks)}
+    found: dict[str, None] = {}
+    for number, text in view.source:
+        if number in numbers:
+            found.update((each, None) for _, _, each in expressions_in(text, view.kind == "template"))
+    return list(found)[:_LIST_LIMIT]
+
+
+def _is_failing(view: FrameView, text: str) -> bool:
+    """Return whether an expression is the one that failed, and so has no value."""
+    lines = dict(view.source)
+    marked = "".join(lines[number][start:end] for number, start, end in view.marks if number in lines)
+    return text == (marked or lines.get(view.lineno, "").strip())
 
 
 def _opens(value: object) -> bool:
@@ -3218,13 +3201,13 @@ def _slots_of(value: object) -> list[str]:
 def members_at(position: FramePosition, path: Sequence[Any], seconds: float = _VALUES_SECONDS) -> tuple[Variable, ...]:
     """Return the members of a value of a frame: attributes, items of a mapping, elements of a sequence.
 
-    `path` is the variable's name as `with_values` told it, then the number of the member in what this function told
-    of it, and so on downwards.  Raises LookupError when there is nothing at that path, or a secret.
+    `path` is the variable's name as `with_values` gave it, then the number of the member in what this function
+    returned for it, and so on downwards.  Raises LookupError when there is nothing at that path, or a secret.
     """
     scope = _Scope.of(position)
 
     def read() -> list[Variable]:
-        name, value = str(path[0]), scope.value(str(path[0]))
+        name, value = str(path[0]), scope.find(str(path[0]), runs_code=True)
         for number in path[1:]:
             name, value = _members_of(name, value)[int(number)]
         return [_read_value(name, member, _INLINE_LIMIT) for name, member in _members_of(name, value)]
@@ -3239,7 +3222,7 @@ def _members_of(name: str, value: Any) -> list[tuple[str, Any]]:
     """Return what is inside a value, with names: what a framework's proxy stands for instead of the proxy itself."""
     if "_get_current_object" in static_attributes(value):  # Werkzeug's
         value = value._get_current_object()
-    if _is_secret(_last_name(name)) and not _is_harmless(value, name):
+    if value is MISSING or (_is_secret(_last_name(name)) and not _is_harmless(value, name)):
         raise LookupError(name)
     kind: Any = type(value)
     if issubclass(kind, dict):
@@ -3253,15 +3236,15 @@ def _members_of(name: str, value: Any) -> list[tuple[str, Any]]:
 
 
 # -- source, looked at as text
-
+#
+# A window of source begins and ends anywhere, and a template's line is no Python: `tokenize` and `ast` refuse both.
 
 _TOKEN = re.compile(  # of Python, as much as its colors and its expressions need
     r"""(?sx) (\#[^\n]*)
     | ([rRbBuUfFtT]{0,2} (?: \"{3} (?:[^\\]|\\.)*? (?:\"{3}|\Z) | '{3} (?:[^\\]|\\.)*? (?:'{3}|\Z)
         | " (?:[^"\\\n]|\\.)* "? | ' (?:[^'\\\n]|\\.)* '? ) )
     | (\d[\w.]*)
-    | ([^\W\d]\w*)
-    | ([()\[\]{}:])"""
+    | ([^\W\d]\w*)"""
 )
 _STEP = r"""\.([^\W\d]\w*)|\[("[^"\\\n\]]*"|'[^'\\\n\]]*'|-?\d+|[^\W\d]\w*)\]"""  # an attribute, a simple subscript
 _EXPRESSION = re.compile(rf"(?{_OPENER}![\w.])[^\W\d]\w*(?:{_STEP})*")
@@ -3273,22 +3256,19 @@ if TYPE_CHECKING:
 def code_tokens(lines: Sequence[str]) -> list[list[_Span]]:
     """Return for each line of a piece of source its tokens, and of what kind they are.
 
-    The kinds are c for a comment, s for a string, n for a number, w for a word, and o for one of `()[]{}:`.
-
-    A piece of source begins and ends anywhere.  What is no Python gets some tokens, or none.
+    The kinds are c for a comment, s for a string, n for a number, and w for a word.  What is no Python gets some
+    tokens, or none.
     """
     tokens: list[list[_Span]] = [[] for _ in lines]
-    starts = list(itertools.accumulate((len(line) + 1 for line in lines), initial=0))
-    row = 0
+    row = line_start = 0
     for match in _TOKEN.finditer("\n".join(lines)):
-        begin, end, kind = match.start(), match.end(), "csnwo"[(match.lastindex or 1) - 1]
-        while begin >= starts[row + 1]:
+        while match.start() > line_start + len(lines[row]):
+            line_start += len(lines[row]) + 1
             row += 1
-        last = row
-        while end > starts[last]:
-            stop = min(end, starts[last + 1] - 1)
-            tokens[last].append((max(begin, starts[last]) - starts[last], stop - starts[last], kind))
-            last += 1
+        begin = match.start() - line_start
+        for below, part in enumerate(match.group().split("\n")):
+            tokens[row + below].append((begin, begin + len(part), "csnw"[(match.lastindex or 1) - 1]))
+            begin = 0
     return tokens
 
 
@@ -3333,72 +3313,40 @@ def _last_name(text: str) -> str:
     return re.findall(r"\w+|$", text)[-2] if re.search(r"\w", text) else text
 
 
-def _expressions_used(view: FrameView) -> list[str]:
-    """Return the expressions on the failing line, and on the others of the failing expression."""
-    numbers = {view.lineno, *(mark.number for mark in view.marks)}
-    found: dict[str, None] = {}
-    for number, text in view.source:
-        if number in numbers:
-            found.update((each, None) for _, _, each in expressions_in(text, view.kind == "template"))
-    return list(found)[:_LIST_LIMIT]
-
-
-def _is_failing(view: FrameView, text: str) -> bool:
-    """Return whether an expression is the one that failed, and so has no value."""
-    lines = dict(view.source)
-    marked = "".join(lines[number][start:end] for number, start, end in view.marks if number in lines)
-    return text == (marked or lines.get(view.lineno, "").strip())
-
-
 # -- what was probably meant
 
 
 def _hint_for(error: BaseException, positions: list[FramePosition]) -> str:
-    """Return what the interpreter would suggest (bpo-38530), on every version, and for a KeyError the nearest key.
+    """Return a sentence that names the nearest name or key.
 
-    The interpreter's own words can be had only from 3.12 on, and run the `__dir__` of the application's objects.
+    The interpreter has such words too (bpo-38530), but gives them to programs from 3.12 on only, runs the `__dir__` of
+    the application's objects for them, and knows no keys.
     """
-    text = _first_text(error)[:_TEXT_LIMIT]
-    said = re.search(r"(?:name|attribute) '(\w+)'", text)  # before Python 3.10 only the message has the name
-    if isinstance(error, KeyError):
-        return _suggestion(text, _keys_near(positions))
-    if isinstance(error, ImportError):
-        module = sys.modules.get(error.name or "")
-        if said and module is not None:
-            return _suggestion(said.group(1), vars(module))
-        is_missing = isinstance(error, ModuleNotFoundError)
-        return _suggestion(error.name or "", {*_stdlib_names(), *sys.modules}) if is_missing else ""
-    wanted = str(getattr(error, "name", None) or (said.group(1) if said else ""))
-    if not positions or isinstance(error, UnboundLocalError) or not isinstance(error, (NameError, AttributeError)):
-        return ""
-    frame, values = positions[-1].frame, locals_of(positions[-1].frame)
-    if isinstance(error, AttributeError):
-        owner = _owner_of(error, values)
-        return _suggestion(wanted, static_attributes(owner)) if owner is not MISSING else ""
-    if wanted in static_attributes(values.get("self")):
-        return f"Did you mean: 'self.{wanted}'?"
-    forgotten = f"Did you forget to import '{wanted}'?" if wanted in _stdlib_names() else ""
-    return _suggestion(wanted, [*values, *frame.f_globals, *frame.f_builtins]) or forgotten
-
-
-def _stdlib_names() -> Iterable[str]:
-    return getattr(sys, "stdlib_module_names", sys.modules)  # from Python 3.10 on
-
-
-def _owner_of(error: AttributeError, values: dict[Any, Any]) -> Any:
-    """Return the object that has no such attribute; before 3.10 a variable of the type that the message names."""
-    said = re.match(r"'(\w+)' object", _first_text(error))
-    kind = said.group(1) if said else ""
-    same = (value for value in values.values() if type_name(type(value)).rpartition(".")[2] == kind)
-    return getattr(error, "obj", MISSING) if hasattr(error, "obj") else next(same, MISSING)
-
-
-def _suggestion(wanted: str, known: Iterable[Any]) -> str:
-    """Return the sentence that names the nearest of `known`, or nothing when none is near."""
     from difflib import get_close_matches
 
-    names = [name for name in itertools.islice(known, _NEAR_LIMIT) if type(name) is str and name != wanted]
+    text, name = _first_text(error)[:_TEXT_LIMIT], getattr(error, "name", None)
+    quoted = re.search(r"(?:name|attribute) '(\w+)'", text)
+    wanted = quoted.group(1) if quoted else name if isinstance(name, str) else ""
+    modules = getattr(sys, "stdlib_module_names", sys.modules)  # from Python 3.10 on
+    known: Iterable[Any] = ()
+    if isinstance(error, KeyError):
+        wanted, known = text, _keys_near(positions)
+    elif isinstance(error, ModuleNotFoundError):
+        known = {*modules, *sys.modules}
+    elif isinstance(error, ImportError):
+        known = vars(sys.modules.get(error.name or ""))
+    elif isinstance(error, AttributeError) and positions:
+        owners = [error.obj] if hasattr(error, "obj") else _values_named(positions[-1], whole_lines=True)  # in 3.9
+        known = itertools.chain.from_iterable(map(static_attributes, owners))
+    elif isinstance(error, NameError) and not isinstance(error, UnboundLocalError) and positions:
+        frame, values = positions[-1].frame, locals_of(positions[-1].frame)
+        if wanted in static_attributes(values.get("self")):
+            return f"Did you mean: 'self.{wanted}'?"
+        known = [*values, *frame.f_globals, *frame.f_builtins]
+    names = [each for each in itertools.islice(known, _NEAR_LIMIT) if type(each) is str and each != wanted]
     near = [] if len(wanted) > NAME_LIMIT else get_close_matches(wanted, names, 1, _NEARNESS)
+    if not near and isinstance(error, NameError) and wanted in modules:
+        return f"Did you forget to import '{wanted}'?"
     return f"Did you mean: '{shown_text(near[0], NAME_LIMIT)}'?" if near else ""
 
 
@@ -3423,19 +3371,20 @@ def _values_named(position: FramePosition, whole_lines: bool = False) -> Iterato
     for number, start, end in _marks_of(position, lines) or [_Mark(position.lineno, 0, _LINE_LIMIT)]:
         for line in lines[number - 1 : number]:
             code = line if whole_lines else line[start:end]
-            found = (scope.static_value(text) for _, _, text in expressions_in(code[:_LINE_LIMIT]))
+            found = (scope.find(text) for _, _, text in expressions_in(code[:_LINE_LIMIT]))
             yield from (value for value in found if value is not MISSING)
 
 
 def _signature_for(error: TypeError, position: FramePosition) -> str:
-    """Return what the called function takes, when the error says that it was called wrongly."""
-    said = re.match(r"([\w.\x3c>]+)\(\) (?:takes|missing|got)", _first_text(error))
-    if said is None:
-        return ""
-    for value in _values_named(position, whole_lines=True):  # PyPy marks the method alone
+    """Return what the called function takes, when the error says that it was called wrongly.  Defaults' reprs run."""
+    import inspect
+
+    called = re.match(r"([\w.\x3c>]+)\(\) (?:takes|missing|got)", _first_text(error))
+    for value in _values_named(position, whole_lines=True) if called else ():  # PyPy marks the method alone
         function = _called_function(value)
-        if function is not None and said.group(1) in (function.__qualname__, function.__name__):
-            return _text_or_why(*call_safely(partial(_signature_text, function)))
+        if called and function and called.group(1) in (function.__qualname__, function.__name__):
+            signature = partial("{0.__qualname__}{1}".format, function, inspect.signature(function))
+            return shown_text(_text_or_why(*call_safely(signature)), _VALUE_LIMIT)
     return ""
 
 
@@ -3449,14 +3398,11 @@ def _called_function(value: Any) -> Optional[FunctionType]:
     return value if type(value) is FunctionType else None
 
 
-def _signature_text(function: FunctionType) -> str:
-    """Return name and parameters as they would be written; the defaults' reprs are run."""
-    import inspect
-
-    return shown_text(f"{function.__qualname__}{inspect.signature(function)}", _VALUE_LIMIT)
-
-
 # -- values, as texts that are bounded, printable and masked
+#
+# `_describe` writes a value in about `limit` characters.  It walks the builtin containers itself, each member in what
+# is left of the limit, so that it stops early in a big one, sees the name beside each value, and one bad member costs
+# no other.  The repr of anything else is the object's own: it is run, cut, and searched for secrets.
 
 
 def _safe_repr(value: object, limit: int = _VALUE_LIMIT, seconds: float = _VALUES_SECONDS, name: str = "") -> str:
@@ -3464,8 +3410,7 @@ def _safe_repr(value: object, limit: int = _VALUE_LIMIT, seconds: float = _VALUE
 
     Masked when `name` says that it is a secret.  About `limit` characters long.
     """
-    describe = partial(_describe, value, limit, name)
-    return _text_or_why(*(call_safely(describe) if type(value) in _PLAIN_TYPES else call_bounded(describe, seconds)))
+    return _text_or_why(*_do_each({"": (value, partial(_describe, value, limit, name))}, seconds)[""])
 
 
 def _text_or_why(text: Any, error: Optional[BaseException]) -> str:
@@ -3474,67 +3419,60 @@ def _text_or_why(text: Any, error: Optional[BaseException]) -> str:
         return str.__str__(text)
     if isinstance(error, TooLate):
         return f"(not read: {error})"
-    words = _mask_plain(_first_text(error)[:NAME_LIMIT])
-    said = f": {words}" if words else ""
-    return shown_text(f"(reading it raised {type_name(type(error))}{said})", _TEXT_LIMIT)
+    message = _mask(_first_text(error)[:NAME_LIMIT])
+    return shown_text(f"(reading it raised {type_name(type(error))}{message and ': '}{message})", _TEXT_LIMIT)
 
 
-def _describe(value: object, limit: int = _VALUE_LIMIT, name: str = "") -> str:
-    """Return the repr of `value` in about `limit` characters; no more of a big container is looked at than that."""
-    texts, size = [], 0
-    for piece in _repr_pieces(value, limit, name):
-        texts.append(piece)
-        size += len(piece)
-        if size > limit:
-            count = f" ({len(value):,} items)" if isinstance(value, (list, tuple, set, frozenset, dict)) else ""
-            return shown_text("".join(texts), limit * 2) + "…" + count
-    return shown_text("".join(texts), limit * 2)
-
-
-def _repr_pieces(value: Any, limit: int, name: str = "", depth: int = 0) -> Iterator[str]:
-    """Yield the repr of `value` piece by piece: the builtin containers are walked, so that the reader can stop."""
+def _describe(value: Any, limit: int = _VALUE_LIMIT, name: str = "", depth: int = 0) -> str:
+    """Return the repr of `value`, which is called `name`.  Runs its own repr; see above."""
     kind = type(value)
     if _is_secret(name) and not _is_harmless(value, name):
-        yield _MASK
-    elif kind in (str, bytes, bytearray):
+        return _MASK
+    if kind in (str, bytes, bytearray):
         head = value[:limit]
-        yield repr(_mask_plain(head)) if kind is str else _mask_plain(repr(head))
-        yield f"… ({len(value):,} in all)" if len(value) > limit else ""
-    elif kind is int and value.bit_length() > 4_000:  # the interpreter refuses digits beyond 4,300 (CVE-2020-10735)
-        yield f"(an int of {value.bit_length():,} bits)"
-    elif kind.__repr__ not in _CONTAINERS:
-        yield _text_or_why(*call_safely(lambda: _mask_text(repr(value)[: limit + 1])))
-    elif depth > _DEPTH_LIMIT:
-        yield "…"
-    else:
-        base, opening, closing = _CONTAINERS[kind.__repr__]
-        yield opening
-        yield from (_pair_pieces if issubclass(base, dict) else _item_pieces)(base, value, limit, depth + 1)
-        yield closing
+        text = repr(_mask(head)) if kind is str else _mask(repr(head))
+        return text + (f"… ({len(value):,} in all)" if len(value) > limit else "")
+    if kind is int and value.bit_length() > 4_000:  # the interpreter refuses digits beyond 4,300 (CVE-2020-10735)
+        return f"(an int of {value.bit_length():,} bits)"
+    if kind.__repr__ not in _CONTAINERS:
+        return shown_text(_text_or_why(*call_safely(lambda: _mask_repr(repr(value)[: limit + 1]))), limit)
+    if depth > _DEPTH_LIMIT:
+        return "…"
+    base, opening, closing = _CONTAINERS[kind.__repr__]
+    texts: list[str] = []
+    for key, key_name, each in _named_members(base, value):
+        if 0 >= limit:
+            texts.append(f"… ({len(value):,} items)")
+            break
+        text = "" if key is MISSING else f"{_describe(key, limit, '', depth + 1)}: "
+        text += _describe(each, limit, key_name, depth + 1)
+        limit -= len(text) + 2
+        texts.append(text)
+    comma = "," if base is tuple and len(value) == 1 else ""
+    return f"{opening}{', '.join(texts)}{comma}{closing}"
 
 
-def _item_pieces(base: Any, value: Any, limit: int, depth: int) -> Iterator[str]:
-    """Yield the elements; what follows a secret's name is masked: in ("password", "…"), or behind "--password"."""
-    is_pair = base in (tuple, list) and base.__len__(value) == 2
-    name = ""
-    for number, each in enumerate(base.__iter__(value)):
-        yield ", " if number else ""
-        yield from _repr_pieces(each, limit, name if is_pair or name[:1] == "-" else "", depth)
-        name = _key_name(each)
-    if base is tuple and tuple.__len__(value) == 1:
-        yield ","
+def _named_members(base: Any, value: Any) -> Iterator[tuple[Any, str, Any]]:
+    """Yield the key, MISSING if it has none, the name and the value of each member of a builtin container.
+
+    The name of an element is what stands before it, in a pair such as ("password", "…"), or an option in the arguments
+    of a command: "--password", "…".
+    """
+    if issubclass(base, dict):
+        yield from ((key, _key_name(key), each) for key, each in base.items(value))
+        return
+    is_pair, before = base in (tuple, list) and base.__len__(value) == 2, ""
+    for each in base.__iter__(value):
+        yield MISSING, before if is_pair or before[:1] == "-" else "", each
+        before = _key_name(each)
 
 
-def _pair_pieces(base: Any, value: Any, limit: int, depth: int) -> Iterator[str]:
-    """Yield the keys and values of a dictionary."""
-    for number, (key, each) in enumerate(base.items(value)):
-        yield ", " if number else ""
-        yield from _repr_pieces(key, limit, "", depth)
-        yield ": "
-        yield from _repr_pieces(each, limit, _key_name(key), depth)
+def _key_name(key: object) -> str:
+    """Return a key as the name of what it leads to."""
+    return key[:NAME_LIMIT] if type(key) is str else key[:NAME_LIMIT].decode("latin-1") if type(key) is bytes else ""
 
 
-_CONTAINERS: dict[Any, tuple[Any, str, str]] = {
+_CONTAINERS: dict[Any, tuple[Any, str, str]] = {  # by their repr, which subclasses without one of their own share
     list.__repr__: (list, "[", "]"),
     tuple.__repr__: (tuple, "(", ")"),
     set.__repr__: (set, "{", "}"),
@@ -3546,15 +3484,11 @@ _CONTAINERS: dict[Any, tuple[Any, str, str]] = {
 }
 
 
-def _key_name(key: object) -> str:
-    """Return a key as the name of what it leads to."""
-    return key[:NAME_LIMIT] if type(key) is str else key[:NAME_LIMIT].decode("latin-1") if type(key) is bytes else ""
-
-
 # -- secrets
 #
-# A name is looked at by its words, a text by what is written like a name and its value.  What names a secret hides
-# every value but nothing, flags, numbers and code.
+# There are two ways to a secret.  A value has a name, the variable's or the key's: `_is_secret` looks at its words,
+# and `_describe` hides every value of such a name but nothing, flags, numbers and code.  Or a secret stands in a text:
+# `_mask` searches messages, URLs and reprs for what is written as `_SECRET_TEXTS` has it.
 
 _SECRET_WORD = re.compile(  # with what is often written together with it: dbpassword, csrftoken, sessionid
     r"\w*(passw(or)?d|passphrase|secret|token|credential|api_?key|secretkey|privatekey|accesskey|sessi?onid|sessid)s?"
@@ -3598,64 +3532,56 @@ def _is_harmless(value: object, name: str) -> bool:
     return issubclass(kind, CODE_TYPES) or kind.__repr__ is object.__repr__
 
 
-# A password may hold an @ or a slash, but what begins as a port and a path is none: http://localhost:5173/@vite
-_URL_PASSWORD = r"""(://[^\s:/?#@\['"]*:)(?![0-9]*/)[^\s@'"]{1,200}(?:@[^\s@/'"]{1,200})*(?=@)"""
-_AUTHORIZATION = r"""(?i)(authorization['"]?\s*[:=]\s*['"]?(?:\w+ +)?)[^\s,;'"]+"""  # the scheme is no secret
-_BEARER = r"""(?i)\b(bearer +)(?!authenti|authori|credential|challenge|realm)[\w.~+/=-]{8,}"""  # RFC 6750
-_BASIC = r"""\b([Bb]asic +)(?=\S*[A-Z0-9+/=]\S*[A-Z0-9+/=])[A-Za-z0-9+/]{6,}={0,2}"""  # RFC 7617; no prose looks so
-_JWT = r"""\b(eyJ)[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?"""  # RFC 7519: "eyJ" is the beginning of JSON in base64
-_PEM = r"""(?s)(-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----).*?(?=-----END|\Z)"""  # RFC 7468
-_OPTION = rf"""(?{_OPENER}![\w-])(--?([a-zA-Z][\w-]{{1,40}})(?: |=|'?, '))([^\s'"]+)"""  # of a command line
+_QUOTED = r"""'(?:[^'\\]|\\.)*'?|"(?:[^"\\]|\\.)*"?"""
+_SECRET_TEXTS = (  # what the text must hold, and a pattern: its last group is hidden if the one before names a secret
+    ("=", r"""(?:^|[?&;\s'"(,])([\w.\-\[\]]{1,60})=('[^']*'?|"[^"]*"?|[^&;#\s'"]+)"""),  # of a URL, of a database
+    (":", rf"""(['"])([\w.\-]{{1,60}})\1\s*:\s*({_QUOTED}|[^\s,}}\]]+)"""),  # JSON
+    # A password may hold an @ or a slash, but what begins as a port and a path is none: http://localhost:5173/@vite
+    ("://", r"""://[^\s:/?#@\['"]*:(?![0-9]*/)([^\s@'"]{1,200}(?:@[^\s@/'"]{1,200})*)(?=@)"""),
+    ("-----BEGIN", r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----(.*?)(?=-----END|\Z)"),  # RFC 7468
+    ("-", r"""(?:^|[^\w-])--?([a-zA-Z][\w-]{1,40})(?: |=|'?, ')([^\s'"]+)"""),  # of a command line
+    ("earer ", r"(?i)\bbearer +(?!authenti|authori|credential|challenge|realm)([\w.~+/=-]{8,})"),  # RFC 6750
+    ("asic ", r"\b[Bb]asic +(?=\S*[A-Z0-9+/=]\S*[A-Z0-9+/=])([A-Za-z0-9+/]{6,}={0,2})"),  # RFC 7617; no prose is so
+    ("eyJ", r"\beyJ([\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?)"),  # RFC 7519: how JSON begins in base64
+    ("uthorization", r"""(?i)authorization['"]?\s*[:=]\s*['"]?(?:\w+ +)?([^\s,;'"]+)"""),  # the scheme is no secret
+)
+_IN_REPR = (  # User(password='…'), {'token': '…'}, ('cookie', '…')
+    rf"""([\w\-]{{1,60}})(?:['"]?\s*[=:]\s*|['"],\s*)"""
+    rf"""(b?(?:{_QUOTED})|(?:(?:Bearer|Basic|Digest|Token) )?[^\s,;&)}}\]'"]+)"""
+)
 
 
-def _mask_plain(text: str) -> str:
-    """Mask the secrets in a text of any kind.
-
-    Those are parameters of URLs and words of connection strings (password=…), members of JSON ("password": "…"),
-    passwords in URLs (://user:…@host), what follows Authorization, Bearer or --password, and private keys.
-    """
-    if "=" in text:
-        value = r"""('[^']*'?|"[^"]*"?|[^&;#\s'"]+)"""
-        text = re.sub(r"""(^|[?&;\s'"(,])([\w.\-\[\]]{1,60})=""" + value, _hide_value("{1}{2}=", 2), text)
-    if ":" in text:
-        value = r"""('(?:[^'\\]|\\.)*'?|"(?:[^"\\]|\\.)*"?|[^\s,}\]]+)"""
-        text = re.sub(r"""(['"])([\w.\-]{1,60})\1\s*:\s*""" + value, _hide_value("{1}{2}{1}: ", 2), text)
-        text = re.sub(_URL_PASSWORD, rf"\1{_MASK}", text)
-    if "-" in text:
-        text = re.sub(_PEM, rf"\1{_MASK}", re.sub(_OPTION, _hide_value("{1}", 2), text))
-    for sign, pattern in (("earer ", _BEARER), ("asic ", _BASIC), ("eyJ", _JWT)):
-        text = re.sub(pattern, rf"\1{_MASK}", text) if sign in text else text
-    return re.sub(_AUTHORIZATION, rf"\1{_MASK}", text) if "uthorization" in text else text
+def _mask(text: str) -> str:
+    """Return a text of any kind, the secrets in it masked."""
+    for sign, pattern in _SECRET_TEXTS:
+        text = re.sub(pattern, _hide_value, text) if sign in text else text
+    return text
 
 
-def _mask_text(text: str) -> str:
-    """Mask what a foreign repr shows as a name's value: User(password='…'), {'token': '…'}, ('cookie', '…')."""
-    value = r"""(b?'(?:[^'\\]|\\.)*'?|b?"(?:[^"\\]|\\.)*"?|(?:(?:Bearer|Basic|Digest|Token) )?[^\s,;&)}\]'"]+)"""
-    return re.sub(r"([\w\-]{1,60})(['\"]?\s*[=:]\s*|['\"],\s*)" + value, _hide_value("{1}{2}", 1), _mask_plain(text))
+def _mask_repr(text: str) -> str:
+    """Return the repr of a foreign object, masked also where it shows a secret's name and the value."""
+    return re.sub(_IN_REPR, _hide_value, _mask(text))
 
 
-def _hide_value(shown: str, name: int) -> Callable[[re.Match[str]], str]:
-    """Return the replacement that keeps the groups in `shown` and masks the rest if the group `name` is a secret's."""
-
-    def replace(match: re.Match[str]) -> str:
-        word, value = match.group(name), match.group(3).rstrip(",)]}")
-        secret = _is_secret(word) or (word == "key" and match.group(1) in ("?", "&"))  # as web APIs call theirs
-        plain = re.fullmatch(r"(?i)-?[\d.]{1,12}|none|true|false|null", value)
-        if not secret or (plain and "pass" not in word.lower()):
+def _hide_value(match: re.Match[str]) -> str:
+    """Return the match with its value masked, unless its name is no secret's or the value is a number or a flag."""
+    *_, name, value = (None, *match.groups())
+    start = match.start(match.re.groups) - match.start()
+    if name is not None:
+        is_web_key = name == "key" and match.group()[:1] in ("?", "&")  # as web APIs call theirs
+        value = value.rstrip(",)]}")
+        is_plain = re.fullmatch(r"(?i)-?[\d.]{1,12}|none|true|false|null", value) and "pass" not in name.lower()
+        if is_plain or not (_is_secret(name) or is_web_key):
             return match.group()
-        return shown.format(*(match.group(n) for n in range(4))) + _MASK + match.group(3)[len(value) :]
-
-    return replace
+    return match.group()[:start] + _MASK + match.group()[start + len(value) :]
 
 
 def _mask_messages(text: str) -> str:
     """Mask the secrets in a traceback's messages and notes; its lines of source stay as they are."""
     lines, is_source = [], False
     for line in text.split("\n"):
-        is_source = re.match(r'[ |]*  File "', line) is not None or (
-            is_source and re.match(r"( +\|)? {4}", line) is not None
-        )
-        lines.append(line if is_source else _mask_plain(line))
+        is_source = re.match(r'[ |]*  File "|( +\|)? {4}' if is_source else r'[ |]*  File "', line) is not None
+        lines.append(line if is_source else _mask(line))
     return "\n".join(lines)
 
 
@@ -3683,7 +3609,7 @@ def read_request(environ: Mapping[str, Any], body: bytes = b"") -> _Request:
 
 def _form_field(name: str, value: object) -> tuple[str, str]:
     """Return one header or form field as it can be shown."""
-    text = _MASK if _is_secret(name) and value else _mask_plain(str(value))
+    text = _MASK if _is_secret(name) and value else _mask(str(value))
     return shown_text(name, NAME_LIMIT), shown_text(text, _VALUE_LIMIT)
 
 
@@ -3694,7 +3620,7 @@ def _request_url(environ: Mapping[str, Any]) -> str:
     path = path.encode("latin-1", "replace").decode("utf-8", "replace")
     query = environ.get("QUERY_STRING")
     url = f"{environ.get('wsgi.url_scheme')}://{host}{path}{'?' if query else ''}{query or ''}"
-    return shown_text(_mask_plain(url), _VALUE_LIMIT)
+    return shown_text(_mask(url), _VALUE_LIMIT)
 
 
 def _form_fields(content_type: str, body: bytes) -> Iterator[tuple[str, str]]:
@@ -3707,51 +3633,41 @@ def _form_fields(content_type: str, body: bytes) -> Iterator[tuple[str, str]]:
     elif content_type.startswith("multipart/form-data"):
         yield from _multipart_fields(content_type, text)
     elif "json" in content_type and text:
-        yield from _json_fields(text)
+        import json
+
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            value = text
+        for key, each in list(value.items())[:_LIST_LIMIT] if isinstance(value, dict) else [("JSON", value)]:
+            yield shown_text(key, NAME_LIMIT), _describe(each, name=key)
 
 
 def _multipart_fields(content_type: str, text: str) -> Iterator[tuple[str, str]]:
-    """Yield the fields of a form with files (RFC 7578), of which only the names are told."""
+    """Yield the fields of a form with files (RFC 7578), of which only the names are shown."""
     boundary = re.search(r'boundary="?([^";\s]+)', content_type)
     parts = text.split(f"--{boundary.group(1)}", _LIST_LIMIT + 1)[1 : _LIST_LIMIT + 1] if boundary else []
     for head, blank, value in (part.partition("\r\n\r\n") for part in parts):
         name = re.search(r'[; ]name="([^"\r\n]*)"', head)
         filename = re.search(r'[; ]filename="([^"\r\n]*)"', head)
         if blank and name:
-            shown = f"(the file {filename.group(1)})" if filename else value.removesuffix("\r\n")
-            yield _form_field(name.group(1), shown)
-
-
-def _json_fields(text: str) -> Iterator[tuple[str, str]]:
-    """Yield the members of a JSON object, or the whole text when it is none."""
-    import json
-
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = text
-    for key, each in list(value.items())[:_LIST_LIMIT] if isinstance(value, dict) else [("JSON", value)]:
-        yield shown_text(key, NAME_LIMIT), _safe_repr(each, _VALUE_LIMIT, _QUICK_SECONDS, key)
+            yield _form_field(name[1], f"(the file {filename[1]})" if filename else value.removesuffix("\r\n"))
 
 
 def _versions() -> tuple[tuple[str, str], ...]:
     """Return what ran: Python, the system, devserve, and those frameworks that are loaded."""
-    own = [
-        ("Python", f"{sys.version.split()[0]} ({sys.implementation.name})"),
-        ("System", sys.platform),
-        ("devserve", __version__),
-    ]
-    names = "Flask Werkzeug Django Starlette FastAPI Quart bottle pyramid falcon CherryPy web.py Jinja2 Mako"
+    python = f"{sys.version.split()[0]} ({sys.implementation.name})"
+    found = [("Python", python), ("System", sys.platform), ("devserve", __version__)]
+    names = "Flask Werkzeug Django Starlette FastAPI Quart bottle pyramid falcon CherryPy Jinja2 Mako SQLAlchemy"
     metadata = sys.modules.get("importlib.metadata")  # 20 ms to import: asked only where a framework did so already
-    for name in (names + " SQLAlchemy").split():
-        module = sys.modules.get({"web.py": "web"}.get(name, name.lower()))
-        if module is not None:
-            version = vars(module).get("__version__")
-            if not isinstance(version, str) and metadata is not None:
-                version, _ = call_safely(partial(metadata.version, name))
-            if isinstance(version, str):  # else it is vendored, or a folder of that name
-                own.append((name, shown_text(version, NAME_LIMIT)))
-    return tuple(own)
+    for name in names.split():
+        module = sys.modules.get(name.lower())
+        version = None if module is None else vars(module).get("__version__")
+        if module is not None and not isinstance(version, str) and metadata is not None:
+            version, _ = call_safely(partial(metadata.version, name))
+        if isinstance(version, str):  # else it is vendored, or a folder of that name
+            found.append((name, shown_text(version, NAME_LIMIT)))
+    return tuple(found)
 
 
 # =====================================================================================================================
@@ -3760,6 +3676,10 @@ def _versions() -> tuple[tuple[str, str], ...]:
 # A report becomes what somebody reads: a page, a fragment of one, plain text, Markdown, JSON.  Here is only what goes
 # where: every tag, rule and script stands in the paper (16).  May know foreign code (2), the editors (3) and the data
 # of a report (5).
+#
+# The page reads from what failed last to its root: heading, values and source of the application's frames, then the
+# cause with its own.  What is rarely read is there but folded: library frames, the environ, the copies as text.  A
+# long message stands whole in the heading and in the Markdown, and is cut in the tracebacks below it.
 #
 # Invariants: all markup passes one function, `_fill_template`, which escapes what it is given, unless that came out of
 # it itself.  Nothing here looks at an exception or a frame, and nothing of the application's runs.
@@ -3772,7 +3692,7 @@ def _versions() -> tuple[tuple[str, str], ...]:
 
 _LONG_TEXT = 240  # characters from which a value is folded; about three lines of the page
 _LONG_LINES = 5  # and lines
-_SHOWN_TEXT = 140  # characters of it that are shown folded
+_SHOWN_TEXT = 140  # characters of it that are shown folded, or over an expression
 _TALL_TEXT = 1_200  # characters from which a message scrolls in its place; about a third of a screen
 _TALL_LINES = 12  # and lines
 _SHORT_TEXT = 200  # characters of a message that a heading has in its one line
@@ -3785,7 +3705,7 @@ _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"
 _WORDINGS = {"cause": "Caused by", "context": "Raised while handling"}
 
 if TYPE_CHECKING:
-    _Painted = tuple[int, int, str, str]  # the columns from and to, and the class in STYLE, or a title
+    _Painted = tuple[int, int, str, str]  # the columns from and to, the class in STYLE, and the text over it
 
 
 class ConsoleState(NamedTuple):
@@ -3822,7 +3742,7 @@ def _joined(pieces: Iterable[_Markup]) -> _Markup:
     return _Markup("".join(pieces))
 
 
-# -- the page
+# -- the pages
 
 
 def write_page(
@@ -3860,15 +3780,38 @@ def write_page(
         address=_fill_template(ADDRESS, prefix=prefix, id=report.link.rpartition("/")[2]) if report.link else "",
     )
     title = f"{newest.type}: {_one_line(newest.message, 80)}"
-    return _write_sheet(
-        title, content, method, stored, console=console, reload_id=reload_id, nonce=nonce, prefix=prefix
-    )
+    return _write_sheet(title, content, method, stored, console, reload_id, nonce, prefix)
 
 
 def console_page(*, console: ConsoleState, reload_id: str, nonce: str, prefix: str) -> str:
     """Return the page with a console for the application alone."""
-    content = _fill_template(CONSOLE)
-    return _write_sheet("Console", content, "GET", console=console, reload_id=reload_id, nonce=nonce, prefix=prefix)
+    return _write_sheet("Console", _fill_template(CONSOLE), "GET", "", console, reload_id, nonce, prefix)
+
+
+def _write_sheet(
+    title: str,
+    content: _Markup,
+    method: str,
+    stored: str,
+    console: ConsoleState,
+    reload_id: str,
+    nonce: str,
+    prefix: str,
+) -> _Markup:
+    """Return a whole document: head, style and script around `content`."""
+    return _fill_template(
+        PAGE,
+        title=title,
+        content=content,
+        method=method,
+        stored=stored,
+        reload_id=reload_id,
+        nonce=nonce,
+        prefix=prefix,
+        style=_Markup(STYLE),
+        script=_Markup(SCRIPT),
+        **console._asdict(),
+    )
 
 
 def crash_list_page(rows: Sequence[tuple[str, str, str, str]], *, nonce: str, prefix: str) -> str:
@@ -3896,33 +3839,6 @@ def _write_plain_page(title: str, content: _Markup, nonce: str) -> _Markup:
     return _fill_template(NOTICE, title=title, content=content, nonce=nonce, style=_Markup(STYLE))
 
 
-def _write_sheet(
-    title: str,
-    content: _Markup,
-    method: str,
-    stored: str = "",
-    *,
-    console: ConsoleState,
-    reload_id: str,
-    nonce: str,
-    prefix: str,
-) -> _Markup:
-    """Return a whole document: head, style and script around `content`."""
-    return _fill_template(
-        PAGE,
-        title=title,
-        content=content,
-        method=method,
-        stored=stored,
-        **console._asdict(),
-        reload_id=reload_id,
-        nonce=nonce,
-        prefix=prefix,
-        style=_Markup(STYLE),
-        script=_Markup(SCRIPT),
-    )
-
-
 def _write_editors(chosen: str) -> _Markup:
     """Return the choice of editors, that of the server's configuration chosen already."""
     known = find_editor(chosen)
@@ -3932,20 +3848,25 @@ def _write_editors(chosen: str) -> _Markup:
     )
 
 
+# -- exceptions
+
+
 def _write_type(name: str) -> _Markup:
+    """Return a type's name, its module quieter."""
     module, dot, own = name.rpartition(".")
     return _fill_template(TYPE, module=module + dot, name=own)
-
-
-def _write_remarks(problem: ExceptionView) -> _Markup:
-    hint = _fill_template(HINT, text=problem.hint) if problem.hint else _Markup()
-    return _joined([hint, *(_fill_template(NOTE, text=_write_message(note)) for note in problem.notes)])
 
 
 def _write_message(text: str) -> _Markup:
     """Return a message whole; a long one scrolls in its place, so that the frames below are not pushed away."""
     is_tall = len(text) > _TALL_TEXT or text.count("\n") >= _TALL_LINES
     return _fill_template(TALL_MESSAGE if is_tall else MESSAGE, text=text) if text else _Markup()
+
+
+def _write_remarks(problem: ExceptionView) -> _Markup:
+    """Return what is said about an exception below its message: the hint and the notes."""
+    hint = _fill_template(HINT, text=problem.hint) if problem.hint else _Markup()
+    return _joined([hint, *(_fill_template(NOTE, text=_write_message(note)) for note in problem.notes)])
 
 
 def _write_overview(problems: Sequence[ExceptionView]) -> _Markup:
@@ -3988,41 +3909,34 @@ def _write_problems(problems: Sequence[ExceptionView], anchor: str) -> _Markup:
             heading = _fill_template(
                 HEADING, wording=wording, type=kind, message=message, remarks=_write_remarks(problem)
             )
-        members, stack = _write_members(problem, where), _write_stack(problem.frames)
+        members, stack = _write_group(problem, where), _write_stack(problem.frames)
         sections.append(_fill_template(EXCEPTION, anchor=where, heading=heading, members=members, stack=stack))
     return _joined(sections)
 
 
-def _write_members(problem: ExceptionView, anchor: str) -> _Markup:
+def _write_group(problem: ExceptionView, anchor: str) -> _Markup:
     """Return the members of an exception group as a tree, before the group's own frames: they are what failed."""
     if not problem.members:
         return _Markup()
     members = []
     for number, chain in enumerate(problem.members, 1):
         newest = chain[-1]
-        start = _one_line(newest.message, _SHORT_TEXT)
-        whole = _Markup() if _is_short(newest.message) else _fill_template(NOTE, text=_write_message(newest.message))
-        members.append(
-            _fill_template(
-                MEMBER,
-                open=_Markup(" open" if number <= _OPEN_MEMBERS else ""),
-                number=number,
-                type=_write_type(newest.type),
-                message=start,
-                remarks=_joined([whole, _write_remarks(newest)]),
-                exceptions=_write_problems(chain, f"{anchor}.{number}"),
-            )
+        whole = [] if _is_short(newest.message) else [_fill_template(NOTE, text=_write_message(newest.message))]
+        member = _fill_template(
+            MEMBER,
+            open=_Markup(" open" if number <= _OPEN_MEMBERS else ""),
+            number=number,
+            type=_write_type(newest.type),
+            message=_one_line(newest.message, _SHORT_TEXT),
+            remarks=_joined([*whole, _write_remarks(newest)]),
+            exceptions=_write_problems(chain, f"{anchor}.{number}"),
         )
-    title, unlisted = _counted(len(problem.members) + problem.unlisted, "exception"), _Markup()
+        members.append(member)
+    title = _counted(len(members) + problem.unlisted, "exception")
     if problem.unlisted:
-        unlisted = _fill_template(ABSENT, text=f"and {_counted(problem.unlisted, 'more exception')}")
-    return _fill_template(
-        MEMBERS,
-        title=title,
-        members=_joined(members),
-        unlisted=unlisted,
-        itself=_Markup(ITSELF if problem.frames else ""),
-    )
+        members.append(_fill_template(ABSENT, text=f"and {_counted(problem.unlisted, 'more exception')}"))
+    itself = _Markup(ITSELF if problem.frames else "")
+    return _fill_template(MEMBERS, title=title, members=_joined(members), itself=itself)
 
 
 # -- frames
@@ -4033,29 +3947,24 @@ def _write_stack(frames: Sequence[FrameView]) -> _Markup:
 
     The frame that raised is never folded away, and when none is the application's it is opened.
     """
-    pieces: list[_Markup] = []
-    run: list[FrameView] = []
     own = [frame for frame in reversed(frames) if frame.app] or list(frames[-1:])
-    for frame in reversed(frames):
-        if frame.app or frame is frames[-1]:
-            hot = frame is frames[-1] or frame is own[0]
-            pieces += [_fold_run(run), _write_frame(frame, opened=frame in own[:_OPEN_FRAMES], hot=hot)]
-            run = []
+    pieces: list[_Markup] = []
+    for is_shown, run in itertools.groupby(reversed(frames), lambda frame: frame.app or frame is frames[-1]):
+        if is_shown:
+            for frame in run:
+                is_hot = frame is frames[-1] or frame is own[0]
+                pieces.append(_write_frame(frame, opened=frame in own[:_OPEN_FRAMES], hot=is_hot))
         else:
-            run.append(frame)
-    pieces.append(_fold_run(run))
+            pieces.append(_fold_run(list(run)))
     return _fill_template(STACK, frames=_joined(pieces)) if frames else _Markup()
 
 
 def _fold_run(run: Sequence[FrameView]) -> _Markup:
     """Return library frames behind one line that names their packages."""
     frames = _joined(_write_frame(frame, opened=False) for frame in run)
-    if len(run) < 2:
-        return frames
     packages = dict.fromkeys(".".join(frame.module.split(".")[:2]) or frame.filename for frame in run)
-    return _fill_template(
-        FOLD, count=_counted(len(run), "frame"), modules=_one_line(", ".join(packages), 160), frames=frames
-    )
+    count, modules = _counted(len(run), "frame"), _one_line(", ".join(packages), 160)
+    return _fill_template(FOLD, count=count, modules=modules, frames=frames) if len(run) > 1 else frames
 
 
 def _write_frame(frame: FrameView, *, opened: bool, hot: bool = False) -> _Markup:
@@ -4063,7 +3972,7 @@ def _write_frame(frame: FrameView, *, opened: bool, hot: bool = False) -> _Marku
 
     What is not read yet the page asks for when it comes into view, where there is a frame to be asked.
     """
-    folder, file = os.path.split(_short_path(frame.filename))
+    folder, file = os.path.split(frame.path)
     source = body = write_source(frame)
     late = any(variable.is_late for variable in frame.variables) or not frame.is_read
     if frame.variables or (late and frame.id):
@@ -4085,68 +3994,41 @@ def _write_frame(frame: FrameView, *, opened: bool, hot: bool = False) -> _Marku
         body=body,
         more=_Markup(MORE) if frame.id and frame.source else "",
     )
-    return _joined([_write_repeats(frame), view])
+    repeats = _fill_template(REPEAT, text=_repeats_of(frame)) if frame.repeats else _Markup()
+    return _joined([repeats, view])
 
 
-def _write_repeats(frame: FrameView) -> _Markup:
+def _repeats_of(frame: FrameView) -> str:
     """Return the line about what was folded after a frame; the page has the newest first, so above it."""
-    if not frame.repeats:
-        return _Markup()
     if not frame.period:
-        return _fill_template(REPEAT, text=f"{_counted(frame.repeats, 'frame')} not shown")
+        return f"{_counted(frame.repeats, 'frame')} not shown"
     again = "frame below" if frame.period == 1 else f"{frame.period} frames below"
-    return _fill_template(REPEAT, text=f"The {again} again, {frame.repeats:,} times")
-
-
-def _short_path(filename: str) -> str:
-    """Return the path as people name it: below site-packages, the library or the working directory."""
-    for packages in ("site-packages", "dist-packages"):
-        _, found, after = filename.partition(os.sep + packages + os.sep)
-        if found:
-            return after
-    for root in (os.path.dirname(os.__file__), _cwd()):
-        if root and filename.startswith(os.path.join(root, "")):
-            return os.path.relpath(filename, root)
-    return filename
-
-
-def _cwd() -> str:
-    """Return the working directory; nothing when it is gone."""
-    try:
-        return os.getcwd()
-    except OSError:
-        return ""
+    return f"The {again} again, {frame.repeats:,} times"
 
 
 def write_source(view: FrameView) -> _Markup:
     """Return the window of source: failing line and expression marked, the callee's signature below.
 
-    On the failing lines each expression that has a value tells it to the pointer.
+    On the failing lines each expression that has a value shows it to the pointer: that of `a.b` over the `.b`.
     """
     if not view.source:
         return _fill_template(ABSENT, text=view.missing)
+    is_template = view.kind == "template"
     margin = min((_indent_of(text) for _, text in view.source if text.strip()), default=0)
     texts = [text[margin:] for _, text in view.source]
-    is_template = view.kind == "template"
-    colors = _highlight(texts) if not is_template else [[] for _ in texts]
+    colors = [[] for _ in texts] if is_template else _highlight(texts)
     marks = {mark.number: (mark.start - margin, mark.end - margin) for mark in view.marks}
-    values = {variable.name: variable.value for variable in view.variables}
+    titles = {each.name: f"{each.name} = {_one_line(each.value, _SHOWN_TEXT)}" for each in view.variables}
     lines = []
     for (number, _), text, spans in zip(view.source, texts, colors):
         is_failing = number == view.lineno or number in marks
-        titles = _titles_of(text, values, is_template) if is_failing else []
-        lines.append(
-            _fill_template(
-                LINE,
-                at=" at" if is_failing else "",
-                indent=min(_indent_of(text) // 4, _INDENTS),
-                number=number,
-                text=_paint(text, [*titles, *spans], *marks.get(number, (0, 0))),
-            )
-        )
+        found = expressions_in(text, is_template) if is_failing else ()
+        spans += [(begin, end, "", titles[name]) for begin, end, name in found if name in titles]
+        indent, painted = min(_indent_of(text) // 4, _INDENTS), _paint(text, spans, *marks.get(number, (0, 0)))
+        lines.append(_fill_template(LINE, at=" at" if is_failing else "", indent=indent, number=number, text=painted))
         if view.signature and number == view.lineno:
-            indent, margin_text = min(_indent_of(text) // 4, _INDENTS), text[: _indent_of(text)]
-            lines.append(_fill_template(SIGNATURE, indent=indent, margin=margin_text, text=view.signature))
+            before = text[: _indent_of(text)]
+            lines.append(_fill_template(SIGNATURE, indent=indent, margin=before, text=view.signature))
     return _fill_template(SOURCE, lines=_joined(lines))
 
 
@@ -4154,52 +4036,40 @@ def _indent_of(text: str) -> int:
     return len(text) - len(text.lstrip())
 
 
-def _titles_of(line: str, values: Mapping[str, str], is_template: bool) -> list[_Painted]:
-    """Return what is to be told of the expressions of a line: that of `a.b` over the `.b`."""
-    found = expressions_in(line, is_template)
-    return [(begin, end, "", f"{text} = {values[text]}") for begin, end, text in found if text in values]
-
-
 def _paint(text: str, spans: Iterable[_Painted], start: int, end: int) -> _Markup:
-    """Return `text` with spans of it colored or titled, and the characters from `start` to `end` marked."""
-    ordered = sorted(spans, key=lambda span: (span[0], span[2] != ""))  # a title comes before a color
+    """Return `text` with spans of it colored or titled, and the characters from `start` to `end` marked.
 
-    def piece(first: int, last: int) -> _Markup:
-        done, pieces = first, []
-        for begin, stop, kind, title in ordered:
-            begin, stop = max(begin, done), min(stop, last)
-            if begin < stop:
-                part = text[begin:stop]
-                pieces += [
-                    _escape(text[done:begin]),
-                    _fill_template(COLORED, kind=kind, text=part)
-                    if kind
-                    else _fill_template(TITLED, title=title, text=part),
-                ]
-                done = stop
-        return _joined([*pieces, _escape(text[done:last])])
-
-    start, end = max(start, 0), max(start, end, 0)
-    if start >= end:
-        return piece(0, len(text))
-    return _joined([piece(0, start), _fill_template(MARK, text=piece(start, end)), piece(end, len(text))])
+    Where spans overlap the later one holds.
+    """
+    cells: list[_Painted] = [(0, 0, "", "")] * len(text)
+    for span in spans:
+        cells[span[0] : span[1]] = [span] * (span[1] - span[0])
+    pieces = []
+    for is_marked, places in itertools.groupby(range(len(text)), lambda at: start <= at < end):
+        inner = []
+        for (_, _, kind, title), run in itertools.groupby(places, cells.__getitem__):
+            part = "".join(text[at] for at in run)
+            colored = _fill_template(COLORED, kind=kind, text=part) if kind else _escape(part)
+            inner.append(_fill_template(TITLED, title=title, text=part) if title else colored)
+        pieces.append(_fill_template(MARK, text=_joined(inner)) if is_marked else _joined(inner))
+    return _joined(pieces)
 
 
 def _highlight(lines: Sequence[str]) -> list[list[_Painted]]:
     """Return for each line of Python what is colored in it: quiet colors, so that the mark is seen."""
     import keyword
 
+    spans: list[list[_Painted]] = [[] for _ in lines]
     first = _docstring_end(lines)
-    spans: list[list[_Painted]] = [[(0, len(line), "s", "")] for line in lines[:first]]
+    for row, line in enumerate(lines[:first]):
+        spans[row] = [(0, len(line), "s", "")]
     before = ""
-    for line, tokens in zip(lines[first:], code_tokens(lines[first:])):
-        spans.append([])
+    for row, tokens in enumerate(code_tokens(lines[first:]), first):
         for begin, end, kind in tokens:
-            text = line[begin:end]
+            text = lines[row][begin:end]
             if kind == "w":
                 kind = "k" if keyword.iskeyword(text) else "d" if before in ("def", "class") else ""
-            if kind in ("c", "s", "n", "k", "d"):
-                spans[-1].append((begin, end, kind, ""))
+            spans[row] += [(begin, end, kind, "")] if kind else []
             before = text
     return spans
 
@@ -4221,16 +4091,15 @@ def _docstring_end(lines: Sequence[str]) -> int:
 
 def write_variables(view: FrameView) -> _Markup:
     """Return the frame's arguments and its other locals; those on the failing line stand out."""
-    parts = []
-    for title, used, argument in (("On this line", True, None), ("Arguments", False, True), ("Locals", False, False)):
-        rows = [
-            _write_variable(v, [v.name]) for v in view.variables if v.used is used and argument in (None, v.argument)
-        ]
-        if rows:
-            parts.append(_fill_template(VALUES, title=title, rows=_joined(rows)))
-    if view.unlisted:
-        parts.append(_fill_template(ABSENT, text=f"and {view.unlisted:,} more"))
-    return _joined(parts) if parts else _fill_template(ABSENT, text="No variables here")
+    groups: dict[str, list[_Markup]] = {"On this line": [], "Arguments": [], "Locals": []}
+    for variable in view.variables:
+        title = "On this line" if variable.used else "Arguments" if variable.argument else "Locals"
+        groups[title].append(_write_variable(variable, [variable.name]))
+    parts = [_fill_template(VALUES, title=title, rows=_joined(rows)) for title, rows in groups.items() if rows]
+    if view.unlisted or not parts:
+        text = f"and {view.unlisted:,} more" if view.unlisted else "No variables here"
+        parts.append(_fill_template(ABSENT, text=text))
+    return _joined(parts)
 
 
 def write_members(variables: Sequence[Variable], path: Sequence[Union[str, int]]) -> _Markup:
@@ -4245,11 +4114,10 @@ def _write_variable(variable: Variable, path: Sequence[Union[str, int]]) -> _Mar
     """Return one value; one that has members with a button that unfolds them."""
     import json
 
-    unfold = _fill_template(UNFOLD, name=variable.name, path=json.dumps(path)) if variable.opens else ""
     return _fill_template(
         VALUE,
         used=_Markup(' class="used"' if variable.used else ""),
-        unfold=unfold,
+        unfold=_fill_template(UNFOLD, name=variable.name, path=json.dumps(path)) if variable.opens else "",
         name=variable.name,
         type=variable.type,
         text=_fold_text(variable.value),
@@ -4258,19 +4126,17 @@ def _write_variable(variable: Variable, path: Sequence[Union[str, int]]) -> _Mar
 
 def _write_around(report: Report) -> _Markup:
     """Return the request, and the report as text and as Markdown, to be copied."""
-    pieces = []
-    if report.request:
-        request = report.request
-        tables = (("Form", request.form), ("Headers", request.headers), ("Environ", request.environ))
-        pieces = [_write_table(title, rows, opened=title == "Form") for title, rows in tables if rows]
-    pieces.append(_fill_template(COPY, title="As text", id="as-text", text=write_text(report)))
+    pieces, request = [], report.request
+    if request:
+        for title, rows in (("Form", request.form), ("Headers", request.headers), ("Environ", request.environ)):
+            lines = _joined(_fill_template(ROW, name=name, text=_fold_text(text)) for name, text in rows)
+            is_open = _Markup(" open" if title == "Form" else "")
+            table = _fill_template(TABLE, title=title, count=len(rows), rows=lines, open=is_open)
+            pieces += [table] if rows else []
+    text = write_text(report._replace(text=_cut_message(report)))
+    pieces.append(_fill_template(COPY, title="As text", id="as-text", text=text))
     pieces.append(_fill_template(COPY, title="As Markdown", id="as-markdown", text=write_markdown(report)))
     return _joined(pieces)
-
-
-def _write_table(title: str, rows: Sequence[tuple[str, str]], *, opened: bool) -> _Markup:
-    lines = _joined(_fill_template(ROW, name=name, text=_fold_text(text)) for name, text in rows)
-    return _fill_template(TABLE, title=title, count=len(rows), rows=lines, open=_Markup(" open" if opened else ""))
 
 
 def _fold_text(text: str) -> _Markup:
@@ -4287,8 +4153,15 @@ def _one_line(text: str, limit: int) -> str:
 
 
 def _is_short(text: str) -> bool:
-    """Return whether a message is told whole by its one line."""
+    """Return whether a message is shown whole by its one line."""
     return len(text) <= _SHORT_TEXT and "\n" not in text
+
+
+def _cut_message(report: Report) -> str:
+    """Return the traceback with a long message cut, for where that stands whole already."""
+    message = report.problems[-1].message
+    start = message[:_SHORT_TEXT] + "… (the whole message stands above)"
+    return report.text.replace(message, start) if len(message) > len(start) else report.text
 
 
 def _counted(number: int, noun: str) -> str:
@@ -4300,19 +4173,17 @@ def _counted(number: int, noun: str) -> str:
 
 def write_text(report: Report) -> str:
     """Return the report as the interpreter prints a traceback, then request, versions and the page's address."""
-    newest, request = report.problems[-1], report.request
-    lines = [report.text.rstrip(), *_hints_beyond(report.text, newest), ""]
-    lines += [f"{request.method} {request.url}"] if request else []
+    lines = [report.text.rstrip(), *_hints_beyond(report.text, report.problems[-1]), ""]
+    lines += [f"{report.request.method} {report.request.url}"] if report.request else []
     lines.append(", ".join([*(f"{name} {version}" for name, version in report.versions), report.time]))
     lines += [report.link] if report.link else []
     return "\n".join(lines) + "\n"
 
 
 def _hints_beyond(text: str, problem: ExceptionView) -> list[str]:
-    """Return what an exception's view knows to help that the interpreter's text has not said already."""
-    taken = [f"(it takes {frame.signature})" for frame in problem.frames if frame.signature]
-    hint = f"({problem.hint})" if problem.hint and problem.hint.rstrip("?") not in text else ""
-    return [line for line in [hint, *taken] if line]
+    """Return what an exception's view knows to help that the interpreter's text does not say already."""
+    hint = [f"({problem.hint})"] if problem.hint and problem.hint.rstrip("?") not in text else []
+    return hint + [f"(it takes {frame.signature})" for frame in problem.frames if frame.signature]
 
 
 def write_markdown(report: Report) -> str:
@@ -4322,19 +4193,18 @@ def write_markdown(report: Report) -> str:
     then the traceback, the request, the versions and the page's address.
     """
     newest, request = report.problems[-1], report.request
-    title = _one_line(newest.message, _SHORT_TEXT)
-    parts = [f"# {_code(f'{newest.type}: {title}')}"]
+    parts = [f"# {_code(f'{newest.type}: {_one_line(newest.message, _SHORT_TEXT)}')}"]
     parts += [] if _is_short(newest.message) else [_fence(newest.message)]
     parts += [_fence(line) for line in [*_hints_beyond("", newest), *newest.notes]]
     for _, wording, problem in _newest_first(report.problems, ""):
-        cause = f"{wording} {_code(f'{problem.type}: {_one_line(problem.message, 200)}')}:" if wording else ""
+        cause = f"{wording} {_code(f'{problem.type}: {_one_line(problem.message, _SHORT_TEXT)}')}:" if wording else ""
         for frame in [frame for frame in reversed(problem.frames) if frame.app] or problem.frames[-1:]:
             name = f" in {_code(frame.name)}" if frame.name else ""
-            parts += [f"## {_code(f'{_short_path(frame.filename)}:{frame.lineno}')}{name}", cause]
+            parts += [f"## {_code(f'{frame.path}:{frame.lineno}')}{name}", cause]
             parts += [_fence(_excerpt(frame), "python" if frame.kind == "python" else ""), _values_block(frame)]
             cause = ""
-    here = _fence(report.text.rstrip().replace(f'File "{os.path.join(_cwd(), "")}', 'File "'))
-    parts += ["## Traceback", here]
+    text = re.sub(r'(?<=File ")[^"\n]+', lambda match: short_path(match.group()), _cut_message(report).rstrip())
+    parts += ["## Traceback", _fence(text)]
     if request:
         rows = [f"{request.method} {request.url}", *(f"{name}: {text}" for name, text in request.headers)]
         form = ["", *(f"{name} = {text}" for name, text in request.form)] if request.form else []
@@ -4369,7 +4239,7 @@ def _code(text: str) -> str:
 
 
 def _longest_ticks(text: str) -> int:
-    return max((len(run) for run in re.findall("`+", text)), default=0)
+    return max(map(len, re.findall("`+", text)), default=0)
 
 
 def write_json(report: Report) -> str:
@@ -4392,14 +4262,13 @@ def write_fragment(report: Report) -> str:
     It has what failed, where, the values there, and the address of the whole page.
     """
     problem = report.problems[-1]
-    frame = next((frame for frame in reversed(problem.frames) if frame.app), None) or (problem.frames or [None])[-1]
-    place, source, values = "", "", ""
-    if frame is not None:
-        place = f"{_short_path(frame.filename)}:{frame.lineno}" + (f" in {frame.name}" if frame.name else "")
-        source = "\n".join(text.strip() for number, text in frame.source if number == frame.lineno)
-        lines = [f"{variable.name} = {variable.value}" for variable in frame.variables[:_FRAGMENT_VALUES]]
-        values = "\n".join([*lines, "…"] if len(frame.variables) > _FRAGMENT_VALUES else lines)
-    text = "\n\n".join(part for part in (problem.hint, source, values) if part)
+    place, parts = "", [problem.hint]
+    for frame in [frame for frame in reversed(problem.frames) if frame.app][:1] or problem.frames[-1:]:
+        place = f"{frame.path}:{frame.lineno}" + (f" in {frame.name}" if frame.name else "")
+        lines = [f"{variable.name} = {variable.value}" for variable in frame.variables]
+        lines[_FRAGMENT_VALUES:] = ["…"] if len(lines) > _FRAGMENT_VALUES else []
+        parts += [*(text.strip() for number, text in frame.source if number == frame.lineno), "\n".join(lines)]
+    text = "\n\n".join(part for part in parts if part)
     return _fill_template(
         FRAGMENT, type=problem.type, message=problem.message, place=place, text=text, link=report.link
     )
@@ -4896,6 +4765,7 @@ class Crash:
         self.time = time.time()
         self.seconds = 0.0  # from the request's begin
         self.report: Optional[Report] = None
+        self.text: Optional[str] = None  # the traceback as it was printed on the terminal
         self.entered = EnteredContexts(contexts)
         self.positions: list[FramePosition] = []
         self.consoles: dict[int, Console] = {}
@@ -5575,7 +5445,8 @@ class DebuggedApplication:
             body = crash.request.body if crash.request else b""
             request, _ = call_safely(lambda: read_request(environ, body))
         self.crashes.add(crash)
-        crash.report = read_report(error, request, crash.keep, crash.entered.context)._replace(link=link)
+        report = read_report(error, request, crash.keep, crash.entered.context, crash.text or "")
+        crash.report = report._replace(link=link)
 
     def link(self, crash: Crash, environ: Optional[Mapping[str, Any]]) -> str:
         """Return the address of a crash's page, by the host that the client used unless that is not to be trusted."""
@@ -5794,7 +5665,7 @@ class _Exchange:
             raise self.handed[-1]
         error = self.handed.pop()
         crash, link = self.new_crash()
-        call_safely(lambda: self.debugger.terminal.crash(error, crash.what, link=link))
+        crash.text, _ = call_safely(lambda: self.debugger.terminal.crash(error, crash.what, link=link))
         call_safely(lambda: self.debugger.read(error, crash, self.environ, link))
 
     def check_started(self) -> None:
@@ -5854,7 +5725,7 @@ class _Exchange:
         """
         crash, link = self.new_crash()
         if not getattr(self.debugger.app, "deferred", False):
-            call_safely(lambda: self.debugger.terminal.crash(error, crash.what, link=link))
+            crash.text, _ = call_safely(lambda: self.debugger.terminal.crash(error, crash.what, link=link))
         headers, page = self.error_response(error, crash, link)
         status, kept = self.head if any(error is each for each in self.handed) else ("500 Internal Server Error", [])
         self.handed.clear()
@@ -13347,7 +13218,7 @@ EXCEPTION = """<section class="exception" id="{anchor}">
 </section>"""
 HEADING = """<h2><span class="wording">{wording}</span>{type} {message}</h2>{remarks}"""
 STACK = """<div class="stack">{frames}</div>"""
-MEMBERS = """<div class="members"><p class="count">{title} in the group</p>{members}{unlisted}</div>
+MEMBERS = """<div class="members"><p class="count">{title} in the group</p>{members}</div>
 {itself}"""
 ITSELF = """<p class="count">The group itself was raised here</p>"""
 MEMBER = """<details class="member"{open}><summary><span class="number">{number}.</span> {type} \

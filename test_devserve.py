@@ -1262,8 +1262,7 @@ class TerminalLines(unittest.TestCase):
             except Hangs as error:
                 terminal.crash(error, "GET /")
 
-        with mock.patch.object(devserve, "_TEXT_SECONDS", 0.2):
-            text = self.shown(crash)
+        text = self.shown(crash)
         self.assertIn("raise Hangs", text)
         self.assertTrue(text.endswith("Hangs: (its text takes too long)\n"), text)
 
@@ -1280,8 +1279,7 @@ class TerminalLines(unittest.TestCase):
                     ended.set()
 
         self.addCleanup(ended.set)
-        with mock.patch.object(devserve, "_TEXT_SECONDS", 0.2):
-            text = self.shown(lambda terminal: terminal.crash(Endless(), "GET /"))
+        text = self.shown(lambda terminal: terminal.crash(Endless(), "GET /"))
         self.assertTrue(text.endswith("Endless: (its text takes too long)\n"), text)
         if sys.implementation.name == "cpython":
             self.assertTrue(ended.wait(DEADLINE))
@@ -3616,7 +3614,7 @@ class ReadingHostileObjects(Reading):
     def test_seeks_a_hint_for_a_short_time_only(self) -> None:
         end = threading.Event()
         self.addCleanup(end.set)
-        with mock.patch.object(devserve, "_suggestion", side_effect=lambda *_: end.wait(DEADLINE)):
+        with mock.patch.object(devserve, "_keys_near", side_effect=lambda *_: end.wait(DEADLINE)):
             begin = time.monotonic()
             problem = devserve.read_report(failure_of(lambda: {"kez": 1}["key"])).problems[-1]
         self.assertLess(time.monotonic() - begin, DEADLINE / 2)
@@ -4075,7 +4073,7 @@ class ReadingSecrets(Reading):
             "max_tokens=100",
         ):
             with self.subTest(text):
-                self.assertEqual(devserve._mask_plain(text), text)
+                self.assertEqual(devserve._mask(text), text)
 
     def test_masks_messages_notes_and_what_a_repr_says_of_itself(self) -> None:
         class Engine:
@@ -4142,15 +4140,22 @@ class ReadingSecrets(Reading):
 
 
 class ReadingForms(unittest.TestCase):
-    def test_reads_a_hostile_form_in_the_time_of_an_honest_one(self) -> None:
+    def test_the_time_for_a_hostile_form_grows_with_its_size_and_no_faster(self) -> None:
         """Each looks, from every place in it, as if a part began there."""
+
+        def seconds(body: bytes) -> float:
+            times = []
+            for _ in range(3):
+                begin = time.process_time()
+                fields = list(devserve._form_fields("multipart/form-data; boundary=x", body))
+                times.append(time.process_time() - begin)
+                self.assertLessEqual(len(fields), devserve._LIST_LIMIT)
+            return min(times)
+
         for piece in (b'a; name="b"\r\n', b'; name="', b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n'):
             with self.subTest(piece):
                 body = piece * (devserve._RECORDED_BODY // len(piece))
-                begin = time.perf_counter()
-                fields = list(devserve._form_fields("multipart/form-data; boundary=x", body))
-                self.assertLess(time.perf_counter() - begin, 0.5)
-                self.assertLessEqual(len(fields), devserve._LIST_LIMIT)
+                self.assertLess(seconds(body * 16), 100 * seconds(body) + 0.05)  # and not 256 times
 
 
 class ReadingVersions(unittest.TestCase):
@@ -4287,17 +4292,53 @@ class ReadingTemplates(Reading):
 
 
 class ReadingCost(Reading):
-    def test_reads_a_thousand_frames_quickly(self) -> None:
+    def test_of_a_thousand_frames_only_those_that_are_shown_are_looked_at(self) -> None:
         error = self.crash(
             "def down(n):\n    payload = list(range(n))\n    return down(n + 1)\ndef view():\n    down(0)\n"
         )
-        times = []
-        for _ in range(5):
-            begin = time.process_time()  # and not the wall's, which others' load moves
+        with (
+            mock.patch.object(devserve, "view_position", wraps=devserve.view_position) as views,
+            mock.patch.object(devserve, "_read_file", wraps=devserve._read_file) as files,
+            mock.patch.object(devserve, "_describe", wraps=devserve._describe) as described,
+        ):
             report = devserve.read_report(error)
-            times.append(time.process_time() - begin)
-        self.assertLess(min(times), 0.3)  # 0.03 as a rule; each frame by itself would take seconds
+        self.assertLess(views.call_count, 10)
+        self.assertLessEqual(files.call_count, 2)
+        self.assertLess(described.call_count, 1_000)
         self.assertLess(len(repr(report)), 50_000)
+
+    def test_where_everything_hangs_a_report_and_its_text_take_about_a_second(self) -> None:
+        class Hangs(Exception):
+            def __str__(self) -> str:
+                return ""
+
+        def view(number: int) -> None:
+            first, second = Hangs(), Hangs()
+            try:
+                if number:
+                    view(number - 1)
+                raise TypeError(first, second)
+            except Exception as error:
+                raise Hangs(first) from error
+
+        clock: Any = types.SimpleNamespace(now=100.0, monotonic=lambda: clock.now, strftime=time.strftime)
+
+        def hang(jobs: dict[str, Any], seconds: float, context: Any = None) -> dict[str, Any]:
+            clock.now += seconds if jobs else 0
+            return dict.fromkeys(jobs, (None, devserve.TooLate("it hangs")))
+
+        error = failure_of(view, 10)
+        with mock.patch.object(devserve, "time", clock), mock.patch.object(devserve, "call_each_bounded", hang):
+            text = devserve.traceback_text(error)
+            report = devserve.read_report(error, text=text)
+        self.assertLess(clock.now - 100.0, 1.3)
+        self.assertIn("takes too long", text)
+        self.assertEqual(report.problems[-1].message, "(not read: it hangs)")
+
+    def test_a_traceback_that_was_printed_is_not_written_again(self) -> None:
+        error = self.crash("def view():\n    1 / 0\n")
+        with mock.patch.object(devserve, "traceback_text", side_effect=AssertionError):
+            self.assertEqual(devserve.read_report(error, text="as printed").text, "as printed")
 
     def test_room_5_holds_no_less_than_sign(self) -> None:
         text = SCRIPT.read_text(encoding="utf-8")
@@ -4353,6 +4394,7 @@ def frame_view(text: str = "x", **changes: Any) -> "devserve.FrameView":
         id="f1",
         kind="template",
         filename=f"/srv/{text}.py",
+        path=f"/srv/{text}.py",
         lineno=2,
         name=text,
         module=text,
@@ -4510,7 +4552,7 @@ class PagePaper(unittest.TestCase):
     def test_style_and_script_together_are_light(self) -> None:
         self.assertLess(len(devserve.STYLE) + len(devserve.SCRIPT), 35_000)
 
-    def test_an_ordinary_page_is_light_and_written_at_once(self) -> None:
+    def test_an_ordinary_page_is_light(self) -> None:
         def deep(n: int) -> Any:
             return json.loads("{") if n == 0 else deep(n - 1)
 
@@ -4518,13 +4560,22 @@ class PagePaper(unittest.TestCase):
             return deep(n) if n % 2 else list(map(other, [n - 1]))
 
         report = devserve.read_report(raised(lambda: other(20)))
-        times = []
-        for _ in range(5):
-            begin = time.perf_counter()
+        with mock.patch.object(devserve, "_fill_template", wraps=devserve._fill_template) as filled:
             page = page_of(report)
-            times.append(time.perf_counter() - begin)
         self.assertLess(len(page.encode("utf-8")), 100_000)
-        self.assertLess(min(times), 0.1)
+        self.assertLess(filled.call_count, 2_000)  # of microseconds each
+
+    def test_a_long_message_stands_whole_in_the_heading_and_in_the_markdown_alone(self) -> None:
+        def fail() -> None:
+            raise ValueError("".join(f"word{n} " for n in range(1_200)))
+
+        report = devserve.read_report(raised(fail))
+        page, word = page_of(report), f"word{1_100}"
+        self.assertEqual(page.count(word), 2)
+        self.assertIn(word, page[page.index("<h1>") : page.index("</h1>")])
+        self.assertEqual(devserve.write_markdown(report).count(word), 1)
+        self.assertEqual(devserve.write_text(report).count(word), 1)
+        self.assertLess(len(page.encode("utf-8")), 80_000)
 
     def test_a_recursion_error_makes_a_light_page_that_counts_the_repeats(self) -> None:
         def first(n: int) -> int:
@@ -4617,7 +4668,7 @@ class PageContents(unittest.TestCase):
 
     def test_library_paths_are_shortened_and_links_keep_the_whole(self) -> None:
         path = os.path.join(os.sep, "venv", "lib", "site-packages", "flask", "app.py")
-        self.assertEqual(devserve._short_path(path), os.path.join("flask", "app.py"))
+        self.assertEqual(devserve.short_path(path), os.path.join("flask", "app.py"))
         markup = devserve._write_frame(frame_view(filename=path), opened=True)
         self.assertIn(f'title="{path}"', markup)
 
@@ -4643,6 +4694,7 @@ class PageContents(unittest.TestCase):
 
     def test_json_names_everything(self) -> None:
         told = json.loads(devserve.write_json(crash_report()))
+        self.assertEqual(told["problems"][0]["frames"][0]["path"], "/srv/x.py")
         self.assertEqual(told["problems"][1]["relation"], "cause")
         self.assertEqual(told["problems"][1]["frames"][0]["source"][0], {"number": 1, "text": "x"})
         self.assertEqual(told["request"]["method"], "POST")
@@ -5989,7 +6041,7 @@ class DebuggerPages(Debugged):
                 self.assertFalse(page.attributes & {"onerror", "onclick", "onload", "style"})
                 self.assertFalse(page.tags & {"img", "iframe", "object", "embed", "base"})
 
-    def test_page_of_endless_recursion_is_small_and_quick(self) -> None:
+    def test_page_of_endless_recursion_is_small_and_made_of_few_frames(self) -> None:
         def down(n: int) -> int:
             values = list(range(100))
             return down(n + 1) + len(values)
@@ -5998,13 +6050,14 @@ class DebuggerPages(Debugged):
         answer = self.ask()
         self.assertIn("RecursionError", answer.text)
         self.assertLess(len(answer.body), 100_000)
-        error = failure_of(down, 0)
-        times = []
-        for _ in range(5):
-            begin = time.process_time()
-            devserve.write_page(devserve.read_report(error), nonce="n", **self.debugger.surroundings({}))
-            times.append(time.process_time() - begin)
-        self.assertLess(min(times), 0.1)
+        with (
+            mock.patch.object(devserve, "view_position", wraps=devserve.view_position) as views,
+            mock.patch.object(devserve, "_fill_template", wraps=devserve._fill_template) as filled,
+        ):
+            report = devserve.read_report(failure_of(down, 0))
+            devserve.write_page(report, nonce="n", **self.debugger.surroundings({}))
+        self.assertLess(views.call_count, 10)
+        self.assertLess(filled.call_count, 2_000)
 
     def test_a_fault_in_the_page_itself_gives_plain_text(self) -> None:
         from unittest import mock
