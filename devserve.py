@@ -6548,17 +6548,19 @@ def _live_tag(place: str, reload_id: str, seen: int) -> bytes:
 # cannot be taken up by another process, as its keys are in OpenSSL's memory, so it is closed instead; under the
 # reloader each ends after one answer.
 #
-# A request that asks to upgrade, as for a WebSocket, finds its socket in the environ (`_UpgradedSocket`, under
-# SOCKET_KEY).  Once the application has read or sent on it, the connection is the application's until it returns.
+# No socket here ever blocks.  Every call of one goes through `_attempt`, which tries it first, and waits in `_wait`
+# for what the failed call says that it needs: over TLS a send may have to read first, and the reverse.
 #
 # A request that cannot be framed in one way only is refused (`_BadRequest`), since a proxy might frame it in another
-# and take its body for a second request.  What an answer looks like on the wire is decided once, when its first piece
-# comes (`_Response._choose_framing`), and is then an object of its own, a `_Framing`.
+# and take its body for a second request.  How the end of a response's body is known is decided once, when its first
+# piece comes (`_Response._choose_framing`).  A request that asks to upgrade, as for a WebSocket, finds its socket in
+# the environ (`_UpgradedSocket`, under SOCKET_KEY); once the application has read or sent on it, the connection is the
+# application's until it returns.
 #
 # Invariants: of a connection that waits for a request no byte has been read, so another process can have it whole; a
-# request of which a byte has been read is answered by this one.  No socket blocks: a call is tried first, and only
-# when it cannot be done at once does its thread wait, for a bounded time.  Each request gets one answer and one line
-# of the log; what has no foreseeable end gets a line when it begins, too.
+# request of which a byte has been read is answered by this one.  Each request gets one answer and one line of the log;
+# what has no foreseeable end gets a line when it begins, too.  Every wait has an end, so that no thread is held for
+# ever.
 #
 # Doors: CONNECTION, DevServer, PLAIN_TEXT, check_response_head, listen, socket_path, adhoc_certificate, urls,
 # tls_from_files.
@@ -6578,11 +6580,11 @@ _DRAIN_LIMIT = 1024**2  # of an unread body is read away to keep the connection;
 _LOGGED_LINE = 120  # of a head that was refused: enough to recognise who sent it
 _READ_SIZE = 64 * 1024  # a loopback socket hands over about this much at once
 _JOIN_LIMIT = 64 * 1024  # head and body up to here are joined into one send; past it the copy costs more than a send
-_CACHED_SIZE = 4 * 1024  # of a head that is remembered; with the number below this bounds the memory to 1 MB each
-_CACHED_RESULTS = 256  # heads; clients and applications repeat theirs to the byte
+_REMEMBERED_SIZE = 4 * 1024  # of a request's head that is remembered; with the number below, half a megabyte in all
+_REMEMBERED_HEADS = 128  # of requests, and as many of responses; clients and applications repeat theirs to the byte
 _STACK_SIZE = 8 * 1024**2  # of a connection's thread, as glibc has it; Alpine's 128 kB end a deep view by a crash
 
-# Waits, in seconds.  Each has an end, so that no thread is held for ever.
+# Waits, in seconds.
 _FIRST_BYTE_TIMEOUT = 120.0  # browsers open connections ahead of need and keep them for minutes
 _HEAD_TIMEOUT = 30.0  # for the whole head: enough for a person who types it into telnet; and for a TLS handshake
 _SILENCE_TIMEOUT = 600.0  # in a body, either way: a client may stand at a breakpoint, and a laptop may sleep
@@ -6598,7 +6600,6 @@ _PAUSED_INTERVAL = 0.5  # between two looks at a request that is stopped in a de
 _OUT_OF_DESCRIPTORS_PAUSE = 0.05  # before accepting again when the process has no descriptor left
 
 _SERVER_NAME = f"devserve/{__version__}"
-_BODILESS = frozenset({"204", "304"})  # RFC 9110 section 6.4.1; 1xx cannot come from an application
 CONNECTION = "devserve.connection"  # in the environ, for a bridge: the connection itself
 
 _AT_REST, _SHAKEN, _BUSY, _ENDLESS, _ANSWERED = range(5)  # the phases of a connection
@@ -6613,8 +6614,7 @@ class DevServer:
 
     Threads: one is in `serve_forever`.  Each connection belongs to one other, which alone reads, writes and closes its
     socket.  Any thread may call what has no underscore, and may look at another's connection (`phase`, `started`) or
-    `cut` it.  A connection first notes that it is busy and then looks at the gate; `close_gate` first closes the gate
-    and then looks at the connections: so one of them always sees the other.
+    `cut` it.  `_accepting` and `_work` are held for moments, and never both.
     """
 
     def __init__(
@@ -6647,7 +6647,10 @@ class DevServer:
         self.gate.set()
         self._changed = threading.Event()  # with the gate closed: some connection has come to rest or ended
         self._accepting = threading.Lock()  # held while a connection is between the kernel's queue and `connections`
-        self._idle: deque[_IdleThread] = deque()
+        self._work = threading.Condition(threading.Lock())  # held for the three below
+        self._given: deque[_Connection] = deque()  # connections for threads that have none
+        self._idle_threads = 0
+        self._is_closed = False
         self._shutting_down = False
         self._stopped = threading.Event()  # no thread is in `serve_forever`
         self._stopped.set()
@@ -6694,8 +6697,9 @@ class DevServer:
             listener.close()
         for connection in list(self.connections):
             connection.cut()
-        while self._idle:
-            self._idle.pop().give(None)
+        with self._work:
+            self._is_closed = True
+            self._work.notify_all()
 
     def after_fork(self) -> None:
         """In a child of the application, close its copies of our sockets; they would keep port and clients."""
@@ -6708,13 +6712,21 @@ class DevServer:
             with self._accepting:
                 if not self.gate.is_set():  # it has been closed since `serve_forever` looked
                     return False
-                connection = self._register(*listener.accept())
+                connection = _Connection(*listener.accept(), self)
+                self.connections.add(connection)
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 self._shed_load()
             return False
         self._give_to_thread(connection)
         return True
+
+    def _shed_load(self) -> None:
+        """Close the connection that has waited longest, since no descriptor is left for a new one."""
+        waiting = [c for c in list(self.connections) if c.phase == _AT_REST]
+        if waiting:
+            min(waiting, key=lambda c: c.started).cut()
+        time.sleep(_OUT_OF_DESCRIPTORS_PAUSE)
 
     def _report_hangs(self) -> None:
         """Say where each request stands that has not been answered for long, when that is in the application."""
@@ -6725,32 +6737,25 @@ class DevServer:
                 position = connection.position()
                 if position:
                     connection.hangs_reported += 1
-                    asked = connection.describe()
-                    self.terminal.warn(f"{asked} has not been answered after {seconds:.0f} s; it is at {position}")
+                    name = connection.describe()
+                    self.terminal.warn(f"{name} has not been answered after {seconds:.0f} s; it is at {position}")
 
-    def _register(self, sock: socket.socket, address: Any) -> _Connection:
-        connection = _Connection(sock, address, self)
-        self.connections.add(connection)
-        return connection
-
-    def _shed_load(self) -> None:
-        """Close the connection that has waited longest, since no descriptor is left for a new one."""
-        waiting = [c for c in list(self.connections) if c.phase == _AT_REST]
-        if waiting:
-            min(waiting, key=lambda c: c.ended).cut()
-        time.sleep(_OUT_OF_DESCRIPTORS_PAUSE)
+    def warn_once(self, text: str) -> None:
+        """Write a warning about what the application does with many a response, the first time only."""
+        if text not in self._warned:
+            self._warned.add(text)
+            self.terminal.warn(text)
 
     # -- threads
 
     def _give_to_thread(self, connection: _Connection) -> None:
         """Give a connection to a thread that has none: a client that makes one for each request is served 3 times as
         fast as by new threads."""
-        try:
-            self._idle.pop().give(connection)
-        except IndexError:
-            self._start_thread(connection)
-
-    def _start_thread(self, connection: _Connection) -> None:
+        with self._work:
+            if self._idle_threads > len(self._given):
+                self._given.append(connection)
+                self._work.notify()
+                return
         thread = threading.Thread(target=self._run_thread, args=(connection,), name="devserve connection", daemon=True)
         stack_size = threading.stack_size(_STACK_SIZE) if _SMALL_STACKS else 0
         try:
@@ -6764,27 +6769,18 @@ class DevServer:
                 threading.stack_size(stack_size)
 
     def _run_thread(self, connection: Optional[_Connection]) -> None:
-        """Serve one connection after another; end when for a while there is none."""
-        idle = _IdleThread()
+        """Serve one connection after another; end when for a while there is none, or when the server is closed."""
         while connection is not None:
             _, error = call_safely(connection.serve)
             if error is not None:
                 self.terminal.crash(error, "devserve itself failed; the connection is closed")
             connection.close()
             self._forget(connection)
-            self._idle.append(idle)
-            connection = self._next(idle)
-
-    def _next(self, idle: _IdleThread) -> Optional[_Connection]:
-        """Return a thread's next connection; None when none comes for a while, and when the server is closed."""
-        if not idle.wakeup.acquire(timeout=_IDLE_THREAD_TIMEOUT):
-            try:
-                self._idle.remove(idle)
-            except ValueError:  # it was taken from there in the last moment
-                idle.wakeup.acquire()
-            else:
-                return None
-        return idle.connection
+            with self._work:
+                self._idle_threads += 1
+                self._work.wait_for(lambda: self._given or self._is_closed, _IDLE_THREAD_TIMEOUT)
+                self._idle_threads -= 1
+                connection = self._given.popleft() if self._given else None
 
     def _forget(self, connection: _Connection) -> None:
         self.connections.discard(connection)
@@ -6814,15 +6810,14 @@ class DevServer:
             leave = connection.leave
             if leave is not None:
                 leave()
-        cut: set[_Connection] = set()
         paused: set[_Connection] = set()
         while True:
             self._changed.clear()
             # One look at each: a connection that is seen at rest stays so, since the gate is closed; one that was just
             # woken by its client sees the gate, and is at rest at the next look.
-            looks = [(c, c.phase, c.started) for c in list(self.connections) if c not in cut]
+            phases = {c: c.phase for c in list(self.connections) if not c.is_cut}
+            ends = {c: c.deadline(phase, closed, grace) for c, phase in phases.items() if phase != _AT_REST}
             now = time.perf_counter()
-            ends = {c: self._deadline(c, phase, started, closed, grace) for c, phase, started in looks if phase}
             for connection in [c for c, end in ends.items() if end <= now]:
                 if self.is_paused(connection.thread_id):
                     ends[connection] = now + _PAUSED_INTERVAL
@@ -6831,29 +6826,14 @@ class DevServer:
                         self.terminal.warn(
                             f"{connection.describe()} is stopped in a debugger; the reload waits for it"
                         )
-                else:
-                    self._cut_short(connection)
-                    cut.add(connection)
-                    del ends[connection]
+                    continue
+                if phases[connection] == _BUSY:
+                    self.terminal.warn(f"cut {connection.describe()}: still running after its grace")
+                connection.cut()
+                del ends[connection]
             if not ends:
-                return [c.sock for c, phase, _ in looks if phase == _AT_REST and c.can_cross()]
+                return [c.sock for c, phase in phases.items() if phase == _AT_REST and c.can_cross()]
             self._changed.wait(min(ends.values()) - now)
-
-    def _deadline(self, connection: _Connection, phase: int, started: float, closed: float, grace: float) -> float:
-        """Return the moment at which a connection is cut; the gate closed at `closed`."""
-        if phase == _ANSWERED or connection.leave is not None:
-            return closed + _LINGER_MOMENT
-        if phase == _ENDLESS:
-            return closed
-        if phase == _SHAKEN:
-            return started + _TLS_MOMENT
-        # From the closing at the latest: a client that pipelines without end begins one request after the other.
-        return min(started, closed) + grace
-
-    def _cut_short(self, connection: _Connection) -> None:
-        if connection.phase == _BUSY:
-            self.terminal.warn(f"cut {connection.describe()}: still running after its grace")
-        connection.cut()
 
     def look_again(self) -> None:
         """Have `close_gate`, if a thread is in it, look at the connections again."""
@@ -6864,33 +6844,13 @@ class DevServer:
         """Serve connections that were accepted by another process and wait for their next request."""
         for sock in sockets:
             try:
-                address = sock.getpeername()
+                connection = _Connection(sock, sock.getpeername(), self)
             except OSError:
                 sock.close()  # the client left in the meantime
                 continue
-            connection = self._register(sock, address)
             connection.timeout = _IDLE_TIMEOUT
+            self.connections.add(connection)
             self._give_to_thread(connection)
-
-    def warn_once(self, text: str) -> None:
-        """Write a warning about what the application does with many a response, the first time only."""
-        if text not in self._warned:
-            self._warned.add(text)
-            self.terminal.warn(text)
-
-
-class _IdleThread:
-    """A thread that waits for a connection.  (`queue` would cost a start 2 ms.)"""
-
-    def __init__(self) -> None:
-        self.connection: Optional[_Connection] = None
-        self.wakeup = threading.Lock()
-        self.wakeup.acquire()
-
-    def give(self, connection: Optional[_Connection]) -> None:
-        """Wake it for a connection; None ends it."""
-        self.connection = connection
-        self.wakeup.release()
 
 
 # -- a connection
@@ -6924,7 +6884,8 @@ class _Connection:
 
     It belongs to the thread that is in `serve`: that waits (`_await_request`), reads, runs and answers a request
     (`_answer`), and waits again, until `keep_alive` is false or the client has gone; then it closes the connection.
-    Other threads call `cut`, `describe`, `position`, `leave` and `can_cross` alone.  They look at its phase:
+    Other threads call `cut`, `describe`, `position`, `leave`, `deadline` and `can_cross` alone.  They look at its
+    phase:
 
     _AT_REST  it waits for a request, of which nothing has been read
     _SHAKEN   the TLS handshake is done, and the first request on its way
@@ -6935,29 +6896,30 @@ class _Connection:
 
     def __init__(self, sock: socket.socket, address: Any, server: DevServer) -> None:
         self.sock = sock
-        self.address = address
         self.server = server
         self.phase = _AT_REST
-        self.started = 0.0
-        self.ended = time.perf_counter()  # when it began to wait
+        self.started = time.perf_counter()  # the request in hand, or the last one
         self.thread_id = 0
         self.timeout = _FIRST_BYTE_TIMEOUT
         self.has_shaken = server.tls is None  # the TLS handshake is done, or none is needed
-        self.buffer = b""  # bytes read from the socket that no request has taken yet
+        self.buffer = bytearray()  # bytes read from the socket that no request has taken yet
+        self.request_line = _NO_LINE  # method and target of the request in hand, for the log
         self.head = b""  # of the request in hand as it came, and its body, for a bridge
         self.body: Optional[_Body] = None
         self.leave: Optional[Callable[[], object]] = None  # asks whoever has taken it over for a polite end
-        self.line = _NO_LINE  # its method and target, for the log
         self.waits = True  # a read waits for the client; otherwise it raises BlockingIOError
         self.position: Callable[[], str] = str  # where the application stands with the request in hand
         self.hangs_reported = 0  # how often the terminal has said that the request in hand hangs
         self.keep_alive = True
         self.input_left = False  # the client may have sent, or still be sending, what nobody will read
-        self.is_upgraded = False  # the application has taken it over
-        _set_options(sock)
-        self.readable = _watch(sock)
+        self.is_cut = False
+        sock.setblocking(False)
         self.environ = dict(server.base_environ)
-        self.environ["REMOTE_ADDR"], self.environ["REMOTE_PORT"] = _remote(address)
+        self.environ["REMOTE_ADDR"] = self.environ["REMOTE_PORT"] = ""  # a client of a socket file has neither
+        if isinstance(address, tuple):
+            self.environ["REMOTE_ADDR"], self.environ["REMOTE_PORT"] = address[0], str(address[1])
+            # With Nagle's algorithm the last segment of a response waits for the client's delayed ACK.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def serve(self) -> None:
         """Answer requests until either side wants no more."""
@@ -6971,11 +6933,9 @@ class _Connection:
     def _await_request(self) -> bool:
         """Wait until a request begins, and return whether one does."""
         while True:
-            if self.buffer[:1] == b"\r" and not self.buffer.replace(b"\r\n", b""):
-                self.buffer = b""  # empty lines, which old clients send after a body, are no request yet
+            while self.buffer.startswith(b"\r\n"):  # empty lines, which old clients send after a body, are none
+                del self.buffer[:2]
             if self.buffer:
-                self.started = time.perf_counter()
-                self.phase = _BUSY
                 return True
             if not self._await_bytes():
                 return False
@@ -6996,18 +6956,11 @@ class _Connection:
                     continue
             if not came:
                 return False
-            try:
-                if not self.has_shaken:
-                    if not self._shake_hands():
-                        return False
-                    self.phase = _SHAKEN
-                    self.started = time.perf_counter()
-                self.buffer = self.sock.recv(_READ_SIZE)
-            except OSError as error:
-                if not _would_block(error):
-                    raise
-            else:
+            if self.has_shaken:
+                self.buffer += _attempt(self.sock, self.sock.recv, _READ_SIZE, seconds=_HEAD_TIMEOUT)
                 return bool(self.buffer)
+            if not self._shake_hands():
+                return False
 
     def _shake_hands(self) -> bool:
         """Do the TLS handshake in this connection's own thread, so that a silent client holds up nobody else."""
@@ -7016,20 +6969,16 @@ class _Connection:
             self.refuse(_BadRequest("this port speaks HTTPS: write https:// in the address"))
             return False
         self.sock = self.server.tls(self.sock)
-        while True:
-            try:
-                self.sock.do_handshake()  # type: ignore[attr-defined]
-            except OSError as error:
-                if not _would_block(error) or not self._ready(error, _HEAD_TIMEOUT):
-                    raise
-            else:
-                break
+        _attempt(self.sock, self.sock.do_handshake, seconds=_HEAD_TIMEOUT)  # type: ignore[attr-defined]
         self.has_shaken = True
-        self.readable = _watch_tls(self.sock)
+        self.started = time.perf_counter()
+        self.phase = _SHAKEN
         return True
 
     def _answer(self) -> None:
         """Read one request and answer it."""
+        self.started = time.perf_counter()
+        self.phase = _BUSY
         try:
             head, environ, body = self._read_request()
         except _BadRequest as error:
@@ -7058,20 +7007,28 @@ class _Connection:
         if error is not None:
             self.keep_alive = False
             response.fail(error)
-        self.ended = time.perf_counter()
         self.waits = True
         response.log()
 
+    def refuse(self, error: _BadRequest) -> None:
+        """Answer a request that was not understood, or not accepted, and end the connection."""
+        self.keep_alive = False
+        if self.request_line is _NO_LINE:
+            self.request_line = _first_line(self.buffer)
+        response = _Response(self, _Head(self.request_line), {}, None)
+        response.fail(error)
+        response.log(f" ({error})")
+
+    # -- reading a request
+
     def _read_request(self) -> tuple[_Head, Environ, Optional[_Body]]:
         """Take one request's head off the connection; return it, its environ, and its body if it has one."""
-        self.line = _NO_LINE
-        raw = self._read_head()
-        try:
-            head: _Head = _request_heads[raw]
-        except _BadRequest:
-            self.line = _opening_words(raw)
-            raise
-        self.line = head.line
+        self.request_line = _NO_LINE
+        end = self._read_head()
+        raw = bytes(self.buffer[:end])
+        head = _remembered_head(raw) if end <= _REMEMBERED_SIZE else _parse_head(raw)
+        del self.buffer[: end + 4]
+        self.request_line = head.request_line
         self.keep_alive = head.keep_alive and self.server.keeps_alive
         environ = {**self.environ, **head.environ}
         if self.server.streams:
@@ -7081,53 +7038,30 @@ class _Connection:
             return head, environ, None
         return head, environ, self._open_body(environ, head.length, head.expects)
 
-    def _read_head(self) -> bytes:
-        """Return the next request's head without the empty line that ends it; what follows stays in the buffer."""
-        data = self.buffer
-        end = data.find(b"\r\n\r\n")
-        if end <= 0 or data[0] == _CARRIAGE_RETURN:
-            data = self._read_on(data)
-            end = data.find(b"\r\n\r\n")
-        if end > _MAX_HEADERS:
-            _check_size(data[:end])
-        self.buffer = data[end + 4 :]
-        return data[:end]
+    def _read_head(self) -> int:
+        """Read until a head is whole, and return its length, without the empty line that ends it.
 
-    def _read_on(self, data: bytes) -> bytes:
-        """Read until the head in `data` is whole; refuse at once what can no longer become a request.
-
-        Empty lines before a request are skipped (RFC 9112 section 2.2), and count as part of the waiting.
+        What can no longer become a request is refused at once.  Empty lines before it are skipped (RFC 9112 section
+        2.2).
         """
         deadline = self.started + _HEAD_TIMEOUT
-        while data.startswith(b"\r\n") or b"\r\n\r\n" not in data:
-            if data.startswith(b"\r\n"):
-                data = data[2:]
-                continue
-            self.buffer = data  # for the log, should this go wrong
-            _check_beginning(data)
-            more = self._receive_before(deadline)
-            if more is None:
-                if not data:
-                    raise _ClientGone("nothing but empty lines")
-                raise _BadRequest("the head did not come in time", "408 Request Timeout")
-            if not more:
-                raise (
-                    _BadRequest("the connection ended in the middle of a head") if data else _ClientGone("no request")
-                )
-            data += more
-        return data
-
-    def _receive_before(self, deadline: float) -> Optional[bytes]:
-        """Return what comes next, nothing at the connection's end; None when nothing comes in time."""
         while True:
+            while self.buffer.startswith(b"\r\n"):
+                del self.buffer[:2]
+            end = self.buffer.find(b"\r\n\r\n")
+            if end >= 0:
+                if end > _MAX_HEADERS:
+                    _check_size(self.buffer[:end])
+                return end
+            _check_beginning(self.buffer)
             try:
-                return self.sock.recv(_READ_SIZE)
-            except OSError as error:
-                if not _would_block(error):
-                    raise
                 left = deadline - time.perf_counter()
-                if left <= 0 or not self._ready(error, left):
-                    return None
+                more = _attempt(self.sock, self.sock.recv, _READ_SIZE, seconds=left)
+            except socket.timeout:
+                raise _BadRequest("the head did not come in time", "408 Request Timeout") from None
+            if not more:
+                raise _BadRequest("the connection ended in the middle of a head") if self.buffer else _ClientGone("")
+            self.buffer += more
 
     def _open_body(self, environ: Environ, length: int, expected: bool) -> _Body:
         """Offer the body as `wsgi.input`, as it comes; a chunked one that comes in one go is stored first.
@@ -7144,7 +7078,7 @@ class _Connection:
         del environ["HTTP_TRANSFER_ENCODING"]
         if body.store():
             environ["wsgi.input"] = body.stored
-            environ["CONTENT_LENGTH"] = str(body.stored_size)
+            environ["CONTENT_LENGTH"] = str(body.stored_left)
         else:
             environ["wsgi.input"] = _LiveInput(body)
             environ["wsgi.input_terminated"] = True
@@ -7152,55 +7086,44 @@ class _Connection:
 
     # -- receiving and sending
 
-    def receive(self, size: int) -> bytes:
-        """Return up to `size` bytes, at least one; raise `_ClientGone` when none come."""
-        piece = bytearray(min(size, _READ_SIZE))
-        return bytes(piece[: self.receive_into(piece)])
+    def readable(self, seconds: float) -> bool:
+        """Return whether the socket has something within so many seconds, or decrypted bytes, which no poll sees."""
+        return bool(getattr(self.sock, "pending", int)()) or _wait([self.sock], seconds)
 
     def receive_into(self, buffer: Any) -> int:
         """Read as much as there is into `buffer`, at least one byte; raise `_ClientGone` when none comes."""
-        if self.buffer:
-            count = min(len(buffer), len(self.buffer))
-            buffer[:count] = self.buffer[:count]
-            self.buffer = self.buffer[count:]
-            return count
-        while True:
-            try:
-                count = self.sock.recv_into(buffer)
-                break
-            except OSError as error:
-                if not _would_block(error):
-                    raise _ClientGone(str(error)) from error
-                if not self.waits:
-                    raise BlockingIOError(errno.EAGAIN, "nothing has come") from error
-                if not self._ready(error, _SILENCE_TIMEOUT):
-                    raise _ClientGone(f"nothing came for {_SILENCE_TIMEOUT:.0f} s") from error
-        if not count:
-            raise _ClientGone("the client closed the connection")
+        if not self.buffer:
+            return int(self._receive(self.sock.recv_into, buffer))
+        count = min(len(buffer), len(self.buffer))
+        buffer[:count] = self.buffer[:count]
+        del self.buffer[:count]
         return count
 
     def read_ahead(self) -> None:
-        """Read what follows the request, for a bridge.  Raises `_ClientGone` at the connection's end."""
-        piece = bytearray(_READ_SIZE)
-        buffer, self.buffer = self.buffer, b""
+        """Read what comes into the buffer, at least one byte; raise `_ClientGone` when none comes."""
+        self.buffer += self._receive(self.sock.recv, _READ_SIZE)
+
+    def _receive(self, call: Callable[..., Any], argument: Any) -> Any:
+        """Return what a call of the socket that receives returns, at least one byte."""
         try:
-            buffer += piece[: self.receive_into(piece)]
-        finally:
-            self.buffer = buffer
+            result = _attempt(self.sock, call, argument, seconds=_SILENCE_TIMEOUT if self.waits else 0)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise _ClientGone(str(error)) from error
+        if not result:
+            raise _ClientGone("the client closed the connection")
+        return result
 
     def send(self, data: Union[bytes, memoryview]) -> None:
         """Send all of `data`; raise `_ClientGone` when the client does not take it."""
-        while True:
+        while data:
             try:
-                count = self.sock.send(data)
+                count = _attempt(self.sock, self.sock.send, data, seconds=_SILENCE_TIMEOUT, writing=True)
             except OSError as error:
-                if not _would_block(error) or not self._ready(error, _SILENCE_TIMEOUT, writing=True):
-                    self.keep_alive = False
-                    raise _ClientGone(str(error), len(data)) from error
-            else:
-                if count == len(data):
-                    return
-                data = memoryview(data)[count:]
+                self.keep_alive = False
+                raise _ClientGone(str(error), len(data)) from error
+            data = memoryview(data)[count:]
 
     def send_file(self, file: Any, offset: int, count: int) -> int:
         """Have the kernel send some of `count` bytes of `file`; return how many it did, -1 when it cannot do that.
@@ -7210,36 +7133,14 @@ class _Connection:
         """
         if sys.platform == "win32":
             return -1
-        while True:
-            try:
-                return os.sendfile(self.sock.fileno(), file.fileno(), offset, count)
-            except OSError as error:
-                if not isinstance(error, (ConnectionError, BlockingIOError)):
-                    return -1  # such a file system, or such a socket
-                if not _would_block(error) or not self._ready(error, _SILENCE_TIMEOUT, writing=True):
-                    self.keep_alive = False
-                    raise _ClientGone(str(error)) from error
-
-    def _ready(self, error: OSError, seconds: float, *, writing: bool = False) -> bool:
-        """Wait until what failed with `error` can be tried again; return whether that is so within some seconds."""
-        return _wait([self.sock], seconds, writing=_waits_to_write(error, writing))
-
-    def refuse(self, error: _BadRequest) -> None:
-        """Answer a request that was not understood, or not accepted, and end the connection."""
-        self.keep_alive = False
-        self.input_left = True
-        if self.line is _NO_LINE:
-            self.line = _opening_words(self.buffer)
-        text = f"{error.status[4:]}: {error}\n".encode("utf-8", "replace")
-        said = check_response_head(error.status, (*PLAIN_TEXT, ("Content-Length", str(len(text)))))
-        text = b"" if self.line[0] == "HEAD" else text
+        arguments = (self.sock.fileno(), file.fileno(), offset, count)
         try:
-            self.send(_final_head(said, b"Connection: close\r\n") + text)
-        except _ClientGone:
-            pass
-        seconds = time.perf_counter() - self.started
-        target = f"{self.line[1]} ({error})"
-        self.server.terminal.access(self.line[0], target, error.status[:3], len(text), seconds)
+            return int(_attempt(self.sock, os.sendfile, *arguments, seconds=_SILENCE_TIMEOUT, writing=True))
+        except (ConnectionError, socket.timeout) as error:
+            self.keep_alive = False
+            raise _ClientGone(str(error)) from error
+        except OSError:
+            return -1  # such a file system, or such a socket
 
     # -- the end
 
@@ -7247,24 +7148,29 @@ class _Connection:
         """Leave the connection to the application, for a protocol of its own; a reload does not wait for its end."""
         self.keep_alive = False
         self.input_left = True
-        self.is_upgraded = True
         self.phase = _ENDLESS
         self.server.look_again()
 
     def close(self) -> None:
-        """End the connection so that what was sent arrives: a socket closed with input unread sends a reset."""
+        """End the connection so that what was sent arrives: a socket closed with input unread sends a reset.
+
+        So what the client still sends is read away until it has seen the end (RFC 9112 section 9.6).
+        """
         self.phase = _ANSWERED
         self.server.look_again()
         try:
             if self.has_shaken and self.server.tls is not None:
                 self.close_tls()
-            self.sock.shutdown(socket.SHUT_WR)  # a child of the application may hold a copy of the socket
+            self.sock.shutdown(socket.SHUT_WR)
             if self.input_left or self.buffer or self.readable(0):
-                self._linger()
-            if self.is_upgraded:
-                self.cut()  # which wakes threads of the application that still wait for the socket
+                end = time.perf_counter() + _LINGER_TIMEOUT
+                while time.perf_counter() < end and _attempt(
+                    self.sock, self.sock.recv, _READ_SIZE, seconds=end - time.perf_counter()
+                ):
+                    pass
         except (OSError, ValueError):
             pass  # it has gone
+        self.cut()  # for copies of the socket, in a child of the application or in a thread that waits for it
         self.sock.close()
 
     def close_tls(self) -> None:
@@ -7273,12 +7179,6 @@ class _Connection:
             self.sock.unwrap()  # type: ignore[attr-defined]
         except (OSError, ValueError):
             pass  # as a rule the client's has not come yet; or the end has been said before
-
-    def _linger(self) -> None:
-        """Read on until the client has understood that nothing more is coming (RFC 9112 section 9.6)."""
-        deadline = time.perf_counter() + _LINGER_TIMEOUT
-        while time.perf_counter() < deadline and self._receive_before(deadline):
-            pass
 
     def abort(self) -> None:
         """End the connection by a reset, when no other thread uses it: the client sees a break and not an end."""
@@ -7289,8 +7189,11 @@ class _Connection:
             pass  # it has gone
         self.sock.close()
 
+    # -- for other threads
+
     def cut(self) -> None:
-        """End the connection at once, from any thread."""
+        """End the connection at once."""
+        self.is_cut = True
         try:
             self.sock.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -7304,37 +7207,23 @@ class _Connection:
         self.cut()
         return False
 
+    def deadline(self, phase: int, closed: float, grace: float) -> float:
+        """Return until when a reload waits for what is in that phase; the gate closed at `closed`."""
+        if phase == _ANSWERED or self.leave is not None:
+            return closed + _LINGER_MOMENT
+        if phase == _ENDLESS:
+            return closed
+        if phase == _SHAKEN:
+            return self.started + _TLS_MOMENT
+        # From the closing at the latest: a client that pipelines without end begins one request after the other.
+        return min(self.started, closed) + grace
+
     def describe(self) -> str:
-        return escape_controls(" ".join(self.line))
-
-
-# -- what is remembered
-
-
-class _ResultCache(dict):  # type: ignore[type-arg]
-    """Results of a pure function by its argument; what is large is not kept, and a full one begins anew.
-
-    Any thread may look something up: two that miss at once both call the function.  (An lru_cache is bounded by the
-    number of its entries alone, and names of 60 kB would fill it with a hundred megabytes.)
-    """
-
-    def __init__(self, function: Callable[[Any], Any], size: Callable[[Any, Any], int]) -> None:
-        super().__init__()
-        self.function = function
-        self.size = size  # of an argument with its result
-
-    def __missing__(self, argument: Any) -> Any:
-        result = self.function(argument)
-        if self.size(argument, result) <= _CACHED_SIZE:
-            if len(self) >= _CACHED_RESULTS:
-                self.clear()
-            self[argument] = result
-        return result
+        return escape_controls(" ".join(self.request_line))
 
 
 # -- a request's head
 
-_CARRIAGE_RETURN = 0x0D
 _TEXT = bytes(set(range(0x20, 0x100)) - {0x7F}) + b"\t"  # what may stand in a line; the rest are control characters
 _FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 section 5.6.2
 _HOST = re.compile(
@@ -7347,24 +7236,16 @@ _TLS_HANDSHAKE = b"\x16\x03"
 _CHUNKED = -1  # as a body's length
 
 
-def _opening_words(data: bytes) -> tuple[str, str]:
-    """Return what stands for method and target in a head that was refused, for the log; not too much of it."""
-    if data.startswith(_TLS_HANDSHAKE):
-        return _NO_LINE
-    method, _, rest = data[:_LOGGED_LINE].partition(b"\r\n")[0].decode("latin-1").partition(" ")
-    return escape_controls(method) or "-", rest or "-"
-
-
 class _Head(NamedTuple):
-    """A request's head, understood."""
+    """What the head of a request says; the defaults are for one that was not understood."""
 
-    line: tuple[str, str]  # method, and target as it was sent
-    http11: bool
-    keep_alive: bool
-    length: int  # of the body in bytes, or CHUNKED
-    expects: bool  # the client waits for `100 Continue`
-    upgrades: bool  # the client asks for another protocol on this connection, as for a WebSocket
-    environ: dict[str, str]  # what it gives to the environ
+    request_line: tuple[str, str]  # method, and target as it was sent
+    http11: bool = True
+    keep_alive: bool = False
+    length: int = 0  # of the body in bytes, or _CHUNKED
+    expects: bool = False  # the client waits for `100 Continue`
+    upgrades: bool = False  # the client asks for another protocol on this connection, as for a WebSocket
+    environ: Mapping[str, str] = {}  # what it gives to the environ
 
 
 def _parse_head(raw: bytes) -> _Head:
@@ -7375,33 +7256,38 @@ def _parse_head(raw: bytes) -> _Head:
         raise _BadRequest("too many header lines", "431 Request Header Fields Too Large")
     method, target, http11 = _parse_request_line(lines.pop(0))
     fields = _parse_fields(lines)
-    path = target if target[0] == "/" else _local_target(method, target, fields)
-    _check_host(fields.get("HTTP_HOST"), http11)
+    path, query = _path_and_query(method, target, fields)
+    if http11 and "HTTP_HOST" not in fields:
+        raise _BadRequest("an HTTP/1.1 request needs a Host header")  # RFC 9112 section 3.2
+    if not _HOST.fullmatch(fields.get("HTTP_HOST", "")):
+        raise _BadRequest(f"{fields['HTTP_HOST']!r} is no Host")
     length = _body_length(fields, http11)
+    options = _options(fields.get("HTTP_CONNECTION", ""))
     return _Head(
-        line=(method, target),
+        request_line=(method, target),
         http11=http11,
-        keep_alive=_wants_keep_alive(fields.get("HTTP_CONNECTION"), http11),
+        keep_alive="close" not in options and (http11 or "keep-alive" in options),  # RFC 9112 section 9.3
         length=length,
-        expects=length != 0 and _expects(fields, http11),
-        upgrades=http11 and "HTTP_UPGRADE" in fields and "upgrade" in _options(fields.get("HTTP_CONNECTION", "")),
+        expects=http11 and length != 0 and _expects(fields.get("HTTP_EXPECT", "")),
+        upgrades=http11 and "HTTP_UPGRADE" in fields and "upgrade" in options,
         environ={
             **fields,
             "REQUEST_METHOD": method,
             "REQUEST_URI": target,
             "RAW_URI": target,
             "SERVER_PROTOCOL": "HTTP/1.1" if http11 else "HTTP/1.0",
-            **_path_and_query(path),
+            "PATH_INFO": path,
+            "QUERY_STRING": query,
         },
     )
 
 
-# Clients repeat their heads to the byte, and a head's meaning depends on nothing else: remembering it saves 40 % of a
-# small request.  The environ of a remembered head is copied for each request, never handed out.
-_request_heads = _ResultCache(_parse_head, lambda raw, head: len(raw))
+# A head's meaning depends on nothing else than its bytes: remembering it saves 40 % of a small request.  The environ
+# of a remembered head is copied for each request, never handed out.
+_remembered_head = functools.lru_cache(_REMEMBERED_HEADS)(_parse_head)
 
 
-def _check_controls(data: bytes, line_ends: int) -> None:
+def _check_controls(data: Union[bytes, bytearray], line_ends: int) -> None:
     """Refuse control characters, and any CR or LF that is not one of the `line_ends` pairs (RFC 9112 section 2.2)."""
     if data.translate(None, _TEXT) != b"\r\n" * line_ends:
         raise _BadRequest("a control character in the head")
@@ -7423,63 +7309,53 @@ def _parse_request_line(line: str) -> tuple[str, str, bool]:
 
 
 def _parse_fields(lines: list[str]) -> dict[str, str]:
-    """Return header lines under their environ keys."""
+    """Return header lines under their environ keys; those that come twice are joined (RFC 9110 section 5.3).
+
+    Two kinds do not reach the application: a name with an underscore could pass itself off as another
+    (`Content_Length`), and `Proxy` would become the variable HTTP_PROXY, which HTTP clients obey (CVE-2016-5385).
+    """
     fields: dict[str, str] = {}
     for line in lines:
         name, colon, value = line.partition(":")
-        if not colon:
-            raise _BadRequest("a header line without a colon")
-        key = _environ_keys[name]
+        if not colon or not _FIELD_NAME.fullmatch(name):
+            raise _BadRequest(f"{line[:_LOGGED_LINE]!r} is no header line")
+        key = name.upper().replace("-", "_")
+        if "_" in name or key == "PROXY":
+            continue
+        if key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+            key = f"HTTP_{key}"
+        value = value.strip(" \t")
         if key in fields:
-            value = _merged(key, fields[key], value)
-        if key:
-            fields[key] = value.strip(" \t")
+            if key in _ONCE:
+                raise _BadRequest(f"{name} came twice")
+            value = f"{fields[key]}{'; ' if key == 'HTTP_COOKIE' else ','}{value}"
+        fields[key] = value
     return fields
 
 
-def _environ_key(name: str) -> str:
-    """Return the environ key of a header, and "" for one that must not reach the application.
+def _path_and_query(method: str, target: str, fields: dict[str, str]) -> tuple[str, str]:
+    """Return PATH_INFO, unquoted and as Latin-1 text (PEP 3333), and QUERY_STRING.
 
-    A name with an underscore could pass itself off as another (`Content_Length`), and `Proxy` would become the
-    variable HTTP_PROXY, which HTTP clients obey (CVE-2016-5385).
+    The host of a target in absolute form overrules the Host header; `*` is for OPTIONS alone (RFC 9112 section 3.2).
     """
-    if not _FIELD_NAME.fullmatch(name):
-        raise _BadRequest(f"{name!r} is no header name")
-    key = name.upper().replace("-", "_")
-    if "_" in name or key == "PROXY":
-        return ""
-    return key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"
+    if target[0] != "/":
+        absolute = _ABSOLUTE.fullmatch(target)
+        if absolute:
+            if "HTTP_HOST" in fields:
+                fields["HTTP_HOST"] = absolute[1]
+            target = absolute[2] if absolute[2].startswith("/") else f"/{absolute[2]}"
+        elif target == "*" and method == "OPTIONS":
+            target = ""
+        else:
+            raise _BadRequest(f"the target {target!r} is no path")
+    if "#" in target:
+        raise _BadRequest("a fragment in the target")
+    path, _, query = target.partition("?")
+    if "%" in path:
+        from urllib.parse import unquote_to_bytes
 
-
-_environ_keys = _ResultCache(_environ_key, lambda name, key: 32 * len(name))  # the longest in use have 40 characters
-
-
-def _merged(key: str, first: str, second: str) -> str:
-    """Return the value of a header that came twice (RFC 9110 section 5.3); refuse those that frame the message."""
-    if key in _ONCE:
-        raise _BadRequest(f"{key.replace('HTTP_', '').replace('_', '-').title()} came twice")
-    separator = "; " if key == "HTTP_COOKIE" else ","
-    return first + separator + second.strip(" \t")
-
-
-def _local_target(method: str, target: str, fields: dict[str, str]) -> str:
-    """Return the path of a target in absolute form, whose host overrules the Host header; `*` is for OPTIONS alone."""
-    absolute = _ABSOLUTE.fullmatch(target)
-    if absolute:
-        if "HTTP_HOST" in fields:
-            fields["HTTP_HOST"] = absolute[1]
-        return absolute[2] if absolute[2].startswith("/") else "/" + absolute[2]
-    if target == "*" and method == "OPTIONS":
-        return target
-    raise _BadRequest(f"the target {target!r} is no path")
-
-
-def _check_host(host: Optional[str], http11: bool) -> None:
-    if host is None:
-        if http11:
-            raise _BadRequest("an HTTP/1.1 request needs a Host header")  # RFC 9112 section 3.2
-    elif not _HOST.fullmatch(host):
-        raise _BadRequest(f"{host!r} is no Host")
+        path = unquote_to_bytes(path.encode("latin-1")).decode("latin-1")
+    return path, query
 
 
 def _body_length(fields: dict[str, str], http11: bool) -> int:
@@ -7499,42 +7375,19 @@ def _body_length(fields: dict[str, str], http11: bool) -> int:
     return int(length)
 
 
-def _wants_keep_alive(connection: Optional[str], http11: bool) -> bool:
-    """Return whether the connection persists after the request (RFC 9112 section 9.3)."""
-    if connection is None:
-        return http11
-    options = _options(connection)
-    return "close" not in options and (http11 or "keep-alive" in options)
-
-
 def _options(connection: str) -> list[str]:
     """Return the options of a Connection header (RFC 9110 section 7.6.1)."""
     return [option.strip() for option in connection.lower().split(",")]
 
 
-def _expects(fields: dict[str, str], http11: bool) -> bool:
+def _expects(expectation: str) -> bool:
     """Return whether the client waits for `100 Continue` before it sends the body (RFC 9110 section 10.1.1)."""
-    expectation = fields.get("HTTP_EXPECT")
-    if not expectation or not http11:
-        return False
-    if expectation.lower() != "100-continue":
+    if expectation.lower() not in ("", "100-continue"):
         raise _BadRequest(f"the expectation {expectation!r} is not understood", "417 Expectation Failed")
-    return True
+    return bool(expectation)
 
 
-def _path_and_query(target: str) -> dict[str, str]:
-    """Return PATH_INFO, unquoted and as Latin-1 text (PEP 3333), and QUERY_STRING."""
-    if "#" in target:
-        raise _BadRequest("a fragment in the target")
-    path, _, query = target.partition("?")
-    if "%" in path:
-        from urllib.parse import unquote_to_bytes
-
-        path = unquote_to_bytes(path.encode("latin-1")).decode("latin-1")
-    return {"PATH_INFO": path if path != "*" else "", "QUERY_STRING": query}
-
-
-def _check_beginning(data: bytes) -> None:
+def _check_beginning(data: bytearray) -> None:
     """Refuse the beginning of a head that can no longer become a good one, instead of waiting for the rest."""
     whole_lines = data.count(b"\r\n")
     if data.startswith(_TLS_HANDSHAKE):
@@ -7545,13 +7398,21 @@ def _check_beginning(data: bytes) -> None:
         _parse_request_line(data.partition(b"\r\n")[0].decode("latin-1"))
 
 
-def _check_size(data: bytes) -> None:
+def _check_size(data: bytearray) -> None:
     """Refuse what is, or begins, a head that is too large."""
     line_end = data.find(b"\r\n", 0, _MAX_REQUEST_LINE + 2)
     if line_end < 0 and len(data) > _MAX_REQUEST_LINE:
         raise _BadRequest("the request line is too long", "414 URI Too Long")
     if line_end >= 0 and len(data) - line_end > _MAX_HEADERS:
         raise _BadRequest("the header lines are too long", "431 Request Header Fields Too Large")
+
+
+def _first_line(data: bytearray) -> tuple[str, str]:
+    """Return what stands for method and target in a head that was refused, for the log; not too much of it."""
+    if data.startswith(_TLS_HANDSHAKE):
+        return _NO_LINE
+    method, _, rest = data[:_LOGGED_LINE].partition(b"\r\n")[0].decode("latin-1").partition(" ")
+    return escape_controls(method) or "-", rest or "-"
 
 
 # -- a request's body
@@ -7580,23 +7441,19 @@ class _Body(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        size = min(len(buffer), self.unread)
+        count = self._read_into(buffer, self.unread)
+        self.unread -= count
+        return count
+
+    def _read_into(self, buffer: Any, limit: int) -> int:
+        """Read up to `limit` bytes from the connection."""
+        size = min(len(buffer), limit)
         if size == 0:
             return 0
         self.invite()
         # Released at once: whoever gave the buffer may resize it next, as PyPy's own `read` does.
         with memoryview(buffer) as whole, whole[:size] as piece:
-            count = self.connection.receive_into(piece)
-        self.unread -= count
-        return count
-
-    def readall(self) -> bytes:
-        """Read the rest; a length that is a lie costs the memory of what really comes."""
-        whole = bytearray()
-        piece = memoryview(bytearray(min(self.unread, _SPOOL_MEMORY)))
-        while self.unread:
-            whole += piece[: self.readinto(piece)]
-        return bytes(whole)
+            return self.connection.receive_into(piece)
 
     def invite(self) -> None:
         """Ask a client that waits for `100 Continue` to send the body."""
@@ -7615,7 +7472,7 @@ class _Body(io.RawIOBase):
 
     def drain(self, limit: int) -> bool:
         """Read away what the application left, up to `limit` bytes; return whether the next request can follow."""
-        piece = memoryview(bytearray(_READ_SIZE))
+        piece = bytearray(_READ_SIZE)
         try:
             while self.unread and limit > 0:
                 limit -= self.readinto(piece)
@@ -7635,24 +7492,16 @@ class _ChunkedBody(_Body):
 
     Most clients send such a body in one go, and many applications need a CONTENT_LENGTH, which only a stored body can
     have.  A client that makes its body while it sends it, or sends more than _SPOOL_LIMIT, must not be waited for: its
-    application reads what is stored, and then the rest from the connection (`_LiveInput`).  The body keeps the
-    connection's buffer until its own end.  When a read raises BlockingIOError, it can be tried again.
+    application reads what is stored, and then the rest from the connection.  When a read raises BlockingIOError, it
+    can be tried again.
     """
 
     def __init__(self, connection: _Connection, expected: bool) -> None:
         super().__init__(connection, -1, expected)
-        self.data, connection.buffer = connection.buffer, b""  # what has been read
-        self.position = 0  # and how far it has been understood
         self.left = 0  # bytes of the present chunk
         self.awaits = "size"  # once these are read: a chunk's "size", the "end" of a chunk, or the "trailer"
         self.stored: Any = io.BytesIO()
-        self.stored_size = 0
-
-    @property
-    def is_at_hand(self) -> bool:
-        return self.position < len(self.data) or bool(self.connection.buffer)
-
-    # -- what is stored
+        self.stored_left = 0  # bytes of it that have not been read
 
     def store(self) -> bool:
         """Store the body while it comes in one go; return whether that was all of it.  Raises `_BadRequest`.
@@ -7660,19 +7509,21 @@ class _ChunkedBody(_Body):
         A client may pause now and then for as long as `_SPOOL_RATE` allows for what it has sent: one that sends faster
         has its body ready, and only the machine is busy.
         """
-        waited = 0.0
+        size, waited = 0, 0.0
         self.invite()
         self.connection.waits = False
         try:
-            while self.unread and self.stored_size < _SPOOL_LIMIT:
+            while self.unread and size < _SPOOL_LIMIT:
                 try:
-                    self._add(self.read(_READ_SIZE))
+                    piece = self.read(_READ_SIZE)
                 except BlockingIOError:
                     began = time.perf_counter()
-                    patience = _SPOOL_PAUSE + self.stored_size / _SPOOL_RATE - waited
+                    patience = _SPOOL_PAUSE + size / _SPOOL_RATE - waited
                     if patience <= 0 or not self.connection.readable(patience):
                         break
                     waited += time.perf_counter() - began
+                else:
+                    size = self._add(piece, size)
         except _ClientGone as error:
             raise _BadRequest(f"the chunked body broke off: {error}") from error
         except OSError as error:  # as a rule, the temporary folder is full
@@ -7680,58 +7531,50 @@ class _ChunkedBody(_Body):
         finally:
             self.connection.waits = True
         self.stored.seek(0)
+        self.stored_left = size
         return not self.unread
 
-    def _add(self, data: bytes) -> None:
-        before = self.stored_size
-        self.stored_size += len(data)
-        if before <= _SPOOL_MEMORY < self.stored_size:
+    def _add(self, piece: bytes, before: int) -> int:
+        """Store a piece behind so many bytes; return how many there are now."""
+        if before <= _SPOOL_MEMORY < before + len(piece):
             from tempfile import TemporaryFile
 
             memory, self.stored = self.stored, TemporaryFile()  # noqa: SIM115 - `discard` closes it
             self.stored.write(memory.getvalue())
-        self.stored.write(data)
+        self.stored.write(piece)
+        return before + len(piece)
 
     def discard(self) -> None:
         self.stored.close()
-
-    # -- what is read
+        self.stored_left = 0
 
     def readinto(self, buffer: Any) -> int:
+        if self.stored_left:
+            count = int(self.stored.readinto(buffer))
+            self.stored_left -= count
+            return count
         self.invite()
         if not self.left and self.unread:
             self._begin_chunk()
-        if not self.unread:
-            return 0
-        if self.position == len(self.data):
-            self._receive()
-        piece = self.data[self.position : self.position + min(len(buffer), self.left)]
-        buffer[: len(piece)] = piece
-        self.position += len(piece)
-        self.left -= len(piece)
-        return len(piece)
+        count = self._read_into(buffer, self.left)
+        self.left -= count
+        return count
 
     def _begin_chunk(self) -> None:
-        """Go on to the next chunk's data; after the last one, give back what follows the body."""
+        """Go on to the next chunk's data, or past the last chunk and the trailer to the end of the body."""
         if self.awaits == "end":
-            if self._line(2):
-                raise _BadRequest("a chunk longer than its size")
+            self._line(0)
             self.awaits = "size"
         if self.awaits == "size":
-            self.left = self._chunk_size()
+            digits, semicolon, _ = self._line(_MAX_CHUNK_LINE).partition(b";")
+            digits = digits.rstrip(b" \t") if semicolon else digits
+            if not _HEXADECIMAL.fullmatch(digits):
+                raise _BadRequest(f"{digits[:20]!r} is no chunk size")
+            self.left = int(digits, 16)
             self.awaits = "end" if self.left else "trailer"
         if self.awaits == "trailer":
             self._skip_trailer()
             self.unread = 0
-            self.connection.buffer = self.data[self.position :] + self.connection.buffer
-            self.data, self.position = b"", 0
-
-    def _chunk_size(self) -> int:
-        digits, semicolon, _ = self._line(_MAX_CHUNK_LINE).partition(b";")
-        digits = digits.rstrip(b" \t") if semicolon else digits
-        if not _HEXADECIMAL.fullmatch(digits):
-            raise _BadRequest(f"{digits[:20]!r} is no chunk size")
-        return int(digits, 16)
 
     def _skip_trailer(self) -> None:
         """Read the fields after the last chunk; nothing in them may change a request that has been framed."""
@@ -7746,23 +7589,18 @@ class _ChunkedBody(_Body):
 
     def _line(self, limit: int) -> bytes:
         """Return the next line without its CRLF; one longer than `limit` is refused."""
+        buffer = self.connection.buffer
         while True:
-            end = self.data.find(b"\r\n", self.position)
-            if 0 <= end <= self.position + limit:
+            end = buffer.find(b"\r\n", 0, limit + 2)
+            if end >= 0:
                 break
-            rest = len(self.data) - self.position
-            if self.data.find(b"\n", self.position) >= 0 or rest > limit + 1:
+            if len(buffer) > limit + 1 or b"\n" in buffer:
                 raise _BadRequest("a line of the chunked body is too long or does not end in CRLF")
-            self._receive()
-        line = self.data[self.position : end]
-        self.position = end + 2
+            self.connection.read_ahead()
+        line = bytes(buffer[:end])
+        del buffer[: end + 2]
         _check_controls(line, 0)
         return line
-
-    def _receive(self) -> None:
-        """Read more from the connection, behind what is not understood yet."""
-        more = self.connection.receive(_READ_SIZE)
-        self.data, self.position = self.data[self.position :] + more, 0
 
 
 class _LiveInput(io.BufferedReader):
@@ -7771,93 +7609,21 @@ class _LiveInput(io.BufferedReader):
     So does Werkzeug's; who reads lines, or everything, waits for them.
     """
 
-    def __init__(self, body: _ChunkedBody) -> None:
-        super().__init__(_StoredAndComing(body))
-
     def read(self, size: Optional[int] = -1) -> bytes:
         return super().read() if size is None or size < 0 else self.read1(size)
 
 
-class _StoredAndComing(io.RawIOBase):
-    def __init__(self, body: _ChunkedBody) -> None:
-        super().__init__()
-        self.body = body
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        return self.body.stored.readinto(buffer) or self.body.readinto(buffer)
-
-
 # -- a response
 
-
-class _Framing:
-    """How the end of a response's body is known (RFC 9112 section 6.3); of this one, by the end of the connection."""
-
-    discards = False  # nothing more of the body is sent
-    left = 0  # bytes that are still to come of a body of known length
-
-    def admit(self, data: bytes) -> bytes:
-        """Return what of a piece of the body may be sent."""
-        return data
-
-    def frame(self, data: bytes) -> bytes:
-        """Return a piece as it goes on the wire."""
-        return data
-
-    def end(self) -> bytes:
-        """Return what follows the last piece."""
-        return b""
-
-
-class _Chunks(_Framing):
-    """A body whose length nobody knows."""
-
-    def frame(self, data: bytes) -> bytes:
-        return b"%x\r\n%b\r\n" % (len(data), data)
-
-    def end(self) -> bytes:
-        return b"0\r\n\r\n"
-
-
-class _Length(_Framing):
-    """A body of known length: what is longer is left out, and what is shorter is a failure."""
-
-    def __init__(self, length: int) -> None:
-        self.length = self.left = length
-
-    def admit(self, data: bytes) -> bytes:
-        if len(data) > self.left:
-            self.discards = True
-            data = data[: self.left]
-        self.left -= len(data)
-        return data
-
-    def end(self) -> bytes:
-        if self.left:  # the client must not take it for whole
-            raise RuntimeError(f"the application declared {self.length} bytes and sent {self.length - self.left}")
-        return b""
-
-
-class _NoBody(_Framing):
-    """The answer to HEAD, a 204 and a 304; and of a connection that the application has taken over, everything."""
-
-    discards = True
-
-    def admit(self, data: bytes) -> bytes:
-        return b""
-
-
-class _Ended(_Framing):
-    """The response has ended: what the application writes now would garble the next one."""
-
-    def admit(self, data: bytes) -> bytes:
-        raise RuntimeError("write() was called when the response had ended; it would garble the next one")
-
-
-_UNTIL_CLOSE, _CHUNKS, _NO_BODY, _TAKEN_OVER, _ENDED = _Framing(), _Chunks(), _NoBody(), _NoBody(), _Ended()
+# How the end of a response's body is known (RFC 9112 section 6.3); before the first piece nobody knows yet.
+_UNDECIDED = 0
+_BY_LENGTH = 1  # what is longer is left out, and what is shorter is a failure
+_BY_CHUNKS = 2
+_BY_CLOSE = 3  # by the end of the connection, for HTTP/1.0
+_NO_BODY = 4  # as in the answer to HEAD, a 204 and a 304; what the application sends is left out
+_TAKEN_OVER = 5  # the connection is the application's; what it sends as a response is left out
+_ENDED = 6  # what the application writes now would garble the next response
+_BODILESS = frozenset({"204", "304"})  # RFC 9110 section 6.4.1; 1xx cannot come from an application
 
 
 class _Response:
@@ -7871,45 +7637,37 @@ class _Response:
 
     status = ""
     sent = 0  # bytes of the body on the wire
-    framing: Optional[_Framing] = None  # None until the head is sent
+    framing = _UNDECIDED
+    left = 0  # bytes that are still to come, when the framing is by length
 
-    def __init__(self, connection: _Connection, head: _Head, environ: Environ, body: Optional[_Body]) -> None:
+    def __init__(self, connection: _Connection, request: _Head, environ: Environ, body: Optional[_Body]) -> None:
         self.connection = connection
-        self.head = head  # of the request; its environ is the application's to change
+        self.request = request  # the environ is the application's to change
         self.environ = environ
         self.body = body
-        self.said = _NOTHING_SAID
+        self.head = _NO_HEAD
+
+    @property
+    def discards(self) -> bool:
+        """Whether nothing more of the body is sent."""
+        return self.framing in (_NO_BODY, _TAKEN_OVER)
 
     def run(self, app: WSGIApplication) -> None:
         """Call the application and send its answer; its iterable is closed exactly once, whatever happens."""
-        if self.head.line[1] == "*":
-            return self._answer_options()
+        if self.request.request_line[1] == "*":  # it asks about the server: RFC 9110 section 9.3.7
+            app = _answer_options
         app_iter = app(self.environ, self.start_response)
         try:
-            if type(app_iter) is FileWrapper and self._can_send_file(app_iter):
-                self._send_file(app_iter.filelike)
+            if type(app_iter) is FileWrapper and self._can_send_file(app_iter.filelike):
+                self._send_file(app_iter)
             else:
-                self._send_pieces(app_iter)
+                whole = hasattr(app_iter, "__len__") and len(app_iter) == 1  # type: ignore[arg-type]
+                self._send_pieces(app_iter, whole=whole)
             self._finish()
         finally:
             close = getattr(app_iter, "close", None)
             if close is not None:
                 close()
-
-    def _answer_options(self) -> None:
-        """Answer `OPTIONS *`, which asks about the server and not about a resource (RFC 9110 section 9.3.7)."""
-        self.start_response(
-            "200 OK", [("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"), ("Content-Length", "0")]
-        )
-        self._finish()
-
-    def _send_pieces(self, app_iter: Iterable[bytes]) -> None:
-        whole = hasattr(app_iter, "__len__") and len(app_iter) == 1  # type: ignore[arg-type]
-        for piece in app_iter:
-            if piece or not isinstance(piece, bytes):
-                self._write(piece, whole=whole)
-                if self.framing and self.framing.discards:
-                    break
 
     def start_response(
         self,
@@ -7917,8 +7675,8 @@ class _Response:
         headers: list[tuple[str, str]],
         exc_info: Optional[OptExcInfo] = None,
     ) -> Callable[[bytes], None]:
-        """PEP 3333's start_response.  What is no HTTP head is refused here, where the traceback shows who said it."""
-        if self.framing is _TAKEN_OVER:  # WebSocket libraries return an empty response to please their framework
+        """PEP 3333's start_response.  What is no HTTP head is refused here, where the traceback shows who sent it."""
+        if self.framing == _TAKEN_OVER:  # WebSocket libraries return an empty response to please their framework
             return self.write
         if exc_info:
             try:
@@ -7928,9 +7686,9 @@ class _Response:
                 exc_info = None  # no cycle through the traceback
         elif self.status:
             raise AssertionError("start_response was called twice; only with exc_info may it be called again")
-        self.said = check_response_head(status, headers)
+        self.head = check_response_head(status, headers)
         self.status = status
-        for name in self.said.dropped:
+        for name in self.head.dropped:
             self.connection.server.warn_once(
                 f"left out the header {name}: it belongs to the connection, which is the server's (PEP 3333)"
             )
@@ -7940,81 +7698,93 @@ class _Response:
         """Send a piece of the body, and the head before the first one; the bytes are on the wire on return."""
         self._write(data, whole=False)
 
+    def _send_pieces(self, pieces: Iterable[bytes], *, whole: bool = False) -> None:
+        for piece in pieces:
+            if piece or not isinstance(piece, bytes):
+                self._write(piece, whole=whole)
+                if self.discards:
+                    break
+
     def _write(self, data: bytes, *, whole: bool) -> None:
         """Send a piece of the body; one that is `whole` tells the length."""
         if not isinstance(data, bytes):
             raise TypeError(f"the application must yield bytes, not {type(data).__name__}: {data!r:.80}")
+        if self.framing == _ENDED:
+            raise RuntimeError("write() was called when the response had ended; it would garble the next one")
         head = b"" if self.framing else self._begin(len(data) if whole else -1)
-        framing = self.framing
-        assert framing is not None
-        discarded = framing.discards
-        data = framing.admit(data)
-        if framing.discards and not discarded:
-            self._warn_of_excess(framing)
+        data = self._admitted(data)
+        wire = b"%x\r\n%b\r\n" % (len(data), data) if data and self.framing == _BY_CHUNKS else data
         self.sent += len(data)
-        wire = framing.frame(data) if data else b""
         try:
             if head and len(wire) > _JOIN_LIMIT:
                 self.connection.send(head)
-                self.connection.send(wire)
-            elif head or wire:
-                self.connection.send(head + wire if head else wire)
+                head = b""
+            self.connection.send(head + wire)
         except _ClientGone as error:
             self.sent -= min(error.unsent, len(data))
             raise
 
-    def _warn_of_excess(self, framing: _Framing) -> None:
-        """Warn of a body that is longer than declared; the rest would be taken for the next response."""
-        connection = self.connection
-        connection.keep_alive = False
-        connection.server.terminal.warn(
-            f"{connection.describe()}: the body is longer than its Content-Length of {self.said.length}; "
-            "the rest is left out"
-        )
+    def _admitted(self, data: bytes) -> bytes:
+        """Return what of a piece may be sent; what goes past the declared length would pass for the next response."""
+        if self.discards:
+            return b""
+        if self.framing == _BY_LENGTH:
+            if len(data) > self.left:
+                data = data[: self.left]
+                self.framing = _NO_BODY
+                self.connection.keep_alive = False
+                self.connection.server.terminal.warn(
+                    f"{self.connection.describe()}: the body is longer than its Content-Length of {self.head.length}; "
+                    "the rest is left out"
+                )
+            self.left -= len(data)
+        return data
 
     def _begin(self, size: int) -> bytes:
         """Choose the framing and return the head; `size` is that of the whole body, -1 when nobody knows it."""
         connection = self.connection
         if not self.status:
             raise AssertionError("the application sent a body before it called start_response")
-        self.framing, line = self._choose_framing(size)
-        closes = self.said.closes or self.framing is _UNTIL_CLOSE
-        if closes or (self.body is not None and self.body.closes_connection()):
+        line = self._choose_framing(size)
+        if self.head.closes or self.framing == _BY_CLOSE or (self.body is not None and self.body.closes_connection()):
             connection.keep_alive = False
         if not connection.keep_alive:
             line += b"Connection: close\r\n"
-        elif not self.head.http11:
+        elif not self.request.http11:
             line += b"Connection: keep-alive\r\n"
-        if self.said.is_endless and not self.framing.discards:
+        if self.head.is_endless and not self.discards:
             connection.phase = _ENDLESS
             self.log(" (begins)")
-        return _final_head(self.said, line)
+        return b"%b%b%b\r\n" % (self.head.block, _date_line(int(time.time())) if self.head.needs_date else b"", line)
 
-    def _choose_framing(self, size: int) -> tuple[_Framing, bytes]:
-        """Return the framing of the body, and the header line for it unless the application gave one."""
-        length = self.said.length
+    def _choose_framing(self, size: int) -> bytes:
+        """Decide how the body's end is known; return the header line that says so, unless the application gave one."""
+        length = self.head.length
+        self.framing = _NO_BODY
         if self.status[:3] in _BODILESS:
-            return _NO_BODY, b""
+            return b""
         line = b"Content-Length: %d\r\n" % size if length < 0 <= size else b""
-        if self.head.line[0] == "HEAD":
-            return _NO_BODY, line
+        if self.request.request_line[0] == "HEAD":
+            return line
         if length >= 0 or size >= 0:
-            return _Length(size if length < 0 else length), line
-        return (_CHUNKS, b"Transfer-Encoding: chunked\r\n") if self.head.http11 else (_UNTIL_CLOSE, b"")
+            self.framing, self.left = _BY_LENGTH, size if length < 0 else length
+            return line
+        self.framing = _BY_CHUNKS if self.request.http11 else _BY_CLOSE
+        return b"Transfer-Encoding: chunked\r\n" if self.request.http11 else b""
 
     def _finish(self) -> None:
         """End the body.  The response counts as ended before its last bytes leave: nothing can slip in behind them."""
-        if self.framing is None:
+        if not self.framing:
             if not self.status:
                 raise AssertionError("the application returned without calling start_response")
-            self._write(b"", whole=self.head.line[0] != "HEAD")
+            self._write(b"", whole=self.request.request_line[0] != "HEAD")
+        if self.framing == _BY_LENGTH and self.left:  # the client must not take it for whole
+            raise RuntimeError(f"the body is {self.left} bytes shorter than declared")
         framing = self.framing
-        assert framing is not None
-        if framing is not _TAKEN_OVER:
-            end = framing.end()
+        if framing != _TAKEN_OVER:
             self.framing = _ENDED
-            if end:
-                self.connection.send(end)
+        if framing == _BY_CHUNKS:
+            self.connection.send(b"0\r\n\r\n")
 
     def hand_over(self) -> None:
         """Leave the connection to the application; nothing of this response is sent any more."""
@@ -8026,38 +7796,37 @@ class _Response:
         if UNLOGGED not in self.environ:
             connection = self.connection
             seconds = time.perf_counter() - connection.started
-            method, target = connection.line
-            status = self.status[:3] or "-"
-            connection.server.terminal.access(method, target + note if note else target, status, self.sent, seconds)
+            method, target = connection.request_line
+            connection.server.terminal.access(method, target + note, self.status[:3] or "-", self.sent, seconds)
 
     # -- files
 
-    def _can_send_file(self, wrapper: FileWrapper) -> bool:
+    def _can_send_file(self, file: Any) -> bool:
         """Return whether the kernel can copy the file: a plain one (a GzipFile has a descriptor too) without TLS.
 
         Not one whose class has a `read` of its own: what it returns need not be what the file holds.
         """
-        file: Any = wrapper.filelike
         file = file.file if type(file).__name__ == "_TemporaryFileWrapper" else file
         plain = type(file) in (io.FileIO, io.BufferedReader, io.BufferedRandom)
-        return plain and self.connection.server.tls is None and not self.framing and self.head.line[0] != "HEAD"
+        secured, is_head = self.connection.server.tls is not None, self.request.request_line[0] == "HEAD"
+        return plain and not secured and not is_head and not self.framing
 
-    def _send_file(self, file: Any) -> None:
+    def _send_file(self, wrapper: FileWrapper) -> None:
         """Send a file from its position on, by the kernel if it can; it declares its own length when nobody did."""
-        here = file.tell() if file.seekable() else -1
-        size = os.fstat(file.fileno()).st_size - here
-        if here < 0 or size <= 0:  # a pipe, or a file of /proc, whose size is not known before it is read
-            return self._send_pieces(_file_pieces(file, self.said.length if self.said.length >= 0 else sys.maxsize))
+        file: Any = wrapper.filelike
+        start = file.tell() if file.seekable() else -1
+        size = os.fstat(file.fileno()).st_size - start
+        if start < 0 or size <= 0:  # a pipe, or a file of /proc, whose size is not known before it is read
+            return self._send_pieces(wrapper)
         self.connection.send(self._begin(size))
-        framing = self.framing
-        assert framing is not None
-        while framing.left:
-            count = self.connection.send_file(file, here + self.sent, framing.left)
+        while self.left:
+            count = self.connection.send_file(file, start + self.sent, self.left)
             if count < 0:
-                return self._send_pieces(_file_pieces(file, framing.left))
+                file.seek(start + self.sent)
+                return self._send_pieces(iter(lambda: file.read(min(_READ_SIZE, self.left)), b""))
             if count == 0:  # the file has become shorter
-                return None
-            framing.left -= count
+                break
+            self.left -= count
             self.sent += count
         return None
 
@@ -8065,7 +7834,7 @@ class _Response:
 
     def fail(self, error: BaseException) -> None:
         """Answer for an application that raised, and print the crash; a client that has gone is no failure."""
-        if isinstance(error, _BadRequest):  # in a body that was read as it came
+        if isinstance(error, _BadRequest):
             self.connection.input_left = True
             self._replace(error.status, f"{error.status[4:]}: {error}\n")
         elif isinstance(error, _ClientGone):
@@ -8074,47 +7843,43 @@ class _Response:
         else:
             if not nobody_listens(error, self.environ):
                 link = str(self.environ.get(CRASH_LINK, ""))
-                self.connection.server.terminal.crash(error, f"{' '.join(self.connection.line)} failed:", link=link)
+                title = f"{' '.join(self.connection.request_line)} failed:"
+                self.connection.server.terminal.crash(error, title, link=link)
             self._replace("500 Internal Server Error", "Internal Server Error\n")
 
     def _replace(self, status: str, text: str) -> None:
         """Answer so instead; once the application's head is out, the cut connection is the answer."""
-        if self.framing is _UNTIL_CLOSE:  # for HTTP/1.0, the end of the connection would be the body's
+        if self.framing == _BY_CLOSE:  # for HTTP/1.0, the end of the connection would be the body's
             self.connection.abort()
-        elif self.framing is None:
-            self.said = check_response_head(status, PLAIN_TEXT)
+        elif not self.framing:
+            self.head = check_response_head(status, PLAIN_TEXT)
             self.status = status
-            try:
+            with contextlib.suppress(_ClientGone):
                 self._write(text.encode("utf-8", "replace"), whole=True)
-            except _ClientGone:
-                pass  # nobody is there to be told
-        elif self.framing is not _TAKEN_OVER:
+        elif self.framing != _TAKEN_OVER:
             self.connection.cut()
 
 
-def _file_pieces(file: Any, count: int) -> Iterator[bytes]:
-    """Yield the next `count` bytes of a file, or what there is of them."""
-    while count:
-        piece = file.read(min(_READ_SIZE, count))
-        if not piece:
-            return
-        count -= len(piece)
-        yield piece
+def _answer_options(environ: Environ, start_response: StartResponse) -> list[bytes]:
+    """Answer `OPTIONS *`, as an application."""
+    start_response("200 OK", [("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")])
+    return [b""]
 
 
 class _ResponseHead(NamedTuple):
-    """What an application said before its body, checked."""
+    """The status and headers of an application, checked."""
 
-    block: bytes  # the status line and the headers as they go on the wire
-    names: frozenset[str]  # of the headers, in lower case
-    length: int  # the declared Content-Length, -1 without
-    is_endless: bool  # the body has no foreseeable end
-    closes: bool  # the application asks for the connection's end
-    dropped: tuple[str, ...]  # headers that are not the application's to send
+    block: bytes = b""  # the status line and the headers as they go on the wire
+    needs_date: bool = True  # the application gave none
+    length: int = -1  # the declared Content-Length, -1 without
+    is_endless: bool = False  # the body has no foreseeable end
+    closes: bool = False  # the application asks for the connection's end
+    dropped: tuple[str, ...] = ()  # headers that are not the application's to send
 
 
+_NO_HEAD = _ResponseHead()
 PLAIN_TEXT = (("Content-Type", "text/plain; charset=utf-8"),)
-_NOTHING_SAID = _ResponseHead(b"", frozenset(), -1, False, False, ())
+_STATUS = re.compile(r"[2-9][0-9][0-9] [\t\x20-\x7e\x80-\xff]*")  # RFC 9112 section 4; 1xx is not an application's
 _ENDLESS_TYPES = (  # event streams, cameras, and rows that are written as they happen
     "text/event-stream",
     "multipart/x-mixed-replace",
@@ -8132,89 +7897,64 @@ def check_response_head(status: str, headers: Iterable[tuple[str, str]]) -> _Res
 
     Raises ValueError or TypeError for what is no HTTP: a control character would let a value become a header.
     """
-    said = (status, tuple(headers))
+    pairs = tuple(headers)
     try:
-        return _response_heads[said]  # type: ignore[no-any-return]
+        return _remembered_response_head(status, pairs)
     except TypeError:  # a header that is a list cannot be looked up; of one that is no str the checks say so
-        return _checked_head(said)
+        return _checked_head(status, pairs)
 
 
-def _checked_head(said: tuple[str, tuple[tuple[str, str], ...]]) -> _ResponseHead:
-    status, headers = said
-    _check_status(status)
+def _checked_head(status: str, headers: tuple[tuple[str, str], ...]) -> _ResponseHead:
+    if not isinstance(status, str) or not _STATUS.fullmatch(status):
+        raise ValueError(f"{status!r} is no status such as '200 OK'")
     length, is_endless, closes = -1, False, False
     names, lines, dropped = set(), [], []
     for name, value in headers:
-        key = _header_names[name]
+        if not isinstance(name, str) or not _FIELD_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no header name")
         if not isinstance(value, str):
             raise TypeError(f"the value of the header {name} must be str, not {value!r}")
+        key = name.lower()
         if key == "content-length":
-            again, length = length >= 0, _declared_length(value, length)
-            if again or status[:3] == "204":  # twice the same, once is enough; a 204 has none (RFC 9110 section 8.6)
+            if not (value.isascii() and value.isdigit()) or length not in (-1, int(value)):
+                raise ValueError(f"{value!r} is no Content-Length")
+            is_first, length = length < 0, int(value)
+            if not is_first or status[:3] == "204":  # a 204 has none (RFC 9110 section 8.6)
                 continue
         elif key == "content-type":
             is_endless = value.lower().startswith(_ENDLESS_TYPES)
         elif is_hop_by_hop(key):
-            asks = key == "connection" and "close" in _options(value)
-            closes = closes or asks
-            dropped += [] if asks else [name]
+            if key == "connection" and "close" in _options(value):
+                closes = True
+            else:
+                dropped.append(name)
             continue
         names.add(key)
         lines.append(f"{name}: {value}\r\n")
     if "server" not in names:
         lines.append(f"Server: {_SERVER_NAME}\r\n")
-    block = _encode_latin_1(f"HTTP/1.1 {status}\r\n{''.join(lines)}")
-    if block.translate(None, _TEXT) != b"\r\n" * (len(lines) + 1):
-        raise ValueError(f"a control character in a header's value: {block!r}")
-    return _ResponseHead(block, frozenset(names), length, is_endless and length < 0, closes, tuple(dropped))
+    block = _encoded_head(f"HTTP/1.1 {status}\r\n{''.join(lines)}", len(lines) + 1)
+    return _ResponseHead(block, "date" not in names, length, is_endless and length < 0, closes, tuple(dropped))
 
 
 # Most answers of an application begin alike, and the checks are dear.
-_response_heads = _ResultCache(_checked_head, lambda said, head: len(head.block))
+_remembered_response_head = functools.lru_cache(_REMEMBERED_HEADS)(_checked_head)
 
 
-def _final_head(said: _ResponseHead, line: bytes) -> bytes:
-    """Return a whole response head, with a line about the framing; a Date is added unless the application gave one."""
-    date = b"" if "date" in said.names else _date_line(int(time.time()))
-    return b"%b%b%b\r\n" % (said.block, date, line)
+def _encoded_head(text: str, line_ends: int) -> bytes:
+    """Return a head of so many lines as bytes.  Raises ValueError."""
+    try:
+        block = text.encode("latin-1")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"a header holds {text[error.start]!r}, which is not Latin-1 (PEP 3333)") from None
+    if block.translate(None, _TEXT) != b"\r\n" * line_ends:
+        raise ValueError(f"a control character in a header's value: {block!r}")
+    return block
 
 
 @functools.lru_cache(maxsize=2)  # within a second all are the same
 def _date_line(now: int) -> bytes:
     return f"Date: {format_date_time(now)}\r\n".encode("ascii")
-
-
-_STATUS = re.compile(r"[2-9][0-9][0-9] [\t\x20-\x7e\x80-\xff]*")  # RFC 9112 section 4; 1xx is not an application's
-
-
-def _check_status(status: str) -> None:
-    if not isinstance(status, str) or not _STATUS.fullmatch(status):
-        raise ValueError(f"{status!r} is no status such as '200 OK'")
-
-
-def _header_name(name: str) -> str:
-    """Return the lower-case form of a header name that an application may send.  Raises ValueError."""
-    if not isinstance(name, str) or not _FIELD_NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no header name")
-    return name.lower()
-
-
-_header_names = _ResultCache(_header_name, lambda name, key: 32 * len(name))
-
-
-def _declared_length(value: str, before: int) -> int:
-    """Return the Content-Length that the application declares, once or twice the same."""
-    text = str(value)
-    if not (text.isascii() and text.isdigit()) or before not in (-1, int(text)):
-        raise ValueError(f"{value!r} is no Content-Length")
-    return int(text)
-
-
-def _encode_latin_1(text: str) -> bytes:
-    try:
-        return text.encode("latin-1")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"a header holds {text[error.start]!r}, which is not Latin-1 (PEP 3333)") from None
 
 
 # -- a connection that has become the application's
@@ -8228,9 +7968,9 @@ class _UpgradedSocket:
     application returns.  An application that only answers the request has not.
 
     Any thread may call anything; what one thread sends arrives in one piece.  Before Python 3.13, OpenSSL must not
-    read and write in two threads at once; so the socket itself never blocks, and who waits for it holds no lock that
-    others need.  A reload ends the connection by `_Connection.cut`: `recv` then returns nothing, and sending raises
-    BrokenPipeError.
+    read and write in two threads at once: so each call of the socket holds `_calling`, and since the socket itself
+    never blocks, nobody holds it while waiting.  A reload ends the connection by `_Connection.cut`: `recv` then
+    returns nothing, and sending raises BrokenPipeError.
     """
 
     def __init__(self, response: _Response) -> None:
@@ -8245,22 +7985,15 @@ class _UpgradedSocket:
 
     @property
     def is_taken_over(self) -> bool:
-        return self._response.framing is _TAKEN_OVER
+        return self._response.framing == _TAKEN_OVER
 
-    def take_over(self) -> None:
-        """Make the connection the application's."""
+    def _take_over(self) -> None:
         if not self.is_taken_over:
             self._response.hand_over()
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """Return up to `size` bytes, and nothing when the client has ended the connection."""
-        self.take_over()
-        data = self._connection.buffer[:size]  # sent together with the request's head
-        if not data:
-            return self._call("recv", size, flags, writing=False)  # type: ignore[no-any-return]
-        if not flags & socket.MSG_PEEK:
-            self._connection.buffer = self._connection.buffer[size:]
-        return data
+        return self._receive(size, flags, self._timeout)
 
     def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
         view = memoryview(buffer).cast("B")
@@ -8274,7 +8007,7 @@ class _UpgradedSocket:
         return memoryview(data).nbytes
 
     def sendall(self, data: Any, flags: int = 0) -> None:
-        self.take_over()
+        self._take_over()
         response = self._response
         with self._sending:
             view = memoryview(data).cast("B")
@@ -8283,44 +8016,39 @@ class _UpgradedSocket:
                 response.status = first[9:].decode("latin-1") if first.startswith(b"HTTP/1.") else "-"
                 response.log(" (begins)")
             while view:
-                count = self._call("send", view, flags, writing=True)
-                response.sent += count
-                view = view[count:]
+                view = view[self._send(view, self._timeout) :]
 
     def receive_now(self, size: int) -> Optional[bytes]:
         """Return what has come already, up to `size` bytes; None when nothing has, no bytes at the end."""
-        return self._call_now(lambda: self.recv(size), None)  # type: ignore[no-any-return]
+        try:
+            return self._receive(size, 0, 0.0)
+        except BlockingIOError:
+            return None
 
     def send_now(self, data: memoryview) -> int:
         """Send what the socket takes without waiting; return how many bytes that are."""
-        count: int = self._call_now(lambda: self._call("send", data, 0, writing=True), 0)
+        try:
+            return self._send(data, 0.0)
+        except BlockingIOError:
+            return 0
+
+    def _receive(self, size: int, flags: int, seconds: Optional[float]) -> bytes:
+        self._take_over()
+        data = bytes(self._connection.buffer[:size])  # sent together with the request's head
+        if not data:
+            return bytes(_attempt(self._connection.sock, self._call, "recv", size, flags, seconds=seconds))
+        if not flags & socket.MSG_PEEK:
+            del self._connection.buffer[:size]
+        return data
+
+    def _send(self, data: memoryview, seconds: Optional[float]) -> int:
+        count = int(_attempt(self._connection.sock, self._call, "send", data, seconds=seconds, writing=True))
         self._response.sent += count
         return count
 
-    def _call_now(self, call: Callable[[], Any], otherwise: Any) -> Any:
-        before, self._timeout = self._timeout, 0.0
-        try:
-            return call()
-        except OSError as error:
-            if not _would_block(error):
-                raise
-            return otherwise
-        finally:
-            self._timeout = before
-
-    def _call(self, method: str, *args: Any, writing: bool) -> Any:
-        """Return what a method of the socket returns, called anew each time that the socket is ready for it."""
-        sock = self._connection.sock
-        while True:
-            try:
-                with self._calling:
-                    return getattr(sock, method)(*args)
-            except OSError as error:
-                if not _would_block(error) or self._timeout == 0:
-                    raise
-                writing = _waits_to_write(error, writing)
-            if not _wait([sock], self._timeout, writing=writing):
-                raise socket.timeout("timed out")
+    def _call(self, method: str, *args: Any) -> Any:
+        with self._calling:
+            return getattr(self._connection.sock, method)(*args)
 
     def settimeout(self, seconds: Optional[float]) -> None:
         self._timeout = seconds
@@ -8351,6 +8079,41 @@ class _UpgradedSocket:
 _SMALL_STACKS = sys.platform == "linux" and "CS_GNU_LIBC_VERSION" not in os.confstr_names  # musl
 
 
+def _attempt(sock: Any, call: Callable[..., Any], *args: Any, seconds: Optional[float], writing: bool = False) -> Any:
+    """Return what a call of a socket returns, tried anew each time that the socket is ready for it.
+
+    Each wait is of so many seconds, and raises socket.timeout; with 0 there is none, but BlockingIOError.  What is
+    waited for is known by the failure: TLS may have to read in order to write, and the reverse.
+    """
+    while True:
+        try:
+            return call(*args)
+        except OSError as error:
+            kind = type(error).__name__  # by its name, since plain HTTP does not import `ssl`
+            if kind not in ("BlockingIOError", "SSLWantReadError", "SSLWantWriteError"):
+                raise
+        if seconds == 0:
+            raise BlockingIOError(errno.EAGAIN, "not ready")
+        if not _wait([sock], seconds, writing=writing if kind == "BlockingIOError" else kind == "SSLWantWriteError"):
+            raise socket.timeout("timed out")
+
+
+def _wait(socks: Sequence[socket.socket], seconds: Optional[float], *, writing: bool = False) -> bool:
+    """Return whether one of some sockets is ready within so many seconds.
+
+    Windows has no poll, and greenlets only wait by the `select` that they patch.  Elsewhere `select` would take no
+    descriptor past 1023.
+    """
+    seconds = None if seconds is None else max(0, seconds)
+    if sys.platform == "win32" or not hasattr(select, "poll") or has_green_threads():
+        reading, writable = ([], socks) if writing else (socks, [])
+        return any(select.select(reading, writable, [], seconds))
+    poller = select.poll()
+    for sock in socks:
+        poller.register(sock, select.POLLOUT if writing else select.POLLIN)
+    return bool(poller.poll(None if seconds is None else seconds * 1000))
+
+
 def _base_environ(address: Any, listeners: int, *, threads: bool, https: bool) -> Environ:
     """Return what the environ of every request has in common; `address` is the first listener's."""
     name, port = (address[0], address[1]) if isinstance(address, tuple) else ("localhost", 80)
@@ -8369,69 +8132,9 @@ def _base_environ(address: Any, listeners: int, *, threads: bool, https: bool) -
     }
 
 
-def _remote(address: Any) -> tuple[str, str]:
-    """Return REMOTE_ADDR and REMOTE_PORT; a client of a socket file has neither."""
-    return (address[0], str(address[1])) if isinstance(address, tuple) else ("", "")
-
-
-def _set_options(sock: socket.socket) -> None:
-    """Have no call of the socket block, and have sends leave at once.
-
-    With Nagle's algorithm the last segment of a response waits for the client's delayed ACK.
-    """
-    sock.setblocking(False)
-    if sock.family != getattr(socket, "AF_UNIX", None):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def _would_block(error: OSError) -> bool:
-    """Return whether a call failed only because a socket was not ready; `ssl` is not imported for plain HTTP."""
-    return isinstance(error, BlockingIOError) or type(error).__name__ in ("SSLWantReadError", "SSLWantWriteError")
-
-
-def _waits_to_write(error: OSError, writing: bool) -> bool:
-    """Return for what a call that was not ready waits: TLS may have to read in order to write, and the reverse."""
-    return writing if isinstance(error, BlockingIOError) else type(error).__name__ == "SSLWantWriteError"
-
-
-def _has_poll() -> bool:
-    """Return whether to wait by poll: Windows has none, and greenlets only wait by the `select` that they patch.
-
-    Elsewhere `select` would take no descriptor past 1023.
-    """
-    return hasattr(select, "poll") and not has_green_threads()
-
-
-def _wait(socks: Sequence[socket.socket], seconds: Optional[float], *, writing: bool = False) -> bool:
-    """Return whether one of some sockets is ready within so many seconds."""
-    if sys.platform == "win32" or not _has_poll():
-        reading, writable = ([], socks) if writing else (socks, [])
-        return any(select.select(reading, writable, [], seconds))
-    poller = select.poll()
-    for sock in socks:
-        poller.register(sock, select.POLLOUT if writing else select.POLLIN)
-    return bool(poller.poll(None if seconds is None else max(0, seconds) * 1000))
-
-
-def _watch(sock: socket.socket) -> Callable[[float], bool]:
-    """Return a function that waits up to so many seconds and returns whether `sock` has something to read."""
-    if sys.platform == "win32" or not _has_poll():
-        return lambda seconds: _wait([sock], max(0, seconds))
-    poller = select.poll()
-    poller.register(sock, select.POLLIN)
-    return lambda seconds: bool(poller.poll(seconds * 1000 if seconds > 0 else 0))
-
-
-def _watch_tls(sock: Any) -> Callable[[float], bool]:
-    """Return the same for a TLS socket, which may hold decrypted bytes that no poll sees."""
-    wait = _watch(sock)
-    return lambda seconds: bool(sock.pending()) or wait(seconds)
-
-
 # -- listening
 
 _BACKLOG = 1024  # connections that the kernel keeps while a reload replaces the process; Linux caps it by somaxconn
-_SYSTEMD_FD = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
 _DOCUMENTATION_ADDRESS = "192.0.2.1"  # RFC 5737: nobody has it, so the way there is the way to the world
 _PORT_SEARCH = 100  # ports above a used one that are tried for a free one
 _AIRPLAY_HINT = " (on macOS port 5000 belongs to AirPlay Receiver: System Settings, General, AirDrop & Handoff)"
@@ -8440,12 +8143,9 @@ _AIRPLAY_HINT = " (on macOS port 5000 belongs to AirPlay Receiver: System Settin
 def listen(host: str, port: int, *, again: Callable[[int], str]) -> list[socket.socket]:
     """Return the sockets that listen on an address, a name, or `unix:PATH`.
 
-    A socket that systemd passed goes first.  Raises `DevserveError`; `again` returns the command that starts on
-    another port, for the message that tells of a used one.
+    Raises `DevserveError`; `again` returns the command that starts on another port, for the message that tells of a
+    used one.
     """
-    passed = _sockets_of_systemd()
-    if passed:
-        return passed
     path = socket_path(host)
     if path:
         return [_listen_on_path(path)]
@@ -8505,26 +8205,20 @@ def _resolve(host: str, port: int) -> tuple[int, Any]:
 
 def socket_path(host: str) -> str:
     """Return the path in `unix:PATH` or `unix://PATH`; "" for any other host."""
-    for prefix in ("unix://", "unix:"):
-        if host.startswith(prefix):
-            return host[len(prefix) :]
-    return ""
+    scheme, _, path = host.partition(":")
+    return path.removeprefix("//") if scheme == "unix" else ""
 
 
 def _listen_on_path(path: str) -> socket.socket:
     """Listen on a socket file; one that nobody listens on is replaced, one in use is not."""
     if sys.platform == "win32":
         raise DevserveError(f"unix:{path}: Windows has no socket files for Python; use --host 127.0.0.1")
-    if os.path.exists(path):
-        _remove_stale_socket(path, socket.AF_UNIX)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.bind(path)
+        if os.path.exists(path):
+            _remove_stale_socket(path, socket.AF_UNIX)
+        return _listen_on_address(socket.AF_UNIX, path)
     except OSError as error:
-        sock.close()
-        raise DevserveError(f"cannot make the socket file {path!r}: {error.strerror or error}") from error
-    sock.listen(_BACKLOG)
-    return sock
+        raise DevserveError(f"cannot use the socket file {path!r}: {error.strerror or error}") from error
 
 
 def _remove_stale_socket(path: str, family: int) -> None:
@@ -8536,21 +8230,8 @@ def _remove_stale_socket(path: str, family: int) -> None:
             probe.connect(path)
         except ConnectionRefusedError:
             os.unlink(path)
-        except OSError as error:
-            raise DevserveError(f"cannot use the socket file {path!r}: {error.strerror or error}") from error
         else:
             raise DevserveError(f"the socket file {path!r} is in use by a running server; choose another path")
-
-
-def _sockets_of_systemd() -> list[socket.socket]:
-    """Return the first socket that systemd opened for this very process, if any: sd_listen_fds(3)."""
-    if os.environ.get("LISTEN_PID") != str(os.getpid()):
-        return []
-    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
-        os.environ.pop(name, None)
-    sock = socket.socket(fileno=_SYSTEMD_FD)
-    sock.set_inheritable(False)
-    return [sock]
 
 
 def _bind_error(error: OSError, host: str, port: int, again: Callable[[int], str]) -> DevserveError:
