@@ -109,6 +109,56 @@ def eventually(condition: Callable[[], Any], what: Union[str, Callable[[], str]]
         time.sleep(0.01)
 
 
+def returning(call: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what a call in a thread of its own returns; fail when it has not returned before the deadline."""
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(call(*arguments)), daemon=True)
+    thread.start()
+    thread.join(DEADLINE)
+    if not results:
+        raise AssertionError(f"not within {DEADLINE} s: the return of {call}")
+    return results[0]
+
+
+def steps(call: Callable[[], object]) -> int:
+    """Return how many lines Python runs for a call in this thread, and how many functions it calls."""
+    count = 0
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        nonlocal count
+        count += 1
+        return trace
+
+    def profile(frame: Any, event: str, argument: Any) -> None:
+        nonlocal count
+        count += event == "c_call"
+
+    before = sys.gettrace(), sys.getprofile()
+    sys.settrace(trace)
+    sys.setprofile(profile)
+    try:
+        call()
+    finally:
+        sys.settrace(before[0])
+        sys.setprofile(before[1])
+    return count
+
+
+def growth(call: Callable[[int], object], size: int) -> float:
+    """Return how many times as long a call takes for a size eight times as large: 8 where it is linear, else 64.
+
+    It is the processor's time, and of three tries the least; what takes less than a millisecond counts as one.
+    """
+
+    def cost(size: int) -> float:
+        began = time.process_time()
+        call(size)
+        return time.process_time() - began
+
+    small = min(cost(size) for _ in range(3))
+    return min(cost(8 * size) for _ in range(3)) / max(small, 0.001)
+
+
 def allow_descriptors(count: int) -> None:
     """Let this process have so many descriptors, which is more than macOS gives; skip the test where it may not."""
     if sys.platform != "win32":
@@ -1480,20 +1530,14 @@ class TerminalLines(unittest.TestCase):
 
         class Stopped(io.StringIO):
             def write(self, text: str) -> int:
-                free.wait(DEADLINE)
+                free.wait()
                 return super().write(text)
 
         stream = Stopped()
         terminal = devserve.Terminal(stream)
-        thread = threading.Thread(target=terminal.crash, args=(ValueError("x"), "GET /"))
-        thread.start()
-        thread.join(DEADLINE)
-        self.assertFalse(thread.is_alive())
+        returning(terminal.crash, ValueError("x"), "GET /")
         with mock.patch.object(devserve, "_UNWRITTEN_LIMIT", 10):
-            begin = time.monotonic()
-            for number in range(1000):
-                terminal.say(str(number))
-            self.assertLess(time.monotonic() - begin, DEADLINE / 2)
+            returning(lambda: list(map(terminal.say, map(str, range(1000)))))
         free.set()
         eventually(lambda: "not written" in stream.getvalue(), "the count of what was dropped")
         self.assertRegex(stream.getvalue(), r"(?s)^GET /\nValueError: x\n0\n1\n.*\((9\d\d) lines were not written")
@@ -3614,10 +3658,8 @@ class ReadingHostileObjects(Reading):
     def test_seeks_a_hint_for_a_short_time_only(self) -> None:
         end = threading.Event()
         self.addCleanup(end.set)
-        with mock.patch.object(devserve, "_keys_near", side_effect=lambda *_: end.wait(DEADLINE)):
-            begin = time.monotonic()
-            problem = devserve.read_report(failure_of(lambda: {"kez": 1}["key"])).problems[-1]
-        self.assertLess(time.monotonic() - begin, DEADLINE / 2)
+        with mock.patch.object(devserve, "_keys_near", side_effect=lambda *_: end.wait()):
+            problem = returning(devserve.read_report, failure_of(lambda: {"kez": 1}["key"])).problems[-1]
         self.assertEqual(problem.hint, "")
 
 
@@ -3846,13 +3888,11 @@ class ReadingValues(unittest.TestCase):
 
         class Hangs:
             def __repr__(self) -> str:
-                release.wait(DEADLINE)
+                release.wait()
                 return "done"
 
         self.addCleanup(release.set)
-        begin = time.monotonic()
-        self.assertIn("takes longer", devserve._safe_repr(Hangs(), seconds=0.05))
-        self.assertLess(time.monotonic() - begin, 2)
+        self.assertIn("takes longer", returning(lambda: devserve._safe_repr(Hangs(), seconds=0.05)))
 
     def test_runs_a_bounded_number_of_helpers(self) -> None:
         release = threading.Event()
@@ -3904,9 +3944,7 @@ class ReadingValues(unittest.TestCase):
                 return "x" * 50_000_000
 
         self.assertLess(len(devserve._safe_repr(Big(), seconds=5.0)), 4000)
-        begin = time.monotonic()
         self.assertIn("bits", devserve._safe_repr(1 << 10_000_000))
-        self.assertLess(time.monotonic() - begin, 1)
 
     def test_ends_in_containers_that_hold_themselves(self) -> None:
         value: list[Any] = []
@@ -4143,19 +4181,15 @@ class ReadingForms(unittest.TestCase):
     def test_the_time_for_a_hostile_form_grows_with_its_size_and_no_faster(self) -> None:
         """Each looks, from every place in it, as if a part began there."""
 
-        def seconds(body: bytes) -> float:
-            times = []
-            for _ in range(3):
-                begin = time.process_time()
-                fields = list(devserve._form_fields("multipart/form-data; boundary=x", body))
-                times.append(time.process_time() - begin)
-                self.assertLessEqual(len(fields), devserve._LIST_LIMIT)
-            return min(times)
-
         for piece in (b'a; name="b"\r\n', b'; name="', b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n'):
             with self.subTest(piece):
-                body = piece * (devserve._RECORDED_BODY // len(piece))
-                self.assertLess(seconds(body * 16), 100 * seconds(body) + 0.05)  # and not 256 times
+
+                def read(size: int) -> list[Any]:
+                    body = piece * (size // len(piece))
+                    return list(devserve._form_fields("multipart/form-data; boundary=x", body))
+
+                self.assertLess(growth(read, 2 * devserve._RECORDED_BODY), 32)
+                self.assertLessEqual(len(read(devserve._RECORDED_BODY)), devserve._LIST_LIMIT)
 
 
 class ReadingVersions(unittest.TestCase):
@@ -5141,30 +5175,23 @@ class ConsoleCompletion(unittest.TestCase):
                 self.assertEqual(self.complete(code, d={}), [])
         self.assertEqual(self.complete("'it\\'s' + custo", customer=1), ["'it\\'s' + customer"])
 
-    def test_takes_a_moment_whatever_stands_before_and_however_slow_it_is(self) -> None:
-        begin = time.perf_counter()
-        for code in (
-            "data = '" + "QUJD" * 100_000,
-            "x." * 100_000,
-            "a" * 400_000,
-            "((" * 100_000,
-            "x = " + "'a'," * 90_000,
-        ):
-            self.complete(code)
-        self.assertLess(time.perf_counter() - begin, 5.0)
+    def test_takes_a_moment_whatever_stands_before(self) -> None:
+        for piece in ("data = '{}QUJD", "{}x.", "{}a", "{}((", "x = {}'a',"):
+            with self.subTest(piece):
+                before, _, repeated = piece.partition("{}")
+                self.assertLess(growth(lambda size: self.complete(before + repeated * size), 12_500), 32)
+
+    def test_what_completes_for_too_long_is_left_behind(self) -> None:
+        end = threading.Event()
+        self.addCleanup(end.set)
 
         class Slow:
             def _ipython_key_completions_(self) -> list[str]:
-                time.sleep(1.0 + DEADLINE)
+                end.wait()
                 return []
 
         self.seconds = devserve._COMPLETION_SECONDS
-        self.assertEqual(self.complete("slow['x", slow=Slow()), [])
-        self.assertLess(time.perf_counter() - begin, DEADLINE)
-
-    def test_survives_anything(self) -> None:
-        for code in ("", ".", "..", "1.", "a.b.", "x" * 10_000, "é", "\x00", "\ud800", "()."):
-            self.assertIsInstance(self.complete(code), list)
+        self.assertEqual(returning(lambda: self.complete("slow['x", slow=Slow())), [])
 
 
 class ConsoleCrashStore(unittest.TestCase):
@@ -6877,16 +6904,9 @@ class DebuggerTransparency(Debugged):
         debugged = devserve.DebuggedApplication(app, guard=self.guard)
         environ = self.environ()
 
-        def cost(call: Any) -> float:
-            best = 1.0
-            for _ in range(5):
-                begin = time.perf_counter()
-                for _ in range(500):
-                    call(environ, lambda *arguments: None)
-                best = min(best, time.perf_counter() - begin)
-            return best / 500
-
-        self.assertLess(cost(debugged) - cost(app), 50e-6)  # seconds; a Flask view that says hello takes about 100e-6
+        for _ in range(2):  # the first may import something
+            count = steps(lambda: debugged(environ, lambda *arguments: print))
+        self.assertLess(count, 150)  # a Flask view that says hello takes 1,200
 
 
 class DebuggerFailures(Debugged):
@@ -7725,13 +7745,13 @@ class ServerFraming(ServerCase):
             self.assertEqual(client.answer().status, 200)
         self.assertEqual(self.app.seen, [("/first", b""), ("/last", b"")])
 
-    def test_a_million_one_byte_chunks_do_not_hold_the_processor(self) -> None:
-        body = b"1\r\na\r\n" * 50_000 + b"0\r\n\r\n"
-        before = time.process_time()
-        with Client(self.server.server_port) as client:
-            self.assertEqual(client.send(chunked(body)).answer().status, 200)
-        self.assertEqual(len(self.app.seen[0][1]), 50_000)
-        self.assertLess(time.process_time() - before, 5.0)
+    def test_each_of_many_one_byte_chunks_costs_the_same(self) -> None:
+        def upload(count: int) -> None:
+            body = b"1\r\na\r\n" * count + b"0\r\n\r\n"
+            self.assertEqual(self.ask(chunked(body)).status, 200)
+            self.assertEqual(len(self.app.seen.pop()[1]), count)
+
+        self.assertLess(growth(upload, 6250), 32)
 
 
 class ServerConnections(ServerCase):
@@ -7787,20 +7807,18 @@ class ServerConnections(ServerCase):
         def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
             pid = os.fork()
             if not pid:
-                time.sleep(DEADLINE)
+                time.sleep(600)
                 os._exit(0)
             children.append(pid)
             return hello(environ, start_response)
 
         self.serve(app)
-        began = time.monotonic()
         try:
             self.assertTrue(self.connect(LAST).rest().endswith(b"hello"))
         finally:
             for pid in children:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-        self.assertLess(time.monotonic() - began, DEADLINE / 2)
 
     def test_an_unread_body_that_is_read_away_keeps_nobody_waiting(self) -> None:
         self.serve(hello, threads=False)
@@ -8039,14 +8057,14 @@ class ServerConnections(ServerCase):
         self.patch("_HEAD_TIMEOUT", 0.4)
         self.serve(hello)
         client = self.connect()
-        began = time.monotonic()
         with contextlib.suppress(OSError):
             for byte in b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: " + b"x" * 500:
                 client.send(bytes([byte]), pause=0.05)
                 if client.sock in select.select([client.sock], [], [], 0)[0]:
                     break
+            else:
+                self.fail("a head may take for ever")
         self.assertEqual(client.answer().status, 408)
-        self.assertLess(time.monotonic() - began, 5.0)
         self.assertEqual(self.lines(1)[0][2], "408")
 
     def test_a_body_that_stops_coming_ends_with_400(self) -> None:
@@ -8212,12 +8230,10 @@ class ServerGate(ServerCase):
     def test_a_request_past_its_grace_is_cut_and_the_log_says_so(self) -> None:
         entered, go_on = threading.Event(), threading.Event()
         self.addCleanup(go_on.set)
-        self.serve(answering(Pieces(b"a", entered.set, lambda: go_on.wait(DEADLINE) and b"b")))
+        self.serve(answering(Pieces(b"a", entered.set, lambda: go_on.wait() and b"b")))
         client = self.connect(GET)
         entered.wait(DEADLINE)
-        began = time.monotonic()
-        self.server.close_gate(0.3)
-        self.assertLess(time.monotonic() - began, 5.0)
+        returning(self.server.close_gate, 0.3)
         with self.assertRaises(Cut):
             client.answer()
         self.assertIn("grace", self.log)
@@ -8227,14 +8243,12 @@ class ServerGate(ServerCase):
         for kind in ("text/event-stream", "multipart/x-mixed-replace; boundary=x", "application/x-ndjson"):
             go_on = threading.Event()
             self.addCleanup(go_on.set)
-            pieces = Pieces(b"data: 1\n\n", lambda go_on=go_on: go_on.wait(DEADLINE) and b"")
+            pieces = Pieces(b"data: 1\n\n", lambda go_on=go_on: go_on.wait() and b"")
             self.serve(answering(pieces, ("Content-Type", kind)))
             client = self.connect(GET)
             client.head()
             client.chunk()
-            began = time.monotonic()
-            self.server.close_gate(DEADLINE)
-            self.assertLess(time.monotonic() - began, DEADLINE / 4)
+            returning(self.server.close_gate, 600.0)
             self.assertNotIn("grace", self.log)
             self.server.open_gate()
 
@@ -8317,12 +8331,11 @@ class ServerGate(ServerCase):
         self.assertEqual(self.ask().body, b"hello")
 
     def test_a_connection_that_ends_is_hardly_waited_for(self) -> None:
+        self.patch("_LINGER_TIMEOUT", 600.0)
         self.serve(hello)
         client = self.connect("POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx")
         self.assertEqual(client.answer().body, b"hello")  # and this client keeps its end open
-        began = time.monotonic()
-        self.assertEqual(self.server.close_gate(DEADLINE), [])
-        self.assertLess(time.monotonic() - began, devserve._LINGER_TIMEOUT / 2)
+        self.assertEqual(returning(self.server.close_gate, 600.0), [])
         self.assertNotIn("grace", self.log)
         self.server.open_gate()
 
@@ -9212,11 +9225,9 @@ class ServerResponses(ServerCase):
 
     def test_keep_alive_requests_do_not_wait_for_acknowledgements(self) -> None:
         self.serve(answering([b"a", b"b"]))
-        client = self.connect()
-        began = time.monotonic()
-        for _ in range(50):
-            client.send(GET).answer()
-        self.assertLess(time.monotonic() - began, 50 * 0.04)
+        self.connect(GET).answer()
+        (connection,) = self.server.connections
+        self.assertTrue(connection.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
     def test_a_large_answer_arrives_whole(self) -> None:
         body = bytes(range(256)) * 40_000
@@ -9502,9 +9513,7 @@ class ServerTls(ServerCase):
         self.connect(context=self.context)
         eventually(lambda: any(connection.has_shaken for connection in self.server.connections), "the handshake")
         time.sleep(0.05)
-        began = time.monotonic()
-        self.server.close_gate(10.0)
-        self.assertLess(time.monotonic() - began, 5.0)
+        returning(self.server.close_gate, 600.0)
         self.assertEqual(self.log, "")
         self.server.open_gate()
 
@@ -9729,9 +9738,7 @@ class ServerWebSockets(ServerCase):
             client = self.connect(self.UPGRADE, context=context)
             client.head()
             self.assertEqual(client.send(b"one").exactly(3), b"one")
-            began = time.monotonic()
-            self.assertEqual(self.server.close_gate(DEADLINE), [])
-            self.assertLess(time.monotonic() - began, DEADLINE / 2)
+            self.assertEqual(returning(self.server.close_gate, 600.0), [])
             with contextlib.suppress(OSError):
                 self.assertEqual(client.rest(), b"")
             self.check_log()
@@ -10803,10 +10810,8 @@ class AsgiWebSockets(AsgiCase):
             for size in (0, 1, 2, 3, 4, 5, 997):
                 slow = bytes(b ^ mask[(i + start) % 4] for i, b in enumerate(data[:size]))
                 self.assertEqual(devserve._unmask(data[:size], mask, start), slow)
-        began = time.process_time()
-        for _ in range(32):
-            devserve._unmask(bytes(2**20), mask, 1)
-        self.assertLess(time.process_time() - began, 1.6, "20 MB a second at the least, where a loop has 10")
+        small, large = (steps(lambda: devserve._unmask(bytes(size), mask, 1)) for size in (2**10, 2**20))
+        self.assertEqual(small, large, "no loop over the bytes")
 
     def test_pings_are_sent_and_a_peer_without_pongs_is_given_up(self) -> None:
         self.patch("_PING_SECONDS", 0.2)
@@ -10913,12 +10918,11 @@ class AsgiWebSockets(AsgiCase):
     def test_a_reload_closes_with_1012_and_waits_for_nothing(self) -> None:
         self.serve_asgi(self.echo)
         client = self.opened()
-        began = time.monotonic()
-        closer = threading.Thread(target=self.server.close_gate, args=(DEADLINE,))
+        closer = threading.Thread(target=self.server.close_gate, args=(600.0,))
         closer.start()
         self.assertEqual(client.close_code(), 1012)
         closer.join(DEADLINE)
-        self.assertLess(time.monotonic() - began, 5)
+        self.assertFalse(closer.is_alive())
         self.end()
         self.assertEqual(self.seen[-1]["code"], 1012)
         self.server.open_gate()
@@ -11076,11 +11080,9 @@ class AsgiPages(AsgiCase):
 
         async def view(scope: Any, receive: App, send: App) -> None:
             await asgi_answer(send, b"own page", 500)
-            await asyncio.sleep(DEADLINE)
+            await asyncio.Event().wait()
 
-        began = time.monotonic()
         self.assertEqual(self.page(view).body, b"own page")
-        self.assertLess(time.monotonic() - began, DEADLINE / 2)
 
     def test_what_fails_in_the_background_has_an_address(self) -> None:
         async def view(scope: Any, receive: App, send: App) -> None:
@@ -12421,13 +12423,11 @@ class ReloaderRestart(Folder):
         self.assertEqual(self.output.count("said bye"), 4)
 
     def test_an_exit_handler_that_hangs_or_raises_holds_nothing(self) -> None:
-        began = time.monotonic()
         body = (
-            "atexit.register(time.sleep, 60) if turn == 0 else atexit.register(lambda: 1 / 0) if turn == 1 else None"
+            "atexit.register(time.sleep, 600) if turn == 0 else atexit.register(lambda: 1 / 0) if turn == 1 else None"
         )
         facts = self.run_program(body)
         self.assertEqual(len(facts), 4)
-        self.assertLess(time.monotonic() - began, 30)
 
     def test_an_interpreter_that_is_gone_is_an_error_and_the_process_lives_on(self) -> None:
         body = """
@@ -12834,10 +12834,8 @@ class RunnerSignals(RunnerCase):
     """
 
     def end(self, served: Served, number: int) -> int:
-        began = time.monotonic()
         served.process.send_signal(number)
         status = served.process.wait(DEADLINE)
-        self.assertLess(time.monotonic() - began, DEADLINE / 2)
         served.reader.join(DEADLINE)
         self.assertNotIn("Traceback", served.log)
         return status
@@ -16142,29 +16140,23 @@ def pool():
             "pool.submit(os.getpid).result()\n",
             "multiprocessing": "pool = CONTEXT.Pool(2)\npool.apply(os.getpid)\n",
         }
-        took: dict[str, list[float]] = {}
+        script = self.patched(_EXIT_SECONDS=600.0)  # what waits for it has waited for a worker
         for name, pool in pools.items():
             more = f"{tell}CONTEXT = multiprocessing.get_context('fork')\n{pool}"
             self.save("v0", more)
-            served = self.serve()
+            served = self.serve(script=script)
             client = self.connect(served)
             workers = [client.ask().json["workers"]]
-            reloads = []
             for version in ("v1", "v2"):
-                since = time.monotonic()
                 self.save(version, more)
                 workers.append(self.reaches(client, version)["workers"])
-                reloads.append(time.monotonic() - since)
-            port, since = served.port, time.monotonic()
+            port = served.port
             self.assertEqual(served.stop(), 0, served.log)
-            took[name] = [min(reloads), time.monotonic() - since]
             with self.subTest(name):
                 self.assertEqual([bool(pids) for pids in workers], [bool(pool)] * 3)
                 for pid in itertools.chain(*workers):
                     eventually(functools.partial(gone, pid), f"the end of worker {pid}")
                 socket.create_server(("127.0.0.1", port)).close()
-                for what, plain, took_now in zip(("a reload", "the end"), took["none"], took[name]):
-                    self.assertLess(took_now - plain, 1.7, f"{what}, where 2 s more was the fault: {took}")
 
     def test_nothing_piles_up_over_many_reloads(self) -> None:
         self.save("v0")
