@@ -6861,9 +6861,10 @@ class _ClientGone(ConnectionError):
 
     nobody_listens = True  # which a debugger in between, who does not know this class, goes by
 
-    def __init__(self, reason: str, unsent: int = 0) -> None:
+    def __init__(self, reason: str, *, unsent: int = 0, has_ended: bool = False) -> None:
         super().__init__(reason)
         self.unsent = unsent  # bytes that it did not take of what it was sent
+        self.has_ended = has_ended  # it sends no more, and may still listen: RFC 9293 section 3.6, `nc -N`
 
 
 class _BadRequest(Exception):
@@ -7112,7 +7113,7 @@ class _Connection:
         except OSError as error:
             raise _ClientGone(str(error)) from error
         if not result:
-            raise _ClientGone("the client closed the connection")
+            raise _ClientGone("the client closed the connection", has_ended=True)
         return result
 
     def send(self, data: Union[bytes, memoryview]) -> None:
@@ -7122,7 +7123,7 @@ class _Connection:
                 count = _attempt(self.sock, self.sock.send, data, seconds=_SILENCE_TIMEOUT, writing=True)
             except OSError as error:
                 self.keep_alive = False
-                raise _ClientGone(str(error), len(data)) from error
+                raise _ClientGone(str(error), unsent=len(data)) from error
             data = memoryview(data)[count:]
 
     def send_file(self, file: Any, offset: int, count: int) -> int:
@@ -8539,7 +8540,8 @@ def _is_ip(name: str) -> bool:
 # adds to a queue and wakes the other, so neither takes a lock: `notify` wakes the loop's side, `wake` the thread's.
 # What waits in a queue is bounded by counting, the thread's side by `handed` less `taken`, the loop's by `sent` less
 # `written`; past _WAITING_LIMIT whoever fills the queue waits.  While the thread waits for the application it watches
-# its socket as well, which is how a disconnect is noticed.
+# its socket as well, which is how a disconnect is noticed.  A client that has ended its side may have gone, or may
+# wait for its answer: the application learns of it when it calls `receive`, and one that only sends is heard out.
 #
 # With a debugger a framework's own 500 is held back for a moment (`held`): most frameworks send it and raise the
 # exception afterwards, and then the page takes its place.  A `_WebSocket` is the same with messages for pieces.
@@ -8951,6 +8953,8 @@ class _HttpRequest:
         self.inbox: deque[tuple[bytes, bool]] = deque() if self.has_more else deque([(b"", False)])
         self.outbox: queue.SimpleQueue[Any] = bridge.new_queue()  # (bytes or a file, more), or what failed
         self.is_gone = False  # the client; set by the thread
+        self.has_ended = False  # the client sends no more, and has gone or waits for the answer; set by the thread
+        self.is_told = False  # the application has learnt of that, and sends no more; set by the loop
         self.is_asked = not self.has_more or not self.body.expected  # the client may send its body
         # The loop's
         self.id = object()
@@ -9021,7 +9025,9 @@ class _HttpRequest:
             try:
                 comes = self.has_more and self.body.is_at_hand
                 while self.outbox.empty():
-                    reads = not self.has_more or self._has_room()
+                    if self.is_told:
+                        self.connection.read_ahead()  # raises what the end of the connection is
+                    reads = self._has_room() if self.has_more else not self.has_ended
                     if reads and self.has_more:
                         self.body.invite()
                     if comes and reads:
@@ -9047,6 +9053,12 @@ class _HttpRequest:
                 return False
             piece = self.body.read(_WAITING_LIMIT)
         except BlockingIOError:
+            return False
+        except ConnectionError as error:
+            if self.has_more or not getattr(error, "has_ended", False):
+                raise
+            self.has_ended = True
+            self.bridge.post(self.notify)
             return False
         self.has_more = bool(self.body.unread)
         self.record(piece)
@@ -9096,7 +9108,7 @@ class _HttpRequest:
 
     def finish(self, error: Optional[BaseException]) -> None:
         """Let the thread know how the application ended, or the terminal when the thread has gone on already."""
-        if self.is_gone:
+        if self.is_gone or self.is_told:
             if error is not None and not _is_disconnect(error):
                 self.bridge.report_later(error, self.environ, f"{self.name} failed when its client had gone")
             return
@@ -9114,7 +9126,10 @@ class _HttpRequest:
     async def receive(self) -> _Message:
         """Be the application's `receive`."""
         while not self.inbox:
-            if self.is_gone or self.phase == _COMPLETE:
+            if self.has_ended and self.phase != _COMPLETE:
+                self.is_told = True
+                self.wake()
+            if self.is_gone or self.is_told or self.phase == _COMPLETE:
                 return {"type": "http.disconnect"}
             if not self.is_asked:
                 self.is_asked = True
@@ -9128,7 +9143,7 @@ class _HttpRequest:
 
     async def send(self, message: _Message) -> None:
         """Be the application's `send`; what breaks the protocol is raised here, where the traceback shows who did."""
-        if self.is_gone:
+        if self.is_gone or self.is_told:
             raise _ClientDisconnected("the client has gone")
         kind = message["type"]
         if self.phase == _NOT_STARTED and kind == "http.response.start":

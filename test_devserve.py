@@ -8024,6 +8024,21 @@ class ServerConnections(ServerCase):
         self.assertEqual(client.answer().body, b"POST /first hello")
         self.assertEqual(client.rest(), b"")
 
+    def test_a_client_that_half_closes_waits_for_an_application_that_takes_its_time(self) -> None:
+        ended = threading.Event()
+
+        def app(environ: dict[str, Any], start_response: App) -> Iterator[bytes]:
+            ended.wait(DEADLINE)
+            start_response("200 OK", [])
+            yield b"hello"
+            yield b"x" * 1_000_000
+
+        self.serve(app)
+        client = self.connect(GET).end()
+        eventually(lambda: [c for c in self.server.connections if c.phase], "the request")
+        ended.set()
+        self.assertEqual(len(client.answer().body), 1_000_005)
+
     def test_a_body_that_is_cut_off_is_400_and_never_a_success(self) -> None:
         self.serve(echo)
         client = self.connect(post("Content-Length: 50", "hello")).end()
@@ -10362,6 +10377,43 @@ class AsgiReceiving(AsgiCase):
                 self.assertIsInstance(self.end(), OSError)
                 self.assertEqual(seen[-1], {"type": "http.disconnect"})
                 self.assertNotIn("Traceback", self.log)
+
+    def test_a_client_that_half_closes_gets_its_whole_answer_when_the_application_sends_it(self) -> None:
+        """It listens on (`nc -N`); only an application that asks hears that the client has gone, as it may have."""
+        go_on, noticed = threading.Event(), threading.Event()
+
+        async def view(scope: Any, receive: App, send: App) -> None:
+            import asyncio
+
+            more = True
+            while more:
+                more = (await receive())["more_body"]
+            while not go_on.is_set():
+                await asyncio.sleep(0.01)
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            for _ in range(20):
+                await send({"type": "http.response.body", "body": b"x" * 100_000, "more_body": True})
+            await send({"type": "http.response.body"})
+
+        read_ahead = devserve._Connection.read_ahead
+
+        def notice(connection: Any) -> None:
+            try:
+                read_ahead(connection)
+            except ConnectionError:
+                noticed.set()
+                raise
+
+        for request in (GET, post("Content-Length: 5", "hello"), chunked(CHUNKS)):
+            with self.subTest(request=request), mock.patch.object(devserve._Connection, "read_ahead", notice):
+                go_on.clear()
+                noticed.clear()
+                self.serve_asgi(view)
+                client = self.connect(request).end()
+                self.assertTrue(noticed.wait(DEADLINE))
+                go_on.set()
+                self.assertEqual(len(client.answer().body), 2_000_000)
+                self.assertEqual(self.lines(1)[0][2], "200")
 
     def test_what_fails_after_the_client_has_left_is_told_all_the_same(self) -> None:
         async def view(scope: Any, receive: App, send: App) -> None:
