@@ -2437,6 +2437,7 @@ _DEPTH_LIMIT = 6  # containers within containers, groups within groups
 _ROUNDS_FOLDED = 4  # rounds of a recursion from which it is folded; fewer are as soon read as the line about them
 _PERIOD_LIMIT = 8  # functions that call each other in a circle, for folding
 _NEAR_LIMIT = 5_000  # names that are compared with a wrong one; so many take 20 ms of `_QUICK_SECONDS`
+_NEAR_FRAMES = 8  # in which a mapping is looked for that lacks a key
 _NEARNESS = 0.7  # of names that are suggested; difflib's own 0.6 would have `local` for `total`
 _MASK = "••••••••"
 _OPENER = "\x3c"  # the less-than sign, with which names such as that of exec's file begin
@@ -2756,6 +2757,8 @@ def view_position(
         kind, filename, lineno, name = "template", template.filename, template.lineno, template.name
         app = not is_library(filename, "")
     source = _read_source(filename, frame.f_globals, sources)
+    if template is None and not _is_source_of(code, source[0]):
+        source = [], "The file has changed since it was loaded."
     marks = _marks_of(position, source[0]) if template is None else [_Mark(lineno, *template.mark)]
     around = around or (LINES_AROUND if app else _LIBRARY_LINES_AROUND)
     module = frame.f_globals.get("__name__")
@@ -2801,6 +2804,13 @@ def _view_at(
         marks=tuple(shown_marks),
         path=shown_text(short_path(filename), _TEXT_LIMIT),
     )
+
+
+def _is_source_of(code: CodeType, lines: list[str]) -> bool:
+    """Return whether a function begins where the lines have one; what was saved after the import may differ."""
+    first = lines[code.co_firstlineno - 1 : code.co_firstlineno]
+    is_function = code.co_name.isidentifier() and code.co_filename.endswith(".py")
+    return not (first and is_function) or re.match(r"\s*(@|class\b|def\b|async\b)|.*\blambda\b", first[0]) is not None
 
 
 def short_path(filename: str) -> str:
@@ -3108,7 +3118,7 @@ class _Scope(NamedTuple):
             return False
         if self.is_template:
             return name not in _TEMPLATE_NAMES and name[:1] != "_"
-        return not self.is_module or not issubclass(type(self.values[name]), CODE_TYPES)
+        return not issubclass(type(self.values[name]), CODE_TYPES if self.is_module else ModuleType)
 
 
 def with_values(
@@ -3167,13 +3177,14 @@ def _read_expression(text: str, scope: _Scope, limit: int) -> Optional[Variable]
 
 
 def _expressions_used(view: FrameView) -> list[str]:
-    """Return the expressions on the failing line, and on the others of the failing expression."""
-    numbers = {view.lineno, *(mark.number for mark in view.marks)}
-    found: dict[str, None] = {}
+    """Return the expressions in the failing one, and then the others on its lines."""
+    spans = {view.lineno: (0, 0), **{number: (start, end) for number, start, end in view.marks}}
+    failing: list[str] = []
+    others: list[str] = []
     for number, text in view.source:
-        if number in numbers:
-            found.update((each, None) for _, _, each in expressions_in(text, view.kind == "template"))
-    return list(found)[:_LIST_LIMIT]
+        for begin, _, each in expressions_in(text, view.kind == "template") if number in spans else ():
+            (failing if begin in range(*spans[number]) else others).append(each)
+    return list(dict.fromkeys(failing + others))[:_LIST_LIMIT]
 
 
 def _is_failing(view: FrameView, text: str) -> bool:
@@ -3190,12 +3201,15 @@ def _opens(value: object) -> bool:
     for base in _SEQUENCES:
         if issubclass(type(value), base):
             return bool(vars(base)["__len__"](value))
-    return bool(own_dict(value) or _slots_of(value))
+    return bool(_attributes_of(value))
 
 
-def _slots_of(value: object) -> list[str]:
-    """Return the names of the slots of a value's classes."""
-    return [name for name, held in static_attributes(value).items() if type(held) is MemberDescriptorType]
+def _attributes_of(value: object) -> dict[str, Any]:
+    """Return the attributes that an object itself has, in its __dict__ or in slots; what is private comes last."""
+    held = static_attributes(value).items()
+    slots = {name: static_attribute(value, name) for name, kept in held if type(kept) is MemberDescriptorType}
+    found = {str(name): each for name, each in {**own_dict(value), **slots}.items() if each is not MISSING}
+    return {name: found[name] for name in sorted(found, key=lambda name: name[:1] == "_") if name[:2] != "__"}
 
 
 def members_at(position: FramePosition, path: Sequence[Any], seconds: float = _VALUES_SECONDS) -> tuple[Variable, ...]:
@@ -3230,8 +3244,7 @@ def _members_of(name: str, value: Any) -> list[tuple[str, Any]]:
     elif issubclass(kind, _SEQUENCES):
         pairs = [(str(number), each) for number, each in enumerate(value)]
     else:
-        found = {**own_dict(value), **{slot: static_attribute(value, slot) for slot in _slots_of(value)}}
-        pairs = [(str(key), each) for key, each in found.items() if each is not MISSING and str(key)[:2] != "__"]
+        pairs = list(_attributes_of(value).items())
     return pairs[:_LIST_LIMIT]
 
 
@@ -3351,17 +3364,14 @@ def _hint_for(error: BaseException, positions: list[FramePosition]) -> str:
 
 
 def _keys_near(positions: list[FramePosition]) -> Iterator[Any]:
-    """Yield the keys of the dictionaries that the failing line names.
+    """Yield the keys of the mappings that the failing line names, and the lines that led to it through a few frames.
 
-    The innermost line comes first, then those out to the application's: a mapping's __getitem__ may lie between.
+    Between a line and its dictionary may lie the __getitem__ of a mapping, of pandas in several frames.
     """
-    own = [n for n, position in enumerate(positions) if is_app_code(position.frame.f_code)]
-    for position in reversed(positions[own[-1] :] if own else positions[-1:]):
+    for position in reversed(positions[-_NEAR_FRAMES:]):
         for value in _values_named(position):
-            if issubclass(type(value), dict):
-                yield from list(dict.keys(value))
-            elif value is os.environ:
-                yield from os.environ
+            if "keys" in static_attributes(value) and "__getitem__" in static_attributes(value):
+                yield from list(value.keys())
 
 
 def _values_named(position: FramePosition, whole_lines: bool = False) -> Iterator[Any]:
@@ -3402,7 +3412,8 @@ def _called_function(value: Any) -> Optional[FunctionType]:
 #
 # `_describe` writes a value in about `limit` characters.  It walks the builtin containers itself, each member in what
 # is left of the limit, so that it stops early in a big one, sees the name beside each value, and one bad member costs
-# no other.  The repr of anything else is the object's own: it is run, cut, and searched for secrets.
+# no other.  Likewise it writes the attributes of an object of the application's whose class has no repr.  The repr of
+# anything else is the object's own: it is run, cut, and searched for secrets.
 
 
 def _safe_repr(value: object, limit: int = _VALUE_LIMIT, seconds: float = _VALUES_SECONDS, name: str = "") -> str:
@@ -3425,7 +3436,7 @@ def _text_or_why(text: Any, error: Optional[BaseException]) -> str:
 
 def _describe(value: Any, limit: int = _VALUE_LIMIT, name: str = "", depth: int = 0) -> str:
     """Return the repr of `value`, which is called `name`.  Runs its own repr; see above."""
-    kind = type(value)
+    kind: Any = type(value)
     if _is_secret(name) and not _is_harmless(value, name):
         return _MASK
     if kind in (str, bytes, bytearray):
@@ -3434,37 +3445,54 @@ def _describe(value: Any, limit: int = _VALUE_LIMIT, name: str = "", depth: int 
         return text + (f"… ({len(value):,} in all)" if len(value) > limit else "")
     if kind is int and value.bit_length() > 4_000:  # the interpreter refuses digits beyond 4,300 (CVE-2020-10735)
         return f"(an int of {value.bit_length():,} bits)"
+    if kind.__repr__ is object.__repr__ and 1 >= depth and not _is_secret(name) and _is_app_class(kind):
+        members = [(f"{key}=", key, each) for key, each in _attributes_of(value).items()]
+        if members:  # the objects in it are not opened, and fewer containers
+            text = _describe_members(members, len(members), limit, depth + _DEPTH_LIMIT // 2)
+            return f"{_OPENER}{type_name(kind)} object: {text}>"
     if kind.__repr__ not in _CONTAINERS:
         return shown_text(_text_or_why(*call_safely(lambda: _mask_repr(repr(value)[: limit + 1]))), limit)
     if depth > _DEPTH_LIMIT:
         return "…"
     base, opening, closing = _CONTAINERS[kind.__repr__]
+    comma = "," if base is tuple and base.__len__(value) == 1 else ""
+    text = _describe_members(_named_members(base, value, limit, depth), base.__len__(value), limit, depth)
+    return f"{opening}{text}{comma}{closing}"
+
+
+def _describe_members(members: Iterable[tuple[str, str, Any]], count: int, limit: int, depth: int) -> str:
+    """Return members, each with what stands before it and its name; the rest is counted when the limit is reached."""
     texts: list[str] = []
-    for key, key_name, each in _named_members(base, value):
+    for before, name, value in members:
         if 0 >= limit:
-            texts.append(f"… ({len(value):,} items)")
+            texts.append(f"… ({count:,} items)")
             break
-        text = "" if key is MISSING else f"{_describe(key, limit, '', depth + 1)}: "
-        text += _describe(each, limit, key_name, depth + 1)
-        limit -= len(text) + 2
-        texts.append(text)
-    comma = "," if base is tuple and len(value) == 1 else ""
-    return f"{opening}{', '.join(texts)}{comma}{closing}"
+        texts.append(before + _describe(value, limit, name, depth + 1))
+        limit -= len(texts[-1]) + 2
+    return ", ".join(texts)
 
 
-def _named_members(base: Any, value: Any) -> Iterator[tuple[Any, str, Any]]:
-    """Yield the key, MISSING if it has none, the name and the value of each member of a builtin container.
+def _named_members(base: Any, value: Any, limit: int, depth: int) -> Iterator[tuple[str, str, Any]]:
+    """Yield what is written before each member of a builtin container, the member's name, and the member.
 
     The name of an element is what stands before it, in a pair such as ("password", "…"), or an option in the arguments
     of a command: "--password", "…".
     """
     if issubclass(base, dict):
-        yield from ((key, _key_name(key), each) for key, each in base.items(value))
+        for key, each in base.items(value):
+            yield f"{_describe(key, limit, '', depth + 1)}: ", _key_name(key), each
         return
     is_pair, before = base in (tuple, list) and base.__len__(value) == 2, ""
     for each in base.__iter__(value):
-        yield MISSING, before if is_pair or before[:1] == "-" else "", each
+        yield "", before if is_pair or before[:1] == "-" else "", each
         before = _key_name(each)
+
+
+def _is_app_class(kind: type) -> bool:
+    """Return whether a class was written in a module of the application's."""
+    name = type.__dict__["__module__"].__get__(kind)
+    file = own_dict(sys.modules.get(name)).get("__file__") if type(name) is str else None
+    return type(file) is str and is_app_file(file)
 
 
 def _key_name(key: object) -> str:
@@ -4196,7 +4224,7 @@ def write_markdown(report: Report) -> str:
     parts = [f"# {_code(f'{newest.type}: {_one_line(newest.message, _SHORT_TEXT)}')}"]
     parts += [] if _is_short(newest.message) else [_fence(newest.message)]
     parts += [_fence(line) for line in [*_hints_beyond("", newest), *newest.notes]]
-    for _, wording, problem in _newest_first(report.problems, ""):
+    for _, wording, problem in _tree_of(report.problems, ""):
         cause = f"{wording} {_code(f'{problem.type}: {_one_line(problem.message, _SHORT_TEXT)}')}:" if wording else ""
         for frame in [frame for frame in reversed(problem.frames) if frame.app] or problem.frames[-1:]:
             name = f" in {_code(frame.name)}" if frame.name else ""
@@ -4261,17 +4289,19 @@ def write_fragment(report: Report) -> str:
 
     It has what failed, where, the values there, and the address of the whole page.
     """
-    problem = report.problems[-1]
+    (_, _, problem), *others = _tree_of(report.problems, "")
     place, parts = "", [problem.hint]
+    parts += [f"{wording} {each.type}: {_one_line(each.message, _SHORT_TEXT)}" for _, wording, each in others]
+    while problem.members:  # what failed in it
+        problem = problem.members[0][-1]
     for frame in [frame for frame in reversed(problem.frames) if frame.app][:1] or problem.frames[-1:]:
         place = f"{frame.path}:{frame.lineno}" + (f" in {frame.name}" if frame.name else "")
         lines = [f"{variable.name} = {variable.value}" for variable in frame.variables]
         lines[_FRAGMENT_VALUES:] = ["…"] if len(lines) > _FRAGMENT_VALUES else []
         parts += [*(text.strip() for number, text in frame.source if number == frame.lineno), "\n".join(lines)]
     text = "\n\n".join(part for part in parts if part)
-    return _fill_template(
-        FRAGMENT, type=problem.type, message=problem.message, place=place, text=text, link=report.link
-    )
+    newest = report.problems[-1]
+    return _fill_template(FRAGMENT, type=newest.type, message=newest.message, place=place, text=text, link=report.link)
 
 
 def emergency_page(error: BaseException, crash: str) -> str:

@@ -3453,6 +3453,15 @@ class ReadingProblems(Reading):
             self.assertEqual(used[name], value)
         self.assertEqual([v.name for v in frame.variables if not v.used], ["unused", "spare"])
 
+    @unittest.skipUnless(hasattr((lambda: 0).__code__, "co_positions"), "needs positions of expressions")
+    def test_values_of_the_failing_expression_come_before_others_of_its_line(self) -> None:
+        frame = self.read("""\
+            def view():
+                for number in (1, 0):
+                    result = len(str(number)) + 1 / number
+            """).frames[-1]
+        self.assertEqual([v.name for v in frame.variables if v.used], ["number", "result"])
+
     def test_what_failed_is_not_tried_again(self) -> None:
         frame = self.read("""\
             class Order:
@@ -3767,6 +3776,14 @@ class ReadingHints(Reading):
         with_environ = "import os\nos.environ['HOMEE_OF_TEST'] = 'x'\nos.environ['HOMEE_OF_TES']"
         self.addCleanup(os.environ.pop, "HOMEE_OF_TEST", None)
         self.assertEqual(self.hint(with_environ), "Did you mean: 'HOMEE_OF_TEST'?")
+        frame = """
+            class Frame:
+                def keys(self): return ["price", "count"]
+                def __getitem__(self, key): raise KeyError(key)
+            frame = Frame()
+            frame["prize"]
+            """
+        self.assertEqual(self.hint(frame), "Did you mean: 'price'?")
 
     def test_shows_the_signature_beside_a_wrong_call(self) -> None:
         source = "class S:\n    def sell(self, item, *, price=1): pass\ndef view():\n    s = S()\n    s.sell()\n"
@@ -3789,6 +3806,13 @@ class ReadingSources(Reading):
         (self.folder / "views.py").unlink()
         frame = devserve.read_report(error).problems[-1].frames[-1]
         self.assertEqual((frame.source, frame.missing), ((), "The file is not there."))
+
+    def test_shows_no_source_that_was_saved_after_the_import_and_has_other_lines(self) -> None:
+        error = self.crash("import functools\n@functools.lru_cache(None)\ndef view(): 1 / 0\n")
+        self.assertTrue(devserve.read_report(error).problems[-1].frames[-1].source)
+        self.write("views.py", "import functools\nimport json\n@functools.lru_cache(None)\ndef view(): 1 / 0\n")
+        frame = devserve.read_report(error).problems[-1].frames[-1]
+        self.assertEqual((frame.source, frame.missing), ((), "The file has changed since it was loaded."))
 
     def test_says_when_the_file_has_become_shorter(self) -> None:
         error = self.crash("\n\n\n\ndef view():\n    1 / 0\n")
@@ -3855,6 +3879,30 @@ class ReadingValues(unittest.TestCase):
         ]:
             with self.subTest(value):
                 self.assertEqual(devserve._safe_repr(value), "{}" if value == set() else repr(value))
+
+    def test_shows_the_attributes_of_the_applications_objects_that_have_no_repr(self) -> None:
+        class Author:
+            __slots__ = ("name",)
+
+            def __init__(self, name: str) -> None:
+                self.name = name
+
+        class Book:
+            def __init__(self) -> None:
+                self._state, self.title, self.pages, self.password = object(), "T", [1, {"a": 2}], SECRET
+                self.author = Author("Ann")
+
+        with mock.patch.object(devserve, "is_app_file", lambda path: path == __file__):
+            shown, listed = devserve._safe_repr(Book()), devserve._safe_repr([Book().author])
+            masked = devserve._safe_repr(Book(), name="secret")
+        self.assertRegex(
+            shown,
+            r"^<\S*Book object: title='T', pages=\[1, \{'a': 2\}\], password=•+,"
+            r" author=<\S*Author object at 0x\w+>, _state=<object object at 0x\w+>>$",
+        )
+        self.assertRegex(listed, r"^\[<\S*Author object: name='Ann'>\]$")
+        self.assertRegex(masked, r"^<\S*Book object at 0x\w+>$")
+        self.assertRegex(devserve._safe_repr(threading.Event()), "^<threading.Event ")
 
     def test_tells_what_became_of_a_repr_that_fails(self) -> None:
         class Raises:
@@ -4767,6 +4815,23 @@ class PageContents(unittest.TestCase):
             "Did you mean: 'prize'", devserve.write_markdown(devserve.read_report(raised(lambda: inner({"prize": 1}))))
         )
         self.assertNotIn(os.getcwd(), text)
+
+    def test_members_of_a_group_are_in_markdown_and_in_a_fragment(self) -> None:
+        class BaseExceptionGroup(Exception):  # as the backport for Python 3.10 and earlier has it
+            exceptions: tuple[BaseException, ...] = ()
+
+        def member(divisor: int) -> None:
+            print(1 / divisor)
+
+        group = BaseExceptionGroup("of a group")
+        group.exceptions = (raised(lambda: member(0)), ValueError("second"))
+        report = devserve.read_report(group)
+        text = devserve.write_markdown(report)
+        for part in ("1. `ZeroDivisionError: division by zero`:", "divisor = 0"):
+            self.assertIn(part, text)
+        fragment = untagged(devserve.write_fragment(report))
+        for part in ("of a group", "1. ZeroDivisionError: division by zero", "2. ValueError: second", "divisor = 0"):
+            self.assertIn(part, fragment)
 
     def test_a_line_end_in_the_name_of_a_file_breaks_no_markdown(self) -> None:
         code = compile("1 / 0", "/srv/a\n# b`.py", "exec")
