@@ -3131,7 +3131,10 @@ def with_values(
 def _read_scope(
     view: FrameView, scope: _Scope, limit: int, seconds: float, context: Optional[Context] = None
 ) -> FrameView:
-    """Return the view with the values of a scope.  What cannot be had had nothing to tell, and is left out."""
+    """Return the view with the values of a scope.  What cannot be had had nothing to tell, and is left out.
+
+    Of the failing line `self.total` comes before the `self` that only leads to it.
+    """
     jobs: dict[str, _Job] = {}
     for text in _expressions_used(view):
         value = scope.find(text)
@@ -3149,7 +3152,9 @@ def _read_scope(
         if isinstance(why, TooLate):
             variable = Variable(shown_text(name, NAME_LIMIT), "", f"(not read: {why})")
         variables += [variable] if variable is not None else []
-    variables.sort(key=lambda variable: (not variable.used, not variable.argument))
+    owners = tuple(variable.name for variable in variables if variable.used)
+    owners = tuple(name for name in owners if any(other.startswith((f"{name}.", f"{name}[")) for other in owners))
+    variables.sort(key=lambda v: (not v.used, v.name in owners if v.used else not v.argument))
     unlisted = max(0, len(jobs) - _LIST_LIMIT)
     return view._replace(variables=tuple(variables), unlisted=unlisted, is_read=True)
 

@@ -3461,6 +3461,15 @@ class ReadingProblems(Reading):
                     result = len(str(number)) + 1 / number
             """).frames[-1]
         self.assertEqual([v.name for v in frame.variables if v.used], ["number", "result"])
+        frame = self.read("""\
+            class Order:
+                price, rows = 3, [0]
+                def total(self, count):
+                    return self.price * count / self.rows[0]
+            def view(): Order().total(2)
+            """).frames[-1]
+        used = ["self.price", "count", "self.rows[0]", "self", "self.rows"]
+        self.assertEqual([v.name for v in frame.variables if v.used], used)
 
     def test_what_failed_is_not_tried_again(self) -> None:
         frame = self.read("""\
