@@ -1385,7 +1385,8 @@ def _editor_link(editor: str, path: str, line: int, column: int = 1, path_map: S
 #
 # Read first: load_app, _import_target, _discovered_app, checked, _Framework, prepared.
 #
-# A new framework is a line in the table _FRAMEWORKS, a server that an import may start one in _SERVERS.
+# A new framework is a line in the table _FRAMEWORKS at the end, a server that an import may start one in _SERVERS, a
+# kind of file that people give for Python one in _NOT_PYTHON.
 #
 # A framework that answers an exception by itself hides it from the debugger.  What its row calls `open` mends that:
 # where the framework has a switch, it is turned on, and the exception comes through the call; where it has none, its
@@ -1398,12 +1399,20 @@ _DEFAULT_NAMES = ("app", "application")  # what it is called there: Flask's habi
 _FACTORIES = ("create_app", "make_app")  # Flask's and Pyramid's habit
 _WRAPPED_NAMES = ("app", "application", "wsgi_app")  # what middleware calls the application inside
 _NO_APP_FILES = re.compile(r"(devserve|setup|conftest|manage|noxfile|fabfile|tasks|test_.*|.*_test|tests|__.*)\.py$")
-_NO_PYTHON = (".cfg", ".css", ".env", ".html", ".js", ".json", ".md", ".rst", ".toml", ".txt", ".yaml", ".yml")
 _VIRTUAL_ENVIRONMENTS = (".venv", "venv", "env", ".env")  # what they are called beside a project
 _DECORATED = (FunctionType, functools._lru_cache_wrapper)  # what tells its own function by `__wrapped__`
 _CO_ASYNC = 0x80 | 0x200  # inspect.CO_COROUTINE and CO_ASYNC_GENERATOR, without the cost of importing inspect
 _CO_VARARGS = 0x04
 _WALK_LIMIT = 2_000  # objects that are looked at for the applications inside of one; a project has some dozens
+
+_PYTHON = ("", ".py", ".pyw", ".wsgi", ".cgi", ".fcgi")  # suffixes of the files that are run as Python
+_NOT_PYTHON = {  # what to do with a file that has another, and is no application by itself
+    ".ini": "write a file app.py with `from paste.deploy import loadapp; app = loadapp({config!r})`, or use pserve",
+    ".ipynb": "save its code as a module: jupyter nbconvert --to python {name}",
+    ".pyc": "name the source that it was made of",
+    ".zip": "unpack it, and name the file that has the application",
+    ".pyz": "unpack it, and name the file that has the application",
+}
 
 # What frameworks read from the environment while they are imported and set up, in their debug mode.
 _DEBUG_VARIABLES = ("FLASK_DEBUG", "QUART_DEBUG", "PYRAMID_RELOAD_TEMPLATES")
@@ -1482,7 +1491,7 @@ class BrokenApp:
 
 def app_spec(spec: str) -> str:
     """Return APP, or what the environment has for it."""
-    return spec or os.environ.get("DEVSERVE_APP") or os.environ.get("FLASK_APP") or ""
+    return (spec or os.environ.get("DEVSERVE_APP") or os.environ.get("FLASK_APP") or "").strip().rstrip(":")
 
 
 def _split_spec(spec: str) -> tuple[str, str]:
@@ -1498,25 +1507,20 @@ def default_file(folder: str) -> str:
 
     These are asked, and the first whose text looks so wins, or else the first of all: app.py, wsgi.py and main.py; a
     Django project's wsgi.py or asgi.py, beside whose package manage.py stands; the packages app and wsgi, themselves
-    or by a file of these names.  Raises DevserveError when there is none, with what the folder has instead.
+    or by a file of these names, if their text looks so.  Raises DevserveError when there is none, with what the folder
+    has instead.
     """
-    names = [f"{stem}.py" for stem in _DEFAULT_MODULES]
+    usual = [f"{stem}.py" for stem in _DEFAULT_MODULES]
     if os.path.isfile(os.path.join(folder, "manage.py")):
         packages = _names_in(folder)
-        names += [os.path.join(package, file) for file in ("wsgi.py", "asgi.py") for package in packages]
-    sure = [os.path.normpath(os.path.join(folder, name)) for name in names]
+        usual += [os.path.join(package, file) for file in ("wsgi.py", "asgi.py") for package in packages]
     stems = ("__init__", *_DEFAULT_MODULES)
-    packed = [os.path.join(folder, package, f"{stem}.py") for package in ("app", "wsgi") for stem in stems]
-    found = [path for path in sure if os.path.isfile(path)]
-    likely = [path for path in (*found, *map(os.path.normpath, packed)) if _offers_app(path)]
-    if likely or found:
-        return (likely or found)[0]
+    packed = [os.path.join(package, f"{stem}.py") for package in ("app", "wsgi") for stem in stems]
+    paths = [os.path.normpath(os.path.join(folder, name)) for name in (*usual, *packed)]
+    found = [*filter(_offers_app, paths), *filter(os.path.isfile, paths[: len(usual)])]
+    if found:
+        return found[0]
     raise DevserveError(f"no app.py, wsgi.py or main.py in {os.path.abspath(folder)}; {_folder_remedy(folder)}")
-
-
-def _offers_app(path: str) -> bool:
-    """Return whether the text of a file looks as if it made an application."""
-    return bool(_OFFER.search(_text_of(path)))
 
 
 def _folder_remedy(folder: str) -> str:
@@ -1529,20 +1533,26 @@ def _folder_remedy(folder: str) -> str:
     if len(likely) == 1:
         return f"did you mean {os.path.normpath(os.path.join(folder, likely[0]))!r}?"
     for path in (os.path.join(folder, name) for name in names if name.endswith(".ini")):
-        if re.search(r"^\[(app|composite|pipeline)\b", _text_of(path), re.MULTILINE):
-            return _paste_remedy(path)
+        if re.search(r"^\[(app|composite|pipeline)\b", _text_of(path), re.MULTILINE):  # PasteDeploy's
+            return _not_python(path)
     if 1 < len(likely) < 6:
         return f"say what to serve, one of: {', '.join(likely)}"
     return "say what to serve: MODULE:NAME or FILE:NAME"
 
 
-def _paste_remedy(path: str) -> str:
-    """Return what to do with a configuration for PasteDeploy, as Pyramid and TurboGears have it."""
-    path = os.path.abspath(path)
-    return (
-        f"{os.path.basename(path)} is no Python: write a file app.py with "
-        f"`from paste.deploy import loadapp; app = loadapp({'config:' + path!r})`, or use pserve"
-    )
+def _not_python(path: str) -> str:
+    """Return what to do with a file that is no Python, as Pyramid's and TurboGears' configurations; "" for Python."""
+    name = os.path.basename(path)
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix in _PYTHON:
+        return ""
+    remedy = _NOT_PYTHON.get(suffix, "name the module or the file that has the application")
+    return f"{name} is no Python; {remedy.format(name=name, config='config:' + os.path.abspath(path))}"
+
+
+def _offers_app(path: str) -> bool:
+    """Return whether the text of a file looks as if it made an application."""
+    return bool(_OFFER.search(_text_of(path)))
 
 
 def _text_of(path: str) -> str:
@@ -1566,7 +1576,7 @@ def _names_in(folder: str) -> list[str]:
 
 def _import_target(target: str) -> ModuleType:
     """Import the module or the file that `target` names."""
-    if not _means_a_file(target):
+    if not _is_path(target):
         _heed_manage_py(os.getcwd(), target.replace(".", os.sep))
         return _import_module(target)
     path = _existing_file(target)
@@ -1580,31 +1590,29 @@ def _import_target(target: str) -> ModuleType:
     return _import_from_location(name, path)
 
 
-def _means_a_file(target: str) -> bool:
-    """Return whether `target` is a path; a bare name is one only where no module in the folder has that name."""
-    if "/" in target or "\\" in target or target.endswith((".py", ".ini")) or target.startswith("."):
-        return True
-    if os.path.isfile(target + ".py") or os.path.isfile(os.path.join(target, "__init__.py")):
-        return False
-    inside = [os.path.join(target, f"{stem}.py") for stem in _DEFAULT_MODULES]
-    return any(map(os.path.isfile, [target, *inside]))
+def _is_path(target: str) -> bool:
+    """Return whether `target` is a path; a name is one too where the current folder has a file or folder for it."""
+    written_so = "/" in target or "\\" in target or target.startswith(".") or target.endswith((".py", *_NOT_PYTHON))
+    return written_so or os.path.exists(target) or os.path.isfile(f"{target}.py")
 
 
 def _existing_file(target: str) -> str:
-    """Return the absolute path of the file that `target` means: itself, with .py added, or what its folder offers."""
+    """Return the absolute path of the file that `target` means: a package's, itself, with .py added, or what a folder
+    offers.  Raises DevserveError for none, and for a file that is no Python."""
     path = os.path.abspath(target)
-    if os.path.isdir(path):
-        package = os.path.join(path, "__init__.py")
-        return package if os.path.isfile(package) else default_file(path)
-    for candidate in (path, path + ".py"):
-        if os.path.isfile(candidate):
-            if candidate.endswith(".ini"):
-                raise DevserveError(_paste_remedy(candidate))
-            if candidate.endswith(_NO_PYTHON):
-                raise DevserveError(f"{target!r} is no Python; name the module or the file that has the application")
-            return default_file(os.path.dirname(path)) if os.path.basename(path) == "manage.py" else candidate
-    near = _nearest(os.path.basename(path), _names_in(os.path.dirname(path)))
+    folder, name = os.path.split(path)
+    found = next(filter(os.path.isfile, (os.path.join(path, "__init__.py"), path, f"{path}.py")), "")
+    if os.path.basename(found) == "manage.py":
+        return default_file(folder)
+    remedy = _not_python(found)
+    if remedy:
+        raise DevserveError(remedy)
+    if found or os.path.isdir(path):
+        return found or default_file(path)
+    near = _nearest(name, _names_in(folder))
     hint = f"did you mean {os.path.join(os.path.dirname(target), near)!r}?" if near else "check the path"
+    if os.path.isfile(f"{folder}.py"):
+        hint = f"did you mean '{os.path.dirname(target)}:{name}'?"
     raise DevserveError(f"no file {target!r}; {hint}")
 
 
@@ -1660,21 +1668,21 @@ def _import_module(name: str) -> ModuleType:
 
 
 def _import_from_location(name: str, path: str) -> ModuleType:
-    """Import a file that no import statement reaches: dots in its name, another suffix, a name that is taken."""
-    from importlib.machinery import SourceFileLoader
-    from importlib.util import module_from_spec, spec_from_loader
+    """Import a file that no import statement reaches: dots in its name, another suffix, a name that is taken.
 
+    It is executed here and not by a loader, whose frames would stand in tracebacks.
+    """
     while name in sys.modules:
         name += "_"
-    if "." in name:
-        _import_module(name.rpartition(".")[0])  # so that its relative imports work
-    loader = SourceFileLoader(name, path)
-    spec = spec_from_loader(name, loader)
-    assert spec is not None  # for the loader can tell that it is no package
-    module = sys.modules[name] = module_from_spec(spec)
+    package = name.rpartition(".")[0]
+    if package:
+        _import_module(package)  # so that its relative imports work
+    with open(path, "rb") as file:
+        source = file.read()
+    module = sys.modules[name] = ModuleType(name)
+    module.__file__, module.__package__ = path, package
     try:
-        # What exec_module does, without importlib's frames in tracebacks.
-        exec(loader.source_to_code(loader.get_data(path), path), vars(module))
+        exec(compile(source, path, "exec", dont_inherit=True), vars(module))
     except BaseException:
         del sys.modules[name]  # as the import system does
         raise
@@ -1690,44 +1698,57 @@ def _raised_inside(error: BaseException) -> bool:
 
 
 def _module_hint(name: str, missing: str) -> str:
-    """Return the remedy for a module that does not exist: the nearest one, or what to try."""
+    """Return the remedy for a module that does not exist: where the colon belongs, the nearest one, or what to try."""
     parent, _, last = missing.rpartition(".")
-    if parent in sys.modules and hasattr(sys.modules[parent], last):
-        return f"did you mean '{parent}:{name[len(parent) + 1 :]}'?"
+    rest = name[len(missing) :]
+    inside = (last + rest).removeprefix("py.")
+    if parent in sys.modules and hasattr(sys.modules[parent], inside.partition(".")[0]):
+        return f"did you mean '{parent}:{inside}'?"
     folders = getattr(sys.modules.get(parent), "__path__", []) if parent else [os.getcwd()]
     stems = [os.path.splitext(file) for folder in folders for file in _names_in(folder)]
-    near = _nearest(last, [stem for stem, suffix in stems if suffix in ("", ".py")])
+    near = _nearest(last, [stem for stem, suffix in stems if suffix in ("", "" if rest else ".py")])
     if near:
-        return f"did you mean {missing[: len(missing) - len(last)] + near + name[len(missing) :]!r}?"
+        return f"did you mean {missing[: len(missing) - len(last)] + near + rest!r}?"
     return "start devserve in the folder that holds it, or give the path of its file"
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
-    """Return the one of `names` that looks most like `name`, or ""."""
+    """Return the one of `names` that looks most like `name`, in whatever case, or ""."""
     import difflib
 
-    return next(iter(difflib.get_close_matches(name, list(names), 1)), "")
+    by_lower = {each.lower(): each for each in names}
+    return next((by_lower[near] for near in difflib.get_close_matches(name.lower(), by_lower, 1)), "")
 
 
 def import_remedy(error: BaseException) -> str:
-    """Return what to do about a package that is missing while a virtual environment stands beside; "" if none does."""
-    if not isinstance(error, ModuleNotFoundError):
+    """Return what to do about an import that fails though the library is there; "" where it may well be missing.
+
+    Either a file of the application's has the library's name, or a virtual environment stands beside and is not used.
+    """
+    if not isinstance(error, ImportError):
         return ""
-    for name in _VIRTUAL_ENVIRONMENTS:
-        python = os.path.join(name, *(("Scripts", "python.exe") if sys.platform == "win32" else ("bin", "python")))
-        used = os.path.realpath(sys.prefix) == os.path.realpath(name)
-        if os.path.isfile(os.path.join(name, "pyvenv.cfg")) and not used:
+    folder, file = os.path.split(error.path or "")
+    if folder == os.getcwd() and error.name:
+        from importlib.machinery import PathFinder
+
+        if PathFinder.find_spec(error.name, [entry for entry in sys.path if entry not in ("", folder)]):
+            return f"your {file} hides the library {error.name}, since it is found first: give it another name"
+    for folder in _VIRTUAL_ENVIRONMENTS if isinstance(error, ModuleNotFoundError) else ():
+        python = os.path.join(folder, *(("Scripts", "python.exe") if sys.platform == "win32" else ("bin", "python")))
+        used = os.path.realpath(sys.prefix) == os.path.realpath(folder)
+        if os.path.isfile(os.path.join(folder, "pyvenv.cfg")) and not used:
             return f"this is {sys.executable}, but the project has a virtual environment: start devserve by {python}"
     return ""
 
 
 # -- servers that an import starts
 
-_MAIN_GUARD = "start it under if __name__ == '__main__':"
-
 # Where a module that starts a server comes to stay, by the module that defines it.  Each is left out during an import.
 _SERVERS = {
-    "socketserver": ("BaseServer.serve_forever",),  # wsgiref's, Werkzeug's and Bottle's servers among them
+    "socketserver": ("BaseServer.serve_forever",),  # wsgiref's and Werkzeug's servers among them
+    "bottle": ("run",),
+    "quart.app": ("Quart.run",),
+    "sanic.mixins.startup": ("StartupMixin.run",),
     "waitress": ("serve",),
     "uvicorn.main": ("run",),
     "uvicorn.server": ("Server.run",),
@@ -1779,7 +1800,6 @@ class _ServerFinder:
         self.warn = warn
         self.importer: Optional[threading.Thread] = threading.current_thread()
         self.replaced: list[tuple[Any, str, Any]] = []
-        self.has_warned = False
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         """Have the other finders find one of `_SERVERS`, and its loader call `leave_out` at the end."""
@@ -1810,15 +1830,14 @@ class _ServerFinder:
 
         @functools.wraps(start)
         def stand_in(*args: Any, **kwargs: Any) -> Any:
-            return start(*args, **kwargs) if threading.current_thread() is not self.importer else self._warn_once(name)
+            if threading.current_thread() is not self.importer:
+                return start(*args, **kwargs)
+            what = f"the server that the import starts ({name.partition('.')[0]}) is left out"
+            self.warn(f"{what}; start it under if __name__ == '__main__':")
+            self.warn = lambda text: None  # once
+            return None
 
         return stand_in
-
-    def _warn_once(self, name: str) -> None:
-        if not self.has_warned:
-            self.has_warned = True
-            server = name.partition(".")[0]
-            self.warn(f"the server that the import starts ({server}) is left out; {_MAIN_GUARD}")
 
 
 # -- the application in a module
@@ -1835,10 +1854,8 @@ def _named_app(module: ModuleType, target: str, name: str) -> Any:
             if _raised_inside(error) and hasattr(type(thing), part):  # by a property, and not by `__getattr__`
                 raise
             holder = ":".join(filter(None, (target, ".".join(parts[:index]))))
-            raise DevserveError(f"no {part!r} in {holder!r}; {_spelling_hint(thing, part)}") from None
-    if arguments is not None:
-        return _made(thing, arguments, target, name)
-    return _app_or_made(thing, target, name)
+            raise DevserveError(f"no {part!r} in {holder!r}; {_name_remedy(thing, part)}") from None
+    return _app_or_made(thing, target, ".".join(parts), arguments)
 
 
 def _parse_name(name: str) -> tuple[list[str], Optional[_Arguments]]:
@@ -1848,43 +1865,45 @@ def _parse_name(name: str) -> tuple[list[str], Optional[_Arguments]]:
     parts = path.split(".")
     if not all(part.isidentifier() for part in parts):
         raise DevserveError(f'{name!r} names no application; write NAME, DOTTED.NAME or FACTORY("text", key=1)')
-    return parts, _literal_arguments(name.strip(), path) if parenthesis else None
-
-
-def _literal_arguments(name: str, path: str) -> _Arguments:
+    if not parenthesis:
+        return parts, None
     import ast
 
     try:
-        call = ast.parse(name, mode="eval").body
+        call = ast.parse(name.strip(), mode="eval").body
         if not isinstance(call, ast.Call) or ast.unparse(call.func) != path:
             raise ValueError("not a plain call")
         keywords = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
         if len(keywords) < len(call.keywords):
             raise ValueError("** or the same keyword twice")
-        return [ast.literal_eval(argument) for argument in call.args], keywords
+        return parts, ([ast.literal_eval(argument) for argument in call.args], keywords)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         raise DevserveError(f'cannot read {name!r}; arguments must be literals: {path}("text", key=1)') from None
 
 
-def _spelling_hint(holder: Any, name: str) -> str:
+def _name_remedy(holder: Any, name: str) -> str:
     """Return the remedy for a name that does not exist: the nearest one, or those that look like applications."""
     near = _nearest(name, dir(holder))
     if near:
         return f"did you mean {near!r}?"
+    if _may_be_app(holder):
+        return f"that is an application itself, so leave .{name} out"
     usual = _DEFAULT_NAMES + _FACTORIES
     likely = [known for known, thing in own_dict(holder).items() if known in usual or _framework_of(thing)]
     return f"it has {', '.join(likely)}" if likely else "check the spelling"
 
 
 def _discovered_app(module: ModuleType, target: str) -> Any:
-    """Return `app`, `application`, the one framework object, or what a factory makes; in this order."""
+    """Return `app`, `application`, the one framework object, what a factory makes, or what is ASGI by its form; in
+    this order.  Raises the DevserveError that names what comes nearest."""
     for name in _DEFAULT_NAMES:
         thing = getattr(module, name, None)
         stack = getattr(sys.modules.get("bottle"), "app", None)  # what `from bottle import *` calls so is none
         if thing is not None and thing is not stack and not isinstance(thing, ModuleType):
             return _app_or_made(thing, target, name)
     found = {id(thing): name for name, thing in vars(module).items() if _framework_of(thing)}  # each object once
-    for outer in (_framework_default(), *(vars(module)[name] for name in found.values())):
+    default = _framework_default()
+    for outer in (default, *(vars(module)[name] for name in found.values())):
         for inner in _frameworks_in(outer):
             if inner is not outer:
                 found.pop(id(inner), None)  # it is served with the one that it is mounted in
@@ -1894,8 +1913,13 @@ def _discovered_app(module: ModuleType, target: str) -> Any:
     for name in (*found.values(), *_FACTORIES):
         if hasattr(module, name):
             return _app_or_made(getattr(module, name), target, name)
-    default = _framework_default()
-    return default if default is not None else _nearest_to_an_app(module, target)
+    if default is not None:
+        return default
+    for name, thing in vars(module).items():
+        kind = type(thing)  # isinstance would ask a lazy object, as Django's settings are, for its class
+        if not issubclass(kind, (type, FunctionType, ModuleType)) and is_asgi(thing):
+            return checked(thing, f"'{target}:{name}'")
+    raise DevserveError(f"no application in {target!r}{_module_remedy(module, target)}")
 
 
 def _framework_default() -> Any:
@@ -1906,45 +1930,58 @@ def _framework_default() -> Any:
     return cherrypy.tree if cherrypy is not None and cherrypy.tree.apps else None
 
 
-def _nearest_to_an_app(module: ModuleType, target: str) -> Any:
-    """Return the object that is an ASGI application by its form, or raise the error that names what comes nearest."""
+def _module_remedy(module: ModuleType, target: str) -> str:
+    """Return what to do about a module without an application, in the words of the framework that it uses."""
     for name, thing in vars(module).items():
-        kind = type(thing)  # isinstance would ask a lazy object, as Django's settings are, for its class
-        if not issubclass(kind, (type, FunctionType, ModuleType)) and is_asgi(thing):
-            return checked(thing, f"'{target}:{name}'")
-        names = _shape_of(thing).names if kind is FunctionType else ()  # type: ignore[union-attr]
+        names = _shape_of(thing).names if type(thing) is FunctionType else ()  # type: ignore[union-attr]
         if names[:1] == ("global_config",):  # PasteDeploy's factory, as Pyramid's projects have it
-            raise DevserveError(f"no application in {target!r}; did you mean '{target}:{name}({{}})'?")
+            return f"; did you mean '{target}:{name}({{}})'?"
         if len(names) == 2 and names[0] in ("environ", "env") and names[1].startswith("s"):  # start_response, sr
-            raise DevserveError(f"no application in {target!r}; did you mean '{target}:{name}'?")
-    files = [os.path.join(folder, name) for folder in getattr(module, "__path__", ()) for name in _names_in(folder)]
-    stems = [os.path.basename(path)[:-3] for path in files if path.endswith(".py") and _offers_app(path)]
+            return f"; did you mean '{target}:{name}'?"
+    named = getattr(module, "WSGI_APPLICATION", None) or getattr(module, "ASGI_APPLICATION", None)
+    if type(named) is str:
+        return f", which has the settings of Django; did you mean {':'.join(named.rsplit('.', 1))!r}?"
+    folder = next(iter(getattr(module, "__path__", ())), "")
+    files = [name for name in _names_in(folder) if name.endswith(".py")]
+    stems = [file[:-3] for file in files if _offers_app(os.path.join(folder, file))]
     if stems:
         near = next((stem for stem in _DEFAULT_MODULES if stem in stems), stems[0])
-        raise DevserveError(f"no application in {target!r}; did you mean '{module.__name__}.{near}'?")
-    file = f"{target}.py"
-    if os.path.isfile(file) and not os.path.samefile(file, getattr(module, "__file__", None) or os.devnull):
-        raise DevserveError(
-            f"no application in {target!r}, which is the interpreter's own module; give the path: {file}"
-        )
-    raise DevserveError(f"no application in {target!r}{_making_remedy(module, target)}")
-
-
-def _making_remedy(module: ModuleType, target: str) -> str:
-    """Return how to make an application where an import can find it, in the words of the framework that is used."""
+        meant = f"{target}.{near}" if target.isidentifier() else os.path.join(target, f"{near}.py")
+        return f"; did you mean {meant!r}?"
     text = _text_of(getattr(module, "__file__", None) or "")
-    roots = {name.partition(".")[0]: framework.example for name, framework in _FRAMEWORKS.items() if framework.example}
-    example = next((line for root, line in roots.items() if re.search(rf"\bimport {root}|from {root}\b", text)), "")
+    packages = {name.partition(".")[0]: row for name, row in _FRAMEWORKS.items() if row.example or row.elsewhere}
+    used = [row for name, row in packages.items() if re.search(rf"^\s*(import|from) {name}\b", text, re.MULTILINE)]
+    example = next((row.example for row in used), "")
+    if used and used[0].elsewhere:
+        return f"; {used[0].elsewhere}"
     if re.search(r"^if +__name__ *==", text, re.MULTILINE):
         return f", which makes it under if __name__ == '__main__' only; make it above: {example or 'app = ...'}"
     return f"; make one: {example}" if example else f"; name the object: '{target}:NAME'"
 
 
-def _app_or_made(thing: Any, target: str, name: str) -> Any:
-    """Return the application itself or, where the name is a factory's, what it makes without arguments."""
-    if not _framework_of(thing) and _is_factory(thing, name):
-        return _made(thing, ([], {}), target, name)
-    return checked(thing, f"'{target}:{name}'")
+def _app_or_made(thing: Any, target: str, name: str, arguments: Optional[_Arguments] = None) -> Any:
+    """Return the application itself or, with arguments or where the name is a factory's, what it makes."""
+    label = f"'{target}:{name}'"
+    if arguments is None:
+        if _framework_of(thing) or not _is_factory(thing, name):
+            return checked(thing, label)
+        arguments = ([], {})
+    if not callable(thing) or is_asgi(thing):
+        checked(thing, label)
+    shape = _shape_of(_undecorated(thing))
+    if shape is not None and shape.is_async:
+        raise DevserveError(
+            f"{label} is a coroutine function; a factory is a plain one, called before there is a loop"
+        )
+    try:
+        app = thing(*arguments[0], **arguments[1])
+    except TypeError as error:
+        if _raised_inside(error):
+            raise
+        is_app = _framework_of(thing) or (shape is not None and shape.names[:1] in (("environ",), ("env",)))
+        remedy = "it is no factory: leave them out" if is_app else f'give them as in {name}("text", key=1)'
+        raise DevserveError(f"wrong arguments for {label}: {error}; {remedy}") from None
+    return checked(app, f"what '{target}:{name}()' returned")
 
 
 def _is_factory(thing: Any, name: str) -> bool:
@@ -1956,25 +1993,6 @@ def _is_factory(thing: Any, name: str) -> bool:
     if shape is None or shape.is_async or shape.variable or shape.required:
         return False
     return not shape.names or type(thing) in (FunctionType, MethodType)
-
-
-def _made(factory: Any, arguments: _Arguments, target: str, name: str) -> Any:
-    """Return what a factory makes; a DevserveError when its arguments do not fit, its own exception when it fails."""
-    bare = name.partition("(")[0].strip()
-    shape = _shape_of(_undecorated(factory))
-    if not callable(factory) or is_asgi(factory):
-        checked(factory, f"'{target}:{bare}'")
-    if shape is not None and shape.is_async:
-        raise DevserveError(f"'{target}:{bare}' is a coroutine function; a factory is called before there is a loop")
-    try:
-        app = factory(*arguments[0], **arguments[1])
-    except TypeError as error:
-        if _raised_inside(error):
-            raise
-        is_app = _framework_of(factory) or (shape is not None and shape.names[:1] in (("environ",), ("env",)))
-        remedy = "it is no factory: leave them out" if is_app else f'give them as in {bare}("text", key=1)'
-        raise DevserveError(f"wrong arguments for '{target}:{name}': {error}; {remedy}") from None
-    return checked(app, f"what '{target}:{name if '(' in name else bare + '()'}' returned")
 
 
 # -- what an application is
@@ -1991,17 +2009,21 @@ def checked(thing: Any, label: str) -> Any:
     framework = _FRAMEWORKS.get(_framework_of(thing))
     if framework is not None and framework.elsewhere:
         raise DevserveError(f"{label} is neither a WSGI nor an ASGI application; {framework.elsewhere}")
-    if not callable(thing) and framework is None:
+    if framework is not None:
+        return thing
+    if not callable(thing):
         remedy = "is a `return` missing?" if thing is None else "name an application"
         raise DevserveError(f"{label} is not callable, its type is {type(thing).__name__}; {remedy}")
-    asynchronous = is_asgi(thing)
-    shape, inner = (None, None) if framework else (_shape_of(thing), _shape_of(_undecorated(thing)))
+    asynchronous, shape, inner = is_asgi(thing), _shape_of(thing), _shape_of(_undecorated(thing))
     if inner is not None and inner.is_async and not asynchronous:
-        raise DevserveError(f"{label} is a coroutine function; an ASGI application takes (scope, receive, send)")
+        remedy = "an ASGI application takes (scope, receive, send), and a factory is a plain function"
+        raise DevserveError(f"{label} is a coroutine function; {remedy}")
     if shape is not None and not asynchronous and not shape.takes(2):
-        raise DevserveError(f"{label} does not take (environ, start_response); if it is a factory, give its arguments")
-    if framework is None:
-        _check_inside(thing, label, asynchronous)
+        arguments = ", ".join(f"{name}=..." for name in shape.names[: shape.required])
+        raise DevserveError(
+            f"{label} does not take (environ, start_response); if it is a factory, give its arguments: ({arguments})"
+        )
+    _check_inside(thing, label, asynchronous)
     return thing
 
 
@@ -2276,19 +2298,16 @@ def _open_django(app: Any) -> None:
     settings = sys.modules["django.conf"].settings
     if not settings.DEBUG or settings.is_overridden("DEBUG_PROPAGATE_EXCEPTIONS"):
         return
-    base = _import_module("django.views.debug").ExceptionReporter
+    base: Any = _import_module("django.views.debug").ExceptionReporter
 
-    def handing_over(own: Callable[[Any], str]) -> Callable[[Any], str]:
-        def get_traceback(self: Any) -> str:
-            return _hand_over_django(self) or own(self)
+    class Reporter(base):  # type: ignore[misc]
+        def get_traceback_html(self) -> str:
+            return _hand_over_django(self) or str(super().get_traceback_html())
 
-        return get_traceback
+        def get_traceback_text(self) -> str:
+            return _hand_over_django(self) or str(super().get_traceback_text())
 
-    names = ("get_traceback_html", "get_traceback_text")
-    reporter = type(base.__name__, (base,), {name: handing_over(getattr(base, name)) for name in names})
-    kind = app.request_class
-    own = {"exception_reporter_class": reporter, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    app.request_class = type(kind.__name__, (kind,), own)
+    app.request_class.exception_reporter_class = Reporter
     _keep_tracebacks_once()
 
 
@@ -2330,7 +2349,7 @@ def _wrap_django(app: Any) -> Any:
     return app if isinstance(app, handler) else handler(app)
 
 
-# By the class of their applications.
+# By the class of their applications; the last by its package, since it has none.
 _FRAMEWORKS: dict[str, _Framework] = {
     "flask.app.Flask": _Framework(_open_flask, _debug_flask),
     "django.core.handlers.wsgi.WSGIHandler": _Framework(_open_django, wrap=_wrap_django),
@@ -2350,8 +2369,12 @@ _FRAMEWORKS: dict[str, _Framework] = {
     "litestar.app.Litestar": _Framework(_open_litestar, is_asgi=True),
     "sanic.app.Sanic": _Framework(is_asgi=True),
     "blacksheep.server.application.Application": _Framework(is_asgi=True),
-    "aiohttp.web_app.Application": _Framework(elsewhere="start it by its own server: python -m aiohttp.web"),
-    "tornado.web.Application": _Framework(elsewhere="start it by its own server: app.listen(8000)"),
+    # Its object is no application, but has a Flask.
+    "dash.dash.Dash": _Framework(wrap=lambda app: getattr(app, "server", app), example="app = dash.Dash()"),
+    "aiohttp.web_app.Application": _Framework(elsewhere="aiohttp serves it: aiohttp.web.run_app(app)"),
+    "tornado.web.Application": _Framework(elsewhere="Tornado serves it: app.listen(8000)"),
+    "robyn.Robyn": _Framework(elsewhere="Robyn serves it: python FILE"),
+    "streamlit": _Framework(elsewhere="Streamlit serves it: streamlit run FILE"),
 }
 
 

@@ -1727,6 +1727,7 @@ class FindingByTarget(FindingFolder):
             with self.subTest(name):
                 self.app_file(name, name)
                 self.assertEqual(self.body(name), name)
+                self.assertEqual(self.body(f"{name[:-3]}:app"), name)
         self.assertIs(sys.modules["code"], code)
 
     def test_windows_drive_letters_and_colons(self) -> None:
@@ -1983,6 +1984,15 @@ class FindingMistakes(FindingFolder):
         "empty/notes.txt": "name the module or the file",
         "./settings": "did you mean './settings.ini'?",
         "..": "no app.py, wsgi.py or main.py",
+        "empty": "say what to serve",
+        "hello/app": "did you mean 'hello:app'?",
+        "HELLO": "did you mean 'hello'?",
+        "hello.app": "did you mean 'hello:app'?",
+        "hello.py.app": "did you mean 'hello:app'?",
+        "helo.app": "give the path",
+        "notes.ipynb": "jupyter nbconvert --to python notes.ipynb",
+        "site.zip": "unpack it",
+        "table.csv": "name the module or the file",
     }
     NAMES: ClassVar[dict[str, str]] = {  # what stands behind it
         "app": "",
@@ -2004,8 +2014,13 @@ class FindingMistakes(FindingFolder):
         "create_app(": "arguments must be literals",
         "a b": "write NAME",
         "number()": "name an application",
-        "app.zzz": "check the spelling",
+        "app.zzz": "leave .zzz out",
         "app()": "it is no factory",
+        "APP": "did you mean 'app'?",
+        "app.wsgi": "leave .wsgi out",
+        "build": "give its arguments: (config=...)",
+        "make_task()": "a factory is a plain one",
+        "os.path": "is a module",
     }
 
     def test_each_mistake_has_its_remedy_and_the_first_one_is_told(self) -> None:
@@ -2018,6 +2033,8 @@ class FindingMistakes(FindingFolder):
             app, number = holder.app, 42
             def view(request): pass
             async def task(): pass
+            async def make_task(): return app
+            def build(config): return app
             def create_app(*words, **more): return app
             def make_app(config): return app
         """
@@ -2026,6 +2043,8 @@ class FindingMistakes(FindingFolder):
         self.write("pack/web.py", source)
         self.write("empty/notes.txt", "")
         self.write("settings.ini", "[app:main]\nuse = egg:hello\n")
+        for name in ("notes.ipynb", "site.zip", "table.csv"):
+            self.write(name, "")
         for (target, of_target), (name, of_name) in itertools.product(self.TARGETS.items(), self.NAMES.items()):
             spec = f"{target}:{name}" if name else target
             with self.subTest(spec):
@@ -2166,6 +2185,9 @@ class FindingMistakes(FindingFolder):
         self.write("project/__init__.py", "")
         self.app_file("project/wsgi.py")
         self.refused("project", "did you mean 'project.wsgi'?")
+        self.refused("./project", f"did you mean '{os.path.join('./project', 'wsgi.py')}'?")
+        self.write("settings.py", "WSGI_APPLICATION = 'mysite.wsgi.application'")
+        self.refused("settings", "the settings of Django; did you mean 'mysite.wsgi:application'?")
 
     def test_wrong_arguments_are_told_from_a_type_error_inside(self) -> None:
         self.write(
@@ -2177,8 +2199,8 @@ class FindingMistakes(FindingFolder):
         """,
         )
         self.refused("hello", "wrong arguments for 'hello:create_app'", "config", 'create_app("text", key=1)')
-        self.refused("hello:create_app(1, 2)", "wrong arguments for 'hello:create_app(1, 2)'", "takes 1")
-        self.refused("hello:Site()", "wrong arguments for 'hello:Site()'", "name")
+        self.refused("hello:create_app(1, 2)", "wrong arguments for 'hello:create_app'", "takes 1")
+        self.refused("hello:Site()", "wrong arguments for 'hello:Site'", "name")
         for spec in ("hello:create_app('text')", "hello:Site(1)"):
             with self.subTest(spec), self.assertRaises(TypeError):
                 self.load(spec)
@@ -2264,7 +2286,22 @@ class FindingMistakes(FindingFolder):
             app = Application()
             """,
         )
-        self.refused("hello", "'hello:app' is neither a WSGI nor an ASGI application", "python -m aiohttp.web")
+        self.refused("hello", "'hello:app' is neither a WSGI nor an ASGI application", "aiohttp.web.run_app(app)")
+        self.write("script.py", "if False:\n    import streamlit as st\n")
+        self.refused("script", "no application in 'script'; Streamlit serves it: streamlit run FILE")
+
+    def test_application_that_a_framework_keeps_inside_of_its_object(self) -> None:
+        """As Dash keeps a Flask application, which is no application itself."""
+        self.write(
+            "hello.py",
+            """
+            class Dash:
+                __module__ = "dash.dash"
+                def server(self, environ, start_response): return [b"served"]
+            app = Dash()
+            """,
+        )
+        self.assertEqual(self.body("hello"), "served")
 
     def test_middleware_of_the_other_interface(self) -> None:
         self.write(
@@ -2309,6 +2346,19 @@ class FindingMistakes(FindingFolder):
         self.assertEqual(devserve.import_remedy(other), "")
         with unittest.mock.patch.object(sys, "prefix", str(self.folder / "venv")):
             self.assertEqual(devserve.import_remedy(missing), "")
+
+    def test_remedy_for_a_file_that_hides_the_library_that_it_imports(self) -> None:
+        for name, hides in {"csv": True, "nosuchlibrary": False}.items():
+            self.write(f"{name}.py", f"from {name} import Anything")
+            sys.modules.pop(name, None)
+            with self.subTest(name), self.assertRaises(ImportError) as caught:
+                self.load(name)
+            self.assertEqual(
+                devserve.import_remedy(caught.exception),
+                f"your {name}.py hides the library {name}, since it is found first: give it another name"
+                if hides
+                else "",
+            )
 
     def test_exceptions_of_the_application_come_out_untouched(self) -> None:
         self.write("uses_missing.py", "import missing_elsewhere")
