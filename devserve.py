@@ -6631,7 +6631,6 @@ _MAX_REQUEST_LINE = 64 * 1024  # as Werkzeug and waitress; DataTables, SAML and 
 _MAX_HEADERS = 64 * 1024  # cookies of a whole localhost pile up to 30 kB (431)
 _MAX_FIELDS = 200  # header lines; browsers send about 20 (431)
 _MAX_CHUNK_LINE = 1024  # a chunk's size and its extensions, which nobody uses (400)
-_SPOOL_MEMORY = 1024**2  # of a chunked body stays in memory; more goes to a temporary file
 _SPOOL_LIMIT = 64 * 1024**2  # of a chunked body is stored before the application is called; more it reads as it comes
 _SPOOL_RATE = 4 * 1024**2  # a second: a slower client makes its body while it sends it, and is heard at once
 _DRAIN_LIMIT = 1024**2  # of an unread body is read away to keep the connection; past it, closing is cheaper
@@ -7108,11 +7107,12 @@ class _Connection:
             while self.buffer.startswith(b"\r\n"):
                 del self.buffer[:2]
             end = self.buffer.find(b"\r\n\r\n")
+            if end < 0:
+                _check_beginning(self.buffer)
+            elif end > _MAX_HEADERS:
+                _check_beginning(self.buffer[:end])
             if end >= 0:
-                if end > _MAX_HEADERS:
-                    _check_size(self.buffer[:end])
                 return end
-            _check_beginning(self.buffer)
             try:
                 left = deadline - time.perf_counter()
                 more = _attempt(self.sock, self.sock.recv, _READ_SIZE, seconds=left)
@@ -7202,13 +7202,6 @@ class _Connection:
             return -1  # such a file system, or such a socket
 
     # -- the end
-
-    def hand_over(self) -> None:
-        """Leave the connection to the application, for a protocol of its own; a reload does not wait for its end."""
-        self.keep_alive = False
-        self.input_left = True
-        self.phase = _ENDLESS
-        self.server.look_again()
 
     def close(self) -> None:
         """End the connection so that what was sent arrives: a socket closed with input unread sends a reset.
@@ -7354,8 +7347,6 @@ def _check_controls(data: Union[bytes, bytearray], line_ends: int) -> None:
 
 def _parse_request_line(line: str) -> tuple[str, str, bool]:
     """Return method, target and whether it is HTTP/1.1 or later; 1.0 is the only other version."""
-    if len(line) > _MAX_REQUEST_LINE:
-        raise _BadRequest("the request line is too long", "414 URI Too Long")
     parts = line.split(" ")
     if len(parts) != 3 or "\t" in line or not all(parts) or not _FIELD_NAME.fullmatch(parts[0]):
         raise _BadRequest("the request line is not 'METHOD target HTTP/1.1'")
@@ -7448,22 +7439,16 @@ def _expects(expectation: str) -> bool:
 
 def _check_beginning(data: bytearray) -> None:
     """Refuse the beginning of a head that can no longer become a good one, instead of waiting for the rest."""
-    whole_lines = data.count(b"\r\n")
     if data.startswith(_TLS_HANDSHAKE):
         raise _BadRequest("a TLS handshake on a port that speaks plain HTTP: write http:// in the address")
-    _check_controls(data[:-1] if data.endswith(b"\r") else data, whole_lines)
-    _check_size(data)
-    if whole_lines:
-        _parse_request_line(data.partition(b"\r\n")[0].decode("latin-1"))
-
-
-def _check_size(data: bytearray) -> None:
-    """Refuse what is, or begins, a head that is too large."""
+    _check_controls(data[:-1] if data.endswith(b"\r") else data, data.count(b"\r\n"))
     line_end = data.find(b"\r\n", 0, _MAX_REQUEST_LINE + 2)
-    if line_end < 0 and len(data) > _MAX_REQUEST_LINE:
+    if line_end >= 0:
+        _parse_request_line(data[:line_end].decode("latin-1"))
+        if len(data) - line_end > _MAX_HEADERS:
+            raise _BadRequest("the header lines are too long", "431 Request Header Fields Too Large")
+    elif len(data) > _MAX_REQUEST_LINE:
         raise _BadRequest("the request line is too long", "414 URI Too Long")
-    if line_end >= 0 and len(data) - line_end > _MAX_HEADERS:
-        raise _BadRequest("the header lines are too long", "431 Request Header Fields Too Large")
 
 
 def _first_line(data: bytearray) -> tuple[str, str]:
@@ -7559,7 +7544,7 @@ class _ChunkedBody(_Body):
         super().__init__(connection, -1, expected)
         self.left = 0  # bytes of the present chunk
         self.awaits = "size"  # once these are read: a chunk's "size", the "end" of a chunk, or the "trailer"
-        self.stored: Any = io.BytesIO()
+        self.stored = io.BytesIO()
         self.stored_left = 0  # bytes of it that have not been read
 
     def store(self) -> bool:
@@ -7568,40 +7553,25 @@ class _ChunkedBody(_Body):
         A client may pause now and then for as long as `_SPOOL_RATE` allows for what it has sent: one that sends faster
         has its body ready, and only the machine is busy.
         """
-        size, waited = 0, 0.0
-        self.invite()
+        waited = 0.0
         self.connection.waits = False
         try:
-            while self.unread and size < _SPOOL_LIMIT:
+            while self.unread and self.stored.tell() < _SPOOL_LIMIT:
                 try:
-                    piece = self.read(_READ_SIZE)
+                    self.stored.write(self.read(_READ_SIZE) or b"")
                 except BlockingIOError:
                     began = time.perf_counter()
-                    patience = _SPOOL_PAUSE + size / _SPOOL_RATE - waited
+                    patience = _SPOOL_PAUSE + self.stored.tell() / _SPOOL_RATE - waited
                     if patience <= 0 or not self.connection.readable(patience):
                         break
                     waited += time.perf_counter() - began
-                else:
-                    size = self._add(piece, size)
         except _ClientGone as error:
             raise _BadRequest(f"the chunked body broke off: {error}") from error
-        except OSError as error:  # as a rule, the temporary folder is full
-            raise _BadRequest(f"the body cannot be stored: {error}", "507 Insufficient Storage") from error
         finally:
             self.connection.waits = True
+        self.stored_left = self.stored.tell()
         self.stored.seek(0)
-        self.stored_left = size
         return not self.unread
-
-    def _add(self, piece: bytes, before: int) -> int:
-        """Store a piece behind so many bytes; return how many there are now."""
-        if before <= _SPOOL_MEMORY < before + len(piece):
-            from tempfile import TemporaryFile
-
-            memory, self.stored = self.stored, TemporaryFile()  # noqa: SIM115 - `discard` closes it
-            self.stored.write(memory.getvalue())
-        self.stored.write(piece)
-        return before + len(piece)
 
     def discard(self) -> None:
         self.stored.close()
@@ -7609,7 +7579,7 @@ class _ChunkedBody(_Body):
 
     def readinto(self, buffer: Any) -> int:
         if self.stored_left:
-            count = int(self.stored.readinto(buffer))
+            count = self.stored.readinto(buffer)
             self.stored_left -= count
             return count
         self.invite()
@@ -7682,7 +7652,6 @@ _BY_CLOSE = 3  # by the end of the connection, for HTTP/1.0
 _NO_BODY = 4  # as in the answer to HEAD, a 204 and a 304; what the application sends is left out
 _TAKEN_OVER = 5  # the connection is the application's; what it sends as a response is left out
 _ENDED = 6  # what the application writes now would garble the next response
-_BODILESS = frozenset({"204", "304"})  # RFC 9110 section 6.4.1; 1xx cannot come from an application
 
 
 class _Response:
@@ -7820,7 +7789,7 @@ class _Response:
         """Decide how the body's end is known; return the header line that says so, unless the application gave one."""
         length = self.head.length
         self.framing = _NO_BODY
-        if self.status[:3] in _BODILESS:
+        if self.status[:3] in ("204", "304"):  # RFC 9110 section 6.4.1; 1xx cannot come from an application
             return b""
         line = b"Content-Length: %d\r\n" % size if length < 0 <= size else b""
         if self.request.request_line[0] == "HEAD":
@@ -7848,7 +7817,10 @@ class _Response:
     def hand_over(self) -> None:
         """Leave the connection to the application; nothing of this response is sent any more."""
         self.framing = _TAKEN_OVER
-        self.connection.hand_over()
+        connection = self.connection
+        connection.keep_alive, connection.input_left = False, True
+        connection.phase = _ENDLESS  # a reload does not wait for its end
+        connection.server.look_again()
 
     def log(self, note: str = "") -> None:
         """Write a line of the request log."""
@@ -7940,14 +7912,8 @@ _NO_HEAD = _ResponseHead()
 PLAIN_TEXT = (("Content-Type", "text/plain; charset=utf-8"),)
 _STATUS = re.compile(r"[2-9][0-9][0-9] [\t\x20-\x7e\x80-\xff]*")  # RFC 9112 section 4; 1xx is not an application's
 _ENDLESS_TYPES = (  # event streams, cameras, and rows that are written as they happen
-    "text/event-stream",
-    "multipart/x-mixed-replace",
-    "application/x-ndjson",
-    "application/ndjson",
-    "application/jsonl",
-    "application/x-jsonlines",
-    "application/json-seq",
-    "application/stream+json",
+    *("text/event-stream", "multipart/x-mixed-replace", "application/x-ndjson", "application/ndjson"),
+    *("application/jsonl", "application/x-jsonlines", "application/json-seq", "application/stream+json"),
 )
 
 
@@ -8297,22 +8263,23 @@ def _bind_error(error: OSError, host: str, port: int, again: Callable[[int], str
     """Turn a failed bind into the line that says what to do; Windows has numbers of its own."""
     number = getattr(error, "winerror", None) or error.errno
     host = host.strip("[]")
-    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    if number in (errno.EADDRINUSE, 10048) or (number == 10013 and _port_holder(port)):
+    problem = f"cannot bind {f'[{host}]' if ':' in host else host}:{port}"
+    holder = _port_holder(port)
+    if number in (errno.EADDRINUSE, 10048) or (number == 10013 and holder):
         if _is_own_parent():
             return DevserveError(
-                f"cannot bind {place}: already in use by the same command; a module that starts a reloader of its own "
+                f"{problem}: already in use by the same command; a module that starts a reloader of its own "
                 "while it is imported must do so under if __name__ == '__main__':"
             )
         free = _next_free_port(host, port)
         hint = _AIRPLAY_HINT if sys.platform == "darwin" and port == 5000 else ""
         remedy = f"try: {again(free)}" if free else "choose another --port"
-        return DevserveError(f"cannot bind {place}: already in use{_port_holder(port)}{hint}; {remedy}")
+        return DevserveError(f"{problem}: already in use{holder}{hint}; {remedy}")
     if number in (errno.EACCES, 10013):
-        return DevserveError(f"cannot bind {place}: this port needs privileges; try: {again(port + 8000 & 0xFFFF)}")
+        return DevserveError(f"{problem}: this port needs privileges; try: {again(port + 8000 & 0xFFFF)}")
     if number in (errno.EADDRNOTAVAIL, 10049):
-        return DevserveError(f"cannot bind {place}: {host} is not an address of this machine; try --host 0.0.0.0")
-    return DevserveError(f"cannot bind {place}: {error.strerror or error}")
+        return DevserveError(f"{problem}: {host} is not an address of this machine; try --host 0.0.0.0")
+    return DevserveError(f"{problem}: {error.strerror or error}")
 
 
 def _is_own_parent() -> bool:
@@ -8342,49 +8309,41 @@ def _port_holder(port: int) -> str:
     """Return " by python (pid 4711)" for the program that listens on a TCP port, "" when that cannot be learnt."""
     find = {"linux": _holder_by_proc, "win32": _holder_by_netstat}.get(sys.platform, _holder_by_lsof)
     try:
-        return find(port)
-    except (OSError, ValueError, IndexError):  # a tool is missing, or speaks otherwise than expected
+        return " by {1} (pid {0})".format(*find(port))
+    except (
+        OSError,
+        ValueError,
+        IndexError,
+    ):  # nobody, another user's process, or a tool is missing or speaks otherwise
         return ""
 
 
-def _holder_by_proc(port: int) -> str:
+def _holder_by_proc(port: int) -> list[str]:
     """Linux: the listening socket's inode from /proc/net/tcp and tcp6, then the process that has it open."""
     inodes = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        if os.path.exists(table):
-            with open(table, encoding="ascii") as lines:
-                rows = [line.split() for line in lines][1:]
+    for table in filter(os.path.exists, ("/proc/net/tcp", "/proc/net/tcp6")):
+        with open(table, encoding="ascii") as lines:
             # columns: 1 local address:port in hexadecimal, 3 state (0A: listening), 9 inode
-            inodes |= {
-                f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and int(row[1].split(":")[1], 16) == port
-            }
+            rows = [line.split() for line in lines][1:]
+        inodes |= {f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and int(row[1].split(":")[1], 16) == port}
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with os.scandir(f"/proc/{pid}/fd") as entries:
-                holds = not inodes.isdisjoint([os.readlink(entry.path) for entry in entries])
-            if holds:
+        with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:  # others' are not for us to see
+            if not inodes.isdisjoint([os.readlink(entry.path) for entry in entries]):
                 with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as name:
-                    return f" by {name.read().strip()} (pid {pid})"
-        except OSError:
-            continue  # another user's process, or one that has just ended
-    return ""
+                    return [pid, name.read().strip()]
+    return []
 
 
-def _holder_by_lsof(port: int) -> str:
+def _holder_by_lsof(port: int) -> list[str]:
     """macOS and the BSDs: `lsof -F` prints p<pid> and c<command>, a line each."""
-    lines = _tool_output("lsof", "-nP", f"-iTCP:{port}", "-sTCP:LISTEN", "-Fpc").splitlines()
-    fields = {line[0]: line[1:] for line in reversed(lines) if line}
-    return f" by {fields['c']} (pid {fields['p']})" if {"c", "p"} <= fields.keys() else ""
+    return re.findall(r"(?m)^[pc](.*)", _tool_output("lsof", "-nP", f"-iTCP:{port}", "-sTCP:LISTEN", "-Fpc"))[:2]
 
 
-def _holder_by_netstat(port: int) -> str:
+def _holder_by_netstat(port: int) -> list[str]:
     """Windows: the row of `netstat -ano` for the port ends with the pid; tasklist knows its name."""
-    for line in _tool_output("netstat", "-ano", "-p", "TCP").splitlines():
-        row = line.split()
-        if len(row) == 5 and row[1].endswith(f":{port}") and row[2].endswith(":0"):
-            task = _tool_output("tasklist", "/FI", f"PID eq {row[4]}", "/FO", "CSV", "/NH").split('"')
-            return f" by {task[1] if len(task) > 1 else 'a program'} (pid {row[4]})"
-    return ""
+    rows = _tool_output("netstat", "-ano", "-p", "TCP")
+    pid = re.findall(rf"(?m)^ *TCP +\S+:{port} +\S+:0 +\S+ +(\d+)", rows)[0]  # the state is in the user's language
+    return [pid, _tool_output("tasklist", "/FI", f"PID eq {pid}", "/FO", "CSV", "/NH").split('"')[1]]
 
 
 def _tool_output(*command: str) -> str:
@@ -8463,10 +8422,7 @@ def adhoc_certificate(host: str, say: Callable[[str], None]) -> str:
             return path
         names |= kept  # so that two projects on different addresses do not take turns
     head = f"devserve {int(time.time()) + _CERTIFICATE_DAYS * 86400} {' '.join(sorted(names))}\n"
-    try:
-        text = head + _certificate_by_cryptography(sorted(names))
-    except ImportError:
-        text = head + _certificate_by_openssl(sorted(names))
+    text = head + _make_certificate(sorted(names))
     try:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         fresh = f"{path}.{os.getpid()}"
@@ -8507,45 +8463,18 @@ def _kept_certificate(path: str) -> tuple[set[str], float]:
         return set(), 0.0
 
 
-def _certificate_by_cryptography(names: Sequence[str]) -> str:
-    """Raises ImportError where the package is not installed."""
-    from datetime import datetime, timedelta, timezone
-    from importlib import import_module
-    from ipaddress import ip_address
+def _make_certificate(names: Sequence[str]) -> str:
+    """Return a certificate for these names, after its key, as PEM.
 
-    x509 = import_module("cryptography.x509")
-    primitives = "cryptography.hazmat.primitives"
-    hashes, serialization, ec = (
-        import_module(f"{primitives}.{name}") for name in ("hashes", "serialization", "asymmetric.ec")
-    )
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "devserve on this machine")])
-    now = datetime.now(timezone.utc)
-    alternatives = [x509.IPAddress(ip_address(name)) if _is_ip(name) else x509.DNSName(name) for name in names]
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))  # for a clock that is late
-        .not_valid_after(now + timedelta(days=_CERTIFICATE_DAYS - 1))
-        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
-    written = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain) + certificate.public_bytes(pem)
-    return str(written, "ascii")
-
-
-def _certificate_by_openssl(names: Sequence[str]) -> str:
-    """A file of settings tells it what is wanted, as LibreSSL, which macOS has, lacks some of the options."""
+    Made by the program openssl, which Linux and macOS have, and Git brings along on Windows.  A file of settings tells
+    it what is wanted, as LibreSSL, which is macOS's, lacks some of the options.
+    """
+    import shutil
     import subprocess
     import tempfile
 
+    git = shutil.which("git") or ""
+    program = shutil.which("openssl") or os.path.join(os.path.dirname(os.path.dirname(git)), "usr/bin/openssl.exe")
     alternatives = ",".join(f"{'IP' if _is_ip(name) else 'DNS'}:{name}" for name in names)
     with tempfile.TemporaryDirectory(prefix="devserve") as folder:
         settings, key, cert = (os.path.join(folder, name) for name in ("settings", "key", "cert"))
@@ -8554,11 +8483,11 @@ def _certificate_by_openssl(names: Sequence[str]) -> str:
         kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-sha256"]
         made = ["-days", str(_CERTIFICATE_DAYS), "-config", settings, "-keyout", key, "-out", cert]
         try:
-            command = ["openssl", "req", "-x509", *kind, *made]
+            command = [program, "req", "-x509", *kind, *made]
             subprocess.run(command, check=True, capture_output=True, timeout=_OPENSSL_SECONDS)
         except (OSError, subprocess.SubprocessError) as error:
-            remedy = "it needs the package cryptography (pip install cryptography) or the program openssl"
-            raise DevserveError(f"--cert adhoc makes no certificate: {remedy}; or give --cert FILE") from error
+            remedy = "install the program openssl, or give --cert FILE, such as mkcert makes"
+            raise DevserveError(f"--cert adhoc makes no certificate: {remedy}") from error
         with open(key, encoding="ascii") as first, open(cert, encoding="ascii") as second:
             return first.read() + second.read()
 
