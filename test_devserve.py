@@ -79,6 +79,7 @@ os.environ["no_proxy"] = os.environ["NO_PROXY"] = "*"  # what is tested is on th
 
 DEADLINE = 20.0  # seconds that anything may take before a test fails; generous, since machines under load are slow
 REQUIRE_ALL = os.environ.get("DEVSERVE_REQUIRE_ALL") == "1"
+HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()  # not so in the free-threaded builds of 3.13 on
 SCRIPT = pathlib.Path(devserve.__file__).resolve()
 README = SCRIPT.with_name("README.md")
 
@@ -16636,6 +16637,7 @@ class ReloadUnderRunners(Reload):
         self.assertTrue((self.folder / "cover" / "app.cover").exists(), "what was counted is written at the end")
         self.try_two_reloads("-m", "pdb", "-c", "continue")
 
+    @unittest.skipUnless(HAS_GIL, "without the lock, threads break the tree of cProfile's, which then loops for ever")
     def test_a_profiler_of_the_command_and_of_the_applications_own_script(self) -> None:
         for last in ("", self.RUN):
             with self.subTest(last):
