@@ -3,11 +3,13 @@
     python3 .ci/mutants.py                          200 mutants of the rooms for guard, server, watcher and restart
     python3 .ci/mutants.py --rooms 8 --count 50     other rooms, another number
     python3 .ci/mutants.py --seed 7                 other mutants; the same seed makes the same ones
+    python3 .ci/mutants.py --functions close_gate   those of these functions alone
 
 Each mutant is a copy of the file in which one comparison, one condition, one number or one statement is another.  The
-tests of its room run against it, in a folder of its own, until the first that fails.  A mutant that no test notices
-has survived: it is printed with its line.  Some are equivalent, as they behave no otherwise than the original; those
-that have been looked at stand in EQUIVALENT with the reason.  Exit status 1 when others survived.
+tests of its room run against it, in a folder of its own, until the first that fails; those that name the function come
+first.  A mutant that no test notices has survived: it is printed with its line.  Some are equivalent, as they behave
+no otherwise than the original; those that have been looked at stand in EQUIVALENT with the reason.  Exit status 1 when
+others survived.
 """
 
 import argparse
@@ -87,6 +89,20 @@ def tests_of(number: int) -> list[str]:
     return names
 
 
+def tests_that_name(function: str, classes: list[str]) -> list[str]:
+    """Return those tests of the classes in whose text the function's name stands."""
+    text = TESTS.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    return [
+        f"{node.name}.{test.name}"
+        for node in ast.parse(text).body
+        if isinstance(node, ast.ClassDef) and node.name in classes
+        for test in node.body
+        if isinstance(test, ast.FunctionDef) and test.name.startswith("test_")
+        if re.search(rf"\b{function}\b", "\n".join(lines[test.lineno - 1 : test.end_lineno]))
+    ]
+
+
 def changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     """Yield what may be put in a node's place, each with a word about it."""
     if isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARISONS:
@@ -163,7 +179,8 @@ def survives(mutant: Mutant, classes: list[str]) -> Optional[bool]:
         pathlib.Path(folder, "devserve.py").write_text(mutant.source, encoding="utf-8")
         for name in ("test_devserve.py", "README.md", "pyproject.toml"):
             shutil.copy(TREE / name, folder)
-        command = [sys.executable, "test_devserve.py", "--failfast", *classes]
+        first = tests_that_name(mutant.function, classes) if mutant.function else []
+        command = [sys.executable, "test_devserve.py", "--failfast", *first, *classes]
         quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         try:
             done = subprocess.run(command, cwd=folder, timeout=PATIENCE, **quiet)  # type: ignore[call-overload]
@@ -177,12 +194,14 @@ def main() -> int:
     parser.add_argument("--rooms", type=int, nargs="+", default=list(ROOMS))
     parser.add_argument("--count", type=int, default=200, help="how many mutants (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--functions", nargs="+", help="of these alone, by their own names")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args()
     for room in given.rooms:
         if not survives(Mutant(room, "", 0, "", SOURCE.read_text(encoding="utf-8")), tests_of(room)):
             raise SystemExit(f"the tests of room {room} fail without any mutation: mend that first")
     every = [mutant for room in given.rooms for mutant in mutants(room)]
+    every = [mutant for mutant in every if not given.functions or mutant.function in given.functions]
     chosen = random.Random(given.seed).sample(every, min(given.count, len(every)))
     classes = {room: tests_of(room) for room in given.rooms}
     left, tried = [], 0
