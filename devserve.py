@@ -177,10 +177,10 @@ else:
 # Invariants: What is given wins over a DEVSERVE_* variable, that over Flask's, and that over the default.  An empty
 # variable is not set.  A file sets only what the environment lacks.
 #
-# Doors: DevserveError, OPTIONS, Config, is_negative, configure, config_of_keywords, values_of_keywords,
+# Doors: DevserveError, Option, OPTIONS, Config, is_negative, configure, config_of_keywords, values_of_keywords,
 # check_keywords, split_host, add_address, own_command, env_files.
 #
-# Read first: _Option.read, Config, configure, _values_of_environment, _env_entries.
+# Read first: Option.read, Config, configure, _values_of_environment, _env_entries.
 # =====================================================================================================================
 
 _YES = frozenset({"1", "true", "t", "yes", "y", "on"})
@@ -191,7 +191,7 @@ class DevserveError(Exception):
     """A mistake that the person at the keyboard can mend: one line that names the value and the remedy."""
 
 
-class _Option(NamedTuple):
+class Option(NamedTuple):
     """A row of the table: all that is known of one option."""
 
     field: str  # its name in `Config`, and as a keyword
@@ -241,14 +241,14 @@ class _Option(NamedTuple):
             raise TypeError(f"{self.field}={value!r:.80}: not a {type(self.default).__name__}") from None
 
 
-OPTIONS: dict[str, _Option] = {}  # by field; complete when `Config` is
+OPTIONS: dict[str, Option] = {}  # by field; complete when `Config` is
 
 
 def _option(default: Any, flags: str, *row: Any, field: str = "", **rest: Any) -> Any:
     """Enter a row in OPTIONS; return the default.  Unless `field` names the field, the first long flag does."""
     words = tuple(flags.split())
     field = field or next(flag for flag in words if flag.startswith("--"))[2:].replace("-", "_")
-    OPTIONS[field] = _Option(field, default, words, *row, **rest)
+    OPTIONS[field] = Option(field, default, words, *row, **rest)
     return default
 
 
@@ -1668,21 +1668,21 @@ def _import_module(name: str) -> ModuleType:
 
 
 def _import_from_location(name: str, path: str) -> ModuleType:
-    """Import a file that no import statement reaches: dots in its name, another suffix, a name that is taken.
+    """Import a file that no import statement reaches: dots in its name, another suffix, a name that is taken."""
+    from importlib.machinery import SourceFileLoader
+    from importlib.util import module_from_spec, spec_from_loader
 
-    It is executed here and not by a loader, whose frames would stand in tracebacks.
-    """
     while name in sys.modules:
         name += "_"
-    package = name.rpartition(".")[0]
-    if package:
-        _import_module(package)  # so that its relative imports work
-    with open(path, "rb") as file:
-        source = file.read()
-    module = sys.modules[name] = ModuleType(name)
-    module.__file__, module.__package__ = path, package
+    if "." in name:
+        _import_module(name.rpartition(".")[0])  # so that its relative imports work
+    loader = SourceFileLoader(name, path)
+    spec = spec_from_loader(name, loader)
+    assert spec is not None  # for the loader can tell that it is no package
+    module = sys.modules[name] = module_from_spec(spec)
     try:
-        exec(compile(source, path, "exec", dont_inherit=True), vars(module))
+        # What exec_module does, without importlib's frames in tracebacks.
+        exec(loader.source_to_code(loader.get_data(path), path), vars(module))
     except BaseException:
         del sys.modules[name]  # as the import system does
         raise
@@ -12480,24 +12480,25 @@ def _command_for_port(port: int) -> str:
 # 15. Command line
 #
 # The words of a command become values of the options, by their table; what is wrong with them becomes one line and
-# exit status 2.  The room may know the configuration, the terminal and the runner.  At its end stands the demo, an
-# application to try devserve with.
-#
-# argparse is not used: its errors cannot name a remedy, and importing it is 3 ms of every reload.
+# exit status 2.  This is the only room that knows argparse.  It may know the configuration, the terminal and the
+# runner.  At its end stands the demo, an application to try devserve with.
 #
 # Invariants: --help, --version and a mistake in the command change nothing of the process, whose start is noted later.
 # A word that names something in the current folder is an application, whatever else it might mean.
 #
 # Doors: main, demo.
 #
-# Read first: main, _read_command, _parse_flags.
+# Read first: main, _read_command, _command_parser.
 #
 # To teach it another server's flag, name it in `others` of its row in OPTIONS, or in _NOT_HERE.
 # =====================================================================================================================
 
+if TYPE_CHECKING:
+    import argparse
+
 _FLAGS = {flag: option for option in OPTIONS.values() for flag in option.flags}
 _HELP_WIDTH = 98  # columns of --help where there is no terminal, as on one of 100
-_HELP_INDENT = 28  # columns: nearly all flags fit in front of their help
+_HELP_INDENT = 28  # columns: nearly all flags fit in before their help
 _RUN_COMMANDS = ("run", "runserver")  # Flask's and Django's words for what is the only command here
 _OTHER_PROGRAMS = frozenset(
     "daphne django-admin fastapi flask granian gunicorn hypercorn pserve python python3 quart uvicorn".split()
@@ -12529,7 +12530,7 @@ The development server for Python web applications: it reloads on a save, and
 turns an exception into a page that finds the bug. For local development only,
 never for production. Try it with the demo that is inside:
 
-  {command} devserve:demo --debug"""
+  %(prog)s devserve:demo --debug"""
 _EPILOG = """\
 APP is a module or a file, and after a colon what to take from it; without the
 colon it is app, application, the one framework object, or create_app():
@@ -12592,40 +12593,25 @@ def _read_command(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _parse_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Return the values of the flags, and the other words; flags are written as for GNU's getopt_long."""
-    given: dict[str, Any] = {}
-    words: list[str] = []
-    ahead = deque(argv)
-    while ahead:
-        word = ahead.popleft()
-        if word == "--":
-            return given, [*words, *ahead]
-        if word == "-" or not word.startswith("-"):
-            words.append(word)
-            continue
-        long = word.startswith("--")
-        flag, equals, text = word.partition("=") if long else (word[:2], word[2:], word[2:])
-        option = _FLAGS.get(flag)
-        if flag in ("-h", "--help", "--version"):
-            sys.stdout.write(f"devserve {__version__}\n" if flag == "--version" else _help())
-            raise SystemExit(0)
-        if option is None:
-            value = text or next((text for text in ahead if not text.startswith("-")), "")
-            raise DevserveError(f"no option {flag}; {_flag_remedy(flag, value)}")
-        if isinstance(option.default, bool):
-            given[option.field] = not is_negative(flag)
-            if equals and long:
-                raise DevserveError(f"{word}: {flag} takes no value; write one of {', '.join(option.flags)}")
-            if equals:
-                ahead.appendleft(f"-{text}")
-            continue
-        if not equals:
-            if not ahead or ahead[0] in _FLAGS:
-                raise DevserveError(f"{flag} lacks its value; write {flag} {option.metavar}")
-            text = ahead.popleft()
-        value = option.read(text, f"{flag} {text}")
-        given[option.field] = given.get(option.field, ()) + value if isinstance(value, tuple) else value
-    return given, words
+    """Return the values of the flags that a command has, and its other words.  Raises as `_read_command` does."""
+    import argparse
+
+    try:
+        parsed, unknown = _command_parser().parse_known_intermixed_args(argv)
+    except argparse.ArgumentError as error:  # which names the flags of the row, as in -d/--debug/--no-debug
+        flags = (error.argument_name or "").split("/")
+        flag = next((flag for flag in flags if flag.startswith("--")), flags[-1])
+        metavar = _FLAGS[flag].metavar
+        if metavar:
+            raise DevserveError(f"{flag} lacks its value; write {flag} {metavar}") from None
+        word = next((word for word in argv if "=" in word and word.partition("=")[0] in flags), flag)
+        raise DevserveError(f"{word}: {flag} takes no value; write one of {', '.join(flags)}") from None
+    if unknown:
+        flag, _, value = next((word for word in unknown if word.startswith("-")), unknown[0]).partition("=")
+        after = list(argv[list(argv).index(flag) + 1 :]) if flag in argv else []
+        raise DevserveError(f"no option {flag}; {_flag_remedy(flag, value or ''.join(after[:1]))}")
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(parsed).items()}
+    return given, list(given.pop("words", ()))
 
 
 def _flag_remedy(flag: str, value: str) -> str:
@@ -12689,31 +12675,57 @@ def _mask_pin(pin: str) -> None:
                     memory.write(b"*" * len(word))
 
 
-def _help() -> str:
-    """Return the text of --help: the options by their topics, and each form of APP."""
-    import textwrap
+def _command_parser() -> argparse.ArgumentParser:
+    """Return the parser that the table of options makes; its values are those that are given, and no defaults."""
+    import argparse
 
+    class Flag(argparse.Action):
+        def __init__(self, option_strings: Sequence[str], dest: str, **rest: Any) -> None:
+            super().__init__(option_strings, dest, nargs=0, **rest)
+
+        def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Optional[str] = None) -> None:
+            setattr(namespace, self.dest, not is_negative(str(option_string)))
+
+    def formatter(prog: str) -> argparse.HelpFormatter:
+        return argparse.RawDescriptionHelpFormatter(prog, max_help_position=_HELP_INDENT, width=_terminal_width())
+
+    parser = argparse.ArgumentParser(
+        prog=" ".join(own_command()),
+        usage="%(prog)s [APP] [options]",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=formatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+        add_help=False,
+        exit_on_error=False,
+    )
+    topics = {
+        topic: parser.add_argument_group(topic) for topic in dict.fromkeys(row.topic for row in OPTIONS.values())
+    }
+    next(iter(topics.values())).add_argument("words", metavar="APP", nargs="*", help="the application: see below")
+    for field, row in OPTIONS.items():
+        how: dict[str, Any] = {"action": Flag}
+        if not isinstance(row.default, bool):
+            action = "extend" if isinstance(row.default, tuple) else "store"
+            how = {"action": action, "metavar": row.metavar, "type": partial(_read_word, row)}
+        topics[row.topic].add_argument(*row.flags, dest=field, help=row.help, **how)
+    others = parser.add_argument_group("Help")
+    others.add_argument("--version", action="version", version=f"devserve {__version__}", help="print the version")
+    others.add_argument("-h", "--help", action="help", help="print this")
+    return parser
+
+
+def _read_word(option: Option, text: str) -> Any:
+    return option.read(text, f"{option.flags[-1]} {text}")
+
+
+def _terminal_width() -> int:
+    """Return the columns for the help.  Left alone, argparse imports shutil and all its compressors for this: 5 ms."""
     try:
-        width = os.get_terminal_size(1).columns - 2
+        return os.get_terminal_size(1).columns - 2
     except (OSError, ValueError):  # not a terminal
-        width = _HELP_WIDTH
-    topics: dict[str, list[tuple[str, str]]] = {}
-    for option in OPTIONS.values():
-        flags = ", ".join(option.flags) + (f" {option.metavar}" if option.metavar else "")
-        topics.setdefault(option.topic, []).append((flags, option.help))
-    next(iter(topics.values())).insert(0, ("APP", "the application: see below"))
-    topics["Help"] = [("--version", "print the version"), ("-h, --help", "print this")]
-    command = " ".join(own_command())
-    lines = [f"usage: {command} [APP] [options]", "", _DESCRIPTION.format(command=command)]
-    for topic, entries in topics.items():
-        lines += ["", f"{topic}:"]
-        for flags, text in entries:
-            if len(flags) > _HELP_INDENT - 4:
-                lines.append(f"  {flags}")
-                flags = ""
-            first = f"  {flags}".ljust(_HELP_INDENT)
-            lines += textwrap.wrap(text, width, initial_indent=first, subsequent_indent=" " * _HELP_INDENT)
-    return "\n".join([*lines, "", _EPILOG, ""])
+        return _HELP_WIDTH
 
 
 # -- the demo

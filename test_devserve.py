@@ -659,6 +659,12 @@ class House(unittest.TestCase):
         users = {room for name, room in self.attributes() if re.match(r"os\.(exec|spawn|posix_spawn|fork)", name)}
         self.assertLessEqual(users, {13})
 
+    def test_only_the_command_line_knows_argparse(self) -> None:
+        for node in ast.walk(self.tree):
+            if "argparse" in imported(node):
+                self.assertEqual(self.room_of(getattr(node, "lineno", 0)), 15)
+        self.assertLessEqual({room for name, room in self.attributes() if name.startswith("argparse.")}, {15})
+
     def test_reading_a_traceback_holds_no_markup(self) -> None:
         self.assertNotIn("<", self.rooms[5].text)
 
@@ -13997,10 +14003,9 @@ class CommandLineMistakes(InEmptyEnvironment):
         "--port :8000": "--port :8000: not a port; write 8000",
         "--port localhost:8000": "write 8000",
         "--port http": "choose one from 1 to 65535, or 0",
-        "-p8000x": "-p 8000x: not a port",
+        "-p8000x": "--port 8000x: not a port",
         "--prot 80": "no option --prot; did you mean --port?",
         "--bogus": "no option --bogus; see --help",
-        "-1": "no option -1; see --help",
         "debug": "did you mean --debug?",
         "help": "did you mean --help?",
         "--host https://localhost:5000/x": "name localhost:5000 alone, and add --cert adhoc",
