@@ -2451,7 +2451,6 @@ _FRAME_SIZE = 1_000  # characters of an average frame, or of an exception withou
 LINES_AROUND = 5  # source lines on each side of an application's line; what a person takes in at a glance
 _LIBRARY_LINES_AROUND = 2  # and of a library's: folded on the page, and most of its weight
 _LINE_LIMIT = 400  # characters of a source line; only generated code is longer
-_SOURCE_LIMIT = 4_000_000  # bytes of a source file; more is no source that a person wrote
 _TEXT_LIMIT = 10_000  # characters of a message or a note; enough for a compiler's, harmless to a browser
 _VALUE_LIMIT = 1_500  # characters of a value: about what fits on a screen when it is asked for
 _INLINE_LIMIT = 400  # characters of a value that is in the page from the start
@@ -2492,11 +2491,6 @@ class Variable(NamedTuple):
     argument: bool = False  # the function was called with it
     used: bool = False  # it stands on the failing line
     opens: bool = False  # it has members, which `members_at` lists
-
-    @property
-    def is_late(self) -> bool:
-        """Whether it was not read in time; a second try may read it."""
-        return self.value.startswith("(not read:")
 
 
 class FrameView(NamedTuple):
@@ -2568,7 +2562,6 @@ class FramePosition(NamedTuple):
 if TYPE_CHECKING:
     _Keep = Callable[[FramePosition], str]  # keeps a position and returns the id under which it can be asked for
     _Source = tuple[list[str], str]  # the lines of a file, and why there are none
-    _Sources = dict[str, _Source]  # by filename: what has been read for this report
     _Job = tuple[Any, Callable[[], Any]]  # a value, or MISSING, and what looks at it
 
 
@@ -2604,7 +2597,6 @@ class _ReportBuilder:
         self.keep, self.context = keep, context
         self.size = _REPORT_SIZE
         self.until = time.monotonic() + _REPORT_SECONDS
-        self.sources: _Sources = {}
         self.has_values = False  # of the innermost frame of the application's
 
     def seconds(self, most: float = _QUICK_SECONDS) -> float:
@@ -2672,7 +2664,7 @@ class _ReportBuilder:
     def view(self, position: FramePosition) -> FrameView:
         """Return the view of one position; of a frame that holds something unspeakable only where it is."""
         id, code = self.keep(position), position.frame.f_code
-        view, _ = call_safely(lambda: view_position(position, id=id, sources=self.sources))
+        view, _ = call_safely(lambda: view_position(position, id=id))
         if view is None:
             source: _Source = [], "The frame cannot be read."
             view = _view_at("python", code.co_filename, position.lineno, code.co_name, source)
@@ -2768,9 +2760,7 @@ def _find_cycle(keys: list[tuple[CodeType, int]], at: int) -> tuple[int, int]:
     return 1, 1
 
 
-def view_position(
-    position: FramePosition, *, id: str = "", around: Optional[int] = None, sources: Optional[_Sources] = None
-) -> FrameView:
+def view_position(position: FramePosition, *, id: str = "", around: Optional[int] = None) -> FrameView:
     """Return the view of one frame without its values; `around` lines of source on each side."""
     frame, code, template = position.frame, position.frame.f_code, _template_line(position)
     if template is None:
@@ -2779,7 +2769,7 @@ def view_position(
     else:
         kind, filename, lineno, name = "template", template.filename, template.lineno, template.name
         app = not is_library(filename, "")
-    source = _read_source(filename, frame.f_globals, sources)
+    source = _read_source(filename, frame.f_globals)
     if template is None and not _is_source_of(code, source[0]):
         source = [], "The file has changed since it was loaded."
     marks = _marks_of(position, source[0]) if template is None else [_Mark(lineno, *template.mark)]
@@ -2860,47 +2850,31 @@ def _qualified_name(frame: FrameType) -> str:
     return code.co_name
 
 
-def _read_source(
-    filename: str, module_globals: Optional[Mapping[str, Any]] = None, sources: Optional[_Sources] = None
-) -> _Source:
-    """Return the lines of a source file, or none and a sentence why.  What is in `sources` is not read again."""
-    sources = {} if sources is None else sources
-    if filename not in sources:
-        try:
-            sources[filename] = _read_file(filename, dict(module_globals or {}))
-        except OSError as error:
-            sources[filename] = [], f"The file cannot be read: {error.strerror}."
-    return sources[filename]
+def _read_source(filename: str, module_globals: Optional[Mapping[str, Any]] = None) -> _Source:
+    """Return the lines of a source, or none and a sentence why.
 
-
-def _read_file(filename: str, module_globals: dict[str, Any]) -> _Source:
-    """Return the lines of a file, or those that a shell has registered or a loader has in a zip.  Raises OSError."""
+    `linecache` has read most of them for the traceback's text already.  It decodes as PEP 263 says, and knows what a
+    shell has registered and what a loader has in a zip file; what it cannot decode is shown with escapes.
+    """
     import linecache
 
-    if os.path.isfile(filename):
-        with open(filename, "rb") as file:
-            return _decode_source(file.read(_SOURCE_LIMIT)), ""
-    if os.path.exists(filename):
+    if os.path.exists(filename) and not os.path.isfile(filename):
         return [], "This is no file."  # but a device or a pipe, which may have no end
-    lines, _ = call_safely(lambda: linecache.getlines(filename, module_globals))
+    linecache.checkcache(filename)
+    lines, _ = call_safely(lambda: linecache.getlines(filename, dict(module_globals or {})))
     if lines:
         return [line.rstrip("\r\n") for line in lines], ""
-    if filename[:1] != _OPENER:
-        return [], "The file is not there."
     if filename.startswith(_OPENER + "frozen "):
         return [], "This code is built into the interpreter."
-    return [], "This code came from exec, eval or a template, not from a file."
-
-
-def _decode_source(data: bytes) -> list[str]:
-    """Return the lines of a Python source in the encoding that it declares (PEP 263); what does not fit as escapes."""
-    from importlib.util import decode_source
-
+    if filename[:1] == _OPENER:
+        return [], "This code came from exec, eval or a template, not from a file."
     try:
-        text = decode_source(data)
-    except (SyntaxError, UnicodeError):
-        text = re.sub("\r\n?", "\n", data.decode("utf-8-sig", "backslashreplace"))
-    return text.split("\n")
+        with open(filename, encoding="utf-8", errors="backslashreplace") as file:
+            return file.read().split("\n"), ""
+    except PermissionError:
+        return [], "The file may not be read."
+    except (OSError, ValueError):
+        return [], "The file is not there."
 
 
 def _shown_line(line: str, start: int, end: int) -> tuple[str, int, int]:
@@ -4030,7 +4004,7 @@ def _write_frame(frame: FrameView, *, opened: bool, hot: bool = False) -> _Marku
     """
     folder, file = os.path.split(frame.path)
     source = body = write_source(frame)
-    late = any(variable.is_late for variable in frame.variables) or not frame.is_read
+    late = not frame.is_read or any(variable.value.startswith("(not read:") for variable in frame.variables)
     if frame.variables or (late and frame.id):
         variables = write_variables(frame) if frame.variables else _Markup()
         later = _Markup(" later" if late and frame.id else "")
