@@ -2452,8 +2452,7 @@ LINES_AROUND = 5  # source lines on each side of an application's line; what a p
 _LIBRARY_LINES_AROUND = 2  # and of a library's: folded on the page, and most of its weight
 _LINE_LIMIT = 400  # characters of a source line; only generated code is longer
 _TEXT_LIMIT = 10_000  # characters of a message or a note; enough for a compiler's, harmless to a browser
-_VALUE_LIMIT = 1_500  # characters of a value: about what fits on a screen when it is asked for
-_INLINE_LIMIT = 400  # characters of a value that is in the page from the start
+_VALUE_LIMIT = 800  # characters of a value: ten lines of the page; what is inside a longer one can be unfolded
 _LIST_LIMIT = 60  # variables of a frame, fields of a form, members of a value; who has more has generated them
 _DEPTH_LIMIT = 6  # containers within containers, groups within groups
 _ROUNDS_FOLDED = 4  # rounds of a recursion from which it is folded; fewer are as soon read as the line about them
@@ -2653,7 +2652,7 @@ class _ReportBuilder:
             if self.has_values and 0 >= self.size:
                 break
             seconds = self.seconds(_QUICK_SECONDS if self.has_values else _VALUES_SECONDS)
-            views[number] = with_values(views[number], folded[number][0], _INLINE_LIMIT, seconds)
+            views[number] = with_values(views[number], folded[number][0], seconds)
             self.has_values = True
             self.size -= sum(len(v.name) + len(v.type) + len(v.value) for v in views[number].variables)
         if views and isinstance(error, TypeError):
@@ -2673,6 +2672,10 @@ class _ReportBuilder:
 
 
 # -- what was raised
+#
+# An exception is an object of the application's like any other: its class may hide `args`, `__cause__` and `__dict__`
+# behind properties, and its `__str__` may raise, hang, or return no text.  So what the interpreter keeps is read past
+# the class (`raw_slot`, `own_dict`), and only the message itself is asked for, in a bounded call.
 
 
 def _first_text(error: Optional[BaseException]) -> str:
@@ -2709,6 +2712,10 @@ def _django_origins(error: BaseException) -> list[str]:
 
 
 # -- where it was raised
+#
+# A traceback is a chain of (frame, line, instruction); the frame's own line has moved on since.  `_positions_of` walks
+# it, `_fold_recursion` shortens it, and `view_position` looks up the source: a window of lines around the failing one,
+# as they can be shown, with the failing expression marked in characters of what is shown.
 
 
 def _positions_of(error: BaseException, context: Optional[Context]) -> list[FramePosition]:
@@ -2918,6 +2925,9 @@ def _characters(line: str, offset: int) -> int:
 
 
 # -- places that an exception names itself
+#
+# A SyntaxError was raised by the compiler, and a template's by its engine: the file at fault has no frame.  Such a
+# place becomes a frame without an id, and stands last, where a reader looks first.
 
 
 def _own_places(error: BaseException, seconds: float) -> Iterator[FrameView]:
@@ -2980,10 +2990,14 @@ def _django_place(debug: dict[str, Any], error: BaseException, seconds: float) -
         if type(context).__module__ == "django.template.context":
             for layer in own_dict(context).get("dicts", ()):
                 given.update(layer)
-    return _read_scope(view, _Scope(given, {}, is_template=True), _INLINE_LIMIT, seconds)
+    return _read_scope(view, _Scope(given, {}, is_template=True), seconds)
 
 
 # -- templates whose engine compiles them to Python
+#
+# Their frames are of generated code, but a person wrote the template.  `_TEMPLATE_ENGINES` tells an engine's frames by
+# a global that only its code has; its function there finds the template's line and what the template was given.  These
+# reach into the engines, and may fail with any release of them: then the compiled line is shown.
 
 
 class _TemplateLine(NamedTuple):
@@ -3054,6 +3068,11 @@ _TEMPLATE_ENGINES: dict[str, Callable[[FramePosition, dict[Any, Any]], _Template
 
 
 # -- the values of a frame
+#
+# What a frame shows, in this order: the expressions in the failing one, the others on its line, the arguments, the
+# other locals.  Each is a job for `call_each_bounded`, which leaves behind those that hang, and what is plain data is
+# read without a thread, so that it is there even when everything else hangs.  A value that could not be read in time
+# is marked so, and is asked for once more by the page.
 
 
 class _Scope(NamedTuple):
@@ -3118,16 +3137,12 @@ class _Scope(NamedTuple):
         return not issubclass(type(self.values[name]), CODE_TYPES if self.is_module else ModuleType)
 
 
-def with_values(
-    view: FrameView, position: FramePosition, limit: int = _VALUE_LIMIT, seconds: float = _VALUES_SECONDS
-) -> FrameView:
+def with_values(view: FrameView, position: FramePosition, seconds: float = _VALUES_SECONDS) -> FrameView:
     """Return the view with the values of its frame: of the failing line first, then arguments, then other locals."""
-    return _read_scope(view, _Scope.of(position), limit, seconds, position.context)
+    return _read_scope(view, _Scope.of(position), seconds, position.context)
 
 
-def _read_scope(
-    view: FrameView, scope: _Scope, limit: int, seconds: float, context: Optional[Context] = None
-) -> FrameView:
+def _read_scope(view: FrameView, scope: _Scope, seconds: float, context: Optional[Context] = None) -> FrameView:
     """Return the view with the values of a scope.  What cannot be had had nothing to tell, and is left out.
 
     Of the failing line `self.total` comes before the `self` that only leads to it.
@@ -3136,14 +3151,14 @@ def _read_scope(
     for text in _expressions_used(view):
         value = scope.find(text)
         if value is not MISSING:
-            jobs[text] = value, partial(_read_value, text, value, limit, used=True, argument=text in scope.arguments)
+            jobs[text] = value, partial(_read_value, text, value, used=True, argument=text in scope.arguments)
         elif not _is_failing(view, text):
-            jobs[text] = MISSING, partial(_read_expression, text, scope, limit)
+            jobs[text] = MISSING, partial(_read_expression, text, scope)
     jobs = {text: job for text, job in jobs.items() if not issubclass(type(job[0]), CODE_TYPES)}
     for name in [*(name for name in scope.arguments if name in scope.values), *scope.values]:
         if name not in jobs and scope.shows(name):
             value = scope.values[name]
-            jobs[name] = value, partial(_read_value, name, value, limit, argument=name in scope.arguments)
+            jobs[name] = value, partial(_read_value, name, value, argument=name in scope.arguments)
     variables = []
     for name, (variable, why) in _do_each(dict(itertools.islice(jobs.items(), _LIST_LIMIT)), seconds, context).items():
         if isinstance(why, TooLate):
@@ -3164,18 +3179,18 @@ def _do_each(jobs: Mapping[str, _Job], seconds: float, context: Optional[Context
     return {name: outcomes[name] for name in jobs}
 
 
-def _read_value(name: str, value: object, limit: int, *, used: bool = False, argument: bool = False) -> Variable:
+def _read_value(name: str, value: object, *, used: bool = False, argument: bool = False) -> Variable:
     """Return one variable; its own repr is run."""
-    text = _describe(value, limit, _last_name(name))
+    text = _describe(value, name=_last_name(name))
     opens = _opens(value) and text != _MASK
     return Variable(shown_text(name, NAME_LIMIT), type_name(type(value)), text, argument, used, opens)
 
 
-def _read_expression(text: str, scope: _Scope, limit: int) -> Optional[Variable]:
+def _read_expression(text: str, scope: _Scope) -> Optional[Variable]:
     """Return the value of an expression on the failing line.  Raises what the application's code raises."""
     value = scope.find(text, runs_code=True)
     is_shown = value is not MISSING and not issubclass(type(value), CODE_TYPES)
-    return _read_value(text, value, limit, used=True) if is_shown else None
+    return _read_value(text, value, used=True) if is_shown else None
 
 
 def _expressions_used(view: FrameView) -> list[str]:
@@ -3226,7 +3241,7 @@ def members_at(position: FramePosition, path: Sequence[Any], seconds: float = _V
         name, value = str(path[0]), scope.find(str(path[0]), runs_code=True)
         for number in path[1:]:
             name, value = _members_of(name, value)[int(number)]
-        return [_read_value(name, member, _INLINE_LIMIT) for name, member in _members_of(name, value)]
+        return [_read_value(name, member) for name, member in _members_of(name, value)]
 
     members, why = call_bounded(read, seconds, position.context)
     if members is None:
@@ -3253,6 +3268,9 @@ def _members_of(name: str, value: Any) -> list[tuple[str, Any]]:
 # -- source, looked at as text
 #
 # A window of source begins and ends anywhere, and a template's line is no Python: `tokenize` and `ast` refuse both.
+# So one regular expression tells strings, comments, numbers and words, for the colors of the page and for the
+# expressions whose values are shown.  Where it errs, a color is wrong or a value is missing, and the text is whole all
+# the same.
 
 _TOKEN = re.compile(  # of Python, as much as its colors and its expressions need
     r"""(?sx) (\#[^\n]*)
@@ -3329,6 +3347,9 @@ def _last_name(text: str) -> str:
 
 
 # -- what was probably meant
+#
+# One sentence beside the message: the nearest name, attribute, module or key to a wrong one.  And beside the failing
+# line, when a call had the wrong arguments, what the called function takes.
 
 
 def _hint_for(error: BaseException, positions: list[FramePosition]) -> str:
@@ -3616,6 +3637,9 @@ def _mask_messages(text: str) -> str:
 
 
 # -- the request and the surroundings
+#
+# A WSGI environ may hold anything under any key, and a body may be cut off or lie about its type.  Headers and fields
+# are texts, which `_form_field` masks by name; all else is described as any value is.
 
 
 def read_request(environ: Mapping[str, Any], body: bytes = b"") -> _Request:
@@ -3626,7 +3650,7 @@ def read_request(environ: Mapping[str, Any], body: bytes = b"") -> _Request:
         if key.startswith("HTTP_") or key in ("CONTENT_TYPE", "CONTENT_LENGTH"):
             headers.append((key.replace("HTTP_", "", 1).replace("_", "-").title(), value))
         else:
-            rest[key] = value, partial(_describe, value, _INLINE_LIMIT, key)
+            rest[key] = value, partial(_describe, value, name=key)
     outcomes = _do_each(rest, _QUICK_SECONDS)
     return _Request(
         shown_text(str(environ.get("REQUEST_METHOD", "")), NAME_LIMIT),
@@ -3748,6 +3772,10 @@ class ConsoleState(NamedTuple):
 
 
 # -- markup, and what is escaped
+#
+# A text is escaped exactly once, since its type says whether that was done: a `_Markup` is never escaped again, and
+# any other text always is.  What is put together without `_joined` is a plain text again, so a mistake shows entities
+# on the page and opens no hole.
 
 
 class _Markup(str):
@@ -3773,6 +3801,9 @@ def _joined(pieces: Iterable[_Markup]) -> _Markup:
 
 
 # -- the pages
+#
+# Each is one of the paper's documents, filled in.  The nonce is the only key to style and script, and the page's
+# secret stands in an attribute that the page's own script reads.
 
 
 def write_page(
@@ -3970,6 +4001,9 @@ def _write_group(problem: ExceptionView, anchor: str) -> _Markup:
 
 
 # -- frames
+#
+# A frame is a line that unfolds: on the left its source, on the right its values.  Frames of the application are open,
+# a run of library frames is one line that unfolds into them, and of both the script asks for what has not been read.
 
 
 def _write_stack(frames: Sequence[FrameView]) -> _Markup:
@@ -4199,6 +4233,9 @@ def _counted(number: int, noun: str) -> str:
 
 
 # -- without markup
+#
+# The same report for a terminal, an issue, an assistant and a program.  In each the address of the page stands, so
+# that whoever reads it can go on with frames and console.
 
 
 def write_text(report: Report) -> str:
