@@ -69,7 +69,7 @@ ASGI:       AsgiBridge.__call__ stands where the user's WSGI application would. 
             An exception comes back the same way (_HttpRequest.finish) and is raised in the connection's thread, where
             the story of a crash goes on.
 A console:  the page posts code to /__devserve__/eval.  DebuggedApplication.__call__ makes a _DebuggerEndpoint, whose
-            reply asks Guard.refuses before anything else and then calls its method eval.  CrashStore.console finds
+            reply asks Guard.refuses_running before anything else, and calls its method eval.  CrashStore.console finds
             the frame's Console, or makes it; Console.run starts a thread (_Evaluator) that runs Console._evaluate, and
             returns what it printed.
 """
@@ -1288,8 +1288,8 @@ class Terminal:
         if now != self._clock[0]:
             self._clock = (now, time.strftime("%H:%M:%S", time.localtime(now)))
         tenths = round(seconds * 10_000)  # of a millisecond; formatting a float costs more than the rest of the line
-        if "/unlock?" in target:  # the debugger's link: logs are pasted into issues, and its token opens the console
-            target = re.sub(r"(/unlock\?).*", r"\1token=…", target)
+        if "/unlock" in target:  # the debugger's link: logs are pasted into issues, and its token opens the console
+            target = re.sub(r"(/unlock[?;&%]).*", r"\1token=…", target)  # also as mail and chats may have changed it
         line = f"{self._clock[1]} {method} {escape_controls(target)} {status} {size} {tenths // 10}.{tenths % 10}ms"
         self._add(self.color(line, _STATUS_COLORS.get(status[:1], "")) if self.is_colored else line)
         if time.monotonic() - self._written_at > _LOG_INTERVAL:  # who waits for an answer looks at the log next
@@ -3892,7 +3892,7 @@ def stacks_page(text: str, *, nonce: str) -> str:
 
 def notice_page(title: str, text: str, *, nonce: str) -> str:
     """Return a small page that says one thing."""
-    return _write_plain_page(title, _fill_template(HINT, text=text), nonce)
+    return _write_plain_page(title, _fill_template(HINT, text=text) if text else _Markup(), nonce)
 
 
 def _write_plain_page(title: str, content: _Markup, nonce: str) -> _Markup:
@@ -4378,7 +4378,7 @@ _COMPLETIONS_LIMIT = 200  # more than anybody reads
 _COMPLETION_SECONDS = 0.5  # for all foreign code that one completion may run; a person waits no longer for a Tab
 _COMPLETED_TAIL = 500  # characters before the caret that are looked at for what is being typed
 CRASH_LIMIT = 10  # crashes that are kept: enough to compare, few enough for memory
-_COLLECT_EVERY = 10  # crashes: an exception and its frames are often a cycle, which only the collector frees
+_COLLECT_EVERY = 10  # crashes: an exception and its frames are often a cycle, as a connection of sqlite3 always is
 _INTERRUPT_SECONDS = 2.0  # after an interrupt; what goes on longer is inside C code and is not waited for
 _TURN_SECONDS = 5.0  # that an evaluation waits for another one in the same console
 _CONTEXT_SECONDS = 2.0  # for entering a framework's contexts, or leaving them
@@ -4510,11 +4510,8 @@ class Console:
 
     def complete(self, code: str) -> tuple[int, list[str]]:
         """Return where what is being typed at the end of `code` begins, and what it may become."""
-        context = self.context.copy()  # an evaluation may be running in the console's own
-        thread = ForeignCalls({"": partial(_complete, code, self.namespace)}, context)
-        thread.begin(_COMPLETION_SECONDS)
-        found = thread.outcomes.get("", (None, None))[0]
-        return found if found else (len(code), [])
+        found, _ = call_bounded(partial(_complete, code, self.namespace), _COMPLETION_SECONDS, self.context)
+        return found or (len(code), [])
 
 
 def _plain_code(code: str) -> str:
@@ -4573,36 +4570,37 @@ _CLOSINGS = {
     for quote, end in (("'''", ""), ('"""', ""), ("'", r"|\n"), ('"', r"|\n"))
 }
 _KEY = re.compile(r"""((?:[^\W\d]\w*\.)*[^\W\d]\w*)\[((['"])[^'"\\\n]*|\w*)$""")
-_IMPORT = re.compile(r"\s*import\s+(?:[^;]*,\s*)?([\w.]*)$")
-_FROM = re.compile(r"\s*from\s+([\w.]*)$")
+_PATH = re.compile(r"(?:[^\W\d]\w*\.)*(?:[^\W\d]\w*)?$")
+_IMPORT = re.compile(r"\s*(?:import\s+(?:[^;]*,\s*)?|from\s+)([\w.]*)$")
 _FROM_IMPORT = re.compile(r"\s*from\s+([\w.]+)\s+import\s+\(?(?:[^;()]*,\s*)?(\w*)$")
 
 
 def _complete(code: str, namespace: dict[str, Any]) -> tuple[int, list[str]]:
-    """Return where what is being typed begins, and what it may become, of an import, a key, an attribute or a name."""
+    """Return where what is being typed begins, and what it may become, of an import, a key, an attribute or a name.
+
+    Nothing is proposed in a text or a comment, nor for an attribute of what would have to be evaluated first.
+    """
     literal = _open_literal(code)
     tail = code[-_COMPLETED_TAIL:]
     key = _KEY.search(tail)
     if key and literal in (-1, len(code) - len(tail) + key.start(2)):
-        typed = key.group(2)
-        keys = map(repr, _keys_of(_value_of(namespace, key.group(1).split("."))))
-        quote = key.group(3)
-        texts = [_quoted(text, quote) if quote else text for text in keys]
+        typed, quote = key.group(2, 3)
+        texts = [repr(key) for key in _keys_of(_value_of(namespace, key.group(1).split(".")))]
+        if quote:  # with the quotes that were typed, where the key allows it
+            texts = [quote + t[1:-1] + quote if t[:1] in "'\"" and quote not in t[1:-1] else t for t in texts]
         return len(code) - len(typed), sorted({text for text in texts if text.startswith(typed)})[:_COMPLETIONS_LIMIT]
-    if literal >= 0:
+    path = _PATH.search(tail)
+    start = len(code) - len(path.group()) if path else 0
+    if path is None or literal >= 0 or code[start - 1 : start] == ".":
         return len(code), []
     line = re.split(r"[\n;]", tail)[-1]
-    for pattern, names_for in ((_FROM_IMPORT, _names_in_module), (_IMPORT, _module_names), (_FROM, _module_names)):
+    for pattern, names_for in ((_FROM_IMPORT, _names_in_module), (_IMPORT, _module_names)):
         found = pattern.match(line)
         if found:
             typed = found.groups()[-1]
             return len(code) - len(typed), _beginning_with(typed, names_for(found.group(1)))
-    path = _word_before(code).split(".")
-    start = len(code) - len(".".join(path))
-    if code[start - 1 : start] == ".":  # an attribute of something that would have to be evaluated
-        return len(code), []
-    found_names = _beginning_with(path[-1], _names_below(namespace, path[:-1]))
-    return start, [".".join([*path[:-1], name]) for name in found_names]
+    *above, typed = path.group().split(".")
+    return start, [".".join([*above, name]) for name in _beginning_with(typed, _names_below(namespace, above))]
 
 
 def _beginning_with(typed: str, names: Iterable[str]) -> list[str]:
@@ -4628,21 +4626,6 @@ def _open_literal(code: str) -> int:
         if closing is None:
             return quote.start()
         at = closing.end()
-
-
-def _quoted(text: str, quote: str) -> str:
-    """Return the repr of a text with the quotes that were typed, if it can have them."""
-    return quote + text[1:-1] + quote if text[:1] in "'\"" and quote not in text[1:-1] else text
-
-
-def _word_before(code: str) -> str:
-    """Return the dotted name at the end of `code`, looking back from there: what comes before may be a megabyte."""
-    start = len(code)
-    while start and (code[start - 1].isalnum() or code[start - 1] in "_."):
-        start -= 1
-    names = code[start:].split(".")
-    first = next((n for n in range(len(names) - 1, 0, -1) if not names[n - 1].isidentifier()), 0)
-    return ".".join(names[first:])
 
 
 def _names_below(namespace: dict[str, Any], path: list[str]) -> Iterable[str]:
@@ -4726,7 +4709,7 @@ class _Evaluator(ForeignCalls):
 
     def __init__(self, job: Callable[[], bool], context: Context) -> None:
         super().__init__({"more": job}, context)
-        self.printed = io.StringIO()
+        self.printed = _Output()
         self.interrupted = threading.Event()
 
     def wait(self, seconds: Optional[float] = None) -> _Evaluation:
@@ -4744,6 +4727,41 @@ class _Evaluator(ForeignCalls):
         return _Evaluation(text, running=not self.interrupted.is_set())
 
 
+class _Output(io.StringIO):
+    """What an evaluation prints; where it reads its input, it is at the end already.
+
+    It is no terminal and has no descriptor, or `input()` would read from devserve's own.
+    """
+
+    def write(self, text: str) -> int:
+        room = _OUTPUT_LIMIT - self.tell()
+        if room > 0:
+            super().write(text if len(text) <= room else text[:room] + "\n… (the rest of the output is not kept)\n")
+        return len(text)
+
+    def close(self) -> None:
+        """Stay open: `exit()` closes the input."""
+
+
+class _Stream:
+    """One of the standard streams, to everybody what it was, to an evaluation its own `_Output`.
+
+    An evaluation is told by its context, which what it awaits on an application's loop has as well.  Any thread may
+    use it.
+    """
+
+    printing: Any = None  # the context variable that has an evaluation's output
+
+    def __init__(self, real: Any) -> None:
+        self.real = open(os.devnull, "r+") if real is None else real  # noqa: SIM115 - None under pythonw
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_Stream.printing.get() or self.real, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.readline, "")
+
+
 def _replace_streams() -> None:
     """Have the standard streams tell evaluations from everybody else.  Once replaced, they stay: others hold them."""
     if _Stream.printing is None:
@@ -4753,63 +4771,6 @@ def _replace_streams() -> None:
     for name in ("stdin", "stdout", "stderr"):
         if not isinstance(getattr(sys, name), _Stream):
             setattr(sys, name, _Stream(getattr(sys, name)))
-
-
-class _Stream:
-    """One of the standard streams: to an evaluation its own output and no input, to everybody else what it was.
-
-    An evaluation is told by its context, which what it awaits on an application's loop has as well.
-    """
-
-    printing: Any = None  # the context variable that has an evaluation's output
-
-    def __init__(self, real: Any) -> None:
-        self.real = real
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.real, name)
-
-    def output(self) -> Optional[io.StringIO]:
-        """Return where output goes when it is an evaluation's."""
-        return _Stream.printing.get()  # type: ignore[no-any-return]
-
-    def write(self, text: str) -> int:
-        output = self.output()
-        if output is None:
-            return int(self.real.write(text) or 0) if self.real is not None else 0
-        room = _OUTPUT_LIMIT - output.tell()
-        if room > 0:
-            output.write(text if len(text) <= room else text[:room] + "\n… (the rest of the output is not kept)\n")
-        return len(text)
-
-    def writelines(self, lines: Iterable[str]) -> None:
-        for line in lines:
-            self.write(line)
-
-    def flush(self) -> None:
-        if self.output() is None and self.real is not None:
-            self.real.flush()
-
-    def close(self) -> None:  # exit() closes the input
-        if self.output() is None:
-            self.real.close()
-
-    def readline(self, *size: int) -> str:
-        return "" if self.output() is not None else str(self.real.readline(*size))
-
-    def read(self, *size: int) -> str:
-        return "" if self.output() is not None else str(self.real.read(*size))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.readline, "")
-
-    def isatty(self) -> bool:
-        return self.output() is None and bool(self.real.isatty())
-
-    def fileno(self) -> int:
-        if self.output() is not None:  # else input() would read from the terminal itself
-            raise io.UnsupportedOperation("the console has no file")
-        return int(self.real.fileno())
 
 
 # -- the last crashes
@@ -4830,7 +4791,7 @@ class Crash:
     ) -> None:
         self.id = id or os.urandom(8).hex()  # nobody may guess it: who has it may read the page
         self.what = what  # what was being done, such as GET /path
-        self.request = request  # as it was recorded, with its `key`, to be sent again
+        self.request = request  # as it was recorded, to be sent again; its `key` is the same for the same page
         self.time = time.time()
         self.seconds = 0.0  # from the request's begin
         self.report: Optional[Report] = None
@@ -4854,10 +4815,6 @@ class Crash:
                 console.close()
             self.consoles, self.positions = {}, []
             self.entered.close()
-
-    def is_of(self, key: object) -> bool:
-        """Return whether it is the crash of a request with this key."""
-        return self.request is not None and self.request.key == key
 
     def title(self) -> str:
         """Return type and message in one line; nothing of a crash that could not be read."""
@@ -4889,7 +4846,7 @@ class CrashStore:
         if dropped:
             dropped.let_go()
         if is_time_to_collect:
-            _collect_garbage()
+            gc.collect()
         return crash
 
     def all(self) -> list[Crash]:
@@ -4918,11 +4875,13 @@ class CrashStore:
     def let_go(self, key: object) -> None:
         """Let go of the frames of earlier crashes of the same request, as they may hold what it needs now."""
         with self.lock:
-            same = [crash for crash in self.crashes.values() if crash.is_of(key) and crash.positions]
+            same = [
+                each for each in self.crashes.values() if each.positions and each.request and each.request.key == key
+            ]
         for crash in same:
             crash.let_go()
         if same:
-            _collect_garbage()
+            gc.collect()
 
     def _find_frame(self, frame_id: str) -> tuple[Crash, int, FramePosition]:
         crash_id, _, number = frame_id.partition("-")
@@ -4932,13 +4891,6 @@ class CrashStore:
         if not known or int(number) >= len(positions):
             raise KeyError(frame_id)
         return crash, int(number), positions[int(number)]
-
-
-def _collect_garbage() -> None:
-    """Free what is part of a cycle, as an exception and its frames often are, and a connection of sqlite3 always."""
-    import gc
-
-    gc.collect()
 
 
 # =====================================================================================================================
@@ -4987,6 +4939,8 @@ def _collect_garbage() -> None:
 # | the list and the last crash: the browser is unlocked, | others on the network, and behind a tunnel, to whom the   |
 # |   or the client is on this machine, not behind a proxy|   crashes of other people are not told                    |
 # | all stacks: unlocked                                  | everybody else                                            |
+# | a link on the terminal has a trusted Host, or our own | a stranger's Host, by which a click on the crash's link   |
+# |                                                       |   opens the stranger's page, and that asks for the PIN    |
 #
 # Invariants: what any rule refuses is refused, and nothing has happened before the last rule was asked.  The PIN (30
 # bits) is for typing; the token (128 bits) is for the link on the terminal, which works even when the PIN is shut,
@@ -5002,12 +4956,13 @@ def _collect_garbage() -> None:
 #
 # Doors: COOKIE_PREFIX, Refusal, Guard, without_our_cookies, check_pin.
 #
-# Read first: Guard.refuses, Guard.knows, Guard.refuses_reading, Guard.try_pin.
+# Read first: Guard.refuses_asking, Guard.refuses_running, Guard.knows, Guard.refuses_reading, Guard.try_pin.
 # =====================================================================================================================
 
 _PIN_DIGITS = 9  # read off the terminal and typed once; ten guesses find it once in a hundred million times
 _PIN_FAILURES = 10  # wrong PINs until it is shut
 _PIN_OFF = "off"
+_OUR_PAGE = "Use the console on devserve's page."  # the remedy for who has built a request himself
 COOKIE_PREFIX = "devserve_"  # the port follows
 _PROXY_HEADER = re.compile(  # one by which a proxy or tunnel names itself or its client, and which no browser sends
     "HTTP_(VIA|FORWARDED.*|X_(FORWARDED|ORIGINAL|CLUSTER|CLIENT).*|X_REAL_IP|TRUE_CLIENT_IP|CF_CONNECTING_IP|CDN_LOOP)"
@@ -5037,11 +4992,9 @@ class Guard:
         self.token = token
         self.port = port
         self.configured = configured  # the PIN that the person chose, "" when it was made here
-        self.is_new = True  # since no earlier process has said how the console is opened
+        self.is_announced = False  # an earlier process has said how the console is opened, and may be believed
         self.trusted_hosts: frozenset[str] = frozenset()  # names and addresses of Hosts, loopback's apart
-        self.trusted_origins: frozenset[str] = (
-            frozenset()
-        )  # the same with their ports, but without what was only bound
+        self.trusted_origins: frozenset[str] = frozenset()  # the same with ports, but nothing that was only bound
         self.failures = 0
         self.has_worker = False  # a browser has asked for a service worker, of whatever Host
         self.lock = threading.Lock()
@@ -5074,7 +5027,7 @@ class Guard:
             guard.pin, guard.secret, guard.token = notes["pin"], notes["secret"], notes["token"]
             guard.failures = int(notes.get("failures", _PIN_FAILURES))
             guard.has_worker = notes.get("worker") == "yes"
-            guard.is_new = False
+            guard.is_announced = guard.pin != _PIN_OFF  # that nothing is asked for is said at each reload
         return guard
 
     def remember(self) -> dict[str, str]:
@@ -5082,8 +5035,8 @@ class Guard:
 
         Guesses can only be counted to the end once no request is answered any more: ask when the gate is closed.
         """
-        words = {"pin": self.pin, "configured": self.configured, "secret": self.secret, "token": self.token}
-        return {**words, "failures": str(self.failures), "worker": "yes" if self.has_worker else "no"}
+        secrets = {"pin": self.pin, "configured": self.configured, "secret": self.secret, "token": self.token}
+        return {**secrets, "failures": str(self.failures), "worker": "yes" if self.has_worker else "no"}
 
     def trust(self, trusted_hosts: Iterable[str], bound_hosts: Iterable[str] = ()) -> None:
         """Trust Hosts that the person named, and those that the server is bound to."""
@@ -5091,16 +5044,12 @@ class Guard:
         self.trusted_hosts = frozenset(_host_name(host) or host for host in [*named, *bound_hosts])
         self.trusted_origins = frozenset(named)
 
-    def greeting(self, url: str) -> str:
-        """Return the line for the terminal that says how to open the console."""
+    def banner_line(self, url: str) -> str:
+        """Return how the console is opened, for the terminal."""
         if self.pin == _PIN_OFF:
             return "the debugger asks for no PIN, and opens its console to clients on this machine only"
         link = "" if url.startswith("unix:") else f", or open {self.unlock_url(url)}"  # no browser opens a socket file
         return f"the debugger's PIN is {self.pin}{link}"
-
-    def must_greet(self) -> bool:
-        """Return whether the terminal is to say after a reload, too, how the console is opened."""
-        return self.is_new or self.pin == _PIN_OFF
 
     def unlock_url(self, base: str) -> str:
         """Return the link that opens the console in the browser that follows it."""
@@ -5109,11 +5058,13 @@ class Guard:
     # -- decisions about reading
 
     def refuses_reading(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
-        """Say no to a Host that is a name which could have been rebound: its page would read source and values."""
+        """Say no where a page of another site would read source and values.
+
+        Its name could have been rebound to us, unless Host is an address; every browser sends a Host.
+        """
         host = str(environ.get("HTTP_HOST", ""))
-        name = _host_name(host)
-        known = not host or (name is not None and _is_address(name))  # every browser sends a Host
-        return (None if known else self.refuses_host(environ)) or self._refuses_reader(environ)
+        refusal = self.refuses_host(environ) if host and not _is_address(_host_name(host) or "") else None
+        return refusal or self._refuses_reader(environ)
 
     def _refuses_reader(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
         """Say no to script of another site, which the CORS headers of the application may let read the answer.
@@ -5122,7 +5073,7 @@ class Guard:
         """
         origin, site = environ.get("HTTP_ORIGIN"), environ.get("HTTP_SEC_FETCH_SITE")
         is_shown = environ.get("HTTP_SEC_FETCH_DEST") == "document"
-        if origin is None or is_shown or site in ("same-origin", "same-site"):
+        if origin is None or is_shown or site == "same-origin":
             return None
         authority = str(origin).lower().partition("://")[2]
         name = _host_name(authority)
@@ -5140,8 +5091,8 @@ class Guard:
         is_asked_past_it = "no-cache" in str(environ.get("HTTP_CACHE_CONTROL", "")).lower()
         is_asked_by_it = "HTTP_SERVICE_WORKER_NAVIGATION_PRELOAD" in environ
         if is_asked_by_it or (kind and self.has_worker and not is_asked_past_it):
-            reason = "A service worker of this site could read what stands here"
-            return Refusal("script", f"{reason}, until you reload the page with Shift held down.", "")
+            reason = "A service worker of this site could read this page; reload it with Shift held down."
+            return Refusal("script", reason, "")
         return None
 
     def heed_worker(self, environ: Mapping[str, Any]) -> None:
@@ -5151,9 +5102,17 @@ class Guard:
                 if not self.has_worker:
                     self.has_worker, self.secret = True, os.urandom(16).hex()
 
+    def refuses_console(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
+        """Say no to a Host that is not trusted, where no console can open, as to others who may not read."""
+        return self.refuses_host(environ) or self.refuses_reading(environ)
+
+    def refuses_crash(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
+        """Say no to who may not read, and to what is not shown as a document."""
+        return self.refuses_reading(environ) or self.refuses_script(environ)
+
     def refuses_list(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
         """Say no to a client elsewhere, unless it has been unlocked: it would read of other people's crashes."""
-        refusal = self.refuses_reading(environ) or self.refuses_script(environ)
+        refusal = self.refuses_crash(environ)
         if refusal or _is_local(environ) or self.has_cookie(environ):
             return refusal
         return Refusal("cookie", "Crashes are listed on this machine only.", "Unlock this browser with the PIN first.")
@@ -5180,16 +5139,26 @@ class Guard:
         remedy = f"Open the page as http://localhost and its port, or start devserve with --trusted-host {name}."
         return Refusal("host", f"The debugger trusts the host {name} only when it is told to.", remedy)
 
-    def refuses(self, environ: Mapping[str, Any], *, cookie: bool) -> Optional[Refusal]:
-        """Say no to any request that our own page, in an unlocked browser if `cookie`, would not have sent."""
-        return (
-            self.refuses_host(environ)
-            or _refuses_method(environ)
-            or self._refuses_origin(environ)
-            or _refuses_type(environ)
-            or self._refuses_secret(environ)
-            or (self._refuses_cookie(environ) if cookie else None)
-        )
+    def refuses_asking(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
+        """Say no to any request to act that our own page would not have sent."""
+        kind = str(environ.get("CONTENT_TYPE", "")).partition(";")[0].strip().lower()
+        refusal = self.refuses_host(environ)
+        if refusal is None and environ.get("REQUEST_METHOD") != "POST":  # so a CORS preflight gets no permission
+            refusal = Refusal("method", "The debugger takes POST only.", _OUR_PAGE)
+        refusal = refusal or self._refuses_origin(environ)
+        if refusal is None and kind != "application/json":  # any other is one that a form can send
+            refusal = Refusal("type", "The debugger takes application/json only.", _OUR_PAGE)
+        if refusal is None and not _is_equal(environ.get("HTTP_X_DEVSERVE_SECRET", ""), self.secret):
+            refusal = Refusal("secret", "The page is from another run of devserve.", "Load the page again.")
+        return refusal
+
+    def refuses_running(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
+        """Say no to any request to run code that our own page, in an unlocked browser, would not have sent."""
+        refusal = self.refuses_asking(environ)
+        if refusal or self.knows(environ):
+            return refusal
+        locked = Refusal("cookie", "This browser has not been unlocked.", "Enter the PIN from the terminal.")
+        return self.shut(environ) or locked
 
     def _refuses_origin(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
         """Say no to what another site's page sends.
@@ -5201,14 +5170,20 @@ class Guard:
         origin, site = environ.get("HTTP_ORIGIN"), environ.get("HTTP_SEC_FETCH_SITE")
         host = str(environ.get("HTTP_HOST", "")).lower()
         scheme, _, authority = str(origin).lower().partition("://")
-        is_web = scheme in ("http", "https")
-        if site in (None, "same-origin"):
-            if (origin is None and site) or (is_web and (authority == host or self._trusts_origin(authority))):
-                return None
-            if is_web and _host_name(authority):
-                return _refuse_changed_host(authority, host)
-        reason = "The request comes from the page of another site."
-        return Refusal("origin", reason, "Use the console on devserve's page.")
+        name = _host_name(authority) if scheme in ("http", "https") else None
+        if site == "same-origin" and origin is None:
+            return None
+        if site not in (None, "same-origin") or name is None:
+            return Refusal("origin", "The request comes from the page of another site.", _OUR_PAGE)
+        if authority == host or self._trusts_origin(authority):
+            return None
+        reason = f"The page is at {authority}, but its request names the host {host}."
+        remedy = (
+            "If a proxy between them changes Host, have it pass Host on (nginx: proxy_set_header Host $http_host), or "
+            f"start devserve with --trusted-host {authority if _is_loopback(name) else name}. "
+            "If not, another site sent this."
+        )
+        return Refusal("origin", reason, remedy)
 
     def _trusts_origin(self, authority: str) -> bool:
         """Return whether the person named this origin; loopback's many ports must each be named with the port."""
@@ -5216,26 +5191,11 @@ class Guard:
         by_name = name in self.trusted_origins and not _is_loopback(name or "")
         return name is not None and (by_name or authority in self.trusted_origins)
 
-    def _refuses_secret(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
-        if _equals_in_constant_time(str(environ.get("HTTP_X_DEVSERVE_SECRET", "")), self.secret):
-            return None
-        return Refusal("secret", "The page is from another run of devserve.", "Load the page again.")
-
-    def _refuses_cookie(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
-        if self.knows(environ):
-            return None
-        return self.shut(environ) or Refusal(
-            "cookie", "This browser has not been unlocked.", "Enter the PIN from the terminal."
-        )
-
     def knows(self, environ: Mapping[str, Any]) -> bool:
         """Return whether the client has been unlocked: a program by its cookie, a browser by cookie and key."""
-        key = str(environ.get("HTTP_X_DEVSERVE_KEY", ""))
-        return (
-            (self.pin == _PIN_OFF and _is_local(environ))
-            or self._sends_cookie(environ, "program")
-            or (self._sends_cookie(environ, "browser") and _equals_in_constant_time(key, self.key()))
-        )
+        has_key = _is_equal(environ.get("HTTP_X_DEVSERVE_KEY", ""), self.key())
+        is_off = self.pin == _PIN_OFF and _is_local(environ)
+        return is_off or self._sends_cookie(environ, "program") or (has_key and self._sends_cookie(environ, "browser"))
 
     def has_cookie(self, environ: Mapping[str, Any]) -> bool:
         """Return whether the client has been unlocked as far as a request for a document, without a key, can show."""
@@ -5256,7 +5216,7 @@ class Guard:
             refusal = self.shut(environ)
             if refusal or self.pin == _PIN_OFF:
                 return refusal
-            if _equals_in_constant_time(_plain_pin(guess), _plain_pin(self.pin)):
+            if _is_equal(_plain_pin(guess), _plain_pin(self.pin)):
                 self.failures = 0
                 return None
             self.failures += 1
@@ -5265,14 +5225,12 @@ class Guard:
         reason = f"The PIN is wrong; {left} {attempts} left."
         return self.shut(environ) or Refusal("pin", reason, "It is on the terminal.")
 
-    def refuses_link(self, environ: Mapping[str, Any], token: str) -> Optional[Refusal]:
+    def refuses_token(self, token: str) -> Optional[Refusal]:
         """Say no unless the link of the terminal was followed."""
-        refusal = self.refuses_host(environ)
-        if refusal or _equals_in_constant_time(token, self.token):
-            return refusal
-        return Refusal(
-            "token", "This link is from another start of devserve.", "Take the one that the terminal shows."
-        )
+        if _is_equal(token, self.token):
+            return None
+        reason = "This link is from another start of devserve."
+        return Refusal("token", reason, "Take the one that the terminal shows.")
 
     # -- cookie and key
 
@@ -5307,40 +5265,13 @@ class Guard:
     def _sends_cookie(self, environ: Mapping[str, Any], kind: str) -> bool:
         name, expected = self.cookie_name(environ), self.cookie_value(kind)
         pairs = (pair.strip().partition("=") for pair in str(environ.get("HTTP_COOKIE", "")).split(";"))
-        return any(_equals_in_constant_time(value, expected) for key, _, value in pairs if key == name)
+        return any(_is_equal(value, expected) for key, _, value in pairs if key == name)
 
 
 def without_our_cookies(header: str) -> str:
     """Return a Cookie header without the cookies that open consoles, this one's and those of other ports."""
     pairs = [pair for pair in header.split(";") if not re.match(rf"\s*{COOKIE_PREFIX}[0-9]+\s*=", pair)]
     return ";".join(pairs).lstrip()
-
-
-def _refuse_changed_host(authority: str, host: str) -> Refusal:
-    """Say no to what is either another site's page, or our own behind a proxy that names another Host than it got."""
-    name = _host_name(authority) or ""
-    named = authority if _is_loopback(name) else name
-    reason = f"The page is at {authority}, but its request names the host {host}."
-    remedy = (
-        "If a proxy between them changes Host, have it pass Host on (nginx: proxy_set_header Host $http_host), "
-        f"or start devserve with --trusted-host {named}. If not, another site sent this."
-    )
-    return Refusal("origin", reason, remedy)
-
-
-def _refuses_method(environ: Mapping[str, Any]) -> Optional[Refusal]:
-    """Say no to all but POST; a CORS preflight gets no permission either."""
-    if environ.get("REQUEST_METHOD") == "POST":
-        return None
-    return Refusal("method", "The debugger takes POST only.", "Use the console on the page.")
-
-
-def _refuses_type(environ: Mapping[str, Any]) -> Optional[Refusal]:
-    """Say no to the types that a form can send."""
-    kind = str(environ.get("CONTENT_TYPE", "")).partition(";")[0].strip().lower()
-    if kind == "application/json":
-        return None
-    return Refusal("type", "The debugger takes application/json only.", "Use the console on the page.")
 
 
 def _is_local(environ: Mapping[str, Any]) -> bool:
@@ -5391,11 +5322,11 @@ def _plain_pin(pin: str) -> str:
     return pin.replace("-", "").replace(" ", "")
 
 
-def _equals_in_constant_time(given: str, expected: str) -> bool:
-    """Compare in a time that does not tell how much was right."""
+def _is_equal(given: object, expected: str) -> bool:
+    """Return whether a client has sent what is expected, in a time that does not tell how much of it was right."""
     from hmac import compare_digest
 
-    return compare_digest(given.encode("utf-8", "replace"), expected.encode("utf-8", "replace"))
+    return compare_digest(str(given).encode("utf-8", "replace"), expected.encode("utf-8", "replace"))
 
 
 # =====================================================================================================================
@@ -5407,12 +5338,12 @@ def _equals_in_constant_time(given: str, expected: str) -> bool:
 # line before that.  Every crash is stored, whoever the client was, and has an address under _PREFIX, where the pages
 # find their endpoints, too.  May know foreign code (2), the terminal (3) and the rooms 5 to 8.
 #
-# Requests take one of two ways.  One under _PREFIX is for us: a `_DebuggerEndpoint` finds its name in _PAGES (GET, for
-# whom the guard lets read) or in _ACTIONS (POST, for our own script, some with the cookie), and answers it.  Any other
-# is the application's: an `_Exchange` stands between it and the server, as the server's application on one side and
-# as the application's server on the other, so it has a `start`, a `write`, an iterator and a `close` of its own.  Each
-# step that may run the application's code goes through `_Exchange.guarded`, which alone decides what an exception
-# becomes.  A list or tuple of chunks is checked at once and then handed to the server as it is.
+# Requests take one of two ways.  One under _PREFIX is for us: a `_DebuggerEndpoint` finds its line in _ENDPOINTS, asks
+# the guard as that says, and answers.  Any other is the application's: an `_Exchange` stands between it and the
+# server, as the server's application on one side and as the application's server on the other, so it has a `start`, a
+# `write`, an iterator and a `close` of its own.  Each step that may run the application's code goes through
+# `_Exchange.guarded`, which alone decides what an exception becomes.  A list or tuple of chunks is checked at once and
+# then handed to the server as it is.
 #
 # Many frameworks catch exceptions themselves and answer with a 500 of their own.  Room 4 has them call
 # `hand_over` (2) instead and answer with the text that it returns; `_Exchange.raise_handed` raises the exception when
@@ -5429,11 +5360,11 @@ def _equals_in_constant_time(given: str, expected: str) -> bool:
 #
 # Doors: DebuggedApplication, LIVE_FILES, LivePages.
 #
-# Read first: DebuggedApplication, _Exchange.guarded, _Exchange.start_error_page, _DebuggerEndpoint.reply, _PAGES.
+# Read first: DebuggedApplication, _Exchange.guarded, _Exchange.start_error_page, _ENDPOINTS, _DebuggerEndpoint.reply.
 # =====================================================================================================================
 
 _PREFIX = "/__devserve__"
-_CRASH = "crash/"  # the id follows
+_CRASH = "crash/"  # where in it each crash has its page; the id follows
 _RECORDED_BODY = 65_536  # bytes of a request's body that are kept for the page: any form, the beginning of an upload
 _REQUEST_LIMIT = 1_000_000  # bytes of what the page may send: code that was pasted
 _SOURCE_LINES_LIMIT = 2_000  # lines of source for one click
@@ -5450,7 +5381,6 @@ _STATUSES = {  # of refusals, by their `error`
 _FORBIDDEN = "403 Forbidden"  # for all others
 # Headers of the response that our page takes the place of which are about its content; all others are kept.
 _ABOUT_CONTENT = frozenset("content-encoding content-language content-disposition etag last-modified age".split())
-_UNLOGGED = frozenset({"alive", "variables", "source", "eval", "output", "complete", "interrupt"})  # what pages ask
 
 
 class DebuggedApplication:
@@ -5503,11 +5433,10 @@ class DebuggedApplication:
         """
         request = _RecordedRequest.of(environ) if environ else None
         crash = Crash(what or (request.line() if request else "outside of a request"), request)
-        link = self.link(crash, environ)
-        self.read(error, crash, environ, link)
-        return link
+        self.read(error, crash, environ)
+        return self.link(crash, environ or {}, self.guard.refuses_host)
 
-    def read(self, error: BaseException, crash: Crash, environ: Optional[Environ], link: str) -> None:
+    def read(self, error: BaseException, crash: Crash, environ: Optional[Environ]) -> None:
         """Read what is known of a crash, and store it."""
         request = None
         if environ:
@@ -5515,13 +5444,18 @@ class DebuggedApplication:
             request, _ = call_safely(lambda: read_request(environ, body))
         self.crashes.add(crash)
         report = read_report(error, request, crash.keep, crash.entered.context, crash.text or "")
-        crash.report = report._replace(link=link)
+        crash.report = report._replace(link=self.link(crash, environ or {}, self.guard.refuses_reading))
 
-    def link(self, crash: Crash, environ: Optional[Mapping[str, Any]]) -> str:
-        """Return the address of a crash's page, by the host that the client used unless that is not to be trusted."""
-        environ = environ or {}
+    def link(
+        self, crash: Crash, environ: Mapping[str, Any], refuses: Callable[[Mapping[str, Any]], Optional[Refusal]]
+    ) -> str:
+        """Return the address of a crash's page, by the host that the client used unless the guard `refuses` it.
+
+        For the client any that it may read at is good.  On the terminal only a trusted one is: a stranger's would
+        lead whoever clicks it to the stranger's own page, which might ask for the PIN.
+        """
         base = self.base_url
-        if environ.get("HTTP_HOST") and not self.guard.refuses_reading(environ):
+        if environ.get("HTTP_HOST") and not refuses(environ):
             base = f"{environ.get('wsgi.url_scheme', 'http')}://{environ['HTTP_HOST']}"
         elif not base.startswith("http"):
             base = f"http://localhost:{self.guard.port or environ.get('SERVER_PORT', 80)}"
@@ -5555,7 +5489,8 @@ class DebuggedApplication:
             problem = ExceptionView(kind, message, "", ("The code was reloaded after this.",), "", ())
             when = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(moment))
             shown = read_request(environ, request.body)
-            crash.report = Report((problem,), shown, (), when, self.link(crash, environ), text)
+            link = self.link(crash, environ, self.guard.refuses_host)
+            crash.report = Report((problem,), shown, (), when, link, text)
             self.crashes.add(crash)
 
     def console(self, id: str) -> Console:
@@ -5563,11 +5498,10 @@ class DebuggedApplication:
         if id != "app":
             return self.crashes.console(id)
         if self.app_console is None:
-            contexts, _ = call_safely(lambda: _contexts_of(self.app))
-            self.app_console = Console(
-                {"__name__": "__console__", "app": getattr(self.app, "served", self.app)},
-                EnteredContexts(contexts or ()),
-            )
+            app: Any = self.app
+            contexts, _ = call_safely(lambda: [app.app_context()])  # Flask's, and of what is made like it
+            names = {"__name__": "__console__", "app": getattr(app, "served", app)}
+            self.app_console = Console(names, EnteredContexts(contexts or ()))
         return self.app_console
 
     def replay(self, request: _RecordedRequest, environ: Environ) -> dict[str, Any]:
@@ -5591,11 +5525,13 @@ class DebuggedApplication:
 
     # -- what a page needs to know
 
-    def crash_page(self, report: Report, environ: Mapping[str, Any], nonce: str, stored: str = "") -> str:
-        """Return the page of a crash for the visitor whose environ this is."""
-        editor, path_map = self.terminal.editor, self.terminal.path_map
-        surroundings = self.surroundings(environ)
-        return write_page(report, nonce=nonce, stored=stored, editor=editor, path_map=path_map, **surroundings)
+    def shown(self, crash: Crash, kind: str, environ: Mapping[str, Any], nonce: str, stored: str = "") -> str:
+        """Return a crash that was read in one of our types, for the visitor whose environ this is."""
+        assert crash.report is not None
+        if kind != "text/html":
+            return _WRITERS[kind](crash.report)
+        editor, path_map, around = self.terminal.editor, self.terminal.path_map, self.surroundings(environ)
+        return write_page(crash.report, nonce=nonce, stored=stored, editor=editor, path_map=path_map, **around)
 
     def surroundings(self, environ: Mapping[str, Any]) -> dict[str, Any]:
         """Return what every page needs: where it is, which process wrote it, and what its console may do."""
@@ -5608,15 +5544,15 @@ class DebuggedApplication:
     def console_state(self, environ: Mapping[str, Any]) -> ConsoleState:
         """Return what the client of this request may do, and why not more."""
         refusal = self.guard.refuses_host(environ)
-        if refusal:
-            return ConsoleState("closed", "", refusal.reason, refusal.remedy)
         if environ.get("wsgi.multiprocess"):
             reason = "The server runs several processes, and only one of them has the frames."
-            return ConsoleState("closed", "", reason, "Start it with one process.")
+            refusal = refusal or Refusal("processes", reason, "Start it with one process.")
+        if refusal:
+            return ConsoleState("closed", "", refusal.reason, refusal.remedy)
         if self.guard.knows(environ):
             return ConsoleState("open", self.guard.secret, "", "")
         refusal = self.guard.shut(environ)
-        if refusal:
+        if refusal:  # no code is run, but the values of library frames can be asked for
             return ConsoleState("closed", self.guard.secret, refusal.reason, refusal.remedy)
         return ConsoleState("locked", self.guard.secret, "", "")
 
@@ -5631,12 +5567,6 @@ def _prefix_from(environ: Mapping[str, Any]) -> str:
     target = str(environ.get("REQUEST_URI", "")).partition("?")[0]  # where a slash may be written %2F
     depth = (target.count("/") - mount.rstrip("/").count("/") if target[:1] == "/" else path.count("/")) - 1
     return "../" * depth + _PREFIX[1:]
-
-
-def _contexts_of(app: Any) -> list[Any]:
-    """Return the context in which Flask, and what is made like it, wants its application to be used."""
-    maker = getattr(app, "app_context", None)
-    return [maker()] if callable(maker) else []
 
 
 def _read_through(app_iter: Iterable[bytes], end: float) -> None:
@@ -5710,7 +5640,7 @@ class _Exchange:
                 f"the application returned {kind}, not a list of bytes or another iterable of bytes{forgotten}"
             )
         self.chunks = iter(self.app_iter)
-        return _SizedExchange(self) if hasattr(self.app_iter, "__len__") else self
+        return self
 
     def start(self, status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
         """Be the application's start_response; the `write` that it returns sends the headers."""
@@ -5732,10 +5662,7 @@ class _Exchange:
             return
         if chunk is not None or self.environ.get("REQUEST_METHOD") == "HEAD":
             raise self.handed[-1]
-        error = self.handed.pop()
-        crash, link = self.new_crash()
-        crash.text, _ = call_safely(lambda: self.debugger.terminal.crash(error, crash.what, link=link))
-        call_safely(lambda: self.debugger.read(error, crash, self.environ, link))
+        self.keep(self.handed.pop(), is_printed=True)
 
     def check_started(self) -> None:
         if not self.started and not is_taken_over(self.environ):
@@ -5792,10 +5719,8 @@ class _Exchange:
 
         Raises the exception again when the server has sent the headers after all (PEP 3333, start_response).
         """
-        crash, link = self.new_crash()
-        if not getattr(self.debugger.app, "deferred", False):
-            crash.text, _ = call_safely(lambda: self.debugger.terminal.crash(error, crash.what, link=link))
-        headers, page = self.error_response(error, crash, link)
+        crash, trouble = self.keep(error, is_printed=not getattr(self.debugger.app, "deferred", False))
+        headers, page = self.error_response(error, crash, trouble)
         status, kept = self.head if any(error is each for each in self.handed) else ("500 Internal Server Error", [])
         self.handed.clear()
         ours = {name.lower() for name, _ in headers}
@@ -5805,47 +5730,55 @@ class _Exchange:
         self.chunks = iter(() if self.environ.get("REQUEST_METHOD") == "HEAD" else (page,))
 
     def end_stream(self, error: BaseException) -> bool:
-        """Store a crash of which the client cannot be shown a page; return whether last words are the next chunk.
+        """Store a crash of which the client cannot be shown a page; return whether a last line is the next chunk.
 
-        The server prints the crash, with the link that it finds in the environ, when the exception reaches it.
+        Our own server prints the crash, with the link that it finds in the environ, when the exception reaches it.
         """
         self.has_failed = True
-        crash, link = self.new_crash()
-        call_safely(lambda: self.debugger.read(error, crash, self.environ, link))
+        crash, _ = self.keep(error, is_printed=False)
         if not str(self.environ.get("SERVER_SOFTWARE", "")).startswith("devserve"):
-            self.debugger.terminal.say(f"devserve: {crash.what} failed: {link}")
-        words = _last_words(error, link, {name.lower(): value for name, value in self.head[1]})
-        if not words or self.debugger.guard.refuses_reading(self.environ):
+            self.debugger.terminal.say(f"devserve: {crash.what} failed: {self.environ[CRASH_LINK]}")
+        if self.debugger.guard.refuses_reading(self.environ) or crash.report is None:
             return False
-        self.chunks = _chunk_then_raise(words, error)
-        return True
+        line = _last_line(error, crash.report.link, {name.lower(): value for name, value in self.head[1]})
+        if line:
+            self.chunks = _chunk_then_raise(line, error)
+        return bool(line)
 
-    def new_crash(self) -> tuple[Crash, str]:
-        """Return a crash of this request, and its link, which the environ gets too."""
+    def keep(self, error: BaseException, *, is_printed: bool) -> tuple[Crash, Optional[BaseException]]:
+        """Print an exception of this request, read it and store it; return it, and what went wrong in reading it.
+
+        The environ gets the link for the terminal, and is replaced by one that shows what the server had sent.
+        """
         environ = {**self.environ, "SCRIPT_NAME": self.script_name, "PATH_INFO": self.path}
-        environ.pop(PRESERVE_CONTEXT, None)
-        environ.pop(ON_EXCEPTION, None)
+        for key in (PRESERVE_CONTEXT, ON_EXCEPTION):
+            environ.pop(key, None)
         request = _RecordedRequest.of(environ, self.body)
         crash = Crash(request.line(), request, self.contexts)
         crash.seconds = time.monotonic() - self.began
-        link = self.environ[CRASH_LINK] = self.debugger.link(crash, environ)
+        link = self.debugger.link(crash, environ, self.debugger.guard.refuses_host)
+        self.environ[CRASH_LINK] = environ[CRASH_LINK] = link
         self.environ = environ
-        return crash, link
+        if is_printed:
+            crash.text, _ = call_safely(lambda: self.debugger.terminal.crash(error, crash.what, link=link))
+        return crash, call_safely(lambda: self.debugger.read(error, crash, environ))[1]
 
-    def error_response(self, error: BaseException, crash: Crash, link: str) -> tuple[list[tuple[str, str]], bytes]:
+    def error_response(
+        self, error: BaseException, crash: Crash, trouble: Optional[BaseException]
+    ) -> tuple[list[tuple[str, str]], bytes]:
         """Return headers and body, in the type that the client prefers; plain text when no page can be made."""
-        is_fragment = _wants_fragment(self.environ)
-        kind, nonce = _preferred_type(self.environ.get("HTTP_ACCEPT", "")), os.urandom(16).hex()
-        if is_fragment and kind == "text/plain" and "text/plain" not in self.environ.get("HTTP_ACCEPT", ""):
+        accept, nonce = self.environ.get("HTTP_ACCEPT", ""), os.urandom(16).hex()
+        is_fragment, kind = _wants_fragment(self.environ), _preferred_type(accept)
+        if is_fragment and kind == "text/plain" and kind not in accept:
             kind = "text/html"
-        _, trouble = call_safely(lambda: self.debugger.read(error, crash, self.environ, link))
+        text = None
         if trouble is None:
             text, trouble = call_safely(lambda: self.text_about(crash, kind, nonce, is_fragment))
-        if trouble is not None:
+        if text is None or trouble is not None:
             kind = "text/plain"
             plain, _ = call_safely(lambda: traceback_text(error))
-            text = emergency_page(trouble, plain or type_name(type(error)))
-        page = (text or "").encode("utf-8", "backslashreplace")
+            text = emergency_page(trouble or error, plain or type_name(type(error)))
+        page = text.encode("utf-8", "backslashreplace")
         headers = _page_headers(kind, nonce, is_fragment=is_fragment)
         return [*headers, ("Content-Length", str(len(page)))], page
 
@@ -5854,38 +5787,14 @@ class _Exchange:
         refusal = self.debugger.guard.refuses_reading(self.environ)
         if refusal:
             reason = f"The application failed, and the terminal shows how. {refusal.reason}"
-            return _write_refusal(refusal._replace(reason=reason), kind, nonce, as_report=True)
-        if kind != "text/html":
-            return _WRITERS[kind](_report_of(crash))
-        if is_fragment:
-            return write_fragment(_report_of(crash))
-        visitor = {**self.environ, "HTTP_COOKIE": self.cookies}
-        return self.debugger.crash_page(_report_of(crash), visitor, nonce)
-
-
-class _SizedExchange:
-    """An exchange that tells, as the application's iterable does, how many chunks there are.
-
-    Servers give a response of one chunk a Content-Length (PEP 3333, Handling the Content-Length Header).
-    """
-
-    def __init__(self, exchange: _Exchange) -> None:
-        self.exchange = exchange
-
-    def __len__(self) -> int:
-        return len(self.exchange.app_iter)
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self.exchange
-
-    def close(self) -> None:
-        self.exchange.close()
-
-
-def _report_of(crash: Crash) -> Report:
-    """Return the report of a crash that was read."""
-    assert crash.report is not None
-    return crash.report
+            if kind == "application/json":  # programs expect a report there, with at least a frame
+                frame = FrameView("", "python", "", 0, "", "", False, (), refusal.remedy, ())
+                problem = ExceptionView("Refusal", reason, refusal.remedy, (), "", (frame,), (), 0)
+                return write_json(Report((problem,), None, (), time.strftime("%Y-%m-%dT%H:%M:%S%z")))
+            return _write_refusal(refusal._replace(reason=reason), kind, nonce)
+        if is_fragment and kind == "text/html" and crash.report:
+            return write_fragment(crash.report)
+        return self.debugger.shown(crash, kind, {**self.environ, "HTTP_COOKIE": self.cookies}, nonce)
 
 
 def _take_cookies(environ: Environ) -> str:
@@ -5908,7 +5817,7 @@ class _NotWSGI(TypeError):
     """The application breaks PEP 3333, in a way that none of its frames shows."""
 
 
-def _last_words(error: BaseException, link: str, headers: Mapping[str, str]) -> bytes:
+def _last_line(error: BaseException, link: str, headers: Mapping[str, str]) -> bytes:
     """Return the line with which a stream of text ends; nothing where a line would do harm, or has no room."""
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if not kind.startswith("text/") or not {"content-length", "content-encoding"}.isdisjoint(headers):
@@ -6102,9 +6011,9 @@ def _page_headers(kind: str, nonce: str, *, is_fragment: bool = False) -> list[t
 class _Reply(NamedTuple):
     """What an endpoint answers."""
 
-    status: str
     body: str
     kind: str = "application/json"
+    status: str = "200 OK"
     headers: tuple[tuple[str, str], ...] = ()
 
 
@@ -6115,24 +6024,28 @@ class _Refused(Exception):
 class _DebuggerEndpoint:
     """One request for an endpoint, answered by the thread that serves it.
 
-    `reply` asks the guard before the payload is read, and a page asks it by itself, as each page may be read by
-    others.  An endpoint that cannot answer raises _Refused, which `answer` turns into the reply.  To add an endpoint,
-    write a method and its line in _PAGES or _ACTIONS, and in _UNLOGGED when pages ask for it by themselves.
+    `reply` finds its line in _ENDPOINTS, and has the guard asked as the line says before anything else happens.  The
+    line's method returns the reply, or raises _Refused, which `answer` turns into one.
     """
 
     def __init__(self, debugger: DebuggedApplication, environ: Environ) -> None:
         self.debugger = debugger
         self.guard = debugger.guard
         self.environ = environ
-        self.name = environ.get("PATH_INFO", "")[len(_PREFIX) + 1 :]
+        name, slash, self.id = environ.get("PATH_INFO", "")[len(_PREFIX) + 1 :].partition("/")
+        self.name = name + slash
         self.nonce = os.urandom(16).hex()
         self.payload: dict[str, Any] = {}
 
     def answer(self, start_response: StartResponse) -> list[bytes]:
+        """Answer the request, as an application of WSGI does."""
         try:
             reply = self.reply()
         except _Refused as no:
-            reply = self.refusal(no.args[0])
+            refusal: Refusal = no.args[0]
+            kind = "text/html" if _preferred_type(self.accept) == "text/html" else "application/json"
+            status = _STATUSES.get(refusal.error, _FORBIDDEN)
+            reply = _Reply(_write_refusal(refusal, kind, self.nonce), kind, status)
         if reply.status == "200 OK" and self.name in _UNLOGGED:
             self.environ[UNLOGGED] = True
         body = reply.body.encode("utf-8", "backslashreplace")
@@ -6141,29 +6054,31 @@ class _DebuggerEndpoint:
         return [] if self.environ.get("REQUEST_METHOD") == "HEAD" else [body]
 
     def reply(self) -> _Reply:
-        """Find the endpoint and have the guard asked before anything else happens."""
-        page = _DebuggerEndpoint.crash if self.name.startswith(_CRASH) else _PAGES.get(self.name)
-        if page:
-            if self.environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
-                raise _Refused(Refusal("method", "This address takes GET only.", "Follow the link or load the page."))
-            return page(self)
-        if self.name not in _ACTIONS:
+        """Find the endpoint, have the guard asked, and call it."""
+        if self.name not in _ENDPOINTS:
             raise _Refused(Refusal("unknown", "There is nothing at this address.", "Load the page again."))
-        action, cookie = _ACTIONS[self.name]
-        self.refuse(self.guard.refuses(self.environ, cookie=cookie))
-        self.payload = self.read_payload()
-        return _as_json(action(self))
+        method, refuses, endpoint = _ENDPOINTS[self.name]
+        if method == "GET" and self.environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
+            raise _Refused(Refusal("method", "This address takes GET only.", "Follow the link or load the page."))
+        self.refuse(refuses(self.guard, self.environ))
+        if method == "POST":
+            self.payload = self.read_payload()
+        return endpoint(self)
 
     def refuse(self, no: Optional[Refusal]) -> None:
         """End with a refusal, if it is one."""
         if no:
             raise _Refused(no)
 
-    def refusal(self, no: Refusal) -> _Reply:
-        """Return a refusal, as JSON for the page's script and as a page for a person who followed a link."""
-        kind = _preferred_type(self.environ.get("HTTP_ACCEPT", ""))
-        kind = kind if kind == "text/html" else "application/json"
-        return _Reply(_STATUSES.get(no.error, _FORBIDDEN), _write_refusal(no, kind, self.nonce), kind)
+    @property
+    def accept(self) -> str:
+        """The types that the client takes."""
+        return str(self.environ.get("HTTP_ACCEPT", ""))
+
+    @property
+    def kind(self) -> str:
+        """The type in which a crash is asked for: programs that have no wish get Markdown, which says most."""
+        return _preferred_type(self.accept, "text/markdown")
 
     def read_payload(self) -> dict[str, Any]:
         """Return the JSON object that came with the request."""
@@ -6194,7 +6109,7 @@ class _DebuggerEndpoint:
         value = self.payload.get(name)
         return min(max(value, 0.0), _EVALUATION_WAIT) if isinstance(value, (int, float)) else default
 
-    # -- pages, for everybody whom the guard lets read
+    # -- pages
 
     def alive(self) -> _Reply:
         """Tell which process answers, and whether this browser may use the console."""
@@ -6207,139 +6122,126 @@ class _DebuggerEndpoint:
         from urllib.parse import parse_qs
 
         token = parse_qs(self.environ.get("QUERY_STRING", "")).get("token", [""])[0]
-        self.refuse(self.guard.refuses_link(self.environ, token))
+        self.refuse(self.guard.refuses_token(token))
         there = ("Location", f"console#{self.guard.key()}")  # the part behind # is the script's to keep and to hide
-        return _Reply("303 See Other", "", "text/plain", (there, ("Set-Cookie", self.guard.cookie(self.environ))))
+        return _Reply("", "text/plain", "303 See Other", (there, ("Set-Cookie", self.guard.cookie(self.environ))))
 
     def console(self) -> _Reply:
         """Return the page with a console for the application alone."""
-        self.refuse(self.guard.refuses_host(self.environ) or self.guard.refuses_reading(self.environ))
-        page = console_page(nonce=self.nonce, **self.debugger.surroundings(self.environ))
-        return _Reply("200 OK", page, "text/html")
+        return _Reply(console_page(nonce=self.nonce, **self.debugger.surroundings(self.environ)), "text/html")
 
     def crash(self) -> _Reply:
         """Return the crash whose address was asked for."""
-        self.refuse(self.guard.refuses_reading(self.environ) or self.guard.refuses_script(self.environ))
         try:
-            return self.shown(self.debugger.crashes.find(self.name[len(_CRASH) :]))
+            return self.shown(self.debugger.crashes.find(self.id))
         except KeyError:
             reason = f"This crash is gone: devserve was reloaded, or {CRASH_LIMIT} others came after it."
             raise _Refused(Refusal("gone", reason, "Make the request again.")) from None
 
     def last(self) -> _Reply:
         """Return the newest crash, to a browser under its own address."""
-        self.refuse(self.guard.refuses_list(self.environ))
         newest = next(iter(self.debugger.crashes.all()), None)
         if newest is None:
-            raise _Refused(Refusal("unknown", "Nothing has failed since the last reload.", "Make it fail."))
-        if self.kind() == "text/html":
-            return _Reply("303 See Other", "", "text/plain", (("Location", _CRASH + newest.id),))
+            raise _Refused(Refusal("unknown", NO_CRASH, "Make it fail."))
+        if self.kind == "text/html":
+            return _Reply("", "text/plain", "303 See Other", (("Location", _CRASH + newest.id),))
         return self.shown(newest)
-
-    def list(self) -> _Reply:
-        """Return the last crashes with time, request and message."""
-        import json
-
-        self.refuse(self.guard.refuses_list(self.environ))
-        kind = self.kind()
-        rows = [
-            (
-                time.strftime("%H:%M:%S", time.localtime(crash.time)),
-                escape_unprintable(crash.what),
-                crash.title(),
-                crash.id,
-            )
-            for crash in self.debugger.crashes.all()
-        ]
-        if kind == "text/html":
-            prefix = _prefix_from(self.environ)
-            return _Reply("200 OK", crash_list_page(rows, nonce=self.nonce, prefix=prefix), kind)
-        if kind == "application/json":
-            names = ("time", "request", "message", "id")
-            return _Reply("200 OK", json.dumps([dict(zip(names, row)) for row in rows]), kind)
-        text = "".join(f"{clock} {what} {title} {_CRASH}{id}\n" for clock, what, title, id in rows)
-        return _Reply("200 OK", text or "Nothing has failed since the last reload.\n", "text/plain")
-
-    def threads(self) -> _Reply:
-        """Return where each thread of the process stands."""
-        self.refuse(self.guard.refuses_stacks(self.environ))
-        text = _all_stacks()
-        if self.kind() == "text/html":
-            return _Reply("200 OK", stacks_page(text, nonce=self.nonce), "text/html")
-        return _Reply("200 OK", text, "text/plain")
-
-    def kind(self) -> str:
-        """Return the type in which a crash is asked for: programs that have no wish get Markdown, which says most."""
-        return _preferred_type(self.environ.get("HTTP_ACCEPT", ""), "text/markdown")
 
     def shown(self, crash: Crash) -> _Reply:
         """Return a stored crash in the type that is asked for."""
         if crash.report is None:  # it could not be read, or is being read
             raise _Refused(Refusal("gone", "There is no page of this crash.", "The terminal shows it."))
-        kind = self.kind()
-        if kind != "text/html":
-            return _Reply("200 OK", _WRITERS[kind](crash.report), kind)
         stored = f"{crash.id} {crash.seconds:.3f}"
-        return _Reply("200 OK", self.debugger.crash_page(crash.report, self.environ, self.nonce, stored), kind)
+        return _Reply(self.debugger.shown(crash, self.kind, self.environ, self.nonce, stored), self.kind)
 
-    # -- actions, for our pages
+    def list(self) -> _Reply:
+        """Return the last crashes with time, request and message."""
+        import json
 
-    def pin(self) -> dict[str, Any]:
+        crashes = self.debugger.crashes.all()
+        clocks = [time.strftime("%H:%M:%S", time.localtime(crash.time)) for crash in crashes]
+        rows = [(clock, escape_unprintable(c.what), c.title(), c.id) for clock, c in zip(clocks, crashes)]
+        if self.kind == "text/html":
+            prefix = _prefix_from(self.environ)
+            return _Reply(crash_list_page(rows, nonce=self.nonce, prefix=prefix), self.kind)
+        if self.kind == "application/json":
+            return _Reply(json.dumps([dict(zip(("time", "request", "message", "id"), row)) for row in rows]))
+        text = "".join(f"{clock} {what} {title} {_CRASH}{id}\n" for clock, what, title, id in rows)
+        return _Reply(text or f"{NO_CRASH}\n", "text/plain")
+
+    def threads(self) -> _Reply:
+        """Return where each thread of the process stands, those first that stand in the application's code."""
+        import traceback
+
+        names = {
+            thread.ident: thread.name for module in (native_threading, threading) for thread in module.enumerate()
+        }
+        stacks = [
+            f"{names.get(ident, 'a thread not made by Python')}\n{''.join(traceback.format_stack(frame))}"
+            for ident, frame in sorted(sys._current_frames().items(), key=lambda pair: not thread_position(pair[0]))
+        ]
+        text = escape_unprintable("\n".join(stacks), "\n\t")
+        if self.kind == "text/html":
+            return _Reply(stacks_page(text, nonce=self.nonce), self.kind)
+        return _Reply(text, "text/plain")
+
+    # -- actions
+
+    def pin(self) -> _Reply:
         """Unlock the browser that sends the PIN."""
         self.refuse(self.guard.try_pin(self.text_field("pin"), self.environ))
-        return {"console": "open", "key": self.guard.key(), "Set-Cookie": self.guard.cookie(self.environ)}
+        cookie = ("Set-Cookie", self.guard.cookie(self.environ))
+        return _as_json({"console": "open", "key": self.guard.key()})._replace(headers=(cookie,))
 
-    def variables(self) -> dict[str, Any]:
+    def variables(self) -> _Reply:
         """Return the variables of a frame with their values."""
         position = self.lookup(self.debugger.crashes.position)
         view = view_position(position, id=self.text_field("frame"))
-        return {"html": str(write_variables(with_values(view, position)))}
+        return _as_json({"html": str(write_variables(with_values(view, position)))})
 
-    def members(self) -> dict[str, Any]:
+    def members(self) -> _Reply:
         """Return what is inside a value of a frame."""
         position, path = self.lookup(self.debugger.crashes.position), self.payload.get("path")
         if not (isinstance(path, list) and path and all(isinstance(step, (str, int)) for step in path)):
             raise _Refused(Refusal("body", "The request has no path of a value.", "Use the buttons on the page."))
         try:
-            return {"html": str(write_members(members_at(position, path), path))}
+            return _as_json({"html": str(write_members(members_at(position, path), path))})
         except LookupError as error:
             raise _Refused(Refusal("gone", f"It cannot be opened: {error}.", "Use the console.")) from None
 
-    def source(self) -> dict[str, Any]:
+    def source(self) -> _Reply:
         """Return more of the source around a frame's line."""
         lines = self.payload.get("lines")
         around = min(max(lines if isinstance(lines, int) else LINES_AROUND, 1), _SOURCE_LINES_LIMIT) // 2
         position = self.lookup(self.debugger.crashes.position)
         view = view_position(position, id=self.text_field("frame"), around=around)
         more = view_position(position, around=around + 1)
-        return {"html": str(write_source(view)), "all": len(view.source) == len(more.source)}
+        return _as_json({"html": str(write_source(view)), "all": len(view.source) == len(more.source)})
 
-    # -- actions, for the person at the keyboard
-
-    def eval(self) -> dict[str, Any]:
+    def eval(self) -> _Reply:
         """Evaluate code in the console of a frame; with `wait`, answer after so many seconds even when it goes on."""
         console = self.lookup(self.debugger.console)
         seconds = self.seconds_field("wait", 0.0) if "wait" in self.payload else None
         try:
-            return _evaluation(console.run(self.text_field("code"), seconds))
+            return _as_json(console.run(self.text_field("code"), seconds)._asdict())
         except Busy:
             reason = "Another evaluation is still running in this frame."
             raise _Refused(Refusal("busy", reason, "Interrupt it, or wait for its end.")) from None
 
-    def output(self) -> dict[str, Any]:
+    def output(self) -> _Reply:
         """Return what an evaluation that goes on has printed by now."""
-        return _evaluation(self.lookup(self.debugger.console).output(self.seconds_field("wait", 0.0)))
+        return _as_json(self.lookup(self.debugger.console).output(self.seconds_field("wait", 0.0))._asdict())
 
-    def complete(self) -> dict[str, Any]:
+    def complete(self) -> _Reply:
         """Return what is being typed before the caret may become."""
         start, matches = self.lookup(self.debugger.console).complete(self.text_field("code"))
-        return {"start": start, "matches": matches}
+        return _as_json({"start": start, "matches": matches})
 
-    def interrupt(self) -> dict[str, Any]:
+    def interrupt(self) -> _Reply:
         """Interrupt the evaluation that runs in a frame."""
-        return {"interrupted": self.lookup(self.debugger.console).interrupt()}
+        return _as_json({"interrupted": self.lookup(self.debugger.console).interrupt()})
 
-    def again(self) -> dict[str, Any]:
+    def again(self) -> _Reply:
         """Send the recorded request of a crash again."""
         try:
             request = self.debugger.crashes.find(self.text_field("crash")).request
@@ -6350,7 +6252,7 @@ class _DebuggerEndpoint:
         if not request.is_whole:
             reason = f"The request is not known whole: only {_RECORDED_BODY:,} bytes of a body are kept."
             raise _Refused(Refusal("gone", reason, "Have its client send it again."))
-        return self.debugger.replay(request, self.environ)
+        return _as_json(self.debugger.replay(request, self.environ))
 
     def lookup(self, find: Callable[[str], Outcome]) -> Outcome:
         """Return what the frame's id leads to."""
@@ -6364,69 +6266,47 @@ class _DebuggerEndpoint:
             raise _Refused(Refusal("gone", reason, "Load the page again to make a new one.")) from None
 
 
-_PAGES: dict[str, Callable[[_DebuggerEndpoint], _Reply]] = {
-    "": _DebuggerEndpoint.list,
-    "alive": _DebuggerEndpoint.alive,
-    "unlock": _DebuggerEndpoint.unlock,
-    "console": _DebuggerEndpoint.console,
-    "last": _DebuggerEndpoint.last,
-    "threads": _DebuggerEndpoint.threads,
+# name: method, what the guard is asked first, answer.  POST is what our script sends, with a JSON object as payload.
+_ENDPOINTS: dict[
+    str,
+    tuple[str, Callable[[Guard, Mapping[str, Any]], Optional[Refusal]], Callable[[_DebuggerEndpoint], _Reply]],
+] = {
+    "": ("GET", Guard.refuses_list, _DebuggerEndpoint.list),
+    "last": ("GET", Guard.refuses_list, _DebuggerEndpoint.last),
+    _CRASH: ("GET", Guard.refuses_crash, _DebuggerEndpoint.crash),  # the id follows
+    "threads": ("GET", Guard.refuses_stacks, _DebuggerEndpoint.threads),
+    "console": ("GET", Guard.refuses_console, _DebuggerEndpoint.console),
+    "unlock": ("GET", Guard.refuses_host, _DebuggerEndpoint.unlock),  # with the token
+    "alive": ("GET", lambda guard, environ: None, _DebuggerEndpoint.alive),
+    "pin": ("POST", Guard.refuses_asking, _DebuggerEndpoint.pin),
+    "variables": ("POST", Guard.refuses_asking, _DebuggerEndpoint.variables),
+    "members": ("POST", Guard.refuses_asking, _DebuggerEndpoint.members),
+    "source": ("POST", Guard.refuses_asking, _DebuggerEndpoint.source),
+    "eval": ("POST", Guard.refuses_running, _DebuggerEndpoint.eval),
+    "output": ("POST", Guard.refuses_running, _DebuggerEndpoint.output),
+    "complete": ("POST", Guard.refuses_running, _DebuggerEndpoint.complete),
+    "interrupt": ("POST", Guard.refuses_running, _DebuggerEndpoint.interrupt),
+    "again": ("POST", Guard.refuses_running, _DebuggerEndpoint.again),
 }
-_ACTIONS: dict[str, tuple[Callable[[_DebuggerEndpoint], dict[str, Any]], bool]] = {  # with whether it takes the cookie
-    "pin": (_DebuggerEndpoint.pin, False),
-    "variables": (_DebuggerEndpoint.variables, False),
-    "members": (_DebuggerEndpoint.members, False),
-    "source": (_DebuggerEndpoint.source, False),
-    "eval": (_DebuggerEndpoint.eval, True),
-    "output": (_DebuggerEndpoint.output, True),
-    "complete": (_DebuggerEndpoint.complete, True),
-    "interrupt": (_DebuggerEndpoint.interrupt, True),
-    "again": (_DebuggerEndpoint.again, True),
-}
+_UNLOGGED = frozenset({"alive", "variables", "source", "eval", "output", "complete", "interrupt"})  # what pages ask
 
 
-def _evaluation(evaluation: Any) -> dict[str, Any]:
-    """Return an evaluation for the page's script."""
-    reply = evaluation._asdict()
-    if not evaluation.running:
-        del reply["running"]
-    return dict(reply)
-
-
-def _all_stacks() -> str:
-    """Return the stacks of all threads as text, those first that stand in the application's code."""
-    import traceback
-
-    names = {thread.ident: thread.name for module in (native_threading, threading) for thread in module.enumerate()}
-    frames = sorted(sys._current_frames().items(), key=lambda pair: not thread_position(pair[0]))
-    parts = [
-        f"{names.get(ident, 'a thread not made by Python')}\n{''.join(traceback.format_stack(frame))}"
-        for ident, frame in frames
-    ]
-    return escape_unprintable("\n".join(parts), "\n\t")
-
-
-def _write_refusal(no: Refusal, kind: str, nonce: str, *, as_report: bool = False) -> str:
-    """Return a refusal as a page, as JSON, or as text; `as_report` to a program that expects a report of a crash."""
+def _write_refusal(no: Refusal, kind: str, nonce: str) -> str:
+    """Return a refusal as a page, as JSON, or as text."""
     import json
 
     if kind == "text/html":
         return notice_page(no.reason, no.remedy, nonce=nonce)
-    if kind != "application/json":
-        return f"{no.reason}\n{no.remedy}\n"
-    if not as_report:
+    if kind == "application/json":
         return json.dumps(no._asdict())
-    frame = FrameView("", "python", "", 0, "", "", False, (), no.remedy, ())
-    problem = ExceptionView("Refusal", no.reason, no.remedy, (), "", (frame,), (), 0)
-    return write_json(Report((problem,), None, (), time.strftime("%Y-%m-%dT%H:%M:%S%z")))
+    return f"{no.reason}\n{no.remedy}\n"
 
 
-def _as_json(value: dict[str, Any], status: str = "200 OK") -> _Reply:
-    """Return a reply for the page's script; a cookie among the values goes into the headers."""
+def _as_json(value: Mapping[str, Any]) -> _Reply:
+    """Return a reply for the page's script."""
     import json
 
-    cookie = value.pop("Set-Cookie", None)
-    return _Reply(status, json.dumps(value), headers=(("Set-Cookie", cookie),) if cookie else ())
+    return _Reply(json.dumps(value))
 
 
 # -- pages that follow a save
@@ -11856,7 +11736,7 @@ def make_server(app: WSGIApplication, host: str = "127.0.0.1", port: int = 0, **
         server.app = debugged = DebuggedApplication(app, guard=guard, terminal=terminal, base_url=base_url)
         if bridge:
             bridge.report = debugged.report
-        terminal.say(f"devserve: {guard.greeting(base_url)}")
+        terminal.say(f"devserve: {guard.banner_line(base_url)}")
     return server
 
 
@@ -12006,8 +11886,8 @@ class _Runner:
         self.install(app)
         if self.reloaded and not isinstance(app, BrokenApp):
             self._log_reload_time()
-        if self.reloaded and self.guard and self.guard.must_greet():
-            self.terminal.say(f"  {self.guard.greeting(urls(self.listeners, self.scheme)[0])}")
+        if self.reloaded and self.guard and not self.guard.is_announced:
+            self.terminal.say(f"  {self.guard.banner_line(urls(self.listeners, self.scheme)[0])}")
         self._begin_serving()
         if self.watcher and self.config.live:
             self.watcher.watch_data([os.getcwd()], self._notify_pages, LIVE_FILES)
@@ -12216,7 +12096,7 @@ class _Runner:
             say("  which everybody on these networks can reach")
         say("  for local development only: never use it in production")
         if self.guard:
-            say(f"  {self.guard.greeting(addresses[0])}")
+            say(f"  {self.guard.banner_line(addresses[0])}")
 
     def _served_name(self) -> str:
         """Return what was asked for, or found without being asked for."""
@@ -13181,8 +13061,8 @@ if (/^#[0-9a-f]{64}$/.test(location.hash)) {
 }
 
 // A service worker of the application's reads what the pages send that it controls.
-const eavesdropped = {reason: "The console is closed: A service worker of this site could read what stands " +
-  "here, until you reload the page with Shift held down."};
+const eavesdropped = {reason: "The console is closed: A service worker of this site could read this page; " +
+  "reload it with Shift held down."};
 const isControlled = () => Boolean(navigator.serviceWorker && navigator.serviceWorker.controller);
 
 // Asking the server: a refusal throws what it says.
