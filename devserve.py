@@ -6512,7 +6512,7 @@ def _live_tag(place: str, reload_id: str, seen: int) -> bytes:
 # ever.
 #
 # Doors: CONNECTION, DevServer, PLAIN_TEXT, check_response_head, listen, socket_path, adhoc_certificate, urls,
-# tls_from_files.
+# tls_from_files, wait_until_ready.
 #
 # Read first: DevServer, DevServer.close_gate, _Connection.serve, _parse_head, _Body, _Response.write.
 # =====================================================================================================================
@@ -6623,7 +6623,7 @@ class DevServer:
         self._stopped.clear()
         try:
             while not self._shutting_down:
-                if self.gate.wait(poll_interval) and _wait(self.listeners, poll_interval):
+                if self.gate.wait(poll_interval) and wait_until_ready(self.listeners, poll_interval):
                     for listener in self.listeners:
                         while self._accept(listener):
                             pass
@@ -7038,7 +7038,7 @@ class _Connection:
 
     def readable(self, seconds: float) -> bool:
         """Return whether the socket has something within so many seconds, or decrypted bytes, which no poll sees."""
-        return bool(getattr(self.sock, "pending", int)()) or _wait([self.sock], seconds)
+        return bool(getattr(self.sock, "pending", int)()) or wait_until_ready([self.sock], seconds)
 
     def receive_into(self, buffer: Any) -> int:
         """Read as much as there is into `buffer`, at least one byte; raise `_ClientGone` when none comes."""
@@ -7839,6 +7839,8 @@ def _checked_head(status: str, headers: tuple[tuple[str, str], ...]) -> _Respons
                 continue
         elif key == "content-type":
             is_endless = value.lower().startswith(_ENDLESS_TYPES)
+        elif key == "upgrade" and status[:3] == "426":  # the one final response that must have it (section 15.5.22)
+            lines.append("Connection: Upgrade\r\n")
         elif is_hop_by_hop(key):
             if key == "connection" and "close" in _options(value):
                 closes = True
@@ -7909,7 +7911,13 @@ class _UpgradedSocket:
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """Return up to `size` bytes, and nothing when the client has ended the connection."""
-        return self._receive(size, flags, self._timeout)
+        self._take_over()
+        data = bytes(self._connection.buffer[:size])  # sent together with the request's head
+        if not data:
+            return bytes(_attempt(self._connection.sock, self._call, "recv", size, flags, seconds=self._timeout))
+        if not flags & socket.MSG_PEEK:
+            del self._connection.buffer[:size]
+        return data
 
     def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
         view = memoryview(buffer).cast("B")
@@ -7932,35 +7940,10 @@ class _UpgradedSocket:
                 response.status = first[9:].decode("latin-1") if first.startswith(b"HTTP/1.") else "-"
                 response.log(" (begins)")
             while view:
-                view = view[self._send(view, self._timeout) :]
-
-    def receive_now(self, size: int) -> Optional[bytes]:
-        """Return what has come already, up to `size` bytes; None when nothing has, no bytes at the end."""
-        try:
-            return self._receive(size, 0, 0.0)
-        except BlockingIOError:
-            return None
-
-    def send_now(self, data: memoryview) -> int:
-        """Send what the socket takes without waiting; return how many bytes that are."""
-        try:
-            return self._send(data, 0.0)
-        except BlockingIOError:
-            return 0
-
-    def _receive(self, size: int, flags: int, seconds: Optional[float]) -> bytes:
-        self._take_over()
-        data = bytes(self._connection.buffer[:size])  # sent together with the request's head
-        if not data:
-            return bytes(_attempt(self._connection.sock, self._call, "recv", size, flags, seconds=seconds))
-        if not flags & socket.MSG_PEEK:
-            del self._connection.buffer[:size]
-        return data
-
-    def _send(self, data: memoryview, seconds: Optional[float]) -> int:
-        count = int(_attempt(self._connection.sock, self._call, "send", data, seconds=seconds, writing=True))
-        self._response.sent += count
-        return count
+                sock = self._connection.sock
+                count = _attempt(sock, self._call, "send", view, seconds=self._timeout, writing=True)
+                response.sent += count
+                view = view[count:]
 
     def _call(self, method: str, *args: Any) -> Any:
         with self._calling:
@@ -8010,11 +7993,12 @@ def _attempt(sock: Any, call: Callable[..., Any], *args: Any, seconds: Optional[
                 raise
         if seconds == 0:
             raise BlockingIOError(errno.EAGAIN, "not ready")
-        if not _wait([sock], seconds, writing=writing if kind == "BlockingIOError" else kind == "SSLWantWriteError"):
+        writes = writing if kind == "BlockingIOError" else kind == "SSLWantWriteError"
+        if not wait_until_ready([sock], seconds, writing=writes):
             raise socket.timeout("timed out")
 
 
-def _wait(socks: Sequence[socket.socket], seconds: Optional[float], *, writing: bool = False) -> bool:
+def wait_until_ready(socks: Sequence[socket.socket], seconds: Optional[float], *, writing: bool = False) -> bool:
     """Return whether one of some sockets is ready within so many seconds.
 
     Windows has no poll, and greenlets only wait by the `select` that they patch.  Elsewhere `select` would take no
@@ -8413,24 +8397,27 @@ def _is_ip(name: str) -> bool:
 # terminal (3) and the server (10).
 #
 # A request is one `_HttpRequest` with two sides.  The thread's side reads the body from the socket into `inbox`, takes
-# what the application sends out of `outbox`, and writes it by way of `_Answer`, an iterable of WSGI.  The loop's side
-# is a task that runs the application; its `receive` takes from `inbox`, its `send` puts into `outbox`.  Each side only
-# adds to a queue and wakes the other, so neither takes a lock: `notify` wakes the loop's side, `wake` the thread's.
-# What waits in a queue is bounded by counting, the thread's side by `handed` less `taken`, the loop's by `sent` less
-# `written`; past _WAITING_LIMIT whoever fills the queue waits.  While the thread waits for the application it watches
-# its socket as well, which is how a disconnect is noticed.  A client that has ended its side may have gone, or may
-# wait for its answer: the application learns of it when it calls `receive`, and one that only sends is heard out.
+# what the application sends out of `outbox`, and lets the server write it.  The loop's side is a task that runs the
+# application; its `receive` takes from `inbox`, its `send` puts into `outbox`.  So a request that is answered in one
+# piece wakes the loop once and the thread once, and neither takes a lock of ours: each side only adds to a queue and
+# wakes the other (`notify` the loop's, `wake` the thread's).  What waits in a queue is bounded by counting, in one
+# direction by `handed` less `taken`, in the other by `sent` less `written`; past its limit whoever fills it waits.
 #
-# With a debugger a framework's own 500 is held back for a moment (`held`): most frameworks send it and raise the
-# exception afterwards, and then the page takes its place.  A `_WebSocket` is the same with messages for pieces.
+# While the thread waits for the application it watches its socket, which is how a disconnect is noticed.  A client
+# that has ended its side may have gone, or may wait for its answer: the application learns of it when it calls
+# `receive`, and one that only sends is heard out.  With a debugger a framework's own 500 is held back for a moment
+# (`held`): most frameworks send it and raise the exception afterwards, and then the page takes its place.
 #
-# Invariants: the thread of a connection alone reads and writes its socket; the loop never touches one, and never
-# waits for a thread.  So an application that blocks the loop holds up itself, and neither a reload nor a page.  What
-# the loop is to do goes through `AsgiBridge.post`, what a thread is to do through the `outbox` of its request.
+# A `_WebSocket` begins as such a request.  Once it is accepted it has two threads, one that writes frames and one that
+# reads messages, so that neither direction waits for the other.
+#
+# Invariants: the threads of a connection alone use its socket; the loop never touches one, and never waits for a
+# thread.  So an application that blocks the loop holds up itself, and neither a reload nor a page.  What the loop is
+# to do goes through `AsgiBridge.post`, what a thread is to do through the `outbox` of its request.
 #
 # Doors: AsgiBridge.
 #
-# Read first: AsgiBridge.post, _HttpRequest.respond, _HttpRequest.next_message, _HttpRequest.send, _Lifespan.run.
+# Read first: AsgiBridge.post, _HttpRequest.respond, _HttpRequest.next_message, _HttpRequest.send, _WebSocket.
 # =====================================================================================================================
 
 if TYPE_CHECKING:
@@ -8440,8 +8427,11 @@ if TYPE_CHECKING:
 
     _Message = MutableMapping[str, Any]
 
-_WAITING_LIMIT = 64 * 1024  # bytes that wait between a thread and the loop, in either direction
-_MOMENT = 0.02  # seconds: most answers come sooner, and until then nobody looks whether the client has gone
+# Bytes that wait between a thread and the loop, in either direction.  Whoever fills a queue stops at the high-water
+# mark and goes on at the low one, as with asyncio's transports, so that a stream wakes the loop once for four pieces.
+_LOW_WATER = 64 * 1024
+_HIGH_WATER = 4 * _LOW_WATER
+_FIRST_LOOK = 0.02  # seconds: most answers come sooner, and until then nobody looks whether the client has gone
 _HOLD_SECONDS = 0.5  # an exception follows the 500 that a framework sent for it at once, background work does not
 _INTERRUPT_LOOK = 0.05  # between two moments in which a console's interrupt can hit the thread that waits for the loop
 _BEAT_SECONDS = 0.5  # between two looks at the loop; a signal that just missed the main thread waits no longer
@@ -8455,6 +8445,9 @@ class _ClientDisconnected(ConnectionError):
 
     nobody_listens = True
 
+    def __init__(self) -> None:
+        super().__init__("the client has gone")
+
 
 class _BrokenProtocol(RuntimeError):
     """The application breaks ASGI; as a rule raised where it calls `send`."""
@@ -8465,8 +8458,8 @@ class AsgiBridge:
 
     Its life: `start` makes the loop and runs the application's lifespan startup; `run_until` runs the loop in the same
     thread; `stop` waits for requests, cancels what is left and runs the lifespan shutdown; `resume` starts anew after
-    a restart that failed.  Any thread may call `post`, `stop`, `resume`, `report_later`, `wakeup` and the bridge
-    itself; everything else belongs to the loop.
+    a restart that failed.  Any thread may call `post`, `stop`, `resume`, `report_later` and the bridge itself;
+    everything else belongs to the loop.
     """
 
     def __init__(self, app: Any, terminal: Terminal) -> None:
@@ -8478,15 +8471,11 @@ class AsgiBridge:
         self.state: dict[str, Any] = {}  # the lifespan's, of which each request gets a copy
         self.lifespan = _Lifespan(self)
         self.requests: dict[_HttpRequest, asyncio.Task[None]] = {}
-        self._posted: deque[Callable[[], object]] = deque()
-        self._is_awake = False  # the loop is going to look at `_posted`
         self._may_stop = False  # the loop runs until it is stopped
-        self._loop_wakeup = _Wakeup()
-        self._uses_wakeup = False  # it wakes the loop, at half the cost of `call_soon_threadsafe`
-        self.new_queue: Any
+        self.new_queue: Any  # of `queue`, which a WSGI application need not import
         self.nothing_there: Any
         self.request_id: ContextVar[object]  # of the request that a task serves, and what it has called elsewhere
-        self._wakeups: deque[_Wakeup] = deque()  # that nobody uses
+        self.wakeups: deque[_Wakeup] = deque()  # that no thread uses
 
     # -- the loop
 
@@ -8498,16 +8487,12 @@ class AsgiBridge:
         self.request_id = ContextVar("devserve request", default=None)
         self.new_queue, self.nothing_there = SimpleQueue, Empty
         self.loop = _loop_of_thread()
-        with contextlib.suppress(NotImplementedError):  # Windows' loop for pipes
-            self.loop.add_reader(self._loop_wakeup.here, self._on_wakeup)
-            self._uses_wakeup = True
         self.thread = threading.get_ident()
         self.loop.run_until_complete(self.lifespan.start())
 
     def run_until(self, ended: threading.Event) -> None:
         """Run the loop in this thread until `ended` is set."""
-        watch = threading.Thread(target=self._watch_loop, args=(ended,), name="devserve loop watch", daemon=True)
-        watch.start()
+        threading.Thread(target=self._watch_loop, args=(ended,), name="devserve loop watch", daemon=True).start()
         self._may_stop = True
         try:
             while not ended.is_set():
@@ -8562,27 +8547,9 @@ class AsgiBridge:
         self.post(lambda: self._may_stop and self.loop.stop())
 
     def post(self, job: Callable[[], object]) -> None:
-        """Have the loop call `job`.  It is woken once for all that comes until it looks."""
-        self._posted.append(job)
-        if not self._is_awake:
-            self._is_awake = True
-            if self._uses_wakeup:
-                self._loop_wakeup.wake()
-                return
-            try:
-                self.loop.call_soon_threadsafe(self._do_posted)
-            except RuntimeError:
-                pass  # the loop is closed: the process is about to end
-
-    def _on_wakeup(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            self._loop_wakeup.here.recv(64)
-        self._do_posted()
-
-    def _do_posted(self) -> None:
-        self._is_awake = False  # before the look, so that nothing is overlooked
-        while self._posted:
-            self._posted.popleft()()
+        """Have the loop call `job`."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process is about to end
+            self.loop.call_soon_threadsafe(job)
 
     # -- the end
 
@@ -8618,10 +8585,9 @@ class AsgiBridge:
         import asyncio
 
         for request in self.requests:
-            if isinstance(request, _WebSocket):
-                request.leave(_GOING_AWAY)
+            request.leave(_GOING_AWAY)
         if self.requests:
-            last = max(request.started for request in self.requests)
+            last = max(request.connection.started for request in self.requests)
             await asyncio.wait(self.requests.values(), timeout=max(0.0, last + grace - time.perf_counter()))
         for request, task in self.requests.items():
             if grace:
@@ -8634,17 +8600,17 @@ class AsgiBridge:
     # -- requests
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        if SOCKET_KEY in environ and environ.get("HTTP_UPGRADE", "").lower() == "websocket":
-            refusal = _refused_handshake(environ)
-            if refusal:
-                start_response(refusal, [("Sec-WebSocket-Version", "13"), ("Content-Length", "0")])
-                return [b""]
-            return _WebSocket(self, environ).respond(start_response)
-        return _HttpRequest(self, environ).respond(start_response)
+        if SOCKET_KEY not in environ or environ.get("HTTP_UPGRADE", "").lower() != "websocket":
+            return _HttpRequest(self, environ).respond(start_response)
+        refusal, *headers = _refused_handshake(environ)
+        if refusal:
+            start_response(refusal, [*headers, ("Content-Length", "0")])
+            return [b""]
+        return _WebSocket(self, environ).respond(start_response)
 
     def app_context(self) -> _RequestContext:
         """Return what the console of the application needs; so called since it is Flask's word for it."""
-        return _RequestContext(self)
+        return _RequestContext(self.loop)
 
     def report_later(self, error: BaseException, environ: Optional[Environ], what: str) -> None:
         """Print and store a failure that no answer can show; in a thread, as an exception's text may take its time."""
@@ -8655,18 +8621,6 @@ class AsgiBridge:
 
         threading.Thread(target=report, name="devserve report", daemon=True).start()
 
-    @contextlib.contextmanager
-    def wakeup(self) -> Iterator[_Wakeup]:
-        """Lend a wakeup to a thread."""
-        try:
-            wakeup = self._wakeups.pop()
-        except IndexError:
-            wakeup = _Wakeup()
-        try:
-            yield wakeup
-        finally:
-            self._wakeups.append(wakeup)
-
 
 def _loop_of_thread() -> asyncio.AbstractEventLoop:
     """Return the loop that the application has set in this thread while it was imported, else one by its policy."""
@@ -8674,9 +8628,7 @@ def _loop_of_thread() -> asyncio.AbstractEventLoop:
     import warnings
 
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # of the policies, which Python 3.14 begins to leave behind
+        warnings.simplefilter("ignore", DeprecationWarning)  # of the policies, which Python 3.14 begins to leave
         try:
             loop = asyncio.get_event_loop()
         except RuntimeError:
@@ -8701,39 +8653,31 @@ class _Wakeup:
 
     def wake(self) -> None:
         """Wake the thread; from any thread."""
-        try:
+        with contextlib.suppress(OSError):  # full: it has been woken often enough
             self.there.send(b"\0")
-        except OSError:
-            pass  # full: it has been woken often enough
 
-    def wait(self, sock: Any, *, reads: bool, writes: bool = False, seconds: Optional[float] = None) -> bool:
-        """Wait until it is woken or `sock` is ready; return whether `sock` has something to read, or has ended."""
-        if reads and getattr(sock, "pending", int)():
-            return True
-        if sys.platform == "win32" or not hasattr(select, "poll"):
-            watched = [sock] if reads else []
-            ready, _, _ = select.select([self.here, *watched], [sock] if writes else [], [], seconds)
-        else:
-            poller = select.poll()
-            poller.register(self.here, select.POLLIN)
-            if reads or writes:  # else the connection's end would wake it again and again
-                poller.register(sock, select.POLLIN * reads | select.POLLOUT * writes)
-            found = dict(poller.poll(None if seconds is None else seconds * 1000))
-            ready = [s for s in (self.here, sock) if found.get(s.fileno(), 0) & ~select.POLLOUT]
-        if self.here in ready:
+    def wait(self, sock: Any, *, reads: bool) -> None:
+        """Wait until it is woken or, if the thread reads, `sock` has something to read or has ended."""
+        if not reads:  # the connection's end would wake it again and again
+            wait_until_ready([self.here], None)
+        elif not getattr(sock, "pending", int)():  # TLS may hold decrypted bytes
+            wait_until_ready([self.here, sock], None)
+        with contextlib.suppress(BlockingIOError):
             self.here.recv(4096)
-        return sock in ready
 
 
 class _RequestContext:
-    """What a console needs of a request: its context variables, and the loop for what it awaits."""
+    """What a console needs of a request: its context variables, and the loop for what it awaits.
 
-    def __init__(self, bridge: AsgiBridge) -> None:
-        self.bridge = bridge
-        self.context: Mapping[Any, Any] = {}  # of the request; kept by the loop
+    `keep` is called on the loop, everything else by the threads of consoles.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.context: Mapping[Any, Any] = {}
 
     def keep(self) -> None:
-        """Keep the context that the loop is in."""
+        """Keep the context that the caller is in."""
         from contextvars import copy_context
 
         self.context = copy_context()
@@ -8750,7 +8694,7 @@ class _RequestContext:
         import asyncio
         from concurrent.futures import wait
 
-        future = asyncio.run_coroutine_threadsafe(coroutine, self.bridge.loop)
+        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         try:
             while not future.done():
                 wait([future], _INTERRUPT_LOOK)
@@ -8759,9 +8703,7 @@ class _RequestContext:
             future.cancel()
 
 
-# -- a request
-
-_NOT_STARTED, _STARTED, _COMPLETE = range(3)  # an answer, as the application has sent it
+# -- where a request stands, for the terminal's line about one that hangs
 
 
 def _task_position(task: asyncio.Task[None]) -> str:
@@ -8808,6 +8750,12 @@ def _pool_position(is_wanted: Callable[[Context], bool]) -> str:
     return ""
 
 
+# -- a request
+
+_NOT_STARTED, _STARTED, _COMPLETE = range(3)  # phases of an answer, as the application has sent it
+_EXPECTED = ("'http.response.start'", "'http.response.body'", "nothing, as the answer is complete")  # by phase
+
+
 class _HttpRequest:
     """One HTTP request: the thread of its connection on one side, the application on the loop on the other.
 
@@ -8818,8 +8766,7 @@ class _HttpRequest:
         self.bridge = bridge
         self.connection = environ.pop(CONNECTION)
         self.environ = environ
-        self.started = self.connection.started
-        self.scope = _http_scope(environ, self.connection, bridge.state)
+        self.scope = _http_scope(environ, self.connection.head, bridge.state)
         # The thread's
         self.body = self.connection.body
         self.has_more = self.body is not None  # of the body to hand over
@@ -8830,20 +8777,19 @@ class _HttpRequest:
         # Both sides'
         self.inbox: deque[tuple[bytes, bool]] = deque() if self.has_more else deque([(b"", False)])
         self.outbox: queue.SimpleQueue[Any] = bridge.new_queue()  # (bytes or a file, more), or what failed
-        self.is_gone = False  # the client; set by the thread
         self.has_ended = False  # the client sends no more, and has gone or waits for the answer; set by the thread
-        self.is_told = False  # the application has learnt of that, and sends no more; set by the loop
-        self.is_asked = not self.has_more or not self.body.expected  # the client may send its body
+        self.is_gone = False  # the client has gone, or is taken for gone since the application knows that it has ended
+        self.is_wanted = not self.has_more or not self.body.expected  # the application wants the body: no 100 before
+        self.is_full = False  # `send` waits for the thread
         # The loop's
         self.id = object()
-        self.is_explained = ON_EXCEPTION in environ  # a page would take the place of a framework's own 500
-        self.context = _RequestContext(bridge)
-        if self.is_explained:
+        self.has_debugger = ON_EXCEPTION in environ  # whose page would take the place of a framework's own 500
+        self.context = _RequestContext(bridge.loop)
+        if self.has_debugger:
             environ[PRESERVE_CONTEXT](self.context)
         self.phase = _NOT_STARTED
-        self.head: Optional[_ResponseStart] = None
+        self.head = _ResponseStart("", [], -1)
         self.is_bodiless = False  # the answer has no body, whatever the application sends
-        self.length = -1  # that the application has declared, and that counts
         self.sent = 0  # bytes of the body that it has sent
         self.taken = 0  # bytes of the request's body that it has received
         self.held: Optional[list[tuple[Any, bool]]] = None  # an answer that an exception may follow
@@ -8858,27 +8804,41 @@ class _HttpRequest:
 
     def respond(self, start_response: StartResponse) -> Iterable[bytes]:
         """Have the application called, and return its answer as soon as something of it is to be sent."""
-        return self.answer(self.ask(), start_response)
+        return self.answer(self.first_message(), start_response)
 
-    def answer(self, first: tuple[Any, bool], start_response: StartResponse) -> Iterable[bytes]:
-        piece, more = first
-        assert self.head is not None
-        if self.head.closes:
-            self.connection.keep_alive = False
-        write = start_response(self.head.status, [*self.head.headers])
-        if more:
-            if not piece:
-                write(b"")  # the head alone: what the client waits for may be a while
-            return _Answer(self, piece)
-        return [piece] if isinstance(piece, bytes) else piece
-
-    def ask(self) -> Any:
-        """Have the application called; return the first that it has to say."""
+    def first_message(self) -> Any:
+        """Have the application called, with what has come of the body; return the first that it sends."""
         self.connection.waits = False
-        if self.has_more and self.is_asked and self.body.is_at_hand:
-            self._take_in()
+        if self.has_more and self.is_wanted and self.body.is_at_hand:
+            self.take_in()
         self.bridge.post(self.begin)
         return self.next_message()
+
+    def answer(self, first: tuple[Any, bool], start_response: StartResponse) -> Iterable[bytes]:
+        """Return the answer as an iterable of WSGI, `first` being its first piece, and whether more follow."""
+        piece, more = first
+        write = start_response(self.head.status, [*self.head.headers])
+        if more:
+            return self.pieces(piece, write)
+        return [piece] if isinstance(piece, bytes) else piece
+
+    def pieces(self, piece: bytes, write: Callable[[bytes], object]) -> Iterator[bytes]:
+        """Yield the pieces of an answer.  When nobody takes them, the client has gone, or asked for none (HEAD)."""
+        more = True
+        try:
+            if not piece:
+                write(b"")  # the head alone: what the client waits for may be a while
+            while True:
+                yield piece
+                self.note_written(len(piece))
+                if not more:
+                    break
+                piece, more = self.next_message()
+        finally:
+            if more and self.is_bodiless:
+                self.note_written(sys.maxsize)
+            elif more:
+                self.disconnect()
 
     def next_message(self) -> Any:
         """Return the next piece of the answer, and whether more follow.  Raises what ended the application.
@@ -8887,73 +8847,71 @@ class _HttpRequest:
         """
         message = None
         if not self.has_more:
-            try:
-                message = self.outbox.get(timeout=_MOMENT)
-            except self.bridge.nothing_there:
-                pass
+            with contextlib.suppress(self.bridge.nothing_there):
+                message = self.outbox.get(timeout=_FIRST_LOOK)
         if message is None:
-            message = self._watch()
+            message = self.watch_client()
         if isinstance(message, BaseException):
             raise message
         return message
 
-    def _watch(self) -> Any:
-        """Return what comes next from the loop; meanwhile take what comes from the client."""
-        with self.bridge.wakeup() as self.wakeup:
-            try:
-                comes = self.has_more and self.body.is_at_hand
-                while self.outbox.empty():
-                    if self.is_told:
-                        self.connection.read_ahead()  # raises what the end of the connection is
-                    reads = self._has_room() if self.has_more else not self.has_ended
-                    if reads and self.has_more:
-                        self.body.invite()
-                    if comes and reads:
-                        comes = self._take_in()
-                    else:
-                        comes = self.wakeup.wait(self.connection.sock, reads=reads) or comes
-                return self.outbox.get()
-            except BaseException:  # the client has gone, or what it sends is not HTTP
-                self.gone()
-                raise
-            finally:
-                self.wakeup = None
+    def watch_client(self) -> Any:
+        """Return what comes next from the loop; meanwhile take what comes from the client.  Raises ConnectionError."""
+        try:
+            self.wakeup = self.bridge.wakeups.pop()
+        except IndexError:
+            self.wakeup = _Wakeup()
+        wakeup = self.wakeup
+        try:
+            while self.outbox.empty():
+                if self.is_gone:
+                    self.connection.read_ahead()  # raises what the end of the connection is
+                reads = self.may_read()
+                if not (reads and self.take_in()):
+                    wakeup.wait(self.connection.sock, reads=reads)
+            return self.outbox.get()
+        except BaseException:  # the client has gone, or what it sends is not HTTP
+            self.disconnect()
+            raise
+        finally:
+            self.wakeup = None
+            self.bridge.wakeups.append(wakeup)
 
-    def _has_room(self) -> bool:
-        """Return whether more of the body is to be read: the application has taken what was read before."""
-        return self.is_asked and self.handed - self.taken < _WAITING_LIMIT
+    def may_read(self) -> bool:
+        """Return whether more is to be read: of the body as the application takes it, then to see the client's end."""
+        if self.has_more:
+            return self.is_wanted and self.handed - self.taken < _LOW_WATER
+        return not self.has_ended and len(self.connection.buffer) < _LOW_WATER
 
-    def _take_in(self) -> bool:
-        """Take what the client has sent; return whether there is more at once.  Raises ConnectionError at its end."""
+    def take_in(self) -> bool:
+        """Take what the client has sent; return whether there was something.  Raises ConnectionError at its end."""
         try:
             if not self.has_more:
-                self.connection.read_ahead()  # the next request, if any: read to see the end that may come after it
-                return False
-            piece = self.body.read(_WAITING_LIMIT)
+                self.connection.read_ahead()  # the next request, if any: the end may come after it
+                return True
+            piece = self.body.read(_LOW_WATER)
         except BlockingIOError:
             return False
         except ConnectionError as error:
             if self.has_more or not getattr(error, "has_ended", False):
                 raise
             self.has_ended = True
-            self.bridge.post(self.notify)
-            return False
-        self.has_more = bool(self.body.unread)
-        self.record(piece)
-        self.handed += len(piece)
-        self.inbox.append((piece, self.has_more))
+        else:
+            self.has_more = bool(self.body.unread)
+            self.record(piece)
+            self.handed += len(piece)
+            self.inbox.append((piece, self.has_more))
         self.bridge.post(self.notify)
-        return self.has_more and bool(self.body.is_at_hand)
+        return True
 
-    def took(self, size: int) -> None:
+    def note_written(self, size: int) -> None:
         """Note that the connection has taken a piece of the answer."""
-        waits = self.sent - self.written > _WAITING_LIMIT
         self.written += size
-        if waits:
+        if self.is_full and self.sent - self.written <= _LOW_WATER:
             self.bridge.post(self.notify)
 
-    def gone(self) -> None:
-        """Tell the application that the client has gone."""
+    def disconnect(self) -> None:
+        """Have the application learn that the client has gone."""
         if not self.is_gone:
             self.is_gone = True
             self.bridge.post(self.notify)
@@ -8985,16 +8943,14 @@ class _HttpRequest:
         self.finish(error)
 
     def finish(self, error: Optional[BaseException]) -> None:
-        """Let the thread know how the application ended, or the terminal when the thread has gone on already."""
-        if self.is_gone or self.is_told:
-            if error is not None and not _is_disconnect(error):
-                self.bridge.report_later(error, self.environ, f"{self.name} failed when its client had gone")
-            return
+        """Have the thread learn how the application ended, or the terminal when the thread has gone on already."""
         if self.held is not None and error is None:
             self.release()
-        if self.phase == _COMPLETE and self.held is None:
-            if error is not None:
-                self.bridge.report_later(error, self.environ, f"{self.name} failed after its answer")
+        is_answered = self.phase == _COMPLETE and self.held is None
+        if self.is_gone or is_answered:
+            when = "after its answer" if is_answered else "when its client had gone"
+            if error is not None and not _is_disconnect(error):
+                self.bridge.report_later(error, self.environ, f"{self.name} failed {when}")
         elif error is not None:
             self.put(error)
         else:
@@ -9005,12 +8961,12 @@ class _HttpRequest:
         """Be the application's `receive`."""
         while not self.inbox:
             if self.has_ended and self.phase != _COMPLETE:
-                self.is_told = True
+                self.is_gone = True
                 self.wake()
-            if self.is_gone or self.is_told or self.phase == _COMPLETE:
+            if self.is_gone or self.phase == _COMPLETE:
                 return {"type": "http.disconnect"}
-            if not self.is_asked:
-                self.is_asked = True
+            if not self.is_wanted:
+                self.is_wanted = True
                 self.wake()
             await self.change()
         body, more = self.inbox.popleft()
@@ -9021,8 +8977,8 @@ class _HttpRequest:
 
     async def send(self, message: _Message) -> None:
         """Be the application's `send`; what breaks the protocol is raised here, where the traceback shows who did."""
-        if self.is_gone or self.is_told:
-            raise _ClientDisconnected("the client has gone")
+        if self.is_gone:
+            raise _ClientDisconnected
         kind = message["type"]
         if self.phase == _NOT_STARTED and kind == "http.response.start":
             self.start(message)
@@ -9034,31 +8990,23 @@ class _HttpRequest:
             self.put((FileWrapper(file), False))
         else:
             raise _BrokenProtocol(f"the application sent {kind!r}; expected is {_EXPECTED[self.phase]}")
-        await self.drain()
-
-    async def drain(self) -> None:
-        """Wait until the connection has taken most of what was sent."""
-        while self.sent - self.written > _WAITING_LIMIT and self.held is None:
-            if self.is_gone:
-                raise _ClientDisconnected("the client has gone")
-            await self.change()
+        if self.sent - self.written > _HIGH_WATER:
+            await self.drain()
 
     def start(self, message: _Message) -> None:
         """Begin the answer; nothing of it is sent before the first piece of its body is known."""
         self.head = _response_start(message["status"], tuple(map(tuple, message.get("headers", ()))))
         self.is_bodiless = self.scope.get("method") == "HEAD" or message["status"] in (204, 304)
-        self.length = -1 if self.is_bodiless else self.head.length
-        if self.is_explained and message["status"] >= 500:
-            self.held = []
-        if self.is_explained:
+        if self.has_debugger:
             self.context.keep()
+            self.held = [] if message["status"] >= 500 else None
         self.phase = _STARTED
 
     def add(self, body: bytes, more: bool) -> None:
         """Send a piece of the answer's body; one that does not fit the declared length is refused."""
-        size = self.sent + len(body)
-        if 0 <= self.length < size or (size < self.length and not more):
-            raise _BrokenProtocol(f"the application sent {size} bytes and declared a Content-Length of {self.length}")
+        size, length = self.sent + len(body), -1 if self.is_bodiless else self.head.length
+        if 0 <= length < size or (size < length and not more):
+            raise _BrokenProtocol(f"the application sent {size} bytes and declared a Content-Length of {length}")
         self.sent = size
         if not more:
             self.phase = _COMPLETE
@@ -9076,9 +9024,18 @@ class _HttpRequest:
         for item in held or ():
             self.put(item)
 
-    def put(self, message: Any) -> None:
+    async def drain(self) -> None:
+        """Wait until the connection has taken most of what was sent."""
+        self.is_full = True
+        while self.sent - self.written > _LOW_WATER and self.held is None:
+            if self.is_gone:
+                raise _ClientDisconnected
+            await self.change()
+        self.is_full = False
+
+    def put(self, item: Any) -> None:
         """Give something to the thread."""
-        self.outbox.put(message)
+        self.outbox.put(item)
         self.wake()
 
     def wake(self) -> None:
@@ -9101,49 +9058,18 @@ class _HttpRequest:
         self.changed.clear()
         await self.changed.wait()
 
-
-_EXPECTED = ("'http.response.start'", "'http.response.body'", "nothing, as the answer is complete")  # by phase
-
-
-class _Answer:
-    """The body of an answer that has several pieces, as an iterable of WSGI.  The connection's thread uses it."""
-
-    def __init__(self, request: _HttpRequest, first: bytes) -> None:
-        self.request = request
-        self.size = -1  # of the piece that was given last; -1: none was
-        self.first = first
-        self.more = True
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        piece = self.first
-        if self.size >= 0:
-            self.request.took(self.size)
-            if not self.more:
-                raise StopIteration
-            piece, self.more = self.request.next_message()
-        self.size = len(piece)
-        return piece
-
-    def close(self) -> None:
-        """Let the application go on without anybody to answer; one that answers HEAD need not know."""
-        if self.more:
-            if self.request.is_bodiless:
-                self.request.took(sys.maxsize)
-            else:
-                self.request.gone()
+    def leave(self, code: int) -> None:
+        """End what has no end of its own, as the application is to be shut down: of a plain request, nothing."""
 
 
 # -- a WebSocket (RFC 6455)
 
 _MESSAGE_LIMIT = 16 * 1024 * 1024  # bytes of a message, inflated; a longer one is refused (1009)
 _MESSAGE_COST = 64  # bytes that a message in the queue counts besides its own
-_PING_SECONDS = 20.0  # from a ping to its pong, at most, and to the next ping
-_ANSWER_MOMENT = 0.002  # seconds; an answer that comes later finds the thread watching its socket
-_ANSWER_SECONDS = 1.0  # for what came before the frame that breaks the protocol
-_CLOSE_SECONDS = 10.0  # for the other side's part of the closing handshake
+_PONG_LIMIT = 100  # frames that wait to be written, past which a ping gets no pong: its sender reads nothing
+_PING_SECONDS = 20.0  # from one ping to the next; a client that is silent for two of them has gone
+_ANSWER_SECONDS = 1.0  # to answer what came before the frame that breaks the protocol, and for the end of a failure
+_CLOSE_SECONDS = 10.0  # for the client's part of the closing handshake
 _DEFLATED_FROM = 128  # bytes; deflating a smaller message costs more than it saves
 _KEY_SUFFIX = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # section 1.3
 _CONTINUATION, _TEXT_FRAME, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10  # opcodes, section 5.2
@@ -9159,11 +9085,13 @@ class _WebSocketError(Exception):
 class _WebSocket(_HttpRequest):
     """A request that becomes a WebSocket once the application accepts it, and is answered as any other if it does not.
 
-    From then on the thread carries messages both ways (`converse`), on a socket that does not block: neither side
-    waits for the other.  `outbox` has opcodes and payloads then, or what ended the application.  Whichever side closes
-    first sends a close frame (`close`), waits for the other's until `closed_by`, and has the application learn code
-    and reason (`report_end`).  When the client breaks the protocol (`refusal`), the application may still answer what
-    came before, and is then closed with the code of that.
+    From then on the connection's own thread writes (`write_frames`): what comes out of `outbox` is an opcode with its
+    payload, or what ended the application, or None when nothing more will come.  A second thread reads
+    (`read_messages`); it puts messages into `messages` and control frames' answers into `outbox`.
+
+    Its end: whoever wants it calls `close`, from any thread, and the first close frame that comes out of `outbox` is
+    the last frame that is written.  Then the reader's end is waited for: the client's close frame, or its leaving.
+    The application learns of the end by `end`, which keeps the first code.
     """
 
     def __init__(self, bridge: AsgiBridge, environ: Environ) -> None:
@@ -9176,199 +9104,172 @@ class _WebSocket(_HttpRequest):
             extensions={"websocket.http.response": {}},
         )
         del self.scope["method"]
-        self.key = environ["HTTP_SEC_WEBSOCKET_KEY"].encode("latin-1")
-        self.deflate = _negotiate_deflate(environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", ""))
-        # The thread's
         self.socket = environ[SOCKET_KEY]
-        self.unsent = bytearray()
-        self.moved = 0  # bytes of messages that have left the outbox
-        self.ping_at = time.monotonic() + _PING_SECONDS
-        self.awaits_pong = False
-        self.closed_by = 0.0  # when the closing handshake must be over; 0: it has not begun
-        self.is_over = False  # nothing is received any more
-        self.refusal: Optional[_WebSocketError] = None  # of what the client has sent, by which the connection ends
-        self.refused_by = 0.0
-        self.failure: Optional[BaseException] = None  # of the application, raised at the end
-        # Both sides'
+        self.deflate = _negotiate_deflate(environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", ""))
+        self.failure: Optional[BaseException] = None  # of the application; the writing thread's
+        # For every thread
         self.messages: deque[Union[str, bytes, _WebSocketError]] = deque()  # for the application
-        self.code, self.reason = 0, ""  # of the end, for the application; set by the thread
-        self.leaving = 0  # the code by which we close of our own; set by any thread
+        self.room = threading.Event()  # set when the application has taken a message, and when the end begins
+        self.closing = threading.Event()  # set when the close frame has been written
+        self.code, self.reason = 0, ""  # of the end, for the application
         # The loop's
         self.is_announced = False  # the application knows of the connection
 
-    # -- in the thread
+    # -- in the writing thread
 
     def respond(self, start_response: StartResponse) -> Iterable[bytes]:
-        first = self.ask()
+        first = self.first_message()
         if not isinstance(first, bytes):
             return self.answer(first, start_response)
+        self.connection.leave = partial(self.leave, _SERVICE_RESTART)
+        self.socket.settimeout(2 * _PING_SECONDS)
+        reader = threading.Thread(target=self.read_messages, name="devserve WebSocket", daemon=True)
         try:
-            self.connection.leave = partial(self.leave, _SERVICE_RESTART)
             self.socket.sendall(first)
-            with self.bridge.wakeup() as wakeup:
-                self.converse(wakeup)
+            reader.start()
+            self.write_frames()
         except OSError:
-            pass  # the client has left without a word
+            pass  # the client has left without a close frame
         finally:
-            self.wakeup = self.connection.leave = None
-            self.report_end(_ABNORMAL)
+            self.connection.leave = None
+            self.end(_ABNORMAL)
+            self.begin_end()
+            if reader.ident and reader.is_alive():
+                self.socket.close()
+                reader.join()
         if self.failure is not None:
             raise self.failure
         return []
 
-    def converse(self, wakeup: _Wakeup) -> None:
-        """Carry messages both ways until the end.  Raises OSError when the connection breaks."""
-        reader = _MessageReader(self.deflate)
-        deflater = _Deflater(self.deflate) if self.deflate else None
-        handed = 0
-        while not self.is_over or self.unsent:
-            if handed != self.handed:  # as a rule a message is answered at once, and that is all there is to wait for
-                handed = self.handed
-                with contextlib.suppress(self.bridge.nothing_there):
-                    self.take_one(self.outbox.get(timeout=_ANSWER_MOMENT), deflater)
-            self.take_out(deflater)
-            seconds = self.keep_time()
-            if self.unsent:
-                with memoryview(self.unsent) as unsent:  # released before the buffer shrinks
-                    count = self.socket.send_now(unsent)
-                del self.unsent[:count]
-            if len(self.unsent) < _WAITING_LIMIT:
-                self.took(self.moved - self.written)
-            room = len(self.unsent) < _MESSAGE_LIMIT and self.handed - self.taken < _WAITING_LIMIT
-            reads = not self.is_over and self.refusal is None and (room or bool(self.closed_by))
-            self.wakeup = wakeup  # before the last look, so that whoever comes later wakes us
-            is_wanted = not self.outbox.empty() or (self.leaving and not self.closed_by)
-            at_hand = reads and bool(self.connection.buffer)  # what was sent together with the handshake
-            sock, writes = self.connection.sock, bool(self.unsent)
-            if not is_wanted and not (self.is_over and not self.unsent):
-                at_hand = at_hand or wakeup.wait(sock, reads=reads, writes=writes, seconds=seconds)
-            self.wakeup = None
-            if at_hand:
-                self.take_in(reader)
+    def write_frames(self) -> None:
+        """Write what comes out of the outbox until the reader has ended, or does not end in time.  Raises OSError."""
+        deadline = time.monotonic() + _PING_SECONDS
+        while True:
+            try:
+                item = self.outbox.get(timeout=max(0.0, deadline - time.monotonic()))
+            except self.bridge.nothing_there:
+                if self.closing.is_set():
+                    return
+                item, deadline = (_PING, os.urandom(4)), time.monotonic() + _PING_SECONDS
+            if item is None:
+                return
+            if isinstance(item, BaseException):
+                self.failure = item
+                item = (_CLOSE, _close_payload(_INTERNAL_ERROR, ""))
+            if not self.closing.is_set():
+                self.write(*item)
+            if item[0] == _CLOSE and not self.closing.is_set():
+                deadline = time.monotonic() + (_ANSWER_SECONDS if self.failure else _CLOSE_SECONDS)
+                self.begin_end()
 
-    def take_out(self, deflater: Optional[_Deflater]) -> None:
-        """Turn what the application has sent into frames."""
-        if self.leaving:
-            self.report_end(self.leaving)
-            self.close(self.leaving)
-        while not self.outbox.empty():
-            self.take_one(self.outbox.get(), deflater)
+    def write(self, opcode: int, payload: bytes) -> None:
+        """Write a frame."""
+        is_message = opcode in (_TEXT_FRAME, _BINARY)
+        if self.deflate and is_message and len(payload) >= _DEFLATED_FROM:
+            self.socket.sendall(_frame(opcode, _deflated(payload, self.deflate.window), 0xC0))
+        else:
+            self.socket.sendall(_frame(opcode, payload))
+        if is_message:
+            self.note_written(len(payload))
 
-    def take_one(self, message: Any, deflater: Optional[_Deflater]) -> None:
-        """Turn one thing from the outbox into a frame."""
-        if isinstance(message, _WebSocketError):
-            self.end_by(*message.args)
-        elif isinstance(message, BaseException):
-            self.failure = message
-            self.close(_INTERNAL_ERROR)
-            self.is_over = True
-        elif message[0] == _CLOSE:
-            self.close(*message[1])
-        elif not self.closed_by:
-            self.moved += len(message[1])
-            self.unsent += deflater.frame(*message) if deflater else _frame(*message)
+    def begin_end(self) -> None:
+        """Have the reader wait for nothing but the client's close frame."""
+        self.closing.set()
+        self.room.set()
 
-    def take_in(self, reader: _MessageReader) -> None:
-        """Take what has come from the client."""
-        data = self.socket.receive_now(_WAITING_LIMIT)
-        if data is None:
-            return
+    # -- in the reading thread
+
+    def read_messages(self) -> None:
+        """Read what the client sends, until it closes, leaves, or breaks the protocol."""
+        try:
+            for opcode, payload in _MessageReader(self.receive_bytes, may_deflate=self.deflate is not None):
+                if opcode == _CLOSE:
+                    code, reason = _parse_close(payload)
+                    self.end(code, reason)
+                    self.close(code)
+                    break
+                self.take(opcode, payload)
+        except _WebSocketError as error:
+            self.refuse(error)
+        except socket.timeout:
+            self.close(_INTERNAL_ERROR, "no pong has come")
+        except OSError:
+            pass  # the client has left without a close frame
+        finally:
+            self.end(_ABNORMAL)
+            self.outbox.put(None)
+
+    def receive_bytes(self) -> bytes:
+        """Return what comes next, once the application has taken most of what came before.  Raises OSError."""
+        while self.handed - self.taken >= _LOW_WATER and not self.closing.is_set():
+            self.room.wait()
+            self.room.clear()
+        data: bytes = self.socket.recv(_LOW_WATER)
         if not data:
             raise ConnectionAbortedError("the client closed the connection")
-        try:
-            for opcode, payload in reader.feed(data):
-                self.take(opcode, payload)
-                if self.is_over:
-                    return
-        except _WebSocketError as error:
-            code, reason = error.args
-            self.bridge.terminal.warn(f"{self.name}: the client broke the WebSocket protocol: {reason} ({code})")
-            self.refusal, self.refused_by = error, time.monotonic() + _ANSWER_SECONDS
-            self.messages.append(error)  # the application answers what came before it
-            self.bridge.post(self.notify)
+        return data
 
     def take(self, opcode: int, payload: Union[str, bytes]) -> None:
-        """Take a message, or a control frame."""
-        if isinstance(payload, str) or opcode == _BINARY:
-            if not self.closed_by:
-                self.messages.append(payload)
-                self.handed += len(payload) + _MESSAGE_COST
-                self.bridge.post(self.notify)
-        elif opcode == _PING and not self.closed_by:
-            self.unsent += _frame(_PONG, payload)
-        elif opcode == _PONG:
-            self.awaits_pong = False
-        elif opcode == _CLOSE:
-            code, reason = _parse_close(payload)
-            self.end_by(code, reason)
+        """Take a message, or a ping or pong.  After our close frame nothing counts but the client's."""
+        if opcode == _PING and self.outbox.qsize() < _PONG_LIMIT:
+            self.outbox.put((_PONG, payload))
+        elif opcode in (_TEXT_FRAME, _BINARY) and not self.closing.is_set():
+            self.messages.append(payload)
+            self.handed += len(payload) + _MESSAGE_COST
+            self.bridge.post(self.notify)
 
-    def keep_time(self) -> float:
-        """Send a ping when it is time; return in how many seconds to look again."""
-        now = time.monotonic()
-        if self.closed_by:
-            if now >= self.closed_by:
-                raise TimeoutError("the closing handshake takes too long")
-            return self.closed_by - now
-        if self.refusal is not None:
-            if now >= self.refused_by:
-                self.end_by(*self.refusal.args)
-            return max(0.0, self.refused_by - now)
-        if now >= self.ping_at:
-            if self.awaits_pong:
-                self.end_by(_INTERNAL_ERROR, "no pong has come")
-            else:
-                self.unsent += _frame(_PING, os.urandom(4))
-            self.ping_at, self.awaits_pong = now + _PING_SECONDS, True
-        return self.ping_at - now
+    def refuse(self, error: _WebSocketError) -> None:
+        """Close because of what the client has sent, once the application has answered what came before."""
+        code, reason = error.args
+        self.bridge.terminal.warn(f"{self.name}: the client broke the WebSocket protocol: {reason} ({code})")
+        self.messages.append(error)
+        self.bridge.post(self.notify)
+        self.closing.wait(_ANSWER_SECONDS)
+        self.end(code, reason)
+        self.close(code, reason)
 
-    def end_by(self, code: int, reason: str) -> None:
-        """End the connection once all is sent: the other side has closed, or has broken the protocol."""
-        self.report_end(code, reason)
-        self.close(code)
-        self.is_over = True
+    # -- in any thread
 
     def close(self, code: int, reason: str = "") -> None:
-        """Send a close frame, once: it is the last."""
-        if not self.closed_by:
-            self.closed_by = time.monotonic() + _CLOSE_SECONDS
-            text = reason.encode()[:123].decode("utf-8", "ignore")  # of 125 bytes that a control frame may have
-            self.unsent += _frame(_CLOSE, b"" if code == _NO_CODE else code.to_bytes(2, "big") + text.encode())
+        """Have a close frame written, unless one has been."""
+        self.outbox.put((_CLOSE, _close_payload(code, reason)))
 
-    def report_end(self, code: int, reason: str = "") -> None:
-        """Tell the application that the connection has ended, once."""
+    def end(self, code: int, reason: str = "") -> None:
+        """Have the application learn that the connection has ended, and why."""
         if not self.is_gone:
             self.code, self.reason = code, reason
-            self.gone()
+            self.disconnect()
 
     def leave(self, code: int) -> None:
-        """Have the connection closed by a code of our own; from any thread."""
-        self.leaving = code
-        self.wake()
+        """Close an open connection by a code of our own."""
+        if self.phase == _OPEN:
+            self.end(code)
+            self.close(code)
 
     # -- on the loop
 
     def finish(self, error: Optional[BaseException]) -> None:
         if self.phase != _OPEN or self.is_gone:
             super().finish(error)
+        elif error is not None:
+            self.put(error)
         else:
-            self.put(error or (_CLOSE, (_NORMAL,)))
+            self.close(_NORMAL)
 
     async def receive(self) -> _Message:
         if not self.is_announced:
             self.is_announced = True
             return {"type": "websocket.connect"}
         while not self.messages:
-            if self.is_gone or self.phase == _COMPLETE:
+            if self.is_gone or self.has_ended or self.phase == _COMPLETE:
                 return {"type": "websocket.disconnect", "code": self.code or _ABNORMAL, "reason": self.reason}
             await self.change()
-        was_full = self.handed - self.taken >= _WAITING_LIMIT
         message = self.messages.popleft()
         if isinstance(message, _WebSocketError):
-            self.put(message)
+            self.close(*message.args)
             return {"type": "websocket.disconnect", "code": message.args[0], "reason": message.args[1]}
         self.taken += len(message) + _MESSAGE_COST
-        if was_full:
-            self.wake()
+        self.room.set()
         return {"type": "websocket.receive", "text" if isinstance(message, str) else "bytes": message}
 
     async def send(self, message: _Message) -> None:
@@ -9376,23 +9277,24 @@ class _WebSocket(_HttpRequest):
         if self.phase in (_NOT_STARTED, _STARTED) and kind.startswith("websocket.http.response."):
             await super().send({**message, "type": kind.partition(".")[2]})
         elif self.is_gone:
-            raise _ClientDisconnected("the client has gone")
+            raise _ClientDisconnected
         elif self.phase == _NOT_STARTED and kind == "websocket.accept":
-            head = _handshake(self.key, message, self.deflate)
+            head = _handshake(self.environ["HTTP_SEC_WEBSOCKET_KEY"], message, self.deflate)
             self.phase = _OPEN
             self.put(head)
         elif self.phase == _NOT_STARTED and kind == "websocket.close":
             await super().send({"type": "http.response.start", "status": 403})
             await super().send({"type": "http.response.body"})
         elif self.phase == _OPEN and kind == "websocket.close":
-            self.put((_CLOSE, (_checked_code(message), message.get("reason") or "")))
+            self.close(_checked_code(message), message.get("reason") or "")
             self.phase = _COMPLETE
             self.notify()
         elif self.phase == _OPEN and kind == "websocket.send":
             opcode, payload = _checked_message(message)
             self.sent += len(payload)
-            self.put((opcode, payload))
-            await self.drain()
+            self.outbox.put((opcode, payload))
+            if self.sent - self.written > _HIGH_WATER:
+                await self.drain()
         else:
             expected = {_NOT_STARTED: "'websocket.accept' or 'websocket.close'", _OPEN: "'websocket.send' or '…close'"}
             what = expected.get(self.phase, "nothing, as the WebSocket is closed")
@@ -9422,6 +9324,12 @@ def _is_close_code(code: int) -> bool:
     return (1000 <= code <= 1014 and code not in (1004, _NO_CODE, _ABNORMAL)) or 3000 <= code <= 4999
 
 
+def _close_payload(code: int, reason: str) -> bytes:
+    """Return the payload of a close frame; a control frame has 125 bytes at most (section 5.5)."""
+    text = reason.encode()[:123].decode("utf-8", "ignore")
+    return b"" if code == _NO_CODE else code.to_bytes(2, "big") + text.encode()
+
+
 def _parse_close(payload: bytes) -> tuple[int, str]:
     """Return code and reason of a close frame."""
     if not payload:
@@ -9435,23 +9343,24 @@ def _parse_close(payload: bytes) -> tuple[int, str]:
         raise _WebSocketError(_BAD_DATA, "a close frame whose reason is not UTF-8") from None
 
 
-def _refused_handshake(environ: Environ) -> str:
-    """Return the status by which a handshake is refused (RFC 6455 section 4.2.1); "" when it is good."""
-    if environ.get("HTTP_SEC_WEBSOCKET_VERSION") != "13":
-        return "426 Upgrade Required"
+def _refused_handshake(environ: Environ) -> Sequence[Any]:
+    """Return the status by which a handshake is refused, "" for none, and headers (RFC 6455 section 4.2.1)."""
+    if environ.get("HTTP_SEC_WEBSOCKET_VERSION") != "13":  # section 4.4, and RFC 9110 section 15.5.22
+        return "426 Upgrade Required", ("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")
     try:
         key = binascii.a2b_base64(environ.get("HTTP_SEC_WEBSOCKET_KEY", ""))
     except ValueError:
         key = b""
     has_body = environ[CONNECTION].body is not None
-    return "400 Bad Request" if len(key) != 16 or environ["REQUEST_METHOD"] != "GET" or has_body else ""
+    return ["400 Bad Request" if len(key) != 16 or environ["REQUEST_METHOD"] != "GET" or has_body else ""]
 
 
-def _handshake(key: bytes, message: _Message, deflate: Optional[_DeflateTerms]) -> bytes:
+def _handshake(key: str, message: _Message, deflate: Optional[_DeflateTerms]) -> bytes:
     """Return the head that accepts a WebSocket, with the application's subprotocol and headers."""
     from hashlib import sha1
 
-    accepted = binascii.b2a_base64(sha1(key.strip() + _KEY_SUFFIX).digest(), newline=False)
+    digest = sha1(key.strip().encode("latin-1") + _KEY_SUFFIX).digest()
+    accepted = binascii.b2a_base64(digest, newline=False)
     headers = [(b"upgrade", b"websocket"), (b"connection", b"Upgrade"), (b"sec-websocket-accept", accepted)]
     if message.get("subprotocol"):
         headers.append((b"sec-websocket-protocol", message["subprotocol"].encode("latin-1")))
@@ -9461,6 +9370,9 @@ def _handshake(key: bytes, message: _Message, deflate: Optional[_DeflateTerms]) 
     _response_start(200, own)  # which checks them
     lines = b"".join(b"%b: %b\r\n" % pair for pair in (*headers, *own))
     return b"HTTP/1.1 101 Switching Protocols\r\n%b\r\n" % lines
+
+
+# -- frames and messages
 
 
 def _frame(opcode: int, payload: bytes, first: int = 0x80) -> bytes:
@@ -9482,69 +9394,61 @@ def _unmask(data: bytes, mask: bytes, start: int) -> bytes:
 
 
 class _MessageReader:
-    """Takes frames apart: bytes go in as they come, messages and control frames come out.
+    """Reads messages off a connection: an iterator of opcodes and payloads, of control frames too; a text is a str.
 
-    What is wrong is refused at the first byte that shows it, by a _WebSocketError.
+    `receive` returns what has come next, and raises what it likes.  What is wrong is refused at the first byte that
+    shows it, by a _WebSocketError.
     """
 
-    def __init__(self, deflate: Optional[_DeflateTerms]) -> None:
-        self.deflate = deflate
-        self.data = bytearray()  # what is not understood yet
-        self.opcode, self.is_last, self.mask = 0, False, b""  # of the frame in hand
-        self.length = 0  # of its payload
-        self.left = -1  # bytes of it that are still to come; -1: the frame's head is
-        self.kind = 0  # opcode of the message in hand, 0 between two messages
-        self.is_deflated = False
-        self.size = 0  # of what it has so far
-        self.parts: list[Any] = []
-        self.decoder: Any = None  # of a text
-        self.inflater: Any = None
+    def __init__(self, receive: Callable[[], bytes], *, may_deflate: bool) -> None:
+        self.receive = receive
+        self.may_deflate = may_deflate
+        self.data = bytearray()  # what has been received and not been taken
 
-    def feed(self, data: bytes) -> Iterator[tuple[int, Any]]:
-        """Yield opcode and payload of each message and control frame that is whole with `data`; a text is a str."""
-        self.data += data
-        while self.left >= 0 or self.read_head():
-            if self.opcode & 8:
-                if len(self.data) < self.left:
-                    return
-                payload = self.next_payload()
-                self.left = -1
-                yield self.opcode, payload
-            else:
-                if self.left and not self.data:
-                    return
-                self.add(self.next_payload())
-                if not self.left:
-                    self.left = -1
-                    if self.is_last:
-                        yield self.kind, self.finish_message()
+    def take(self, least: int, most: int) -> bytes:
+        """Return the next bytes of the stream, from `least` to `most` of them."""
+        while len(self.data) < least:
+            self.data += self.receive()
+        piece = bytes(self.data[:most])
+        del self.data[:most]
+        return piece
 
-    def read_head(self) -> bool:
-        """Take a frame's head, if it is there."""
-        data = self.data
-        if len(data) < 2:
-            return False
-        first, second = data[0], data[1]
-        self.check_head(first, second)
-        size = {126: 2, 127: 8}.get(second & 127, 0)
-        if len(data) < 6 + size:
-            return False
-        length = int.from_bytes(data[2 : 2 + size], "big") if size else second & 127
-        if (size and length < (126 if size == 2 else 65536)) or length >> 63:
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        message: Optional[_IncomingMessage] = None
+        while True:
+            first, length, mask = self.take_head(message)
+            opcode, is_last = first & 15, bool(first & 0x80)
+            if opcode & 8:
+                yield opcode, _unmask(self.take(length, length), mask, 0)
+                continue
+            message = message or _IncomingMessage(opcode, is_deflated=bool(first & 0x40))
+            position = 0
+            while position < length or not length:
+                piece = self.take(min(1, length), length - position)
+                message.add(_unmask(piece, mask, position), ends=is_last and position + len(piece) == length)
+                position += len(piece)
+                if not length:
+                    break
+            if is_last:
+                yield message.opcode, message.whole()
+                message = None
+
+    def take_head(self, message: Optional[_IncomingMessage]) -> tuple[int, int, bytes]:
+        """Return the first byte of the next frame, its length and its mask; `message` is the one in hand."""
+        first, second = self.take(2, 2)
+        self.check_head(first, second, is_within=message is not None)
+        count = {126: 2, 127: 8}.get(second & 127, 0)
+        length = int.from_bytes(self.take(count, count), "big") if count else second & 127
+        if (count and length < (126 if count == 2 else 65536)) or length >> 63:
             raise _WebSocketError(_PROTOCOL_ERROR, "a length that is not written in the shortest way")
-        if self.size + length > _MESSAGE_LIMIT:
+        if length + (message.size if message else 0) > _MESSAGE_LIMIT:
             raise _WebSocketError(_TOO_BIG, f"a message of over {_MESSAGE_LIMIT:,} bytes")
-        self.opcode, self.is_last, self.mask = first & 15, bool(first & 0x80), bytes(data[2 + size : 6 + size])
-        self.length = self.left = length
-        del data[: 6 + size]
-        if self.opcode in (_TEXT_FRAME, _BINARY):
-            self.begin_message(bool(first & 0x40))
-        return True
+        return first, length, self.take(4, 4)
 
-    def check_head(self, first: int, second: int) -> None:
+    def check_head(self, first: int, second: int, *, is_within: bool) -> None:
         """Refuse a frame by its first two bytes (RFC 6455 section 5.2, RFC 7692 section 6)."""
         opcode = first & 15
-        if first & 0x30 or (first & 0x40 and not (self.deflate and opcode in (_TEXT_FRAME, _BINARY))):
+        if first & 0x30 or (first & 0x40 and not (self.may_deflate and opcode in (_TEXT_FRAME, _BINARY))):
             raise _WebSocketError(_PROTOCOL_ERROR, "reserved bits")
         if opcode not in (_CONTINUATION, _TEXT_FRAME, _BINARY, _CLOSE, _PING, _PONG):
             raise _WebSocketError(_PROTOCOL_ERROR, f"the opcode {opcode}")
@@ -9552,28 +9456,26 @@ class _MessageReader:
             raise _WebSocketError(_PROTOCOL_ERROR, "a frame without a mask")
         if opcode & 8 and (second & 127 > 125 or not first & 0x80):
             raise _WebSocketError(_PROTOCOL_ERROR, "a control frame that is too long or fragmented")
-        if not opcode & 8 and (opcode == _CONTINUATION) != (self.kind != 0):
+        if not opcode & 8 and (opcode == _CONTINUATION) != is_within:
             raise _WebSocketError(_PROTOCOL_ERROR, "fragments of two messages")
 
-    def next_payload(self) -> bytes:
-        """Take what there is of the frame's payload."""
-        size = min(self.left, len(self.data))
-        piece = _unmask(bytes(self.data[:size]), self.mask, self.length - self.left)
-        del self.data[:size]
-        self.left -= size
-        return piece
 
-    def begin_message(self, is_deflated: bool) -> None:
+class _IncomingMessage:
+    """A message of which frames are still to come."""
+
+    def __init__(self, opcode: int, *, is_deflated: bool) -> None:
         import codecs
+        import zlib
 
-        self.kind, self.is_deflated = self.opcode, is_deflated
-        self.decoder = codecs.getincrementaldecoder("utf-8")() if self.opcode == _TEXT_FRAME else None
+        self.opcode = opcode
+        self.size = 0  # of what it has so far, inflated
+        self.parts: list[Any] = []
+        self.decoder = codecs.getincrementaldecoder("utf-8")() if opcode == _TEXT_FRAME else None
+        self.inflater = zlib.decompressobj(-15) if is_deflated else None
 
-    def add(self, piece: bytes) -> None:
-        """Add a piece of payload to the message."""
-        ends = self.is_last and not self.left
-        if self.is_deflated:
-            piece = self.inflate(piece, ends)
+    def add(self, piece: bytes, *, ends: bool) -> None:
+        """Add a piece of payload, the last one if it `ends` the message."""
+        piece = self.inflate(piece, ends=ends) if self.inflater else piece
         self.size += len(piece)
         if self.size > _MESSAGE_LIMIT:
             raise _WebSocketError(_TOO_BIG, f"a message of over {_MESSAGE_LIMIT:,} bytes")
@@ -9582,91 +9484,66 @@ class _MessageReader:
         except UnicodeDecodeError:
             raise _WebSocketError(_BAD_DATA, "a text that is not UTF-8") from None
 
-    def inflate(self, piece: bytes, ends: bool) -> bytes:
+    def inflate(self, piece: bytes, *, ends: bool) -> bytes:
         """Return inflated payload, no more than the limit and one byte (RFC 7692 section 7.2.2)."""
         import zlib
 
-        assert self.deflate is not None
-        if self.inflater is None:
-            self.inflater = zlib.decompressobj(-15)
+        assert self.inflater is not None
         room = _MESSAGE_LIMIT + 1 - self.size
         try:
-            data: bytes = self.inflater.decompress(piece, room)
+            data = self.inflater.decompress(piece, room)
             if ends and len(data) < room:
                 data += self.inflater.decompress(self.inflater.unconsumed_tail + b"\0\0\xff\xff", room - len(data))
         except zlib.error:
             raise _WebSocketError(_BAD_DATA, "a message that cannot be inflated") from None
-        if ends and self.deflate.client_forgets:
-            self.inflater = None
         return data
 
-    def finish_message(self) -> Union[str, bytes]:
-        """Return the whole message."""
-        whole = ("" if self.decoder else b"").join(self.parts)
-        self.kind, self.size, self.parts = 0, 0, []
-        return whole
+    def whole(self) -> Union[str, bytes]:
+        """Return the message."""
+        return ("" if self.decoder else b"").join(self.parts)
 
 
 # -- permessage-deflate (RFC 7692)
+#
+# Each message is deflated by itself, in both directions: the answer to an offer asks for that ("no context takeover"),
+# and may do so whatever the offer was (section 7.1.1).  So nothing is kept from one message to the next.
 
 
 class _DeflateTerms(NamedTuple):
     """What client and server have agreed on."""
 
     answer: str  # the server's part of the negotiation
-    client_forgets: bool  # each message of its stands alone
-    server_forgets: bool
-    bits: int  # of the window by which the server deflates
+    window: int  # by which the server deflates: so many bits
+
+
+_OFFERED = {  # the parameters of an offer and their values (section 7.1); zlib has no window of 8 bits to deflate by
+    "server_no_context_takeover": "",
+    "client_no_context_takeover": "",
+    "server_max_window_bits": "9|1[0-5]",
+    "client_max_window_bits": "|8|9|1[0-5]",
+}
 
 
 def _negotiate_deflate(header: str) -> Optional[_DeflateTerms]:
-    """Return the first offer of permessage-deflate that can be met (RFC 7692 section 7.1)."""
+    """Return the terms of the first offer of permessage-deflate that can be met; None when there is none."""
+    answer = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
     for offer in header.split(","):
         name, *parameters = (part.strip() for part in offer.split(";"))
-        terms = _deflate_terms(parameters) if name == "permessage-deflate" else None
-        if terms:
-            return terms
+        pairs = [text.partition("=") for text in parameters]
+        given = {key.strip(): value.strip(' \t"') for key, _, value in pairs}
+        is_known = all(key in _OFFERED and re.fullmatch(_OFFERED[key], value) for key, value in given.items())
+        if name == "permessage-deflate" and is_known and len(given) == len(pairs):
+            bits = given.get("server_max_window_bits")
+            return _DeflateTerms(f"{answer}; server_max_window_bits={bits}" if bits else answer, int(bits or 15))
     return None
 
 
-def _deflate_terms(parameters: list[str]) -> Optional[_DeflateTerms]:
-    pairs = [tuple(part.strip() for part in text.partition("=")[::2]) for text in parameters]
-    given = {name: value.strip('"') for name, value in pairs}
-    window = given.get("server_max_window_bits", "15")
-    client_window = given.get("client_max_window_bits", "") or "15"
-    known = {
-        "server_no_context_takeover": "",
-        "client_no_context_takeover": "",
-        "server_max_window_bits": window if window in map(str, range(9, 16)) else None,  # zlib cannot do 8
-        "client_max_window_bits": given.get("client_max_window_bits")
-        if client_window in map(str, range(8, 16))
-        else None,
-    }
-    if len(given) < len(pairs) or any(name not in known or known[name] != value for name, value in given.items()):
-        return None
-    terms = [f"{name}={value}" if value else name for name, value in given.items() if name != "client_max_window_bits"]
-    forgets = ("client_no_context_takeover" in given, "server_no_context_takeover" in given)
-    return _DeflateTerms("; ".join(["permessage-deflate", *terms]), *forgets, int(window))
+def _deflated(payload: bytes, window: int) -> bytes:
+    """Return a message's payload deflated (section 7.2.1)."""
+    import zlib
 
-
-class _Deflater:
-    """Makes the frames of messages that are worth deflating."""
-
-    def __init__(self, terms: _DeflateTerms) -> None:
-        self.terms = terms
-        self.deflater: Any = None
-
-    def frame(self, opcode: int, payload: bytes) -> bytes:
-        import zlib
-
-        if len(payload) < _DEFLATED_FROM:
-            return _frame(opcode, payload)
-        if self.deflater is None:
-            self.deflater = zlib.compressobj(wbits=-self.terms.bits)
-        data = self.deflater.compress(payload) + self.deflater.flush(zlib.Z_SYNC_FLUSH)
-        if self.terms.server_forgets:
-            self.deflater = None
-        return _frame(opcode, data[:-4], 0xC0)
+    deflater = zlib.compressobj(wbits=-window)
+    return (deflater.compress(payload) + deflater.flush(zlib.Z_SYNC_FLUSH))[:-4]
 
 
 # -- what ASGI and WSGI call the same thing
@@ -9678,52 +9555,54 @@ class _ResponseStart(NamedTuple):
     status: str
     headers: list[tuple[str, str]]
     length: int  # the declared Content-Length, -1 without
-    closes: bool  # the connection is to end after the answer
 
 
 @functools.lru_cache(maxsize=256)  # as in the server: most answers begin alike
 def _response_start(status: int, headers: tuple[tuple[bytes, bytes], ...]) -> _ResponseStart:
-    """Return the beginning of an answer in WSGI's terms; what belongs to the connection is left out.
+    """Return the beginning of an answer in WSGI's terms.  Raises TypeError or ValueError for what is no HTTP.
 
-    Raises TypeError or ValueError for what is no HTTP.
+    What belongs to the connection is left out, as a framework may send its Transfer-Encoding; but it may end it.
     """
     from http.client import responses
 
-    kept, closes = [], False
+    kept = []
     for name, value in headers:
         if not isinstance(name, bytes) or not isinstance(value, bytes):
             raise TypeError(f"names and values of headers must be bytes, not {name!r}: {value!r}")
-        text = value.decode("latin-1")
-        if not is_hop_by_hop(name.decode("latin-1")):
-            kept.append((name.decode("latin-1"), text))
-        elif name.lower() == b"connection":
-            closes = closes or "close" in text.lower()
+        pair = name.decode("latin-1"), value.decode("latin-1")
+        if not is_hop_by_hop(pair[0]) or (name.lower() == b"connection" and "close" in pair[1].lower()):
+            kept.append(pair)
     line = f"{int(status)} {responses.get(status, '')}"
-    return _ResponseStart(line, kept, check_response_head(line, tuple(kept)).length, closes)
+    return _ResponseStart(line, kept, check_response_head(line, tuple(kept)).length)
 
 
 def _checked_bytes(message: _Message) -> bytes:
     """Return the body of a message."""
     body = message.get("body", b"")
     if not isinstance(body, (bytes, bytearray, memoryview)):
-        raise TypeError(
-            f"the body of {message['type']!r} must be bytes, not {type(body).__name__}: text must be encoded"
-        )
+        what = f"not {type(body).__name__}: text must be encoded"
+        raise TypeError(f"the body of {message['type']!r} must be bytes, {what}")
     return bytes(body)
 
 
-def _http_scope(environ: Environ, connection: Any, state: dict[str, Any]) -> dict[str, Any]:
-    """Return the connection scope of a request (ASGI, HTTP & WebSocket 2.4)."""
-    port = environ["REMOTE_PORT"]
-    known = _scope_of_head(connection.head, *map(environ.get, _SCOPE_KEYS))
+def _http_scope(environ: Environ, head: bytes, state: dict[str, Any]) -> dict[str, Any]:
+    """Return the connection scope of a request (ASGI, HTTP & WebSocket 2.4), whose head came as `head`."""
+    port, target, path = environ["REMOTE_PORT"], environ["REQUEST_URI"], environ["PATH_INFO"]
     scope = {
-        **known,
+        "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": environ["SERVER_PROTOCOL"][5:],
+        "method": environ["REQUEST_METHOD"].upper(),
         "scheme": environ["wsgi.url_scheme"],
-        "headers": [*known["headers"]],
+        "path": (environ["SCRIPT_NAME"] + path).encode("latin-1").decode("utf-8", "replace"),
+        "raw_path": (target.partition("?")[0] if target[0] == "/" else _path_of_target(path)).encode("latin-1"),
+        "query_string": environ["QUERY_STRING"].encode("latin-1"),
+        "root_path": environ["SCRIPT_NAME"],
+        "headers": [*_scope_headers(head, environ.get("HTTP_COOKIE", ""), environ.get("HTTP_HOST", ""))],
         "client": (environ["REMOTE_ADDR"], int(port)) if port else None,
         "server": (environ["SERVER_NAME"], int(environ["SERVER_PORT"]) if port else None),
         "state": state.copy(),
+        # Trailers and early hints are not offered, as hardly any application sends them.
         "extensions": {"http.response.pathsend": {}},
     }
     if ON_EXCEPTION in environ:
@@ -9731,41 +9610,15 @@ def _http_scope(environ: Environ, connection: Any, state: dict[str, Any]) -> dic
     return scope
 
 
-_SCOPE_KEYS = (
-    *("REQUEST_METHOD", "REQUEST_URI", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING", "SERVER_PROTOCOL"),
-    *("HTTP_COOKIE", "HTTP_HOST"),
-)
+def _path_of_target(path: str) -> str:
+    """Return a path as a target has it, for one that came in absolute form."""
+    from urllib.parse import quote
+
+    return quote(path, encoding="latin-1")
 
 
 @functools.lru_cache(maxsize=256)  # clients repeat their heads to the byte
-def _scope_of_head(
-    head: bytes,
-    method: str,
-    target: str,
-    root: str,
-    path: str,
-    query: str,
-    protocol: str,
-    cookies: Optional[str],
-    host: Optional[str],
-) -> dict[str, Any]:
-    """Return what a scope has of a request's head."""
-    from urllib.parse import quote
-
-    raw_path = target.partition("?")[0] if target[0] == "/" else quote(path, encoding="latin-1")
-    return {
-        "type": "http",
-        "http_version": protocol[5:],
-        "method": method.upper(),
-        "path": (root + path).encode("latin-1").decode("utf-8", "replace"),
-        "raw_path": raw_path.encode("latin-1"),
-        "query_string": query.encode("latin-1"),
-        "root_path": root,
-        "headers": _scope_headers(head, cookies, host),
-    }
-
-
-def _scope_headers(head: bytes, cookies: Optional[str], host: Optional[str]) -> list[tuple[bytes, bytes]]:
+def _scope_headers(head: bytes, cookies: str, host: str) -> tuple[tuple[bytes, bytes], ...]:
     """Return the header lines of a request as they came, but for names in lower case.
 
     In two things the environ knows better: the debugger has taken its own cookies away, and the host of a target in
@@ -9774,11 +9627,11 @@ def _scope_headers(head: bytes, cookies: Optional[str], host: Optional[str]) -> 
     lines = (line.partition(b":") for line in head.split(b"\r\n")[1:])
     pairs = [(name.lower(), value.strip(b" \t")) for name, _, value in lines]
     sent = [value for name, value in pairs if name == b"cookie"]
-    if b"; ".join(sent).decode("latin-1") != (cookies or ""):
+    if b"; ".join(sent).decode("latin-1") != cookies:
         pairs = [pair for pair in pairs if pair[0] != b"cookie"]
         if cookies:
             pairs.append((b"cookie", cookies.encode("latin-1")))
-    return [(name, host.encode("latin-1")) if host and name == b"host" else (name, value) for name, value in pairs]
+    return tuple((name, host.encode("latin-1") if host and name == b"host" else value) for name, value in pairs)
 
 
 def _is_disconnect(error: Optional[BaseException], depth: int = 20) -> bool:

@@ -10872,7 +10872,9 @@ class AsgiWebSockets(AsgiCase):
         ):
             answer = self.ask(head + "\r\n")
             self.assertEqual(answer.status, status, head)
-            self.assertEqual(answer.get("Sec-WebSocket-Version"), "13")
+            due = ("websocket", "13") if status == 426 else (None, None)
+            self.assertEqual((answer.get("Upgrade"), answer.get("Sec-WebSocket-Version")), due)
+            self.assertEqual("Upgrade" in answer.all("Connection"), status == 426)
         self.assertEqual(self.seen, [])
 
     def test_what_breaks_the_protocol_ends_with_its_code_and_one_line(self) -> None:
@@ -10933,39 +10935,38 @@ class AsgiWebSockets(AsgiCase):
 
     def test_deflated_messages_come_back_deflated(self) -> None:
         self.serve_asgi(self.echo)
-        for offer, told in (
-            ("permessage-deflate", "permessage-deflate"),
-            ("permessage-deflate; client_max_window_bits", "permessage-deflate"),
-            ("permessage-deflate; server_max_window_bits=8, permessage-deflate", "permessage-deflate"),
-            ("x; y, permessage-deflate; server_max_window_bits=10", "permessage-deflate; server_max_window_bits=10"),
-            (
-                "permessage-deflate; server_no_context_takeover; client_no_context_takeover",
-                "permessage-deflate; server_no_context_takeover; client_no_context_takeover",
-            ),
+        forget = "; server_no_context_takeover; client_no_context_takeover"
+        for offer, bits in (
+            ("permessage-deflate", 15),
+            ("permessage-deflate; client_max_window_bits", 15),
+            ("permessage-deflate; server_max_window_bits=8, permessage-deflate", 15),
+            ("x; y, permessage-deflate; server_max_window_bits=10", 10),
+            (f"permessage-deflate{forget}; server_max_window_bits=9; client_max_window_bits=8", 9),
             ("permessage-deflate; server_max_window_bits=8", None),
             ("permessage-deflate; unknown", None),
             ("permessage-deflate; client_max_window_bits=7", None),
+            ("permessage-deflate; client_max_window_bits=9; client_max_window_bits=9", None),
+            ("permessage-deflate; server_no_context_takeover=1", None),
         ):
             with self.subTest(offer):
                 client = self.socket()
-                self.assertEqual(
-                    client.shake_hands(f"Sec-WebSocket-Extensions: {offer}").get("Sec-WebSocket-Extensions"), told
-                )
-                if not told:
+                answer = client.shake_hands(f"Sec-WebSocket-Extensions: {offer}").get("Sec-WebSocket-Extensions")
+                if not bits:
+                    self.assertIsNone(answer)
                     self.assertEqual(client.send(client_frame(1, first=0xC0)).close_code(), 1002)
                     continue
-                forgets = "no_context" in told
-                deflater, inflater = zlib.compressobj(wbits=-15), zlib.decompressobj(-15)
+                asked = f"; server_max_window_bits={bits}" if bits < 15 else ""
+                self.assertEqual(answer, f"permessage-deflate{forget}{asked}")
+                text = random.Random(1).randbytes(3000).hex().encode() * 2  # which repeats itself beyond small windows
                 for _ in range(3):
-                    if forgets:
-                        deflater, inflater = zlib.compressobj(wbits=-15), zlib.decompressobj(-15)
-                    payload = (deflater.compress(b"hello" * 1000) + deflater.flush(zlib.Z_SYNC_FLUSH))[:-4]
+                    deflater, inflater = zlib.compressobj(wbits=-15), zlib.decompressobj(-bits)
+                    payload = (deflater.compress(text) + deflater.flush(zlib.Z_SYNC_FLUSH))[:-4]
                     half = len(payload) // 2
                     client.send(client_frame(1, payload[:half], first=0x40), client_frame(0, payload[half:]))
                     first, data = client.frame()
                     self.assertEqual(first, 0xC1)
-                    self.assertLess(len(data), 200)
-                    self.assertEqual(inflater.decompress(data + b"\0\0\xff\xff"), b"hello" * 1000)
+                    self.assertLess(len(data), len(text))
+                    self.assertEqual(inflater.decompress(data + b"\0\0\xff\xff"), text)
 
     def test_a_message_that_inflates_past_the_limit_is_refused_before_it_fills_the_memory(self) -> None:
         self.serve_asgi(self.echo)
@@ -10994,6 +10995,34 @@ class AsgiWebSockets(AsgiCase):
         self.assertEqual(client.close_code(), 1011)
         self.end()
         self.assertEqual(self.seen[-1]["type"], "websocket.disconnect")
+
+    def test_a_client_whose_messages_wait_for_the_application_is_not_given_up(self) -> None:
+        self.patch("_PING_SECONDS", 0.05)
+        go = threading.Event()
+
+        async def view(scope: Any, receive: App, send: App) -> None:
+            import asyncio
+
+            await receive()
+            await send(self.ACCEPT)
+            while not go.is_set():
+                await asyncio.sleep(0.01)
+            for _ in range(3):
+                await send({**await receive(), "type": "websocket.send"})
+
+        self.serve_asgi(view)
+        client = self.opened().send(client_frame(2, bytes(100_000)) * 3)
+        for _ in range(10):  # pings, whose pongs nobody reads while the application does not take the messages
+            self.assertEqual(client.frame()[0], 0x89)
+        go.set()
+        sizes: list[int] = []
+        while len(sizes) < 3:
+            first, payload = client.frame()
+            if first == 0x89:
+                client.send(client_frame(10, payload))
+            else:
+                sizes.append(len(payload))
+        self.assertEqual(sizes, [100_000] * 3)
 
     def test_the_application_closes(self) -> None:
         self.sending(
@@ -11418,11 +11447,14 @@ class AsgiLifespan(AsgiCase):
 
 
 ASGI_HELLO = """
+    import sys
+
     async def app(scope, receive, send):
         if scope["type"] == "lifespan":
             while True:
                 message = await receive()
-                print(message["type"], VERSION, flush=True)
+                sys.stdout.write(f"{message['type']} {VERSION}\\n")  # at once, else the log may come between two words
+                sys.stdout.flush()
                 await send({"type": message["type"] + ".complete"})
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
         await send({"type": "http.response.body", "body": VERSION.encode()})
