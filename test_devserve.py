@@ -542,10 +542,18 @@ class House(unittest.TestCase):
     """The map on the title page is true."""
 
     text = SCRIPT.read_text(encoding="utf-8")
-    tree = ast.parse(text)
     rooms = rooms()
     firsts = [room.first for room in rooms.values()]
     lines = text.splitlines()
+    tree: ast.Module
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.tree = ast.parse(cls.text)
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        del cls.tree  # half a million objects, through which every collection of garbage would go
 
     def room_of(self, line: int) -> int:
         return bisect.bisect_right(self.firsts, line) - 1
