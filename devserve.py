@@ -10671,9 +10671,12 @@ class Launch(NamedTuple):
 
     @property
     def must_supervise(self) -> bool:
-        """Return whether this process should only `supervise` a child that does the work."""
+        """Return whether this process should only `supervise` a child that does the work.
+
+        Where an exec would do, a debugger needs it all the same: it follows each child, but no second exec.
+        """
         wished = sys.platform == "win32" or self.environ.get("DEVSERVE_RELOADER") == "spawn"
-        return wished and self.parent is None
+        return (wished or _under_pydevd()) and self.parent is None
 
     @property
     def folder(self) -> str:
@@ -10737,8 +10740,15 @@ def _is_program() -> bool:
         return False
 
 
+def _under_pydevd() -> bool:
+    """Return whether an editor debugs this program by pydevd, which debugpy and PyCharm are made of."""
+    return "pydevd" in sys.modules
+
+
 def _original_command() -> list[str]:
     """Return the words that the interpreter was started with: Python knows them since 3.10, Linux always."""
+    if _under_pydevd():  # which puts itself into the command of each child
+        return _rebuilt_command()
     if sys.version_info >= (3, 10):
         return list(sys.orig_argv)  # novermin: 3.9 is answered below
     try:
@@ -10948,7 +10958,6 @@ def restart_process(launch: Launch, handover: Handover, ready: Callable[[], obje
     """
     if not os.access(launch.executable or os.devnull, os.X_OK):
         raise FileNotFoundError(errno.ENOENT, "the interpreter is gone", launch.executable)
-    atexit.unregister(_OfDebugger())  # type: ignore[arg-type]
     _run_exit_handlers()
     words = {
         "kept": launch.kept,
@@ -10964,19 +10973,6 @@ def restart_process(launch: Launch, handover: Handover, ready: Callable[[], obje
         _send(_connect(launch.parent.address) if launch.parent.address else launch.parent.line, words, fds)
         os._exit(_RELOAD_STATUS)
     _exec(launch, words, fds, ready)
-
-
-class _OfDebugger:
-    """Equals the exit handlers of pydevd, which debugpy and PyCharm are made of.
-
-    They tell the editor that the program has ended, which then follows it no further.  It is told of the exec by
-    pydevd's own `os.execve`.
-    """
-
-    def __eq__(self, handler: object) -> bool:
-        return str(getattr(handler, "__module__", "")).partition(".")[0] in ("pydevd", "_pydevd_bundle", "debugpy")
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 def end_process(status: int) -> NoReturn:
@@ -11087,10 +11083,8 @@ def _spawn_store(launch: Launch, listener: _socket.socket) -> int:
         import subprocess
 
         return subprocess.Popen(command, env=launch.environ, stdin=listener.fileno(), start_new_session=True).pid
-    import posix  # debuggers put functions of their own into `os`, to debug each child too
-
     actions = [(os.POSIX_SPAWN_DUP2, listener.fileno(), 0)]
-    return posix.posix_spawn(command[0], command, launch.environ, file_actions=actions, setpgroup=0, setsigmask=())
+    return os.posix_spawn(command[0], command, launch.environ, file_actions=actions, setpgroup=0, setsigmask=())
 
 
 def _listen_for_handover() -> tuple[_socket.socket, str]:

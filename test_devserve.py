@@ -16666,6 +16666,61 @@ class ReloadBySpawning(Reload):
         eventually(lambda: client.ask().json["pid"] != first, "another child")
 
 
+class Editor:
+    """As much of an editor as its debugger needs: one breakpoint, at which the program goes on at once.
+
+    It speaks the Debug Adapter Protocol with debugpy's adapter, and after a reload with the next process, which the
+    adapter asks it to attach to, as VS Code does.
+    """
+
+    def __init__(self, reader: Any, writer: Any, path: pathlib.Path, line: int) -> None:
+        self.reader, self.writer, self.path, self.line = reader, writer, path, line
+        self.sent = 0
+        self.output, self.stops = "", 0
+        self.later: list[Editor] = []
+        self.initialized = threading.Event()
+        threading.Thread(target=self.read, daemon=True).start()
+
+    def all(self) -> list["Editor"]:
+        return [self, *(each for editor in self.later for each in editor.all())]
+
+    def send(self, command: str, **arguments: Any) -> None:
+        self.sent += 1
+        message = {"seq": self.sent, "type": "request", "command": command, "arguments": arguments}
+        data = json.dumps(message).encode()
+        self.writer.write(b"Content-Length: %d\r\n\r\n" % len(data) + data)
+        self.writer.flush()
+
+    def begin(self, request: str, config: dict[str, Any]) -> None:
+        self.send("initialize", clientID="test", adapterID="debugpy", pathFormat="path", linesStartAt1=True)
+        self.send(request, **config)
+        self.initialized.wait(DEADLINE)
+        self.send("setBreakpoints", source={"path": str(self.path)}, breakpoints=[{"line": self.line}])
+        self.send("configurationDone")
+
+    def read(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            for line in iter(self.reader.readline, b""):
+                if line.lower().startswith(b"content-length:"):
+                    self.reader.readline()
+                    self.take(json.loads(self.reader.read(int(line.split(b":")[1]))))
+
+    def take(self, message: dict[str, Any]) -> None:
+        event, body = message.get("event"), message.get("body", {})
+        if event == "initialized":
+            self.initialized.set()
+        elif event == "output":
+            self.output += body["output"]
+        elif event == "stopped":
+            self.stops += 1
+            self.send("continue", threadId=body["threadId"])
+        elif event == "debugpyAttach":
+            sock = socket.create_connection((body["connect"]["host"], body["connect"]["port"]))
+            with sock:
+                self.later.append(Editor(sock.makefile("rb"), sock.makefile("wb"), self.path, self.line))
+            threading.Thread(target=self.later[-1].begin, args=("attach", body), daemon=True).start()
+
+
 @posix_only
 class ReloadUnderRunners(Reload):
     """Other people's programs around devserve: each starts, serves the new code after a save, and ends at Ctrl-C."""
@@ -16738,6 +16793,62 @@ class ReloadUnderRunners(Reload):
         served.wait_for("importing")
         served.process.send_signal(signal.SIGTERM)
         self.assertEqual(served.process.wait(DEADLINE), 0)
+
+    @needs("debugpy")
+    def test_an_editors_breakpoints_bind_again_after_each_reload(self) -> None:
+        """As launched by VS Code: the script, or the module."""
+        for program in ({"program": str(SCRIPT)}, {"module": "devserve"}):
+            with self.subTest(program):
+                path = self.write("app.py", self.APP)
+                config = {
+                    **program, "type": "debugpy", "console": "internalConsole", "python": [sys.executable],
+                    "cwd": str(self.folder), "env": {"PYTHONPATH": str(SCRIPT.parent)},
+                    "args": ["app", "--debug", "--port", "0"],
+                }  # fmt: skip
+                command = [sys.executable, "-m", "debugpy.adapter"]
+                adapter = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                editor = Editor(adapter.stdout, adapter.stdin, path, 5)
+                try:
+                    threading.Thread(target=editor.begin, args=("launch", config), daemon=True).start()
+                    self.try_breakpoints(editor, path, lambda: "".join(each.output for each in editor.all()))
+                    editor.send("disconnect", terminateDebuggee=True)
+                finally:
+                    adapter.kill()
+                    adapter.communicate()
+
+    @needs("debugpy")
+    def test_an_editor_that_attaches_finds_its_breakpoints_again_too(self) -> None:
+        path, log = self.write("app.py", self.APP), self.folder / "log"
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        before = ["-m", "debugpy", "--listen", str(port), "--wait-for-client"]
+        command = [sys.executable, *before, str(SCRIPT), "app", "--debug", "--port", "0"]
+        with open(log, "wb") as file:  # a pipe would be held by debugpy's adapter too, which outlives the process
+            process = subprocess.Popen(command, cwd=self.folder, stdout=file, stderr=file, stdin=subprocess.DEVNULL)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+
+        def attached() -> Any:
+            with contextlib.suppress(ConnectionRefusedError):
+                return socket.create_connection(("127.0.0.1", port), DEADLINE)
+
+        sock = eventually(attached, "debugpy listens")
+        sock.settimeout(None)
+        self.addCleanup(sock.shutdown, socket.SHUT_RDWR)
+        editor = Editor(sock.makefile("rb"), sock.makefile("wb"), path, 5)
+        threading.Thread(target=editor.begin, args=("attach", {"subProcess": True}), daemon=True).start()
+        self.try_breakpoints(editor, path, log.read_text)
+
+    def try_breakpoints(self, editor: Editor, path: pathlib.Path, log: Callable[[], str]) -> None:
+        """See that the breakpoint is met by a request, and by others after each of two reloads."""
+        url = eventually(lambda: re.search(r"http://[^\s/]+", log()), "the address").group()
+        for reloads, version in enumerate(("v1", "v2", "v3")):
+            if reloads:
+                path.write_text(path.read_text().replace(f"v{reloads}", version), encoding="utf-8")
+                eventually(lambda: log().count("reloaded in") == reloads, "the reload")
+            stops = sum(each.stops for each in editor.all())
+            self.assertEqual(fetch(url).text, version, log())
+            self.assertEqual(sum(each.stops for each in editor.all()), stops + 1, log())
 
     @needs("gevent")
     def test_gevent_patches_in_the_module_before_it_and_in_code(self) -> None:
