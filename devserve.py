@@ -2456,7 +2456,6 @@ _VALUE_LIMIT = 800  # characters of a value: ten lines of the page; what is insi
 _LIST_LIMIT = 60  # variables of a frame, fields of a form, members of a value; who has more has generated them
 _DEPTH_LIMIT = 6  # containers within containers, groups within groups
 _ROUNDS_FOLDED = 4  # rounds of a recursion from which it is folded; fewer are as soon read as the line about them
-_PERIOD_LIMIT = 8  # functions that call each other in a circle, for folding
 _NEAR_LIMIT = 5_000  # names that are compared with a wrong one; so many take 20 ms of `_QUICK_SECONDS`
 _NEAR_FRAMES = 8  # in which a mapping is looked for that lacks a key
 _NEARNESS = 0.7  # of names that are suggested; difflib's own 0.6 would have `local` for `total`
@@ -2509,8 +2508,7 @@ class FrameView(NamedTuple):
     unlisted: int = 0  # variables beyond `_LIST_LIMIT`
     is_read: bool = False  # its values were read, be there none
     signature: str = ""  # beside a TypeError of a call made here: what the called function takes
-    period: int = 0  # after this frame the last `period` frames came again `repeats` times, which are not listed
-    repeats: int = 0  # 0 when nothing is folded; with a period of 0 it counts frames left out
+    skipped: int = 0  # frames after this one that are not listed: rounds of a recursion, or the middle of too many
     path: str = ""  # of the file as people name it: below the working directory, the packages or the library
 
 
@@ -2646,7 +2644,7 @@ class _ReportBuilder:
         The innermost of them comes first, and has as much time as any frame that is asked for later.
         """
         folded = _fold_recursion(positions, most=max(4, self.size // _FRAME_SIZE // 2 * 2))
-        views = [self.view(position)._replace(period=period, repeats=repeats) for position, period, repeats in folded]
+        views = [self.view(position)._replace(skipped=skipped) for position, skipped in folded]
         own = [number for number, view in enumerate(views) if view.app] or list(range(len(views)))[-1:]
         for number in reversed(own):
             if self.has_values and 0 >= self.size:
@@ -2733,38 +2731,22 @@ def _asks_to_be_hidden(frame: FrameType) -> bool:
     return name in code.co_varnames + code.co_names and locals_of(frame).get(name) not in (None, False)
 
 
-def _fold_recursion(positions: list[FramePosition], most: int) -> list[tuple[FramePosition, int, int]]:
-    """Return at most so many positions, each with the period and number of the repetitions left out after it.
+def _fold_recursion(positions: list[FramePosition], most: int) -> list[tuple[FramePosition, int]]:
+    """Return at most so many positions, each with the number of those left out after it.
 
-    A circle that comes round `_ROUNDS_FOLDED` times or more is shown once, and once again for its last round.  When
-    there are still too many, those in the middle are left out.
+    Of a line through which a recursion has come again and again the first and the last time are kept.  When there are
+    still too many, those in the middle are left out.
     """
-    folded: list[tuple[FramePosition, int, int]] = []
     keys = [(position.frame.f_code, position.lineno) for position in positions]
-    at = 0
-    while len(positions) > at:
-        period, rounds = _find_cycle(keys, at)
-        folded += [(position, 0, 0) for position in positions[at : at + period]]
-        if rounds > 1:
-            folded[-1] = (folded[-1][0], period, rounds - 2)
-            at += period * (rounds - 2)
-        at += period
-    half = most // 2
-    if len(folded) > most:
-        folded[half - 1] = (folded[half - 1][0], 0, len(folded) - 2 * half)
-        folded = folded[:half] + folded[-half:]
-    return folded
-
-
-def _find_cycle(keys: list[tuple[CodeType, int]], at: int) -> tuple[int, int]:
-    """Return the period of the shortest circle to be folded at `at`, and its rounds; (1, 1) when there is none."""
-    for period in range(1, _PERIOD_LIMIT + 1):
-        rounds, first = 1, keys[at : at + period]
-        while keys[at + rounds * period : at + (rounds + 1) * period] == first:
-            rounds += 1
-        if rounds >= _ROUNDS_FOLDED:
-            return period, rounds
-    return 1, 1
+    rounds: dict[tuple[CodeType, int], list[int]] = defaultdict(list)
+    for number, key in enumerate(keys):
+        rounds[key].append(number)
+    often = {key: numbers for key, numbers in rounds.items() if len(numbers) >= _ROUNDS_FOLDED}
+    kept = [n for n, key in enumerate(keys) if key not in often or n in (often[key][0], often[key][-1])]
+    if len(kept) > most:
+        kept = kept[: most // 2] + kept[-most // 2 :]
+    following = [*kept[1:], len(positions)]
+    return [(positions[number], after - number - 1) for number, after in zip(kept, following)]
 
 
 def view_position(position: FramePosition, *, id: str = "", around: Optional[int] = None) -> FrameView:
@@ -4058,16 +4040,8 @@ def _write_frame(frame: FrameView, *, opened: bool, hot: bool = False) -> _Marku
         body=body,
         more=_Markup(MORE) if frame.id and frame.source else "",
     )
-    repeats = _fill_template(REPEAT, text=_repeats_of(frame)) if frame.repeats else _Markup()
-    return _joined([repeats, view])
-
-
-def _repeats_of(frame: FrameView) -> str:
-    """Return the line about what was folded after a frame; the page has the newest first, so above it."""
-    if not frame.period:
-        return f"{_counted(frame.repeats, 'frame')} not shown"
-    again = "frame below" if frame.period == 1 else f"{frame.period} frames below"
-    return f"The {again} again, {frame.repeats:,} times"
+    gap = _fill_template(REPEAT, text=f"{_counted(frame.skipped, 'frame')} not shown") if frame.skipped else _Markup()
+    return _joined([gap, view])  # the page has the newest first
 
 
 def write_source(view: FrameView) -> _Markup:

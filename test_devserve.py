@@ -3442,24 +3442,38 @@ class ReadingProblems(Reading):
             deep = group_type("deep", [deep, ValueError("x")])
         self.assertTrue(devserve.read_report(deep).problems)
 
-    def test_folds_recursion_and_keeps_its_last_round(self) -> None:
+    def test_of_a_recursion_only_the_first_and_the_last_round_are_listed(self) -> None:
         problem = self.read("def down(n):\n    return down(n + 1)\ndef view():\n    down(0)\n")
         self.assertEqual(problem.type, "RecursionError")
-        folded = [frame for frame in problem.frames if frame.repeats]
-        self.assertEqual([frame.period for frame in folded], [1])
-        self.assertGreater(folded[0].repeats, 500)
-        self.assertLess(len(problem.frames), 8)
+        self.assertEqual([frame.name for frame in problem.frames], ["failure_of", "view", "down", "down"])
+        first, last = problem.frames[-2:]
+        self.assertEqual((values(first)["n"], last.skipped), ("0", 0))
+        self.assertEqual(int(values(last)["n"] or 0), first.skipped + 1)
 
-    def test_folds_functions_that_call_each_other(self) -> None:
-        problem = self.read("def a(): b()\ndef b(): c()\ndef c(): a()\ndef view(): a()\n")
-        self.assertEqual([frame.period for frame in problem.frames if frame.repeats], [3])
+    def test_of_a_recursion_without_a_rhythm_each_line_is_listed_twice(self) -> None:
+        problem = self.read("""\
+            def walk(node):
+                if node % 3:
+                    return left(node)
+                return walk(node + 1)
+            def left(node):
+                return walk(node * 7 % 1_000 + 1)
+            def view(): walk(1)
+            """)
+        own = [frame for frame in problem.frames if frame.filename.endswith("views.py")]
+        self.assertEqual(sorted(frame.lineno for frame in own), [3, 3, 4, 4, 6, 6, 7])
+        self.assertGreater(sum(frame.skipped for frame in problem.frames), 500)
+
+    def test_three_rounds_of_a_recursion_are_all_listed(self) -> None:
+        problem = self.read("def down(n):\n    return 1 / n if n < 1 else down(n - 1)\ndef view(): down(2)\n")
+        self.assertEqual([frame.name for frame in problem.frames[-4:]], ["view", "down", "down", "down"])
 
     def test_bounds_a_deep_traceback_that_does_not_repeat(self) -> None:
         functions = "\n".join(f"def f{n}(): return f{n + 1}()" for n in range(300))
         problem = self.read(f"{functions}\ndef f300(): 1 / 0\ndef view(): f0()\n")
         self.assertEqual((problem.frames[0].name, problem.frames[-1].name), ("failure_of", "f300"))
         self.assertIn(len(problem.frames), range(30, 100))
-        self.assertEqual([f.repeats for f in problem.frames if f.repeats], [302 + 1 - len(problem.frames)])
+        self.assertEqual([f.skipped for f in problem.frames if f.skipped], [302 + 1 - len(problem.frames)])
 
     def test_hides_frames_that_ask_for_it(self) -> None:
         problem = self.read("""\
@@ -4565,8 +4579,7 @@ def frame_view(text: str = "x", **changes: Any) -> "devserve.FrameView":
         ),
         unlisted=3,
         signature=text,
-        period=2,
-        repeats=7,
+        skipped=7,
     )
     return devserve.FrameView(**{**values, **changes})
 
@@ -4734,7 +4747,7 @@ class PagePaper(unittest.TestCase):
         self.assertEqual(devserve.write_text(report).count(word), 1)
         self.assertLess(len(page.encode("utf-8")), 80_000)
 
-    def test_a_recursion_error_makes_a_light_page_that_counts_the_repeats(self) -> None:
+    def test_a_recursion_error_makes_a_light_page_that_counts_the_frames_left_out(self) -> None:
         def first(n: int) -> int:
             return second(n + 1)
 
@@ -4743,7 +4756,7 @@ class PagePaper(unittest.TestCase):
 
         page = page_of(devserve.read_report(raised(lambda: first(0))))
         self.assertLess(len(page.encode("utf-8")), 300_000)
-        self.assertRegex(page, r"The 2 frames below again, \d{3} times")
+        self.assertRegex(page, r">\d{3} frames not shown<")
 
     def test_without_scripts_the_page_shows_source_and_values(self) -> None:
         def fail(basket: str) -> None:
@@ -4778,8 +4791,8 @@ class PageContents(unittest.TestCase):
         self.assertLessEqual({link[1:] for link in links}, ids)
 
     def test_application_frames_are_open_and_runs_of_library_frames_folded(self) -> None:
-        library = frame_view(app=False, repeats=0, module="flask.app", kind="python")
-        own = frame_view(repeats=0, kind="python")
+        library = frame_view(app=False, skipped=0, module="flask.app", kind="python")
+        own = frame_view(skipped=0, kind="python")
         markup = devserve._write_stack([*(library._replace(lineno=n) for n in (3, 4, 5)), own, library])
         kinds = re.findall(r'<details class="(fold|frame [a-z ]+)"( open)?', markup)
         self.assertEqual(
@@ -4794,7 +4807,7 @@ class PageContents(unittest.TestCase):
         self.assertIn("3 frames <span>flask.app</span>", markup)
 
     def test_the_raising_frame_is_open_when_none_is_the_applications(self) -> None:
-        library = frame_view(app=False, repeats=0, kind="python")
+        library = frame_view(app=False, skipped=0, kind="python")
         markup = devserve._write_stack([library, library._replace(lineno=3)])
         self.assertEqual(re.findall(r"<details [^>]* open", markup), ['<details class="frame foreign hot" open'])
 
