@@ -2779,33 +2779,32 @@ def _view_at(
     app: bool = False,
     around: int = LINES_AROUND,
 ) -> FrameView:
-    """Return the view of a place in a source: the lines around it, and the marks in characters of what is shown."""
+    """Return the view of a place in a source."""
     lines, missing = source
-    window, shown_marks = [], []
+    window, shown_marks = _source_window(lines, lineno, around, marks)
+    if lines and not window:
+        missing = f"The file has {len(lines)} lines: it has changed since it was loaded."
+    path, filename = (shown_text(text, _TEXT_LIMIT) for text in (short_path(filename), filename))
+    view = FrameView("", kind, filename, lineno, shown_text(name, NAME_LIMIT), app=app, path=path)
+    return view._replace(source=window, marks=shown_marks, missing="" if window else missing)
+
+
+def _source_window(
+    lines: list[str], lineno: int, around: int, marks: Sequence[_Mark]
+) -> tuple[tuple[_SourceLine, ...], tuple[_Mark, ...]]:
+    """Return the lines around `lineno` as they can be shown, and the marks in characters of what is shown."""
     spans = {mark.number: mark for mark in marks}
+    window, shown_marks = [], []
     first = max(1, lineno - around)
-    chosen = lines[first - 1 : lineno + around] if len(lines) >= lineno >= 1 else []
-    for number, line in enumerate(chosen, first):
-        text, start, end = _shown_line(line, *spans.get(number, (0, 0, 0))[1:])
+    for number, line in enumerate(lines[first - 1 : lineno + around] if len(lines) >= lineno >= 1 else [], first):
+        _, start, end = spans.get(number, (0, 0, 0))
+        text, start, end = _shown_line(line, start, end)
         window.append(_SourceLine(number, text))
         if end > start:
             shown_marks.append(_Mark(number, start, end))
     while window and window[-1].number > lineno and not window[-1].text.strip():
         window.pop()
-    if lines and not window:
-        missing = f"The file has {len(lines)} lines: it has changed since it was loaded."
-    return FrameView(
-        "",
-        kind,
-        shown_text(filename, _TEXT_LIMIT),
-        lineno,
-        shown_text(name, NAME_LIMIT),
-        app=app,
-        source=tuple(window),
-        missing="" if window else missing,
-        marks=tuple(shown_marks),
-        path=shown_text(short_path(filename), _TEXT_LIMIT),
-    )
+    return tuple(window), tuple(shown_marks)
 
 
 def _is_source_of(code: CodeType, lines: list[str]) -> bool:
@@ -3345,27 +3344,36 @@ def _hint_for(error: BaseException, positions: list[FramePosition]) -> str:
     text, name = _first_text(error)[:_TEXT_LIMIT], getattr(error, "name", None)
     quoted = re.search(r"(?:name|attribute) '(\w+)'", text)
     wanted = quoted.group(1) if quoted else name if isinstance(name, str) else ""
-    modules = getattr(sys, "stdlib_module_names", sys.modules)  # from Python 3.10 on
-    known: Iterable[Any] = ()
-    if isinstance(error, KeyError):
-        wanted, known = text, _keys_near(positions)
-    elif isinstance(error, ModuleNotFoundError):
-        known = {*modules, *sys.modules}
-    elif isinstance(error, ImportError):
-        known = vars(sys.modules.get(error.name or ""))
-    elif isinstance(error, AttributeError) and positions:
-        owners = [error.obj] if hasattr(error, "obj") else _values_named(positions[-1], whole_lines=True)  # in 3.9
-        known = itertools.chain.from_iterable(map(static_attributes, owners))
-    elif isinstance(error, NameError) and not isinstance(error, UnboundLocalError) and positions:
-        frame, values = positions[-1].frame, locals_of(positions[-1].frame)
-        if wanted in static_attributes(values.get("self")):
-            return f"Did you mean: 'self.{wanted}'?"
-        known = [*values, *frame.f_globals, *frame.f_builtins]
-    names = [each for each in itertools.islice(known, _NEAR_LIMIT) if type(each) is str and each != wanted]
+    wanted = text if isinstance(error, KeyError) else wanted
+    known = itertools.islice(_names_meant(error, positions), _NEAR_LIMIT)
+    names = [each for each in known if type(each) is str and each != wanted]
     near = [] if len(wanted) > NAME_LIMIT else get_close_matches(wanted, names, 1, _NEARNESS)
-    if not near and isinstance(error, NameError) and wanted in modules:
-        return f"Did you forget to import '{wanted}'?"
+    if isinstance(error, NameError) and positions:
+        if wanted in static_attributes(locals_of(positions[-1].frame).get("self")):
+            near = [f"self.{wanted}"]
+        elif not near and wanted in _known_modules():
+            return f"Did you forget to import '{wanted}'?"
     return f"Did you mean: '{shown_text(near[0], NAME_LIMIT)}'?" if near else ""
+
+
+def _names_meant(error: BaseException, positions: list[FramePosition]) -> Iterator[Any]:
+    """Yield the names among which the wrong one was looked for."""
+    if isinstance(error, KeyError):
+        yield from _keys_near(positions)
+    elif isinstance(error, ModuleNotFoundError):
+        yield from _known_modules()
+    elif isinstance(error, ImportError):
+        yield from vars(sys.modules[error.name or ""])
+    elif isinstance(error, AttributeError):
+        for owner in [error.obj] if hasattr(error, "obj") else _values_named(positions[-1], whole_lines=True):  # 3.9
+            yield from static_attributes(owner)
+    elif isinstance(error, NameError) and not isinstance(error, UnboundLocalError):
+        frame = positions[-1].frame
+        yield from (*locals_of(frame), *frame.f_globals, *frame.f_builtins)
+
+
+def _known_modules() -> set[str]:
+    return {*getattr(sys, "stdlib_known_modules", ()), *sys.modules}  # the first from Python 3.10 on
 
 
 def _keys_near(positions: list[FramePosition]) -> Iterator[Any]:

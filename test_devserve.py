@@ -4756,7 +4756,7 @@ class PagePaper(unittest.TestCase):
 
         page = page_of(devserve.read_report(raised(lambda: first(0))))
         self.assertLess(len(page.encode("utf-8")), 300_000)
-        self.assertRegex(page, r">\d{3} frames not shown<")
+        self.assertTrue(re.search(r">[\d,]{3,} frames not shown<", page))
 
     def test_without_scripts_the_page_shows_source_and_values(self) -> None:
         def fail(basket: str) -> None:
