@@ -472,20 +472,17 @@ def _nearest_file(name: str) -> str:
     """Return the path of a file in the current folder or in the nearest above it, as python-dotenv finds it.
 
     A folder above in which everybody may write, as in /tmp, is passed over, since anybody may have put the file there.
+    (Windows tells that in no mode.)
     """
     here = folder = os.getcwd()
     while True:
         path = os.path.join(folder, name)
-        if os.path.isfile(path) and (folder == here or not _is_public(folder)):
+        is_public = sys.platform != "win32" and os.stat(folder).st_mode & stat.S_IWOTH
+        if os.path.isfile(path) and (folder == here or not is_public):
             return path
         if folder == os.path.dirname(folder):
             return os.path.join(here, name)
         folder = os.path.dirname(folder)
-
-
-def _is_public(folder: str) -> bool:
-    """Return whether every user of the machine may make files in a folder; Windows tells that in no mode."""
-    return sys.platform != "win32" and bool(os.stat(folder).st_mode & stat.S_IWOTH)
 
 
 def _read_env_files(env_file: str = "") -> list[str]:
@@ -1414,9 +1411,6 @@ _NOT_PYTHON = {  # what to do with a file that has another, and is no applicatio
     ".pyz": "unpack it, and name the file that has the application",
 }
 
-# What frameworks read from the environment while they are imported and set up, in their debug mode.
-_DEBUG_VARIABLES = ("FLASK_DEBUG", "QUART_DEBUG", "PYRAMID_RELOAD_TEMPLATES")
-
 # Lines by which a file that nobody named looks like one that has an application.
 _OFFER = re.compile(
     r"^(?:async )?(?:def|class) +(?:app|application|create_app|make_app)\b"
@@ -1446,7 +1440,7 @@ def load_app(spec: str = "", *, debug: bool = False, debugger: bool = False) -> 
 
         app = load_app("shop.web:create_app('testing')")
     """
-    for variable in _DEBUG_VARIABLES if debug else ():
+    for variable in filter(None, [framework.variable for framework in _FRAMEWORKS.values() if debug]):
         os.environ.setdefault(variable, "1")  # before the import, since extensions ask while they are set up
     _put_first_on_path(os.getcwd())
     target, name = _split_spec(app_spec(spec))
@@ -1784,8 +1778,6 @@ def servers_left_out(warn: Callable[[str], None]) -> Iterator[None]:
     finally:
         finder.importer = None
         sys.meta_path[:] = [each for each in sys.meta_path if each is not finder]
-        for owner, function, start in reversed(finder.replaced):
-            setattr(owner, function, start)
         if not flask_knows:
             os.environ.pop("FLASK_RUN_FROM_CLI", None)  # what the application starts later may run on its own
 
@@ -1793,13 +1785,12 @@ def servers_left_out(warn: Callable[[str], None]) -> Iterator[None]:
 class _ServerFinder:
     """A finder of `sys.meta_path` that replaces what starts a server, as soon as its module has been executed.
 
-    For the importing thread.  A function that the application keeps from then works again when `importer` is None.
+    For the importing thread.  What is in its place starts the server once `importer` is None, and in other threads.
     """
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self.warn = warn
         self.importer: Optional[threading.Thread] = threading.current_thread()
-        self.replaced: list[tuple[Any, str, Any]] = []
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         """Have the other finders find one of `_SERVERS`, and its loader call `leave_out` at the end."""
@@ -1817,12 +1808,12 @@ class _ServerFinder:
         return spec
 
     def leave_out(self, name: str, module: Any) -> None:
+        """Replace what starts a server in a module; a module of another version may lack it."""
         for dotted in _SERVERS[name]:
             holder, _, function = dotted.rpartition(".")
             owner = getattr(module, holder, None) if holder else module
             start = getattr(owner, function, None)
             if start is not None:
-                self.replaced.append((owner, function, start))
                 setattr(owner, function, self._stand_in(name, start))
 
     def _stand_in(self, name: str, start: Callable[..., Any]) -> Callable[..., Any]:
@@ -1923,11 +1914,13 @@ def _discovered_app(module: ModuleType, target: str) -> Any:
 
 
 def _framework_default() -> Any:
-    """Return the application that Bottle and CherryPy keep for those who make none of their own; None when unused."""
-    bottle, cherrypy = sys.modules.get("bottle"), sys.modules.get("cherrypy")
-    if bottle is not None and bottle.default_app().routes:
-        return bottle.default_app()
-    return cherrypy.tree if cherrypy is not None and cherrypy.tree.apps else None
+    """Return the application that a framework keeps for those who make none of their own; None when it is unused."""
+    for name, framework in _FRAMEWORKS.items():
+        package = sys.modules.get(name.partition(".")[0])
+        app = framework.default(package) if package else None
+        if app is not None:
+            return app
+    return None
 
 
 def _module_remedy(module: ModuleType, target: str) -> str:
@@ -1966,20 +1959,17 @@ def _app_or_made(thing: Any, target: str, name: str, arguments: Optional[_Argume
         if _framework_of(thing) or not _is_factory(thing, name):
             return checked(thing, label)
         arguments = ([], {})
-    if not callable(thing) or is_asgi(thing):
-        checked(thing, label)
     shape = _shape_of(_undecorated(thing))
-    if shape is not None and shape.is_async:
-        raise DevserveError(
-            f"{label} is a coroutine function; a factory is a plain one, called before there is a loop"
-        )
+    if not callable(thing) or is_asgi(thing) or (shape is not None and shape.is_async):
+        checked(thing, label)
+        raise DevserveError(f"{label} is an application, and no factory; leave the arguments out")
     try:
         app = thing(*arguments[0], **arguments[1])
     except TypeError as error:
         if _raised_inside(error):
             raise
         is_app = _framework_of(thing) or (shape is not None and shape.names[:1] in (("environ",), ("env",)))
-        remedy = "it is no factory: leave them out" if is_app else f'give them as in {name}("text", key=1)'
+        remedy = "it is no factory, leave them out" if is_app else f'give them as in {name}("text", key=1)'
         raise DevserveError(f"wrong arguments for {label}: {error}; {remedy}") from None
     return checked(app, f"what '{target}:{name}()' returned")
 
@@ -2000,47 +1990,53 @@ def _is_factory(thing: Any, name: str) -> bool:
 
 def checked(thing: Any, label: str) -> Any:
     """Return `thing`, or raise the DevserveError that says why it is no application, WSGI or ASGI."""
-    if isinstance(thing, ModuleType):
-        raise DevserveError(f"{label} is a module, not an application; name the object in it: '{thing.__name__}:app'")
-    if isinstance(thing, type) and not hasattr(thing, "__iter__"):  # PEP 3333 allows a class whose instances iterate
-        raise DevserveError(
-            f"{label} is a class, not an application; name an instance, or call it: {thing.__name__}()"
-        )
-    framework = _FRAMEWORKS.get(_framework_of(thing))
-    if framework is not None and framework.elsewhere:
-        raise DevserveError(f"{label} is neither a WSGI nor an ASGI application; {framework.elsewhere}")
-    if framework is not None:
-        return thing
-    if not callable(thing):
-        remedy = "is a `return` missing?" if thing is None else "name an application"
-        raise DevserveError(f"{label} is not callable, its type is {type(thing).__name__}; {remedy}")
-    asynchronous, shape, inner = is_asgi(thing), _shape_of(thing), _shape_of(_undecorated(thing))
-    if inner is not None and inner.is_async and not asynchronous:
-        remedy = "an ASGI application takes (scope, receive, send), and a factory is a plain function"
-        raise DevserveError(f"{label} is a coroutine function; {remedy}")
-    if shape is not None and not asynchronous and not shape.takes(2):
-        arguments = ", ".join(f"{name}=..." for name in shape.names[: shape.required])
-        raise DevserveError(
-            f"{label} does not take (environ, start_response); if it is a factory, give its arguments: ({arguments})"
-        )
-    _check_inside(thing, label, asynchronous)
+    objection = _objection(thing)
+    if objection:
+        raise DevserveError(f"{label} {objection}")
     return thing
 
 
-def _check_inside(app: Any, label: str, asynchronous: bool) -> None:
-    """Raise the DevserveError for a middleware of WSGI around an ASGI application, or the reverse.
+def _objection(thing: Any) -> str:
+    """Return why a thing is no application, and what to do; "" for an application."""
+    name = _framework_of(thing)
+    if name:
+        elsewhere = _FRAMEWORKS[name].elsewhere
+        return elsewhere and f"is neither a WSGI nor an ASGI application; {elsewhere}"
+    if isinstance(thing, ModuleType):
+        return f"is a module, not an application; name the object in it: '{thing.__name__}:app'"
+    if isinstance(thing, type) and not hasattr(thing, "__iter__"):  # PEP 3333 allows a class whose instances iterate
+        return f"is a class, not an application; name an instance, or call it: {thing.__name__}()"
+    if not callable(thing):
+        remedy = "is a `return` missing?" if thing is None else "name an application"
+        return f"is not callable, its type is {type(thing).__name__}; {remedy}"
+    if is_asgi(thing):
+        return _objection_inside(thing, asynchronous=True)
+    shape, inner = _shape_of(thing), _shape_of(_undecorated(thing))
+    if inner is not None and inner.is_async:
+        return (
+            "is a coroutine function; an ASGI application takes (scope, receive, send), a factory is a plain function"
+        )
+    if shape is not None and not shape.takes(2):
+        arguments = ", ".join(f"{name}=..." for name in shape.names[: shape.required])
+        return f"does not take (environ, start_response); if it is a factory, give its arguments: ({arguments})"
+    return _objection_inside(thing, asynchronous=False)
+
+
+def _objection_inside(app: Any, *, asynchronous: bool) -> str:
+    """Return what is wrong with middleware of WSGI around an ASGI application, or the reverse.
 
     What has the other interface's word in its name, as a2wsgi's and Starlette's adapters do, is made for just that.
     """
-    inside = own_dict(app)
-    mounts = inside.get("mounts")  # of Werkzeug's dispatcher
-    mounted = mounts.values() if type(mounts) is dict else ()
-    for inner in (*(inside[name] for name in _WRAPPED_NAMES if name in inside), *mounted):
-        named = f"{type(app).__module__}.{type(app).__name__}".lower()
-        if asynchronous and _framework_of(inner) and not is_asgi(inner) and "wsgi" not in named:
-            raise DevserveError(f"{label} is ASGI middleware around a WSGI application; wrap it by WSGI middleware")
-        if not asynchronous and is_asgi(inner) and "asgi" not in named:
-            raise DevserveError(f"{label} is WSGI middleware around an ASGI application; wrap it by ASGI middleware")
+    name = f"{type(app).__module__}.{type(app).__name__}".lower()
+    held = own_dict(app)
+    mounts = held.get("mounts")  # of Werkzeug's dispatcher
+    inside = [held[name] for name in _WRAPPED_NAMES if name in held]
+    inside += mounts.values() if type(mounts) is dict else ()
+    if asynchronous and "wsgi" not in name and any(_framework_of(inner) and not is_asgi(inner) for inner in inside):
+        return "is ASGI middleware around a WSGI application; wrap it by WSGI middleware"
+    if not asynchronous and "asgi" not in name and any(map(is_asgi, inside)):
+        return "is WSGI middleware around an ASGI application; wrap it by ASGI middleware"
+    return ""
 
 
 def is_asgi(app: Any) -> bool:
@@ -2135,10 +2131,8 @@ def _held_by(app: Any) -> list[Any]:
             with contextlib.suppress(ValueError):  # nothing is in it yet
                 held.append(cell.cell_contents)
         return held
-    held = list(_unpacked(own_dict(app), 3))
-    for route in app.routes if _framework_of(app) == "bottle.Bottle" else ():
-        held += (route.app, route.config.get("mountpoint.target"))
-    return held
+    name = _framework_of(app)
+    return [*_unpacked(own_dict(app), 3), *(_FRAMEWORKS[name].mounted(app) if name else ())]
 
 
 def _unpacked(value: Any, depth: int) -> Iterator[Any]:
@@ -2164,11 +2158,15 @@ def _may_be_app(thing: Any) -> bool:
 
 
 class _Framework(NamedTuple):
-    """What is known of a framework."""
+    """All that is known of a framework.  What is not given is what fits most: they have nothing of the kind."""
 
     open: Callable[[Any], object] = lambda app: None  # has its exceptions reach the debugger
     debug: Callable[[Any], object] = lambda app: None  # turns its debug mode on, where the environment has not
+    variable: str = ""  # what it reads from the environment for its debug mode, while it is imported
     wrap: Callable[[Any], Any] = lambda app: app  # returns the callable to serve for an application with one inside
+    default: Callable[[Any], Any] = lambda package: None  # what its package keeps for those who make no application
+    mounted: Callable[[Any], Iterable[Any]] = lambda app: ()  # applications inside that no attribute holds
+    files: Optional[Callable[[], tuple[list[str], Callable[[list[str]], bool]]]] = None  # see `framework_files`
     is_asgi: bool = False
     example: str = ""  # how an application is made where an import finds it, for those whose tutorials do not say it
     elsewhere: str = ""  # for those that neither WSGI nor ASGI can serve: what can
@@ -2349,46 +2347,9 @@ def _wrap_django(app: Any) -> Any:
     return app if isinstance(app, handler) else handler(app)
 
 
-# By the class of their applications; the last by its package, since it has none.
-_FRAMEWORKS: dict[str, _Framework] = {
-    "flask.app.Flask": _Framework(_open_flask, _debug_flask),
-    "django.core.handlers.wsgi.WSGIHandler": _Framework(_open_django, wrap=_wrap_django),
-    "bottle.Bottle": _Framework(_open_bottle, lambda app: sys.modules["bottle"].debug(True)),
-    "falcon.app.App": _Framework(_open_falcon),
-    "pyramid.router.Router": _Framework(example="app = config.make_wsgi_app()"),
-    "cherrypy._cptree.Application": _Framework(_open_cherrypy, example="app = cherrypy.Application(Root())"),
-    "cherrypy._cptree.Tree": _Framework(_open_cherrypy),
-    "web.application.application": _Framework(
-        _open_webpy,
-        wrap=lambda app: app.wsgifunc() if hasattr(app, "wsgifunc") else app,  # what is called is a function
-    ),
-    "starlette.applications.Starlette": _Framework(is_asgi=True),  # FastAPI's is one; it raises after it has answered
-    "quart.app.Quart": _Framework(_open_flask, _debug_flask, is_asgi=True),
-    "django.core.handlers.asgi.ASGIHandler": _Framework(_open_django, wrap=_wrap_django, is_asgi=True),
-    "falcon.asgi.app.App": _Framework(_open_falcon, is_asgi=True),
-    "litestar.app.Litestar": _Framework(_open_litestar, is_asgi=True),
-    "sanic.app.Sanic": _Framework(is_asgi=True),
-    "blacksheep.server.application.Application": _Framework(is_asgi=True),
-    # Its object is no application, but has a Flask.
-    "dash.dash.Dash": _Framework(wrap=lambda app: getattr(app, "server", app), example="app = dash.Dash()"),
-    "aiohttp.web_app.Application": _Framework(elsewhere="aiohttp serves it: aiohttp.web.run_app(app)"),
-    "tornado.web.Application": _Framework(elsewhere="Tornado serves it: app.listen(8000)"),
-    "robyn.Robyn": _Framework(elsewhere="Robyn serves it: python FILE"),
-    "streamlit": _Framework(elsewhere="Streamlit serves it: streamlit run FILE"),
-}
-
-
-# -- files that frameworks read besides modules
-
-
-def framework_files(app: Any) -> tuple[list[str], Callable[[list[str]], bool]]:
-    """Return folders that the frameworks in `app` read files from, and how they are told which of these have changed.
-
-    The function returns whether nothing need restart, and is for the watcher's thread.  Parts of Django ask for files
-    by a signal of its own reloader: templates, translations, what a library adds.  Installed packages are left out.
-    """
-    if not any(_framework_of(inner).startswith("django.") for inner in _frameworks_in(app)):
-        return [], lambda paths: False
+def _django_files() -> tuple[list[str], Callable[[list[str]], bool]]:
+    """Ask all parts of Django, by the signal of its own reloader, for the files that they read: templates,
+    translations, what a library adds.  Installed packages are left out."""
     _import_module("django.utils.translation").get_language()  # only after a first use its reloader is connected
     autoreload = _import_module("django.utils.autoreload")
     reloader = autoreload.BaseReloader()
@@ -2410,8 +2371,62 @@ def _notify_django(file_changed: Any, asked: list[tuple[str, str]], paths: list[
             return True
         return any(answer is True for _, answer in file_changed.send_robust(sender=None, file_path=Path(path)))
 
-    answers = [is_settled(path) for path in paths]  # each is told, whatever the one before has said
+    answers = [is_settled(path) for path in paths]  # each is sent, whatever the one before has answered
     return all(answers)
+
+
+# By the class of their applications; Streamlit, which has none, by its package.
+_FRAMEWORKS: dict[str, _Framework] = {
+    "flask.app.Flask": _Framework(_open_flask, _debug_flask, "FLASK_DEBUG"),
+    "django.core.handlers.wsgi.WSGIHandler": _Framework(_open_django, wrap=_wrap_django, files=_django_files),
+    "bottle.Bottle": _Framework(
+        _open_bottle,
+        debug=lambda app: sys.modules["bottle"].debug(True),
+        default=lambda bottle: bottle.default_app() if bottle.default_app().routes else None,
+        mounted=lambda app: [
+            held for route in app.routes for held in (route.app, route.config.get("mountpoint.target"))
+        ],
+    ),
+    "falcon.app.App": _Framework(_open_falcon),
+    "pyramid.router.Router": _Framework(variable="PYRAMID_RELOAD_TEMPLATES", example="app = config.make_wsgi_app()"),
+    "cherrypy._cptree.Application": _Framework(_open_cherrypy, example="app = cherrypy.Application(Root())"),
+    "cherrypy._cptree.Tree": _Framework(
+        _open_cherrypy, default=lambda cherrypy: cherrypy.tree if cherrypy.tree.apps else None
+    ),
+    "web.application.application": _Framework(
+        _open_webpy,
+        wrap=lambda app: app.wsgifunc() if hasattr(app, "wsgifunc") else app,  # what is called is a function
+    ),
+    "starlette.applications.Starlette": _Framework(is_asgi=True),  # FastAPI's is one; it raises after it has answered
+    "quart.app.Quart": _Framework(_open_flask, _debug_flask, "QUART_DEBUG", is_asgi=True),
+    "django.core.handlers.asgi.ASGIHandler": _Framework(
+        _open_django, wrap=_wrap_django, files=_django_files, is_asgi=True
+    ),
+    "falcon.asgi.app.App": _Framework(_open_falcon, is_asgi=True),
+    "litestar.app.Litestar": _Framework(_open_litestar, is_asgi=True),
+    "sanic.app.Sanic": _Framework(is_asgi=True),
+    "blacksheep.server.application.Application": _Framework(is_asgi=True),
+    "dash.dash.Dash": _Framework(
+        wrap=lambda app: getattr(app, "server", app),  # it is no application, but has Flask's
+        example="app = dash.Dash()",
+    ),
+    "aiohttp.web_app.Application": _Framework(elsewhere="aiohttp serves it: aiohttp.web.run_app(app)"),
+    "tornado.web.Application": _Framework(elsewhere="Tornado serves it: app.listen(8000)"),
+    "robyn.Robyn": _Framework(elsewhere="Robyn serves it: python FILE"),
+    "streamlit": _Framework(elsewhere="Streamlit serves it: streamlit run FILE"),
+}
+
+
+def framework_files(app: Any) -> tuple[list[str], Callable[[list[str]], bool]]:
+    """Return folders that a framework in `app` reads files from, and how it is told which of these have changed.
+
+    The function returns whether nothing need restart, and is for the watcher's thread.
+    """
+    for inner in _frameworks_in(app):
+        files = _FRAMEWORKS[_framework_of(inner)].files
+        if files is not None:
+            return files()
+    return [], lambda paths: False
 
 
 # =====================================================================================================================
