@@ -6911,7 +6911,7 @@ class _Connection:
     def _shake_hands(self) -> bool:
         """Do the TLS handshake in this connection's own thread, so that a silent client holds up nobody else."""
         assert self.server.tls is not None
-        if self.sock.recv(1, socket.MSG_PEEK) not in (b"\x16", b""):  # 22: a TLS record of type handshake
+        if self.sock.recv(1, socket.MSG_PEEK) not in (_TLS_HANDSHAKE, b""):
             self.refuse(_BadRequest("this port speaks HTTPS: write https:// in the address"))
             return False
         self.sock = self.server.tls(self.sock)
@@ -7172,7 +7172,7 @@ _HOST = re.compile(
 _ABSOLUTE = re.compile(r"https?://([^/?#@]+)((?:[/?][^#]*)?)", re.IGNORECASE)  # a target as sent to a proxy
 _ONCE = frozenset({"HTTP_HOST", "CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING"})  # twice, they would mean two messages
 _VERSION = re.compile(r"HTTP/1\.[0-9]")  # a later minor version is served as 1.1 (RFC 9112 section 2.3)
-_TLS_HANDSHAKE = b"\x16\x03"
+_TLS_HANDSHAKE = b"\x16"  # the type of a client's first TLS record (RFC 8446 section 5.1)
 _CHUNKED = -1  # as a body's length
 
 
@@ -7313,15 +7313,16 @@ def _body_length(fields: dict[str, str], http11: bool) -> int:
     return int(length)
 
 
-def _options(connection: str) -> list[str]:
-    """Return the options of a Connection header (RFC 9110 section 7.6.1)."""
-    return [option.strip() for option in connection.lower().split(",")]
+def _options(value: str) -> list[str]:
+    """Return the options of a Connection header (RFC 9110 section 7.6.1), or of another that is a list of words."""
+    return [option.strip() for option in value.lower().split(",")]
 
 
 def _expects(expectation: str) -> bool:
     """Return whether the client waits for `100 Continue` before it sends the body (RFC 9110 section 10.1.1)."""
-    if expectation.lower() not in ("", "100-continue"):
-        raise _BadRequest(f"the expectation {expectation!r} is not understood", "417 Expectation Failed")
+    unknown = set(_options(expectation)) - {"100-continue", ""}
+    if unknown:
+        raise _BadRequest(f"the expectation {unknown.pop()!r} is not understood", "417 Expectation Failed")
     return bool(expectation)
 
 

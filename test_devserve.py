@@ -7739,6 +7739,7 @@ MALFORMED: dict[str, Union[bytes, str]] = {
     "a Host with two ports": "GET / HTTP/1.1\r\nHost: x:80:80\r\n\r\n",
     # what is no HTTP
     "garbage": b"\xff\xfe\x00\x01\r\n\r\n",
+    "the first byte of a TLS handshake": b"\x16",
     "a TLS handshake": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 200,
     "an expectation that nobody knows": post("Expect: coffee\nContent-Length: 5", "hello"),
 }
@@ -8125,7 +8126,7 @@ class ServerConnections(ServerCase):
 
     def test_continue_is_sent_for_a_chunked_body(self) -> None:
         self.serve(echo)
-        client = self.connect(chunked("", "Expect: 100-Continue"))  # in any case of letters
+        client = self.connect(chunked("", "Expect: 100-Continue\nExpect: 100-continue"))  # in any case, and doubled
         self.assertEqual((client.line(), client.line()), ("HTTP/1.1 100 Continue", ""))
         self.assertEqual(client.send(CHUNKS).answer().body, b"POST /first hello")
 
