@@ -1216,7 +1216,7 @@ class Terminal:
         """Write what was said, every `_LOG_INTERVAL` until nothing more has come for as long."""
         while True:
             native_sleep(delay)
-            while self._unwritten:
+            if self._unwritten:  # not "while": under load each line would be a write of its own
                 gathered = [self._unwritten.popleft() for _ in range(len(self._unwritten))]
                 self._write("".join(f"{text}\n" for text in gathered if isinstance(text, str)))
                 self._is_stuck, self._written_at = False, time.monotonic()
@@ -1227,10 +1227,11 @@ class Terminal:
                 self._write(f"({self._dropped:,} lines were not written while standard error took nothing)\n")
                 self._dropped = 0
             with self._lock:
+                writer, self._writer = self._writer, None  # before the last look: who adds a line later wakes another
                 if not self._unwritten:
-                    self._writer = None
                     atexit.unregister(self.flush)
                     return
+                self._writer = writer
             delay = _LOG_INTERVAL
 
     def _write(self, text: str) -> None:
@@ -1289,9 +1290,11 @@ class Terminal:
             target = re.sub(r"(/unlock[?;&%]).*", r"\1token=…", target)  # also as mail and chats may have changed it
         line = f"{self._clock[1]} {method} {escape_controls(target)} {status} {size} {tenths // 10}.{tenths % 10}ms"
         self._add(self.color(line, _STATUS_COLORS.get(status[:1], "")) if self.is_colored else line)
+        if self._writer is not None:
+            return  # under load, it is about to write this line, too
         if time.monotonic() - self._written_at > _LOG_INTERVAL:  # who waits for an answer looks at the log next
             self.flush(_LONE_LINE_SECONDS)
-        elif self._writer is None:
+        else:
             self._wake(_LOG_INTERVAL)
 
     def after_fork(self) -> None:
@@ -6893,7 +6896,8 @@ class _Connection:
             if self.phase != _SHAKEN:
                 self.phase = _AT_REST
                 self.server.look_again()
-                gate.wait()  # closed: as a rule the process is replaced while we wait
+                if not gate.is_set():  # all connections would take its lock in turn
+                    gate.wait()  # as a rule the process is replaced while we wait
             came = self.readable(self.timeout)
             self.started = time.perf_counter()
             if self.phase == _AT_REST:
