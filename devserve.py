@@ -5282,7 +5282,7 @@ def _is_local(environ: Mapping[str, Any]) -> bool:
     """
     address = str(environ.get("REMOTE_ADDR", "unknown"))
     is_near = (not address or _is_loopback(address)) and environ.get("SERVER_PROTOCOL") != "HTTP/1.0"
-    return is_near and not any(map(_PROXY_HEADER, environ))
+    return is_near and not any(_PROXY_HEADER(str(name)) for name in environ)
 
 
 def _is_browser(environ: Mapping[str, Any]) -> bool:
@@ -5366,6 +5366,10 @@ def _is_equal(given: object, expected: str) -> bool:
 _PREFIX = "/__devserve__"
 _CRASH = "crash/"  # where in it each crash has its page; the id follows
 _RECORDED_BODY = 65_536  # bytes of a request's body that are kept for the page: any form, the beginning of an upload
+_RECORDED_VARIABLES = frozenset(  # of an environ, besides headers: what the client decides
+    "REQUEST_METHOD SCRIPT_NAME PATH_INFO QUERY_STRING CONTENT_TYPE CONTENT_LENGTH REQUEST_URI RAW_URI "
+    "SERVER_PROTOCOL wsgi.url_scheme".split()
+)
 _REQUEST_LIMIT = 1_000_000  # bytes of what the page may send: code that was pasted
 _SOURCE_LINES_LIMIT = 2_000  # lines of source for one click
 _EVALUATION_WAIT = 10.0  # seconds that a page may have an endpoint wait for an evaluation's end; it asks again
@@ -5393,9 +5397,8 @@ class DebuggedApplication:
     terminal: where crashes are printed; standard error if it is not given.
 
     Raises `DevserveError` for a PIN of which nothing is left to type.  The PIN is printed unless the caller brings a
-    `guard`, as devserve's own runner does; then it greets.  `base_url` is where the server is reached, for links in
-    crashes outside of a request.  `reload_id` is a word that changes with each process, by which open pages notice
-    a reload.  Any thread may call it.
+    `guard`, as devserve's own runner does, and says itself how it is opened.  `base_url` is where the server is
+    reached, for links in crashes outside of a request.  Any thread may call any method.
     """
 
     def __init__(
@@ -5407,19 +5410,19 @@ class DebuggedApplication:
         guard: Optional[Guard] = None,
         terminal: Optional[Terminal] = None,
         base_url: str = "",
-        reload_id: str = "",
     ) -> None:
         self.app = app
         self.terminal = terminal or Terminal()
         self.guard = guard or Guard.fresh(pin, 0, trusted_hosts)
         self.base_url = base_url
-        self.reload_id = reload_id or os.urandom(8).hex()
+        self.reload_id = os.urandom(8).hex()  # by its change, open pages notice a reload
         self.crashes = CrashStore()
         self.app_console: Optional[Console] = None
         if guard is None:
             self.terminal.say(f"devserve: the debugger's PIN is {self.guard.pin}")
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer what is asked of the debugger, and stand between server and application for everything else."""
         path = environ.get("PATH_INFO", "")
         self.guard.heed_worker(environ)
         if path.startswith(_PREFIX) and path[len(_PREFIX) :][:1] in ("", "/"):
@@ -5513,8 +5516,15 @@ class DebuggedApplication:
             heads.append(status)
             return len
 
+        def read_through() -> None:
+            app_iter = self(again, start_response)
+            try:
+                any(time.monotonic() > begin + _REPLAY_SECONDS for _ in app_iter)
+            finally:
+                getattr(app_iter, "close", lambda: None)()
+
         begin = time.monotonic()
-        _, error = call_safely(lambda: _read_through(self(again, start_response), begin + _REPLAY_SECONDS))
+        _, error = call_safely(read_through)
         seconds = time.monotonic() - begin
         id = again.get(CRASH_LINK, "").rpartition("/")[2]
         if error is not None:
@@ -5569,18 +5579,6 @@ def _prefix_from(environ: Mapping[str, Any]) -> str:
     return "../" * depth + _PREFIX[1:]
 
 
-def _read_through(app_iter: Iterable[bytes], end: float) -> None:
-    """Iterate over a response as a server does; leave one that has not ended by `end` (of time.monotonic)."""
-    try:
-        for _ in app_iter:
-            if time.monotonic() > end:
-                break
-    finally:
-        close = getattr(app_iter, "close", None)
-        if close is not None:
-            close()
-
-
 # -- a request and its response
 
 _NO_CHUNKS: Iterator[Any] = iter(())
@@ -5610,7 +5608,7 @@ class _Exchange:
         self.app_iter: Any = ()
         self.chunks: Iterator[Any] = _NO_CHUNKS
         if debugger.crashes.crashes:
-            debugger.crashes.let_go(_request_key(environ))
+            debugger.crashes.let_go(_page_key(environ))
 
     def begin(self) -> Iterable[bytes]:
         """Call the application; return its iterable itself where nothing can fail in it any more, else this one."""
@@ -5649,6 +5647,7 @@ class _Exchange:
         return partial(self.write, write)
 
     def write(self, write: Callable[[bytes], object], data: bytes) -> object:
+        """Be the `write` that start_response returns: it sends the headers even when `data` is empty."""
         self.sent = True
         return write(data)
 
@@ -5665,6 +5664,7 @@ class _Exchange:
         self.keep(self.handed.pop(), is_printed=True)
 
     def check_started(self) -> None:
+        """Raise what a server would say about a response without headers, unless a WebSocket has the connection."""
         if not self.started and not is_taken_over(self.environ):
             raise _NotWSGI("the application returned a response without having called start_response")
 
@@ -5672,8 +5672,12 @@ class _Exchange:
         return self
 
     def __next__(self) -> bytes:
+        """Return the next chunk: the application's, or, once that has failed or ended, what `chunks` then holds.
+
+        That is the page, the line with which a stream ends, or nothing.
+        """
         chunk = self.guarded(self.next_chunk)
-        return next(self.chunks) if chunk is None else chunk  # None: at the end, before the page, and the last words
+        return next(self.chunks) if chunk is None else chunk
 
     def next_chunk(self) -> Optional[bytes]:
         """Return the application's next chunk, or None at the end."""
@@ -5767,14 +5771,13 @@ class _Exchange:
         self, error: BaseException, crash: Crash, trouble: Optional[BaseException]
     ) -> tuple[list[tuple[str, str]], bytes]:
         """Return headers and body, in the type that the client prefers; plain text when no page can be made."""
-        accept, nonce = self.environ.get("HTTP_ACCEPT", ""), os.urandom(16).hex()
+        accept, nonce, text = self.environ.get("HTTP_ACCEPT", ""), os.urandom(16).hex(), None
         is_fragment, kind = _wants_fragment(self.environ), _preferred_type(accept)
         if is_fragment and kind == "text/plain" and kind not in accept:
             kind = "text/html"
-        text = None
         if trouble is None:
             text, trouble = call_safely(lambda: self.text_about(crash, kind, nonce, is_fragment))
-        if text is None or trouble is not None:
+        if text is None:
             kind = "text/plain"
             plain, _ = call_safely(lambda: traceback_text(error))
             text = emergency_page(trouble or error, plain or type_name(type(error)))
@@ -5831,6 +5834,7 @@ def _last_line(error: BaseException, link: str, headers: Mapping[str, str]) -> b
 
 
 def _chunk_then_raise(chunk: bytes, error: BaseException) -> Iterator[bytes]:
+    """Return the rest of a stream that fails: the server must still see the exception, and cut the connection."""
     yield chunk
     raise error
 
@@ -5838,7 +5842,7 @@ def _chunk_then_raise(chunk: bytes, error: BaseException) -> Iterator[bytes]:
 # -- the request, recorded
 
 
-def _request_key(environ: Mapping[str, Any]) -> tuple[Any, ...]:
+def _page_key(environ: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what makes a request the same page as another."""
     return tuple(environ.get(name, "") for name in ("REQUEST_METHOD", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING"))
 
@@ -5846,26 +5850,27 @@ def _request_key(environ: Mapping[str, Any]) -> tuple[Any, ...]:
 class _RecordedRequest(NamedTuple):
     """A request as the application got it, to be shown and to be sent again."""
 
-    key: tuple[Any, ...]  # of `_request_key`
-    variables: tuple[tuple[str, str], ...]  # the headers and what else the client decided, by their CGI names
+    variables: dict[str, str]  # the headers and what else the client decided, by their CGI names
     body: bytes
     is_whole: bool  # nothing of the body is missing
 
     @classmethod
     def of(cls, environ: Environ, body: Optional[_RecordedBody] = None) -> _RecordedRequest:
         """Return the record of a request, whose body the application may have read in part or not at all."""
-        kept = ("CONTENT_TYPE", "CONTENT_LENGTH", "REQUEST_URI", "RAW_URI", "SERVER_PROTOCOL", "wsgi.url_scheme")
-        own = [name for name in environ if isinstance(name, str) and (name[:5] == "HTTP_" or name in kept)]
-        names = [name for name in own if isinstance(environ[name], str)]
-        if body:
-            call_safely(body.finish)
-        whole = body is None or body.is_whole
-        return cls(
-            _request_key(environ),
-            tuple((name, environ[name]) for name in names),
-            bytes(body.kept) if body else b"",
-            whole,
-        )
+        decided = {
+            name: value
+            for name, value in environ.items()
+            if isinstance(value, str) and (str(name).startswith("HTTP_") or name in _RECORDED_VARIABLES)
+        }
+        if body is None:
+            return cls(decided, b"", True)
+        call_safely(body.finish)
+        return cls(decided, bytes(body.kept), body.is_whole)
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What makes it the same page as another."""
+        return _page_key(self.variables)
 
     def line(self) -> str:
         """Return method and path."""
@@ -5874,16 +5879,16 @@ class _RecordedRequest(NamedTuple):
 
     def environ(self, like: Environ) -> Environ:
         """Return an environ for the request, from the server of another one."""
-        own = {name: value for name, value in like.items() if name.startswith(("wsgi.", "SERVER_", "REMOTE_"))}
-        names = ("REQUEST_METHOD", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING")
+        servers = {name: value for name, value in like.items() if name.startswith(("wsgi.", "SERVER_", "REMOTE_"))}
         wsgi_input = {"wsgi.input": io.BytesIO(self.body), "wsgi.input_terminated": True}
-        return {**own, **dict(zip(names, self.key)), **dict(self.variables), **wsgi_input}
+        return {**servers, "SCRIPT_NAME": "", "PATH_INFO": "", **self.variables, **wsgi_input}
 
 
 class _RecordedBody:
-    """The request's body; `kept` has the beginning and the end of what the application has read of it.
+    """The request's body, as `wsgi.input`; `kept` has the beginning and the end of what the application has read.
 
-    In between is, in a form, the content of a large file; the fields may come before or after it.
+    In between is, in a form, the content of a large file; the fields may come before or after it.  Whichever way the
+    application reads, each byte passes `record` once.
     """
 
     def __init__(self, stream: Any, length: Optional[int]) -> None:
@@ -5897,6 +5902,7 @@ class _RecordedBody:
 
     @property
     def is_whole(self) -> bool:
+        """Whether all that the client has sent was read, and is kept."""
         return self.size == len(self.kept) and self.length in (None, self.size)
 
     def finish(self) -> None:
@@ -5905,6 +5911,7 @@ class _RecordedBody:
             self.record(self.stream.read(self.length - self.size))
 
     def record(self, data: bytes) -> bytes:
+        """Keep what the application has just read, and return it; ASGI's bridge reads by itself and calls this."""
         self.size += len(data)
         self.kept += data
         if len(self.kept) > _RECORDED_BODY:
@@ -5966,17 +5973,19 @@ _WRITERS: dict[str, Callable[[Report], str]] = {
 }
 # Headers by which libraries say that they put the answer into their page: htmx, Turbo, unpoly, jQuery and others.
 _FRAGMENT_HEADERS = ("HTTP_HX_REQUEST", "HTTP_TURBO_FRAME", "HTTP_X_UP_VERSION", "HTTP_X_REQUESTED_WITH")
-_DOCUMENTS = ("document", "")  # of Sec-Fetch-Dest; others are a script's fetch, a frame, an image
 
 
 def _wants_fragment(environ: Mapping[str, Any]) -> bool:
-    """Return whether the answer lands inside of another document."""
-    if any(environ.get(name) for name in _FRAGMENT_HEADERS):
-        return True
-    if "text/vnd.turbo-stream.html" in str(environ.get("HTTP_ACCEPT", "")):
-        return True
-    kind, mode = environ.get("HTTP_SEC_FETCH_DEST", ""), environ.get("HTTP_SEC_FETCH_MODE", "")
-    return kind not in _DOCUMENTS and (kind, mode) != ("empty", "navigate")  # which a service worker passes on
+    """Return whether the answer lands inside of another document.
+
+    A browser says so of a script's fetch, a frame or an image; only what a service worker passes on is a document.
+    """
+    kind, mode = environ.get("HTTP_SEC_FETCH_DEST"), environ.get("HTTP_SEC_FETCH_MODE")
+    return (
+        any(environ.get(name) for name in _FRAGMENT_HEADERS)
+        or "text/vnd.turbo-stream.html" in str(environ.get("HTTP_ACCEPT", ""))
+        or (kind not in (None, "", "document") and (kind, mode) != ("empty", "navigate"))
+    )
 
 
 def _page_headers(kind: str, nonce: str, *, is_fragment: bool = False) -> list[tuple[str, str]]:
@@ -6324,7 +6333,9 @@ class LivePages:
 
     It adds one small script to complete, unencoded pages that a browser navigates to, which asks again and again
     whether the process is another, or a file has changed.  Those are short requests: no thread is held for a page that
-    waits.  Any thread may call any method.
+    waits.  What it changes of a response it changes in the headers as well: Content-Length counts the script, and the
+    ETag is another, or a browser would take a page without the script for the one with it.  Any thread may call any
+    method: the watcher's calls `changed`, those of the requests everything else.
     """
 
     def __init__(
@@ -6350,6 +6361,7 @@ class LivePages:
         return True
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer our script, add it to pages, and leave everything else alone."""
         path = environ.get("PATH_INFO", "")
         if path in (_LIVE, _LIVE + ".js"):
             return self._answer(environ, start_response)
@@ -6418,7 +6430,11 @@ class LivePages:
 
 
 class _WithLastChunk:
-    """A response with a last chunk added, once it is known that there is to be one."""
+    """A response with a last chunk added.
+
+    Whether there is to be one is known only when the application, which may do so with its first chunk, has called
+    start_response; so `added` is looked at last.
+    """
 
     def __init__(self, app_iter: Iterable[bytes], added: Sequence[bytes]) -> None:
         self.app_iter = app_iter
@@ -12711,7 +12727,7 @@ STYLE = """
 * { box-sizing: border-box }
 body { margin: 0 auto; max-width: 1360px; padding: 14px 28px 28px; background: var(--desk); color: var(--ink);
   font: 14px/1.5 var(--sans) }
-p, h1, h2, h3, dl, dd, ol, pre { margin: 0; padding: 0; font: inherit }
+p, h1, h2, dl, dd, pre { margin: 0; padding: 0; font: inherit }
 a { color: var(--link); text-decoration-color: color-mix(in srgb, currentColor 40%, transparent);
   text-underline-offset: 3px }
 :focus-visible { outline: 2px solid var(--link); outline-offset: 1px; border-radius: 3px }
@@ -12744,7 +12760,6 @@ h1 { margin: 20px 0 14px; font: 19px/1.45 var(--mono); overflow-wrap: anywhere }
 .long > summary { list-style: none }
 .long[open] > summary > .start { display: none }
 html:not(.js) .later:empty::before { content: "Reading the values needs scripts"; color: var(--soft) }
-em { font-style: normal; color: var(--comment) }
 .more { margin-left: 8px; color: var(--link); font: 13px var(--sans); white-space: nowrap }
 .hint, .note { margin: -6px 0 14px; max-width: 110ch; white-space: pre-wrap; overflow-wrap: anywhere }
 .hint::before { content: "→ "; color: var(--red) }
@@ -12910,20 +12925,21 @@ if (/^#[0-9a-f]{64}$/.test(location.hash)) {
 }
 
 // A service worker of the application's reads what the pages send that it controls.
-const eavesdropped = {reason: "The console is closed: A service worker of this site could read this page; " +
+const workerRefusal = {reason: "The console is closed: A service worker of this site could read this page; " +
   "reload it with Shift held down."};
 const isControlled = () => Boolean(navigator.serviceWorker && navigator.serviceWorker.controller);
 
 // Asking the server: a refusal throws what it says.
 async function ask(what, message) {
-  if (isControlled()) throw eavesdropped;
+  if (isControlled()) throw workerRefusal;
   const answer = await fetch(page.prefix + "/" + what, {method: "POST", body: JSON.stringify(message), headers:
     {"Content-Type": "application/json", "X-Devserve-Secret": page.secret, "X-Devserve-Key": key()}});
   const reply = await answer.json();
   if (!answer.ok) throw reply;
   return reply;
 }
-const words = refusal => refusal.reason ? `${refusal.reason} ${refusal.remedy || ""}` : "The server does not answer.";
+const explain = refusal =>
+  refusal.reason ? `${refusal.reason} ${refusal.remedy || ""}` : "The server does not answer.";
 
 // Copying.
 for (const button of all("[data-copy]")) on(button, "click", async () => {
@@ -12974,7 +12990,8 @@ if (editor) {
   });
 }
 
-// Values are read when they come into view, more source when asked.
+// Values are read when they come into view, since reading them may take long and run code of the application's; more
+// source when asked.  A frame that is folded is never in view.
 const viewer = new IntersectionObserver(seen => {
   for (const {isIntersecting, target} of seen) if (isIntersecting) readValues(target);
 });
@@ -12984,27 +13001,28 @@ async function readValues(values) {
   try {
     values.innerHTML = (await ask("variables", {frame: frame.dataset.frame})).html;
   } catch (refusal) {
-    values.textContent = words(refusal);
+    values.textContent = explain(refusal);
   }
 }
 for (const values of all(".values.later")) {
   if (page.secret) viewer.observe(values);
   else if (!values.textContent) values.textContent = "Not read, since this page may not ask.";
 }
-for (const button of all(".widen")) button.hidden = !page.secret;
-
-for (const button of all(".widen")) on(button, "click", async () => {
+for (const button of all(".widen")) {
   const frame = button.closest(".frame");
-  const lines = 5 * (button.dataset.lines || 8);
-  button.dataset.lines = lines;
-  try {
-    const reply = await ask("source", {frame: frame.dataset.frame, lines});
-    find(".source", frame).outerHTML = reply.html;
-    button.hidden = reply.all;
-  } catch (refusal) {
-    button.replaceWith(words(refusal));
-  }
-});
+  let lines = 8;
+  button.hidden = !page.secret;
+  on(button, "click", async () => {
+    lines *= 5;
+    try {
+      const reply = await ask("source", {frame: frame.dataset.frame, lines});
+      find(".source", frame).outerHTML = reply.html;
+      button.hidden = reply.all;
+    } catch (refusal) {
+      button.replaceWith(explain(refusal));
+    }
+  });
+}
 
 // What is inside a value is asked for at a click, one level at a time.
 on(document, "click", async event => {
@@ -13021,7 +13039,7 @@ on(document, "click", async event => {
   } catch (refusal) {
     const note = document.createElement("p");
     note.className = "nothing";
-    note.textContent = words(refusal);
+    note.textContent = explain(refusal);
     cell.append(note);
   }
 });
@@ -13035,6 +13053,7 @@ async function seal(text) {
   const sealer = await crypto.subtle.importKey("raw", bytes(page.secret), kind, false, ["sign"]);
   return new Uint8Array(await crypto.subtle.sign("HMAC", sealer, bytes(text))).join();
 }
+// Commands, and for each frame of each page what is half typed in it.
 let past = [], drafts = {};
 async function recollect() {
   const [text, mark] = JSON.parse(sessionStorage.getItem("devserve.typed") || "[]");
@@ -13062,7 +13081,7 @@ function makePrompt(frame) {
     const line = document.createElement("div");
     line.className = kind;
     printed.append(line);
-    while (printed.childElementCount > 400) printed.firstChild.remove();
+    while (printed.childElementCount > 400) printed.firstChild.remove();  // more makes each keystroke slow
     fill(line, text);
     return line;
   }
@@ -13079,11 +13098,11 @@ function makePrompt(frame) {
     keepTyped();
   }
   function work(state) {
-    busy = input.readOnly = state;
+    busy = input.readOnly = state;  // what is disabled would lose the focus
     stop.hidden = !state;
   }
   async function run() {
-    const code = input.value.replace(/\n[ \t]+$/, "\n");
+    const code = input.value.replace(/\n[ \t]+$/, "\n");  // a line with nothing but indentation ends a block, too
     if (busy || !code.trim()) return;
     work(true);
     try {
@@ -13103,7 +13122,7 @@ function makePrompt(frame) {
       place = past.length;
       write("");
     } catch (refusal) {
-      print(words(refusal), "failed");
+      print(explain(refusal), "failed");
       if (refusal.error === "cookie") setConsole("locked");
     } finally {
       work(false);
@@ -13114,7 +13133,7 @@ function makePrompt(frame) {
       const reply = await ask("interrupt", {frame});
       if (!reply.interrupted && busy) setTimeout(interrupt, 100);  // it came before the evaluation had begun
     } catch (refusal) {
-      print(words(refusal), "failed");
+      print(explain(refusal), "failed");
     }
   }
   async function complete() {
@@ -13146,7 +13165,7 @@ function makePrompt(frame) {
     const picked = input.selectionStart !== input.selectionEnd;
     const key = (control ? "^" : "") + event.key;
     const actions = {
-      "Enter": !event.shiftKey && !event.isComposing && run,
+      "Enter": !event.shiftKey && !event.isComposing && run,  // an input method's Enter takes its proposal
       "Tab": completes && !event.shiftKey && /[\w.\[\])"']$|\b(import|from) $/.test(before) && complete,
       "ArrowUp": !before.includes("\n") && !event.shiftKey && (() => recall(-1)),
       "ArrowDown": !after.includes("\n") && !event.shiftKey && (() => recall(1)),
@@ -13177,13 +13196,14 @@ function makeLock() {
       setConsole(reply.console);
       find("textarea", frame).focus();
     } catch (refusal) {
-      why.textContent = words(refusal);
+      why.textContent = explain(refusal);
       input.select();
     }
   });
   return box;
 }
 
+// Give each frame the console of a state; where it is closed, say why once.
 function setConsole(state, why) {
   const isFirst = !find(".console");
   if (state === page.console && !isFirst) return;
@@ -13191,7 +13211,7 @@ function setConsole(state, why) {
   for (const old of all(".console")) old.remove();
   for (const frame of all(".frame")) {
     const id = frame.dataset.frame;
-    if (state === "closed" ? find(".console") : !id) continue;  // the reason why it is closed is given once
+    if (state === "closed" ? find(".console") : !id) continue;
     const box = state === "open" ? makePrompt(id) : state === "locked" ? makeLock() : stamp("closed");
     if (state === "closed" && why) find(".why", box).textContent = why;
     find(".body", frame).append(box);
@@ -13253,7 +13273,7 @@ async function sendAgain() {
       answers.append(link);
     }
   } catch (refusal) {
-    answers.textContent = words(refusal);
+    answers.textContent = explain(refusal);
   }
 }
 // The browser itself sends a POST again as it was, and asks first; under a crash's own address the server has it.
@@ -13264,11 +13284,11 @@ on(find("button", news), "click", again);
 let failures = 0, timer;
 function renew() {
   const typing = all(".console textarea").some(input => input.value);
-  if (!typing && !storedId && /^(GET|HEAD)$/.test(page.method)) return again();
+  if (!typing && !storedId && /^(GET|HEAD)$/.test(page.method)) return again();  // nothing is lost or sent twice
   find("span", news).textContent = "New code is running. The frames on this page are gone.";
   news.hidden = false;
   state.textContent = "";
-  for (const field of all(".console form > *")) field.readOnly = field.disabled = true;
+  for (const field of all(".console form > *")) field.disabled = true;
 }
 async function watch() {
   clearTimeout(timer);
@@ -13277,7 +13297,7 @@ async function watch() {
     const headers = isControlled() ? {} : {"X-Devserve-Key": key()};
     const now = await (await fetch(page.prefix + "/alive", {cache: "no-store", headers})).json();
     if (now.reload_id !== page.reloadId) return renew();
-    if (isControlled()) setConsole("closed", words(eavesdropped));
+    if (isControlled()) setConsole("closed", explain(workerRefusal));
     else if (page.secret && page.console === before) setConsole(now.console, now.why);
     failures = 0;
   } catch {
@@ -13287,6 +13307,7 @@ async function watch() {
   state.textContent = failures > 10 ? "The server does not answer" : failures ? "Reloading…" : "";
   timer = setTimeout(watch, document.hidden ? 2000 : failures > 10 ? 1000 : 300);
 }
+// In a hidden tab the browser lets a timer wait for a minute; the person who comes back sees the new code at once.
 on(document, "visibilitychange", () => { if (!document.hidden && news.hidden) watch(); });
 recollect().finally(() => {
   // Whether the key opens the console is known only when `watch` has asked.

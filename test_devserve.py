@@ -6567,8 +6567,14 @@ class DebuggerCrashes(Debugged):
             def close(self) -> None:
                 closed.append(True)
 
-        devserve._read_through(Endless(), time.monotonic() + 0.1)
-        self.assertEqual(closed, [True])
+        def app(environ: Any, start_response: Any) -> Any:
+            start_response("200 OK", [])
+            return Endless()
+
+        request = devserve._RecordedRequest.of({"REQUEST_METHOD": "GET", "PATH_INFO": "/stream"})
+        with mock.patch.object(devserve, "_REPLAY_SECONDS", 0.01):
+            reply = devserve.DebuggedApplication(app, guard=self.guard).replay(request, {})
+        self.assertEqual((reply["status"], closed), ("200 OK", [True]))
 
 
 class DebuggerFragments(Debugged):
@@ -14668,7 +14674,7 @@ class BrowserPage(InBrowser):
         asked: list[str] = []
         self.page.on("request", lambda request: asked.append(request.url) if "variables" in request.url else None)
         self.open("/library")
-        self.until("document.querySelectorAll('.ours .values dd em').length === 0")
+        self.until("document.querySelectorAll('.ours .values dd').length > 0")
         before = len(asked)
         self.page.locator(".foreign > summary").first.click()
         self.until("document.querySelector('.foreign .values dd')")
