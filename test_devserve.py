@@ -6140,6 +6140,32 @@ class DebuggerPages(Debugged):
                 self.assertEqual((answer.status, answer.headers["Content-Type"]), (500, f"{kind}; charset=utf-8"))
                 self.assertIn("ZeroDivisionError", answer.text)
 
+    @needs("hypothesis")
+    def test_no_type_is_answered_that_a_client_likes_less_than_another_or_refuses(self) -> None:
+        """RFC 9110, section 12.5.1, in any order, case and spacing, among types that are not ours."""
+        from hypothesis import given, settings
+        from hypothesis import strategies as st
+
+        ours = list(devserve._WRITERS)
+        kinds = st.sampled_from([*ours, "image/png", "application/xml", "text/css"])
+        quality = st.integers(0, 10).map(lambda tenths: tenths / 10)
+        space = st.sampled_from(["", " ", "\t"])
+        written = st.sampled_from([str.lower, str.upper, str.title])
+        ranges = st.dictionaries(kinds, quality, max_size=6)
+
+        @settings(max_examples=300, deadline=None)
+        @given(ranges, space, written, st.sampled_from(["", ";level=1"]), st.sampled_from(ours), st.booleans())
+        def preferred(
+            wanted: dict[str, float], gap: str, write: Any, parameter: str, default: str, rest: bool
+        ) -> None:
+            parts = [f"{gap}{write(kind)}{parameter}{gap};{gap}q={value}" for kind, value in wanted.items()]
+            answered = devserve._preferred_type(",".join([*parts, "*/*;q=0.05"] if rest else parts), default)
+            named = {kind: value for kind, value in wanted.items() if kind in ours and value}
+            self.assertIn(answered, named or [default])
+            self.assertEqual(named.get(answered, 0), max(named.values(), default=0))
+
+        preferred()
+
     def test_answers_head_without_a_body(self) -> None:
         self.assertEqual(self.ask(method="HEAD").body, b"")
         self.assertEqual(self.ask("/__devserve__/alive", "HEAD").body, b"")
