@@ -64,10 +64,10 @@ A save:     Watcher.run finds the file changed.  Watcher._settle holds new reque
 A bad save: when a changed file does not compile, _Runner.show_broken prints the error, and a BrokenApp answers with it
             until the next save.  The same comes of an import that fails after a reload, in _Runner.load.
 ASGI:       AsgiBridge.__call__ stands where the user's WSGI application would.  In the connection's thread
-            _HttpRequest.ask posts _HttpRequest.begin to the event loop in the main thread, where _HttpRequest.run
-            awaits the application, and waits in next_message for what the application passes to _HttpRequest.send.
-            An exception comes back the same way (_HttpRequest.finish) and is raised in the connection's thread, where
-            the story of a crash goes on.
+            _HttpRequest.first_message posts _HttpRequest.begin to the event loop in the main thread, where
+            _HttpRequest.run awaits the application, and waits in next_message for what the application passes to
+            _HttpRequest.send.  An exception comes back the same way (_HttpRequest.finish) and is raised in the
+            connection's thread, where the story of a crash goes on.
 A console:  the page posts code to /__devserve__/eval.  DebuggedApplication.__call__ makes a _DebuggerEndpoint, whose
             reply asks Guard.refuses_running before anything else, and calls its method eval.  CrashStore.console finds
             the frame's Console, or makes it; Console.run starts a thread (_Evaluator) that runs Console._evaluate, and

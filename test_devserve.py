@@ -577,6 +577,19 @@ class House(unittest.TestCase):
         for room in list(self.rooms.values())[1:]:
             self.assertRegex(title, rf"(?m)^ *{room.number} +{re.escape(room.name)}\b")
 
+    def test_the_stories_on_the_title_page_name_what_is_there(self) -> None:
+        named = re.compile(r"\b(?:_?[A-Za-z]+\.[a-z_]+|[a-z]+_[a-z_]+|_[A-Za-z]\w+|(?:[A-Z][a-z]+){2,})\b")
+        there = {"devserve.run", "os.execve"}
+        for node in self.tree.body:
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+                there.add(node.name)
+            if isinstance(node, ast.ClassDef):
+                kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+                methods = [method.name for method in node.body if isinstance(method, kinds)]
+                there |= {*methods, *(f"{node.name}.{method}" for method in methods)}
+        stories = (ast.get_docstring(self.tree) or "").partition("stories.")[2]
+        self.assertEqual([name for name in named.findall(stories) if name not in there], [])
+
     def test_no_name_is_given_twice(self) -> None:
         """A second one would replace the first without a word."""
         where: dict[str, list[int]] = collections.defaultdict(list)
