@@ -1524,7 +1524,7 @@ class TerminalLines(unittest.TestCase):
         stream = Talkative()
         terminal = devserve.Terminal(stream)
         terminal.say("first")
-        self.assertEqual(stream.getvalue(), "first\nsecond\n")
+        eventually(lambda: stream.getvalue() == "first\nsecond\n", "both lines in this order")
 
     @unittest.skipUnless(hasattr(signal, "setitimer"), "needs a signal from a timer")
     def test_a_signal_handler_speaks_while_the_main_thread_waits_for_a_line(self) -> None:
