@@ -32,7 +32,8 @@ SOURCE = TREE / "devserve.py"
 TESTS = TREE / "test_devserve.py"
 ROOMS = (8, 10, 12, 13)  # where a fault loses requests or opens the console
 PATIENCE = 900.0  # seconds for the tests of a room; a mutant that hangs them has been noticed
-END_TO_END = {12: "Reloading, end to end", 13: "Reloading, end to end"}  # sections of the tests without a number
+# sections of the tests in which a room is tested besides its own
+BESIDES = {8: "9. Debugger", 12: "Reloading, end to end", 13: "Reloading, end to end"}
 
 # (function, what was changed): why it behaves no otherwise
 EQUIVALENT: dict[tuple[str, str], str] = {}
@@ -75,7 +76,7 @@ def tests_of(number: int) -> list[str]:
     wanted = [
         span
         for title, span in sections(text).items()
-        if re.search(rf"\b{number}\. ", title) or title.startswith(END_TO_END.get(number, "\0"))
+        if re.search(rf"\b{number}\. ", title) or title.startswith(BESIDES.get(number, "\0"))
     ]
     classes = [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
     names = [
