@@ -6027,6 +6027,19 @@ class GuardWords(Debugged):
             with self.subTest(shown):
                 self.assertIn("ZeroDivisionError", self.ask(Host=shown).text)
 
+    def test_script_of_a_trusted_host_may_read_and_of_another_is_told_the_remedy(self) -> None:
+        guard = devserve.Guard.fresh("", self.port, ("Shop.example", "2001:db8::1"), ())
+        for origin, remedy in {
+            "http://localhost:3000": None,
+            "https://shop.example": None,
+            "http://[2001:db8::1]:3000": None,
+            "http://evil.example": "Start devserve with --trusted-host evil.example.",
+            "null": "Open the address in a tab of its own.",
+        }.items():
+            with self.subTest(origin):
+                refusal = guard.refuses_reading({"HTTP_HOST": "localhost", "HTTP_ORIGIN": origin})
+                self.assertEqual(refusal and refusal.remedy, remedy)
+
     def test_script_of_another_site_reads_neither_source_nor_values(self) -> None:
         """A framework's own CORS headers stay on the page, and may allow all the world to read it."""
         for origin, site in (

@@ -36,7 +36,11 @@ PATIENCE = 900.0  # seconds for the tests of a room; a mutant that hangs them ha
 BESIDES = {8: "9. Debugger", 12: "Reloading, end to end", 13: "Reloading, end to end"}
 
 # (function, what was changed): why it behaves no otherwise
-EQUIVALENT: dict[tuple[str, str], str] = {}
+EQUIVALENT: dict[tuple[str, str], str] = {
+    ("refuses_stacks", "without its first part: refusal or self.has_cookie(environ)"): (
+        "without the cookie it is no all the same, for another reason"
+    ),
+}
 
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -114,8 +118,9 @@ def changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
         other_op = copy.deepcopy(node)
         other_op.op = ast.Or() if isinstance(node.op, ast.And) else ast.And()
         yield "and for or", other_op
-        yield "without its first part", node.values[1]
-        yield "without its last part", node.values[0]
+        for word, values in (("first", node.values[1:]), ("last", node.values[:-1])):
+            rest = ast.copy_location(ast.BoolOp(node.op, values), node) if len(values) > 1 else values[0]
+            yield f"without its {word} part", rest
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
         yield "without not", node.operand
     elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
