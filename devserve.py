@@ -570,7 +570,7 @@ def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
 # 2. Foreign code
 #
 # What belongs to the application is text that may deceive, and code that may raise anything, hang or never end.  This
-# room makes both harmless for all the others: it escapes text, calls code with a deadline, tells whose a frame is, and
+# room makes both harmless for all the others: it escapes text, calls code with a deadline, knows whose a frame is, and
 # finds attributes without running code.  Knows nothing but the standard library.
 #
 # A call with a deadline goes so: `call_each_bounded` starts a `ForeignCalls` thread and waits for it.  When the time
@@ -600,7 +600,7 @@ _PROMPT = re.compile(r"<(stdin|i?python-input-.*)>|.*[\\/]ipykernel_\d+[\\/]\d+\
 _DEBUGGERS = ("bdb", "pdb", "pydevd")  # how modules begin in which a thread waits that a debugger has stopped
 _STDLIB = os.path.dirname(os.__file__)
 _IMPORTLIB = os.path.join(_STDLIB, "importlib", "__init__.py")  # where import_module is
-CODE_TYPES = (  # a value of these tells nothing but its name
+CODE_TYPES = (  # a value of these shows nothing but its name
     ModuleType, FunctionType, BuiltinFunctionType, MethodType, MethodDescriptorType, WrapperDescriptorType,
     staticmethod, classmethod, type,
 )  # fmt: skip
@@ -652,7 +652,7 @@ def type_name(kind: type) -> str:
 
 
 class TooLate(Exception):
-    """A call did not end in its time, and was left behind; the message says so in words for a reader."""
+    """A call did not end in its time, and was left behind; the message says how long it took."""
 
 
 def call_safely(job: Callable[[], Outcome]) -> _Called[Outcome]:
@@ -1020,7 +1020,7 @@ def is_taken_over(environ: Mapping[str, Any]) -> bool:
 
 
 def nobody_listens(error: BaseException, environ: Mapping[str, Any]) -> bool:
-    """Return whether an exception says no more than that the client has gone: nobody is there to be told.
+    """Return whether an exception says no more than that the client has gone: nobody is there to read an answer.
 
     WebSocket libraries end a handler by a ConnectionError, and so does a socket whose other end has gone.  That no
     connection could be made is another matter.
@@ -1129,7 +1129,7 @@ _LOG_INTERVAL = 0.01  # seconds that a line may wait for its neighbors: less tha
 _LONE_LINE_SECONDS = 0.05  # that a request may be held for its own line; no person sees it
 _FLUSH_SECONDS = 1.0  # that somebody waits for a standard error which takes nothing
 _UNWRITTEN_LIMIT = 10_000  # lines that wait for it; more would be read by nobody, and cost memory without end
-_HYPERLINK_SIGNS = {  # variables by which terminals that understand OSC 8 tell themselves; None: any value
+_HYPERLINK_SIGNS = {  # variables by which terminals that understand OSC 8 are known; None: any value
     "TERM_PROGRAM": "iTerm.app vscode WezTerm Hyper ghostty Tabby rio mintty",
     "TERM": "xterm-kitty xterm-ghostty alacritty foot wezterm",
     **dict.fromkeys(("WT_SESSION", "KONSOLE_VERSION", "VTE_VERSION", "KITTY_WINDOW_ID", "DOMTERM")),
@@ -1162,7 +1162,6 @@ class Terminal:
         self.quiet = quiet
         self.editor, self.path_map = editor, path_map
         self.is_colored = _wants_color(self.stream)
-        self._clock = (0, "")  # the second, and its text: a strftime a second is enough
         self._unwritten: deque[Union[str, native_threading.Event]] = (
             deque()
         )  # an event: set when what precedes is written
@@ -1248,7 +1247,7 @@ class Terminal:
         self.say(self.color(f"devserve: warning: {text}", "33"))
 
     def error(self, text: str) -> None:
-        """Write the one line that tells the person at the keyboard what to mend."""
+        """Write the one line that says what the person at the keyboard can mend."""
         self.say(self.color(f"devserve: error: {text}", "1;31"))
 
     def crash(self, error: BaseException, context: str = "", link: str = "") -> str:
@@ -1282,14 +1281,11 @@ class Terminal:
         """Write the line of one request; `size` is the body's bytes on the wire, `status` the three digits."""
         if self.quiet:
             return
-        now = int(time.time())
-        if now != self._clock[0]:
-            self._clock = (now, time.strftime("%H:%M:%S", time.localtime(now)))
-        tenths = round(seconds * 10_000)  # of a millisecond; formatting a float costs more than the rest of the line
         if "/unlock" in target:  # the debugger's link: logs are pasted into issues, and its token opens the console
             target = re.sub(r"(/unlock[?;&%]).*", r"\1token=…", target)  # also as mail and chats may have changed it
-        line = f"{self._clock[1]} {method} {escape_controls(target)} {status} {size} {tenths // 10}.{tenths % 10}ms"
-        self._add(self.color(line, _STATUS_COLORS.get(status[:1], "")) if self.is_colored else line)
+        clock, milliseconds = time.strftime("%H:%M:%S"), f"{seconds * 1_000:.1f}ms"
+        line = f"{clock} {method} {escape_controls(target)} {status} {size} {milliseconds}"
+        self._add(self.color(line, _STATUS_COLORS.get(status[:1], "")))
         if self._writer is not None:
             return  # under load, it is about to write this line, too
         if time.monotonic() - self._written_at > _LOG_INTERVAL:  # who waits for an answer looks at the log next
@@ -1318,7 +1314,7 @@ def _wants_color(stream: TextIO) -> bool:
 
 
 def _obeys_escapes(stream: TextIO) -> bool:
-    """Return whether a terminal obeys escape sequences; the classic console of Windows is told to."""
+    """Return whether a terminal obeys escape sequences; the classic console of Windows is switched to that."""
     if sys.platform != "win32":
         return True
     import ctypes
@@ -2897,7 +2893,7 @@ def _shown_line(line: str, start: int, end: int) -> tuple[str, int, int]:
 def _marks_of(position: FramePosition, lines: list[str]) -> list[_Mark]:
     """Return the expression that was being evaluated, in characters of the raw lines.
 
-    Before Python 3.11 code objects do not tell it.  When it is a whole line it needs no mark; nor does a compound
+    Before Python 3.11 code objects do not have it.  When it is a whole line it needs no mark; nor does a compound
     statement, whose position includes its body in some versions (`with` and `for` before 3.13).
     """
     if (3, 11) > sys.version_info or 0 > position.lasti:
@@ -2994,7 +2990,7 @@ def _django_place(debug: dict[str, Any], error: BaseException, seconds: float) -
 
 # -- templates whose engine compiles them to Python
 #
-# Their frames are of generated code, but a person wrote the template.  `_TEMPLATE_ENGINES` tells an engine's frames by
+# Their frames are of generated code, but a person wrote the template.  `_TEMPLATE_ENGINES` knows an engine's frames by
 # a global that only its code has; its function there finds the template's line and what the template was given.  These
 # reach into the engines, and may fail with any release of them: then the compiled line is shown.
 
@@ -3142,7 +3138,7 @@ def with_values(view: FrameView, position: FramePosition, seconds: float = _VALU
 
 
 def _read_scope(view: FrameView, scope: _Scope, seconds: float, context: Optional[Context] = None) -> FrameView:
-    """Return the view with the values of a scope.  What cannot be had had nothing to tell, and is left out.
+    """Return the view with the values of a scope.  What cannot be had is left out.
 
     Of the failing line `self.total` comes before the `self` that only leads to it.
     """
@@ -3267,7 +3263,7 @@ def _members_of(name: str, value: Any) -> list[tuple[str, Any]]:
 # -- source, looked at as text
 #
 # A window of source begins and ends anywhere, and a template's line is no Python: `tokenize` and `ast` refuse both.
-# So one regular expression tells strings, comments, numbers and words, for the colors of the page and for the
+# So one regular expression finds strings, comments, numbers and words, for the colors of the page and for the
 # expressions whose values are shown.  Where it errs, a color is wrong or a value is missing, and the text is whole all
 # the same.
 
@@ -3354,8 +3350,8 @@ def _last_name(text: str) -> str:
 def _hint_for(error: BaseException, positions: list[FramePosition]) -> str:
     """Return a sentence that names the nearest name or key.
 
-    The interpreter has such words too (bpo-38530), but gives them to programs from 3.12 on only, runs the `__dir__` of
-    the application's objects for them, and knows no keys.
+    The interpreter has such sentences too (bpo-38530), but gives them to programs from 3.12 on only, runs the
+    `__dir__` of the application's objects for them, and knows no keys.
     """
     from difflib import get_close_matches
 
@@ -3553,7 +3549,7 @@ _SECRET_WORD = re.compile(  # with what is often written together with it: dbpas
     r"\w*(passw(or)?d|passphrase|secret|token|credential|api_?key|secretkey|privatekey|accesskey|sessi?onid|sessid)s?"
     r"|authoriz\w*|cookies?|signatures?|pass|pwd|pw|auth|session|private|csrf|xsrf|jwt|otp|totp|pin"
 )
-_TELLS_ABOUT = frozenset(  # last words of names that only tell something about a secret
+_ABOUT_SECRETS = frozenset(  # last words of names of what is only about a secret
     "count counts rate ratio type types name names length len size limit max min num url uri path file dir field"
     " fields form expiry expires expiration ttl timeout age at date version validators hasher hashers policy index"
     " enabled disabled required valid invalid scheme backend class domain samesite httponly prefix".split()
@@ -3571,7 +3567,7 @@ _PLAIN_KEYS = frozenset(  # the words before `key` in names of keys that lock no
 def _is_secret(name: str) -> bool:
     """Return whether a name says that what it names is nobody else's business."""
     words = [word.lower() for word in re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
-    if not words or words[-1] in _TELLS_ABOUT:
+    if not words or words[-1] in _ABOUT_SECRETS:
         return False
     if words[-1] in ("key", "keys") and len(words) > 1 and words[-2] not in _PLAIN_KEYS:
         return True
