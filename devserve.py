@@ -29,7 +29,7 @@ The house.  Machines that do not know each other, and one room where they meet.
     11  ASGI and WebSockets  AsgiBridge: the same server for ASGI applications
     12  File watcher         Watcher: which files changed
     13  Restart              Launch, Handover, restart_process: the same pid runs the program anew
-    14  Runner               run, make_server, Runner: where all of these meet
+    14  Runner               run, make_server, Runner, DebuggedASGI: where all of these meet
     15  Command line         options become a Config; main; the demo
     16  Paper                templates, STYLE and SCRIPT: pure text
 
@@ -119,7 +119,16 @@ if sys.version_info < (3, 9):  # noqa: UP036 - whoever copied the file, asked no
     raise SystemExit(f"devserve: error: Python 3.9 or later is needed; this is {sys.version.split()[0]}")
 
 __version__ = "0.1.0"
-__all__ = ["Config", "DebuggedApplication", "DevServer", "DevserveError", "load_app", "make_server", "run"]
+__all__ = [
+    "Config",
+    "DebuggedASGI",
+    "DebuggedApplication",
+    "DevServer",
+    "DevserveError",
+    "load_app",
+    "make_server",
+    "run",
+]
 
 TYPE_CHECKING = False  # but to type checkers; importing `typing` and making classes by it is 12 of a start's 42 ms
 
@@ -5421,9 +5430,13 @@ class DebuggedApplication:
         """Answer what is asked of the debugger, and stand between server and application for everything else."""
         path = environ.get("PATH_INFO", "")
         self.guard.heed_worker(environ)
-        if path.startswith(_PREFIX) and path[len(_PREFIX) :][:1] in ("", "/"):
+        if self.owns(path):
             return _DebuggerEndpoint(self, environ).answer(start_response)
         return _Exchange(self, environ, start_response).begin()
+
+    def owns(self, path: str) -> bool:
+        """Return whether a path is that of an address of ours."""
+        return path.startswith(_PREFIX) and path[len(_PREFIX) :][:1] in ("", "/")
 
     def report(self, error: BaseException, environ: Optional[Environ] = None, what: str = "") -> str:
         """Store a crash that other code has caught, such as a background task's; return the address of its page.
@@ -8429,7 +8442,7 @@ def _is_ip(name: str) -> bool:
 # thread.  So an application that blocks the loop holds up itself, and neither a reload nor a page.  What the loop is
 # to do goes through `AsgiBridge.post`, what a thread is to do through the `outbox` of its request.
 #
-# Doors: AsgiBridge.
+# Doors: AsgiBridge, RequestContext, is_disconnect.
 #
 # Read first: AsgiBridge.post, _HttpRequest.respond, _HttpRequest.next_message, _HttpRequest.send, _WebSocket.
 # =====================================================================================================================
@@ -8622,9 +8635,9 @@ class AsgiBridge:
             return [b""]
         return _WebSocket(self, environ).respond(start_response)
 
-    def app_context(self) -> _RequestContext:
+    def app_context(self) -> RequestContext:
         """Return what the console of the application needs; so called since it is Flask's word for it."""
-        return _RequestContext(self.loop)
+        return RequestContext(self.loop)
 
     def report_later(self, error: BaseException, environ: Optional[Environ], what: str) -> None:
         """Print and store a failure that no answer can show; in a thread, as an exception's text may take its time."""
@@ -8680,7 +8693,7 @@ class _Wakeup:
             self.here.recv(4096)
 
 
-class _RequestContext:
+class RequestContext:
     """What a console needs of a request: its context variables, and the loop for what it awaits.
 
     `keep` is called on the loop, everything else by the threads of consoles.
@@ -8798,7 +8811,7 @@ class _HttpRequest:
         # The loop's
         self.id = object()
         self.has_debugger = ON_EXCEPTION in environ  # whose page would take the place of a framework's own 500
-        self.context = _RequestContext(bridge.loop)
+        self.context = RequestContext(bridge.loop)
         if self.has_debugger:
             environ[PRESERVE_CONTEXT](self.context)
         self.phase = _NOT_STARTED
@@ -8963,7 +8976,7 @@ class _HttpRequest:
         is_answered = self.phase == _COMPLETE and self.held is None
         if self.is_gone or is_answered:
             when = "after its answer" if is_answered else "when its client had gone"
-            if error is not None and not _is_disconnect(error):
+            if error is not None and not is_disconnect(error):
                 self.bridge.report_later(error, self.environ, f"{self.name} failed {when}")
         elif error is not None:
             self.put(error)
@@ -9648,7 +9661,7 @@ def _scope_headers(head: bytes, cookies: str, host: str) -> tuple[tuple[bytes, b
     return tuple((name, host.encode("latin-1") if host and name == b"host" else value) for name, value in pairs)
 
 
-def _is_disconnect(error: Optional[BaseException], depth: int = 20) -> bool:
+def is_disconnect(error: Optional[BaseException], depth: int = 20) -> bool:
     """Return whether an exception says no more than that the client has gone, as frameworks wrap it."""
     if error is None or not depth:
         return False
@@ -9656,8 +9669,8 @@ def _is_disconnect(error: Optional[BaseException], depth: int = 20) -> bool:
         return True
     group = getattr(error, "exceptions", None)
     if isinstance(group, tuple) and group:
-        return all(_is_disconnect(part, depth - 1) for part in group)
-    return type(error).__name__ == "CancelledError" or _is_disconnect(error.__cause__, depth - 1)
+        return all(is_disconnect(part, depth - 1) for part in group)
+    return type(error).__name__ == "CancelledError" or is_disconnect(error.__cause__, depth - 1)
 
 
 # -- the application's life
@@ -11417,7 +11430,7 @@ def _end_with_parent(line: _socket.socket) -> None:
 # move it on does so alone.  The socket listens before the application is imported, and no request is taken before.
 # What a process says at its start it says once, whatever reloads follow.
 #
-# Doors: run, make_server, serve_command.
+# Doors: run, make_server, serve_command, DebuggedASGI.
 #
 # Read first: run, _Runner.serve, _Runner.load, _Runner.reload.
 # =====================================================================================================================
@@ -12226,6 +12239,144 @@ def _command_for_port(port: int) -> str:
         elif not (word.startswith("-p") and word[2:].isdigit()):
             words.append(word)
     return shlex.join([*own_command(), *words, "--port", str(port)])
+
+
+# -- the debugger under somebody else's ASGI server
+
+_CAUGHT = "devserve.caught"  # in an environ: the exception of an ASGI application, and the context of its request
+_KEPT_BODY = 65_536  # bytes of a request's body that are kept for the page, as for WSGI
+
+
+class DebuggedASGI:
+    """Wraps an ASGI application, under any server, so that its exceptions become pages with a console.
+
+        app = devserve.DebuggedASGI(app, pin="123-456")  # and then: uvicorn main:app
+
+    The keywords, and what they raise, are those of `DebuggedApplication`.  Under devserve with its own debugger it
+    only passes on.  The server must run one process, as only that has the frames.
+
+    A `DebuggedApplication` answers for it in a thread, both the debugger's own addresses and, by an application that
+    fails in the same way, each request that has failed.  A 500 that is complete waits for the application's end, as
+    most frameworks send theirs and raise the exception afterwards.  Once an answer has begun, and in a WebSocket, the
+    crash gets an address, and the exception goes on to the server.  It belongs to the loop.
+    """
+
+    def __init__(self, app: Any, **options: Any) -> None:
+        self.app: Any = prepared(app, debug=False, debugger=True)
+        self.debugger = DebuggedApplication(_Failing(app), **options)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan" or ON_EXCEPTION in scope:
+            await self.app(scope, receive, send)
+            return
+        environ, body, more = _environ_of(scope), bytearray(), True
+        if scope["type"] == "websocket" or not self.debugger.owns(environ["PATH_INFO"]):
+            await self._pass_on(scope, receive, send, environ)
+            return
+        while more:
+            message = await receive()
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        environ["wsgi.input"] = io.BytesIO(body)
+        await self._answer(environ, send)
+
+    async def _pass_on(self, scope: Any, receive: Any, send: Any, environ: Environ) -> None:
+        """Have the application answer; when it fails, answer in its place, or report it if that is too late."""
+        import asyncio
+
+        body, has_started = bytearray(), False
+        held: list[Any] = []  # messages of an answer that an exception may follow
+        caught: list[BaseException] = []  # what a framework has handed over
+
+        async def recording_receive() -> Any:
+            message = await receive()
+            body.extend(message.get("body", b"") if len(body) < _KEPT_BODY else b"")
+            return message
+
+        async def holding_send(message: Any) -> None:
+            nonlocal has_started
+            held.append(message)
+            if held[0].get("status", 0) < 500 or message.get("more_body"):
+                has_started = True
+                while held:
+                    await send(held.pop(0))
+
+        cookies = without_our_cookies(environ.get("HTTP_COOKIE", "")).encode("latin-1")
+        headers = [(name, value) for name, value in scope["headers"] if name != b"cookie"]
+        headers += [(b"cookie", cookies)] if cookies else []
+        context = RequestContext(asyncio.get_running_loop())
+        try:
+            inner = {**scope, "headers": headers, ON_EXCEPTION: caught.append}
+            await self.app(inner, recording_receive, holding_send)
+            if caught and held:  # a framework has kept an exception to itself
+                raise caught[-1]
+            for message in held:
+                await send(message)
+        except Exception as error:  # the debugger's broad catch: an application may raise anything
+            if is_disconnect(error):
+                raise
+            context.keep()
+            environ["wsgi.input"] = io.BytesIO(body)
+            if has_started or scope["type"] == "websocket":
+                link = await asyncio.to_thread(self.debugger.report, error, environ)
+                self.debugger.terminal.say(f"devserve: {environ['REQUEST_METHOD']} {scope['path']} failed: {link}")
+                raise
+            environ[_CAUGHT] = error, context
+            await self._answer(environ, send)
+
+    async def _answer(self, environ: Environ, send: Any) -> None:
+        """Send what the debugger answers."""
+        import asyncio
+
+        head: list[Any] = []
+
+        def start_response(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
+            head[:] = int(status[:3]), [(name.lower().encode(), value.encode("latin-1")) for name, value in headers]
+            return len
+
+        body = await asyncio.to_thread(lambda: b"".join(self.debugger(environ, start_response)))
+        await send({"type": "http.response.start", "status": head[0], "headers": head[1]})
+        await send({"type": "http.response.body", "body": body})
+
+
+class _Failing:
+    """A WSGI application that fails as an ASGI application has failed, in the thread that answers for it."""
+
+    def __init__(self, served: Any) -> None:
+        self.served = served  # which the console shows in its place
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> NoReturn:
+        error, context = environ.pop(_CAUGHT)
+        environ[PRESERVE_CONTEXT](context)
+        raise error
+
+
+def _environ_of(scope: Any) -> Environ:
+    """Return a request of ASGI, without its body, in WSGI's terms."""
+    root, path = scope.get("root_path", ""), scope["path"]
+    path = path[len(root) :] if path.startswith(root) else path  # some servers leave the root out of it
+    (address, port), server = scope.get("client") or ("", ""), scope.get("server") or ("localhost", 80)
+    environ: Environ = {
+        "REQUEST_METHOD": scope.get("method", "WEBSOCKET"),
+        "SCRIPT_NAME": root,
+        "PATH_INFO": path.encode().decode("latin-1"),
+        "QUERY_STRING": scope["query_string"].decode("latin-1"),
+        "SERVER_NAME": str(server[0]),
+        "SERVER_PORT": str(server[1]),
+        "SERVER_PROTOCOL": f"HTTP/{scope['http_version']}",
+        "REMOTE_ADDR": address,
+        "REMOTE_PORT": str(port),
+        "wsgi.url_scheme": scope.get("scheme", "http").replace("ws", "http"),
+        "wsgi.input": io.BytesIO(),
+    }
+    for name, value in scope["headers"]:
+        key = name.decode("latin-1").upper().replace("-", "_")
+        key = key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"
+        text = value.decode("latin-1")
+        if b"_" not in name:  # which could pass itself off as another
+            separator = "; " if key == "HTTP_COOKIE" else ","
+            environ[key] = f"{environ[key]}{separator}{text}" if key in environ else text
+    return environ
 
 
 # =====================================================================================================================

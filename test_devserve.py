@@ -11453,6 +11453,138 @@ class AsgiPages(AsgiCase):
                 self.assertEqual(found, {(name, __file__, str(line)) for name, line in lines.items()})
 
 
+class AsgiMiddleware(AsgiCase):
+    """`DebuggedASGI` under a server that has no debugger: ours without its own, and uvicorn."""
+
+    def wrapped(self, view: App, **options: Any) -> Any:
+        self.debugged = devserve.DebuggedASGI(view, pin="off", terminal=devserve.Terminal(io.StringIO()), **options)
+        self.serve(self.debugged)
+        return self.debugged
+
+    def page(self, view: App, accept: str = "text/html", path: str = "/path") -> Answer:
+        self.wrapped(view)
+        return self.ask(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\nConnection: close\r\n\r\n")
+
+    @property
+    def printed(self) -> str:
+        terminal: Any = self.debugged.debugger.terminal
+        terminal.flush()
+        return str(terminal.stream.getvalue())
+
+    async def failing(self, scope: Any, receive: App, send: App) -> None:
+        assert scope["type"] == "http"
+        REQUEST_NAME.set("the failing one")
+        secret = (await receive())["body"]
+        raise LookupError(f"{len(secret)} bytes")
+
+    def test_an_exception_becomes_the_page_and_is_printed_once(self) -> None:
+        answer = self.page(self.failing)
+        self.assertEqual(answer.status, 500)
+        self.assertIn("LookupError", answer.text)
+        self.assertIn("raise LookupError(f", answer.text)
+        self.assertEqual(self.printed.count("LookupError: 0 bytes"), 1)
+        self.assertNotIn(str(SCRIPT), self.printed, "no frames of devserve")
+        self.assertNotIn("Traceback", self.log, "the server has nothing to report")
+        self.assertIn("secret", self.page(self.failing, "application/json").text)
+
+    def test_the_console_of_its_frame_awaits_with_the_requests_context(self) -> None:
+        answer = self.page(self.failing)
+        frame = max(re.findall(r"[0-9a-f]{16}-\d+", answer.text), key=lambda id: int(id.partition("-")[2]))
+        console = self.debugged.debugger.console(frame)
+        code = "import asyncio\nawait asyncio.sleep(0, result=(secret, REQUEST_NAME.get()))"
+        self.assertEqual(console.run(code).output, "(b'', 'the failing one')\n")
+
+    def test_the_debuggers_addresses_are_answered(self) -> None:
+        self.page(self.failing)
+        head = "Host: localhost\r\nAccept: text/markdown\r\nConnection: close\r\n\r\n"
+        answer = self.ask(f"GET /__devserve__/last HTTP/1.1\r\n{head}")
+        self.assertEqual(answer.status, 200)
+        self.assertIn("LookupError", answer.text)
+        self.assertEqual(self.ask(f"POST /__devserve__/eval HTTP/1.1\r\nContent-Length: 0\r\n{head}").status, 403)
+
+    def test_what_does_not_fail_passes_through_untouched(self) -> None:
+        seen: list[Any] = []
+
+        async def view(scope: Any, receive: App, send: App) -> None:
+            seen.extend(scope["headers"])
+            await send({"type": "http.response.start", "status": 503, "headers": [(b"x-a", b"1")]})
+            await send({"type": "http.response.body", "body": b"own ", "more_body": True})
+            await send({"type": "http.response.body", "body": b"page"})
+
+        self.wrapped(view)
+        cookie = devserve.COOKIE_PREFIX + "5000=1"
+        answer = self.ask(f"GET / HTTP/1.1\r\nHost: x\r\nCookie: a=1; {cookie}\r\nConnection: close\r\n\r\n")
+        self.assertEqual((answer.status, answer.get("x-a"), answer.body), (503, "1", b"own page"))
+        self.assertEqual([value for name, value in seen if name == b"cookie"], [b"a=1"])
+
+    def test_a_frameworks_own_500_waits_for_the_exception(self) -> None:
+        async def like_starlette(scope: Any, receive: App, send: App) -> None:
+            try:
+                raise LookupError("the reason")
+            except LookupError:
+                await asgi_answer(send, b"Internal Server Error", 500)
+                raise
+
+        async def by_itself(scope: Any, receive: App, send: App) -> None:
+            await asgi_answer(send, b"own page", 503)
+
+        async def hands_over(scope: Any, receive: App, send: App) -> None:
+            error = LookupError("the reason")
+            await asgi_answer(send, devserve.hand_over(scope, error).encode(), 500)
+
+        self.assertIn("the reason", self.page(like_starlette).text)
+        self.assertIn("the reason", self.page(hands_over).text)
+        answer = self.page(by_itself)
+        self.assertEqual((answer.status, answer.body), (503, b"own page"))
+
+    def test_what_fails_when_it_has_begun_goes_on_to_the_server_and_has_an_address(self) -> None:
+        async def view(scope: Any, receive: App, send: App) -> None:
+            await send({"type": "http.response.start", "status": 200})
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+            raise LookupError("in the middle")
+
+        with self.assertRaises(Cut):
+            self.page(view)
+        self.assertRegex(self.printed, r"GET /path failed: http://localhost.*/__devserve__/crash/")
+        eventually(lambda: "LookupError: in the middle" in self.log, "the server's traceback")
+
+    def test_under_a_debugger_it_only_passes_on(self) -> None:
+        self.debugged = devserve.DebuggedASGI(self.failing, terminal=devserve.Terminal(io.StringIO()))
+        self.serve(self.debugged, debugger=True, pin="off")
+        answer = self.ask("GET / HTTP/1.1\r\nHost: localhost\r\nAccept: text/html\r\nConnection: close\r\n\r\n")
+        self.assertIn("LookupError", answer.text)
+        self.assertEqual(self.log.count("LookupError: 0 bytes"), 1)
+        self.assertEqual(self.debugged.debugger.crashes.all(), [])
+
+    @unittest.skipUnless(importlib.util.find_spec("uvicorn"), "needs uvicorn")
+    def test_under_uvicorn(self) -> None:
+        self.write("main.py", """
+            import devserve
+
+            async def app(scope, receive, send):
+                if scope["type"] == "lifespan":
+                    while True:
+                        await send({"type": (await receive())["type"] + ".complete"})
+                divisor = len((await receive())["body"])
+                1 / divisor
+
+            app = devserve.DebuggedASGI(app, pin="off")
+        """)  # fmt: skip
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            port = sock.getsockname()[1]
+        command = ["-m", "uvicorn", "main:app", "--port", str(port)]
+        path = os.pathsep.join([str(SCRIPT.parent), str(self.folder)])
+        served = Served(cwd=self.folder, script=command, port=False, env={"PYTHONPATH": path})
+        self.addCleanup(served.stop)
+        served.wait_for("Uvicorn running")
+        answer = fetch(port, "/", Accept="text/html", Host="localhost")
+        self.assertEqual(answer.status, 500)
+        self.assertIn("ZeroDivisionError", answer.text)
+        self.assertIn("divisor", fetch(port, "/__devserve__/last", Accept="text/markdown", Host="localhost").text)
+        self.assertNotIn("Exception in ASGI application", served.log)
+
+
 class AsgiLifespan(AsgiCase):
     """The application's startup and shutdown."""
 
