@@ -7958,19 +7958,28 @@ class _UpgradedSocket:
         return memoryview(data).nbytes
 
     def sendall(self, data: Any, flags: int = 0) -> None:
-        self._take_over()
-        response = self._response
         with self._sending:
             view = memoryview(data).cast("B")
-            if not response.sent:
-                first = bytes(view[:12])
-                response.status = first[9:].decode("latin-1") if first.startswith(b"HTTP/1.") else "-"
-                response.log(" (begins)")
             while view:
-                sock = self._connection.sock
-                count = _attempt(sock, self._call, "send", view, seconds=self._timeout, writing=True)
-                response.sent += count
-                view = view[count:]
+                view = view[self._send(view, self._timeout) :]
+
+    def send_now(self, data: memoryview) -> int:
+        """Send what the socket takes without waiting; return how many bytes that are."""
+        try:
+            return self._send(data, 0.0)
+        except BlockingIOError:
+            return 0
+
+    def _send(self, data: memoryview, seconds: Optional[float]) -> int:
+        self._take_over()
+        response = self._response
+        if not response.sent:
+            first = bytes(data[:12])
+            response.status = first[9:].decode("latin-1") if first.startswith(b"HTTP/1.") else "-"
+            response.log(" (begins)")
+        count = int(_attempt(self._connection.sock, self._call, "send", data, seconds=seconds, writing=True))
+        response.sent += count
+        return count
 
     def _call(self, method: str, *args: Any) -> Any:
         with self._calling:
@@ -8021,23 +8030,24 @@ def _attempt(sock: Any, call: Callable[..., Any], *args: Any, seconds: Optional[
         if seconds == 0:
             raise BlockingIOError(errno.EAGAIN, "not ready")
         writes = writing if kind == "BlockingIOError" else kind == "SSLWantWriteError"
-        if not wait_until_ready([sock], seconds, writing=writes):
+        if not (wait_until_ready([], seconds, [sock]) if writes else wait_until_ready([sock], seconds)):
             raise socket.timeout("timed out")
 
 
-def wait_until_ready(socks: Sequence[socket.socket], seconds: Optional[float], *, writing: bool = False) -> bool:
-    """Return whether one of some sockets is ready within so many seconds.
+def wait_until_ready(
+    reading: Sequence[socket.socket], seconds: Optional[float], writing: Sequence[socket.socket] = ()
+) -> bool:
+    """Return whether within so many seconds a socket can be read, or has ended, or one can be written.
 
     Windows has no poll, and greenlets only wait by the `select` that they patch.  Elsewhere `select` would take no
     descriptor past 1023.
     """
     seconds = None if seconds is None else max(0, seconds)
     if sys.platform == "win32" or not hasattr(select, "poll") or has_green_threads():
-        reading, writable = ([], socks) if writing else (socks, [])
-        return any(select.select(reading, writable, [], seconds))
+        return any(select.select(reading, writing, [], seconds)[:2])
     poller = select.poll()
-    for sock in socks:
-        poller.register(sock, select.POLLOUT if writing else select.POLLIN)
+    for sock in {*reading, *writing}:
+        poller.register(sock, select.POLLIN * (sock in reading) | select.POLLOUT * (sock in writing))
     return bool(poller.poll(None if seconds is None else seconds * 1000))
 
 
@@ -8435,12 +8445,12 @@ def _is_ip(name: str) -> bool:
 # `receive`, and one that only sends is heard out.  With a debugger a framework's own 500 is held back for a moment
 # (`held`): most frameworks send it and raise the exception afterwards, and then the page takes its place.
 #
-# A `_WebSocket` begins as such a request.  Once it is accepted it has two threads, one that writes frames and one that
-# reads messages, so that neither direction waits for the other.
+# A `_WebSocket` begins as such a request.  Once it is accepted, the thread writes the frames that come out of
+# `outbox`, and reads whenever it has to wait, so that neither direction waits for the other.
 #
-# Invariants: the threads of a connection alone use its socket; the loop never touches one, and never waits for a
-# thread.  So an application that blocks the loop holds up itself, and neither a reload nor a page.  What the loop is
-# to do goes through `AsgiBridge.post`, what a thread is to do through the `outbox` of its request.
+# Invariants: the thread of a connection alone reads and writes its socket; the loop never touches one, and never waits
+# for a thread.  So an application that blocks the loop holds up itself, and neither a reload nor a page.  What the
+# loop is to do goes through `AsgiBridge.post`, what a thread is to do through the `outbox` of its request.
 #
 # Doors: AsgiBridge, RequestContext, is_disconnect.
 #
@@ -8450,7 +8460,7 @@ def _is_ip(name: str) -> bool:
 if TYPE_CHECKING:
     import asyncio
     import queue
-    from collections.abc import MutableMapping
+    from collections.abc import Generator, MutableMapping
 
     _Message = MutableMapping[str, Any]
 
@@ -8499,10 +8509,14 @@ class AsgiBridge:
         self.lifespan = _Lifespan(self)
         self.requests: dict[_HttpRequest, asyncio.Task[None]] = {}
         self._may_stop = False  # the loop runs until it is stopped
+        self._posted: deque[Callable[[], object]] = deque()
+        self._is_woken = False  # the loop is going to look at `_posted`
+        self._loop_wakeup = _Wakeup()
+        self._wake_loop: Callable[[], object] = self._loop_wakeup.wake  # half as dear as `call_soon_threadsafe`
         self.new_queue: Any  # of `queue`, which a WSGI application need not import
         self.nothing_there: Any
         self.request_id: ContextVar[object]  # of the request that a task serves, and what it has called elsewhere
-        self.wakeups: deque[_Wakeup] = deque()  # that no thread uses
+        self._wakeups: deque[_Wakeup] = deque()  # that no thread uses
 
     # -- the loop
 
@@ -8514,6 +8528,10 @@ class AsgiBridge:
         self.request_id = ContextVar("devserve request", default=None)
         self.new_queue, self.nothing_there = SimpleQueue, Empty
         self.loop = _loop_of_thread()
+        try:
+            self.loop.add_reader(self._loop_wakeup.here, self._run_posted)
+        except NotImplementedError:  # Windows' loop for pipes
+            self._wake_loop = partial(self.loop.call_soon_threadsafe, self._run_posted)
         self.thread = threading.get_ident()
         self.loop.run_until_complete(self.lifespan.start())
 
@@ -8574,9 +8592,20 @@ class AsgiBridge:
         self.post(lambda: self._may_stop and self.loop.stop())
 
     def post(self, job: Callable[[], object]) -> None:
-        """Have the loop call `job`."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the process is about to end
-            self.loop.call_soon_threadsafe(job)
+        """Have the loop call `job`.  It is woken once for all that comes until it looks."""
+        self._posted.append(job)
+        if not self._is_woken:
+            self._is_woken = True
+            try:
+                self._wake_loop()
+            except RuntimeError:
+                pass  # the loop is closed: the process is about to end
+
+    def _run_posted(self) -> None:
+        self._loop_wakeup.clear()
+        self._is_woken = False  # before the look, so that nothing is overlooked
+        while self._posted:
+            self._posted.popleft()()
 
     # -- the end
 
@@ -8648,6 +8677,18 @@ class AsgiBridge:
 
         threading.Thread(target=report, name="devserve report", daemon=True).start()
 
+    @contextlib.contextmanager
+    def wakeup(self) -> Iterator[_Wakeup]:
+        """Lend a wakeup to a thread."""
+        try:
+            wakeup = self._wakeups.pop()
+        except IndexError:
+            wakeup = _Wakeup()
+        try:
+            yield wakeup
+        finally:
+            self._wakeups.append(wakeup)
+
 
 def _loop_of_thread() -> asyncio.AbstractEventLoop:
     """Return the loop that the application has set in this thread while it was imported, else one by its policy."""
@@ -8683,12 +8724,8 @@ class _Wakeup:
         with contextlib.suppress(OSError):  # full: it has been woken often enough
             self.there.send(b"\0")
 
-    def wait(self, sock: Any, *, reads: bool) -> None:
-        """Wait until it is woken or, if the thread reads, `sock` has something to read or has ended."""
-        if not reads:  # the connection's end would wake it again and again
-            wait_until_ready([self.here], None)
-        elif not getattr(sock, "pending", int)():  # TLS may hold decrypted bytes
-            wait_until_ready([self.here, sock], None)
+    def clear(self) -> None:
+        """Forget what woke the thread."""
         with contextlib.suppress(BlockingIOError):
             self.here.recv(4096)
 
@@ -8815,7 +8852,7 @@ class _HttpRequest:
         if self.has_debugger:
             environ[PRESERVE_CONTEXT](self.context)
         self.phase = _NOT_STARTED
-        self.head = _ResponseStart("", [], -1)
+        self.head: _ResponseStart  # of the answer
         self.is_bodiless = False  # the answer has no body, whatever the application sends
         self.sent = 0  # bytes of the body that it has sent
         self.taken = 0  # bytes of the request's body that it has received
@@ -8872,11 +8909,9 @@ class _HttpRequest:
 
         Meanwhile the body is read as the application takes it, and the client is watched.
         """
-        message = None
-        if not self.has_more:
-            with contextlib.suppress(self.bridge.nothing_there):
-                message = self.outbox.get(timeout=_FIRST_LOOK)
-        if message is None:
+        try:
+            message = self.watch_client() if self.has_more else self.outbox.get(timeout=_FIRST_LOOK)
+        except self.bridge.nothing_there:
             message = self.watch_client()
         if isinstance(message, BaseException):
             raise message
@@ -8884,25 +8919,23 @@ class _HttpRequest:
 
     def watch_client(self) -> Any:
         """Return what comes next from the loop; meanwhile take what comes from the client.  Raises ConnectionError."""
+        sock = self.connection.sock
         try:
-            self.wakeup = self.bridge.wakeups.pop()
-        except IndexError:
-            self.wakeup = _Wakeup()
-        wakeup = self.wakeup
-        try:
-            while self.outbox.empty():
-                if self.is_gone:
-                    self.connection.read_ahead()  # raises what the end of the connection is
-                reads = self.may_read()
-                if not (reads and self.take_in()):
-                    wakeup.wait(self.connection.sock, reads=reads)
+            with self.bridge.wakeup() as self.wakeup:
+                while self.outbox.empty():
+                    if self.is_gone:
+                        self.connection.read_ahead()  # raises what the end of the connection is
+                    reads = self.may_read()
+                    if not (reads and self.take_in()):
+                        # Unless it reads, the connection's end would wake it again and again.
+                        wait_until_ready([self.wakeup.here, sock] if reads else [self.wakeup.here], None)
+                        self.wakeup.clear()
             return self.outbox.get()
         except BaseException:  # the client has gone, or what it sends is not HTTP
             self.disconnect()
             raise
         finally:
             self.wakeup = None
-            self.bridge.wakeups.append(wakeup)
 
     def may_read(self) -> bool:
         """Return whether more is to be read: of the body as the application takes it, then to see the client's end."""
@@ -9094,8 +9127,9 @@ class _HttpRequest:
 _MESSAGE_LIMIT = 16 * 1024 * 1024  # bytes of a message, inflated; a longer one is refused (1009)
 _MESSAGE_COST = 64  # bytes that a message in the queue counts besides its own
 _PONG_LIMIT = 100  # frames that wait to be written, past which a ping gets no pong: its sender reads nothing
-_PING_SECONDS = 20.0  # from one ping to the next; a client that is silent for two of them has gone
-_ANSWER_SECONDS = 1.0  # to answer what came before the frame that breaks the protocol, and for the end of a failure
+_PING_SECONDS = 20.0  # from a ping to the next, and for a client to say anything in answer
+_ANSWER_MOMENT = 0.002  # seconds; an answer that comes later finds the thread watching its socket
+_ANSWER_SECONDS = 1.0  # to answer what came before the frame that breaks the protocol
 _CLOSE_SECONDS = 10.0  # for the client's part of the closing handshake
 _DEFLATED_FROM = 128  # bytes; deflating a smaller message costs more than it saves
 _KEY_SUFFIX = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # section 1.3
@@ -9112,13 +9146,14 @@ class _WebSocketError(Exception):
 class _WebSocket(_HttpRequest):
     """A request that becomes a WebSocket once the application accepts it, and is answered as any other if it does not.
 
-    From then on the connection's own thread writes (`write_frames`): what comes out of `outbox` is an opcode with its
-    payload, or what ended the application, or None when nothing more will come.  A second thread reads
-    (`read_messages`); it puts messages into `messages` and control frames' answers into `outbox`.
+    From then on its thread is in `converse`.  It writes what comes out of `outbox`: an opcode with its payload, or
+    what ended the application.  Whenever it has to wait, for the application or for the client to take what it writes,
+    it reads as well (`wait`), so that neither direction waits for the other.  Messages go into `inbox`, and what is to
+    be answered to other frames into `outbox`.
 
     Its end: whoever wants it calls `close`, from any thread, and the first close frame that comes out of `outbox` is
-    the last frame that is written.  Then the reader's end is waited for: the client's close frame, or its leaving.
-    The application learns of the end by `end`, which keeps the first code.
+    the last frame that is written.  Then the client's is waited for, unless it has come before, or the client is not
+    to be waited for.  The application learns of the end by `end`, which keeps the first code.
     """
 
     def __init__(self, bridge: AsgiBridge, environ: Environ) -> None:
@@ -9131,135 +9166,163 @@ class _WebSocket(_HttpRequest):
             extensions={"websocket.http.response": {}},
         )
         del self.scope["method"]
-        self.socket = environ[SOCKET_KEY]
         self.deflate = _negotiate_deflate(environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", ""))
-        self.failure: Optional[BaseException] = None  # of the application; the writing thread's
-        # For every thread
-        self.messages: deque[Union[str, bytes, _WebSocketError]] = deque()  # for the application
-        self.room = threading.Event()  # set when the application has taken a message, and when the end begins
-        self.closing = threading.Event()  # set when the close frame has been written
+        # The thread's
+        self.socket = environ[SOCKET_KEY]
+        self.own_wakeup: _Wakeup  # which the loop uses only while this thread waits
+        self.reader = _MessageReader(may_deflate=self.deflate is not None)
+        self.deadline = time.monotonic() + _PING_SECONDS  # for the next ping; later for what ends the connection
+        self.is_silent = False  # the client has sent nothing since the last ping
+        self.reads_no_more = False  # the client has closed, or has broken the protocol, or the application has failed
+        self.is_closing = False  # our close frame has been written
+        self.refusal: Optional[_WebSocketError] = None  # of what the client has sent
+        self.failure: Optional[BaseException] = None  # of the application
+        # Both sides'
+        self.inbox: deque[Any] = deque()  # messages, and last a refusal
         self.code, self.reason = 0, ""  # of the end, for the application
         # The loop's
         self.is_announced = False  # the application knows of the connection
 
-    # -- in the writing thread
+    # -- in the thread
 
     def respond(self, start_response: StartResponse) -> Iterable[bytes]:
         first = self.first_message()
         if not isinstance(first, bytes):
             return self.answer(first, start_response)
         self.connection.leave = partial(self.leave, _SERVICE_RESTART)
-        self.socket.settimeout(2 * _PING_SECONDS)
-        reader = threading.Thread(target=self.read_messages, name="devserve WebSocket", daemon=True)
+        self.socket.settimeout(0.0)
         try:
-            self.socket.sendall(first)
-            reader.start()
-            self.write_frames()
+            with self.bridge.wakeup() as self.own_wakeup:
+                self.write(first)
+                self.converse()
         except OSError:
             pass  # the client has left without a close frame
         finally:
             self.connection.leave = None
             self.end(_ABNORMAL)
-            self.begin_end()
-            if reader.ident and reader.is_alive():
-                self.socket.close()
-                reader.join()
         if self.failure is not None:
             raise self.failure
         return []
 
-    def write_frames(self) -> None:
-        """Write what comes out of the outbox until the reader has ended, or does not end in time.  Raises OSError."""
-        deadline = time.monotonic() + _PING_SECONDS
-        while True:
-            try:
-                item = self.outbox.get(timeout=max(0.0, deadline - time.monotonic()))
-            except self.bridge.nothing_there:
-                if self.closing.is_set():
-                    return
-                item, deadline = (_PING, os.urandom(4)), time.monotonic() + _PING_SECONDS
-            if item is None:
-                return
+    def converse(self) -> None:
+        """Write what comes out of the outbox, and read, until both sides have closed.  Raises OSError."""
+        while not (self.is_closing and self.reads_no_more):
+            item = self.next_item()
             if isinstance(item, BaseException):
-                self.failure = item
+                self.failure, self.reads_no_more = item, True
                 item = (_CLOSE, _close_payload(_INTERNAL_ERROR, ""))
-            if not self.closing.is_set():
-                self.write(*item)
-            if item[0] == _CLOSE and not self.closing.is_set():
-                deadline = time.monotonic() + (_ANSWER_SECONDS if self.failure else _CLOSE_SECONDS)
-                self.begin_end()
+            if item is None:
+                self.keep_time()
+            elif not self.is_closing:
+                self.write_frame(*item)
 
-    def write(self, opcode: int, payload: bytes) -> None:
-        """Write a frame."""
+    def next_item(self) -> Any:
+        """Return what comes next out of the outbox, None when the deadline comes before."""
+        answered = self.handed
+        while True:
+            # As a rule a message is answered at once, and then there is nothing else to wait for.
+            seconds = _ANSWER_MOMENT if self.handed != answered else 0.0
+            answered = self.handed
+            with contextlib.suppress(self.bridge.nothing_there):
+                return self.outbox.get(timeout=seconds)
+            if time.monotonic() >= self.deadline:
+                return None
+            self.wait(self.deadline - time.monotonic())
+
+    def wait(self, seconds: float, *, writes: bool = False) -> bool:
+        """Wait for the application, the client, or so many seconds, and read what the client has sent.
+
+        Returns whether there was something before the time was over.
+        """
+        connection, reads = self.connection, self.may_receive()
+        reading = [self.own_wakeup.here, connection.sock] if reads else [self.own_wakeup.here]
+        self.wakeup = self.own_wakeup  # before the last look, so that what comes later from the application wakes us
+        is_ready = not writes and not self.outbox.empty()
+        is_ready = is_ready or (reads and bool(connection.buffer or getattr(connection.sock, "pending", int)()))
+        is_ready = is_ready or wait_until_ready(reading, seconds, [connection.sock] if writes else ())
+        self.wakeup = None
+        if not (reads and self.receive_frames()):
+            self.own_wakeup.clear()
+        return is_ready
+
+    def may_receive(self) -> bool:
+        """Return whether to read: the application has taken most of what came before, or only a close frame counts."""
+        return not self.reads_no_more and (self.is_closing or self.handed - self.taken < _LOW_WATER)
+
+    def write_frame(self, opcode: int, payload: bytes) -> None:
+        """Write a frame, a long message deflated."""
         is_message = opcode in (_TEXT_FRAME, _BINARY)
         if self.deflate and is_message and len(payload) >= _DEFLATED_FROM:
-            self.socket.sendall(_frame(opcode, _deflated(payload, self.deflate.window), 0xC0))
+            self.write(_frame(opcode, _deflated(payload, self.deflate.window), 0xC0))
         else:
-            self.socket.sendall(_frame(opcode, payload))
+            self.write(_frame(opcode, payload))
         if is_message:
             self.note_written(len(payload))
+        if opcode == _CLOSE:
+            self.is_closing, self.deadline = True, time.monotonic() + _CLOSE_SECONDS
 
-    def begin_end(self) -> None:
-        """Have the reader wait for nothing but the client's close frame."""
-        self.closing.set()
-        self.room.set()
+    def write(self, data: bytes) -> None:
+        """Write all of `data`, and read while the client does not take it."""
+        view = memoryview(data)
+        while view:
+            view = view[self.socket.send_now(view) :]
+            if view and not self.wait(2 * _PING_SECONDS, writes=True):
+                raise TimeoutError("the client takes nothing")
 
-    # -- in the reading thread
-
-    def read_messages(self) -> None:
-        """Read what the client sends, until it closes, leaves, or breaks the protocol."""
+    def receive_frames(self) -> bool:
+        """Take what the client has sent; return whether there was something."""
         try:
-            for opcode, payload in _MessageReader(self.receive_bytes, may_deflate=self.deflate is not None):
-                if opcode == _CLOSE:
-                    code, reason = _parse_close(payload)
-                    self.end(code, reason)
-                    self.close(code)
-                    break
-                self.take(opcode, payload)
-        except _WebSocketError as error:
-            self.refuse(error)
-        except socket.timeout:
-            self.close(_INTERNAL_ERROR, "no pong has come")
-        except OSError:
-            pass  # the client has left without a close frame
-        finally:
-            self.end(_ABNORMAL)
-            self.outbox.put(None)
-
-    def receive_bytes(self) -> bytes:
-        """Return what comes next, once the application has taken most of what came before.  Raises OSError."""
-        while self.handed - self.taken >= _LOW_WATER and not self.closing.is_set():
-            self.room.wait()
-            self.room.clear()
-        data: bytes = self.socket.recv(_LOW_WATER)
+            data = self.socket.recv(_LOW_WATER)
+        except BlockingIOError:
+            return False
         if not data:
             raise ConnectionAbortedError("the client closed the connection")
-        return data
+        self.is_silent = False
+        try:
+            for opcode, payload in self.reader.feed(data):
+                self.take(opcode, payload)
+        except _WebSocketError as error:
+            code, reason = error.args
+            self.bridge.terminal.warn(f"{self.name}: the client broke the WebSocket protocol: {reason} ({code})")
+            self.refusal, self.reads_no_more, self.deadline = error, True, time.monotonic() + _ANSWER_SECONDS
+            self.inbox.append(error)  # the application answers what came before it
+            self.bridge.post(self.notify)
+        return True
 
-    def take(self, opcode: int, payload: Union[str, bytes]) -> None:
-        """Take a message, or a ping or pong.  After our close frame nothing counts but the client's."""
-        if opcode == _PING and self.outbox.qsize() < _PONG_LIMIT:
+    def take(self, opcode: int, payload: Any) -> None:
+        """Take a message or a control frame.  After our close frame nothing counts but the client's."""
+        if opcode == _CLOSE and not self.reads_no_more:
+            self.reads_no_more = True
+            code, reason = _parse_close(payload)
+            self.end(code, reason)
+            self.close(code)
+        elif opcode == _PING and self.outbox.qsize() < _PONG_LIMIT:
             self.outbox.put((_PONG, payload))
-        elif opcode in (_TEXT_FRAME, _BINARY) and not self.closing.is_set():
-            self.messages.append(payload)
+        elif opcode in (_TEXT_FRAME, _BINARY) and not self.is_closing:
+            self.inbox.append(payload)
             self.handed += len(payload) + _MESSAGE_COST
             self.bridge.post(self.notify)
 
-    def refuse(self, error: _WebSocketError) -> None:
-        """Close because of what the client has sent, once the application has answered what came before."""
-        code, reason = error.args
-        self.bridge.terminal.warn(f"{self.name}: the client broke the WebSocket protocol: {reason} ({code})")
-        self.messages.append(error)
-        self.bridge.post(self.notify)
-        self.closing.wait(_ANSWER_SECONDS)
-        self.end(code, reason)
-        self.close(code, reason)
+    def keep_time(self) -> None:
+        """Do what is due at the deadline.  Raises TimeoutError."""
+        if self.is_closing:
+            raise TimeoutError("the client does not close")
+        self.deadline = time.monotonic() + _PING_SECONDS
+        if self.refusal is not None:
+            self.end(*self.refusal.args)
+            self.close(*self.refusal.args)
+        elif self.is_silent and self.may_receive():  # else nobody has read its pong
+            self.end(_INTERNAL_ERROR, "no pong has come")
+            self.close(_INTERNAL_ERROR, "no pong has come")
+        else:
+            self.is_silent = True
+            self.outbox.put((_PING, os.urandom(4)))
 
     # -- in any thread
 
     def close(self, code: int, reason: str = "") -> None:
         """Have a close frame written, unless one has been."""
-        self.outbox.put((_CLOSE, _close_payload(code, reason)))
+        self.put((_CLOSE, _close_payload(code, reason)))
 
     def end(self, code: int, reason: str = "") -> None:
         """Have the application learn that the connection has ended, and why."""
@@ -9287,16 +9350,18 @@ class _WebSocket(_HttpRequest):
         if not self.is_announced:
             self.is_announced = True
             return {"type": "websocket.connect"}
-        while not self.messages:
+        while not self.inbox:
             if self.is_gone or self.has_ended or self.phase == _COMPLETE:
                 return {"type": "websocket.disconnect", "code": self.code or _ABNORMAL, "reason": self.reason}
             await self.change()
-        message = self.messages.popleft()
+        was_full = self.handed - self.taken >= _LOW_WATER
+        message = self.inbox.popleft()
         if isinstance(message, _WebSocketError):
             self.close(*message.args)
             return {"type": "websocket.disconnect", "code": message.args[0], "reason": message.args[1]}
         self.taken += len(message) + _MESSAGE_COST
-        self.room.set()
+        if was_full:
+            self.wake()
         return {"type": "websocket.receive", "text" if isinstance(message, str) else "bytes": message}
 
     async def send(self, message: _Message) -> None:
@@ -9319,7 +9384,7 @@ class _WebSocket(_HttpRequest):
         elif self.phase == _OPEN and kind == "websocket.send":
             opcode, payload = _checked_message(message)
             self.sent += len(payload)
-            self.outbox.put((opcode, payload))
+            self.put((opcode, payload))
             if self.sent - self.written > _HIGH_WATER:
                 await self.drain()
         else:
@@ -9421,56 +9486,60 @@ def _unmask(data: bytes, mask: bytes, start: int) -> bytes:
 
 
 class _MessageReader:
-    """Reads messages off a connection: an iterator of opcodes and payloads, of control frames too; a text is a str.
+    """Takes a stream of frames apart.  What is wrong is refused at the first byte that shows it (_WebSocketError)."""
 
-    `receive` returns what has come next, and raises what it likes.  What is wrong is refused at the first byte that
-    shows it, by a _WebSocketError.
-    """
-
-    def __init__(self, receive: Callable[[], bytes], *, may_deflate: bool) -> None:
-        self.receive = receive
+    def __init__(self, *, may_deflate: bool) -> None:
         self.may_deflate = may_deflate
-        self.data = bytearray()  # what has been received and not been taken
+        self.data = bytearray()  # what has come and not been taken
+        self.found = self.find()
 
-    def take(self, least: int, most: int) -> bytes:
-        """Return the next bytes of the stream, from `least` to `most` of them."""
-        while len(self.data) < least:
-            self.data += self.receive()
-        piece = bytes(self.data[:most])
-        del self.data[:most]
-        return piece
+    def feed(self, data: bytes) -> Iterator[tuple[int, Any]]:
+        """Yield opcode and payload of each message and control frame that is whole with `data`; a text is a str."""
+        self.data += data
+        return iter(lambda: next(self.found), None)
 
-    def __iter__(self) -> Iterator[tuple[int, Any]]:
+    def find(self) -> Iterator[Optional[tuple[int, Any]]]:
+        """Yield what `feed` does, and None when more bytes are needed."""
         message: Optional[_IncomingMessage] = None
         while True:
-            first, length, mask = self.take_head(message)
+            first, length, mask = yield from self.take_head(message)
             opcode, is_last = first & 15, bool(first & 0x80)
             if opcode & 8:
-                yield opcode, _unmask(self.take(length, length), mask, 0)
+                payload = yield from self.take(length, length)
+                yield opcode, _unmask(payload, mask, 0)
                 continue
             message = message or _IncomingMessage(opcode, is_deflated=bool(first & 0x40))
             position = 0
-            while position < length or not length:
-                piece = self.take(min(1, length), length - position)
+            while True:
+                piece = yield from self.take(min(1, length), length - position)
                 message.add(_unmask(piece, mask, position), ends=is_last and position + len(piece) == length)
                 position += len(piece)
-                if not length:
+                if position == length:
                     break
             if is_last:
                 yield message.opcode, message.whole()
                 message = None
 
-    def take_head(self, message: Optional[_IncomingMessage]) -> tuple[int, int, bytes]:
+    def take(self, least: int, most: int) -> Generator[None, None, bytes]:
+        """Return the next bytes of the stream, from `least` to `most` of them."""
+        while len(self.data) < least:
+            yield
+        piece = bytes(self.data[:most])
+        del self.data[:most]
+        return piece
+
+    def take_head(self, message: Optional[_IncomingMessage]) -> Generator[None, None, tuple[int, int, bytes]]:
         """Return the first byte of the next frame, its length and its mask; `message` is the one in hand."""
-        first, second = self.take(2, 2)
+        first, second = yield from self.take(2, 2)
         self.check_head(first, second, is_within=message is not None)
-        count = {126: 2, 127: 8}.get(second & 127, 0)
-        length = int.from_bytes(self.take(count, count), "big") if count else second & 127
-        if (count and length < (126 if count == 2 else 65536)) or length >> 63:
-            raise _WebSocketError(_PROTOCOL_ERROR, "a length that is not written in the shortest way")
+        length, count = second & 127, {126: 2, 127: 8}.get(second & 127, 0)
+        if count:
+            length = int.from_bytes((yield from self.take(count, count)), "big")
+            if length < (126 if count == 2 else 65536) or length >> 63:
+                raise _WebSocketError(_PROTOCOL_ERROR, "a length that is not written in the shortest way")
         if length + (message.size if message else 0) > _MESSAGE_LIMIT:
             raise _WebSocketError(_TOO_BIG, f"a message of over {_MESSAGE_LIMIT:,} bytes")
-        return first, length, self.take(4, 4)
+        return first, length, (yield from self.take(4, 4))
 
     def check_head(self, first: int, second: int, *, is_within: bool) -> None:
         """Refuse a frame by its first two bytes (RFC 6455 section 5.2, RFC 7692 section 6)."""
