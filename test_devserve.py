@@ -10281,6 +10281,126 @@ class ServerUnderFuzz(ServerCase):
         check()
 
 
+@needs("hypothesis")
+class ServerGrammars(ServerCase):
+    """Property tests: what the grammars of the RFCs produce is understood, and what they do not produce is refused."""
+
+    def examples(self, check: Callable[..., None], *strategies: Any, count: int = 200) -> None:
+        from hypothesis import HealthCheck, given, settings
+
+        health = list(HealthCheck)
+        settings(max_examples=count, deadline=None, database=None, suppress_health_check=health)(
+            given(*strategies)(check)
+        )()
+
+    def parsed(self, *lines: str, host: str = "Host: x") -> Any:
+        """Return what the head of a request says, or None when it is refused."""
+        head = "\r\n".join(["POST /a HTTP/1.1", *filter(None, [host]), *lines])
+        try:
+            return devserve._parse_head(head.encode("latin-1"))
+        except devserve._BadRequest:
+            return None
+
+    def test_a_host_is_what_rfc_3986_calls_one(self) -> None:
+        from hypothesis import strategies as st
+
+        letters = "abcXYZ019-._~!$&'()*+;="  # the comma of sub-delims would be a list of two hosts
+        name = st.lists(st.one_of(st.sampled_from(list(letters)), st.sampled_from(["%41", "%c3"])), max_size=12)
+        four = st.ip_addresses(v=4).map(str)
+        six = st.ip_addresses(v=6).map(lambda address: f"[{address}]")
+        zoned = st.ip_addresses(v=6).map(lambda address: f"[{address}%25eth0]")
+        port = st.one_of(st.just(""), st.just(":"), st.integers(0, 65535).map(lambda number: f":{number}"))
+        host = st.one_of(name.map("".join), four, six, zoned)
+
+        def check_good(host: str, port: str) -> None:
+            head = self.parsed(host=f"Host: {host}{port}")
+            self.assertIsNotNone(head, host + port)
+            self.assertEqual(head.environ["HTTP_HOST"], host + port)
+
+        self.examples(check_good, host, port)
+
+        def check_bad(host: str, wrong: str, at: int) -> None:
+            at = min(at, len(host))
+            self.assertIsNone(self.parsed(host=f"Host: x{host[:at]}{wrong}{host[at:]}y"))
+
+        self.examples(check_bad, name.map("".join), st.sampled_from('/@?#[],\\"<>{}|^` \t'), st.integers(0, 12))
+
+    def test_lines_of_a_head_are_fields_and_never_folded(self) -> None:
+        from hypothesis import strategies as st
+
+        name = st.text("!#$%&'*+-.^`|~0123456789abcXYZ", min_size=1, max_size=8).map(lambda text: f"X{text}")
+        value = st.text('ab \t"\\,;:=\xe9\xff()<>@\x80', max_size=12)
+
+        def check_good(name: str, value: str) -> None:
+            head = self.parsed(f"{name}:{value}")
+            self.assertEqual(head.environ[f"HTTP_{name.upper().replace('-', '_')}"], value.strip(" \t"))
+
+        self.examples(check_good, name, value)
+
+        def check_bad(name: str, value: str, fold: str) -> None:
+            self.assertIsNone(self.parsed(f"{name}: {value}", f"{fold}{value}"), "a folded line")
+            self.assertIsNone(self.parsed(f"{name}{fold}: {value}"), "a space before the colon")
+            self.assertIsNone(self.parsed(f"{fold}{name}: {value}"), "a space before the name")
+
+        self.examples(check_bad, name, value, st.sampled_from([" ", "\t", "  ", " \t"]))
+
+        def check_control(name: str, value: str, at: int, control: str) -> None:
+            at = min(at, len(value))
+            self.assertIsNone(self.parsed(f"{name}: a{value[:at]}{control}{value[at:]}b"))
+
+        controls = [chr(code) for code in (*range(9), *range(10, 32), 127)]
+        self.examples(check_control, name, value, st.integers(0, 12), st.sampled_from(controls))
+
+    def test_a_chunked_body_is_its_chunks_and_nothing_of_its_framing(self) -> None:
+        from hypothesis import strategies as st
+
+        app = Recorder()
+        self.serve(app)
+        word = st.text("!#$%&'*+-.^_`|~019azAZ", min_size=1, max_size=6)
+        quoted = st.text(" \t!#[]az019;=,\xe9", max_size=6).map(lambda text: f'"{text}"')
+        extension = st.tuples(st.sampled_from(["", " ", "\t"]), word, st.one_of(st.just(""), word, quoted)).map(
+            lambda parts: f"{parts[0]};{parts[1]}{'=' if parts[2] else ''}{parts[2]}"
+        )
+        chunk = st.tuples(st.binary(min_size=1, max_size=40), st.integers(0, 3), st.booleans(), st.lists(extension))
+        trailer = st.lists(st.tuples(word, st.text("az \t:;", max_size=6)), max_size=3)
+
+        def wire(chunks: Any, trailer: Any) -> bytes:
+            data = b""
+            for body, zeros, upper, extensions in chunks:
+                size = f"{'0' * zeros}{len(body):{'X' if upper else 'x'}}{''.join(extensions)}"
+                data += size.encode("latin-1") + b"\r\n" + body + b"\r\n"
+            lines = "".join(f"{name}: {value}\r\n" for name, value in trailer)
+            return data + b"0\r\n" + lines.encode("latin-1") + b"\r\n"
+
+        def check_good(chunks: Any, trailer: Any, cuts: list[int]) -> None:
+            app.seen.clear()
+            request = chunked(wire(chunks, trailer)) + LAST
+            places = sorted({0, *(cut % len(request) for cut in cuts), len(request)})
+            with Client(self.server.server_port) as client:
+                for start, end in zip(places, places[1:]):
+                    client.send(request[start:end])
+                self.assertEqual([client.answer().status, client.answer().status], [200, 200])
+            self.assertEqual(app.seen, [("/first", b"".join(body for body, *_ in chunks)), ("/last", b"")])
+
+        chunks = st.lists(chunk, max_size=4)
+        self.examples(check_good, chunks, trailer, st.lists(st.integers(0, 500), max_size=4), count=60)
+
+        def check_bad(chunks: Any, wrong: str, place: int) -> None:
+            app.seen.clear()
+            data = wire(chunks, [])
+            size_line = data.find(b"\r\n")
+            at = place % (size_line + 1)
+            request = chunked(data[:at] + wrong.encode("latin-1") + data[at:]) + LAST
+            with Client(self.server.server_port) as client:
+                self.assertEqual(client.send(request).answer().status, 400, request)
+                self.assertEqual(client.rest(), b"")
+            self.assertEqual(app.seen, [])
+
+        plain = st.tuples(st.binary(min_size=1, max_size=40), st.integers(0, 3), st.booleans(), st.just([]))
+        wrong = st.sampled_from(["g", "-", "+", "_", ".", " ", "\t", "x", "\0", "\n", "\r", "\xe9", "'"])
+        self.examples(check_bad, st.lists(plain, min_size=1, max_size=3), wrong, st.integers(0, 9), count=100)
+
+
 class ServerLog(ServerCase):
     """The request log: one line a request, whatever the request holds."""
 
