@@ -5083,7 +5083,7 @@ class Guard:
         authority = str(origin).lower().partition("://")[2]
         name = _host_name(authority)
         trusted = name is not None and (_is_loopback(name) or name in self.trusted_hosts)
-        if trusted or authority == str(environ.get("HTTP_HOST")).lower() or self._trusts_origin(authority):
+        if trusted or authority == str(environ.get("HTTP_HOST")).lower():
             return None
         remedy = f"Start devserve with --trusted-host {name}." if name else "Open the address in a tab of its own."
         return Refusal("origin", "The request comes from the page of another site.", remedy)

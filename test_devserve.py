@@ -6035,6 +6035,8 @@ class GuardWords(Debugged):
 
     def test_script_of_a_trusted_host_may_read_and_of_another_is_told_the_remedy(self) -> None:
         guard = devserve.Guard.fresh("", self.port, ("Shop.example", "2001:db8::1"), ())
+        of_itself = {"HTTP_HOST": "10.0.0.1:5000", "HTTP_ORIGIN": "http://10.0.0.1:5000"}
+        self.assertIsNone(guard.refuses_reading(of_itself))
         for origin, remedy in {
             "http://localhost:3000": None,
             "https://shop.example": None,
@@ -6493,8 +6495,9 @@ class DebuggerCrashes(Debugged):
         self.addCleanup(end.set)
         native: Any = devserve.Watcher.__mro__[1]  # threads of which the module `threading` does not know
         native(target=end.wait, args=(DEADLINE,), name="a watcher", daemon=True).start()
-        for accept in ("text/html", "*/*"):
-            text = self.ask("/__devserve__/threads", Cookie=self.cookie, Accept=accept).text
+        of_a_browser = self.guard.cookie({"HTTP_USER_AGENT": "Mozilla/5.0"}).partition(";")[0]
+        for accept, cookie in (("text/html", of_a_browser), ("text/html", self.cookie), ("*/*", self.cookie)):
+            text = self.ask("/__devserve__/threads", Cookie=cookie, Accept=accept).text
             self.assertIn("test_all_stacks_are_for_the_person_at_the_keyboard", text)
             self.assertLess(text.index("MainThread"), text.index("a watcher"), "first who stands in the application")
 
