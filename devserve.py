@@ -4364,11 +4364,14 @@ def emergency_page(error: BaseException, crash: str) -> str:
 # two.
 #
 # An evaluation that takes long goes on in its thread while the page asks again and again for what it has printed
-# (`Console.output`), and may be interrupted.  Its output is caught by `_Stream`, which stands in for sys.stdout and
-# its like, and looks in the context whether an evaluation is writing.
+# (`Console.output`), and may be interrupted.  What it prints goes to its `_Output`: a `_Stream` stands in for
+# sys.stdout and its like, looks in the context whether an evaluation is writing, and lets everybody else through.
+#
+# To complete what is being typed, `_complete` looks at the end of the code alone: whether it is an import, a key in
+# brackets, or a dotted path; the names then come from what the path stands for, found without running code.
 #
 # Invariants: a console evaluates one piece of code at a time, each in a thread of its own, all in one context
-# (contextvars) that lasts as long as the console.  What an evaluation prints is told by that context from what
+# (contextvars) that lasts as long as the console; by that context, what an evaluation prints is kept apart from what
 # everybody else prints meanwhile.  Completion runs no code of the application's, apart from proxies and cached
 # properties.  A crash that was let go holds no frame, and so no lock, no open transaction and no memory of the
 # application's.
@@ -4424,6 +4427,7 @@ class EnteredContexts:
             self._call(partial(self.stack.enter_context, manager))
 
     def _call(self, job: Callable[[], object]) -> None:
+        """Call the framework's code in the context itself, whose changes are to stay, and bound the wait."""
         ForeignCalls({"": job}, self.context).begin(_CONTEXT_SECONDS)
 
     def close(self) -> None:
@@ -4442,7 +4446,8 @@ class Console:
     """One prompt.  What it assigns stays; rebinding a variable does not reach the frame, changing its object does.
 
     `run` starts each evaluation in a new thread (`_Evaluator`) and waits for it; `output`, `interrupt` and `complete`
-    come from other requests meanwhile.  `turn` lets one `run` in at a time.  Any thread may call any method.
+    come from other requests meanwhile.  `turn` is held while the last evaluation is waited for and the next begun, so
+    that there is never more than one.  Any thread may call any method.
     """
 
     def __init__(self, namespace: dict[str, Any], entered: Optional[EnteredContexts] = None) -> None:
@@ -4462,20 +4467,16 @@ class Console:
 
         Raises Busy when another evaluation does not end.
         """
-        if not self.turn.acquire(timeout=_TURN_SECONDS):
-            raise Busy
-        try:
+        with self.turn:
             if self.thread is not None:
                 self.thread.join(_TURN_SECONDS)
                 if self.thread.is_alive():
                     raise Busy
             _replace_streams()
-            self.thread = _Evaluator(partial(self._evaluate, _plain_code(code)), self.context)
-            self.context.run(_Stream.printing.set, self.thread.printed)
-            self.thread.start()
-            return self.thread.wait(seconds)
-        finally:
-            self.turn.release()
+            self.thread = thread = _Evaluator(partial(self._evaluate, _plain_code(code)), self.context)
+            self.context.run(_Stream.printing.set, thread.printed)
+            thread.start()
+        return thread.wait(seconds)
 
     def output(self, seconds: float) -> _Evaluation:
         """Return what the last evaluation has printed by its end, or in `seconds` from now."""
@@ -4738,7 +4739,10 @@ class _Output(io.StringIO):
     It is no terminal and has no descriptor, or `input()` would read from devserve's own.
     """
 
+    encoding = "utf-8"  # as libraries want to know of a standard stream
+
     def write(self, text: str) -> int:
+        """Keep what is printed, up to a limit."""
         room = _OUTPUT_LIMIT - self.tell()
         if room > 0:
             super().write(text if len(text) <= room else text[:room] + "\n… (the rest of the output is not kept)\n")
@@ -4751,7 +4755,7 @@ class _Output(io.StringIO):
 class _Stream:
     """One of the standard streams, to everybody what it was, to an evaluation its own `_Output`.
 
-    An evaluation is told by its context, which what it awaits on an application's loop has as well.  Any thread may
+    An evaluation is known by its context, which what it awaits on an application's loop has as well.  Any thread may
     use it.
     """
 
@@ -4889,6 +4893,7 @@ class CrashStore:
             gc.collect()
 
     def _find_frame(self, frame_id: str) -> tuple[Crash, int, FramePosition]:
+        """Return the crash, the number and the position that `Crash.keep` has made an id for.  May raise KeyError."""
         crash_id, _, number = frame_id.partition("-")
         crash = self.find(crash_id)
         positions = crash.positions
@@ -4938,7 +4943,8 @@ class CrashStore:
 # | Cross-Origin-Opener-Policy is same-origin, together   | the same script by window.open, also where the            |
 # |   with Cross-Origin-Embedder-Policy require-corp      |   application's page has the former (as Django's has)     |
 # | our script asks nothing under a service worker        | one that reads our requests with the secret in them       |
-# | what it keeps in the session is sealed by the secret  | commands that are planted into the console's history      |
+# | what it keeps in the session is encrypted, by the     | the same: commands that are planted into the console's    |
+# |   secret                                              |   history, or read from it                                |
 # | a crash's page under its address: the same, and the   | whoever was not shown the link                            |
 # |   address (64 random bits) cannot be guessed          |                                                           |
 # | the list and the last crash: the browser is unlocked, | others on the network, and behind a tunnel, to whom the   |
@@ -5008,7 +5014,7 @@ class Guard:
     def fresh(
         cls, pin: str = "", port: int = 0, trusted_hosts: Iterable[str] = (), bound_hosts: Iterable[str] = ()
     ) -> Guard:
-        """Return a guard with new words; `pin` "" makes a random one, "off" asks for none.  Raises DevserveError."""
+        """Return a guard with new secrets; `pin` "" makes a random one, "off" asks for none.  Raises DevserveError."""
         check_pin(pin)
         number = int.from_bytes(os.urandom(8), "big") % 10**_PIN_DIGITS
         digits = f"{number:0{_PIN_DIGITS}d}"
@@ -5254,15 +5260,15 @@ class Guard:
         return f"{COOKIE_PREFIX}{self.port or environ.get('SERVER_PORT', 0)}"
 
     def cookie_value(self, kind: str) -> str:
-        """Return the word in the cookie of a "browser" or a "program"."""
+        """Return the value of the cookie of a "browser" or a "program"."""
         return self._derived(f"{kind} cookie")
 
     def key(self) -> str:
-        """Return the word that a browser keeps beside the cookie."""
+        """Return the secret that a browser keeps beside the cookie."""
         return self._derived("key")
 
     def _derived(self, purpose: str) -> str:
-        """Return a word that neither the PIN nor a page helps to find, and from which the token cannot be found."""
+        """Return a secret that neither PIN nor page helps to find, and from which the token cannot be found."""
         from hashlib import sha256
 
         return sha256(f"{purpose} {self.token}".encode()).hexdigest()
@@ -13074,7 +13080,7 @@ dd { white-space: pre-wrap; overflow-wrap: anywhere }
 .console textarea { flex: 1; min-width: 0; padding: 0 4px; border: 0; resize: none; background: none; color: inherit;
   font: inherit; overflow: hidden; outline: none }
 .console:focus-within { box-shadow: inset 3px 0 var(--link) }
-.choices { color: var(--soft) }
+.choices { color: var(--soft); white-space: pre-wrap }
 .choices:empty { display: none }
 .sign { color: var(--soft); font: inherit }
 button.sign { border: 0; background: none; padding: 0 }
@@ -13261,23 +13267,25 @@ on(document, "click", async event => {
 });
 
 // The console.
-// What was typed is kept for the session, sealed by the secret: other pages of this site can write there, too.
-const bytes = text => new TextEncoder().encode(text);
-async function seal(text) {
-  if (!page.secret || !crypto.subtle) return "";  // without TLS, an address that is not loopback has no crypto
-  const kind = {name: "HMAC", hash: "SHA-256"};
-  const sealer = await crypto.subtle.importKey("raw", bytes(page.secret), kind, false, ["sign"]);
-  return new Uint8Array(await crypto.subtle.sign("HMAC", sealer, bytes(text))).join();
+// What was typed is kept for the session, encrypted by the secret: other pages of this site read and write there, too.
+// GCM shows whether it was changed.  Without TLS, an address that is not loopback has no `crypto.subtle`.
+async function cipher(work, iv, data) {
+  const secret = await crypto.subtle.importKey("raw", new TextEncoder().encode(page.secret), "AES-GCM", false, [work]);
+  return crypto.subtle[work]({name: "AES-GCM", iv: new Uint8Array(iv)}, secret, new Uint8Array(data));
 }
 // Commands, and for each frame of each page what is half typed in it.
-let past = [], drafts = {};
+let past = [], drafts = {}, keeping = Promise.resolve();
 async function recollect() {
-  const [text, mark] = JSON.parse(sessionStorage.getItem("devserve.typed") || "[]");
-  if (mark && mark === await seal(text)) [past, drafts] = JSON.parse(text);
+  const kept = JSON.parse(sessionStorage.getItem("devserve.typed"));
+  if (kept) [past, drafts] = JSON.parse(new TextDecoder().decode(await cipher("decrypt", ...kept)));
 }
-async function keepTyped() {
-  const text = JSON.stringify([past, drafts]);
-  sessionStorage.setItem("devserve.typed", JSON.stringify([text, await seal(text)]));
+async function encrypt() {
+  const iv = [...crypto.getRandomValues(new Uint8Array(12))];
+  const data = await cipher("encrypt", iv, new TextEncoder().encode(JSON.stringify([past, drafts])));
+  sessionStorage.setItem("devserve.typed", JSON.stringify([iv, [...new Uint8Array(data)]]));
+}
+function keepTyped() {
+  if (page.secret && crypto.subtle) keeping = keeping.then(encrypt).catch(() => {});  // in turn; or it is too much
 }
 function remember(code) {
   if (past[past.length - 1] !== code) past.push(code);
@@ -13525,7 +13533,7 @@ async function watch() {
 }
 // In a hidden tab the browser lets a timer wait for a minute; the person who comes back sees the new code at once.
 on(document, "visibilitychange", () => { if (!document.hidden && news.hidden) watch(); });
-recollect().finally(() => {
+recollect().catch(() => {}).then(() => {  // what was kept is another run's, or somebody has changed it
   // Whether the key opens the console is known only when `watch` has asked.
   if (!isControlled() && (page.console !== "locked" || !key())) setConsole(page.console);
   watch();
