@@ -1231,7 +1231,7 @@ class Terminal:
                 for is_written in gathered:
                     if not isinstance(is_written, str):
                         is_written.set()
-            if self._dropped:
+            if self._dropped and not self._unwritten:  # those came after the lines that still wait
                 self._write(f"({self._dropped:,} lines were not written while standard error took nothing)\n")
                 self._dropped = 0
             with self._lock:
