@@ -3662,6 +3662,10 @@ class ReadingProblems(Reading):
         names = [variable.name for variable in devserve.read_report(error).problems[-1].frames[-1].variables]
         self.assertEqual(names, ["value"])
 
+    def test_lists_of_a_function_no_modules_that_it_imports(self) -> None:
+        frame = self.read("def view():\n    import json, os\n    loads = json.loads\n    1 / 0\n").frames[-1]
+        self.assertEqual([variable.name for variable in frame.variables], ["loads"])
+
     def test_keeps_every_listed_frame(self) -> None:
         kept: list[devserve.FramePosition] = []
 
@@ -6314,6 +6318,11 @@ class DebuggerPages(Debugged):
                 self.assertEqual(page.scripts, friendly.scripts)
                 self.assertFalse(page.attributes & {"onerror", "onclick", "onload", "style"})
                 self.assertFalse(page.tags & {"img", "iframe", "object", "embed", "base"})
+
+    def test_a_traceback_is_written_once_for_terminal_and_page(self) -> None:
+        with mock.patch.object(devserve, "traceback_text", wraps=devserve.traceback_text) as terminal_text:
+            self.assertIn("ZeroDivisionError", self.ask().text)
+        self.assertEqual(terminal_text.call_count, 1)
 
     def test_page_of_endless_recursion_is_small_and_made_of_few_frames(self) -> None:
         def down(n: int) -> int:
