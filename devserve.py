@@ -591,8 +591,8 @@ def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
 # "attributes" runs a line of the application's.
 #
 # Doors: NAME_LIMIT, CODE_TYPES, MISSING, Outcome, escape_controls, escape_unprintable, shown_text, type_name, TooLate,
-# call_safely, call_bounded, call_each_bounded, ForeignCalls, interrupt_thread, is_library, is_app_file, is_app_code,
-# thread_position, app_position, is_below, application_traceback, linked_exceptions, traceback_text, raw_slot,
+# call_safely, call_bounded, call_each_bounded, ForeignCalls, interrupt_thread, enlarge_stacks, is_library, is_app_file,
+# is_app_code, thread_position, app_position, is_below, application_traceback, linked_exceptions, traceback_text, raw_slot,
 # own_dict, static_attributes, static_attribute, locals_of, SOCKET_KEY, is_taken_over, nobody_listens,
 # PRESERVE_CONTEXT, ON_EXCEPTION, HANDED_OVER, hand_over, is_debugged, is_main_thread, has_green_threads,
 # native_threading, native_sleep.
@@ -604,6 +604,7 @@ NAME_LIMIT = 200  # characters of any name: a type's, a function's, a variable's
 _MESSAGES_SECONDS = 0.3  # for the own texts of an exception and its causes, which may hang as any code may
 _FORMAT_SECONDS = 2.0  # for the text of a traceback, once these did not hang: a thousand frames on a slow machine
 _STUCK_LIMIT = 16  # threads for foreign code at once; more than this hang only when something is badly wrong
+_STACK_SIZE = 8 * 1024**2  # of a thread, as glibc has it by default
 _ROUNDS = 3  # threads for one reading: each goes on after the call in which the one before it hung
 _PROMPT = re.compile(r"<(stdin|i?python-input-.*)>|.*[\\/]ipykernel_\d+[\\/]\d+\.py")  # a REPL's, a notebook's
 _DEBUGGERS = ("bdb", "pdb", "pydevd")  # how modules begin in which a thread waits that a debugger has stopped
@@ -751,6 +752,20 @@ def interrupt_thread(ident: Optional[int]) -> bool:
     except (ImportError, AttributeError):  # PyPy, or a Python built without ctypes
         return False
     return bool(raise_in(ctypes.c_ulong(ident or 0), ctypes.py_object(KeyboardInterrupt)) == 1)
+
+
+def enlarge_stacks() -> None:
+    """Give threads that start from now on the stack of `_STACK_SIZE` that they have nearly everywhere.
+
+    musl (Alpine Linux) gives them 128 kB, where a view that calls deeply ends the process.
+    """
+    try:
+        small = sys.platform == "linux" and not os.confstr("CS_GNU_LIBC_VERSION")
+    except (OSError, ValueError):  # musl knows the name, and has no answer
+        small = True
+    chosen = threading.stack_size(_STACK_SIZE if small else 0)
+    if chosen:  # by the application, or here before
+        threading.stack_size(chosen)
 
 
 # -- whose a frame is
@@ -5422,6 +5437,7 @@ class DebuggedApplication:
         terminal: Optional[Terminal] = None,
         base_url: str = "",
     ) -> None:
+        enlarge_stacks()
         self.app = app
         self.terminal = terminal or Terminal()
         self.guard = guard or Guard.fresh(pin, 0, trusted_hosts)
@@ -6561,7 +6577,6 @@ _READ_SIZE = 64 * 1024  # a loopback socket hands over about this much at once
 _JOIN_LIMIT = 64 * 1024  # head and body up to here are joined into one send; past it the copy costs more than a send
 _REMEMBERED_SIZE = 4 * 1024  # of a request's head that is remembered; with the number below, half a megabyte in all
 _REMEMBERED_HEADS = 128  # of requests, and as many of responses; clients and applications repeat theirs to the byte
-_STACK_SIZE = 8 * 1024**2  # of a connection's thread, as glibc has it; Alpine's 128 kB end a deep view by a crash
 
 # Waits, in seconds.
 _FIRST_BYTE_TIMEOUT = 120.0  # browsers open connections ahead of need and keep them for minutes
@@ -6606,6 +6621,7 @@ class DevServer:
         tls: Optional[Callable[[socket.socket], socket.socket]] = None,
         tls_keep_alive: bool = True,
     ) -> None:
+        enlarge_stacks()
         self.listeners = tuple(listeners)
         for listener in self.listeners:
             listener.setblocking(False)  # a client may be gone before it is accepted
@@ -6736,16 +6752,12 @@ class DevServer:
                 self._work.notify()
                 return
         thread = threading.Thread(target=self._run_thread, args=(connection,), name="devserve connection", daemon=True)
-        stack_size = threading.stack_size(_STACK_SIZE) if _SMALL_STACKS else 0
         try:
             thread.start()
         except (RuntimeError, MemoryError) as error:  # the system has no thread left; those that run serve on
             self.terminal.warn(f"closed a connection: {error}")
             connection.abort()
             self._forget(connection)
-        finally:
-            if _SMALL_STACKS:
-                threading.stack_size(stack_size)
 
     def _run_thread(self, connection: Optional[_Connection]) -> None:
         """Serve one connection after another; end when for a while there is none, or when the server is closed."""
@@ -8016,8 +8028,6 @@ class _UpgradedSocket:
 
 
 # -- sockets
-
-_SMALL_STACKS = sys.platform == "linux" and "CS_GNU_LIBC_VERSION" not in os.confstr_names  # musl
 
 
 def _attempt(sock: Any, call: Callable[..., Any], *args: Any, seconds: Optional[float], writing: bool = False) -> Any:

@@ -1241,6 +1241,20 @@ class ForeignCode(unittest.TestCase):
         if sys.implementation.name == "cpython":
             self.assertTrue(ended.wait(DEADLINE))
 
+    @unittest.skipUnless(sys.platform == "linux", "the threads of other systems are not touched")
+    def test_threads_get_a_large_stack_where_the_c_library_gives_a_small_one(self) -> None:
+        self.addCleanup(threading.stack_size, threading.stack_size())  # which also sets it, to 0
+        with mock.patch("os.confstr", return_value="glibc 2.36"):
+            devserve.enlarge_stacks()
+        self.assertEqual(threading.stack_size(), 0, "glibc's is large")
+        for answer in ({"side_effect": OSError(22, "Invalid argument")}, {"return_value": None}):  # as musl does
+            with self.subTest(answer), mock.patch("os.confstr", **answer):
+                devserve.make_server(hello).server_close()
+                self.assertEqual(threading.stack_size(), devserve._STACK_SIZE)
+                threading.stack_size(1024**2)
+                devserve.DebuggedApplication(hello, pin="off")
+                self.assertEqual(threading.stack_size(), 1024**2, "what the application has chosen stays")
+
     def test_calls_are_made_where_no_thread_can_be_started(self) -> None:
         with mock.patch.object(devserve.ForeignCalls, "start", side_effect=RuntimeError("can't start new thread")):
             self.assertEqual(devserve.call_bounded(lambda: 3, 5.0), (3, None))
