@@ -590,12 +590,12 @@ def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
 # was made in more time than was allowed, and no more than `_STUCK_LIMIT` of its threads live at once.  Nothing below
 # "attributes" runs a line of the application's.
 #
-# Doors: NAME_LIMIT, CODE_TYPES, MISSING, Outcome, escape_controls, escape_unprintable, shown_text, type_name, TooLate,
-# call_safely, call_bounded, call_each_bounded, ForeignCalls, interrupt_thread, enlarge_stacks, is_library, is_app_file,
-# is_app_code, thread_position, app_position, is_below, application_traceback, linked_exceptions, traceback_text, raw_slot,
-# own_dict, static_attributes, static_attribute, locals_of, SOCKET_KEY, is_taken_over, nobody_listens,
-# PRESERVE_CONTEXT, ON_EXCEPTION, HANDED_OVER, hand_over, is_debugged, is_main_thread, has_green_threads,
-# native_threading, native_sleep.
+# Doors: NAME_LIMIT, CODE_TYPES, MISSING, Outcome, escape_controls, escape_unprintable, shown_text, type_name,
+# TooLate, call_safely, call_bounded, call_each_bounded, ForeignCalls, interrupt_thread, enlarge_stacks, is_library,
+# is_app_file, is_app_code, thread_position, app_position, is_below, application_traceback, linked_exceptions,
+# traceback_text, raw_slot, own_dict, static_attributes, static_attribute, locals_of, SOCKET_KEY, is_taken_over,
+# nobody_listens, PRESERVE_CONTEXT, ON_EXCEPTION, HANDED_OVER, hand_over, is_debugged, is_main_thread,
+# has_green_threads, native_threading, native_sleep.
 #
 # Read first: call_safely, call_each_bounded, is_app_file, static_attribute.
 # =====================================================================================================================
@@ -8310,9 +8310,15 @@ def _network_address() -> str:
 def tls_from_files(cert: str, key: str) -> Callable[[socket.socket], socket.socket]:
     """Return the function that puts TLS on a server's connection, by a certificate and its key (PEM files).
 
-    Whoever calls it does the handshake.  Raises `DevserveError` for files that are missing or do not fit each other.
+    Whoever calls it does the handshake.  Raises `DevserveError` for files that are missing or do not fit each other,
+    and under a Python that was built without ssl.
     """
-    import ssl
+    try:
+        import ssl
+    except ImportError as error:
+        raise DevserveError(
+            f"--cert {cert}: this Python has no ssl ({error}); serve plain HTTP, or use another"
+        ) from error
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.set_alpn_protocols(["http/1.1"])

@@ -14099,6 +14099,10 @@ class RunnerInCode(RunnerCase):
         served.wait_for("warning: --open finds no browser that shows http")
         self.assertEqual(served.get(), "hello")
 
+    def test_a_python_without_ssl_says_so(self) -> None:
+        with mock.patch.dict(sys.modules, {"ssl": None}), self.assertRaisesRegex(devserve.DevserveError, "has no ssl"):
+            devserve.make_server(hello, cert="cert.pem")
+
     def test_a_bad_certificate_leaves_no_socket_file_behind(self) -> None:
         with tempfile.TemporaryDirectory(prefix="ds") as folder:
             self.failed("hello", "--host", f"unix:{folder}/s", "--cert", "missing.pem")
