@@ -10682,24 +10682,29 @@ def _places_of_missing(error: Optional[BaseException]) -> Iterator[str]:
 #
 # A reload replaces the running process by a new one with the same pid.  `Launch` is how this process was started,
 # `Handover` what it leaves to the next: open sockets and notes.  `restart_process` puts back what the start found and
-# calls `os.execve`; where a system cannot replace a process, `supervise` is a parent that starts one child after the
-# other.  May know the configuration, foreign code and the terminal; who is served, and what, it never learns.
+# calls `os.execve`.  Where that does not replace a process (Windows), or a debugger would lose it, `supervise` is a
+# parent that starts one child after the other.  May know the configuration, foreign code and the terminal; who is
+# served, and what, it never learns.
 #
-# An exec goes so: the process runs its exit handlers, starts a store (a few lines of Python, `_STORE`), sends it the
-# sockets and notes over a Unix socket, puts back what the application has changed of the process, and calls
-# `os.execve` with the store's address in the variable `_HANDOVER_ENV`.  `Launch.capture` of the new process finds the
-# address there, fetches what was left, and the store ends.  The old process does not wait for the store to start, as
-# its message lies in the kernel's buffer.  The listeners lie in that message, too, so the port never closes: clients
-# that connect meanwhile stay in the kernel's queue.  If the exec fails, the store is killed and all is as before.
+# A reload by exec goes so.  The process runs its exit handlers and starts a store: another process, of a few lines of
+# Python (`_STORE`), which listens on a Unix socket.  It sends the store one message with the sockets and the notes,
+# and does not wait, as the message lies in the kernel's buffer.  It puts back what the application has changed of the
+# process, and calls `os.execve` with the store's address in the variable `_HANDOVER_ENV`.  In the new process,
+# `Launch.capture` finds the address, fetches the message, and the store ends.  The listeners lie in that message, so
+# the port never closes: clients that connect meanwhile stay in the kernel's queue.  If the exec fails, the store is
+# killed and all is as before.
+#
+# The store costs 20 ms of another core.  A descriptor that simply stays open across the exec would be cheaper; but in
+# code the application runs before us, and each child that it starts then would inherit it, with the port, the clients
+# and the PIN.  A fork in the place of the store would run the application's own fork handlers and hold its locks.
 #
 # Under `supervise` the parent is the store: a child sends it the same message and ends with `_RELOAD_STATUS`; the
-# parent gives the message to the next child.  Windows needs that, and DEVSERVE_RELOADER=spawn asks for it elsewhere.
+# parent gives the message to the next child.
 #
 # Invariants:
-# - No descriptor of ours is inheritable at any moment, so that no child of the application, forked at an import or
-#   started by `os.system`, holds a listener, a client or a secret.  A handover therefore does not cross an exec in the
-#   process itself: it waits in another one, the store (in systemd's sense), which gives it to our pid and to no other.
-# - The command of the first start is repeated word for word, whoever's program it names (a debugger, coverage, the
+# - No descriptor of ours is inheritable at any moment, and what listens at an address gives a message to the one pid
+#   that it is for.  (Windows cannot pass sockets so; there children inherit them.)
+# - The command of the first start is repeated word for word, whoever's program it names (coverage, a profiler, the
 #   application's own script).  Only where devserve.py itself is the program, a `-c` line imports it instead, as Python
 #   compiles a script at each start, but not a module.
 # - What an exec would carry along is a line in `_KEPT`: saved at the first start, restored before each exec.
@@ -10707,7 +10712,7 @@ def _places_of_missing(error: Optional[BaseException]) -> Iterator[str]:
 #
 # Doors: Handover, Launch, restart_process, end_process, supervise.
 #
-# Read first: Launch.capture, restart_process, _exec, _store, _receive, _Supervisor.run.
+# Read first: Launch.capture, restart_process, _exec, _start_store, _receive, _Supervisor.run.
 # =====================================================================================================================
 
 _HANDOVER_ENV = "DEVSERVE_HANDOVER"  # "PID:ADDRESS", who may fetch the handover and where; a child has another pid
@@ -10717,7 +10722,6 @@ _FETCH_SECONDS = 10.0  # for the store to start and answer; it takes 0.02 on an 
 _STORE_INTERVAL = 0.05  # between two looks of the store whether this process lives; a port stays in use so long
 _PARENT_INTERVAL = 0.1  # between two looks of the parent whether its child lives
 _ORPHAN_SECONDS = 5.0  # from the death of the parent to the unasked end of the child
-_REAP_INTERVAL = 1.0  # between two looks for dead children of earlier processes
 _LISTED_DESCRIPTORS = 1024  # looked at one by one where nothing lists the open ones; the usual limit of a process
 _PASSED_LIMIT = 250  # descriptors in one message; Linux takes 253
 
@@ -10745,15 +10749,14 @@ class _Parent(NamedTuple):
 class Launch(NamedTuple):
     """How this program was started, so that it can be started the same way again.
 
-    `capture` makes the one of a process at its start, in the main thread.  It never changes, so any thread may use it;
-    the environment of the first start, and what `_KEPT` saved there, go from process to process with each handover.
+    `capture` makes it at the start of a process, in the main thread.  It never changes, so any thread may use it.
+    Command, environment and what `_KEPT` saved are those of the first start: they go from process to process.
     """
 
-    executable: str
     command: list[str]
     is_plain: bool  # the program is devserve.py itself, so that none of the application's code runs before it
     environ: dict[str, str]
-    kept: dict[str, Any]  # what `_KEPT` saved at the first start
+    kept: dict[str, Any]
     started: float  # wall clock; the files were loaded after this
     can_repeat: bool  # not at a prompt or in a notebook, where a reload would replace all that was entered
     parent: Optional[_Parent]  # under `supervise`
@@ -10766,26 +10769,37 @@ class Launch(NamedTuple):
         Call it once, in the main thread; with `early` when no code of the application has run yet.  Signals that the
         restart held back stay blocked until `release_signals`.
         """
-        parent, words, fds = _fetch()
-        command, is_plain = _start_command()
+        parent, message, fds = _fetch()
+        if message:
+            command, is_plain = message["command"], message["is_plain"]
+        else:
+            command, is_plain = _start_command(early)
         launch = cls(
-            executable=sys.executable,
             command=command,
-            is_plain=is_plain and early,
+            is_plain=is_plain,
+            environ=message.get("environ") or _first_environ(early),
+            kept=message.get("kept") or {**_save(), "folder": _first_folder(early)},
+            started=message.get("left") or time.time() - time.process_time(),
             can_repeat=early or not _is_at_prompt(),
-            environ=words.get("environ") or _first_environ(early),
-            kept=words.get("kept") or {**_save(), "folder": _first_folder(early)},
-            started=words.get("left") or time.time() - time.process_time(),
             parent=parent,
-            handover=Handover(_by_role(words["roles"], fds), words["notes"]) if words else None,
+            handover=Handover(_by_role(message["roles"], fds), message["notes"]) if message else None,
         )
-        if words:
+        if message:
             _restore_ignored(launch.kept["ignored"])
             _allow_new_session(launch.kept["leads"])
-            _start_thread(_reap_children, words["children"])
+            for pid in message["children"]:
+                _start_thread(_reap_child, pid)
         if parent is not None:
             _start_thread(_end_with_parent, parent.line)
         return launch
+
+    def message(self, handover: Handover) -> tuple[dict[str, Any], list[int]]:
+        """Return what the next process is to fetch, and the descriptors that go with it."""
+        roles = {role: len(fds) for role, fds in handover.sockets.items()}
+        fds = [fd for group in handover.sockets.values() for fd in group]
+        first = {"command": self.command, "is_plain": self.is_plain, "environ": self.environ, "kept": self.kept}
+        now = {"left": time.time(), "children": _children(), "roles": roles, "notes": handover.notes}
+        return {**first, **now}, fds
 
     @property
     def must_supervise(self) -> bool:
@@ -10822,15 +10836,17 @@ def _start_thread(target: Callable[..., object], *args: object) -> None:
     native_threading.Thread(target=target, args=args, name=name, daemon=True).start()
 
 
-# -- the command
+# -- the first start: command, folder, environment
 
 
-def _start_command() -> tuple[list[str], bool]:
-    """Return the command that starts this program again, and whether devserve.py itself is the program."""
+def _start_command(early: bool) -> tuple[list[str], bool]:
+    """Return the command that starts this program again, and whether devserve.py itself is the program.
+
+    Then the command imports devserve instead; it has the interpreter's flags, the first entry of `sys.path`, which
+    was the script's folder, and `sys.argv`.
+    """
     words = [sys.executable, *_original_command()[1:]]
-    if _IMPORT_AND_RUN in words:
-        return words, True
-    if not _is_program():
+    if not early or not _is_program():
         return words, False
     flags = words[1 : len(words) - len(sys.argv)]
     if flags[-1:] == ["-m"]:
@@ -10841,21 +10857,17 @@ def _start_command() -> tuple[list[str], bool]:
 def _is_program() -> bool:
     """Return whether the interpreter itself runs devserve.py, as a script or by `-m`, and would find it by import.
 
-    Under somebody else's program (`-m coverage run devserve.py`) there are frames of that program around ours.  With
-    `-I` and `-P` the script's folder is not in `sys.path`.
+    Then no frames stand around ours but those of `runpy`, by which `-m` works; under `coverage run devserve.py` there
+    are coverage's.  With `-I` and `-P` an import would not find the file, as its folder is not in `sys.path`.
     """
     frame: Optional[FrameType] = sys._getframe()
-    while frame is not None and frame.f_code.co_name != "<module>":
+    while frame is not None and (frame.f_globals is globals() or frame.f_globals.get("__name__") == "runpy"):
         frame = frame.f_back
-    outer = frame and frame.f_back
-    while outer is not None and outer.f_globals.get("__name__") == "runpy":  # `-m` is two frames of it
-        outer = outer.f_back
-    if __name__ != "__main__" or frame is None or frame.f_globals is not globals() or outer is not None:
-        return False
     try:
-        return os.path.samefile(os.path.join(sys.path[0], "devserve.py"), __file__)
+        is_found = os.path.samefile(os.path.join(sys.path[0], "devserve.py"), __file__)
     except OSError:
-        return False
+        is_found = False
+    return frame is None and __name__ == "__main__" and is_found
 
 
 def _under_pydevd() -> bool:
@@ -10864,28 +10876,21 @@ def _under_pydevd() -> bool:
 
 
 def _original_command() -> list[str]:
-    """Return the words that the interpreter was started with: Python knows them since 3.10, Linux always."""
-    if _under_pydevd():  # which puts itself into the command of each child
-        return _rebuilt_command()
-    if sys.version_info >= (3, 10):
-        return list(sys.orig_argv)  # novermin: 3.9 is answered below
-    try:
-        with open("/proc/self/cmdline", "rb") as file:
+    """Return the words that the interpreter was started with: Python knows them since 3.10, Linux always.
+
+    pydevd puts itself into the command of each child anew, so that under it the program alone is wanted.
+    """
+    if not _under_pydevd():
+        if sys.version_info >= (3, 10):
+            return list(sys.orig_argv)  # novermin: 3.9 is answered below
+        with contextlib.suppress(OSError), open("/proc/self/cmdline", "rb") as file:
             return [os.fsdecode(word) for word in file.read().split(b"\0")[:-1]]
-    except OSError:
-        return _rebuilt_command()
-
-
-def _rebuilt_command() -> list[str]:
-    """Return an equal command, from what the interpreter remembers of its flags."""
     import subprocess
 
     main = sys.modules["__main__"]
     name: str = getattr(getattr(main, "__spec__", None), "name", "")
     name = name[: -len(".__main__")] if name.endswith(".__main__") else name
     program = ["-m", name] if name else [os.path.abspath(getattr(main, "__file__", sys.argv[0]))]
-    if __name__ != "__main__" and main is sys.modules.get(__name__):  # `_IMPORT_AND_RUN` has put this module there
-        program = ["-c", _IMPORT_AND_RUN, sys.path[0], sys.argv[0]]
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     return [sys.executable, *flags, *program, *sys.argv[1:]]
 
@@ -10910,16 +10915,19 @@ def _first_folder(early: bool) -> str:
 
 
 def _first_environ(early: bool) -> dict[str, str]:
-    """Return the environment at the start.  Linux still knows it after the application has changed its own."""
-    try:
+    """Return the environment at the start.
+
+    In code the application has run before, and may have read a `.env` that is edited later.  Linux still knows what
+    was there, unless a program that sets its title has written over it.
+    """
+    environ = dict(os.environ)
+    with contextlib.suppress(OSError):
         with open("/proc/self/environ", "rb") as file:
-            words = [] if early else [word.partition(b"=") for word in file.read().split(b"\0")[:-1]]
-    except OSError:
-        words = []
-    if not words or not all(equals for _, equals, _ in words):  # a program that sets its title may overwrite it
-        return dict(os.environ)
-    first = {os.fsdecode(key): os.fsdecode(value) for key, _, value in words}
-    return {key: value for key, value in first.items() if key != _HANDOVER_ENV}
+            words = [word.partition(b"=") for word in file.read().split(b"\0")[:-1]]
+        if not early and words and all(equals for _, equals, _ in words):
+            environ = {os.fsdecode(key): os.fsdecode(value) for key, _, value in words}
+    environ.pop(_HANDOVER_ENV, None)
+    return environ
 
 
 # -- what an exec would carry along
@@ -10957,10 +10965,6 @@ def _is_open(fd: int) -> bool:
     return True
 
 
-def _terminals() -> list[int]:
-    return [fd for fd in (0, 1, 2) if os.isatty(fd)]
-
-
 def _save_ignored() -> list[int]:
     """Return the numbers of the signals that are ignored now."""
     return [int(number) for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN]
@@ -10973,23 +10977,29 @@ def _restore_ignored(ignored: list[int]) -> None:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
+def _allow_new_session(led: bool) -> None:
+    """Let `os.setsid` of a module pass in silence when the process before, with the same pid, has called it already.
+
+    A process that leads a session cannot begin another (EPERM), and cannot give the first one up.
+    """
+    if sys.platform != "win32" and not led and os.getsid(0) == os.getpid():
+        os.setsid = lambda: None
+
+
 if sys.platform != "win32":
     _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+
+    def _save_folder() -> str:
+        """Return the working directory, or the root when it has been removed."""
+        try:
+            return os.getcwd()
+        except FileNotFoundError:
+            return os.sep
 
     def _save_umask() -> int:
         umask = os.umask(0o077)
         os.umask(umask)
         return umask
-
-    def _save_blocked() -> list[int]:
-        return [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())]
-
-    def _save_timers() -> list[tuple[float, float]]:
-        return [signal.getitimer(timer) for timer in _TIMERS]
-
-    def _restore_timers(values: list[tuple[float, float]]) -> None:
-        for timer, value in zip(_TIMERS, values):
-            signal.setitimer(timer, *value)
 
     def _save_terminal() -> dict[str, Any]:
         """Return which standard streams are a terminal, whether each stream blocks, and the terminal's attributes."""
@@ -10999,7 +11009,7 @@ if sys.platform != "win32":
         with contextlib.suppress(OSError, termios.error):
             attributes = termios.tcgetattr(0) if os.isatty(0) else None
         blocking = {fd: os.get_blocking(fd) for fd in (0, 1, 2) if _is_open(fd)}
-        return {"fds": _terminals(), "blocking": blocking, "attributes": attributes}
+        return {"fds": list(filter(os.isatty, blocking)), "blocking": blocking, "attributes": attributes}
 
     def _restore_terminal(value: dict[str, Any]) -> None:
         """Restore the terminal, unless it is another job's now, when writing to it would stop this one."""
@@ -11011,12 +11021,12 @@ if sys.platform != "win32":
             if value["attributes"] and os.tcgetpgrp(0) == os.getpgrp():
                 termios.tcsetattr(0, termios.TCSANOW, value["attributes"])
 
-    def _save_folder() -> str:
-        """Return the working directory, or the root when it has been removed."""
-        try:
-            return os.getcwd()
-        except FileNotFoundError:
-            return os.sep
+    def _descriptors() -> Iterable[int]:
+        """Return the numbers above the standard streams that may be in use, though nothing lists those that are."""
+        for folder in ("/proc/self/fd", "/dev/fd"):
+            with contextlib.suppress(OSError):  # a sandbox without /proc, into which Linux's /dev/fd leads as well
+                return [fd for fd in map(int, os.listdir(folder)) if fd > 2]
+        return range(3, _LISTED_DESCRIPTORS)
 
     def _save_inheritable() -> list[int]:
         """Return the descriptors, besides the standard streams, that an exec would not close."""
@@ -11027,42 +11037,40 @@ if sys.platform != "win32":
                     found.append(fd)
         return found
 
-    def _descriptors() -> Iterable[int]:
-        """Return the numbers above the standard streams that may be in use, though nothing lists those that are."""
-        for folder in ("/proc/self/fd", "/dev/fd"):
-            with contextlib.suppress(OSError):  # a sandbox without /proc, into which Linux's /dev/fd leads as well
-                return [fd for fd in map(int, os.listdir(folder)) if fd > 2]
-        return range(3, _LISTED_DESCRIPTORS)
-
     def _restore_inheritable(fds: list[int]) -> None:
         for fd in {*_save_inheritable(), *filter(_is_open, fds)}:
             os.set_inheritable(fd, fd in fds)
 
     _KEPT = {
+        # The command names its script relative to the folder.
         "folder": _Kept(_save_folder, os.chdir),
         "umask": _Kept(_save_umask, os.umask),
-        "blocked": _Kept(_save_blocked, partial(signal.pthread_sigmask, signal.SIG_SETMASK)),
+        # A signal that a module blocks would never reach the next process.
+        "blocked": _Kept(
+            lambda: list(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ()))),
+            partial(signal.pthread_sigmask, signal.SIG_SETMASK),
+        ),
+        # An exec gives each signal with a handler its default back, but one that is ignored stays so.
         "ignored": _Kept(_save_ignored, _no_change),
+        # Whether the process leads a session, see `_allow_new_session`.
         "leads": _Kept(lambda: os.getsid(0) == os.getpid(), _no_change),
-        "timers": _Kept(_save_timers, _restore_timers),
+        # An alarm or a profiler's tick would kill the next process, which has no handler for it yet.
+        "timers": _Kept(
+            lambda: [signal.getitimer(timer) for timer in _TIMERS],
+            lambda values: [signal.setitimer(timer, *value) for timer, value in zip(_TIMERS, values)],
+        ),
+        # A debugger's prompt and `getpass` turn the echo off, and some programs let standard input not block.
         "terminal": _Kept(_save_terminal, _restore_terminal),
+        # What the application has made inheritable would stay open, once more for each reload.
         "inheritable": _Kept(_save_inheritable, _restore_inheritable),
     }
 else:
     _KEPT = {
+        "folder": _Kept(os.getcwd, _no_change),
         "ignored": _Kept(_save_ignored, _no_change),
         "leads": _Kept(lambda: False, _no_change),
-        "terminal": _Kept(lambda: {"fds": _terminals()}, _no_change),
+        "terminal": _Kept(lambda: {"fds": [fd for fd in (0, 1, 2) if os.isatty(fd)]}, _no_change),
     }
-
-
-def _allow_new_session(led: bool) -> None:
-    """Let `os.setsid` of a module pass in silence when the process before, with the same pid, has called it already.
-
-    A process that leads a session cannot begin another (EPERM), and cannot give the first one up.
-    """
-    if sys.platform != "win32" and not led and os.getsid(0) == os.getpid():
-        os.setsid = lambda: None
 
 
 # -- the end of a process
@@ -11074,23 +11082,15 @@ def restart_process(launch: Launch, handover: Handover, ready: Callable[[], obje
     Exit handlers run first, and the streams are flushed; `ready` is called last.  Raises OSError when the program
     cannot be started; the process is then as it was, but for the exit handlers.
     """
-    if not os.access(launch.executable or os.devnull, os.X_OK):
-        raise FileNotFoundError(errno.ENOENT, "the interpreter is gone", launch.executable)
+    if not os.access(launch.command[0] or os.devnull, os.X_OK):
+        raise FileNotFoundError(errno.ENOENT, "the interpreter is gone", launch.command[0])
     _run_exit_handlers()
-    words = {
-        "kept": launch.kept,
-        "environ": launch.environ,
-        "left": time.time(),
-        "children": _children(),
-        "roles": {role: len(fds) for role, fds in handover.sockets.items()},
-        "notes": handover.notes,
-    }
-    fds = [fd for group in handover.sockets.values() for fd in group]
+    message, fds = launch.message(handover)
     if launch.parent is not None:
         ready()
-        _send(_connect(launch.parent.address) if launch.parent.address else launch.parent.line, words, fds)
+        _send(_connect(launch.parent.address) if launch.parent.address else launch.parent.line, message, fds)
         os._exit(_RELOAD_STATUS)
-    _exec(launch, words, fds, ready)
+    _exec(launch, message, fds, ready)
 
 
 def end_process(status: int) -> NoReturn:
@@ -11102,7 +11102,16 @@ def end_process(status: int) -> NoReturn:
 def _run_exit_handlers() -> None:
     """Run what would run at the interpreter's end, for `_EXIT_SECONDS` at most, and flush the streams."""
     done = native_threading.Event()
-    _start_thread(_exit_handlers, done)
+
+    def exit_handlers() -> None:
+        try:
+            if "concurrent.futures.process" in sys.modules:  # the interpreter would do so before its exit handlers
+                sys.modules["concurrent.futures.process"]._python_exit()
+            atexit._run_exitfuncs()
+        finally:  # Python 3.9 raises the last handler's error, which has been printed
+            done.set()
+
+    _start_thread(exit_handlers)
     if not done.wait(_EXIT_SECONDS) and "multiprocessing.process" in sys.modules:
         for worker in sys.modules["multiprocessing.process"].active_children():
             worker.terminate()
@@ -11111,28 +11120,21 @@ def _run_exit_handlers() -> None:
             stream.flush()
 
 
-def _exit_handlers(done: native_threading.Event) -> None:
-    try:
-        if "concurrent.futures.process" in sys.modules:  # the interpreter would do so before its exit handlers
-            sys.modules["concurrent.futures.process"]._python_exit()
-        atexit._run_exitfuncs()
-    finally:  # Python 3.9 raises the last handler's error, which has been printed
-        done.set()
-
-
-def _exec(launch: Launch, words: dict[str, Any], fds: list[int], ready: Callable[[], object]) -> NoReturn:
+def _exec(launch: Launch, message: dict[str, Any], fds: list[int], ready: Callable[[], object]) -> NoReturn:
     """Leave the handover in a store and replace the process, or raise OSError."""
     if sys.platform == "win32":
         raise OSError(errno.EINVAL, "this system does not replace a process by another")
-    _reap_dead()
     now = _save()
-    pid, address = _store(launch, words, fds)
+    pid, address = _start_store(launch)
     try:
+        message["children"].append(pid)
+        with contextlib.closing(_connect(address)) as store:
+            _send(store, message, fds)
         _restore(launch.kept)
         ready()
         _hold_signals(launch)
         environ = {**launch.environ, _HANDOVER_ENV: f"{os.getpid()}:{address}"}
-        os.execve(launch.executable, launch.command, environ)
+        os.execve(launch.command[0], launch.command, environ)
     except OSError:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -11143,7 +11145,8 @@ def _exec(launch: Launch, words: dict[str, Any], fds: list[int], ready: Callable
 def _hold_signals(launch: Launch) -> None:
     """Block signals, as a new process inherits it, until that has its handlers.
 
-    In a process that runs other people's code before, none may be blocked: it might start children.
+    In a process that runs other people's code before, none may be blocked, as it might start children.  There a signal
+    in this moment does what it does to any program: it ends the process.
     """
     if sys.platform != "win32" and launch.is_plain:
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
@@ -11183,26 +11186,19 @@ os._exit(0)
 """
 
 
-def _store(launch: Launch, words: dict[str, Any], fds: list[int]) -> tuple[int, str]:
-    """Start a store and leave the handover there; return its pid and address."""
+def _start_store(launch: Launch) -> tuple[int, str]:
+    """Start the store's process; return its pid and address.  Ctrl-C at the terminal does not reach its group."""
     listener, address = _listen_for_handover()
     with contextlib.closing(listener):
-        pid = _spawn_store(launch, listener)
-    words["children"].append(pid)
-    with contextlib.closing(_connect(address)) as store:
-        _send(store, words, fds)
-    return pid, address
+        command = [launch.command[0], "-I", "-S", "-c", _STORE, str(os.getpid()), str(_STORE_INTERVAL)]
+        if sys.platform == "win32" or not hasattr(os, "posix_spawn"):  # PyPy
+            import subprocess
 
-
-def _spawn_store(launch: Launch, listener: _socket.socket) -> int:
-    """Start the store's process; it is in a group of its own, which Ctrl-C at the terminal does not reach."""
-    command = [launch.executable, "-I", "-S", "-c", _STORE, str(os.getpid()), str(_STORE_INTERVAL)]
-    if sys.platform == "win32" or not hasattr(os, "posix_spawn"):  # PyPy
-        import subprocess
-
-        return subprocess.Popen(command, env=launch.environ, stdin=listener.fileno(), start_new_session=True).pid
-    actions = [(os.POSIX_SPAWN_DUP2, listener.fileno(), 0)]
-    return os.posix_spawn(command[0], command, launch.environ, file_actions=actions, setpgroup=0, setsigmask=())
+            process = subprocess.Popen(command, env=launch.environ, stdin=listener.fileno(), start_new_session=True)
+            return process.pid, address
+        actions = [(os.POSIX_SPAWN_DUP2, listener.fileno(), 0)]
+        pid = os.posix_spawn(command[0], command, launch.environ, file_actions=actions, setpgroup=0, setsigmask=())
+        return pid, address
 
 
 def _listen_for_handover() -> tuple[_socket.socket, str]:
@@ -11236,19 +11232,20 @@ def _connect(address: str) -> _socket.socket:
 # -- messages between processes
 
 
-def _send(sock: _socket.socket, words: dict[str, Any], fds: list[int]) -> None:
-    """Send the words, and sockets along with the first bytes where the system can pass them."""
-    data = marshal.dumps(words)
+def _send(sock: _socket.socket, message: dict[str, Any], fds: list[int]) -> None:
+    """Send a message, and descriptors along with its first bytes where the system can pass them."""
+    data = marshal.dumps(message)
     data = struct.pack(">II", len(data), len(fds)) + data
     if sys.platform != "win32":
         for start in range(0, len(fds), _PASSED_LIMIT):
-            passed = struct.pack(f"{len(fds[start : start + _PASSED_LIMIT])}i", *fds[start : start + _PASSED_LIMIT])
+            part = fds[start : start + _PASSED_LIMIT]
+            passed = struct.pack(f"{len(part)}i", *part)
             data = data[sock.sendmsg([data[:1]], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)]) :]
     sock.sendall(data)
 
 
 def _receive(sock: _socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """Return the words and descriptors of a message; empty ones when none comes.  Nobody inherits the descriptors."""
+    """Return a message and its descriptors; empty ones when none comes.  Nobody inherits the descriptors."""
     data = b""
     fds: list[int] = []
     while len(data) < 8 or len(data) < 8 + int.from_bytes(data[:4], "big"):
@@ -11264,8 +11261,8 @@ def _receive(sock: _socket.socket) -> tuple[dict[str, Any], list[int]]:
         data += more
     for fd in fds:
         os.set_inheritable(fd, False)
-    words: dict[str, Any] = marshal.loads(data[8:])
-    return words, fds
+    message: dict[str, Any] = marshal.loads(data[8:])
+    return message, fds
 
 
 def _by_role(roles: dict[str, int], fds: list[int]) -> dict[str, list[int]]:
@@ -11275,7 +11272,7 @@ def _by_role(roles: dict[str, int], fds: list[int]) -> dict[str, list[int]]:
 
 
 def _fetch() -> tuple[Optional[_Parent], dict[str, Any], list[int]]:
-    """Return the parent, if there is one, and the words and descriptors that the process before has left.
+    """Return the parent, if there is one, and the message and descriptors that the process before has left.
 
     The environment of a child of the application may hold the variable too; the child's pid is another, and what
     listens at the address knows it.
@@ -11285,21 +11282,21 @@ def _fetch() -> tuple[Optional[_Parent], dict[str, Any], list[int]]:
         return None, {}, []
     try:
         line = _socket.socket(fileno=int(address)) if address.isdigit() else _connect(address)
-        words, fds = _receive(line)
+        message, fds = _receive(line)
     except OSError:
         return None, {}, []
     _remove_address(address if pid == str(os.getpid()) else "")
     line.settimeout(None)
     if address.isdigit():
-        for fd in (line.fileno(), *words["inherited"]):
+        for fd in (line.fileno(), *message["inherited"]):
             end = socket.socket(fileno=fd)
             end.set_inheritable(False)
             end.detach()
-        return _Parent(line, ""), words, words["inherited"]
-    if pid == str(os.getpid()) or not words:
+        return _Parent(line, ""), message, message["inherited"]
+    if pid == str(os.getpid()) or not message:
         line.close()
-        return None, words, fds
-    return _Parent(line, address), words, fds
+        return None, message, fds
+    return _Parent(line, address), message, fds
 
 
 # -- children of earlier processes
@@ -11315,29 +11312,10 @@ def _children() -> list[int]:
     return found
 
 
-def _reap_dead() -> None:
-    """Reap the children that have died.  For the moment before an exec, when nobody else can still do it."""
-    if sys.platform != "win32":
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-
-
-def _reap_children(pids: list[int]) -> None:
-    """Reap the children of earlier processes as they end, and no others: those belong to the application."""
-    while pids:
-        pids = [pid for pid in pids if not _has_ended(pid)]
-        native_sleep(_REAP_INTERVAL)
-
-
-def _has_ended(pid: int) -> bool:
-    """Reap one child if it has ended; return whether it is gone."""
-    if sys.platform == "win32":
-        return True
-    try:
-        return os.waitpid(pid, os.WNOHANG)[0] == pid
-    except ChildProcessError:  # the application has waited for any child, or it was the child of another parent
-        return True
+def _reap_child(pid: int) -> None:
+    """Reap a child of an earlier process when it ends; all others belong to the application."""
+    with contextlib.suppress(ChildProcessError):  # the application has waited for any child, or it was the parent's
+        os.waitpid(pid, 0)
 
 
 # -- where exec does not replace: a parent that starts children
@@ -11366,12 +11344,7 @@ class _Supervisor:
         self.stopped_by = 0  # the signal that asked for the end
         self.listeners = [socket.socket(fileno=fd) for fd in handover.sockets["listener"]]
         self.waiting: list[int] = []
-        self.words: dict[str, Any] = {
-            "kept": launch.kept,
-            "environ": launch.environ,
-            "children": [],
-            "notes": handover.notes,
-        }
+        self.message, _ = launch.message(handover)  # for the next child
 
     def run(self) -> int:
         """Run children until one is the last."""
@@ -11453,23 +11426,23 @@ class _Supervisor:
     def _give(self, line: _socket.socket) -> None:
         """Give the child the listener and what is left to it."""
         fds = [*(listener.fileno() for listener in self.listeners), *self.waiting]
-        words = {**self.words, "roles": {"listener": len(self.listeners), "waiting": len(self.waiting)}}
+        self.message["roles"] = {"listener": len(self.listeners), "waiting": len(self.waiting)}
         if sys.platform == "win32":
-            words["inherited"] = fds
+            self.message["inherited"] = fds
         with contextlib.suppress(OSError):  # it died at once
-            _send(line, words, fds)
+            _send(line, self.message, fds)
         for fd in self.waiting:
             os.close(fd)
         self.waiting = []
 
     def _take(self, line: _socket.socket) -> None:
         """Take what the child leaves for the next."""
-        words: dict[str, Any] = {}
+        message: dict[str, Any] = {}
         with contextlib.suppress(OSError):
-            words, fds = _receive(line)
-        if words:
-            sockets = _by_role(words["roles"], fds)
-            self.words, self.waiting = words, sockets.get("waiting", [])
+            message, fds = _receive(line)
+        if message:
+            sockets = _by_role(message["roles"], fds)
+            self.message, self.waiting = message, sockets.get("waiting", [])
             for fd in sockets["listener"]:  # a second descriptor of ours
                 os.close(fd)
 

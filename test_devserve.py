@@ -13033,7 +13033,7 @@ class ReloaderRestart(Folder):
 
     def test_an_interpreter_that_is_gone_is_an_error_and_the_process_lives_on(self) -> None:
         body = """
-launch = launch._replace(executable="/no/such/python")
+launch = launch._replace(command=["/no/such/python"])
 try:
     again()
 except OSError as error:
