@@ -9889,7 +9889,7 @@ _SHARE = 0.006  # of a core, for looking at files; waking up 22 times a second c
 _SHARE_WHEN_BUSY = 0.1  # the same for a while after a reload, since whoever has just saved will save again
 _BUSY_SECONDS = 60.0  # that while; afterwards, idle means idle
 _HOT = 10  # the files edited last are looked at in each round, since the next edit is most likely to one of them
-_PERIOD = 4.0  # seconds in which each file of an installed package is looked at once; own files should take less
+_PERIOD = 4.0  # seconds in which each file of an installed package is looked at once; the project's should take less
 _CHORES = 0.005  # seconds of a round that may go into listing folders and reading files; requests wait meanwhile
 _SETTLE = 0.015  # seconds without a further change that end a save: editors write in a few milliseconds
 _SETTLE_DOUBTFUL = 0.2  # the same for what is gone or empty, as editors rename or truncate first, and for installers
@@ -10083,11 +10083,6 @@ class _Files:
             self.own.append(path)
             self.states[path] = state
 
-    def add_all(self, paths: Iterable[str]) -> None:
-        """Watch these paths, of which this process may have read each since its start."""
-        for path in paths:
-            self.add(path, self._first_state(path, self.since))
-
     def add_data(self, paths: Iterable[str], *, new: bool = False) -> None:
         """Watch files that were asked for by name or folder; the next process will learn of them."""
         for path in paths:
@@ -10185,8 +10180,10 @@ class _Files:
             else:
                 self.add_data([path])
 
-    def add_project(self) -> None:
-        """Watch every module file in the working directory and in the project's other places on sys.path."""
+    def add_whatever_mends(self, error: BaseException) -> None:
+        """Watch the places where a module would appear that an import has missed, and every module of the project."""
+        for path in _places_of_missing(error):
+            self.add(path, self._first_state(path, self.since))
         for folder in self._project_folders([self.cwd, *sys.path]):
             self.add_tree(folder, _is_module)
 
@@ -10224,13 +10221,13 @@ class _Files:
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    self._meet(entry, wants, new)
+                    self._add_entry(entry, wants, new)
         except FileNotFoundError:
             return
         except OSError as error:
             self.warn(f"cannot look into {folder}: {error.strerror}")
 
-    def _meet(self, entry: os.DirEntry[str], wants: _Wants, new: bool) -> None:
+    def _add_entry(self, entry: os.DirEntry[str], wants: _Wants, new: bool) -> None:
         if _is_folder(entry):
             if _is_walked(entry) and not self._is_known_link(entry, wants):
                 self.add_tree(entry.path, wants, new)
@@ -10370,10 +10367,9 @@ class Watcher(native_threading.Thread):
         self.watch(self._asked[2])
         self._handlers: list[tuple[str, Callable[[list[str]], bool]]] = []  # see `watch_data`
         self._hot: list[str] = []  # the project's files that were edited last
-        self._met = 0  # of the project's files, so many were there at the last look
+        self._known = 0  # of the project's files, so many have been taken up
         self._busy_until = time.monotonic() + _BUSY_SECONDS if memory else 0.0
-        self._next_installed = 0.0  # when installed files are looked at again, by the monotonic clock
-        self._turns = {"own": 0, "installed": 0}  # how far each walk has come
+        self._turns = {"own": 0, "installed": 0}  # how far each list has been gone through
         self._cost = 5e-6  # seconds a file, a first guess; measured from then on
         self._unread: list[str] = []  # files whose content is still to be learnt
         self._pending: set[str] = set()  # what has changed while a file did not compile
@@ -10396,13 +10392,9 @@ class Watcher(native_threading.Thread):
         self._importing = False
 
     def failed(self, error: BaseException) -> None:
-        """Watch whatever could mend an import that ended in `error`: a module that is missing, all of the project's.
-
-        The files in its traceback are watched already, as they were loaded.
-        """
+        """Watch whatever could mend an import that ended in `error`.  What it has loaded is watched already."""
         self.import_ended()
-        self._errands.append(partial(self.files.add_all, [*_places_of_missing(error)]))
-        self._errands.append(self.files.add_project)
+        self._errands.append(partial(self.files.add_whatever_mends, error))
 
     def watch(self, paths: Iterable[str]) -> None:
         """Watch these files too."""
@@ -10467,8 +10459,8 @@ class Watcher(native_threading.Thread):
             files = self.files
             files.adopt()
             files.list_folders(_CHORES)
-            if len(files.own) != self._met:
-                self._meet(files.own[self._met :])
+            if len(files.own) != self._known:
+                self._get_to_know(files.own[self._known :])
             suspects = self._look()
             if suspects:
                 self._settle(suspects)
@@ -10480,42 +10472,43 @@ class Watcher(native_threading.Thread):
 
     def _look(self) -> set[str]:
         """Look at the files whose turn it is and return those that differ."""
-        paths = self._whose_turn()
+        paths = self._round()
         began = time.perf_counter()
         different = self._different(paths)
         # What a file costs is the least of late, as other threads may have taken any part of the time.
         self._cost = max(1e-7, min((time.perf_counter() - began) / max(len(paths), 1), 2 * self._cost))
         return different
 
-    def _whose_turn(self) -> list[str]:
-        """Return the project's files, or those edited last and some others; once a second, some installed ones."""
-        paths = self.files.own
+    def _round(self) -> list[str]:
+        """Return what a round looks at.
+
+        It is all of the project's files, if the share of a core that may go into it suffices; otherwise those edited
+        last and the next of the others.  To these come a few of the installed files.
+        """
+        own, installed = self.files.own, self.files.installed
         share = _SHARE_WHEN_BUSY if time.monotonic() < self._busy_until else _SHARE
         count = max(int(share * _INTERVAL / self._cost), 2 * _HOT)
-        if len(paths) > count:
-            paths = self._hot + self._next("own", paths, count - _HOT)
-        if time.monotonic() > self._next_installed:
-            self._next_installed = time.monotonic() + 1
-            paths = paths + self._next("installed", self.files.installed, int(len(self.files.installed) / _PERIOD) + 1)
-        return paths
+        if len(own) > count:
+            own = self._hot + self._next("own", own, count - _HOT)
+        return own + self._next("installed", installed, int(len(installed) * _INTERVAL / _PERIOD) + 1)
 
     def _next(self, name: str, paths: list[str], count: int) -> list[str]:
-        """Return the next `count` of these paths, which are gone through round and round."""
+        """Return the next `count` of these paths, and after the last ones the first again."""
         if count >= len(paths):
             return paths
         start = self._turns[name] % len(paths)
         self._turns[name] = start + count
         return paths[start : start + count] + paths[: max(0, start + count - len(paths))]
 
-    def _meet(self, new: list[str]) -> None:
+    def _get_to_know(self, new: list[str]) -> None:
         """Take up what is new among the project's files."""
-        self._met += len(new)
+        self._known += len(new)
         self._unread += [path for path in new if path not in self._contents]
         self._choose_hot(new)
-        late = self._met * self._cost / _SHARE
+        late = self._known * self._cost / _SHARE
         if late > _PERIOD and not self._warned:
             self._warned = True
-            self.warn(f"{self._met:,} files and more are watched: a change may be seen {late:.0f} s late or later")
+            self.warn(f"{self._known:,} files and more are watched: a change may be seen {late:.0f} s late or later")
 
     def _choose_hot(self, among: Iterable[str]) -> None:
         states = self.files.states
@@ -10566,7 +10559,7 @@ class Watcher(native_threading.Thread):
                 break
             native_sleep(_SETTLE)
             # Once more than one file has changed, it may be anything, as when branches are switched.
-            suspects |= self._different(self.files.own if len(suspects) > 1 else self._whose_turn())
+            suspects |= self._different(self.files.own if len(suspects) > 1 else self._round())
         self.files.adopt()  # what the application has written by itself to load it, it has loaded by now
         news = {path: state for path, state in last.items() if state != self.files.states[path]}
         self._accept(news, hasty=first_seen < self._rested + _HEELS, weight=weight)
@@ -11774,7 +11767,7 @@ class _Runner:
         config = self.config
         self.server = DevServer(
             self.listeners,
-            _loading_app,
+            _import_error_app(DevserveError("it is being imported")),  # no request comes before `install`
             self.terminal,
             threads=config.threads,
             tls=self.tls,
@@ -11823,7 +11816,7 @@ class _Runner:
             self._watch_framework_files(self.watcher, app)
         self.install(app)
         if self.reloaded and not isinstance(app, BrokenApp):
-            self._log_reload_time()
+            self.terminal.say(f"reloaded in {time.time() - self.notes['since']:.2f} s")
         if self.reloaded and self.guard and not self.guard.is_announced:
             self.terminal.say(f"  {self.guard.banner_line(urls(self.listeners, self.scheme)[0])}")
         self._begin_serving()
@@ -11844,7 +11837,11 @@ class _Runner:
         """Return the application, or one that shows what broke it.  At the first start a failure is the end: None."""
         try:
             try:
-                return self._bridged(_without_collections(load))
+                app: WSGIApplication = _without_collections(load)
+                if is_asgi(app):
+                    app = self.bridge = AsgiBridge(app, self.terminal)
+                    self.bridge.start()
+                return app
             finally:
                 self.loaded.set()
         except BaseException as error:  # a module that calls sys.exit() is broken like any other
@@ -11857,13 +11854,6 @@ class _Runner:
                 return None
             self.watcher.failed(error)
             return BrokenApp(error)
-
-    def _bridged(self, app: Any) -> WSGIApplication:
-        """Return an ASGI application, started, behind a bridge, any other as it is."""
-        if is_asgi(app):
-            app = self.bridge = AsgiBridge(app, self.terminal)
-            self.bridge.start()
-        return app  # type: ignore[no-any-return]
 
     def _show_failure(self, error: BaseException) -> None:
         if isinstance(error, DevserveError):
@@ -12013,9 +12003,6 @@ class _Runner:
         """Show the mistake in a file that was just saved; the process lives on until a save mends it."""
         self.terminal.crash(error)
         self.install(BrokenApp(error))
-
-    def _log_reload_time(self) -> None:
-        self.terminal.say(f"reloaded in {time.time() - self.notes['since']:.2f} s")
 
     # -- the person at the keyboard
 
@@ -12245,12 +12232,6 @@ def _thread_place(ident: int) -> str:
     innermost = sys._current_frames().get(ident)
     library = f"{innermost.f_code.co_filename}, line {innermost.f_lineno}" if innermost else "an unknown place"
     return thread_position(ident) or library
-
-
-def _loading_app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-    """The application before there is one; no request reaches it, since nothing is accepted until then."""
-    start_response("503 Service Unavailable", [("Content-Type", "text/plain"), ("Retry-After", "1")])
-    return [b"The application is being loaded.\n"]
 
 
 def _import_error_app(error: BaseException) -> WSGIApplication:
