@@ -9915,7 +9915,7 @@ _LITTER = re.compile(  # of Emacs, Vim (which tries a folder with 4913), JetBrai
 _compile = compile  # the interpreter's own, also while `_ImportRecorder` stands before it
 
 if TYPE_CHECKING:
-    _State = Optional[tuple[int, int, int]]  # mtime in ns, size, inode; None when there is no such file
+    _State = Optional[tuple[int, int, int, int]]  # mtime, size, inode, ctime (in ns); None when there is no such file
     _Digest = Optional[tuple[int, int]]  # size and CRC of a file's bytes; None when they are not known
     _Content = tuple[_State, _Digest]  # a file's bytes, and the state in which it had them
     # See `Watcher.remember`: what was asked for, and by path: whether it was, the state, the content, the row.
@@ -9929,7 +9929,7 @@ def _state(path: str) -> _State:
         status = os.stat(path)
     except (OSError, ValueError):  # ValueError: a module's __file__ may be any text, one with a NUL included
         return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
+    return status.st_mtime_ns, status.st_size, status.st_ino, status.st_ctime_ns
 
 
 def _content(path: str) -> Optional[bytes]:
@@ -10107,7 +10107,7 @@ class _Files:
         written = status.st_mtime if sys.platform == "win32" else status.st_ctime  # nobody can set the ctime back
         if since <= written <= time.time() and not stat.S_ISDIR(status.st_mode):
             return None
-        return status.st_mtime_ns, status.st_size, status.st_ino
+        return status.st_mtime_ns, status.st_size, status.st_ino, status.st_ctime_ns
 
     def excluded(self, path: str) -> bool:
         """Return whether an exclude pattern names the path, its name or a folder that it lies in."""
@@ -10512,7 +10512,7 @@ class Watcher(native_threading.Thread):
 
     def _choose_hot(self, among: Iterable[str]) -> None:
         states = self.files.states
-        self._hot = sorted({*self._hot, *among}, key=lambda path: states[path] or (0, 0, 0))[-_HOT:]
+        self._hot = sorted({*self._hot, *among}, key=lambda path: states[path] or (0, 0, 0, 0))[-_HOT:]
 
     def _different(self, paths: Iterable[str]) -> set[str]:
         """Return those that differ from their states, but for noise; in place of a folder, what is new in it."""
@@ -10522,7 +10522,8 @@ class Watcher(native_threading.Thread):
         for path in paths:  # `_state`, written out: most of what the watcher costs is this loop
             try:
                 status = os.stat(path)
-                if (status.st_mtime_ns, status.st_size, status.st_ino) == states[path]:
+                state = status.st_mtime_ns, status.st_size, status.st_ino, status.st_ctime_ns
+                if state == states[path]:
                     continue
             except (OSError, ValueError):
                 if states[path] is None:
@@ -10570,8 +10571,7 @@ class Watcher(native_threading.Thread):
         """Compare with these states from now on, and deliver those whose bytes are others than before."""
         changed = []
         for path, state in news.items():
-            was = self.files.states[path], _digest(path)
-            is_same = was[1] is not None and self._contents.get(path) == was
+            is_same = self._has_same_bytes(path, state)
             self.files.states[path] = state
             self._learn(path)
             if self._pending or not (is_same or self._is_noise(path, hasty, weight)):
@@ -10580,6 +10580,18 @@ class Watcher(native_threading.Thread):
         changed = self._not_handled(changed)
         if changed:
             self._deliver(changed)
+
+    def _has_same_bytes(self, path: str, state: _State) -> bool:
+        """Return whether a file holds what it held, though its state is another.
+
+        By its ctime alone differs what was copied together with its times (`cp -p`), but also what has got another
+        mode or link, as by a package manager.  Bytes that are not known count as the same then.
+        """
+        before = self.files.states[path]
+        seen, digest = self._contents.get(path, (None, None))
+        if digest is None or seen != before:
+            return state is not None and before is not None and state[:3] == before[:3]
+        return digest == _digest(path)
 
     def _is_noise(self, path: str, hasty: bool, weight: int) -> bool:
         """Return whether a change is one too many of those that no person makes, as of a log in a watched folder.

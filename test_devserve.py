@@ -12011,6 +12011,9 @@ class ReloaderWatching(Folder):
         os.replace(self.write(f"{name}.tmp", text), path)
         return path
 
+    def write_with_times(self, name: str, text: str, status: os.stat_result) -> None:
+        os.utime(self.write(name, text), ns=(status.st_atime_ns, status.st_mtime_ns))
+
     def zip(self, name: str, module: str, text: str) -> None:
         with zipfile.ZipFile(self.folder / name, "w") as file:
             file.writestr(module, text)
@@ -12053,6 +12056,22 @@ SAVES = {
             lambda case: os.replace("other.tmp", "older_a.py"),
         ),
         [["older_a.py"]],
+    ),
+    "a_file_of_the_same_size_and_times_is_a_change": Save(  # as `cp -p` leaves it
+        {"timed_a.py": "x = 1"},
+        "timed_a",
+        lambda case: case.write_with_times("timed_a.py", "x = 2", os.stat("timed_a.py")),
+        [["timed_a.py"]],
+    ),
+    "another_mode_is_no_change": Save({"mode_a.py": "x = 1"}, "mode_a", lambda case: os.chmod("mode_a.py", 0o600), []),
+    "a_further_link_to_an_installed_file_is_no_change": Save(
+        {
+            "lib/site-packages/installed_b.py": "x = 1",
+            "uses_b.py": "import sys\nsys.path.insert(0, 'lib/site-packages')\nimport installed_b",
+        },
+        "uses_b",
+        lambda case: os.link("lib/site-packages/installed_b.py", "lib/site-packages/elsewhere"),
+        [],
     ),
     "a_file_saved_by_renaming_is_a_change": Save(
         {"renamed_a.py": "x = 1"}, "renamed_a", lambda case: case.replace("renamed_a.py", "x = 2"), [["renamed_a.py"]]
@@ -12865,7 +12884,7 @@ class ReloaderTiers(ReloaderWatching):
         watcher = self.make()
         watcher.files.own = [f"own{n}" for n in range(own)]
         watcher.files.installed = [f"installed{n}" for n in range(installed)]
-        watcher.files.states = {path: (n, 0, 0) for n, path in enumerate(watcher.files.own)}
+        watcher.files.states = {path: (n, 0, 0, 0) for n, path in enumerate(watcher.files.own)}
         watcher._choose_hot(watcher.files.own)
         watcher._cost = cost
         while True:
