@@ -59,8 +59,8 @@ A save:     Watcher.run finds the file changed.  Watcher._settle holds new reque
             ends; Watcher._deliver compiles what changed, and calls _Runner.reload.  DevServer.close_gate waits for
             the requests that run and returns the connections that wait; AsgiBridge.stop shuts an ASGI application
             down.  restart_process runs the exit handlers; _exec leaves listener, connections and notes with another
-            process (_store) and calls os.execve.  The new process starts as above: its Launch.capture fetches what
-            was left, and DevServer.adopt serves the connections on.
+            process (_start_store) and calls os.execve.  The new process starts as above: its Launch.capture fetches
+            what was left, and DevServer.adopt serves the connections on.
 A bad save: when a changed file does not compile, _Runner.show_broken prints the error, and a BrokenApp answers with it
             until the next save.  The same comes of an import that fails after a reload, in _Runner.load.
 ASGI:       AsgiBridge.__call__ stands where the user's WSGI application would.  In the connection's thread
