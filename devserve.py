@@ -3132,9 +3132,11 @@ class _Scope(NamedTuple):
                 value = getattr(owner, word, MISSING) if runs_code else static_attribute(owner, word)
             if sign == "[" or (self.is_template and value is MISSING):  # Jinja2's {{ user.name }} asks for both
                 key = word if sign == "." else self.key(word)
-                if runs_code or (type(owner) in (dict, list, tuple, str, bytes) and type(key) in _PLAIN_TYPES):
-                    with contextlib.suppress(LookupError, TypeError):
-                        value = owner[key]
+                is_dict = static_attributes(owner).get("__getitem__") is vars(dict)["__getitem__"]
+                is_plain = type(key) in _PLAIN_TYPES and (is_dict or type(owner) in (list, tuple, str, bytes))
+                if runs_code or is_plain:
+                    with contextlib.suppress(LookupError, TypeError):  # owner[key] would add a key to a defaultdict
+                        value = dict.get(owner, key, MISSING) if is_dict else owner[key]
         return value
 
     def key(self, word: str) -> Any:
@@ -3147,10 +3149,8 @@ class _Scope(NamedTuple):
 
     def shows(self, name: object) -> bool:
         """Return whether a local is worth a line; of a module what it holds is, not what it imports and defines."""
-        if not isinstance(name, str) or name.startswith(
-            (".", "__")
-        ):  # a comprehension's iterator, the cell of super()
-            return False
+        if not isinstance(name, str) or name.startswith((".", "__")):
+            return False  # a comprehension's iterator, the cell of super()
         if self.is_template:
             return name not in _TEMPLATE_NAMES and name[:1] != "_"
         return not issubclass(type(self.values[name]), CODE_TYPES if self.is_module else ModuleType)
@@ -3183,9 +3183,9 @@ def _read_scope(view: FrameView, scope: _Scope, seconds: float, context: Optiona
         if isinstance(why, TooLate):
             variable = Variable(shown_text(name, NAME_LIMIT), "", f"(not read: {why})")
         variables += [variable] if variable is not None else []
-    owners = tuple(variable.name for variable in variables if variable.used)
-    owners = tuple(name for name in owners if any(other.startswith((f"{name}.", f"{name}[")) for other in owners))
-    variables.sort(key=lambda v: (not v.used, v.name in owners if v.used else not v.argument))
+    used = [variable.name for variable in variables if variable.used]
+    leading = [name for name in used if any(other.startswith((f"{name}.", f"{name}[")) for other in used)]
+    variables.sort(key=lambda v: (not v.used, v.name in leading if v.used else not v.argument))
     unlisted = max(0, len(jobs) - _LIST_LIMIT)
     return view._replace(variables=tuple(variables), unlisted=unlisted, is_read=True)
 

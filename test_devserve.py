@@ -3579,6 +3579,18 @@ class ReadingProblems(Reading):
         used = ["self.price", "count", "self.rows[0]", "self", "self.rows"]
         self.assertEqual([v.name for v in frame.variables if v.used], used)
 
+    def test_looking_at_a_key_adds_none_to_a_dictionary_with_defaults(self) -> None:
+        error = self.crash("""\
+            import collections
+            def view():
+                counts, name, pair = collections.defaultdict(list, {'b': 2}), 'c', ('d', 1)
+                return 1 / 0, counts['a'], counts['b'], counts[name], counts[pair]
+            """)
+        for _ in range(2):
+            shown = values(devserve.read_report(error).problems[-1].frames[-1])
+            self.assertEqual((shown["counts"], shown["counts['b']"]), ("defaultdict({'b': 2})", "2"))
+            self.assertFalse({"counts['a']", "counts[name]", "counts[pair]"} & shown.keys())
+
     def test_what_failed_is_not_tried_again(self) -> None:
         frame = self.read("""\
             class Order:
