@@ -1504,6 +1504,8 @@ class BrokenApp:
 
 
 # -- what is to be imported
+#
+# What is said of a folder is found by the text of its files alone: nothing is imported to see what is in it.
 
 
 def app_spec(spec: str) -> str:
@@ -1582,6 +1584,7 @@ def _text_of(path: str) -> str:
 
 
 def _names_in(folder: str) -> list[str]:
+    """Return the names of what a folder has, in order; none where there is no folder."""
     try:
         return sorted(os.listdir(folder))
     except OSError:
@@ -1589,6 +1592,10 @@ def _names_in(folder: str) -> list[str]:
 
 
 # -- the import
+#
+# A file is imported under the name that an import statement would give it, so that the application's own imports of
+# it, relative ones and pickles find the same module and not a second copy.  A module comes to be executed by a loader
+# of ours only where no import statement can reach its file.
 
 
 def _import_target(target: str) -> ModuleType:
@@ -1759,6 +1766,10 @@ def import_remedy(error: BaseException) -> str:
 
 
 # -- servers that an import starts
+#
+# Many first examples end with a line that starts a server and does not return, outside of a main guard.  Such a call
+# is left out for as long as the import lasts.  It can only be replaced once the server's module has been executed,
+# which as a rule the application's import causes; hence a finder, which sees each module before its execution.
 
 # Where a module that starts a server comes to stay, by the module that defines it.  Each is left out during an import.
 _SERVERS = {
@@ -1855,6 +1866,8 @@ class _ServerFinder:
 
 
 # -- the application in a module
+#
+# Nothing is called to see whether it is an application: classes, and the form of functions, tell (`_Shape`).
 
 
 def _named_app(module: ModuleType, target: str, name: str) -> Any:
@@ -1992,7 +2005,7 @@ def _app_or_made(thing: Any, target: str, name: str, arguments: Optional[_Argume
         if _raised_inside(error):
             raise
         is_app = _framework_of(thing) or (shape is not None and shape.names[:1] in (("environ",), ("env",)))
-        remedy = "it is no factory, leave them out" if is_app else f'give them as in {name}("text", key=1)'
+        remedy = "it is no factory, leave them out" if is_app else f"""write '{target}:{name}("text", key=1)'"""
         raise DevserveError(f"wrong arguments for {label}: {error}; {remedy}") from None
     return checked(app, f"what '{target}:{name}()' returned")
 
@@ -2121,6 +2134,9 @@ def _undecorated(thing: Any) -> Any:
 
 
 # -- applications inside of applications
+#
+# A framework's application is often wrapped in middleware, mounted in another or named by a plain function.  All that
+# a callable holds is looked at, through attributes, closures and containers, without running a property.
 
 
 def _framework_of(thing: Any) -> str:
@@ -2208,7 +2224,8 @@ def _open_flask(app: Any) -> None:
 
 
 def _debug_flask(app: Any) -> None:
-    app.debug = True  # one that was made in code, before `run`, has not seen FLASK_DEBUG
+    """Turn the debug mode on for an application that was made in code, before `run`, and has not seen FLASK_DEBUG."""
+    app.debug = True
 
 
 def _open_litestar(app: Any) -> None:
@@ -2289,6 +2306,7 @@ def _open_cherrypy(app: Any) -> None:
 
 
 def _answer_for_cherrypy() -> None:
+    """Make CherryPy's own 500 the response of the request that this thread serves, with our text if that is wanted."""
     cherrypy = sys.modules["cherrypy"]
     error = sys.exc_info()[1]
     text = hand_over(cherrypy.serving.request.wsgi_environ, error) if error else ""
@@ -12602,6 +12620,8 @@ def _check_apps(apps: Sequence[str], argv: Sequence[str]) -> None:
     if name == "manage.py" and len(apps) > 1:
         raise DevserveError(f"devserve only serves; for {apps[1]} type: python {first} {apps[1]}")
     for word in apps:
+        if "://" in word:
+            raise DevserveError(f"{word} is a URL; name the application, and the address by --host and --port")
         if not _is_there(word) and f"--{word}" in (*_FLAGS, "--help", "--version"):
             raise DevserveError(f"{word} is no application here; did you mean --{word}?")
         if not _is_there(word) and word.lower() in ("true", "false", "yes", "no", "on", "off"):
@@ -12611,6 +12631,7 @@ def _check_apps(apps: Sequence[str], argv: Sequence[str]) -> None:
 
 
 def _is_there(word: str) -> bool:
+    """Return whether the current folder has a file, a folder or a module of that name."""
     return os.path.exists(word) or os.path.exists(f"{word}.py")
 
 
@@ -12677,6 +12698,7 @@ def _command_parser() -> argparse.ArgumentParser:
 
 
 def _read_word(option: Option, text: str) -> Any:
+    """Return the value of a text that stands behind a flag.  Raises DevserveError, which argparse lets through."""
     return option.read(text, f"{option.flags[-1]} {text}")
 
 

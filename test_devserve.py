@@ -2051,8 +2051,8 @@ class FindingMistakes(FindingFolder):
         "Site": "call it: Site()",
         "view": "give its arguments",
         "task": "(scope, receive, send)",
-        "make_app": "give them as in make_app(",
-        "make_app(1, 2)": "give them as in make_app(",
+        "make_app": 'make_app("text", key=1)',
+        "make_app(1, 2)": 'make_app("text", key=1)',
         "create_app(os)": "arguments must be literals",
         "create_app(": "arguments must be literals",
         "a b": "write NAME",
@@ -14504,6 +14504,7 @@ class CommandLineMistakes(InEmptyEnvironment):
         "hello other": "more than one application: hello and other; name one",
         "hello 8000 --port 9000": "8000 names another port than 9000; name one",
         "devserve": "try: {} devserve:demo --debug",
+        "http://localhost:5000/hello": "name the application, and the address by --host and --port",
     }
 
     def refused(self, *arguments: str) -> str:
