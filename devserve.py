@@ -8692,6 +8692,11 @@ class AsgiBridge:
         if self.requests:
             await asyncio.wait(self.requests.values(), timeout=_CANCEL_SECONDS)
         await self.lifespan.stop()
+        rest = asyncio.all_tasks() - {asyncio.current_task(), *self.requests.values()}  # the application's own
+        for task in rest:
+            task.cancel()
+        if rest:
+            await asyncio.wait(rest, timeout=_CANCEL_SECONDS)
 
     # -- requests
 

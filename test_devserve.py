@@ -11828,6 +11828,34 @@ class AsgiLifespan(AsgiCase):
             with self.subTest(app.__name__), self.assertRaisesRegex(kind, "no database"):
                 self.serve(app)
 
+    def test_tasks_of_the_application_are_cancelled_after_its_shutdown(self) -> None:
+        import asyncio
+
+        events: list[str] = []
+        tasks: list[Any] = []
+
+        async def work() -> None:
+            try:
+                await asyncio.sleep(DEADLINE)
+            finally:
+                events.append("cancelled")
+
+        async def app(scope: Any, receive: App, send: App) -> None:
+            if scope["type"] == "http":
+                tasks.append(asyncio.ensure_future(work()))
+                await asgi_answer(send)
+                return
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            events.append("shutdown")
+            await send({"type": "lifespan.shutdown.complete"})
+
+        self.serve(app)
+        self.ask()
+        self.doCleanups()
+        self.assertEqual(events, ["shutdown", "cancelled"])
+
     def test_a_shutdown_that_does_not_end_is_given_up(self) -> None:
         self.patch("_SHUTDOWN_SECONDS", 0.1)
 
