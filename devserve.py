@@ -8548,7 +8548,7 @@ class AsgiBridge:
         self.state: dict[str, Any] = {}  # the lifespan's, of which each request gets a copy
         self.lifespan = _Lifespan(self)
         self.requests: dict[_HttpRequest, asyncio.Task[None]] = {}
-        self._may_stop = False  # the loop runs until it is stopped
+        self._may_stop = False  # in `run_until`; later the loop runs for `stop` alone, which nothing may cut short
         self._posted: deque[Callable[[], object]] = deque()
         self._is_woken = False  # the loop is going to look at `_posted`
         self._loop_wakeup = _Wakeup()
@@ -8556,7 +8556,6 @@ class AsgiBridge:
         self.new_queue: Any  # of `queue`, which a WSGI application need not import
         self.nothing_there: Any
         self.request_id: ContextVar[object]  # of the request that a task serves, and what it has called elsewhere
-        self._wakeups: deque[_Wakeup] = deque()  # that no thread uses
 
     # -- the loop
 
@@ -8596,15 +8595,16 @@ class AsgiBridge:
         ended = threading.Event()
 
         def run() -> None:
-            try:
-                self.start()
-            except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits for it
-                started.set_exception(error)
-            else:
-                started.set_result(None)
-                self.run_until(ended)
-            finally:
-                self.loop.close()
+            with self._loop_wakeup:
+                try:
+                    self.start()
+                except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits for it
+                    started.set_exception(error)
+                else:
+                    started.set_result(None)
+                    self.run_until(ended)
+                finally:
+                    self.loop.close()
 
         def stop() -> None:
             self.stop(0.0)
@@ -8667,7 +8667,7 @@ class AsgiBridge:
                 self.terminal.warn("the event loop is blocked: the application is left without a shutdown")
                 return
             stopping = asyncio.run_coroutine_threadsafe(self._stop(grace), self.loop)
-            stopping.result(grace + _CANCEL_SECONDS + _SHUTDOWN_SECONDS)
+            stopping.result(grace + 2 * _CANCEL_SECONDS + _SHUTDOWN_SECONDS)
         except BaseException as error:  # noqa: BLE001 - a loop that is blocked or closed is let be
             self.terminal.warn(f"the application did not shut down: {type(error).__name__}")
 
@@ -8678,25 +8678,20 @@ class AsgiBridge:
         asyncio.run_coroutine_threadsafe(self.lifespan.start(), self.loop)
 
     async def _stop(self, grace: float) -> None:
+        """Do so on the loop: WebSockets are closed, requests get their grace, then all that is left is cancelled."""
         import asyncio
 
         for request in self.requests:
             request.leave(_GOING_AWAY)
         if self.requests:
-            last = max(request.connection.started for request in self.requests)
+            last = max(request.started for request in self.requests)
             await asyncio.wait(self.requests.values(), timeout=max(0.0, last + grace - time.perf_counter()))
-        for request, task in self.requests.items():
-            if grace:
-                self.terminal.warn(f"cancelled {request.name}: still running after its grace")
-            task.cancel()
-        if self.requests:
-            await asyncio.wait(self.requests.values(), timeout=_CANCEL_SECONDS)
+        for request in self.requests if grace else ():
+            self.terminal.warn(f"cancelled {request.name}: still running after its grace")
+        await _cancel({*self.requests.values()})
         await self.lifespan.stop()
-        rest = asyncio.all_tasks() - {asyncio.current_task(), *self.requests.values()}  # the application's own
-        for task in rest:
-            task.cancel()
-        if rest:
-            await asyncio.wait(rest, timeout=_CANCEL_SECONDS)
+        # What the application has left running beside its requests is ended last, as by asyncio.run.
+        await _cancel(asyncio.all_tasks() - {asyncio.current_task(), *self.requests.values()})
 
     # -- requests
 
@@ -8722,17 +8717,15 @@ class AsgiBridge:
 
         threading.Thread(target=report, name="devserve report", daemon=True).start()
 
-    @contextlib.contextmanager
-    def wakeup(self) -> Iterator[_Wakeup]:
-        """Lend a wakeup to a thread."""
-        try:
-            wakeup = self._wakeups.pop()
-        except IndexError:
-            wakeup = _Wakeup()
-        try:
-            yield wakeup
-        finally:
-            self._wakeups.append(wakeup)
+
+async def _cancel(tasks: set[asyncio.Task[Any]]) -> None:
+    """Cancel tasks, and wait a moment for their end; one that swallows it is left behind."""
+    import asyncio
+
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=_CANCEL_SECONDS)
 
 
 def _loop_of_thread() -> asyncio.AbstractEventLoop:
@@ -8753,26 +8746,36 @@ def _loop_of_thread() -> asyncio.AbstractEventLoop:
 
 
 class _Wakeup:
-    """Wakes a thread that watches a socket: two sockets, since Windows can wait for nothing else."""
+    """Wakes a thread that watches a socket: two sockets, since Windows can wait for nothing else.
+
+    The thread that waits makes it, waits for `here` beside its own socket, and closes it; any thread may `wake` it.
+    """
 
     def __init__(self) -> None:
         self.here, self.there = socket.socketpair()
         self.here.setblocking(False)
         self.there.setblocking(False)
 
-    def __del__(self) -> None:
+    def __enter__(self) -> _Wakeup:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
         self.here.close()
         self.there.close()
 
     def wake(self) -> None:
         """Wake the thread; from any thread."""
-        with contextlib.suppress(OSError):  # full: it has been woken often enough
+        try:
             self.there.send(b"\0")
+        except OSError:
+            pass  # it has been woken often enough, or waits no more
 
     def clear(self) -> None:
         """Forget what woke the thread."""
-        with contextlib.suppress(BlockingIOError):
+        try:
             self.here.recv(4096)
+        except BlockingIOError:
+            pass  # nothing did
 
 
 class RequestContext:
@@ -8874,6 +8877,7 @@ class _HttpRequest:
     def __init__(self, bridge: AsgiBridge, environ: Environ) -> None:
         self.bridge = bridge
         self.connection = environ.pop(CONNECTION)
+        self.started = self.connection.started  # which is another request's once this one has been answered
         self.environ = environ
         self.scope = _http_scope(environ, self.connection.head, bridge.state)
         # The thread's
@@ -8884,7 +8888,7 @@ class _HttpRequest:
         self.written = 0  # bytes of the answer that the connection has taken
         self.wakeup: Optional[_Wakeup] = None  # by which the loop wakes it while it watches the socket
         # Both sides'
-        self.inbox: deque[tuple[bytes, bool]] = deque() if self.has_more else deque([(b"", False)])
+        self.inbox: deque[Any] = deque() if self.has_more else deque([(b"", False)])  # bytes of the body, and more
         self.outbox: queue.SimpleQueue[Any] = bridge.new_queue()  # (bytes or a file, more), or what failed
         self.has_ended = False  # the client sends no more, and has gone or waits for the answer; set by the thread
         self.is_gone = False  # the client has gone, or is taken for gone since the application knows that it has ended
@@ -8966,7 +8970,7 @@ class _HttpRequest:
         """Return what comes next from the loop; meanwhile take what comes from the client.  Raises ConnectionError."""
         sock = self.connection.sock
         try:
-            with self.bridge.wakeup() as self.wakeup:
+            with _Wakeup() as self.wakeup:
                 while self.outbox.empty():
                     if self.is_gone:
                         self.connection.read_ahead()  # raises what the end of the connection is
@@ -9062,19 +9066,26 @@ class _HttpRequest:
             what = "before it had answered" if self.phase == _NOT_STARTED else "in the middle of its answer"
             self.put(_BrokenProtocol(f"the application returned {what}: no send of {_EXPECTED[self.phase]}"))
 
-    async def receive(self) -> _Message:
-        """Be the application's `receive`."""
+    async def next_incoming(self) -> Any:
+        """Return what comes next from the client, None when nothing more comes."""
         while not self.inbox:
             if self.has_ended and self.phase != _COMPLETE:
-                self.is_gone = True
+                self.is_gone = True  # who asks for more is not about to answer
                 self.wake()
             if self.is_gone or self.phase == _COMPLETE:
-                return {"type": "http.disconnect"}
+                return None
             if not self.is_wanted:
                 self.is_wanted = True
                 self.wake()
             await self.change()
-        body, more = self.inbox.popleft()
+        return self.inbox.popleft()
+
+    async def receive(self) -> _Message:
+        """Be the application's `receive`."""
+        incoming = await self.next_incoming()
+        if incoming is None:
+            return {"type": "http.disconnect"}
+        body, more = incoming
         self.taken += len(body)
         if more:
             self.wake()
@@ -9223,7 +9234,7 @@ class _WebSocket(_HttpRequest):
         self.refusal: Optional[_WebSocketError] = None  # of what the client has sent
         self.failure: Optional[BaseException] = None  # of the application
         # Both sides'
-        self.inbox: deque[Any] = deque()  # messages, and last a refusal
+        self.inbox.clear()  # for messages, and last a refusal
         self.code, self.reason = 0, ""  # of the end, for the application
         # The loop's
         self.is_announced = False  # the application knows of the connection
@@ -9237,7 +9248,7 @@ class _WebSocket(_HttpRequest):
         self.connection.leave = partial(self.leave, _SERVICE_RESTART)
         self.socket.settimeout(0.0)
         try:
-            with self.bridge.wakeup() as self.own_wakeup:
+            with _Wakeup() as self.own_wakeup:
                 self.write(first)
                 self.converse()
         except OSError:
@@ -9264,15 +9275,14 @@ class _WebSocket(_HttpRequest):
     def next_item(self) -> Any:
         """Return what comes next out of the outbox, None when the deadline comes before."""
         answered = self.handed
-        while True:
-            # As a rule a message is answered at once, and then there is nothing else to wait for.
+        while time.monotonic() < self.deadline:
+            self.wait(self.deadline - time.monotonic())
+            # As a rule a message that has come is answered at once, and then there is nothing else to wait for.
             seconds = _ANSWER_MOMENT if self.handed != answered else 0.0
             answered = self.handed
             with contextlib.suppress(self.bridge.nothing_there):
                 return self.outbox.get(timeout=seconds)
-            if time.monotonic() >= self.deadline:
-                return None
-            self.wait(self.deadline - time.monotonic())
+        return None
 
     def wait(self, seconds: float, *, writes: bool = False) -> bool:
         """Wait for the application, the client, or so many seconds, and read what the client has sent.
@@ -9326,6 +9336,8 @@ class _WebSocket(_HttpRequest):
         try:
             for opcode, payload in self.reader.feed(data):
                 self.take(opcode, payload)
+                if self.reads_no_more:
+                    break
         except _WebSocketError as error:
             code, reason = error.args
             self.bridge.terminal.warn(f"{self.name}: the client broke the WebSocket protocol: {reason} ({code})")
@@ -9336,7 +9348,7 @@ class _WebSocket(_HttpRequest):
 
     def take(self, opcode: int, payload: Any) -> None:
         """Take a message or a control frame.  After our close frame nothing counts but the client's."""
-        if opcode == _CLOSE and not self.reads_no_more:
+        if opcode == _CLOSE:
             self.reads_no_more = True
             code, reason = _parse_close(payload)
             self.end(code, reason)
@@ -9356,7 +9368,7 @@ class _WebSocket(_HttpRequest):
         if self.refusal is not None:
             self.end(*self.refusal.args)
             self.close(*self.refusal.args)
-        elif self.is_silent and self.may_receive():  # else nobody has read its pong
+        elif self.is_silent and self.may_receive() and not self.receive_frames():  # we may have slept, and not it
             self.end(_INTERNAL_ERROR, "no pong has come")
             self.close(_INTERNAL_ERROR, "no pong has come")
         else:
@@ -9395,18 +9407,14 @@ class _WebSocket(_HttpRequest):
         if not self.is_announced:
             self.is_announced = True
             return {"type": "websocket.connect"}
-        while not self.inbox:
-            if self.is_gone or self.has_ended or self.phase == _COMPLETE:
-                return {"type": "websocket.disconnect", "code": self.code or _ABNORMAL, "reason": self.reason}
-            await self.change()
-        was_full = self.handed - self.taken >= _LOW_WATER
-        message = self.inbox.popleft()
+        message = await self.next_incoming()
+        if message is None:
+            return {"type": "websocket.disconnect", "code": self.code or _ABNORMAL, "reason": self.reason}
         if isinstance(message, _WebSocketError):
             self.close(*message.args)
             return {"type": "websocket.disconnect", "code": message.args[0], "reason": message.args[1]}
         self.taken += len(message) + _MESSAGE_COST
-        if was_full:
-            self.wake()
+        self.wake()  # if it waits for that
         return {"type": "websocket.receive", "text" if isinstance(message, str) else "bytes": message}
 
     async def send(self, message: _Message) -> None:
@@ -9544,7 +9552,12 @@ class _MessageReader:
         return iter(lambda: next(self.found), None)
 
     def find(self) -> Iterator[Optional[tuple[int, Any]]]:
-        """Yield what `feed` does, and None when more bytes are needed."""
+        """Yield what `feed` does, and None when more bytes are needed.
+
+        A control frame may come between the fragments of a message, so that `message` outlives it.  The payload of a
+        message is taken as it comes, whatever its frame's length, since a text that is not UTF-8 must be refused
+        early.
+        """
         message: Optional[_IncomingMessage] = None
         while True:
             first, length, mask = yield from self.take_head(message)
@@ -9602,7 +9615,7 @@ class _MessageReader:
 
 
 class _IncomingMessage:
-    """A message of which frames are still to come."""
+    """A message of which frames are still to come: it inflates and decodes each piece, and counts what it holds."""
 
     def __init__(self, opcode: int, *, is_deflated: bool) -> None:
         import codecs
@@ -9793,7 +9806,9 @@ def is_disconnect(error: Optional[BaseException], depth: int = 20) -> bool:
 class _Lifespan:
     """The `lifespan` scope: the application's startup before the first request, its shutdown after the last.
 
-    Everything here belongs to the loop.
+    One call of the application serves for both, in a task of its own.  An application that raises before it has asked
+    for its startup has no lifespan, as the specification has it; what it raises later is a failure of its startup, and
+    after that one of its own, to be reported.  Everything here belongs to the loop.
     """
 
     def __init__(self, bridge: AsgiBridge) -> None:
@@ -9807,13 +9822,13 @@ class _Lifespan:
 
         self.is_started, self.is_stopping, self.is_stopped = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.asked = 0  # times that the application has called `receive`
-        self.is_unknown = False
         self.task = asyncio.ensure_future(self.run())
         await self.is_started.wait()
         if self.error is not None:
             raise self.error
 
     async def run(self) -> None:
+        """Call the application, and let go of whoever waits for it, however it ends."""
         scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.bridge.state}
         try:
             await self.bridge.served(scope, self.receive, self.send)
@@ -9823,12 +9838,13 @@ class _Lifespan:
             if self.is_started.is_set():
                 if not self.is_stopped.is_set():
                     self.bridge.report_later(error, None, "the application's lifespan failed")
-            elif self.asked and not self.is_unknown:
+            elif self.asked:
                 self.error = error
         self.is_started.set()
         self.is_stopped.set()
 
     async def receive(self) -> _Message:
+        """Be the application's `receive`: the startup first, the shutdown when it is time."""
         self.asked += 1
         if self.asked == 1:
             return {"type": "lifespan.startup"}
@@ -9838,6 +9854,7 @@ class _Lifespan:
         return {"type": "lifespan.shutdown"}
 
     async def send(self, message: _Message) -> None:
+        """Be the application's `send`."""
         kind = message["type"]
         if kind == "lifespan.startup.complete":
             self.is_started.set()
@@ -9849,11 +9866,11 @@ class _Lifespan:
                 self.bridge.terminal.warn(f"the application's shutdown failed: {message.get('message', '')}")
             self.is_stopped.set()
         else:
-            self.is_unknown = not self.is_started.is_set()  # it takes every scope for a request
+            self.asked = 0  # it takes every scope for a request, and so has not asked for its startup
             raise _BrokenProtocol(f"the application sent {kind!r} in its lifespan")
 
     async def stop(self) -> None:
-        """Shut the application down."""
+        """Shut the application down, in a bounded time."""
         import asyncio
 
         if self.task is None or self.task.done():

@@ -11379,6 +11379,30 @@ class AsgiWebSockets(AsgiCase):
             self.assertEqual(len(client.frame()[1]), 200_000)
         self.assertIsNone(self.end())
 
+    def test_an_application_that_never_stops_sending_hears_its_client_all_the_same(self) -> None:
+        async def view(scope: Any, receive: App, send: App) -> None:
+            import asyncio
+
+            async def take() -> None:
+                self.seen.append(await receive())
+
+            await receive()
+            await send(self.ACCEPT)
+            task = asyncio.ensure_future(take())
+            while not task.done():
+                await send({"type": "websocket.send", "bytes": bytes(1000)})
+                await asyncio.sleep(0)
+            await send({"type": "websocket.send", "text": "heard"})
+
+        self.serve_asgi(view)
+        client = self.opened()
+        client.frame()
+        client.send(client_frame(1, b"hello"))
+        while client.frame()[0] != 0x81:
+            pass
+        self.assertEqual(client.close_code(), 1000)
+        self.assertEqual(self.seen, [{"type": "websocket.receive", "text": "hello"}])
+
     def test_a_reload_closes_with_1012_and_waits_for_nothing(self) -> None:
         self.serve_asgi(self.echo)
         client = self.opened()
