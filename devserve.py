@@ -6565,6 +6565,13 @@ def _live_tag(place: str, reload_id: str, seen: int) -> bytes:
 # No socket here ever blocks.  Every call of one goes through `_attempt`, which tries it first, and waits in `_wait`
 # for what the failed call says that it needs: over TLS a send may have to read first, and the reverse.
 #
+# A request goes this way: `_Connection._await_request` waits for its first bytes, and `_answer` reads and answers it.
+# `_read_request` takes the head off the buffer (`_parse_head`, of which the last results are remembered) and offers
+# the body (`_open_body`) as wsgi.input.  `_Response.run` calls the application and sends its pieces by `_write`;
+# before the first one `_begin` writes the head, after the last one `_finish` ends the body, and `fail` answers for an
+# application that raised.  What is not HTTP raises `_BadRequest`, wherever it is noticed, and is answered by `refuse`;
+# a client that is no longer there raises `_ClientGone`, which is nobody's failure.
+#
 # A request that cannot be framed in one way only is refused (`_BadRequest`), since a proxy might frame it in another
 # and take its body for a second request.  How the end of a response's body is known is decided once, when its first
 # piece comes (`_Response._choose_framing`).  A request that asks to upgrade, as for a WebSocket, finds its socket in
@@ -6573,8 +6580,8 @@ def _live_tag(place: str, reload_id: str, seen: int) -> bytes:
 #
 # Invariants: of a connection that waits for a request no byte has been read, so another process can have it whole; a
 # request of which a byte has been read is answered by this one.  Each request gets one answer and one line of the log;
-# what has no foreseeable end gets a line when it begins, too.  Every wait has an end, so that no thread is held for
-# ever.
+# what has no foreseeable end gets a line when it begins, too.  Every wait for a client has an end, so that no thread
+# is held for ever, but for a connection that is the application's.
 #
 # Doors: CONNECTION, DevServer, PLAIN_TEXT, check_response_head, listen, socket_path, adhoc_certificate, urls,
 # tls_from_files, wait_until_ready.
@@ -6588,7 +6595,9 @@ _MAX_HEADERS = 64 * 1024  # cookies of a whole localhost pile up to 30 kB (431)
 _MAX_FIELDS = 200  # header lines; browsers send about 20 (431)
 _MAX_CHUNK_LINE = 1024  # a chunk's size and its extensions, which nobody uses (400)
 _SPOOL_LIMIT = 64 * 1024**2  # of a chunked body is stored before the application is called; more it reads as it comes
-_SPOOL_RATE = 4 * 1024**2  # a second: a slower client makes its body while it sends it, and is heard at once
+_SPOOL_RATE = (
+    4 * 1024**2
+)  # a second: a slower client makes its body while it sends it, and the application gets it at once
 _DRAIN_LIMIT = 1024**2  # of an unread body is read away to keep the connection; past it, closing is cheaper
 _LOGGED_LINE = 120  # of a head that was refused: enough to recognise who sent it
 _READ_SIZE = 64 * 1024  # a loopback socket hands over about this much at once
@@ -6614,11 +6623,11 @@ _OUT_OF_DESCRIPTORS_PAUSE = 0.05  # before accepting again when the process has 
 _SERVER_NAME = f"devserve/{__version__}"
 CONNECTION = "devserve.connection"  # in the environ, for a bridge: the connection itself
 
-_AT_REST, _SHAKEN, _BUSY, _ENDLESS, _ANSWERED = range(5)  # the phases of a connection
+_AT_REST, _SECURED, _BUSY, _ENDLESS, _ANSWERED = range(5)  # the phases of a connection
 
 
 class DevServer:
-    """A threaded WSGI server on one or several listening sockets.
+    """A threaded WSGI server on one or several listening sockets; `make_server` makes one.
 
     `serve_forever` takes connections until `shutdown`, as in socketserver.  `app` may be replaced at any time; each
     request takes the one that is there when it has been read.  Used as a context manager it closes the listeners and
@@ -6626,7 +6635,8 @@ class DevServer:
 
     Threads: one is in `serve_forever`.  Each connection belongs to one other, which alone reads, writes and closes its
     socket.  Any thread may call what has no underscore, and may look at another's connection (`phase`, `started`) or
-    `cut` it.  `_accepting` and `_work` are held for moments, and never both.
+    `cut` it.  `gate`, `hold`, `open_gate`, `close_gate` and `adopt` are for whoever replaces the process.
+    `_accepting` and `_work` are held for moments, and never both.
     """
 
     def __init__(
@@ -6725,6 +6735,7 @@ class DevServer:
             with self._accepting:
                 if not self.gate.is_set():  # it has been closed since `serve_forever` looked
                     return False
+                # Registered before the lock is free: whoever closes the gate then sees every connection taken.
                 connection = _Connection(*listener.accept(), self)
                 self.connections.add(connection)
         except OSError as error:
@@ -6762,8 +6773,10 @@ class DevServer:
     # -- threads
 
     def _give_to_thread(self, connection: _Connection) -> None:
-        """Give a connection to a thread that has none: a client that makes one for each request is served 3 times as
-        fast as by new threads."""
+        """Have a thread serve a connection: one that has none, or else a new one.
+
+        A client that makes a connection for each request is served 3 times as fast as by new threads alone.
+        """
         with self._work:
             if self._idle_threads > len(self._given):
                 self._given.append(connection)
@@ -6792,6 +6805,7 @@ class DevServer:
                 connection = self._given.popleft() if self._given else None
 
     def _forget(self, connection: _Connection) -> None:
+        """Note that a connection has ended, which `close_gate` may wait for."""
         self.connections.discard(connection)
         self.look_again()
 
@@ -6816,7 +6830,7 @@ class DevServer:
         self.hold()
         closed = time.perf_counter()
         for connection in list(self.connections):
-            leave = connection.leave
+            leave = connection.leave  # read once: its own thread takes it away
             if leave is not None:
                 leave()
         paused: set[_Connection] = set()
@@ -6866,7 +6880,7 @@ class DevServer:
 
 
 class _ClientGone(ConnectionError):
-    """The client left, or fell silent for too long, in the middle of a request: there is nobody to answer."""
+    """The client left, or was silent for too long, in the middle of a request: as a rule nobody awaits an answer."""
 
     nobody_listens = True  # which a debugger in between, who does not know this class, goes by
 
@@ -6886,7 +6900,7 @@ class _BadRequest(Exception):
         self.status = status
 
 
-_NO_LINE = ("-", "-")  # method and target, when there are none
+_NO_LINE = ("-", "-")  # in place of method and target, for the log
 
 
 class _Connection:
@@ -6894,14 +6908,15 @@ class _Connection:
 
     It belongs to the thread that is in `serve`: that waits (`_await_request`), reads, runs and answers a request
     (`_answer`), and waits again, until `keep_alive` is false or the client has gone; then it closes the connection.
-    Other threads call `cut`, `describe`, `position`, `leave`, `deadline` and `can_cross` alone.  They look at its
-    phase:
+    Other threads call `cut`, `describe`, `position`, `leave`, `deadline` and `can_cross` alone, and that last one only
+    while the gate is closed and the connection at rest.  An ASGI bridge calls `receive_into` and `read_ahead` as well,
+    in the connection's own thread.  Its phase is written by its thread, and read by all:
 
     _AT_REST  it waits for a request, of which nothing has been read
-    _SHAKEN   the TLS handshake is done, and the first request on its way
+    _SECURED  the TLS handshake is done, and the first request on its way
     _BUSY     a request has begun, at `started` on time.perf_counter
     _ENDLESS  its response, or what the application does with the connection, has no foreseeable end
-    _ANSWERED the answer is complete; at most the client's last words are read
+    _ANSWERED the answer is complete; at most what the client still sends is read away
     """
 
     def __init__(self, sock: socket.socket, address: Any, server: DevServer) -> None:
@@ -6911,12 +6926,12 @@ class _Connection:
         self.started = time.perf_counter()  # the request in hand, or the last one
         self.thread_id = 0
         self.timeout = _FIRST_BYTE_TIMEOUT
-        self.has_shaken = server.tls is None  # the TLS handshake is done, or none is needed
+        self.is_secured = server.tls is None  # the TLS handshake is done, or none is needed
         self.buffer = bytearray()  # bytes read from the socket that no request has taken yet
         self.request_line = _NO_LINE  # method and target of the request in hand, for the log
         self.head = b""  # of the request in hand as it came, and its body, for a bridge
         self.body: Optional[_Body] = None
-        self.leave: Optional[Callable[[], object]] = None  # asks whoever has taken it over for a polite end
+        self.leave: Optional[Callable[[], object]] = None  # asks who has taken it over to end it by its own rules
         self.waits = True  # a read waits for the client; otherwise it raises BlockingIOError
         self.position: Callable[[], str] = str  # where the application stands with the request in hand
         self.hangs_reported = 0  # how often the terminal has said that the request in hand hangs
@@ -6938,7 +6953,7 @@ class _Connection:
             while self.keep_alive and self._await_request():
                 self._answer()
         except OSError:
-            pass  # the client has gone; what could be said of it is in the log
+            pass  # the client has gone, in the middle of a head or between two requests, which nobody logs
 
     def _await_request(self) -> bool:
         """Wait until a request begins, and return whether one does."""
@@ -6951,10 +6966,13 @@ class _Connection:
                 return False
 
     def _await_bytes(self) -> bool:
-        """Wait for the first bytes of a request, and read them; return whether some came."""
+        """Wait for the first bytes of a request, and read them; return whether some came.
+
+        The order matters: first the phase says that a request begins, then the gate is looked at, then bytes are read.
+        """
         gate = self.server.gate
         while True:
-            if self.phase != _SHAKEN:
+            if self.phase != _SECURED:
                 self.phase = _AT_REST
                 self.server.look_again()
                 if not gate.is_set():  # all connections would take its lock in turn
@@ -6967,23 +6985,26 @@ class _Connection:
                     continue
             if not came:
                 return False
-            if self.has_shaken:
+            if self.is_secured:
                 self.buffer += _attempt(self.sock, self.sock.recv, _READ_SIZE, seconds=_HEAD_TIMEOUT)
                 return bool(self.buffer)
-            if not self._shake_hands():
+            if not self._do_handshake():
                 return False
 
-    def _shake_hands(self) -> bool:
-        """Do the TLS handshake in this connection's own thread, so that a silent client holds up nobody else."""
+    def _do_handshake(self) -> bool:
+        """Do the TLS handshake in this connection's own thread, so that a silent client holds up nobody else.
+
+        Whoever speaks plain HTTP is answered in plain HTTP: so we look at the first byte before OpenSSL takes it.
+        """
         assert self.server.tls is not None
         if self.sock.recv(1, socket.MSG_PEEK) not in (_TLS_HANDSHAKE, b""):
             self.refuse(_BadRequest("this port speaks HTTPS: write https:// in the address"))
             return False
         self.sock = self.server.tls(self.sock)
         _attempt(self.sock, self.sock.do_handshake, seconds=_HEAD_TIMEOUT)  # type: ignore[attr-defined]
-        self.has_shaken = True
+        self.is_secured = True
         self.started = time.perf_counter()
-        self.phase = _SHAKEN
+        self.phase = _SECURED
         return True
 
     def _answer(self) -> None:
@@ -7060,10 +7081,8 @@ class _Connection:
             while self.buffer.startswith(b"\r\n"):
                 del self.buffer[:2]
             end = self.buffer.find(b"\r\n\r\n")
-            if end < 0:
-                _check_beginning(self.buffer)
-            elif end > _MAX_HEADERS:
-                _check_beginning(self.buffer[:end])
+            if end < 0 or end > _MAX_HEADERS:
+                _check_beginning(self.buffer if end < 0 else self.buffer[:end])
             if end >= 0:
                 return end
             try:
@@ -7078,7 +7097,7 @@ class _Connection:
     def _open_body(self, environ: Environ, length: int, expected: bool) -> _Body:
         """Offer the body as `wsgi.input`, as it comes; a chunked one that comes in one go is stored first.
 
-        So that one gets a CONTENT_LENGTH, which many applications need.  `wsgi.input_terminated` is said only of what
+        So that one gets a CONTENT_LENGTH, which many applications need.  `wsgi.input_terminated` is set only for what
         has none: by the length Werkzeug tells a body that broke off from a short one, and answers 400 by itself.
         """
         body = _ChunkedBody(self, expected) if length == _CHUNKED else _Body(self, length, expected)
@@ -7116,7 +7135,10 @@ class _Connection:
         self.buffer += self._receive(self.sock.recv, _READ_SIZE)
 
     def _receive(self, call: Callable[..., Any], argument: Any) -> Any:
-        """Return what a call of the socket that receives returns, at least one byte."""
+        """Return what a receiving method of the socket returns; raise `_ClientGone` when no byte comes.
+
+        BlockingIOError means that there is nothing yet, for a bridge or a spool that does not wait.
+        """
         try:
             result = _attempt(self.sock, call, argument, seconds=_SILENCE_TIMEOUT if self.waits else 0)
         except BlockingIOError:
@@ -7164,7 +7186,7 @@ class _Connection:
         self.phase = _ANSWERED
         self.server.look_again()
         try:
-            if self.has_shaken and self.server.tls is not None:
+            if self.is_secured and self.server.tls is not None:
                 self.close_tls()
             self.sock.shutdown(socket.SHUT_WR)
             if self.input_left or self.buffer or self.readable(0):
@@ -7183,7 +7205,7 @@ class _Connection:
         try:
             self.sock.unwrap()  # type: ignore[attr-defined]
         except (OSError, ValueError):
-            pass  # as a rule the client's has not come yet; or the end has been said before
+            pass  # as a rule the client's has not come yet; or ours has been sent before
 
     def abort(self) -> None:
         """End the connection by a reset, when no other thread uses it: the client sees a break and not an end."""
@@ -7206,7 +7228,7 @@ class _Connection:
 
     def can_cross(self) -> bool:
         """Return whether a waiting connection can be handed over; one inside TLS cannot, and is closed cleanly."""
-        if self.server.tls is None or not self.has_shaken:
+        if self.server.tls is None or not self.is_secured:
             return True
         self.close_tls()
         self.cut()
@@ -7218,7 +7240,7 @@ class _Connection:
             return closed + _LINGER_MOMENT
         if phase == _ENDLESS:
             return closed
-        if phase == _SHAKEN:
+        if phase == _SECURED:
             return self.started + _TLS_MOMENT
         # From the closing at the latest: a client that pipelines without end begins one request after the other.
         return min(self.started, closed) + grace
@@ -7379,7 +7401,7 @@ def _body_length(fields: dict[str, str], http11: bool) -> int:
 
 
 def _options(value: str) -> list[str]:
-    """Return the options of a Connection header (RFC 9110 section 7.6.1), or of another that is a list of words."""
+    """Return the options of a Connection header (RFC 9110 section 7.6.1), or of another list of tokens."""
     return [option.strip() for option in value.lower().split(",")]
 
 
@@ -7414,6 +7436,9 @@ def _first_line(data: bytearray) -> tuple[str, str]:
 
 
 # -- a request's body
+#
+# wsgi.input is a `_Body` below a buffered reader, which gives it the other methods of a file.  A chunked one is either
+# stored whole, and wsgi.input is what was stored, or it is read as it comes, behind what was stored of it.
 
 
 class _Body(io.RawIOBase):
@@ -7597,6 +7622,10 @@ class _LiveInput(io.BufferedReader):
 
 
 # -- a response
+#
+# What the application may do wrong is refused where it does it, so that its traceback shows the line.  What it does
+# wrong after the head is out can only be shown to the client by a connection that breaks: an orderly end would pass a
+# part for the whole.
 
 # How the end of a response's body is known (RFC 9112 section 6.3); before the first piece nobody knows yet.
 _UNDECIDED = 0
@@ -7609,7 +7638,7 @@ _ENDED = 6  # what the application writes now would garble the next response
 
 
 class _Response:
-    """One answer on its way: what the application said of it, and what of it has been sent.
+    """One answer on its way: its head as the application gave it, and what of it has been sent.
 
     `run` calls the application and passes each piece to `_write`; the first one makes `_begin` choose the framing and
     write the head, `_finish` ends the body, and when the application raises, `fail` answers instead.  Last comes
@@ -7681,6 +7710,10 @@ class _Response:
         self._write(data, whole=False)
 
     def _send_pieces(self, pieces: Iterable[bytes], *, whole: bool = False) -> None:
+        """Send each piece before the next is asked for; `whole` says that there is one alone.
+
+        An empty piece sends nothing, not even the head (PEP 3333); what is no bytes goes on to the check in `_write`.
+        """
         for piece in pieces:
             if piece or not isinstance(piece, bytes):
                 self._write(piece, whole=whole)
@@ -7884,6 +7917,7 @@ def check_response_head(status: str, headers: Iterable[tuple[str, str]]) -> _Res
 
 
 def _checked_head(status: str, headers: tuple[tuple[str, str], ...]) -> _ResponseHead:
+    """Do what `check_response_head` says.  What belongs to the connection is left out (PEP 3333, "hop-by-hop")."""
     if not isinstance(status, str) or not _STATUS.fullmatch(status):
         raise ValueError(f"{status!r} is no status such as '200 OK'")
     length, is_endless, closes = -1, False, False
@@ -7918,7 +7952,7 @@ def _checked_head(status: str, headers: tuple[tuple[str, str], ...]) -> _Respons
     return _ResponseHead(block, "date" not in names, length, is_endless and length < 0, closes, tuple(dropped))
 
 
-# Most answers of an application begin alike, and the checks are dear.
+# Most answers of an application begin alike, and the checks cost more than the rest of a small answer.
 _remembered_response_head = functools.lru_cache(_REMEMBERED_HEADS)(_checked_head)
 
 
@@ -8018,6 +8052,7 @@ class _UpgradedSocket:
         return count
 
     def _call(self, method: str, *args: Any) -> Any:
+        """Call a method of the socket, which does not block, while no other thread does."""
         with self._calling:
             return getattr(self._connection.sock, method)(*args)
 
@@ -8033,7 +8068,7 @@ class _UpgradedSocket:
     makefile: Any = socket.socket.makefile
 
     def shutdown(self, how: int) -> None:
-        """Shut down the connection, after TLS's own farewell."""
+        """Shut down the connection, after TLS's own close_notify."""
         if self._connection.server.tls is not None:
             with self._calling:
                 self._connection.close_tls()
@@ -8104,6 +8139,8 @@ def _base_environ(address: Any, listeners: int, *, threads: bool, https: bool) -
 
 
 # -- listening
+#
+# Whatever keeps an address from being bound becomes one line: what is wrong, who has the port, a command that works.
 
 _BACKLOG = 1024  # connections that the kernel keeps while a reload replaces the process; Linux caps it by somaxconn
 _DOCUMENTATION_ADDRESS = "192.0.2.1"  # RFC 5737: nobody has it, so the way there is the way to the world
@@ -8146,6 +8183,7 @@ def _listen_on_host(host: str, port: int) -> list[socket.socket]:
 
 
 def _listen_on_address(family: int, address: Any) -> socket.socket:
+    """Return a socket that listens; by SO_REUSEADDR also while old connections of its port are in TIME_WAIT."""
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         if sys.platform == "win32":  # there, SO_REUSEADDR would let two programs share a port
@@ -8193,6 +8231,7 @@ def _listen_on_path(path: str) -> socket.socket:
 
 
 def _remove_stale_socket(path: str, family: int) -> None:
+    """Remove a socket file that a killed process has left; raise `DevserveError` for anything else that is there."""
     if not stat.S_ISSOCK(os.stat(path).st_mode):
         raise DevserveError(f"{path!r} exists and is no socket; choose another path after unix:")
     with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -8232,11 +8271,11 @@ def _is_own_parent() -> bool:
     """Return whether the parent runs the same command: other reloaders, Bottle's too, start it again (Linux)."""
     try:
         with open(f"/proc/{os.getppid()}/cmdline", "rb") as file:
-            words = [os.fsdecode(word) for word in file.read().split(b"\0")[:-1]]
+            command = [os.fsdecode(argument) for argument in file.read().split(b"\0")[:-1]]
         is_python = os.path.samefile(f"/proc/{os.getppid()}/exe", "/proc/self/exe")  # and not sudo, or timeout
     except OSError:
         return False
-    return is_python and words[-len(sys.argv) :] == sys.argv
+    return is_python and command[-len(sys.argv) :] == sys.argv
 
 
 def _next_free_port(host: str, port: int) -> int:
@@ -8354,6 +8393,8 @@ def tls_from_files(cert: str, key: str) -> Callable[[socket.socket], socket.sock
 
 
 # -- a certificate of this machine's own
+#
+# `--cert adhoc` makes it once and keeps it.  A browser warns of it once, unless the person imports the file.
 
 _CERTIFICATE_DAYS = 397  # browsers believe in no certificate that is valid for longer
 _CERTIFICATE_REST = 7 * 86400  # seconds before its end at which it is made anew: a project may run for some days

@@ -9798,7 +9798,7 @@ class ServerTls(ServerCase):
         """Browsers connect ahead of need."""
         self.serve_tls(hello)
         self.connect(context=self.context)
-        eventually(lambda: any(connection.has_shaken for connection in self.server.connections), "the handshake")
+        eventually(lambda: any(connection.is_secured for connection in self.server.connections), "the handshake")
         time.sleep(0.05)
         returning(self.server.close_gate, 600.0)
         self.assertEqual(self.log, "")
@@ -9817,7 +9817,7 @@ class ServerTls(ServerCase):
         self.server.keeps_alive = False
         fresh = self.connect()  # has not shaken hands yet
         client = self.connect(context=self.context)
-        eventually(lambda: [c.phase for c in self.server.connections if c.has_shaken] == [devserve._SHAKEN], "shaken")
+        eventually(lambda: [c.phase for c in self.server.connections if c.is_secured] == [devserve._SECURED], "shaken")
         threading.Timer(0.1, client.send, (GET, GET)).start()
         sockets = self.server.close_gate(DEADLINE)
         answer = client.answer()
