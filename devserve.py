@@ -50,11 +50,12 @@ A request:  DevServer.serve_forever gives each connection to a thread of its own
             request (_parse_head, _Body) and _Response.run calls the application: DebuggedApplication.__call__, which
             makes an _Exchange, and through _Exchange.call the user's.  _Response._write sends each piece before it
             asks for the next; _Response.log writes the line.  The thread goes back to _Connection._await_request.
-A crash:    _Exchange.guarded catches what the application raises.  While nothing has been sent,
-            _Exchange.start_error_page prints the traceback (Terminal.crash), then has the crash stored and read
-            (CrashStore.add, read_report), and lets the page be the response (write_page, write_markdown and others).
-            Once something has been sent, _Exchange.end_stream stores the crash, and the exception goes on to
-            _Response.fail, which prints it and cuts the connection, so that the client sees a cut and not a lie.
+A crash:    _Exchange.guarded catches what the application raises.  _Exchange.keep prints the traceback
+            (Terminal.crash), then has the crash stored and read (CrashStore.add, read_report).  While nothing has been
+            sent, _Exchange.start_error_page lets the page be the response (write_page, write_markdown and others).
+            Once something has been sent, _Exchange.end_stream keeps the crash without printing it, and the exception
+            goes on to _Response.fail, which prints it and cuts the connection, so that the client sees a cut and not a
+            lie.
 A save:     Watcher.run finds the file changed.  Watcher._settle holds new requests (DevServer.hold) until the writing
             ends; Watcher._deliver compiles what changed, and calls _Runner.reload.  DevServer.close_gate waits for
             the requests that run and returns the connections that wait; AsgiBridge.stop shuts an ASGI application
@@ -5026,53 +5027,37 @@ class Guard:
 
     `pin` (unless it was given), `token` and `secret` are random: the PIN is typed, the token is in the terminal's
     link, and the secret is in our pages.  `cookie` and `key` are made from the token.  A method whose name begins with
-    `refuses` returns a Refusal, or None when the request may go on.  `fresh` makes a guard at a first start, `recall`
-    after a reload from what `remember` returned.
+    `refuses` returns a Refusal, or None when the request may go on.
+
+    `pin` "" makes a random one, "off" asks for none; DevserveError is raised for one of which nothing is left to type.
+    After a reload `notes` are what `remember` returned; they count unless another PIN was configured then.
     """
 
-    def __init__(self, pin: str, secret: str, token: str, port: int = 0, *, configured: str = "") -> None:
-        self.pin = pin
-        self.secret = secret
-        self.token = token
-        self.port = port
-        self.configured = configured  # the PIN that the person chose, "" when it was made here
-        self.is_announced = False  # an earlier process has said how the console is opened, and may be believed
-        self.trusted_hosts: frozenset[str] = frozenset()  # names and addresses of Hosts, loopback's apart
-        self.trusted_origins: frozenset[str] = frozenset()  # the same with ports, but nothing that was only bound
-        self.failures = 0
-        self.has_worker = False  # a browser has asked for a service worker, of whatever Host
-        self.lock = threading.Lock()
-
-    @classmethod
-    def fresh(
-        cls, pin: str = "", port: int = 0, trusted_hosts: Iterable[str] = (), bound_hosts: Iterable[str] = ()
-    ) -> Guard:
-        """Return a guard with new secrets; `pin` "" makes a random one, "off" asks for none.  Raises DevserveError."""
-        check_pin(pin)
-        number = int.from_bytes(os.urandom(8), "big") % 10**_PIN_DIGITS
-        digits = f"{number:0{_PIN_DIGITS}d}"
-        made = "-".join(digits[n : n + 3] for n in range(0, _PIN_DIGITS, 3))
-        guard = cls(pin or made, os.urandom(16).hex(), os.urandom(16).hex(), port, configured=pin)
-        guard.trust(trusted_hosts, bound_hosts)
-        return guard
-
-    @classmethod
-    def recall(
-        cls,
-        notes: Mapping[str, str],
+    def __init__(
+        self,
         pin: str = "",
         port: int = 0,
         trusted_hosts: Iterable[str] = (),
         bound_hosts: Iterable[str] = (),
-    ) -> Guard:
-        """Return the guard that `remember` wrote down; a fresh one when there is none, or `pin` was another then."""
-        guard = cls.fresh(pin, port, trusted_hosts, bound_hosts)
-        if notes.get("configured") == pin and {"pin", "secret", "token"} <= notes.keys():
-            guard.pin, guard.secret, guard.token = notes["pin"], notes["secret"], notes["token"]
-            guard.failures = int(notes.get("failures", _PIN_FAILURES))
-            guard.has_worker = notes.get("worker") == "yes"
-            guard.is_announced = guard.pin != _PIN_OFF  # that nothing is asked for is said at each reload
-        return guard
+        notes: Optional[Mapping[str, str]] = None,
+    ) -> None:
+        check_pin(pin)
+        digits = str(int.from_bytes(os.urandom(8), "big") % 10**_PIN_DIGITS).zfill(_PIN_DIGITS)
+        self.pin = pin or "-".join(digits[n : n + 3] for n in range(0, _PIN_DIGITS, 3))
+        self.configured = pin  # the PIN that the person chose, "" when it was made here
+        self.secret = os.urandom(16).hex()
+        self.token = os.urandom(16).hex()
+        self.port = port
+        self.failures = 0  # wrong PINs since the last right one
+        self.has_worker = False  # a browser has asked for a service worker, of whatever Host
+        self.is_announced = False  # an earlier process has said how the console is opened, and that holds
+        self.lock = threading.Lock()
+        self.trust(trusted_hosts, bound_hosts)
+        if notes and notes.get("configured") == pin and {"pin", "secret", "token"} <= notes.keys():
+            self.pin, self.secret, self.token = notes["pin"], notes["secret"], notes["token"]
+            self.failures = int(notes.get("failures", _PIN_FAILURES))
+            self.has_worker = notes.get("worker") == "yes"
+            self.is_announced = pin != _PIN_OFF  # that nothing is asked for is said at each reload
 
     def remember(self) -> dict[str, str]:
         """Return what must survive a reload: open pages stay unlocked, and guesses stay counted.
@@ -5083,7 +5068,10 @@ class Guard:
         return {**secrets, "failures": str(self.failures), "worker": "yes" if self.has_worker else "no"}
 
     def trust(self, trusted_hosts: Iterable[str], bound_hosts: Iterable[str] = ()) -> None:
-        """Trust Hosts that the person named, and those that the server is bound to."""
+        """Trust Hosts that the person named, and those that the server is bound to.
+
+        Origins, which have a port, are trusted only when they were named: another server may be bound to the address.
+        """
         named = [host.lower() for host in trusted_hosts]
         self.trusted_hosts = frozenset(_host_name(host) or host for host in [*named, *bound_hosts])
         self.trusted_origins = frozenset(named)
@@ -5458,7 +5446,7 @@ class DebuggedApplication:
         enlarge_stacks()
         self.app = app
         self.terminal = terminal or Terminal()
-        self.guard = guard or Guard.fresh(pin, 0, trusted_hosts)
+        self.guard = guard or Guard(pin, 0, trusted_hosts)
         self.base_url = base_url
         self.reload_id = os.urandom(8).hex()  # by its change, open pages notice a reload
         self.crashes = CrashStore()
@@ -11755,7 +11743,7 @@ def make_server(app: WSGIApplication, host: str = "127.0.0.1", port: int = 0, **
             server.server_close()
             raise
     if config.debugger:
-        guard = Guard.fresh(config.pin, server.server_port, config.trusted_hosts, _bound_hosts(config, listeners))
+        guard = Guard(config.pin, server.server_port, config.trusted_hosts, _bound_hosts(config, listeners))
         base_url = urls(listeners, "https" if tls else "http")[0]
         server.app = debugged = DebuggedApplication(app, guard=guard, terminal=terminal, base_url=base_url)
         if bridge:
@@ -11872,7 +11860,7 @@ class _Runner:
     def _guard(self) -> Guard:
         notes = self.notes if self.reloaded else {}
         bound = _bound_hosts(self.config, self.listeners)
-        return Guard.recall(notes, self.config.pin, self.server.server_port, self.config.trusted_hosts, bound)
+        return Guard(self.config.pin, self.server.server_port, self.config.trusted_hosts, bound, notes)
 
     def _watcher(self) -> Watcher:
         return Watcher(

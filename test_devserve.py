@@ -5515,7 +5515,7 @@ class Debugged(unittest.TestCase):
         self.server = wsgiref.simple_server.make_server("127.0.0.1", 0, failing_app, ThreadedWSGIServer, QuietHandler)
         self.addCleanup(self.server.server_close)
         self.port = self.server.server_port
-        self.guard = devserve.Guard.fresh(self.pin, self.port, self.trusted_hosts, self.bound_hosts)
+        self.guard = devserve.Guard(self.pin, self.port, self.trusted_hosts, self.bound_hosts)
         self.terminal = io.StringIO()
         self.app: Any = failing_app  # a test may set another one
         self.install(lambda *arguments: self.app(*arguments))
@@ -5823,10 +5823,10 @@ class GuardPin(Debugged):
     def test_pin_that_leaves_nothing_to_type_is_refused_at_the_start(self) -> None:
         for pin in ("-", " ", "- -"):
             with self.subTest(pin), self.assertRaisesRegex(devserve.DevserveError, f"the PIN '{pin}' .*--pin 123-456"):
-                devserve.Guard.fresh(pin)
+                devserve.Guard(pin)
 
     def test_pin_is_random(self) -> None:
-        guards = [devserve.Guard.fresh() for _ in range(50)]
+        guards = [devserve.Guard() for _ in range(50)]
         for words in (
             {guard.pin for guard in guards},
             {guard.secret for guard in guards},
@@ -5859,7 +5859,7 @@ class GuardPin(Debugged):
             self.assertEqual(self.try_pin(self.guard.pin).status, 200)
 
     def test_parallel_guesses_are_counted_one_by_one(self) -> None:
-        guard = devserve.Guard.fresh()
+        guard = devserve.Guard()
         start = threading.Barrier(40)
         refusals: list[Any] = []
 
@@ -5878,13 +5878,13 @@ class GuardPin(Debugged):
     def test_guesses_stay_counted_over_a_reload(self) -> None:
         for _ in range(6):
             self.guard.try_pin("000", {})
-        again = devserve.Guard.recall(self.guard.remember(), "", self.port)
+        again = devserve.Guard("", self.port, notes=self.guard.remember())
         self.assertEqual(
             (again.pin, again.secret, again.token, again.failures),
             (self.guard.pin, self.guard.secret, self.guard.token, 6),
         )
         self.assertTrue(again.knows({"HTTP_COOKIE": self.cookie}))
-        self.assertTrue(devserve.Guard.recall({}).pin)
+        self.assertTrue(devserve.Guard(notes={}).pin)
 
     def test_guesses_from_elsewhere_are_not_even_counted(self) -> None:
         for headers in ({"Origin": "http://evil.example"}, {"X_Devserve_Secret": None}, {"Host": "evil.example"}):
@@ -5898,14 +5898,14 @@ class GuardPin(Debugged):
         self.assertEqual(self.try_pin(3).json["error"], "body")
 
     def test_a_pin_of_ones_own_and_none_at_all(self) -> None:
-        self.assertIsNone(devserve.Guard.fresh("open sesame").try_pin("open sesame", {}))
-        off = devserve.Guard.fresh("off")
+        self.assertIsNone(devserve.Guard("open sesame").try_pin("open sesame", {}))
+        off = devserve.Guard("off")
         self.assertTrue(off.knows({"REMOTE_ADDR": "127.0.0.1"}))
         self.assertIsNotNone(off.refuses_running({"REQUEST_METHOD": "POST", "HTTP_HOST": "localhost"}))
         self.assertNotIn(off.token, off.banner_line("http://localhost:1"))
 
     def test_no_pin_opens_the_console_to_this_machine_only(self) -> None:
-        off = devserve.Guard.fresh("off", self.port)
+        off = devserve.Guard("off", self.port)
         for elsewhere in (
             {"REMOTE_ADDR": "10.0.0.5"},
             {"REMOTE_ADDR": "127.0.0.1", "HTTP_X_FORWARDED_FOR": "10.0.0.5"},
@@ -5933,8 +5933,8 @@ class GuardPin(Debugged):
     def test_the_configured_pin_is_compared_after_a_reload(self) -> None:
         for before, after in (("off", ""), ("off", "77-88"), ("77-88", ""), ("", "off"), ("", "77-88")):
             with self.subTest(before=before, after=after):
-                old = devserve.Guard.fresh(before, self.port)
-                same, new = (devserve.Guard.recall(old.remember(), pin, self.port) for pin in (before, after))
+                old = devserve.Guard(before, self.port)
+                same, new = (devserve.Guard(pin, self.port, notes=old.remember()) for pin in (before, after))
                 self.assertEqual((same.pin, same.token), (old.pin, old.token))
                 self.assertEqual(same.is_announced, before != "off")
                 self.assertNotIn(new.pin, ("", old.pin))
@@ -6043,7 +6043,7 @@ class GuardSecrets(Debugged):
         self.assertNotEqual(secret, before)
         self.ask("/worker.js", Service_Worker="script", Sec_Fetch_Dest="serviceworker")
         self.assertEqual(self.guard.secret, secret)
-        after_reload = devserve.Guard.recall(self.guard.remember(), self.guard.configured)
+        after_reload = devserve.Guard(self.guard.configured, notes=self.guard.remember())
         self.assertIsNotNone(after_reload.refuses_script({"HTTP_SEC_FETCH_DEST": "document"}))
         for path in ("/", "/__devserve__/console"):
             for cache in (None, "max-age=0"):
@@ -6084,7 +6084,7 @@ class GuardSecrets(Debugged):
                 self.assertIn("ZeroDivisionError", self.ask(Host=shown).text)
 
     def test_script_of_a_trusted_host_may_read_and_of_another_is_told_the_remedy(self) -> None:
-        guard = devserve.Guard.fresh("", self.port, ("Shop.example", "2001:db8::1"), ())
+        guard = devserve.Guard("", self.port, ("Shop.example", "2001:db8::1"), ())
         of_itself = {"HTTP_HOST": "10.0.0.1:5000", "HTTP_ORIGIN": "http://10.0.0.1:5000"}
         self.assertIsNone(guard.refuses_reading(of_itself))
         for origin, remedy in {
@@ -6871,13 +6871,13 @@ class DebuggerLive(unittest.TestCase):
 
     def test_the_guard_is_asked_and_other_paths_of_ours_pass(self) -> None:
         self.assertFalse(self.follows(path="/__devserve__/console"))
-        guard = devserve.Guard.fresh()
+        guard = devserve.Guard()
         self.live.refuses = guard.refuses_reading
         self.assertEqual(self.ask("/__devserve__/live", HTTP_HOST="evil.example")[0], "403 Forbidden")
         self.assertEqual(self.ask("/__devserve__/live", HTTP_HOST="localhost")[0], "200 OK")
 
     def test_error_pages_of_the_debugger_are_not_touched(self) -> None:
-        guard, terminal = devserve.Guard.fresh(), devserve.Terminal(io.StringIO())
+        guard, terminal = devserve.Guard(), devserve.Terminal(io.StringIO())
         self.live.app = devserve.DebuggedApplication(failing_app, guard=guard, terminal=terminal)
         status, _, text = self.ask(HTTP_ACCEPT="text/html")
         self.assertEqual((status[:3], b"live.js" in text, self.warnings), ("500", False, []))
@@ -7434,7 +7434,7 @@ class DebuggerFrameworks(Folder):
             environ.update({"HTTP_ACCEPT_ENCODING": "gzip", "wsgi.errors": sys.stderr})
             heads = []
             terminal = devserve.Terminal(io.StringIO())
-            debugger = devserve.DebuggedApplication(app, guard=devserve.Guard.fresh("", 80), terminal=terminal)
+            debugger = devserve.DebuggedApplication(app, guard=devserve.Guard("", 80), terminal=terminal)
             response = debugger(environ, lambda status, headers, exc_info=None: heads.append([status, headers]))
             page = b"".join(response).decode()
             getattr(response, "close", int)()
@@ -7495,9 +7495,7 @@ class DebuggerFrameworks(Folder):
                 "CONTENT_TYPE": "application/x-www-form-urlencoded",
             }
         )
-        debugger = devserve.DebuggedApplication(
-            app, guard=devserve.Guard.fresh(), terminal=devserve.Terminal(io.StringIO())
-        )
+        debugger = devserve.DebuggedApplication(app, guard=devserve.Guard(), terminal=devserve.Terminal(io.StringIO()))
         page = b"".join(debugger(environ, lambda *a: None)).decode()  # type: ignore[arg-type]
         frames = re.findall(r"[0-9a-f]{16}-\d+", page)
         console = debugger.console(max(frames, key=lambda id: int(id.partition("-")[2])))
@@ -9870,7 +9868,7 @@ class ServerWebSockets(ServerCase):
                     yield ssl.create_default_context(cafile=cert) if cert else None
 
     def put_debugger_before(self, app: App) -> None:
-        guard = devserve.Guard.fresh()
+        guard = devserve.Guard()
         self.server.app = devserve.DebuggedApplication(app, guard=guard, terminal=self.server.terminal)
 
     def echo_bytes(self, environ: dict[str, Any], start_response: App) -> list[bytes]:
