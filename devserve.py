@@ -4503,8 +4503,8 @@ class Console:
         """
         with self.turn:
             if self.thread is not None:
-                self.thread.join(_TURN_SECONDS)
-                if self.thread.is_alive():
+                self.thread.ended.wait(_TURN_SECONDS)
+                if self.thread.is_running:
                     raise Busy
             _replace_streams()
             self.thread = thread = _Evaluator(partial(self._evaluate, _plain_code(code)), self.context)
@@ -4519,7 +4519,7 @@ class Console:
     def interrupt(self) -> bool:
         """Raise KeyboardInterrupt in the evaluation that runs; return whether there is one, and a way to do so."""
         thread = self.thread
-        if thread is None or not thread.is_alive():
+        if thread is None or not thread.is_running:
             return False
         done = interrupt_thread(thread.ident)
         thread.interrupted.set()
@@ -4745,22 +4745,39 @@ def _names_in_module(name: str) -> list[str]:
 
 
 class _Evaluator(ForeignCalls):
-    """The thread of one evaluation; an interrupt can hit it without hitting the server."""
+    """The thread of one evaluation; an interrupt can hit it without hitting the server.
+
+    Any thread may wait for it, several at once: by the event, as before Python 3.13 two that `join` a thread may fail.
+    """
 
     def __init__(self, job: Callable[[], bool], context: Context) -> None:
         super().__init__({"more": job}, context)
         self.printed = _Output()
         self.interrupted = threading.Event()
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        """Evaluate, in the context."""
+        try:
+            super().run()
+        finally:
+            self.ended.set()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended; an interrupt may have come so late that it has not even said so."""
+        return not self.ended.is_set() and self.is_alive()
 
     def wait(self, seconds: Optional[float] = None) -> _Evaluation:
         """Return what came of it, or by now; after an interrupt without effect, too, it is waited for no longer."""
         end = None if seconds is None else time.monotonic() + seconds
-        while self.is_alive() and not self.interrupted.is_set() and (end is None or time.monotonic() < end):
-            self.join(0.05)  # seconds until an interrupt is noticed; the end is noticed at once
+        while self.is_running and not self.interrupted.is_set() and (end is None or time.monotonic() < end):
+            self.ended.wait(0.05)  # seconds until an interrupt is noticed; the end is noticed at once
         if self.interrupted.is_set():
-            self.join(_INTERRUPT_SECONDS)
+            self.ended.wait(_INTERRUPT_SECONDS)
+        is_running = self.is_running
         text = _ESCAPES.sub("", self.printed.getvalue())
-        if not self.is_alive():
+        if not is_running:
             return _Evaluation(text, self.outcomes.get("more", (False, None))[0] is True)
         if self.interrupted.is_set():
             text += "(it runs on: what is not Python code, such as a sleep, cannot be interrupted)\n"
