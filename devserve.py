@@ -9941,8 +9941,8 @@ class _StartupFailed(Exception):
 # callbacks; who is served, and what, it never learns.  May know foreign code (2).
 #
 # It polls, since that sees every kind of save on every file system, those of a network and of a container's host
-# included.  A round comes every `_INTERVAL` and looks at the files edited last, at as many of the project's others as
-# `_SHARE` allows, and at a few of the installed packages'.
+# included.  A round comes every `_INTERVAL`; `_Rounds` says what it looks at: the files edited last, as many of the
+# project's others as `_SHARE` of a core pays for, and a few of the installed packages'.
 #
 # Which files these are it learns in three ways.  `_ImportRecorder` notes each Python file as the process reads it, and
 # `_Files.adopt` takes these over; `_Files.add_places` takes the files, folders and globs that were asked for; and
@@ -9952,8 +9952,8 @@ class _StartupFailed(Exception):
 #
 # A difference is not yet a save.  Editors write in several steps and formatters write again, so `Watcher._settle`
 # looks until all is at rest, and has the server hold new requests meanwhile: they wait for the new code instead of
-# getting the old.  Same bytes again are no change; a file that is written over and over by the application itself is
-# left out.
+# getting the old.  Then `Watcher._accept` drops what is no edit: the same bytes again (`_Contents`), and files that
+# the application itself writes over and over (`_Overwritten`).  `Watcher._deliver` hands on the rest.
 #
 # Invariants: the following hold whatever is edited when.
 # - The state that a file is compared with is the one in which this process loaded it (`_ImportRecorder`), or in which
@@ -9967,7 +9967,7 @@ class _StartupFailed(Exception):
 #
 # Doors: Watcher.
 #
-# Read first: Watcher.run, _ImportRecorder, _Files.adopt, Watcher._settle, Watcher._deliver.
+# Read first: Watcher.run, _ImportRecorder, _Files.adopt, _Rounds.next, Watcher._settle, Watcher._accept.
 # =====================================================================================================================
 
 _INTERVAL = 0.045  # seconds between two rounds: with _SETTLE a save is noticed after 40 ms on average
@@ -10403,6 +10403,130 @@ def _glob_token(token: str) -> str:
     return expression
 
 
+class _Contents:
+    """What the files hold, each in the state that stands beside it: who saves the same bytes again has edited nothing.
+
+    For the watcher's thread alone.
+    """
+
+    def __init__(self, states: dict[str, _State]) -> None:
+        self.seen: dict[str, _Content] = {}
+        self._states = states
+        self._unread: list[str] = []
+
+    def read_later(self, paths: Iterable[str]) -> None:
+        """Take up files whose content is to be learnt when there is time."""
+        self._unread += [path for path in paths if path not in self.seen]
+
+    def read_some(self) -> None:
+        """Learn what some files hold whose turn has come."""
+        end = time.monotonic() + _CHORES
+        while self._unread and time.monotonic() < end:
+            self.learn(self._unread.pop())
+
+    def learn(self, path: str) -> None:
+        """Note what a file holds, if it is still in the state that was accepted."""
+        digest = _digest(path)
+        if self._states[path] == _state(path):
+            self.seen[path] = self._states[path], digest
+
+    def is_same(self, path: str, state: _State) -> bool:
+        """Return whether a file holds what it held, though its state is another.
+
+        By its ctime alone differs what was copied together with its times (`cp -p`), but also what has got another
+        mode or link, as by a package manager.  Bytes that are not known count as the same then.
+        """
+        before = self._states[path]
+        seen, digest = self.seen.get(path, (None, None))
+        if digest is None or seen != before:
+            return state is not None and before is not None and state[:3] == before[:3]
+        return digest == _digest(path)
+
+
+class _Overwritten:
+    """Files that the application itself writes over and over, as a log in a watched folder: each would reload it.
+
+    For the watcher's thread alone.
+    """
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self.rows: dict[str, int] = {}  # how many changes of a file in a row no person has made
+        self._warn = warn
+        self._left_out: dict[str, float] = {}  # files that reload nothing, and when each last changed
+
+    def is_left_out(self, path: str) -> bool:
+        """Return whether a change of this file reloads nothing, since it has not rested since it was left out."""
+        if time.monotonic() > self._left_out.pop(path, -_HEELS) + _HEELS:
+            return False
+        self._left_out[path] = time.monotonic()
+        return True
+
+    def is_one_too_many(self, path: str, weight: int) -> bool:
+        """Count a change, by a weight of 0 if a person may have made it; return whether the file is left out now."""
+        before = self.rows.get(path, 0)
+        self.rows[path] = row = before + weight if weight else 0
+        if row < _REPEATED:
+            return False
+        if before < _REPEATED:
+            self._warn(
+                f"{path} is written again and again: it reloads nothing until it rests for {_HEELS:.0f} s;"
+                " --exclude-patterns leaves it out"
+            )
+        self._left_out[path] = time.monotonic()
+        return True
+
+
+class _Rounds:
+    """What each round looks at, so that all of them cost a small share of a core, however many files there are.
+
+    The files edited last are in every round, as the next edit is most likely to one of them.  Of the project's others
+    there are as many as the share pays for, and of the installed ones so few that all have had their turn in
+    `_PERIOD`; both lists are gone through again and again.  For the watcher's thread alone.
+    """
+
+    def __init__(self, files: _Files, *, busy: bool) -> None:
+        self.cost = 5e-6  # seconds a file, a first guess; measured from then on
+        self.busy_until = time.monotonic() + _BUSY_SECONDS if busy else 0.0
+        self._files = files
+        self._hot: list[str] = []  # the files edited last
+        self._turns = {"own": 0, "installed": 0}  # how far each list has been gone through
+        self._warned = False
+
+    def next(self) -> list[str]:
+        """Return what the next round looks at: all of the project's files, if the share suffices for them."""
+        own, installed = self._files.own, self._files.installed
+        share = _SHARE_WHEN_BUSY if time.monotonic() < self.busy_until else _SHARE
+        count = max(int(share * _INTERVAL / self.cost), 2 * _HOT)
+        if len(own) > count:
+            own = self._hot + self._some("own", own, count - _HOT)
+        return own + self._some("installed", installed, int(len(installed) * _INTERVAL / _PERIOD) + 1)
+
+    def _some(self, name: str, paths: list[str], count: int) -> list[str]:
+        """Return the next `count` of these paths, and after the last ones the first again."""
+        if count >= len(paths):
+            return paths
+        start = self._turns[name] % len(paths)
+        self._turns[name] = start + count
+        return paths[start : start + count] + paths[: max(0, start + count - len(paths))]
+
+    def edited(self, paths: Iterable[str]) -> None:
+        """Choose anew which of the project's files were edited last; some of these may be."""
+        states = self._files.states
+        self._hot = sorted({*self._hot, *paths}, key=lambda path: states[path] or (0, 0, 0, 0))[-_HOT:]
+
+    def took(self, count: int, seconds: float) -> None:
+        """Measure what a file costs: the least of late, as other threads may have taken any part of the time."""
+        self.cost = max(1e-7, min(seconds / max(count, 1), 2 * self.cost))
+
+    def warn_if_late(self) -> None:
+        """Warn once when there are so many files that an edit may be seen late."""
+        late = len(self._files.own) * self.cost / _SHARE
+        if late > _PERIOD and not self._warned:
+            self._warned = True
+            count = len(self._files.own)
+            self._files.warn(f"{count:,} files and more are watched: a change may be seen {late:.0f} s late or later")
+
+
 # -- the thread
 
 
@@ -10444,26 +10568,20 @@ class Watcher(native_threading.Thread):
         self._asked = tuple(extra_files), tuple(exclude_patterns), tuple(map(os.path.abspath, also))
         self.files = _Files(warn, time.time() if since is None else since, self._asked[1])
         self._errands: deque[Callable[[], None]] = deque()  # what other threads would have this one do
-        self._contents: dict[str, _Content] = {}  # of files, in the state that stands beside it
-        self._rows: dict[str, int] = {}  # how many changes of a file in a row came at the heels of a reload
-        self._noise: dict[str, float] = {}  # files that are left out, and when each last changed
+        self._contents = _Contents(self.files.states)
+        self._overwritten = _Overwritten(warn)
+        self._rounds = _Rounds(self.files, busy=memory is not None)
         self._recent: dict[str, None] = {}  # files that a reload was for, the last one last
         self._recall(memory)
         self._errands.append(partial(self.files.add_places, self._asked[0]))
         self.watch(self._asked[2])
         self._handlers: list[tuple[str, Callable[[list[str]], bool]]] = []  # see `watch_data`
-        self._hot: list[str] = []  # the project's files that were edited last
         self._known = 0  # of the project's files, so many have been taken up
-        self._busy_until = time.monotonic() + _BUSY_SECONDS if memory else 0.0
-        self._turns = {"own": 0, "installed": 0}  # how far each list has been gone through
-        self._cost = 5e-6  # seconds a file, a first guess; measured from then on
-        self._unread: list[str] = []  # files whose content is still to be learnt
         self._pending: set[str] = set()  # what has changed while a file did not compile
         self._demand = ""  # the reason given to `reload_now`
         self._importing = True
         self._rested = 0.0  # by the monotonic clock: when the import, or the last reload that came to nothing, ended
         self._stopped = False
-        self._warned = False
 
     # for any thread
 
@@ -10520,7 +10638,7 @@ class Watcher(native_threading.Thread):
         remembered = dict.fromkeys([*list(files.data)[:_REMEMBERED], *list(self._recent)[-_REMEMBERED:]])
         states = {path: files.states[path] if path in files.states else _state(path) for path in remembered}
         return self._asked, {
-            path: (path in files.data, state, self._contents.get(path), self._rows.get(path, 0))
+            path: (path in files.data, state, self._contents.seen.get(path), self._overwritten.rows.get(path, 0))
             for path, state in states.items()
         }
 
@@ -10534,9 +10652,9 @@ class Watcher(native_threading.Thread):
             elif asked == self._asked:
                 self.files.add(path, state)
                 self.files.data[path] = None
-            self._rows[path] = row
+            self._overwritten.rows[path] = row
             if content:
-                self._contents[path] = content
+                self._contents.seen[path] = content
 
     def run(self) -> None:
         while not self._stopped:
@@ -10545,63 +10663,31 @@ class Watcher(native_threading.Thread):
             files = self.files
             files.adopt()
             files.list_folders(_CHORES)
-            if len(files.own) != self._known:
-                self._get_to_know(files.own[self._known :])
+            new = files.own[self._known :]
+            if new:
+                self._known += len(new)
+                self._contents.read_later(new)
+                self._rounds.edited(new)
+                self._rounds.warn_if_late()
             suspects = self._look()
             if suspects:
                 self._settle(suspects)
             if self._demand:
                 self._deliver([self._demand])
-            if self._unread:
-                self._read_contents()
+            if not self._importing:
+                self._contents.read_some()
             native_sleep(_INTERVAL)
 
     def _look(self) -> set[str]:
-        """Look at the files whose turn it is and return those that differ."""
-        paths = self._round()
+        """Look at the files of a round and return those that differ."""
+        paths = self._rounds.next()
         began = time.perf_counter()
         different = self._different(paths)
-        # What a file costs is the least of late, as other threads may have taken any part of the time.
-        self._cost = max(1e-7, min((time.perf_counter() - began) / max(len(paths), 1), 2 * self._cost))
+        self._rounds.took(len(paths), time.perf_counter() - began)
         return different
 
-    def _round(self) -> list[str]:
-        """Return what a round looks at.
-
-        It is all of the project's files, if the share of a core that may go into it suffices; otherwise those edited
-        last and the next of the others.  To these come a few of the installed files.
-        """
-        own, installed = self.files.own, self.files.installed
-        share = _SHARE_WHEN_BUSY if time.monotonic() < self._busy_until else _SHARE
-        count = max(int(share * _INTERVAL / self._cost), 2 * _HOT)
-        if len(own) > count:
-            own = self._hot + self._next("own", own, count - _HOT)
-        return own + self._next("installed", installed, int(len(installed) * _INTERVAL / _PERIOD) + 1)
-
-    def _next(self, name: str, paths: list[str], count: int) -> list[str]:
-        """Return the next `count` of these paths, and after the last ones the first again."""
-        if count >= len(paths):
-            return paths
-        start = self._turns[name] % len(paths)
-        self._turns[name] = start + count
-        return paths[start : start + count] + paths[: max(0, start + count - len(paths))]
-
-    def _get_to_know(self, new: list[str]) -> None:
-        """Take up what is new among the project's files."""
-        self._known += len(new)
-        self._unread += [path for path in new if path not in self._contents]
-        self._choose_hot(new)
-        late = self._known * self._cost / _SHARE
-        if late > _PERIOD and not self._warned:
-            self._warned = True
-            self.warn(f"{self._known:,} files and more are watched: a change may be seen {late:.0f} s late or later")
-
-    def _choose_hot(self, among: Iterable[str]) -> None:
-        states = self.files.states
-        self._hot = sorted({*self._hot, *among}, key=lambda path: states[path] or (0, 0, 0, 0))[-_HOT:]
-
     def _different(self, paths: Iterable[str]) -> set[str]:
-        """Return those that differ from their states, but for noise; in place of a folder, what is new in it."""
+        """Return those that differ from their states, but for those left out; for a folder, what is new in it."""
         files, states = self.files, self.files.states
         known = len(files.own)
         found = set()
@@ -10620,11 +10706,9 @@ class Watcher(native_threading.Thread):
                 found.discard(folder)
                 files.list_again(folder)
         found.update(path for path in files.own[known:] if _state(path) != states[path])
-        for path in found & self._noise.keys():
-            if time.monotonic() < self._noise.pop(path) + _HEELS:
-                self._noise[path] = time.monotonic()
-                states[path] = _state(path)
-                found.discard(path)
+        for path in list(filter(self._overwritten.is_left_out, found)):
+            states[path] = _state(path)
+            found.discard(path)
         return found
 
     def _settle(self, suspects: set[str]) -> None:
@@ -10646,7 +10730,7 @@ class Watcher(native_threading.Thread):
                 break
             native_sleep(_SETTLE)
             # Once more than one file has changed, it may be anything, as when branches are switched.
-            suspects |= self._different(self.files.own if len(suspects) > 1 else self._round())
+            suspects |= self._different(self.files.own if len(suspects) > 1 else self._rounds.next())
         self.files.adopt()  # what the application has written by itself to load it, it has loaded by now
         news = {path: state for path, state in last.items() if state != self.files.states[path]}
         self._accept(news, hasty=first_seen < self._rested + _HEELS, weight=weight)
@@ -10657,44 +10741,17 @@ class Watcher(native_threading.Thread):
         """Compare with these states from now on, and deliver those whose bytes are others than before."""
         changed = []
         for path, state in news.items():
-            is_same = self._has_same_bytes(path, state)
+            is_same = self._contents.is_same(path, state)
             self.files.states[path] = state
-            self._learn(path)
-            if self._pending or not (is_same or self._is_noise(path, hasty, weight)):
+            self._contents.learn(path)
+            # A person may well save often, but not while the application is imported, nor data right after a reload.
+            counts = self._importing or (hasty and path in self.files.data)
+            if self._pending or not (is_same or self._overwritten.is_one_too_many(path, weight if counts else 0)):
                 changed.append(path)
-        self._choose_hot(news)
+        self._rounds.edited(news)
         changed = self._not_handled(changed)
         if changed:
             self._deliver(changed)
-
-    def _has_same_bytes(self, path: str, state: _State) -> bool:
-        """Return whether a file holds what it held, though its state is another.
-
-        By its ctime alone differs what was copied together with its times (`cp -p`), but also what has got another
-        mode or link, as by a package manager.  Bytes that are not known count as the same then.
-        """
-        before = self.files.states[path]
-        seen, digest = self._contents.get(path, (None, None))
-        if digest is None or seen != before:
-            return state is not None and before is not None and state[:3] == before[:3]
-        return digest == _digest(path)
-
-    def _is_noise(self, path: str, hasty: bool, weight: int) -> bool:
-        """Return whether a change is one too many of those that no person makes, as of a log in a watched folder.
-
-        Those come during the import, or right after a reload to a file that is no module.
-        """
-        before = self._rows.get(path, 0)
-        self._rows[path] = row = before + weight if self._importing or (hasty and path in self.files.data) else 0
-        if row < _REPEATED:
-            return False
-        if before < _REPEATED:
-            self.warn(
-                f"{path} is written again and again: it reloads nothing until it rests for {_HEELS:.0f} s;"
-                " --exclude-patterns leaves it out"
-            )
-        self._noise[path] = time.monotonic()
-        return True
 
     def _not_handled(self, changed: list[str]) -> list[str]:
         """Let those who asked for it deal with changes; return the paths of the others."""
@@ -10741,18 +10798,6 @@ class Watcher(native_threading.Thread):
             if path.endswith(".py"):
                 with contextlib.suppress(OSError, ValueError, NotImplementedError):
                     os.unlink(cache_from_source(path))
-
-    def _read_contents(self) -> None:
-        """Read some files whose content is not known yet, to tell a save of the same bytes from an edit."""
-        end = time.monotonic() + _CHORES
-        while self._unread and not self._importing and time.monotonic() < end:
-            self._learn(self._unread.pop())
-
-    def _learn(self, path: str) -> None:
-        """Note the content of a file, if it is still in the state that was accepted."""
-        digest = _digest(path)
-        if self.files.states[path] == _state(path):
-            self._contents[path] = self.files.states[path], digest
 
 
 def _places_of_missing(error: Optional[BaseException]) -> Iterator[str]:

@@ -12042,7 +12042,7 @@ class ReloaderWatching(Folder):
 
     def wait_until_seen(self, paths: Iterable[str]) -> None:
         for path in paths:
-            eventually(lambda: path in self.watcher._contents, f"{path} is known")
+            eventually(lambda: path in self.watcher._contents.seen, f"{path} is known")
 
     def let_it_look(self, times: int = 3) -> None:
         """Wait until it has begun to look so many times more."""
@@ -12805,7 +12805,7 @@ class ReloaderFailedImports(ReloaderWatching):
         else:
             raise AssertionError(f"{module} was imported")
         eventually(
-            lambda: not watcher._errands and str(self.folder / module) + ".py" in watcher._contents,
+            lambda: not watcher._errands and str(self.folder / module) + ".py" in watcher._contents.seen,
             "the project is known",
         )
         return watcher
@@ -12913,7 +12913,7 @@ class ReloaderBadInput(ReloaderWatching):
             file.truncate(devserve._CONTENT_LIMIT + 1)
         seen = ["files/a.txt", "files/pipe", "files/large"]
         self.start(extra_files=["files"], seen=seen)
-        self.assertIsNone(self.watcher._contents[str(self.folder / "files" / "large")][1])
+        self.assertIsNone(self.watcher._contents.seen[str(self.folder / "files" / "large")][1])
         self.is_silent_until("files/a.txt")
 
     def test_more_files_than_can_be_borne_are_left_out_and_it_is_said(self) -> None:
@@ -12947,10 +12947,10 @@ class ReloaderTiers(ReloaderWatching):
         watcher.files.own = [f"own{n}" for n in range(own)]
         watcher.files.installed = [f"installed{n}" for n in range(installed)]
         watcher.files.states = {path: (n, 0, 0, 0) for n, path in enumerate(watcher.files.own)}
-        watcher._choose_hot(watcher.files.own)
-        watcher._cost = cost
+        watcher._rounds.edited(watcher.files.own)
+        watcher._rounds.cost = cost
         while True:
-            yield watcher._round()
+            yield watcher._rounds.next()
 
     def test_few_files_are_all_looked_at_in_each_round(self) -> None:
         turns = self.turns(100, 0, 1e-6)
@@ -12973,7 +12973,7 @@ class ReloaderTiers(ReloaderWatching):
     def test_after_a_reload_more_are_looked_at(self) -> None:
         turns = self.turns(1000, 0, 4e-6)
         before = len(next(turns))
-        self.watcher._busy_until = float("inf")
+        self.watcher._rounds.busy_until = float("inf")
         self.assertEqual([before < 1000, len(next(turns))], [True, 1000])
 
     def test_installed_files_are_all_looked_at_within_the_period_a_few_in_each_round(self) -> None:
@@ -12985,12 +12985,12 @@ class ReloaderTiers(ReloaderWatching):
     def test_what_a_look_costs_is_the_least_of_late(self) -> None:
         self.write("a.txt", "")
         self.start(extra_files=["a.txt"], seen=["a.txt"])
-        eventually(lambda: self.watcher._cost < 0.001, "its measure")
+        eventually(lambda: self.watcher._rounds.cost < 0.001, "its measure")
         self.stop()
-        self.watcher._cost = 1e-5
+        self.watcher._rounds.cost = 1e-5
         with mock.patch("time.perf_counter", side_effect=[0.0, 1000.0]):
             self.watcher._look()
-        self.assertEqual(self.watcher._cost, 2e-5)
+        self.assertEqual(self.watcher._rounds.cost, 2e-5)
 
 
 @unittest.skipUnless(EXECS, "needs an exec that replaces")
