@@ -16080,6 +16080,7 @@ class ReloadLosesNothing(Reload):
         sender = threading.Thread(target=self.flood, args=(greedy, stop), daemon=True)
         sender.start()
         self.addCleanup(sender.join)
+        self.addCleanup(self.hang_up, greedy)  # else it may wait for a window of a socket that nobody reads
         self.addCleanup(stop.set)
         self.assertEqual(other.ask().json["version"], "v1")
         self.save("v2")
@@ -16093,6 +16094,10 @@ class ReloadLosesNothing(Reload):
                 client.send(head[9:] + head * 20 + head[:9])
         except OSError:
             pass
+
+    def hang_up(self, client: Client) -> None:
+        with contextlib.suppress(OSError):
+            client.sock.shutdown(socket.SHUT_RDWR)
 
     def drain(self, client: Client) -> None:
         try:
