@@ -12796,7 +12796,7 @@ class ReloaderExtraFiles(ReloaderWatching):
 
 
 class ReloaderFailedImports(ReloaderWatching):
-    def fail(self, module: str, **options: Any) -> Any:  # type: ignore[override]
+    def fails(self, module: str, **options: Any) -> Any:
         watcher = self.start(**options)
         try:
             __import__(module)
@@ -12812,7 +12812,7 @@ class ReloaderFailedImports(ReloaderWatching):
 
     def test_a_new_module_mends_a_missing_one(self) -> None:
         self.write("needs_a.py", "import missing_a")
-        self.fail("needs_a")
+        self.fails("needs_a")
         self.write("missing_a.py", "")
         self.assertEqual(self.said(), [["missing_a.py"]])
 
@@ -12821,14 +12821,14 @@ class ReloaderFailedImports(ReloaderWatching):
         elsewhere.mkdir()
         sys.path.append(str(elsewhere))
         self.write("needs_b.py", "import missing_b")
-        self.fail("needs_b")
+        self.fails("needs_b")
         self.write("site-packages/missing_b/__init__.py", "x = 1")
         self.assertIn("site-packages/missing_b/__init__.py", [path for paths in self.said() for path in paths])
 
     def test_the_file_with_the_syntax_error_is_watched(self) -> None:
         self.write("wrong_a.py", "x = (")
         self.write("needs_c.py", "import wrong_a")
-        self.fail("needs_c")
+        self.fails("needs_c")
         self.write("wrong_a.py", "x = 1")
         self.assertEqual(self.said(), [["wrong_a.py"]])
 
@@ -12837,7 +12837,7 @@ class ReloaderFailedImports(ReloaderWatching):
         self.write(
             "needs_d.py", "import deep_a\ntry:\n    deep_a.f()\nexcept ValueError as e:\n    raise SystemExit from e"
         )
-        self.fail("needs_d")
+        self.fails("needs_d")
         self.write("deep_a.py", "def f(): pass")
         self.assertEqual(self.said(), [["deep_a.py"]])
 
@@ -12846,7 +12846,7 @@ class ReloaderFailedImports(ReloaderWatching):
         self.write("venv of mine/pyvenv.cfg", "")
         self.write("venv of mine/lib/foreign.py", "x = 1")
         self.write("needs_e.py", "raise RuntimeError")
-        watcher = self.fail("needs_e")
+        watcher = self.fails("needs_e")
         self.wait_until_seen([str(self.folder / "package_e/part.py")])
         self.assertNotIn(str(self.folder / "venv of mine/lib/foreign.py"), watcher.files.states)
         self.write("package_e/part.py", "x = 2")
