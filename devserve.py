@@ -591,12 +591,12 @@ def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
 # was made in more time than was allowed, and no more than `_STUCK_LIMIT` of its threads live at once.  Nothing below
 # "attributes" runs a line of the application's.
 #
-# Doors: NAME_LIMIT, CODE_TYPES, MISSING, Outcome, escape_controls, escape_unprintable, shown_text, type_name,
-# TooLate, call_safely, call_bounded, call_each_bounded, ForeignCalls, interrupt_thread, enlarge_stacks, is_library,
-# is_app_file, is_app_code, thread_position, app_position, is_below, application_traceback, linked_exceptions,
-# traceback_text, raw_slot, own_dict, static_attributes, static_attribute, locals_of, SOCKET_KEY, is_taken_over,
-# nobody_listens, PRESERVE_CONTEXT, ON_EXCEPTION, HANDED_OVER, hand_over, is_debugged, is_main_thread,
-# has_green_threads, native_threading, native_sleep.
+# Doors: NAME_LIMIT, CODE_TYPES, PLAIN_TYPES, MISSING, Outcome, escape_controls, escape_unprintable, shown_text,
+# type_name, TooLate, call_safely, call_bounded, call_each_bounded, ForeignCalls, interrupt_thread, enlarge_stacks,
+# is_library, is_app_file, is_app_code, thread_position, app_position, is_below, application_traceback,
+# linked_exceptions, has_plain_text, traceback_text, raw_slot, own_dict, static_attributes, static_attribute,
+# locals_of, SOCKET_KEY, is_taken_over, nobody_listens, PRESERVE_CONTEXT, ON_EXCEPTION, HANDED_OVER, hand_over,
+# is_debugged, is_main_thread, has_green_threads, native_threading, native_sleep.
 #
 # Read first: call_safely, call_each_bounded, is_app_file, static_attribute.
 # =====================================================================================================================
@@ -615,6 +615,7 @@ CODE_TYPES = (  # a value of these shows nothing but its name
     ModuleType, FunctionType, BuiltinFunctionType, MethodType, MethodDescriptorType, WrapperDescriptorType,
     staticmethod, classmethod, type,
 )  # fmt: skip
+PLAIN_TYPES = (str, bytes, int, float, complex, bool, type(None))  # whose repr runs nobody's code
 MISSING: Any = object()  # stands for a value that is not there, where None may be one
 
 if TYPE_CHECKING:
@@ -913,15 +914,22 @@ def linked_exceptions(error: BaseException) -> list[tuple[BaseException, str]]:
     return found
 
 
+def has_plain_text(error: BaseException) -> bool:
+    """Return whether the text of an exception is made without running anybody's code, and so cannot hang."""
+    is_builtin, _ = call_safely(lambda: type(error).__str__ in (BaseException.__str__, KeyError.__str__))
+    return is_builtin is True and all(type(each) in PLAIN_TYPES for each in raw_slot(error, "args"))
+
+
 def traceback_text(error: BaseException, *, folded: bool = False) -> str:
     """Return the interpreter's own text of `error` and of what led to it.
 
-    With `folded`, runs of library frames become a line that counts them.  Each exception's own text is tried first:
-    when one of them hangs, only the frames and the type are written, and nothing waits for it a second time.
+    With `folded`, runs of library frames become a line that counts them.  What may hang is each exception's own text,
+    which is tried first: when one does, only the frames and the type are written, and nothing waits a second time.
     """
     import traceback
 
-    texts = {str(n): partial(str, each) for n, (each, _) in enumerate(linked_exceptions(error))}
+    linked = [each for each, _ in linked_exceptions(error) if not has_plain_text(each)]
+    texts = {str(number): partial(str, each) for number, each in enumerate(linked)}
     late = [why for _, why in call_each_bounded(texts, _MESSAGES_SECONDS).values() if isinstance(why, TooLate)]
     text, why = (None, late[0]) if late else call_bounded(partial(_format_traceback, error, folded), _FORMAT_SECONDS)
     if text is not None:
@@ -2518,7 +2526,6 @@ _NEAR_FRAMES = 8  # in which a mapping is looked for that lacks a key
 _NEARNESS = 0.7  # of names that are suggested; difflib's own 0.6 would have `local` for `total`
 _MASK = "••••••••"
 _OPENER = "\x3c"  # the less-than sign, with which names such as that of exec's file begin
-_PLAIN_TYPES = (str, bytes, int, float, complex, bool, type(None))  # whose repr runs nobody's code
 _SEQUENCES = (dict, list, tuple, set, frozenset, deque)  # whose members are elements
 
 
@@ -2751,9 +2758,8 @@ def _message_of(error: BaseException, seconds: float) -> str:
     """Return the message; of a SyntaxError without the place, which is shown by itself."""
     if isinstance(error, SyntaxError) and type(error.msg) is str and type(error).__str__ is SyntaxError.__str__:
         return error.msg
-    is_builtin = type(error).__str__ in (BaseException.__str__, KeyError.__str__)
-    if is_builtin and all(type(each) in _PLAIN_TYPES for each in raw_slot(error, "args")):
-        return _mask(str(error))  # no foreign code runs, nothing can hang
+    if has_plain_text(error):
+        return _mask(str(error))
     return _mask(_text_or_why(*call_bounded(partial(str, error), seconds)))
 
 
@@ -3152,7 +3158,7 @@ class _Scope(NamedTuple):
             if sign == "[" or (self.is_template and value is MISSING):  # Jinja2's {{ user.name }} asks for both
                 key = word if sign == "." else self.key(word)
                 is_dict = static_attributes(owner).get("__getitem__") is vars(dict)["__getitem__"]
-                is_plain = type(key) in _PLAIN_TYPES and (is_dict or type(owner) in (list, tuple, str, bytes))
+                is_plain = type(key) in PLAIN_TYPES and (is_dict or type(owner) in (list, tuple, str, bytes))
                 if runs_code or is_plain:
                     with contextlib.suppress(LookupError, TypeError):  # owner[key] would add a key to a defaultdict
                         value = dict.get(owner, key, MISSING) if is_dict else owner[key]
@@ -3211,7 +3217,7 @@ def _read_scope(view: FrameView, scope: _Scope, seconds: float, context: Optiona
 
 def _do_each(jobs: Mapping[str, _Job], seconds: float, context: Optional[Context] = None) -> dict[str, Any]:
     """Return what jobs return or raise.  Each has the value that it looks at: a plain one runs nobody's code."""
-    plain = {name: call_safely(job) for name, (value, job) in jobs.items() if type(value) in _PLAIN_TYPES}
+    plain = {name: call_safely(job) for name, (value, job) in jobs.items() if type(value) in PLAIN_TYPES}
     foreign = {name: job for name, (_, job) in jobs.items() if name not in plain}
     outcomes = {**plain, **call_each_bounded(foreign, seconds, context)}
     return {name: outcomes[name] for name in jobs}
@@ -3251,7 +3257,7 @@ def _is_failing(view: FrameView, text: str) -> bool:
 
 def _opens(value: object) -> bool:
     """Return whether there is something inside a value to be shown on its own."""
-    if type(value) in _PLAIN_TYPES or issubclass(type(value), CODE_TYPES):
+    if type(value) in PLAIN_TYPES or issubclass(type(value), CODE_TYPES):
         return False
     for base in _SEQUENCES:
         if issubclass(type(value), base):
