@@ -1596,7 +1596,7 @@ def _names_in(folder: str) -> list[str]:
     """Return the names of what a folder has, in order; none where there is no folder."""
     try:
         return sorted(os.listdir(folder))
-    except OSError:
+    except (OSError, ValueError):  # a null byte in the name
         return []
 
 
@@ -1624,9 +1624,18 @@ def _import_target(target: str) -> ModuleType:
 
 
 def _is_path(target: str) -> bool:
-    """Return whether `target` is a path; a name is one too where the current folder has a file or folder for it."""
+    """Return whether `target` is a path; a name is one too where the current folder has a file or folder for it.
+
+    A plain folder gives way to an installed package of its name, as it does for an import.
+    """
+    is_module = os.path.isfile(f"{target}.py") or os.path.isfile(os.path.join(target, "__init__.py"))
+    if target.isidentifier() and os.path.isdir(target) and not is_module:
+        from importlib.machinery import PathFinder
+
+        spec = PathFinder.find_spec(target)
+        return spec is None or spec.origin is None
     written_so = "/" in target or "\\" in target or target.startswith(".") or target.endswith((".py", *_NOT_PYTHON))
-    return written_so or os.path.exists(target) or os.path.isfile(f"{target}.py")
+    return written_so or is_module or os.path.exists(target)
 
 
 def _existing_file(target: str) -> str:

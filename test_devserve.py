@@ -1763,6 +1763,14 @@ class FindingByTarget(FindingFolder):
             with self.subTest(spec):
                 self.assertEqual(self.body(spec), body)
 
+    def test_a_plain_folder_gives_way_to_an_installed_package(self) -> None:
+        self.app_file("site-packages/shop/__init__.py", "installed")
+        self.app_file("work/shop/app.py", "folder")
+        os.chdir("work")
+        self.assertEqual(self.body("shop"), "folder")
+        sys.path.append(str(self.folder / "site-packages"))
+        self.assertEqual(self.body("shop"), "installed")
+
     def test_file_named_like_a_module_of_the_standard_library(self) -> None:
         import code
 
@@ -2114,6 +2122,7 @@ class FindingMistakes(FindingFolder):
         @given(st.lists(piece | odd, min_size=1, max_size=12).map("".join))
         @example("hello:app\0")
         @example("hel\0lo")
+        @example("\0/hello")
         @example("hello:" + "(" * 5000)
         @example("hello:app(" + "[" * 5000)
         @example("hello:app(" + "-" * 100_000 + "1)")
