@@ -29,7 +29,7 @@ The house.  Machines that do not know each other, and one room where they meet.
     11  ASGI and WebSockets  AsgiBridge: the same server for ASGI applications
     12  File watcher         Watcher: which files changed
     13  Restart              Launch, Handover, restart_process: the same pid runs the program anew
-    14  Runner               run, make_server, Runner, DebuggedASGI: where all of these meet
+    14  Runner               run, make_server, _Runner, DebuggedASGI: where all of these meet
     15  Command line         options become a Config; main; the demo
     16  Paper                templates, STYLE and SCRIPT: pure text
 
