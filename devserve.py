@@ -12548,7 +12548,10 @@ class _Failing:
     def __init__(self, served: Any) -> None:
         self.served = served  # which the console shows in its place
 
-    def __call__(self, environ: Environ, start_response: StartResponse) -> NoReturn:
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        if _CAUGHT not in environ:  # a page wants its request sent again, for which the server would be needed
+            start_response("501 Not Implemented", [*PLAIN_TEXT])
+            return [b"Only under devserve itself can a request be sent to an ASGI application again.\n"]
         error, context = environ.pop(_CAUGHT)
         environ[PRESERVE_CONTEXT](context)
         raise error

@@ -11757,6 +11757,13 @@ class AsgiMiddleware(AsgiCase):
         self.assertRegex(self.printed, r"GET /path failed: http://localhost.*/__devserve__/crash/")
         eventually(lambda: "LookupError: in the middle" in self.log, "the server's traceback")
 
+    def test_a_request_cannot_be_sent_again(self) -> None:
+        self.page(self.failing)
+        debugger = self.debugged.debugger
+        (crash,) = debugger.crashes.all()
+        again = debugger.replay(crash.request, {})
+        self.assertEqual((again["status"], again["crash"]), ("501 Not Implemented", ""))
+
     def test_under_a_debugger_it_only_passes_on(self) -> None:
         self.debugged = devserve.DebuggedASGI(self.failing, terminal=devserve.Terminal(io.StringIO()))
         self.serve(self.debugged, debugger=True, pin="off")
