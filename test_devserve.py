@@ -15434,6 +15434,7 @@ class BrowserLive(InBrowser):
         self.assertNotIn("reloading", self.served.log)
         self.write(LIVE_APP.replace('"one"', '"two"'), "shop.py")
         self.page.locator("h1", has_text="two").wait_for()
+        self.until("document.readyState === 'complete'")  # or its style sheet would be asked of what is broken
         self.write(LIVE_APP.replace("def app(", "def app(("), "shop.py")
         self.page.locator("h1", has_text="SyntaxError").wait_for()
         self.write(LIVE_APP.replace('"one"', '"three"'), "shop.py")
@@ -15459,6 +15460,7 @@ class BrowserLive(InBrowser):
             self.assertEqual(self.page.title(), "The application cannot be loaded")
             self.write(LIVE_APP, "bare.py")
             self.page.locator("h1", has_text="one").wait_for()
+            self.until("document.readyState === 'complete'")
 
 
 HOSTILE_SITE = '''
