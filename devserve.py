@@ -12262,7 +12262,8 @@ class _Signals:
         self.at_once = at_once
         self.in_code = in_code
         self.stopped = False  # a signal has asked for the end
-        self.raised: Optional[BaseException] = None  # among greenlets: by whoever looks, in the main thread
+        # Raised once more by `_Runner.serve`, as an exception in a destructor or in a greenlet comes no further.
+        self.raised: Optional[BaseException] = None
         self.pid = os.getpid()
         self.main_ident = native_threading.get_ident() if is_main_thread() else 0
         self.before: dict[int, Any] = {}  # handlers that ours replaced
@@ -12346,11 +12347,10 @@ class _Signals:
         if self.at_once or number != signal.SIGINT or not self.in_code:
             self.stop(0.0 if self.at_once else _UNWIND_SECONDS)
         self.stopped = True
-        error = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(0)
-        if has_green_threads():  # raised here, it would end the greenlet that happens to run
-            self.raised = error
-        elif not self.at_once:
-            raise error
+        if not self.at_once:
+            self.raised = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(0)
+            if not has_green_threads():  # else it would end the greenlet that happens to run
+                raise self.raised
 
     def _on_hang_up(self, number: int, frame: Any) -> None:
         if self._is_ours(number):

@@ -14055,6 +14055,29 @@ class RunnerInCode(RunnerCase):
         self.assertNotIn("acceptor", served.log)
 
     @posix_signals
+    def test_ctrl_c_that_meets_a_destructor_ends_it_too(self) -> None:
+        """The exception is ignored there, and comes no further."""
+        before = """
+            import os, signal, time
+            class Interrupted:
+                def __del__(self):
+                    os.kill(os.getpid(), signal.SIGINT)
+                    time.sleep(0.1)
+            def destroy(*args):
+                Interrupted()
+                import gc
+                gc.collect()
+            signal.signal(signal.SIGUSR1, destroy)
+        """
+        self.write("before.py", before)
+        served = self.ran("devserve.run(app, port=0)", before="import before")
+        self.assertEqual(served.get(), "hello")
+        served.process.send_signal(signal.SIGUSR1)
+        self.assertEqual(served.process.wait(DEADLINE), 0)
+        served.reader.join(DEADLINE)
+        self.assertIn("Exception ignored", served.log)
+
+    @posix_signals
     def test_ctrl_c_while_a_reload_waits_for_a_request_ends_the_program(self) -> None:
         run = "devserve.run(app, port=0, reload=True)"
         path = self.program(run, before="import time", after="print('goes on', flush=True)")
