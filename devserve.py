@@ -8435,7 +8435,10 @@ def adhoc_certificate(host: str, say: Callable[[str], None]) -> str:
             return path
         names |= kept  # so that two projects on different addresses do not take turns
     head = f"devserve {int(time.time()) + _CERTIFICATE_DAYS * 86400} {' '.join(sorted(names))}\n"
-    text = head + _make_certificate(sorted(names))
+    try:
+        text = head + _certificate_by_cryptography(sorted(names))
+    except ImportError:
+        text = head + _certificate_by_openssl(sorted(names))
     try:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         fresh = f"{path}.{os.getpid()}"
@@ -8476,7 +8479,41 @@ def _kept_certificate(path: str) -> tuple[set[str], float]:
         return set(), 0.0
 
 
-def _make_certificate(names: Sequence[str]) -> str:
+def _certificate_by_cryptography(names: Sequence[str]) -> str:
+    """Return the same as `_certificate_by_openssl`.  Raises ImportError where the package is not installed."""
+    from datetime import datetime, timedelta, timezone
+    from importlib import import_module
+    from ipaddress import ip_address
+
+    x509 = import_module("cryptography.x509")
+    primitives = "cryptography.hazmat.primitives"
+    hashes, serialization, ec = (
+        import_module(f"{primitives}.{name}") for name in ("hashes", "serialization", "asymmetric.ec")
+    )
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "devserve on this machine")])
+    now = datetime.now(timezone.utc)
+    alternatives = [x509.IPAddress(ip_address(name)) if _is_ip(name) else x509.DNSName(name) for name in names]
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))  # for a clock that is late
+        .not_valid_after(now + timedelta(days=_CERTIFICATE_DAYS - 1))
+        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    written = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain) + certificate.public_bytes(pem)
+    return str(written, "ascii")
+
+
+def _certificate_by_openssl(names: Sequence[str]) -> str:
     """Return a certificate for these names, after its key, as PEM.
 
     Made by the program openssl, which Linux and macOS have, and Git brings along on Windows.  A file of settings tells
@@ -8499,8 +8536,8 @@ def _make_certificate(names: Sequence[str]) -> str:
             command = [program, "req", "-x509", *kind, *made]
             subprocess.run(command, check=True, capture_output=True, timeout=_OPENSSL_SECONDS)
         except (OSError, subprocess.SubprocessError) as error:
-            remedy = "install the program openssl, or give --cert FILE, such as mkcert makes"
-            raise DevserveError(f"--cert adhoc makes no certificate: {remedy}") from error
+            remedy = "it needs the package cryptography (pip install cryptography) or the program openssl"
+            raise DevserveError(f"--cert adhoc makes no certificate: {remedy}; or give --cert FILE") from error
         with open(key, encoding="ascii") as first, open(cert, encoding="ascii") as second:
             return first.read() + second.read()
 

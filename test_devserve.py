@@ -10117,7 +10117,6 @@ class ServerWebSockets(ServerCase):
                     self.assertNotIn("Traceback", self.log)
 
 
-@unittest.skipUnless(shutil.which("openssl"), "needs the program openssl")
 class ServerCertificate(Folder):
     """A certificate of this machine's own, made once and kept."""
 
@@ -10141,10 +10140,20 @@ class ServerCertificate(Folder):
             ssl.create_default_context(cafile=str(cert)).wrap_socket(theirs, server_hostname=name).close()
             server.join(DEADLINE)
 
-    def test_a_strict_client_believes_it_by_every_name(self) -> None:
-        cert = self.made("dev.test")
-        for name in ("localhost", "127.0.0.1", "::1", "dev.test", socket.gethostname().lower()):
-            self.shaken_hands(cert, name)
+    def without(self, *modules: str) -> Any:
+        return mock.patch.dict(sys.modules, dict.fromkeys(modules))
+
+    def test_both_makers_make_what_a_strict_client_believes(self) -> None:
+        for maker, missing in (("cryptography", ()), ("openssl", ("cryptography", "cryptography.x509"))):
+            with self.subTest(maker), self.without(*missing):
+                if maker == "cryptography" and importlib.util.find_spec(maker) is None:
+                    self.skipTest("needs the package cryptography")
+                if maker == "openssl" and not shutil.which(maker):
+                    self.skipTest("needs the program openssl")
+                self.folder.joinpath("devserve/adhoc.pem").unlink(missing_ok=True)
+                cert = self.made("dev.test")
+                for name in ("localhost", "127.0.0.1", "::1", "dev.test", socket.gethostname().lower()):
+                    self.shaken_hands(cert, name)
 
     def test_it_is_the_users_alone_and_kept_for_the_next_start(self) -> None:
         cert = self.made()
@@ -10187,9 +10196,13 @@ class ServerCertificate(Folder):
             self.assertNotEqual(cert.read_bytes(), broken)
             self.shaken_hands(cert, "localhost")
 
-    def test_without_openssl_or_a_place_it_is_one_line_that_says_how(self) -> None:
-        remedy = self.assertRaisesRegex(devserve.DevserveError, "the program openssl, or give --cert FILE")
-        with mock.patch.dict(os.environ, {"PATH": "/nowhere"}), remedy:
+    def test_without_a_maker_or_a_place_it_is_one_line_that_says_how(self) -> None:
+        remedy = self.assertRaisesRegex(devserve.DevserveError, "pip install cryptography.* openssl.* --cert FILE")
+        with (
+            self.without("cryptography", "cryptography.x509"),
+            mock.patch.dict(os.environ, {"PATH": "/nowhere"}),
+            remedy,
+        ):
             self.made()
         self.write("devserve", "a file where the folder should be")
         with self.assertRaisesRegex(devserve.DevserveError, "cannot keep a certificate"):
