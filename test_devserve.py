@@ -5938,6 +5938,7 @@ class GuardPin(Debugged):
         for here in ({"REMOTE_ADDR": "127.0.0.1"}, {"REMOTE_ADDR": "::1"}, {"REMOTE_ADDR": ""}):
             self.assertTrue(off.knows(here))
         self.assertIn("this machine only", off.banner_line("http://0.0.0.0:1"))
+        self.assertNotIn(self.guard.token, self.guard.banner_line("unix:/run/s"))  # no browser opens a socket file
 
     def test_the_configured_pin_is_compared_after_a_reload(self) -> None:
         for before, after in (("off", ""), ("off", "77-88"), ("77-88", ""), ("", "off"), ("", "77-88")):
@@ -6091,6 +6092,12 @@ class GuardSecrets(Debugged):
         for shown in (*addresses, "shop.example", None):
             with self.subTest(shown):
                 self.assertIn("ZeroDivisionError", self.ask(Host=shown).text)
+
+    def test_of_the_ports_of_localhost_only_those_that_are_named_may_act(self) -> None:
+        for named, is_refused in (("localhost", True), ("localhost:3000", False), ("localhost:3001", True)):
+            guard = devserve.Guard("", self.port, (named,), ())
+            refusal = guard._refuses_origin({"HTTP_HOST": "localhost:5000", "HTTP_ORIGIN": "http://localhost:3000"})
+            self.assertEqual(refusal is not None, is_refused, named)
 
     def test_script_of_a_trusted_host_may_read_and_of_another_is_told_the_remedy(self) -> None:
         guard = devserve.Guard("", self.port, ("Shop.example", "2001:db8::1"), ())
@@ -12302,6 +12309,16 @@ class ReloaderChanges(ReloaderWatching):
         else:
             self.is_silent_until()
 
+    def test_requests_do_not_wait_while_an_installed_package_changes(self) -> None:
+        settled: list[bool] = []
+        self.write("site-packages/installed_b.py", "x = 1")
+        self.write("uses_b.py", "import sys\nsys.path.insert(0, 'site-packages')\nimport installed_b")
+        with mock.patch.object(devserve, "_PERIOD", 0.01):
+            self.start("uses_b", settling=settled.append)
+            self.write("site-packages/installed_b.py", "x = 2")
+            self.assertEqual(self.said(), [["site-packages/installed_b.py"]])
+        self.assertEqual(settled, [])
+
     def test_what_the_application_imports_while_a_save_settles_is_no_change(self) -> None:
         self.write("barrier.txt", "")
         self.write("wants_c.py", "try:\n    import made_b\nexcept ImportError:\n    pass")
@@ -12529,6 +12546,16 @@ class ReloaderMemory(ReloaderWatching):
         self.start(extra_files=["a.txt"], seen=["a.txt"])
         watcher = self.restart(extra_files=["a.txt"])
         self.write("a.txt", "2")
+        watcher.files.since = time.time() + 100  # it cannot tell by that
+        watcher.start()
+        self.assertEqual(self.said(), [["a.txt"]])
+
+    def test_what_is_edited_after_the_last_look_is_a_change_for_the_next_process(self) -> None:
+        self.write("a.txt", "1")
+        self.start(extra_files=["a.txt"], seen=["a.txt"])
+        self.stop()
+        self.write("a.txt", "2")
+        watcher = self.restart(extra_files=["a.txt"])
         watcher.files.since = time.time() + 100  # it cannot tell by that
         watcher.start()
         self.assertEqual(self.said(), [["a.txt"]])

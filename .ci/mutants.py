@@ -37,6 +37,9 @@ BESIDES = {8: "9. Debugger", 12: "Reloading, end to end", 13: "Reloading, end to
 
 # (function, what was changed): why it behaves no otherwise
 EQUIVALENT: dict[tuple[str, str], str] = {
+    ("refuses_list", "without its first part: refusal or _is_local(environ) or self.has_cookie(environ)"): (
+        "elsewhere and without the cookie it is no all the same, for another reason"
+    ),
     ("refuses_stacks", "without its first part: refusal or self.has_cookie(environ)"): (
         "without the cookie it is no all the same, for another reason"
     ),
