@@ -11794,7 +11794,7 @@ class AsgiMiddleware(AsgiCase):
         self.assertEqual(self.log.count("LookupError: 0 bytes"), 1)
         self.assertEqual(self.debugged.debugger.crashes.all(), [])
 
-    @unittest.skipUnless(importlib.util.find_spec("uvicorn"), "needs uvicorn")
+    @needs("uvicorn")
     def test_under_uvicorn(self) -> None:
         self.write("main.py", """
             import devserve
