@@ -11288,24 +11288,36 @@ def end_process(status: int) -> NoReturn:
 
 
 def _run_exit_handlers() -> None:
-    """Run what would run at the interpreter's end, for `_EXIT_SECONDS` at most, and flush the streams."""
-    done = native_threading.Event()
+    """Run what would run at the interpreter's end, then flush the streams, each for `_EXIT_SECONDS` at most."""
 
     def exit_handlers() -> None:
-        try:
-            if "concurrent.futures.process" in sys.modules:  # the interpreter would do so before its exit handlers
-                sys.modules["concurrent.futures.process"]._python_exit()
-            atexit._run_exitfuncs()
-        finally:  # Python 3.9 raises the last handler's error, which has been printed
-            done.set()
+        if "concurrent.futures.process" in sys.modules:  # the interpreter would do so before its exit handlers
+            sys.modules["concurrent.futures.process"]._python_exit()
+        atexit._run_exitfuncs()
 
-    _start_thread(exit_handlers)
-    if not done.wait(_EXIT_SECONDS) and "multiprocessing.process" in sys.modules:
+    def flush() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, OSError, ValueError):  # None, a closed pipe, closed
+                stream.flush()
+
+    if not _ends_in_time(exit_handlers) and "multiprocessing.process" in sys.modules:
         for worker in sys.modules["multiprocessing.process"].active_children():
             worker.terminate()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, OSError, ValueError):  # None, a closed pipe, closed
-            stream.flush()
+    _ends_in_time(flush)  # a thread that writes to a full pipe has the stream's lock
+
+
+def _ends_in_time(job: Callable[[], None]) -> bool:
+    """Call a job in a thread of its own; return whether it has ended within `_EXIT_SECONDS`."""
+    done = native_threading.Event()
+
+    def call() -> None:
+        try:
+            job()
+        finally:  # Python 3.9 raises the last exit handler's error, which has been printed
+            done.set()
+
+    _start_thread(call)
+    return done.wait(_EXIT_SECONDS)
 
 
 def _exec(launch: Launch, message: dict[str, Any], fds: list[int], ready: Callable[[], object]) -> NoReturn:

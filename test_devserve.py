@@ -2511,7 +2511,7 @@ class FindingServers(FindingFolder):
             assert sys.modules["unguarded"].ended
             environ = {{}}
             setup_testing_defaults(environ)
-            print(b"".join(app(environ, lambda *_: None)))
+            print(b"".join(app(environ, lambda *_: None)), flush=True)
             os._exit(0)  # whatever runs
             """,
         )
