@@ -1195,13 +1195,10 @@ class Terminal:
         self.quiet = quiet
         self.editor, self.path_map = editor, path_map
         self.is_colored = _wants_color(self.stream)
-        self._unwritten: deque[Union[str, native_threading.Event]] = (
-            deque()
-        )  # an event: set when what precedes is written
+        # Lines, and events, each set when what precedes it is written.
+        self._unwritten: deque[Union[str, native_threading.Event]] = deque()
         self._dropped = 0  # lines beyond `_UNWRITTEN_LIMIT`
-        self._lock = (
-            native_threading.RLock()
-        )  # guards `_writer`; what a signal handler says meanwhile is its own thread's
+        self._lock = native_threading.RLock()  # guards `_writer`; a signal handler may say something while it is held
         self._writer: Optional[native_threading.Thread] = None
         self._written_at = 0.0
         self._is_stuck = False  # somebody has waited in vain: until a write has ended nobody waits again
@@ -6615,9 +6612,7 @@ _MAX_HEADERS = 64 * 1024  # cookies of a whole localhost pile up to 30 kB (431)
 _MAX_FIELDS = 200  # header lines; browsers send about 20 (431)
 _MAX_CHUNK_LINE = 1024  # a chunk's size and its extensions, which nobody uses (400)
 _SPOOL_LIMIT = 64 * 1024**2  # of a chunked body is stored before the application is called; more it reads as it comes
-_SPOOL_RATE = (
-    4 * 1024**2
-)  # a second: a slower client makes its body while it sends it, and the application gets it at once
+_SPOOL_RATE = 4 * 1024**2  # a second: a slower client makes its body while it sends it, and is heard at once
 _DRAIN_LIMIT = 1024**2  # of an unread body is read away to keep the connection; past it, closing is cheaper
 _LOGGED_LINE = 120  # of a head that was refused: enough to recognise who sent it
 _READ_SIZE = 64 * 1024  # a loopback socket hands over about this much at once
@@ -7919,8 +7914,14 @@ _NO_HEAD = _ResponseHead()
 PLAIN_TEXT = (("Content-Type", "text/plain; charset=utf-8"),)
 _STATUS = re.compile(r"[2-9][0-9][0-9] [\t\x20-\x7e\x80-\xff]*")  # RFC 9112 section 4; 1xx is not an application's
 _ENDLESS_TYPES = (  # event streams, cameras, and rows that are written as they happen
-    *("text/event-stream", "multipart/x-mixed-replace", "application/x-ndjson", "application/ndjson"),
-    *("application/jsonl", "application/x-jsonlines", "application/json-seq", "application/stream+json"),
+    "text/event-stream",
+    "multipart/x-mixed-replace",
+    "application/x-ndjson",
+    "application/ndjson",
+    "application/jsonl",
+    "application/x-jsonlines",
+    "application/json-seq",
+    "application/stream+json",
 )
 
 
@@ -8315,11 +8316,7 @@ def _port_holder(port: int) -> str:
     find = {"linux": _holder_by_proc, "win32": _holder_by_netstat}.get(sys.platform, _holder_by_lsof)
     try:
         return " by {1} (pid {0})".format(*find(port))
-    except (
-        OSError,
-        ValueError,
-        IndexError,
-    ):  # nobody, another user's process, or a tool is missing or speaks otherwise
+    except (OSError, ValueError, IndexError):  # nobody, another user's process, or a tool that is missing or unlike
         return ""
 
 
