@@ -12071,6 +12071,7 @@ class ReloaderWatching(Folder):
     def start(self, *modules: str, seen: Iterable[str] = (), **options: Any) -> Any:
         """Start watching, import modules, and wait until they and the paths `seen` have been looked at."""
         self.make(**options).start()
+        importlib.invalidate_caches()  # a folder of the same name in another test's folder may have been as old
         for module in modules:
             __import__(module)
         self.watcher.import_ended()
