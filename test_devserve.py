@@ -2401,6 +2401,10 @@ class FindingMistakes(FindingFolder):
         with unittest.mock.patch.object(sys, "prefix", str(self.folder / "venv")):
             self.assertEqual(devserve.import_remedy(missing), "")
 
+    @unittest.skipIf(
+        sys.implementation.name == "pypy" and sys.version_info >= (3, 10),
+        "there, to import from a module that is being imported gives no error, or one without its path",
+    )
     def test_remedy_for_a_file_that_hides_the_library_that_it_imports(self) -> None:
         for name, hides in {"csv": True, "nosuchlibrary": False}.items():
             self.write(f"{name}.py", f"from {name} import Anything")
@@ -3498,7 +3502,9 @@ class ReadingProblems(Reading):
             def view(): walk(1)
             """)
         own = [frame for frame in problem.frames if frame.filename.endswith("views.py")]
-        self.assertEqual(sorted(frame.lineno for frame in own), [3, 3, 4, 4, 6, 6, 7])
+        linenos = [frame.lineno for frame in own]
+        self.assertEqual({lineno: linenos.count(lineno) for lineno in (3, 4, 6, 7)}, {3: 2, 4: 2, 6: 2, 7: 1})
+        self.assertLessEqual(len(linenos), 8, "and the innermost, where that is on a line of its own")
         self.assertGreater(sum(frame.skipped for frame in problem.frames), 500)
 
     def test_three_rounds_of_a_recursion_are_all_listed(self) -> None:
@@ -14116,7 +14122,8 @@ class RunnerInCode(RunnerCase):
         served.process.send_signal(signal.SIGUSR1)
         self.assertEqual(served.process.wait(DEADLINE), 0)
         served.reader.join(DEADLINE)
-        self.assertIn("Exception ignored", served.log)
+        if sys.implementation.name == "cpython":  # PyPy runs handlers at moments of its own
+            self.assertIn("Exception ignored", served.log)
 
     @posix_signals
     def test_ctrl_c_while_a_reload_waits_for_a_request_ends_the_program(self) -> None:
