@@ -10588,6 +10588,20 @@ async def asgi_answer(send: App, body: bytes = b"hello", status: int = 200, *hea
     await send({"type": "http.response.body", "body": body})
 
 
+async def fails_like_starlette(scope: Any, receive: App, send: App) -> None:
+    """Answer 500 as its outermost middleware does, and let the exception follow."""
+    try:
+        raise LookupError("the reason")
+    except LookupError:
+        await asgi_answer(send, b"Internal Server Error", 500)
+        raise
+
+
+async def is_unavailable(scope: Any, receive: App, send: App) -> None:
+    """Answer by a page of its own, where nothing has failed."""
+    await asgi_answer(send, b"own page", 503)
+
+
 class AsgiCase(ServerCase):
     """A test with an ASGI application in this process; `self.ended` gets what each call of it ended with."""
 
@@ -11580,21 +11594,11 @@ class AsgiPages(AsgiCase):
         self.assertEqual(console.run("import asyncio\nawait asyncio.sleep(0, result=3)").output, "3\n")
 
     def test_a_page_takes_the_place_of_a_frameworks_own_500_when_an_exception_follows(self) -> None:
-        async def like_starlette(scope: Any, receive: App, send: App) -> None:
-            try:
-                raise LookupError("the reason")
-            except LookupError:
-                await asgi_answer(send, b"Internal Server Error", 500)
-                raise
-
-        async def by_itself(scope: Any, receive: App, send: App) -> None:
-            await asgi_answer(send, b"own page", 503)
-
-        self.assertIn(b"the reason", self.page(like_starlette).body)
+        self.assertIn(b"the reason", self.page(fails_like_starlette).body)
         self.assertEqual(self.log.count("LookupError: the reason"), 1)
-        answer = self.page(by_itself)
+        answer = self.page(is_unavailable)
         self.assertEqual((answer.status, answer.body), (503, b"own page"))
-        self.serve_asgi(like_starlette)  # without a debugger it is the framework's to say
+        self.serve_asgi(fails_like_starlette)  # without a debugger it is the framework's to say
         self.assertEqual(self.ask().body, b"Internal Server Error")
         eventually(lambda: "LookupError: the reason" in self.log, "the traceback")
 
@@ -11755,23 +11759,13 @@ class AsgiMiddleware(AsgiCase):
         self.assertEqual([value for name, value in seen if name == b"cookie"], [b"a=1"])
 
     def test_a_frameworks_own_500_waits_for_the_exception(self) -> None:
-        async def like_starlette(scope: Any, receive: App, send: App) -> None:
-            try:
-                raise LookupError("the reason")
-            except LookupError:
-                await asgi_answer(send, b"Internal Server Error", 500)
-                raise
-
-        async def by_itself(scope: Any, receive: App, send: App) -> None:
-            await asgi_answer(send, b"own page", 503)
-
         async def hands_over(scope: Any, receive: App, send: App) -> None:
             error = LookupError("the reason")
             await asgi_answer(send, devserve.hand_over(scope, error).encode(), 500)
 
-        self.assertIn("the reason", self.page(like_starlette).text)
+        self.assertIn("the reason", self.page(fails_like_starlette).text)
         self.assertIn("the reason", self.page(hands_over).text)
-        answer = self.page(by_itself)
+        answer = self.page(is_unavailable)
         self.assertEqual((answer.status, answer.body), (503, b"own page"))
 
     def test_what_fails_when_it_has_begun_goes_on_to_the_server_and_has_an_address(self) -> None:
