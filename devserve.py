@@ -11001,9 +11001,9 @@ class Launch(NamedTuple):
         return str(self.kept["folder"])
 
     def terminal_is_gone(self) -> bool:
-        """Return whether the terminal that this was started on has been closed."""
+        """Return whether the terminal that this was started on has been closed, or the shell that had it has ended."""
         terminals = self.kept["terminal"]["fds"]
-        return bool(terminals) and not any(map(os.isatty, terminals))
+        return bool(terminals) and not any(map(_is_our_terminal, terminals))
 
     def restore_terminal(self) -> None:
         """Give the terminal back as it was, though somebody sat at the prompt of a debugger, which has no echo."""
@@ -11150,6 +11150,17 @@ def _is_open(fd: int) -> bool:
     return True
 
 
+def _is_our_terminal(fd: int) -> bool:
+    """Return whether a descriptor is the terminal that controls this process.
+
+    None is any more when the leader of the session, as a rule a shell, has ended, be the terminal still open.
+    """
+    try:
+        return sys.platform != "win32" and os.tcgetpgrp(fd) >= 0
+    except OSError:
+        return False
+
+
 def _save_ignored() -> list[int]:
     """Return the numbers of the signals that are ignored now."""
     return [int(number) for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN]
@@ -11187,14 +11198,14 @@ if sys.platform != "win32":
         return umask
 
     def _save_terminal() -> dict[str, Any]:
-        """Return which standard streams are a terminal, whether each stream blocks, and the terminal's attributes."""
+        """Return which standard streams are our terminal, whether each blocks, and the terminal's attributes."""
         import termios
 
         attributes = None
         with contextlib.suppress(OSError, termios.error):
             attributes = termios.tcgetattr(0) if os.isatty(0) else None
         blocking = {fd: os.get_blocking(fd) for fd in (0, 1, 2) if _is_open(fd)}
-        return {"fds": list(filter(os.isatty, blocking)), "blocking": blocking, "attributes": attributes}
+        return {"fds": list(filter(_is_our_terminal, blocking)), "blocking": blocking, "attributes": attributes}
 
     def _restore_terminal(value: dict[str, Any]) -> None:
         """Restore the terminal, unless it is another job's now, when writing to it would stop this one."""
@@ -11254,7 +11265,7 @@ else:
         "folder": _Kept(os.getcwd, _no_change),
         "ignored": _Kept(_save_ignored, _no_change),
         "leads": _Kept(lambda: False, _no_change),
-        "terminal": _Kept(lambda: {"fds": [fd for fd in (0, 1, 2) if os.isatty(fd)]}, _no_change),
+        "terminal": _Kept(lambda: {"fds": []}, _no_change),
     }
 
 
@@ -12012,6 +12023,8 @@ class _Runner:
         app = self.load(load)
         if app is None:
             return 1
+        if self.notes.get("by_hand") and self.launch.terminal_is_gone():
+            return 0  # SIGHUP came from a shell, which tells its jobs before it ends itself
         if has_green_threads():
             self._make_server()
         self._show_banner()
@@ -12167,7 +12180,7 @@ class _Runner:
             waiting = [sock.fileno() for sock in self.server.close_gate(_GRACE)]
             if self.handover and phase == _LOADING:
                 waiting += self.handover.sockets["waiting"]
-            notes = self._notes(since)
+            notes = {**self._notes(since), "by_hand": paths == [_BY_HAND]}
             try:
                 if self.bridge:
                     self.bridge.stop(_GRACE)

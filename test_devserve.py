@@ -17023,7 +17023,9 @@ def pool():
 class ReloadAtATerminal(Reload):
     """A person at a keyboard: standard input stays a terminal, with its echo, and the job keeps its Ctrl-C."""
 
-    def at_terminal(self, *arguments: str, **environ: str) -> tuple[Served, int]:
+    START = "os.execv(command[0], command)"
+
+    def at_terminal(self, *arguments: str, start: str = START, **environ: str) -> tuple[Served, int]:
         """Start devserve on a terminal of its own; return it and the end of the terminal where a person sits."""
         if sys.platform == "win32":
             self.skipTest("not on Windows")
@@ -17034,15 +17036,33 @@ class ReloadAtATerminal(Reload):
         self.write(
             "seat.py",
             f"""
-            import fcntl, os, sys, termios
+            import fcntl, os, signal, subprocess, sys, termios
             os.setsid()
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-            os.execv(sys.executable, [sys.executable, {self.patched(_GRACE=0.5)[0]!r}, *sys.argv[1:]])
+            command = [sys.executable, {self.patched(_GRACE=0.5)[0]!r}, *sys.argv[1:]]
+            {start}
             """,
         )
         served = SeatedServed(terminal, person, self.folder, ["seat.py", *arguments, "--port", "0"], environ)
         self.addCleanup(served.stop)
         return served, person
+
+    def test_it_ends_with_the_shell_that_started_it_though_the_terminal_stays_open(self) -> None:
+        """As an editor ends its terminal: by a SIGHUP for the shell, which some shells pass on to their jobs first."""
+        if sys.platform == "win32":
+            self.skipTest("not on Windows")
+        for passed_on in ("", "child.send_signal(signal.SIGHUP);"):
+            with self.subTest(passed_on):
+                shell = f"child = subprocess.Popen(command); input(); {passed_on} os._exit(0)"
+                served, person = self.at_terminal("app", "--reload", "-q", start=shell)
+                pid = self.connect(served).ask().json["pid"]
+                self.assertNotEqual(pid, served.process.pid)
+                os.write(person, b"\n")
+                try:
+                    eventually(functools.partial(gone, pid), "the server's end")
+                except BaseException:
+                    os.kill(pid, signal.SIGKILL)
+                    raise
 
     def test_breakpoint_works_after_a_reload_and_echo_is_restored(self) -> None:
         self.save("v1", '__import__("getpass").getpass("secret? ") and {}')
