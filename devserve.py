@@ -7931,10 +7931,9 @@ def check_response_head(status: str, headers: Iterable[tuple[str, str]]) -> _Res
     Raises ValueError or TypeError for what is no HTTP: a control character would let a value become a header.
     """
     pairs = tuple(headers)
-    try:
+    with contextlib.suppress(TypeError):  # a header that is a list cannot be looked up
         return _remembered_response_head(status, pairs)
-    except TypeError:  # a header that is a list cannot be looked up; of one that is no str the checks say so
-        return _checked_head(status, pairs)
+    return _checked_head(status, pairs)
 
 
 def _checked_head(status: str, headers: tuple[tuple[str, str], ...]) -> _ResponseHead:
@@ -8115,6 +8114,8 @@ def _attempt(sock: Any, call: Callable[..., Any], *args: Any, seconds: Optional[
             return call(*args)
         except OSError as error:
             kind = type(error).__name__  # by its name, since plain HTTP does not import `ssl`
+            if kind.startswith("SSL") and "Want" not in kind:  # so OpenSSL names a client that has gone
+                raise ConnectionResetError(errno.ECONNRESET, str(error)) from error
             if kind not in ("BlockingIOError", "SSLWantReadError", "SSLWantWriteError"):
                 raise
         if seconds == 0:

@@ -9353,6 +9353,7 @@ class ServerResponses(ServerCase):
             with self.subTest(header):
                 answer = self.crash(answering([b"hello"], header))
                 self.assertEqual(answer.all("Set-Cookie"), [])
+                self.assertEqual(self.log.count("Traceback"), 1, self.log)
         self.crash(answering([b"hello"], ("Content-Length", "5"), ("Content-Length", "4")))
 
     def test_hop_by_hop_headers_are_left_out_with_one_warning_for_each(self) -> None:
@@ -10050,6 +10051,19 @@ class ServerWebSockets(ServerCase):
                 self.assertEqual(client.rest(), b"")
             self.check_log()
             self.server.open_gate()
+
+    def test_a_client_that_goes_while_it_is_sent_to_is_no_failure(self) -> None:
+        def send_for_ever(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            environ["werkzeug.socket"].sendall(self.SWITCH)
+            while True:
+                environ["werkzeug.socket"].sendall(b"x" * 65536)
+
+        for leave in (lambda client: client.close(), lambda client: self.server.close_gate(600.0)):
+            for context in self.serve_each(send_for_ever):
+                client = self.connect(self.UPGRADE, context=context)
+                client.head()
+                leave(client)
+                self.check_log()
 
     @needs("simple_websocket")
     @needs("websocket")
