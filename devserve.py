@@ -3528,7 +3528,7 @@ def _describe(value: Any, limit: int = _VALUE_LIMIT, name: str = "", depth: int 
     if kind is int and value.bit_length() > 4_000:  # the interpreter refuses digits beyond 4,300 (CVE-2020-10735)
         return f"(an int of {value.bit_length():,} bits)"
     if kind.__repr__ is object.__repr__ and 1 >= depth and not _is_secret(name) and _is_app_class(kind):
-        members = [(f"{key}=", key, each) for key, each in _attributes_of(value).items()]
+        members = [(f"{shown_text(key, NAME_LIMIT)}=", key, each) for key, each in _attributes_of(value).items()]
         if members:  # the objects in it are not opened, and fewer containers
             text = _describe_members(members, len(members), limit, depth + _DEPTH_LIMIT // 2)
             return f"{_OPENER}{type_name(kind)} object: {text}>"
@@ -3601,8 +3601,10 @@ _CONTAINERS: dict[Any, tuple[Any, str, str]] = {  # by their repr, which subclas
 # `_mask` searches messages, URLs and reprs for what is written as `_SECRET_TEXTS` has it.
 
 _SECRET_WORD = re.compile(  # with what is often written together with it: dbpassword, csrftoken, sessionid
-    r"\w*(passw(or)?d|passphrase|secret|token|credential|api_?key|secretkey|privatekey|accesskey|sessi?onid|sessid)s?"
-    r"|authoriz\w*|cookies?|signatures?|pass|pwd|pw|auth|session|private|csrf|xsrf|jwt|otp|totp|pin"
+    r"\w*(passw(or)?d|pass(phrase|code|key)|secret|token|credential|api_?key|(secret|priv|private|access)key"
+    r"|sessi?onid|sessid)s?|authoriz\w*|cookies?|signatures?|pass|pwd|pswd|pw|auth|session|private|csrf|xsrf|jwt|otp"
+    r"|totp|pin|sid|bearer|creds|cv[cv]"
+    r"|passwort|kennwort|(motde)?passe|contrase[ñn]a|senha|wachtwoord|has[łl]o|heslo|пароль|密码|パスワード|비밀번호"
 )
 _ABOUT_SECRETS = frozenset(  # last words of names of what is only about a secret
     "count counts rate ratio type types name names length len size limit max min num url uri path file dir field"
@@ -3621,7 +3623,7 @@ _PLAIN_KEYS = frozenset(  # the words before `key` in names of keys that lock no
 
 def _is_secret(name: str) -> bool:
     """Return whether a name says that what it names is nobody else's business."""
-    words = [word.lower() for word in re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
+    words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+", name)]
     if not words or words[-1] in _ABOUT_SECRETS:
         return False
     if words[-1] in ("key", "keys") and len(words) > 1 and words[-2] not in _PLAIN_KEYS:
@@ -3644,10 +3646,17 @@ def _is_harmless(value: object, name: str) -> bool:
 
 _QUOTED = r"""'(?:[^'\\]|\\.)*'?|"(?:[^"\\]|\\.)*"?"""
 _SECRET_TEXTS = (  # what the text must hold, and a pattern: its last group is hidden if the one before names a secret
-    ("=", r"""(?:^|[?&;\s'"(,])([\w.\-\[\]]{1,60})=('[^']*'?|"[^"]*"?|[^&;#\s'"]+)"""),  # of a URL, of a database
+    ("=", r"""(?:^|[?&#;\s'"(,])([\w.\-\[\]]{1,60})=('[^']*'?|"[^"]*"?|[^&;#\s'"]+)"""),  # of a URL, of a database
+    ("= ", rf"""([\w.\-]{{1,60}}) ?= ({_QUOTED}|(?=[^\s;,]*[0-9])[^\s;,'"?%:$@({{]+)"""),  # INI, TOML, SQL
     (":", rf"""(['"])([\w.\-]{{1,60}})\1\s*:\s*({_QUOTED}|[^\s,}}\]]+)"""),  # JSON
+    ('\\"', r"""\\"([\w.\-]{1,60})\\"\s*:\s*(\\"[^\\"]*|[^\s,}\]\\"]+)"""),  # JSON as a text in JSON
+    (": ", rf"""(?m)^[ \t-]*([\w.\-]{{1,60}}): +({_QUOTED}|(?=\S*[0-9])[^\s'"]+)(?=\s*$)"""),  # YAML, a header
+    ("</", r"<([\w.\-:]{1,60})>([^<]{1,200})</\1>"),  # XML
     # A password may hold an @ or a slash, but what begins as a port and a path is none: http://localhost:5173/@vite
     ("://", r"""://[^\s:/?#@\['"]*:(?![0-9]*/)([^\s@'"]{1,200}(?:@[^\s@/'"]{1,200})*)(?=@)"""),
+    ("://", r"://([\w\-]{20,})(?=@)"),  # a token in the place of the name, as hosts of git take it
+    # GitHub, GitLab, Stripe, OpenAI, Slack and Google begin their tokens so.
+    ("", r"\b(?:gh[a-z]_|github_pat_|glpat-|[rs]k_(?:live|test)_|sk-|xox[a-z]-|AIza)([\w\-]{16,})"),
     ("-----BEGIN", r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----(.*?)(?=-----END|\Z)"),  # RFC 7468
     ("-", r"""(?:^|[^\w-])--?([a-zA-Z][\w-]{1,40})(?: |=|'?, ')([^\s'"]+)"""),  # of a command line
     ("earer ", r"(?i)\bbearer +(?!authenti|authori|credential|challenge|realm)([\w.~+/=-]{8,})"),  # RFC 6750
@@ -3678,7 +3687,7 @@ def _hide_value(match: re.Match[str]) -> str:
     *_, name, value = (None, *match.groups())
     start = match.start(match.re.groups) - match.start()
     if name is not None:
-        is_web_key = name == "key" and match.group()[:1] in ("?", "&")  # as web APIs call theirs
+        is_web_key = name in ("key", "sig") and match.group()[:1] in ("?", "&")  # as web APIs call theirs
         value = value.rstrip(",)]}")
         is_plain = re.fullmatch(r"(?i)-?[\d.]{1,12}|none|true|false|null", value) and "pass" not in name.lower()
         if is_plain or not (_is_secret(name) or is_web_key):

@@ -4255,6 +4255,18 @@ class ReadingSecrets(Reading):
         shown = f"Model(max_tokens=100, token={devserve._MASK}, password={devserve._MASK})"
         self.assertEqual(devserve._safe_repr(Model()), shown)
 
+    def test_escapes_and_cuts_the_names_of_attributes(self) -> None:
+        class Bunch:
+            pass
+
+        bunch = Bunch()
+        vars(bunch).update({"\x1b]0;title\x07": 1, "a" * 10_000: 2})
+        with mock.patch.object(devserve, "_is_app_class", lambda kind: True):
+            shown = devserve._safe_repr(bunch)
+        self.assertIn("\\x1b]0;title\\x07=1", shown)
+        self.assertTrue(shown.isprintable())
+        self.assertLess(len(shown), 1_000)
+
     def test_masks_values_wherever_they_are(self) -> None:
         class User:
             def __repr__(self) -> str:
@@ -4290,6 +4302,21 @@ class ReadingSecrets(Reading):
             f"eyJhbGciOiJIUzI1NiJ9.{SECRET}.{SECRET}",
             f"-----BEGIN RSA PRIVATE KEY-----\n{SECRET}\n{SECRET}\n-----END RSA PRIVATE KEY-----",
             f"-----BEGIN PRIVATE KEY-----{SECRET}",
+            f"https://x/#access_token={SECRET}&state=1",
+            f"https://{SECRET}{SECRET}@github.com/a/b",
+            f"https://x/?sv=1&sig={SECRET}",
+            f"user = u\npassword = {SECRET}9\n",
+            f"UPDATE users SET password = '{SECRET}' WHERE id=1",
+            f"Server=h; Password = {SECRET}9;",
+            f"user: u\n  password: {SECRET}9\n",
+            f"GET / HTTP/1.1\r\nX-Api-Key: {SECRET}9\r\n\r\n",
+            f'{{"body": "{{\\"password\\": \\"{SECRET}\\"}}"}}',
+            f"<user><password>{SECRET}</password></user>",
+            f"Incorrect key: sk-{SECRET}{SECRET}",
+            *(
+                {name: SECRET}
+                for name in "Passwort contraseña Senha mot_de_passe пароль パスワード DB_PSWD passkey".split()
+            ),
         ]:
             with self.subTest(value):
                 text = devserve._safe_repr(value)
@@ -4313,6 +4340,12 @@ class ReadingSecrets(Reading):
             "-----BEGIN CERTIFICATE-----MII",
             "--token-file x --output y",
             "max_tokens=100",
+            "SELECT * FROM t WHERE token = %s AND password = ? AND pin = $1 AND token = t.token",
+            "token: this field is required",
+            "InvalidTokenError: Signature verification failed",
+            "KeyError: 'token'",
+            "<token>",
+            "task-force-of-a-very-long-name",
         ):
             with self.subTest(text):
                 self.assertEqual(devserve._mask(text), text)
