@@ -3651,7 +3651,7 @@ _SECRET_TEXTS = (  # what the text must hold, and a pattern: its last group is h
     (":", rf"""(['"])([\w.\-]{{1,60}})\1\s*:\s*({_QUOTED}|[^\s,}}\]]+)"""),  # JSON
     ('\\"', r"""\\"([\w.\-]{1,60})\\"\s*:\s*(\\"[^\\"]*|[^\s,}\]\\"]+)"""),  # JSON as a text in JSON
     (": ", rf"""(?m)^[ \t-]*([\w.\-]{{1,60}}): +({_QUOTED}|(?=\S*[0-9])[^\s'"]+)(?=\s*$)"""),  # YAML, a header
-    ("</", r"<([\w.\-:]{1,60})>([^<]{1,200})</\1>"),  # XML
+    ("\x3c/", r"\x3c([\w.\-:]{1,60})>([^\x3c]{1,200})\x3c/\1>"),  # XML
     # A password may hold an @ or a slash, but what begins as a port and a path is none: http://localhost:5173/@vite
     ("://", r"""://[^\s:/?#@\['"]*:(?![0-9]*/)([^\s@'"]{1,200}(?:@[^\s@/'"]{1,200})*)(?=@)"""),
     ("://", r"://([\w\-]{20,})(?=@)"),  # a token in the place of the name, as hosts of git take it
