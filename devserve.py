@@ -1427,6 +1427,7 @@ _WRAPPED_NAMES = ("app", "application", "wsgi_app")  # what middleware calls the
 _NO_APP_FILES = re.compile(r"(devserve|setup|conftest|manage|noxfile|fabfile|tasks|test_.*|.*_test|tests|__.*)\.py$")
 _VIRTUAL_ENVIRONMENTS = (".venv", "venv", "env", ".env")  # what they are called beside a project
 _DECORATED = (FunctionType, functools._lru_cache_wrapper)  # what tells its own function by `__wrapped__`
+_COMMANDS = frozenset(["click.core.Command", "typer.main.Typer"])  # may well be called `app`, and take any arguments
 _CO_ASYNC = 0x80 | 0x200  # inspect.CO_COROUTINE and CO_ASYNC_GENERATOR, without the cost of importing inspect
 _CO_VARARGS = 0x04
 _WALK_LIMIT = 2_000  # objects that are looked at for the applications inside of one; a project has some dozens
@@ -1440,12 +1441,12 @@ _NOT_PYTHON = {  # what to do with a file that has another, and is no applicatio
     ".pyz": "unpack it, and name the file that has the application",
 }
 
-# Lines by which a file that nobody named looks like one that has an application.
+# Lines by which a file that nobody named looks like one that has an application, or like a Django project's manage.py.
 _OFFER = re.compile(
     r"^(?:async )?(?:def|class) +(?:app|application|create_app|make_app)\b"
     r"|^(?:app|application|create_app|make_app)\b[^=\n]*=(?!=)"
     r"|^from .* import .*\b(?:app|application|create_app|make_app)\b"
-    r"|\bstart_response\b",
+    r"|\bstart_response\b|\bexecute_from_command_line\b",
     re.MULTILINE,
 )
 
@@ -1554,6 +1555,8 @@ def _folder_remedy(folder: str) -> str:
     files = [name for name in names if name.endswith(".py") and not _NO_APP_FILES.match(name)]
     packages = [name for name in names if _offers_app(os.path.join(folder, name, "__init__.py"))]
     likely = [name[:-3] for name in files if _offers_app(os.path.join(folder, name))] + packages
+    inner = [os.path.join(name, stem) for name in names for stem in ("manage", *_DEFAULT_MODULES)]
+    likely = likely or [path for path in inner if _offers_app(os.path.join(folder, f"{path}.py"))]
     likely = likely or [name[:-3] for name in files]
     if len(likely) == 1:
         return f"did you mean {os.path.normpath(os.path.join(folder, likely[0]))!r}?"
@@ -1760,18 +1763,26 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 
 
 def import_remedy(error: BaseException) -> str:
-    """Return what to do about an import that fails though the library is there; "" where it may well be missing.
+    """Return what to do about a failed import where its exception does not say so; "" where a library may be missing.
 
-    Either a file of the application's has the library's name, or a virtual environment stands beside and is not used.
+    One that is there is not found when a file of the application's has its name, or when a virtual environment stands
+    beside and is not used.
     """
+    if isinstance(error, SystemExit):
+        return "the program ends itself while it is imported: let it do so under if __name__ == '__main__': only"
+    if type(error).__name__ == "AppRegistryNotReady":
+        return "Django is not set up yet when this is imported: serve the project's wsgi.py, or import it later"
     if not isinstance(error, ImportError):
         return ""
-    folder, file = os.path.split(error.path or "")
-    if folder == os.getcwd() and error.name:
+    if "no known parent package" in str(error):
+        return "the file is in no package: write the import without the dot, or put an __init__.py beside it"
+    name = (error.name or "").partition(".")[0]
+    folder, file = os.path.split(error.path or own_dict(sys.modules.get(name)).get("__file__") or "")
+    if folder == os.getcwd() and name:
         from importlib.machinery import PathFinder
 
-        if PathFinder.find_spec(error.name, [entry for entry in sys.path if entry not in ("", folder)]):
-            return f"your {file} hides the library {error.name}, since it is found first: give it another name"
+        if PathFinder.find_spec(name, [entry for entry in sys.path if entry not in ("", folder)]):
+            return f"your {file} hides the library {name}, since it is found first: give it another name"
     for folder in _VIRTUAL_ENVIRONMENTS if isinstance(error, ModuleNotFoundError) else ():
         python = os.path.join(folder, *(("Scripts", "python.exe") if sys.platform == "win32" else ("bin", "python")))
         used = os.path.realpath(sys.prefix) == os.path.realpath(folder)
@@ -2050,6 +2061,8 @@ def checked(thing: Any, label: str) -> Any:
 def _objection(thing: Any) -> str:
     """Return why a thing is no application, and what to do; "" for an application."""
     name = _framework_of(thing)
+    if not _COMMANDS.isdisjoint(_class_names(thing)):
+        return "is a command line, not an application; name the application"
     if name:
         elsewhere = _FRAMEWORKS[name].elsewhere
         return elsewhere and f"is neither a WSGI nor an ASGI application; {elsewhere}"
@@ -2156,8 +2169,12 @@ def _undecorated(thing: Any) -> Any:
 
 def _framework_of(thing: Any) -> str:
     """Return the name in _FRAMEWORKS of the class of `thing`, subclasses included, or ""."""
-    names = (f"{base.__module__}.{base.__name__}" for base in type(thing).__mro__)
-    return next((name for name in names if name in _FRAMEWORKS), "")
+    return next((name for name in _class_names(thing) if name in _FRAMEWORKS), "")
+
+
+def _class_names(thing: Any) -> list[str]:
+    """Return the names, with their modules, of the class of `thing` and of its bases."""
+    return [f"{base.__module__}.{base.__name__}" for base in type(thing).__mro__]
 
 
 def _frameworks_in(app: Any) -> list[Any]:
@@ -10215,7 +10232,8 @@ class _Files:
         self.trees: dict[str, list[_Wants]] = {}  # by the folder that is listed: what is wanted of it
         self.awaited: dict[str, set[str]] = {}  # by the folder: modules that were looked for there in vain
         self.full = False
-        self._excludes = [re.compile(f"(?:^|(?<=/)){_glob(pattern, '.*')}(?:/|$)") for pattern in exclude_patterns]
+        globs = [os.path.abspath(each) if re.match(r"\.{1,2}[/\\]", each) else each for each in exclude_patterns]
+        self._excludes = [re.compile(f"(?:^|(?<=/)){_glob(each, '.*')}(?:/|$)") for each in globs]
         self._running = _files_on_the_stack()
         self._modules: set[str] = set()  # names of those that have been adopted
         self._scanned = since  # when that was, by the wall clock

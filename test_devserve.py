@@ -2194,6 +2194,13 @@ class FindingMistakes(FindingFolder):
         os.mkdir("empty")
         self.refused("./empty", "no app.py, wsgi.py or main.py", "empty")
 
+    def test_what_a_folder_below_has_to_serve_is_named(self) -> None:
+        self.write("util.py", "")
+        self.write("src/manage.py", "from django.core.management import execute_from_command_line")
+        self.refused("", f"did you mean '{os.path.join('src', 'manage')}'?")
+        self.write("backend/main.py", "app = make()")
+        self.refused("", f"one of: {os.path.join('backend', 'main')}, {os.path.join('src', 'manage')}")
+
     def test_no_such_name_with_the_nearest(self) -> None:
         self.app_file("hello.py")
         self.refused("hello:ap", "no 'ap' in 'hello'", "did you mean 'app'?")
@@ -2344,6 +2351,19 @@ class FindingMistakes(FindingFolder):
         self.write("script.py", "if False:\n    import streamlit as st\n")
         self.refused("script", "no application in 'script'; Streamlit serves it: streamlit run FILE")
 
+    def test_command_line_that_is_called_like_an_application(self) -> None:
+        self.write(
+            "hello.py",
+            """
+            class Command:
+                __module__ = "click.core"
+                def __call__(self, *args, **kwargs): pass
+            class Group(Command): pass
+            app = Group()
+            """,
+        )
+        self.refused("hello", "'hello:app' is a command line, not an application")
+
     def test_application_that_a_framework_keeps_inside_of_its_object(self) -> None:
         """As Dash keeps a Flask application, which is no application itself."""
         self.write(
@@ -2417,6 +2437,31 @@ class FindingMistakes(FindingFolder):
                 if hides
                 else "",
             )
+
+    def test_remedy_for_a_file_that_hides_a_package_of_which_a_library_imports_a_module(self) -> None:
+        self.write("wsgiref.py", "")
+        for name in [name for name in sys.modules if name.partition(".")[0] == "wsgiref"]:
+            self.addCleanup(sys.modules.__setitem__, name, sys.modules.pop(name))
+        self.write("hello.py", "import wsgiref.util")
+        with self.assertRaises(ImportError) as caught:
+            self.load("hello")
+        self.assertIn("your wsgiref.py hides the library wsgiref", devserve.import_remedy(caught.exception))
+
+    def test_remedy_for_what_an_import_cannot_do(self) -> None:
+        for text, remedy in {
+            "exit()": "under if __name__ == '__main__'",
+            "import argparse\nargparse.ArgumentParser().parse_args(['--no-such-option'])": "under if __name__",
+            "from .models import x": "write the import without the dot, or put an __init__.py beside it",
+            "class AppRegistryNotReady(Exception): pass\nraise AppRegistryNotReady": "serve the project's wsgi.py",
+            "raise ValueError": "",
+        }.items():
+            self.write("hello.py", text)
+            sys.modules.pop("hello", None)
+            with self.subTest(text), contextlib.redirect_stderr(io.StringIO()):
+                with self.assertRaises(BaseException) as caught:
+                    self.load("./hello.py")
+                self.assertIn(remedy, devserve.import_remedy(caught.exception))
+                self.assertEqual(bool(remedy), bool(devserve.import_remedy(caught.exception)))
 
     def test_exceptions_of_the_application_come_out_untouched(self) -> None:
         self.write("uses_missing.py", "import missing_elsewhere")
@@ -12880,7 +12925,7 @@ class ReloaderExtraFiles(ReloaderWatching):
         self.write("sub/b.log", "1")
         self.write("sub/c.txt", "1")
         watcher = self.start(
-            extra_files=["sub"], exclude_patterns=["excluded_*", "*/data/*", "*.log"], seen=["sub/c.txt"]
+            extra_files=["sub"], exclude_patterns=["excluded_*", "*/data/*", "./sub/*.log"], seen=["sub/c.txt"]
         )
         __import__("excluded_a")
         for name in ("excluded_a.py", "sub/data/a.txt", "sub/b.log"):
