@@ -11412,6 +11412,7 @@ def accept():
         peer.settimeout(None)
         if is_parent(peer):
             return peer
+        peer.close()
     os._exit(0)
 peer = accept()
 messages = list(iter(lambda: peer.recvmsg(65536, s.CMSG_SPACE(1024))[:2], (b"", [])))
