@@ -75,7 +75,7 @@ A console:  the page posts code to /__devserve__/eval.  DebuggedApplication.__ca
             returns what it printed.
 """
 
-from __future__ import annotations
+from __future__ import annotations  # devserve needs Python 3.9 or later; this line is what a 3.6 shows
 
 import _socket
 import atexit
@@ -116,7 +116,8 @@ from types import (
 from wsgiref.handlers import format_date_time
 from wsgiref.util import FileWrapper, is_hop_by_hop
 
-if sys.version_info < (3, 9):  # noqa: UP036 - whoever copied the file, asked nobody for its Python
+# Whoever has copied the file asked nobody for its Python: 3.7 and 3.8 come to this line, 2.7 prints it in its error.
+if sys.version_info < (3, 9):  # noqa: UP036
     raise SystemExit(f"devserve: error: Python 3.9 or later is needed; this is {sys.version.split()[0]}")
 
 __version__ = "0.1.0"
@@ -763,7 +764,7 @@ def enlarge_stacks() -> None:
     """
     try:
         small = sys.platform == "linux" and not os.confstr("CS_GNU_LIBC_VERSION")
-    except (OSError, ValueError):  # musl knows the name, and has no answer
+    except (OSError, ValueError, AttributeError):  # musl knows the name, and has no answer; others do not know it
         small = True
     chosen = threading.stack_size(_STACK_SIZE if small else 0)
     if chosen:  # by the application, or here before
@@ -2750,7 +2751,7 @@ class _ReportBuilder:
         id, code = self.keep(position), position.frame.f_code
         view, _ = call_safely(lambda: view_position(position, id=id))
         if view is None:
-            source: _Source = [], "The frame cannot be read."
+            source: _Source = ([], "The frame cannot be read.")
             view = _view_at("python", code.co_filename, position.lineno, code.co_name, source)
         self.size -= sum(len(line.text) for line in view.source) + len(view.filename) + len(view.name)
         return view
@@ -10971,7 +10972,7 @@ class Launch(NamedTuple):
     environ: dict[str, str]
     kept: dict[str, Any]
     started: float  # wall clock; the files were loaded after this
-    can_repeat: bool  # not at a prompt or in a notebook, where a reload would replace all that was entered
+    can_repeat: bool  # not at a prompt, in a notebook or from standard input: what was entered would be lost
     parent: Optional[_Parent]  # under `supervise`
     handover: Optional[Handover]  # what the process before has left
 
@@ -10993,7 +10994,7 @@ class Launch(NamedTuple):
             environ=message.get("environ") or _first_environ(early),
             kept=message.get("kept") or {**_save(), "folder": _first_folder(early)},
             started=message.get("left") or time.time() - time.process_time(),
-            can_repeat=early or not _is_at_prompt(),
+            can_repeat=not _is_at_prompt(),
             parent=parent,
             handover=Handover(_by_role(message["roles"], fds), message["notes"]) if message else None,
         )
@@ -11112,7 +11113,7 @@ def _is_at_prompt() -> bool:
     """Return whether code is typed at a prompt, in a notebook or in IDLE, or comes from standard input."""
     main = sys.modules["__main__"]
     typed = hasattr(sys, "ps1") or "get_ipython" in vars(sys.modules["builtins"]) or "idlelib.run" in sys.modules
-    return typed or ((getattr(main, "__file__", None) or "<stdin>") == "<stdin>" and sys.argv[:1] != ["-c"])
+    return typed or ((getattr(main, "__file__", None) or "<stdin>") == "<stdin>" and sys.argv[:1] in ([], [""], ["-"]))
 
 
 def _first_folder(early: bool) -> str:
@@ -11154,15 +11155,20 @@ class _Kept(NamedTuple):
 
 
 def _save() -> dict[str, Any]:
-    """Return the present value of all that is kept."""
-    return {name: kept.save() for name, kept in _KEPT.items()}
+    """Return the present value of all that is kept; None for what a sandbox forbids, or this Python lacks."""
+    values: dict[str, Any] = dict.fromkeys(_KEPT)
+    for name, kept in _KEPT.items():
+        with contextlib.suppress(AttributeError, OSError):
+            values[name] = kept.save()
+    return values
 
 
 def _restore(values: dict[str, Any]) -> None:
     """Put back what `_save` returned; what cannot be put back any more stays as it is."""
     for name, kept in _KEPT.items():
         with contextlib.suppress(OSError):  # the folder, the descriptor or the terminal has gone
-            kept.restore(values[name])
+            if values[name] is not None:
+                kept.restore(values[name])
 
 
 def _no_change(value: Any) -> None:
@@ -11201,12 +11207,12 @@ def _restore_ignored(ignored: list[int]) -> None:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
-def _allow_new_session(led: bool) -> None:
+def _allow_new_session(led: Optional[bool]) -> None:
     """Let `os.setsid` of a module pass in silence when the process before, with the same pid, has called it already.
 
     A process that leads a session cannot begin another (EPERM), and cannot give the first one up.
     """
-    if sys.platform != "win32" and not led and os.getsid(0) == os.getpid():
+    if sys.platform != "win32" and led is False and os.getsid(0) == os.getpid():
         os.setsid = lambda: None
 
 
@@ -11227,23 +11233,25 @@ if sys.platform != "win32":
 
     def _save_terminal() -> dict[str, Any]:
         """Return which standard streams are our terminal, whether each blocks, and the terminal's attributes."""
-        import termios
-
         attributes = None
-        with contextlib.suppress(OSError, termios.error):
-            attributes = termios.tcgetattr(0) if os.isatty(0) else None
+        with contextlib.suppress(ImportError):  # as any module of C, a Python may have been built without it
+            import termios
+
+            with contextlib.suppress(OSError, termios.error):
+                attributes = termios.tcgetattr(0) if os.isatty(0) else None
         blocking = {fd: os.get_blocking(fd) for fd in (0, 1, 2) if _is_open(fd)}
         return {"fds": list(filter(_is_our_terminal, blocking)), "blocking": blocking, "attributes": attributes}
 
     def _restore_terminal(value: dict[str, Any]) -> None:
         """Restore the terminal, unless it is another job's now, when writing to it would stop this one."""
-        import termios
-
         for fd in filter(_is_open, value["blocking"]):
             os.set_blocking(fd, value["blocking"][fd])
-        with contextlib.suppress(OSError, termios.error):  # the terminal has been closed, or is not ours any more
-            if value["attributes"] and os.tcgetpgrp(0) == os.getpgrp():
-                termios.tcsetattr(0, termios.TCSANOW, value["attributes"])
+        if value["attributes"]:
+            import termios
+
+            with contextlib.suppress(OSError, termios.error):  # the terminal has been closed, or is not ours any more
+                if os.tcgetpgrp(0) == os.getpgrp():
+                    termios.tcsetattr(0, termios.TCSANOW, value["attributes"])
 
     def _descriptors() -> Iterable[int]:
         """Return the numbers above the standard streams that may be in use, though nothing lists those that are."""
@@ -11840,7 +11848,10 @@ def _start(
         pin = os.environ.pop("DEVSERVE_PIN", None)  # it is known now: no child of the application's shall inherit it
         terminal.quiet, terminal.editor, terminal.path_map = config.quiet, config.editor, config.path_map
         if config.reload and not launch.can_repeat:
-            terminal.warn("there is no reloader at a prompt or in a notebook: it would replace all that was entered")
+            terminal.warn(
+                "there is no reloader at a prompt, in a notebook or for a program from standard input: "
+                "what was entered would be lost"
+            )
             config = config._replace(reload=False)
         if config.reload and launch.must_supervise:
             listeners, notes = _listen_for(config, in_code=in_code)

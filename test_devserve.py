@@ -13227,6 +13227,11 @@ class ReloaderRestart(Folder):
         )
         self.assert_all_as_first(self.run_program(body))
 
+    def test_what_a_sandbox_forbids_or_a_python_lacks_stays_as_it_is(self) -> None:
+        for before in ("del os.getsid", "os.getsid = os.ttyname  # which fails here", "sys.modules['termios'] = None"):
+            with self.subTest(before):
+                self.assert_all_as_first(self.run_program("", before=before, turns=1), turns=1)
+
     def test_interpreter_flags_survive(self) -> None:
         for flags in (["-I"], ["-u", "-W", "ignore::UserWarning"], ["-X", "dev", "-B"], ["-E", "-s", "-OO"]):
             with self.subTest(flags):
@@ -14241,6 +14246,15 @@ class RunnerInCode(RunnerCase):
                 self.assertIn("the prompt goes on", served.log)
 
     @posix_signals
+    def test_devserve_itself_from_standard_input_serves_without_the_reloader_and_says_so(self) -> None:
+        self.write("typed.py", "def app(_, start):\n    start('200 OK', [])\n    return [b'typed']\n")
+        start = f"import os; os.dup2(os.open({str(SCRIPT)!r}, os.O_RDONLY), 0); "
+        start += f"os.execv({sys.executable!r}, [{sys.executable!r}, '-', 'typed:app', '--debug', '--port', '0'])"
+        served = self.served(script=["-c", start], port=False)
+        self.assertEqual(served.get(), "typed")
+        self.assertRegex(served.log, "warning: there is no reloader [^\n]* standard input")
+
+    @posix_signals
     def test_a_signal_handler_of_the_program_is_its_own_again_after_ctrl_c(self) -> None:
         served = self.ran(
             "devserve.run(app, port=0)",
@@ -14770,6 +14784,15 @@ class CommandLineProcess(Folder):
         done = subprocess.run([sys.executable, str(path), "hello"], capture_output=True, encoding="utf-8")
         self.assertEqual((done.returncode, done.stdout), (1, ""))
         self.assertRegex(done.stderr, r"^devserve: error: Python 3\.9 or later is needed; this is \S+\n$")
+
+    def test_a_python_that_is_too_old_for_it_parses_the_file_as_far_as_the_line_that_says_so(self) -> None:
+        text = SCRIPT.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(text, feature_version=(3, 7))):  # which does not know that 3.7 refuses this:
+            if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Tuple):
+                segment = ast.get_source_segment(text, node) or ""
+                self.assertRegex(segment, r"= \(", f"line {node.lineno}: 3.7 wants parentheses")
+        all_that_3_6_shows = r"\nfrom __future__ import annotations  # [^\n]*Python 3\.9 or later"
+        self.assertRegex(text, all_that_3_6_shows)
 
     def test_a_mistake_in_a_variable_names_the_variable(self) -> None:
         done = self.run_command("hello", DEVSERVE_PORT="x")
