@@ -8049,6 +8049,12 @@ class _UpgradedSocket:
     def is_taken_over(self) -> bool:
         return self._response.framing == _TAKEN_OVER
 
+    @property
+    def has_input(self) -> bool:
+        """Whether something can be received that no poll sees: decrypted, or sent together with the request's head."""
+        with self._calling:
+            return bool(self._connection.buffer or getattr(self._connection.sock, "pending", int)())
+
     def _take_over(self) -> None:
         if not self.is_taken_over:
             self._response.hand_over()
@@ -8608,12 +8614,15 @@ def _is_ip(name: str) -> bool:
 # `receive`, and one that only sends is heard out.  With a debugger a framework's own 500 is held back for a moment
 # (`held`): most frameworks send it and raise the exception afterwards, and then the page takes its place.
 #
-# A `_WebSocket` begins as such a request.  Once it is accepted, the thread writes the frames that come out of
-# `outbox`, and reads whenever it has to wait, so that neither direction waits for the other.
+# A `_WebSocket` begins as such a request.  Once it is accepted, the thread reads messages into `inbox`, and whoever
+# sends a frame tries the socket itself, without waiting: two changes of threads for a message and its answer instead
+# of four.  What the client does not take at once waits in `unsent` for the thread, which watches both directions.
 #
-# Invariants: the thread of a connection alone reads and writes its socket; the loop never touches one, and never waits
-# for a thread.  So an application that blocks the loop holds up itself, and neither a reload nor a page.  What the
-# loop is to do goes through `AsgiBridge.post`, what a thread is to do through the `outbox` of its request.
+# Invariants: the thread of a connection alone reads its socket, waits for it and closes it.  The loop owns none, and
+# waits neither for a client nor for a thread: a lock that both take is held for a call that does not block.  So an
+# application that blocks the loop holds up itself, and neither a reload nor a page; and a client that takes nothing
+# holds up the `send` of its own WebSocket alone.  What the loop is to do goes through `AsgiBridge.post`, what a thread
+# is to do through the `outbox` of its request, or through `unsent`.
 #
 # Doors: AsgiBridge, RequestContext, is_disconnect.
 #
@@ -9305,9 +9314,7 @@ class _HttpRequest:
 
 _MESSAGE_LIMIT = 16 * 1024 * 1024  # bytes of a message, inflated; a longer one is refused (1009)
 _MESSAGE_COST = 64  # bytes that a message in the queue counts besides its own
-_PONG_LIMIT = 100  # frames that wait to be written, past which a ping gets no pong: its sender reads nothing
 _PING_SECONDS = 20.0  # from a ping to the next, and for a client to say anything in answer
-_ANSWER_MOMENT = 0.002  # seconds; an answer that comes later finds the thread watching its socket
 _ANSWER_SECONDS = 1.0  # to answer what came before the frame that breaks the protocol
 _CLOSE_SECONDS = 10.0  # for the client's part of the closing handshake
 _DEFLATED_FROM = 128  # bytes; deflating a smaller message costs more than it saves
@@ -9325,14 +9332,13 @@ class _WebSocketError(Exception):
 class _WebSocket(_HttpRequest):
     """A request that becomes a WebSocket once the application accepts it, and is answered as any other if it does not.
 
-    From then on its thread is in `converse`.  It writes what comes out of `outbox`: an opcode with its payload, or
-    what ended the application.  Whenever it has to wait, for the application or for the client to take what it writes,
-    it reads as well (`wait`), so that neither direction waits for the other.  Messages go into `inbox`, and what is to
-    be answered to other frames into `outbox`.
+    From then on its thread is in `converse`, which reads messages into `inbox` and writes what waits in `unsent`.  A
+    frame is sent by `write`, from any thread: at once if nothing waits, else behind what does.  The head that accepts
+    the WebSocket is the first to wait, so that no frame can overtake it.
 
-    Its end: whoever wants it calls `close`, from any thread, and the first close frame that comes out of `outbox` is
-    the last frame that is written.  Then the client's is waited for, unless it has come before, or the client is not
-    to be waited for.  The application learns of the end by `end`, which keeps the first code.
+    Its end: whoever wants it calls `close`, from any thread, and no frame is sent after the first close frame.  Then
+    the client's is waited for, unless it has come before, or the client is not to be waited for.  The application
+    learns of the end by `end`, which keeps the first code.
     """
 
     def __init__(self, bridge: AsgiBridge, environ: Environ) -> None:
@@ -9348,16 +9354,17 @@ class _WebSocket(_HttpRequest):
         self.deflate = _negotiate_deflate(environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", ""))
         # The thread's
         self.socket = environ[SOCKET_KEY]
-        self.own_wakeup: _Wakeup  # which the loop uses only while this thread waits
         self.reader = _MessageReader(may_deflate=self.deflate is not None)
         self.deadline = time.monotonic() + _PING_SECONDS  # for the next ping; later for what ends the connection
-        self.is_silent = False  # the client has sent nothing since the last ping
-        self.reads_no_more = False  # the client has closed, or has broken the protocol, or the application has failed
-        self.is_closing = False  # our close frame has been written
         self.refusal: Optional[_WebSocketError] = None  # of what the client has sent
-        self.failure: Optional[BaseException] = None  # of the application
         # Both sides'
         self.inbox.clear()  # for messages, and last a refusal
+        self.sending = threading.Lock()  # held while something is sent or put into `unsent`, and never while waiting
+        self.unsent = bytearray()  # what the client has not taken yet
+        self.is_silent = False  # the client has neither sent nor taken anything since the last ping
+        self.is_closing = False  # our close frame is sent, or the last in `unsent`
+        self.reads_no_more = False  # the client has closed, or has broken the protocol, or the application has failed
+        self.failure: Optional[BaseException] = None  # of the application
         self.code, self.reason = 0, ""  # of the end, for the application
         # The loop's
         self.is_announced = False  # the application knows of the connection
@@ -9366,86 +9373,42 @@ class _WebSocket(_HttpRequest):
 
     def respond(self, start_response: StartResponse) -> Iterable[bytes]:
         first = self.first_message()
-        if not isinstance(first, bytes):
+        if first is not None:
             return self.answer(first, start_response)
         self.connection.leave = partial(self.leave, _SERVICE_RESTART)
         self.socket.settimeout(0.0)
         try:
-            with _Wakeup() as self.own_wakeup:
-                self.write(first)
-                self.converse()
+            with _Wakeup() as self.wakeup:
+                self.converse(self.wakeup)
         except OSError:
             pass  # the client has left without a close frame
         finally:
             self.connection.leave = None
+            with self.sending:
+                self.is_closing = True  # nobody touches the socket any more, which the server is about to close
             self.end(_ABNORMAL)
         if self.failure is not None:
             raise self.failure
         return []
 
-    def converse(self) -> None:
-        """Write what comes out of the outbox, and read, until both sides have closed.  Raises OSError."""
-        while not (self.is_closing and self.reads_no_more):
-            item = self.next_item()
-            if isinstance(item, BaseException):
-                self.failure, self.reads_no_more = item, True
-                item = (_CLOSE, _close_payload(_INTERNAL_ERROR, ""))
-            if item is None:
+    def converse(self, wakeup: _Wakeup) -> None:
+        """Read, and write what waits, until both sides have closed.  Raises OSError."""
+        sock = self.connection.sock
+        while self.unsent or not (self.is_closing and self.reads_no_more):
+            left, reads = self.deadline - time.monotonic(), self.may_receive()
+            if left <= 0:
                 self.keep_time()
-            elif not self.is_closing:
-                self.write_frame(*item)
-
-    def next_item(self) -> Any:
-        """Return what comes next out of the outbox, None when the deadline comes before."""
-        answered = self.handed
-        while time.monotonic() < self.deadline:
-            self.wait(self.deadline - time.monotonic())
-            # As a rule a message that has come is answered at once, and then there is nothing else to wait for.
-            seconds = _ANSWER_MOMENT if self.handed != answered else 0.0
-            answered = self.handed
-            with contextlib.suppress(self.bridge.nothing_there):
-                return self.outbox.get(timeout=seconds)
-        return None
-
-    def wait(self, seconds: float, *, writes: bool = False) -> bool:
-        """Wait for the application, the client, or so many seconds, and read what the client has sent.
-
-        Returns whether there was something before the time was over.
-        """
-        connection, reads = self.connection, self.may_receive()
-        reading = [self.own_wakeup.here, connection.sock] if reads else [self.own_wakeup.here]
-        self.wakeup = self.own_wakeup  # before the last look, so that what comes later from the application wakes us
-        is_ready = not writes and not self.outbox.empty()
-        is_ready = is_ready or (reads and bool(connection.buffer or getattr(connection.sock, "pending", int)()))
-        is_ready = is_ready or wait_until_ready(reading, seconds, [connection.sock] if writes else ())
-        self.wakeup = None
-        if not (reads and self.receive_frames()):
-            self.own_wakeup.clear()
-        return is_ready
+            elif not (reads and self.socket.has_input):
+                wait_until_ready([wakeup.here, sock] if reads else [wakeup.here], left, [sock] if self.unsent else ())
+            if self.unsent:
+                with self.sending:
+                    self.is_silent = not self.send_unsent() and self.is_silent
+            if not (reads and self.receive_frames()):
+                wakeup.clear()
 
     def may_receive(self) -> bool:
         """Return whether to read: the application has taken most of what came before, or only a close frame counts."""
         return not self.reads_no_more and (self.is_closing or self.handed - self.taken < _LOW_WATER)
-
-    def write_frame(self, opcode: int, payload: bytes) -> None:
-        """Write a frame, a long message deflated."""
-        is_message = opcode in (_TEXT_FRAME, _BINARY)
-        if self.deflate and is_message and len(payload) >= _DEFLATED_FROM:
-            self.write(_frame(opcode, _deflated(payload, self.deflate.window), 0xC0))
-        else:
-            self.write(_frame(opcode, payload))
-        if is_message:
-            self.note_written(len(payload))
-        if opcode == _CLOSE:
-            self.is_closing, self.deadline = True, time.monotonic() + _CLOSE_SECONDS
-
-    def write(self, data: bytes) -> None:
-        """Write all of `data`, and read while the client does not take it."""
-        view = memoryview(data)
-        while view:
-            view = view[self.socket.send_now(view) :]
-            if view and not self.wait(2 * _PING_SECONDS, writes=True):
-                raise TimeoutError("the client takes nothing")
 
     def receive_frames(self) -> bool:
         """Take what the client has sent; return whether there was something."""
@@ -9476,8 +9439,8 @@ class _WebSocket(_HttpRequest):
             code, reason = _parse_close(payload)
             self.end(code, reason)
             self.close(code)
-        elif opcode == _PING and self.outbox.qsize() < _PONG_LIMIT:
-            self.outbox.put((_PONG, payload))
+        elif opcode == _PING and len(self.unsent) < _LOW_WATER:  # otherwise its sender reads nothing
+            self.write(_PONG, payload)
         elif opcode in (_TEXT_FRAME, _BINARY) and not self.is_closing:
             self.inbox.append(payload)
             self.handed += len(payload) + _MESSAGE_COST
@@ -9491,18 +9454,57 @@ class _WebSocket(_HttpRequest):
         if self.refusal is not None:
             self.end(*self.refusal.args)
             self.close(*self.refusal.args)
-        elif self.is_silent and self.may_receive() and not self.receive_frames():  # we may have slept, and not it
+        elif self.is_silent and (self.unsent or (self.may_receive() and not self.receive_frames())):
+            # We have looked once more, as we may have slept, and not the client.
             self.end(_INTERNAL_ERROR, "no pong has come")
             self.close(_INTERNAL_ERROR, "no pong has come")
         else:
             self.is_silent = True
-            self.outbox.put((_PING, os.urandom(4)))
+            self.write(_PING, os.urandom(4))
 
     # -- in any thread
 
+    def write(self, opcode: int, payload: bytes) -> None:
+        """Send a frame, a long message deflated; nothing follows a close frame.  Never waits.
+
+        What the client does not take at once is left to the thread, and so is all that comes while something waits.
+        """
+        if self.deflate and opcode in (_TEXT_FRAME, _BINARY) and len(payload) >= _DEFLATED_FROM:
+            frame = _frame(opcode, _deflated(payload, self.deflate.window), 0xC0)
+        else:
+            frame = _frame(opcode, payload)
+        with self.sending:
+            if self.is_closing:
+                return
+            if opcode == _CLOSE:
+                self.is_closing, self.deadline = True, time.monotonic() + _CLOSE_SECONDS
+            self.sent += len(frame)
+            is_first = not self.unsent
+            self.unsent += frame
+            if is_first:
+                self.send_unsent()
+            if self.unsent or self.is_closing:
+                self.wake()
+
+    def send_unsent(self) -> int:
+        """Send what the client takes of what waits, and return how much that is; its caller holds `sending`."""
+        sent = 0
+        try:
+            while self.unsent:
+                count = self.socket.send_now(self.unsent[:_HIGH_WATER])
+                if not count:
+                    break
+                del self.unsent[:count]
+                sent += count
+        except OSError:  # it has gone
+            self.unsent.clear()
+            self.is_closing = self.reads_no_more = True
+        self.note_written(sent)
+        return sent
+
     def close(self, code: int, reason: str = "") -> None:
-        """Have a close frame written, unless one has been."""
-        self.put((_CLOSE, _close_payload(code, reason)))
+        """Send a close frame, unless one has been."""
+        self.write(_CLOSE, _close_payload(code, reason))
 
     def end(self, code: int, reason: str = "") -> None:
         """Have the application learn that the connection has ended, and why."""
@@ -9521,23 +9523,26 @@ class _WebSocket(_HttpRequest):
     def finish(self, error: Optional[BaseException]) -> None:
         if self.phase != _OPEN or self.is_gone:
             super().finish(error)
-        elif error is not None:
-            self.put(error)
         else:
-            self.close(_NORMAL)
+            if error is not None:
+                self.failure, self.reads_no_more = error, True
+            self.close(_NORMAL if error is None else _INTERNAL_ERROR)
 
     async def receive(self) -> _Message:
         if not self.is_announced:
             self.is_announced = True
             return {"type": "websocket.connect"}
         message = await self.next_incoming()
+        if isinstance(message, _WebSocketError):
+            self.end(*message.args)
+            self.close(*message.args)
+            message = None
         if message is None:
             return {"type": "websocket.disconnect", "code": self.code or _ABNORMAL, "reason": self.reason}
-        if isinstance(message, _WebSocketError):
-            self.close(*message.args)
-            return {"type": "websocket.disconnect", "code": message.args[0], "reason": message.args[1]}
-        self.taken += len(message) + _MESSAGE_COST
-        self.wake()  # if it waits for that
+        size = len(message) + _MESSAGE_COST
+        self.taken += size
+        if self.handed - self.taken < _LOW_WATER <= self.handed - self.taken + size:
+            self.wake()  # it has stopped to read
         return {"type": "websocket.receive", "text" if isinstance(message, str) else "bytes": message}
 
     async def send(self, message: _Message) -> None:
@@ -9549,7 +9554,9 @@ class _WebSocket(_HttpRequest):
         elif self.phase == _NOT_STARTED and kind == "websocket.accept":
             head = _handshake(self.environ["HTTP_SEC_WEBSOCKET_KEY"], message, self.deflate)
             self.phase = _OPEN
-            self.put(head)
+            self.unsent += head  # the thread sends it, and until then all that comes waits behind it
+            self.sent += len(head)
+            self.put(None)
         elif self.phase == _NOT_STARTED and kind == "websocket.close":
             await super().send({"type": "http.response.start", "status": 403})
             await super().send({"type": "http.response.body"})
@@ -9558,9 +9565,7 @@ class _WebSocket(_HttpRequest):
             self.phase = _COMPLETE
             self.notify()
         elif self.phase == _OPEN and kind == "websocket.send":
-            opcode, payload = _checked_message(message)
-            self.sent += len(payload)
-            self.put((opcode, payload))
+            self.write(*_checked_message(message))
             if self.sent - self.written > _HIGH_WATER:
                 await self.drain()
         else:

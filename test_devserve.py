@@ -11496,29 +11496,60 @@ class AsgiWebSockets(AsgiCase):
                 self.assertIsInstance(self.end(), (TypeError, ValueError, RuntimeError))
 
     def test_both_sides_may_send_at_the_same_time(self) -> None:
-        """More than sockets hold, and neither reads before it has sent: no deadlock."""
-        count = 60
+        """More than sockets hold, and neither reads before it has sent: no deadlock, and all comes in order."""
+        bodies = [bytes([number]) * 200_000 for number in range(60)]
 
         async def view(scope: Any, receive: App, send: App) -> None:
             import asyncio
 
             async def take() -> None:
-                for _ in range(count):
+                for _ in bodies:
                     self.seen.append(await receive())
 
             await receive()
             await send(self.ACCEPT)
             task = asyncio.ensure_future(take())
-            for _ in range(count):
-                await send({"type": "websocket.send", "bytes": bytes(200_000)})
+            for body in bodies:
+                await send({"type": "websocket.send", "bytes": body})
             await task
 
+        pem = str(self.write("cert.pem", CERTIFICATE))
+        for options in ({}, {"cert": pem}):
+            with self.subTest(**options):
+                self.serve_asgi(view, **options)
+                client = self.socket(context=ssl.create_default_context(cafile=pem) if options else None)
+                self.assertEqual(client.shake_hands().status, 101)
+                client.send(*(client_frame(2, body) for body in bodies))
+                self.assertTrue([client.frame()[1] for _ in bodies] == bodies)
+                self.assertEqual(client.close_code(), 1000)
+                self.assertTrue([message["bytes"] for message in self.seen] == bodies)
+                self.seen.clear()
+                self.assertIsNone(self.end())
+
+    def test_a_client_that_takes_nothing_holds_up_nobody_else(self) -> None:
+        bodies = [bytes([number]) * 200_000 for number in range(100)]
+
+        async def view(scope: Any, receive: App, send: App) -> None:
+            if scope["path"] != "/much":
+                await self.echo(scope, receive, send)
+                return
+            await receive()
+            await send(self.ACCEPT)
+            for body in bodies:
+                await send({"type": "websocket.send", "bytes": body})
+                self.seen.append({"sent": body[0]})
+
         self.serve_asgi(view)
-        client = self.opened()
-        client.send(client_frame(2, bytes(200_000)) * count)
-        for _ in range(count):
-            self.assertEqual(len(client.frame()[1]), 200_000)
-        self.assertIsNone(self.end())
+        slow = self.socket()
+        self.assertEqual(slow.shake_hands(path="/much").status, 101)
+        eventually(lambda: self.seen, "the first message")
+        quick = self.opened()
+        for _ in range(100):
+            quick.send(client_frame(1, b"hello"))
+            self.assertEqual(quick.frame(), (0x81, b"hello"))
+        self.assertNotIn({"sent": 99}, self.seen)
+        self.assertTrue([slow.frame()[1] for _ in bodies] == bodies)
+        self.assertEqual(slow.close_code(), 1000)
 
     def test_an_application_that_never_stops_sending_hears_its_client_all_the_same(self) -> None:
         async def view(scope: Any, receive: App, send: App) -> None:
