@@ -9388,6 +9388,7 @@ class _WebSocket(_HttpRequest):
                 self.is_closing = True  # nobody touches the socket any more, which the server is about to close
             self.end(_ABNORMAL)
         if self.failure is not None:
+            del self.environ[SOCKET_KEY]  # so that a ConnectionError of a database's is not taken for the client's
             raise self.failure
         return []
 
@@ -9916,16 +9917,23 @@ def _scope_headers(head: bytes, cookies: str, host: str) -> tuple[tuple[bytes, b
     return tuple((name, host.encode("latin-1") if host and name == b"host" else value) for name, value in pairs)
 
 
+# What frameworks call it; a ServerDisconnectedError is another server's, and the application's own failure
+_DISCONNECTS = re.compile("_?(Client|WebSocket)Disconnect")
+
+
 def is_disconnect(error: Optional[BaseException], depth: int = 20) -> bool:
-    """Return whether an exception says no more than that the client has gone, as frameworks wrap it."""
+    """Return whether an exception says no more than that the client has gone, as frameworks wrap it.
+
+    A task that was cancelled is no failure either; but what comes of that in it is: a TimeoutError, as a rule.
+    """
     if error is None or not depth:
         return False
-    if isinstance(error, _ClientDisconnected) or "Disconnect" in type(error).__name__:
+    if _DISCONNECTS.match(type(error).__name__) or (depth == 20 and type(error).__name__ == "CancelledError"):
         return True
     group = getattr(error, "exceptions", None)
     if isinstance(group, tuple) and group:
         return all(is_disconnect(part, depth - 1) for part in group)
-    return type(error).__name__ == "CancelledError" or is_disconnect(error.__cause__, depth - 1)
+    return is_disconnect(error.__cause__, depth - 1)
 
 
 # -- the application's life

@@ -11130,6 +11130,37 @@ class AsgiSending(AsgiCase):
         eventually(lambda: self.log.count("in the background") >= 2, "both tracebacks")
         self.assertIn("GET / failed after its answer", self.log)
 
+    def test_what_fails_is_told_unless_it_only_says_that_the_client_has_gone(self) -> None:
+        import asyncio
+
+        async def times_out() -> None:
+            await asyncio.wait_for(asyncio.sleep(DEADLINE), 0.001)
+
+        async def is_cut_off() -> None:
+            raise named("ServerDisconnectedError")  # as aiohttp's client says it of another server
+
+        async def leaves() -> None:
+            raise RuntimeError from named("ClientDisconnect")
+
+        async def is_cancelled() -> None:
+            raise asyncio.CancelledError
+
+        def named(name: str) -> Exception:
+            return type(name, (Exception,), {})()  # type: ignore[no-any-return]
+
+        for work, is_told in ((times_out, True), (is_cut_off, True), (leaves, False), (is_cancelled, False)):
+
+            async def view(scope: Any, receive: App, send: App, work: Any = work) -> None:
+                await asgi_answer(send)
+                await work()
+
+            with self.subTest(work=work.__name__):
+                self.serve_asgi(view)
+                self.ask()
+                self.assertIsNot(devserve.is_disconnect(self.end()), is_told)
+                if is_told:
+                    eventually(lambda: "GET / failed after its answer" in self.log, "the traceback")
+
     def test_requests_run_at_the_same_time(self) -> None:
         import asyncio
 
@@ -11480,6 +11511,17 @@ class AsgiWebSockets(AsgiCase):
         self.sending(self.ACCEPT, {"type": "websocket.send", "text": b"bytes"}, debugger=True, pin="off")
         self.assertEqual(self.opened().close_code(), 1011)
         eventually(lambda: "TypeError: 'websocket.send' needs either text" in self.log, "the traceback")
+
+    def test_a_lost_connection_of_the_applications_own_is_no_lost_client(self) -> None:
+        async def view(scope: Any, receive: App, send: App) -> None:
+            await send(self.ACCEPT)
+            raise ConnectionResetError("the database has gone")
+
+        for options in ({}, {"debugger": True, "pin": "off"}):
+            with self.subTest(options=options):
+                self.serve_asgi(view, **options)
+                self.assertEqual(self.opened().close_code(), 1011)
+                eventually(lambda: "ConnectionResetError: the database has gone" in self.log, "the traceback")
 
     def test_bad_sends_are_raised_where_they_are_sent(self) -> None:
         for message in (
