@@ -5032,6 +5032,7 @@ class CrashStore:
 # |   secret                                              |                                                           |
 # | Cross-Origin-Opener-Policy is same-origin, together   | the same script by window.open, also where the            |
 # |   with Cross-Origin-Embedder-Policy require-corp      |   application's page has the former (as Django's has)     |
+# | Document-Isolation-Policy, which Chromium knows       |   or both                                                 |
 # | our script asks nothing under a service worker        | one that reads our requests with the secret in them       |
 # | what it keeps in the session is encrypted, by the     | the same: commands that are planted into the console's    |
 # |   secret                                              |   history, or read from it                                |
@@ -5052,8 +5053,9 @@ class CrashStore:
 # nobody else, and is given one that needs no key.  All of these survive a reload unless another PIN was configured;
 # none is in a page or in the log.  The secret is in pages, under the rules above.  On plain HTTP to an address that
 # is not loopback, browsers send no Sec-Fetch-Dest and heed no opener policy: there, script in the application's own
-# page is as mighty as the page, and so it is where the application is cross-origin isolated.  A browser whose
-# developer tools disable the cache looks as if Shift were held down: there, a service worker with routes is as mighty.
+# page is as mighty as the page; and where the application is cross-origin isolated, in all browsers but Chromium.  A
+# browser whose developer tools disable the cache looks as if Shift were held down: there, a service worker with routes
+# is as mighty.
 #
 # Doors: COOKIE_PREFIX, Refusal, Guard, without_our_cookies, check_pin.
 #
@@ -5066,7 +5068,8 @@ _PIN_OFF = "off"
 _OUR_PAGE = "Use the console on devserve's page."  # the remedy for who has built a request himself
 COOKIE_PREFIX = "devserve_"  # the port follows
 _PROXY_HEADER = re.compile(  # one by which a proxy or tunnel names itself or its client, and which no browser sends
-    "HTTP_(VIA|FORWARDED.*|X_(FORWARDED|ORIGINAL|CLUSTER|CLIENT).*|X_REAL_IP|TRUE_CLIENT_IP|CF_CONNECTING_IP|CDN_LOOP)"
+    "HTTP_(VIA|FORWARDED.*|X_(FORWARDED|ORIGINAL|CLUSTER|CLIENT|REMOTE|REAL|PROX|NGINX|ENVOY|AZURE|SCHEME|SCRIPT|SSL).*"
+    "|((TRUE|FASTLY|FLY)_)?CLIENT_IP|CF_.*|CDN_LOOP|TAILSCALE_.*|FRONT_END_HTTPS)"
 ).fullmatch
 
 
@@ -5098,6 +5101,7 @@ class Guard:
         notes: Optional[Mapping[str, str]] = None,
     ) -> None:
         check_pin(pin)
+        pin = _PIN_OFF if pin.strip().lower() == _PIN_OFF else pin
         digits = str(int.from_bytes(os.urandom(8), "big") % 10**_PIN_DIGITS).zfill(_PIN_DIGITS)
         self.pin = pin or "-".join(digits[n : n + 3] for n in range(0, _PIN_DIGITS, 3))
         self.configured = pin  # the PIN that the person chose, "" when it was made here
@@ -6094,7 +6098,9 @@ def _page_headers(kind: str, nonce: str, *, is_fragment: bool = False) -> list[t
     )
     if is_fragment:
         policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'self'"
+    isolated = [] if is_fragment else [("Document-Isolation-Policy", "isolate-and-require-corp")]
     return [
+        *isolated,
         ("Content-Type", f"{kind}; charset=utf-8"),
         ("Cache-Control", "no-store"),
         ("Content-Security-Policy", policy),

@@ -5992,8 +5992,10 @@ class GuardPin(Debugged):
 
     def test_a_pin_of_ones_own_and_none_at_all(self) -> None:
         self.assertIsNone(devserve.Guard("open sesame").try_pin("open sesame", {}))
-        off = devserve.Guard("off")
-        self.assertTrue(off.knows({"REMOTE_ADDR": "127.0.0.1"}))
+        for word in ("off", "OFF", "Off "):  # a PIN that is called so would be the first guess
+            off = devserve.Guard(word)
+            self.assertTrue(off.knows({"REMOTE_ADDR": "127.0.0.1"}))
+            self.assertIsNotNone(off.try_pin(word, {"REMOTE_ADDR": "10.0.0.5"}))
         self.assertIsNotNone(off.refuses_running({"REQUEST_METHOD": "POST", "HTTP_HOST": "localhost"}))
         self.assertNotIn(off.token, off.banner_line("http://localhost:1"))
 
@@ -6009,7 +6011,8 @@ class GuardPin(Debugged):
                 {"REMOTE_ADDR": "127.0.0.1", "SERVER_PROTOCOL": "HTTP/1.1", f"HTTP_{name}": "x"}
                 for name in (
                     "VIA X_REAL_IP X_FORWARDED_PROTO X_FORWARDED_HOST X_FORWARDED_PREFIX X_CLIENT_IP X_ORIGINAL_URI "
-                    "X_CLUSTER_CLIENT_IP TRUE_CLIENT_IP CF_CONNECTING_IP CDN_LOOP FORWARDED"
+                    "X_CLUSTER_CLIENT_IP TRUE_CLIENT_IP CF_CONNECTING_IP CDN_LOOP FORWARDED CLIENT_IP FLY_CLIENT_IP "
+                    "X_REMOTE_ADDR X_PROXIED_BY X_SCHEME X_SCRIPT_NAME X_SSL_CLIENT_CERT CF_RAY TAILSCALE_USER_LOGIN"
                 ).split()
             ),
             {},
@@ -6129,6 +6132,7 @@ class GuardSecrets(Debugged):
         for answer in (self.ask(), self.ask("/__devserve__/console"), self.ask("/__devserve__/alive"), self.post("x")):
             self.assertEqual(answer.headers["Cross-Origin-Opener-Policy"], "same-origin")
             self.assertEqual(answer.headers["Cross-Origin-Embedder-Policy"], "require-corp")
+            self.assertEqual(answer.headers["Document-Isolation-Policy"], "isolate-and-require-corp")
 
     def test_a_service_worker_takes_another_secret_and_reloads_that_leave_it_out(self) -> None:
         before = self.guard.secret
@@ -15721,8 +15725,10 @@ def app(environ, start_response):
         return {}["missing"]
     kind = "text/javascript" if path == "/worker.js" else "text/html"
     headers = [("Content-Type", kind)]
-    if path == "/isolated":
+    if "isolated" in path:
         headers.append(("Cross-Origin-Opener-Policy", "same-origin"))
+    if path == "/cross-origin-isolated":
+        headers.append(("Cross-Origin-Embedder-Policy", "require-corp"))
     start_response("200 OK", headers)
     text = f"const HOW = {query!r};{WORKER}" if path == "/worker.js" else "<!doctype html><title>Site</title>"
     return [text.encode()]
@@ -15752,7 +15758,7 @@ class BrowserGuard(InBrowser):
         super().tearDown()
 
     def test_a_window_that_a_page_with_an_opener_policy_opens_is_not_its_own(self) -> None:
-        for path in ("/", "/isolated"):
+        for path in ("/", "/isolated", "/cross-origin-isolated"):
             for target in ("/fail", "/__devserve__/console"):
                 self.open(path)
                 with self.page.context.expect_page() as opened:
