@@ -596,8 +596,8 @@ def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
 # type_name, TooLate, call_safely, call_bounded, call_each_bounded, ForeignCalls, interrupt_thread, enlarge_stacks,
 # is_library, is_app_file, is_app_code, thread_position, app_position, is_below, application_traceback,
 # linked_exceptions, has_plain_text, traceback_text, raw_slot, own_dict, static_attributes, static_attribute,
-# locals_of, SOCKET_KEY, is_taken_over, nobody_listens, PRESERVE_CONTEXT, ON_EXCEPTION, HANDED_OVER, hand_over,
-# is_debugged, is_main_thread, has_green_threads, native_threading, native_sleep.
+# locals_of, SOCKET_KEY, is_taken_over, broken_request, nobody_listens, PRESERVE_CONTEXT, ON_EXCEPTION, HANDED_OVER,
+# hand_over, is_debugged, is_main_thread, has_green_threads, native_threading, native_sleep.
 #
 # Read first: call_safely, call_each_bounded, is_app_file, static_attribute.
 # =====================================================================================================================
@@ -1053,13 +1053,26 @@ def is_taken_over(environ: Mapping[str, Any]) -> bool:
     return getattr(environ.get(SOCKET_KEY), "is_taken_over", False) is True
 
 
+def broken_request(error: BaseException) -> Optional[BaseException]:
+    """Return the server's own exception about a request that broke off: `error`, or what that was raised from.
+
+    Django's `request.body` raises an UnreadablePostError from an UnreadablePostError from it.
+    """
+    for each, relation in linked_exceptions(error):
+        if getattr(type(each), "nobody_listens", False):
+            return each
+        if relation != "cause":  # what else fails in handling one is a failure of its own
+            break
+    return None
+
+
 def nobody_listens(error: BaseException, environ: Mapping[str, Any]) -> bool:
     """Return whether an exception says no more than that the client has gone: nobody is there to read an answer.
 
     WebSocket libraries end a handler by a ConnectionError, and so does a socket whose other end has gone.  That no
     connection could be made is another matter.
     """
-    if getattr(type(error), "nobody_listens", False):
+    if broken_request(error) is not None:
         return True
     ends = isinstance(error, ConnectionError) or type(error).__name__ == "ConnectionClosed"
     return ends and not isinstance(error, ConnectionRefusedError) and is_taken_over(environ)
@@ -7900,6 +7913,7 @@ class _Response:
 
     def fail(self, error: BaseException) -> None:
         """Answer for an application that raised, and print the crash; a client that has gone is no failure."""
+        error = broken_request(error) or error
         if isinstance(error, _BadRequest):
             self.connection.input_left = True
             self._replace(error.status, f"{error.status[4:]}: {error}\n")
