@@ -1782,7 +1782,7 @@ def import_remedy(error: BaseException) -> str:
     One that is there is not found when a file of the application's has its name, or when a virtual environment stands
     beside and is not used.
     """
-    if isinstance(error, SystemExit):
+    if isinstance(error, SystemExit) and type(error.code) is not str:  # else it says itself what it lacks
         return "the program ends itself while it is imported: let it do so under if __name__ == '__main__': only"
     if type(error).__name__ == "AppRegistryNotReady":
         return "Django is not set up yet when this is imported: serve the project's wsgi.py, or import it later"
@@ -10591,8 +10591,9 @@ class _Rounds:
     """What each round looks at, so that all of them cost a small share of a core, however many files there are.
 
     The files edited last are in every round, as the next edit is most likely to one of them.  Of the project's others
-    there are as many as the share pays for, and of the installed ones so few that all have had their turn in
-    `_PERIOD`; both lists are gone through again and again.  For the watcher's thread alone.
+    there are as many as the share pays for, half of them in Python, so that thousands of assets do not hold these up;
+    and of the installed ones so few that all have had their turn in `_PERIOD`.  Each list is gone through again and
+    again.  For the watcher's thread alone.
     """
 
     def __init__(self, files: _Files, *, busy: bool) -> None:
@@ -10600,7 +10601,9 @@ class _Rounds:
         self.busy_until = time.monotonic() + _BUSY_SECONDS if busy else 0.0
         self._files = files
         self._hot: list[str] = []  # the files edited last
-        self._turns = {"own": 0, "installed": 0}  # how far each list has been gone through
+        self._python: list[str] = []  # of the project's files and folders, those with this suffix
+        self._others: list[str] = []
+        self._turns = {"python": 0, "others": 0, "installed": 0}  # how far each list has been gone through
         self._warned = False
 
     def next(self) -> list[str]:
@@ -10608,8 +10611,13 @@ class _Rounds:
         own, installed = self._files.own, self._files.installed
         share = _SHARE_WHEN_BUSY if time.monotonic() < self.busy_until else _SHARE
         count = max(int(share * _INTERVAL / self.cost), 2 * _HOT)
+        for path in own[len(self._python) + len(self._others) :]:
+            (self._python if path.endswith(".py") else self._others).append(path)
         if len(own) > count:
-            own = self._hot + self._some("own", own, count - _HOT)
+            count -= _HOT
+            part = min(len(self._python), max(count // 2, count - len(self._others)))
+            own = self._hot + self._some("python", self._python, part)
+            own += self._some("others", self._others, count - part)
         return own + self._some("installed", installed, int(len(installed) * _INTERVAL / _PERIOD) + 1)
 
     def _some(self, name: str, paths: list[str], count: int) -> list[str]:

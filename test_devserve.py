@@ -2454,6 +2454,7 @@ class FindingMistakes(FindingFolder):
             "from .models import x": "write the import without the dot, or put an __init__.py beside it",
             "class AppRegistryNotReady(Exception): pass\nraise AppRegistryNotReady": "serve the project's wsgi.py",
             "raise ValueError": "",
+            "exit('set SECRET_KEY')": "",
         }.items():
             self.write("hello.py", text)
             sys.modules.pop("hello", None)
@@ -13178,10 +13179,10 @@ class ReloaderBadInput(ReloaderWatching):
 class ReloaderTiers(ReloaderWatching):
     """What is looked at how often."""
 
-    def turns(self, own: int, installed: int, cost: float) -> Iterator[list[str]]:
-        """Yield what each round looks at, when looking at a file costs so many seconds."""
+    def turns(self, own: int, installed: int, cost: float, python: int = 0) -> Iterator[list[str]]:
+        """Yield what each round looks at, when a file costs so many seconds; the first `python` ones are modules."""
         watcher = self.make()
-        watcher.files.own = [f"own{n}" for n in range(own)]
+        watcher.files.own = [f"own{n}.py" if n < python else f"own{n}" for n in range(own)]
         watcher.files.installed = [f"installed{n}" for n in range(installed)]
         watcher.files.states = {path: (n, 0, 0, 0) for n, path in enumerate(watcher.files.own)}
         watcher._rounds.edited(watcher.files.own)
@@ -13202,6 +13203,15 @@ class ReloaderTiers(ReloaderWatching):
             self.assertLessEqual({f"own{n}" for n in range(1000 - devserve._HOT, 1000)}, set(paths))
             self.assertLessEqual(len(paths) * cost, devserve._SHARE * devserve._INTERVAL)
         self.assertEqual(len(set().union(*rounds)), 1000)
+
+    def test_python_files_take_half_of_a_round_however_many_other_files_there_are(self) -> None:
+        cost = 1e-5
+        turns = self.turns(10_000, 0, cost, python=10)
+        rounds = [next(turns) for _ in range(3)]
+        for paths in rounds:
+            self.assertLessEqual(len(paths) * cost, devserve._SHARE * devserve._INTERVAL)
+        self.assertLessEqual({f"own{n}.py" for n in range(10)}, set().union(*rounds))
+        self.assertLessEqual({f"own{n}" for n in range(10, 30)}, set().union(*rounds))
 
     def test_a_round_costs_the_same_however_many_files_there_are(self) -> None:
         looks = [len(next(self.turns(count, 0, 2e-6))) for count in (100, 1000, 10_000, 100_000)]
