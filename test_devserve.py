@@ -13358,6 +13358,19 @@ class ReloaderRestart(Folder):
         facts = self.run_program(body)
         self.assertEqual(len(facts), 4)
 
+    def test_a_worker_that_an_exit_handler_waits_for_without_end_is_ended(self) -> None:
+        body = """
+import multiprocessing
+devserve._EXIT_SECONDS = 0.5
+if turn == 0:
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+    worker.start()
+    print("worker", worker.pid)
+"""
+        self.run_program(body, turns=1)
+        pid = int(self.output.partition("worker ")[2].split()[0])
+        eventually(lambda: gone(pid), "the worker's end")
+
     def test_an_interpreter_that_is_gone_is_an_error_and_the_process_lives_on(self) -> None:
         body = """
 launch = launch._replace(command=["/no/such/python"])
@@ -13368,6 +13381,20 @@ except OSError as error:
 """
         self.run_program(body, turns=0)
         self.assertIn("lives /no/such/python", self.output)
+
+    def test_an_exec_that_the_system_refuses_leaves_all_as_it_was(self) -> None:
+        body = """
+def refuse(*words):
+    print("tried in", os.getcwd())
+    raise OSError("refused")
+os.chdir("/"); os.umask(0o077); os.execve = refuse; signal.alarm(50)
+try:
+    again()
+except OSError as error:
+    print(error, "in", os.getcwd(), oct(os.umask(0)), signal.alarm(0) > 0, devserve._children())
+"""
+        self.run_program(body, turns=0)
+        self.assertIn(f"tried in {self.folder}\nrefused in / 0o77 True []\n", self.output)
 
     def test_a_child_started_before_the_handover_is_fetched_can_neither_inherit_nor_fetch_it(self) -> None:
         child = """
@@ -13470,7 +13497,7 @@ class ReloaderSupervised(Folder):
 
     def start(self, body: str) -> "subprocess.Popen[str]":
         self.write("supervised.py", textwrap.dedent(self.PROGRAM).format(folder=str(SCRIPT.parent), body=body))
-        environ = {**os.environ, "DEVSERVE_RELOADER": "spawn"}
+        environ = {**os.environ, "DEVSERVE_RELOADER": "spawn", "PYTHONPATH": str(SCRIPT.parent)}
         process = subprocess.Popen(
             [sys.executable, "supervised.py"],
             cwd=self.folder,
@@ -13502,6 +13529,13 @@ class ReloaderSupervised(Folder):
         self.assertEqual(len({turn[3] for turn in turns}), 1, "one port")
         self.assertEqual(len({turn[2] for turn in turns}), 4, "four processes")
         self.assertEqual(process.wait(DEADLINE), 7)
+
+    def test_a_stranger_who_knows_the_address_is_given_nothing_and_delays_nothing(self) -> None:
+        ask = "import devserve, sys; print(devserve._receive(devserve._connect(sys.argv[1])), flush=True)"
+        stranger = f"__import__('subprocess').run([sys.executable, '-c', {ask!r}, launch.parent.address])"
+        process = self.start(f"\n{stranger}\nif turn < 2:\n    {self.AGAIN}\nsys.exit(7)")
+        self.assertEqual(process.communicate(timeout=DEADLINE)[0].count("({}, [])"), 3)
+        self.assertEqual(process.returncode, 7)
 
     def test_signals_reach_the_child_and_no_orphan_stays(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -16905,8 +16939,11 @@ class ReloadIsTheSameProcess(Reload):
             "a module": {"script": ["-m", "devserve"]},
             "a console script": {"script": ["start.py"]},
             "in code": {"script": ["app.py"], "port": False},
+            "a module beside the application": {"script": ["-m", "devserve"]},
         }
         for name, options in ways.items():
+            if "beside" in name:
+                shutil.copy(SCRIPT, self.folder)
             with self.subTest(name):
                 first, last = self.state_after_reload(
                     *arguments, env=path, flags=("-W", "error::UserWarning"), **options
