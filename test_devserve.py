@@ -13328,6 +13328,16 @@ class ReloaderRestart(Folder):
             with self.subTest(before):
                 self.assert_all_as_first(self.run_program("", before=before, turns=1), turns=1)
 
+    def test_a_title_written_over_the_environment_costs_no_variable_and_piles_none_up(self) -> None:
+        """As on systems that do not tell, what was set before is kept; but it is set once more, and no more."""
+        before = (
+            "import builtins, io; os.environ['PATH'] += ':/more'; real = open; "
+            "builtins.open = lambda path, *rest, **more: "
+            "io.BytesIO(b'a title\\0\\0') if path == '/proc/self/environ' else real(path, *rest, **more)"
+        )
+        facts = self.run_program("", before=before)
+        self.assertEqual([fact["environ"]["PATH"].count("/more") for fact in facts], [1, 2, 2, 2])
+
     def test_interpreter_flags_survive(self) -> None:
         for flags in (["-I"], ["-u", "-W", "ignore::UserWarning"], ["-X", "dev", "-B"], ["-E", "-s", "-OO"]):
             with self.subTest(flags):
@@ -13538,16 +13548,20 @@ class ReloaderSupervised(Folder):
         self.assertEqual(process.returncode, 7)
 
     def test_signals_reach_the_child_and_no_orphan_stays(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        """A child that ends for a reload, or before it has a handler, ends by what it was asked all the same."""
+        ends = {"sys.exit(4)": 4, "os._exit(devserve._RELOAD_STATUS)": 0, "": 0}
+        for number, (end, status) in itertools.product((signal.SIGINT, signal.SIGTERM), ends.items()):
+            handler = f"lambda *words: {end}" if end else "signal.SIG_DFL"
             process = self.start(
-                "\nsignal.signal(signal.SIGINT, lambda *a: sys.exit(4))\nsignal.signal(signal.SIGTERM, "
-                "lambda *a: sys.exit(5))\nprint('child ready', flush=True)\nwhile True:\n    time.sleep(0.05)"
+                f"\nsignal.signal({int(number)}, {handler})\nprint('child ready', flush=True)\n"
+                "while True:\n    time.sleep(0.05)"
             )  # not one long sleep: of a signal that comes a moment before it, the interpreter does not hear
             pid = int(self.child(process)[2])
             self.child(process)
-            process.send_signal(number)
-            self.assertEqual(process.wait(DEADLINE), 4 if number == signal.SIGINT else 5)
-            self.assertRaises(ProcessLookupError, os.kill, pid, 0)
+            with self.subTest(end, number=number):
+                process.send_signal(number)
+                self.assertEqual(process.wait(DEADLINE), status)
+                self.assertRaises(ProcessLookupError, os.kill, pid, 0)
 
     def test_a_child_ends_with_its_parent(self) -> None:
         process = self.start("time.sleep(60)")
@@ -17661,6 +17675,8 @@ class ReloadOnWindows(Reload):
 
     def test_the_port_stays_and_no_connection_is_refused_while_clients_ask(self) -> None:
         served = self.simulated("app", "--reload", "-q")
+        is_open = 'sys.modules["devserve"]._is_open(fd)'
+        inheritable = f'{{"inheritable": [fd for fd in range(3, 64) if {is_open} and os.get_inheritable(fd)]}}'
         port, refused, done = served.port, [], threading.Event()
 
         def ask() -> None:
@@ -17683,11 +17699,12 @@ class ReloadOnWindows(Reload):
         pids = set()
         try:
             for number in range(2, 6):
-                self.save(f"v{number}")
+                self.save(f"v{number}", inheritable)
                 new = eventually(
                     lambda: [it for it in [facts()] if it.get("version") == f"v{number}"], "the new version"
                 )
                 pids.add(new[0]["pid"])
+                self.assertEqual(new[0]["inheritable"], [], "the application's children inherit nothing")
         finally:
             done.set()
             for client in clients:
