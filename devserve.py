@@ -2330,6 +2330,8 @@ def _open_falcon(app: Any) -> None:
         return None
 
     async def handler_of_asgi(request: Any, response: Any, error: Any, params: Any) -> None:
+        if response is None:  # a WebSocket, which Falcon would close without a word
+            raise error
         answer = handler(request, response, error, params)
         if answer is not None:
             await answer

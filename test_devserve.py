@@ -3267,6 +3267,19 @@ class FindingAsgiFrameworks(Folder):
                         served.wait_for("GET / 500")
                     self.assertEqual(served.log.count("ZeroDivisionError"), 1, served.log)
 
+    @needs("falcon")
+    def test_an_exception_in_falcons_websocket_closes_it_with_1011_and_is_told(self) -> None:
+        """Falcon calls one handler for both, and for a WebSocket with no response."""
+        source = FAILING_ASGI_APPS["falcon"].source.replace("on_get(self, request, response)", "on_websocket(*_)")
+        self.write("site_app.py", source.replace("return 1", "await _[2].accept(); 1"))
+        with Served("site_app", "--debug", cwd=self.folder) as served:
+            client = WebSocketClient(served.port)
+            self.addCleanup(client.close)
+            self.assertEqual(client.shake_hands().status, 101)
+            self.assertEqual(client.close_code(), 1011)
+            served.wait_for("ZeroDivisionError")
+            self.assertNotIn("AttributeError", served.log)
+
     @needs("litestar")
     def test_what_a_framework_answers_on_purpose_is_its_own(self) -> None:
         self.write("site_app.py", FAILING_ASGI_APPS["litestar"].source)
