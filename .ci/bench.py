@@ -1171,10 +1171,10 @@ def asgi(bench: Bench) -> list[Line]:
             lines.append(
                 asgi_line(load.title, bench.medians(f"{load.name}, req/s", samples), half="stream" in load.name)
             )
-        echoes = bench.in_turns(servers, lambda s: websocket_echoes(s.port, 1.0), bench.rounds(4))
-        lines.append(
-            asgi_line("WebSocket echo, 1 connection", bench.medians("websocket, messages/s", echoes), half=True)
-        )
+        for count, title in ((1, "1 connection"), (32, "32 connections")):
+            echoes = bench.in_turns(servers, lambda s: websocket_echoes(s.port, 1.0, count), bench.rounds(4))  # noqa: B023
+            medians = bench.medians(f"websocket-{count}, messages/s", echoes)
+            lines.append(asgi_line(f"WebSocket echo, {title}", medians, half=True))
     with bench.servers():
         servers = bench.start_all(reload=True, module="asgi_hello", servers=ASGI_SERVERS)
         found = bench.in_turns(servers, lambda s: save_to_answer(s, "asgi_hello.py") * 1000, bench.rounds(4, 2))
@@ -1191,20 +1191,26 @@ def asgi_line(title: str, rates: dict[str, float], *, half: bool) -> Line:
     return Line(f"{title}, /s", number(mine), others, target, mine >= best * (0.5 if half else 1))
 
 
-def websocket_echoes(port: int, seconds: float) -> float:
-    """Return how many small messages a second come back, one after the other."""
+def websocket_echoes(port: int, seconds: float, connections: int) -> float:
+    """Return how many small messages a second come back, on each connection one after the other."""
     head = "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
     frame = b"\x81\x85" + bytes(4) + b"hello"  # a mask of zeros leaves the payload as it is
-    with connect(port) as sock:
-        sock.sendall(f"{head}Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode())
-        if b" 101 " not in sock.recv(65536):
-            raise Failed("no WebSocket")
+    with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
+        for _ in range(connections):
+            sock = stack.enter_context(connect(port))
+            sock.sendall(f"{head}Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode())
+            if b" 101 " not in sock.recv(65536):
+                raise Failed("no WebSocket")
+            selector.register(sock, selectors.EVENT_READ, sock)
+        for key in [*selector.get_map().values()]:
+            key.data.sendall(frame)
         count, began = 0, time.perf_counter()
         while time.perf_counter() - began < seconds:
-            sock.sendall(frame)
-            if sock.recv(65536) != b"\x81\x05hello":
-                raise Failed("a message came back as another")
-            count += 1
+            for key, _ in selector.select(SOCKET_TIMEOUT):
+                if key.data.recv(65536) != b"\x81\x05hello":
+                    raise Failed("a message came back as another")
+                key.data.sendall(frame)
+                count += 1
     return count / seconds
 
 
