@@ -7207,7 +7207,7 @@ class _Connection:
         except BlockingIOError:
             raise
         except OSError as error:
-            raise _ClientGone(str(error)) from error
+            raise _ClientGone(str(error)) from None
         if not result:
             raise _ClientGone("the client closed the connection", has_ended=True)
         return result
@@ -7219,7 +7219,7 @@ class _Connection:
                 count = _attempt(self.sock, self.sock.send, data, seconds=_SILENCE_TIMEOUT, writing=True)
             except OSError as error:
                 self.keep_alive = False
-                raise _ClientGone(str(error), unsent=len(data)) from error
+                raise _ClientGone(str(error), unsent=len(data)) from None
             data = memoryview(data)[count:]
 
     def send_file(self, file: Any, offset: int, count: int) -> int:
@@ -7235,7 +7235,7 @@ class _Connection:
             return int(_attempt(self.sock, os.sendfile, *arguments, seconds=_SILENCE_TIMEOUT, writing=True))
         except (ConnectionError, socket.timeout) as error:
             self.keep_alive = False
-            raise _ClientGone(str(error)) from error
+            raise _ClientGone(str(error)) from None
         except OSError:
             return -1  # such a file system, or such a socket
 
@@ -8170,7 +8170,7 @@ def _attempt(sock: Any, call: Callable[..., Any], *args: Any, seconds: Optional[
         except OSError as error:
             kind = type(error).__name__  # by its name, since plain HTTP does not import `ssl`
             if kind.startswith("SSL") and "Want" not in kind:  # so OpenSSL names a client that has gone
-                raise ConnectionResetError(errno.ECONNRESET, str(error)) from error
+                raise ConnectionResetError(errno.ECONNRESET, str(error)) from None
             if kind not in ("BlockingIOError", "SSLWantReadError", "SSLWantWriteError"):
                 raise
         if seconds == 0:

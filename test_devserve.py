@@ -8416,6 +8416,22 @@ class ServerConnections(ServerCase):
                 self.assertIn(self.lines(1)[0][2], ("400", "-"))
                 self.assertNotIn("Traceback", self.log)
 
+    def test_what_fails_after_a_client_has_gone_is_told_without_the_servers_own_calls(self) -> None:
+        def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            try:
+                environ["wsgi.input"].read()
+            except OSError:
+                int("a mistake of its own")
+            return hello(environ, start_response)
+
+        self.serve(app)
+        client = self.connect(post("Content-Length: 50", "hello"))
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        client.close()
+        self.lines(1)
+        self.assertIn("a mistake of its own", self.log)
+        self.assertNotIn("_attempt", self.log)
+
     def test_a_client_that_half_closes_gets_all_its_answers(self) -> None:
         self.serve(echo)
         client = self.connect(GET, post("Content-Length: 5", "hello")).end()
