@@ -5155,7 +5155,7 @@ class Guard:
         """Return how the console is opened, for the terminal."""
         if self.pin == _PIN_OFF:
             return "the debugger asks for no PIN, and opens its console to clients on this machine only"
-        link = "" if url.startswith("unix:") else f", or open {self.unlock_url(url)}"  # no browser opens a socket file
+        link = f", or open {self.unlock_url(url)}" if url.startswith("http") else ""  # no browser opens a socket file
         return f"the debugger's PIN is {self.pin}{link}"
 
     def unlock_url(self, base: str) -> str:
@@ -5527,7 +5527,7 @@ class DebuggedApplication:
         self.crashes = CrashStore()
         self.app_console: Optional[Console] = None
         if guard is None:
-            self.terminal.say(f"devserve: the debugger's PIN is {self.guard.pin}")
+            self.terminal.say(f"devserve: {self.guard.banner_line(base_url)}")
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer what is asked of the debugger, and stand between server and application for everything else."""
@@ -5569,12 +5569,17 @@ class DebuggedApplication:
         For the client any that it may read at is good.  On the terminal only a trusted one is: a stranger's would
         lead whoever clicks it to the stranger's own page, which might ask for the PIN.
         """
+        from urllib.parse import quote
+
         base = self.base_url
         if environ.get("HTTP_HOST") and not refuses(environ):
             base = f"{environ.get('wsgi.url_scheme', 'http')}://{environ['HTTP_HOST']}"
         elif not base.startswith("http"):
             base = f"http://localhost:{self.guard.port or environ.get('SERVER_PORT', 80)}"
-        return f"{base}{str(environ.get('SCRIPT_NAME', '')).rstrip('/')}{_PREFIX}/{_CRASH}{crash.id}"
+        mount = quote(
+            str(environ.get("SCRIPT_NAME", "")).rstrip("/"), encoding="latin-1"
+        )  # maybe of X-Forwarded-Prefix
+        return f"{base}{mount}{_PREFIX}/{_CRASH}{crash.id}"
 
     def install(self, app: WSGIApplication, reload_id: str) -> None:
         """Go on with another application, as after a save that broke this one; crashes and their frames are kept."""
@@ -5853,7 +5858,7 @@ class _Exchange:
         self.has_failed = True
         crash, _ = self.keep(error, is_printed=False)
         if not str(self.environ.get("SERVER_SOFTWARE", "")).startswith("devserve"):
-            self.debugger.terminal.say(f"devserve: {crash.what} failed: {self.environ[CRASH_LINK]}")
+            self.debugger.terminal.say(f"devserve: {escape_controls(crash.what)} failed: {self.environ[CRASH_LINK]}")
         if self.debugger.guard.refuses_reading(self.environ) or crash.report is None:
             return False
         line = _last_line(error, crash.report.link, {name.lower(): value for name, value in self.head[1]})
@@ -6283,7 +6288,7 @@ class _DebuggerEndpoint:
 
         crashes = self.debugger.crashes.all()
         clocks = [time.strftime("%H:%M:%S", time.localtime(crash.time)) for crash in crashes]
-        rows = [(clock, escape_unprintable(c.what), c.title(), c.id) for clock, c in zip(clocks, crashes)]
+        rows = [(clock, escape_controls(c.what), c.title(), c.id) for clock, c in zip(clocks, crashes)]
         if self.kind == "text/html":
             prefix = _prefix_from(self.environ)
             return _Reply(crash_list_page(rows, nonce=self.nonce, prefix=prefix), self.kind)
@@ -6535,7 +6540,7 @@ class LivePages:
             return True
         if not self.has_warned:
             self.has_warned = True
-            page = environ.get("PATH_INFO")
+            page = escape_controls(environ.get("PATH_INFO", ""))
             self.warn(
                 f"{page} does not follow a save (--live): its Content-Security-Policy lets no script of devserve's "
                 "run; while developing, have script-src and connect-src allow 'self'"
@@ -12664,7 +12669,8 @@ class DebuggedASGI:
             environ["wsgi.input"] = io.BytesIO(body)
             if has_started or scope["type"] == "websocket":
                 link = await asyncio.to_thread(self.debugger.report, error, environ)
-                self.debugger.terminal.say(f"devserve: {environ['REQUEST_METHOD']} {scope['path']} failed: {link}")
+                what = f"{environ['REQUEST_METHOD']} {escape_unprintable(scope['path'])}"
+                self.debugger.terminal.say(f"devserve: {what} failed: {link}")
                 raise
             environ[_CAUGHT] = error, context
             await self._answer(environ, send)

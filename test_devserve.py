@@ -6627,6 +6627,8 @@ class DebuggerCrashes(Debugged):
         self.assertTrue(text[:-1].isprintable(), text)
         for accept in ("text/html", "application/json"):
             self.assertTrue(self.ask("/__devserve__/", Accept=accept).text.replace("\n", "").isprintable(), accept)
+        self.ask("/caf%C3%A9")
+        self.assertIn(" GET /café ", self.ask("/__devserve__/", Accept="*/*").text)
 
     def test_crashes_that_are_gone_or_never_were_have_no_page(self) -> None:
         self.ask("/first")
@@ -6690,7 +6692,7 @@ class DebuggerCrashes(Debugged):
                 yield b"first"
                 raise LookupError("late <b>")
 
-            environ: dict[str, Any] = {"HTTP_HOST": "localhost"}
+            environ: dict[str, Any] = {"HTTP_HOST": "localhost", "PATH_INFO": "/\x1b]0;title\x07\n\xc2\x9b2J"}
             wsgiref.util.setup_testing_defaults(environ)
             self.debugger.app = app
             with self.subTest(kind), self.assertRaisesRegex(LookupError, "late"):
@@ -6700,6 +6702,7 @@ class DebuggerCrashes(Debugged):
             found = re.fullmatch(last, b"".join(chunks).decode())
             self.assertTrue(found, chunks)
             link = environ[devserve.CRASH_LINK]
+            self.assertIn(f"GET /\\x1b]0;title\\x07\\n\\x9b2J failed: {link}", self.printed)
             self.assertIn("LookupError", self.ask(link.partition("localhost")[2]).text)
             if found and found.groups():
                 self.assertEqual(found.group(1), link)
@@ -11985,6 +11988,10 @@ class AsgiMiddleware(AsgiCase):
         with self.assertRaises(Cut):
             self.page(view)
         self.assertRegex(self.printed, r"GET /path failed: http://localhost.*/__devserve__/crash/")
+        self.assertIn("asks for no PIN", self.printed)
+        with self.assertRaises(Cut):
+            self.page(view, path="/%1b%5d0;title%07%0a")
+        self.assertIn("GET /\\x1b]0;title\\x07\\n failed: ", self.printed)
         eventually(lambda: "LookupError: in the middle" in self.log, "the server's traceback")
 
     def test_a_request_cannot_be_sent_again(self) -> None:
