@@ -10364,12 +10364,13 @@ class _Files:
                     yield folder
 
     def _look_for(self, folder: str, name: str) -> None:
-        """Report a module that has appeared.  A package does when it has its `__init__`, which may come later."""
+        """Report a module that has appeared.  A package does when it has its `__init__` or any other, maybe later."""
         path = os.path.join(folder, name)
         if os.path.isfile(path + ".py"):
             self.add(path + ".py", None)
         if os.path.isdir(path):
             self.add(os.path.join(path, "__init__.py"), None)
+            self.add_tree(path, _is_module)
 
     def add_places(self, places: Iterable[str]) -> None:
         """Watch files, folders and globs, relative to the working directory at the start."""
@@ -10475,7 +10476,10 @@ def _is_walked(entry: os.DirEntry[str]) -> bool:
 
 
 def _module_file(module: Any) -> str:
-    """Return the absolute path of what a module was loaded from (for one in a zip file, the zip file), or ""."""
+    """Return the absolute path of what a module was loaded from (for one in a zip file, the zip file), or "".
+
+    For a namespace package it is the `__init__` that would end its being one.
+    """
     try:
         names = object.__getattribute__(module, "__dict__")  # plain getattr would load a lazy module
     except AttributeError:
@@ -10484,6 +10488,8 @@ def _module_file(module: Any) -> str:
     loader = names.get("__loader__")
     if type(loader).__name__ == "zipimporter":
         path = loader.archive
+    elif type(names.get("__path__")).__name__.endswith("NamespacePath"):  # it was private until 3.15
+        path = os.path.join(names["__path__"]._path[0], "__init__.py")
     return os.path.abspath(path) if isinstance(path, str) else ""
 
 

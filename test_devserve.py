@@ -12448,6 +12448,18 @@ SAVES = {
         lambda case: case.write("local_settings_b/__init__.py", "y = 1"),
         [["local_settings_b/__init__.py"]],
     ),
+    "a_namespace_package_that_was_looked_for_in_vain_is_a_change": Save(
+        {"wants_d.py": "try:\n    import space_b.inner\nexcept ImportError:\n    pass"},
+        "wants_d",
+        lambda case: case.write("space_b/inner.py", "y = 1"),
+        [["space_b/inner.py"]],
+    ),
+    "an_init_in_a_namespace_package_is_a_change": Save(
+        {"space_c/inner.py": "x = 1"},
+        "space_c.inner",
+        lambda case: case.write("space_c/__init__.py", "y = 1"),
+        [["space_c/__init__.py"]],
+    ),
     "a_submodule_that_was_looked_for_in_vain_is_a_change": Save(
         {"pack_c/__init__.py": "try:\n    from . import admin\nexcept ImportError:\n    pass"},
         "pack_c",
