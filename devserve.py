@@ -1820,6 +1820,7 @@ _SERVERS = {
     "waitress": ("serve",),
     "uvicorn.main": ("run",),
     "uvicorn.server": ("Server.run",),
+    "uvicorn.supervisors.basereload": ("BaseReload.run",),  # which NiceGUI calls by itself
     "hypercorn.run": ("run",),
     "aiohttp.web": ("run_app",),
     "tornado.platform.asyncio": ("BaseAsyncIOLoop.start",),
@@ -2082,7 +2083,7 @@ def _objection(thing: Any) -> str:
         return elsewhere and f"is neither a WSGI nor an ASGI application; {elsewhere}"
     if isinstance(thing, ModuleType):
         return f"is a module, not an application; name the object in it: '{thing.__name__}:app'"
-    if isinstance(thing, type) and not hasattr(thing, "__iter__"):  # PEP 3333 allows a class whose instances iterate
+    if isinstance(thing, type) and not (hasattr(thing, "__iter__") or is_asgi(thing)):  # as PEP 3333 allows the one
         return f"is a class, not an application; name an instance, or call it: {thing.__name__}()"
     if not callable(thing):
         remedy = "is a `return` missing?" if thing is None else "name an application"
@@ -2096,6 +2097,8 @@ def _objection(thing: Any) -> str:
         )
     if shape is not None and not shape.takes(2):
         arguments = ", ".join(f"{name}=..." for name in shape.names[: shape.required])
+        if shape.names == ("scope",):
+            return "is an ASGI 2 application; asgiref.compatibility.guarantee_single_callable makes it one of ASGI 3"
         return f"does not take (environ, start_response); if it is a factory, give its arguments: ({arguments})"
     return _objection_inside(thing, asynchronous=False)
 
@@ -2103,15 +2106,17 @@ def _objection(thing: Any) -> str:
 def _objection_inside(app: Any, *, asynchronous: bool) -> str:
     """Return what is wrong with middleware of WSGI around an ASGI application, or the reverse.
 
-    What has the other interface's word in its name, as a2wsgi's and Starlette's adapters do, is made for just that.
+    What has the other interface's word in its name, as a2wsgi's and Starlette's adapters do, is made for just that;
+    and what holds an ASGI application beside the WSGI one, as Connexion's, has adapted it.
     """
     name = f"{type(app).__module__}.{type(app).__name__}".lower()
     held = own_dict(app)
     mounts = held.get("mounts")  # of Werkzeug's dispatcher
     inside = [held[name] for name in _WRAPPED_NAMES if name in held]
     inside += mounts.values() if type(mounts) is dict else ()
-    if asynchronous and "wsgi" not in name and any(_framework_of(inner) and not is_asgi(inner) for inner in inside):
-        return "is ASGI middleware around a WSGI application; wrap it by WSGI middleware"
+    if asynchronous and "wsgi" not in name and any(map(_framework_of, inside)):
+        adapted = any(map(is_asgi, held.values()))
+        return "" if adapted else "is ASGI middleware around a WSGI application; wrap it by WSGI middleware"
     if not asynchronous and "asgi" not in name and any(map(is_asgi, inside)):
         return "is WSGI middleware around an ASGI application; wrap it by ASGI middleware"
     return ""
@@ -2120,16 +2125,18 @@ def _objection_inside(app: Any, *, asynchronous: bool) -> str:
 def is_asgi(app: Any) -> bool:
     """Return whether `app` is an ASGI 3 application: by its framework, or as it is called.
 
-    Called so are coroutine functions of three parameters, objects with such a `__call__`, and whatever calls its
-    three parameters scope, receive and send.
+    Called so are coroutine functions of three parameters, objects with such a `__call__`, whatever calls its three
+    parameters scope, receive and send, and a class whose instances are awaited, as Starlette's endpoints are.
     """
     name = _framework_of(app)
     if name:
         return _FRAMEWORKS[name].is_asgi
+    if issubclass(type(app), type):
+        return hasattr(app, "__await__")
     shape = _shape_of(_undecorated(app))
-    if shape is None or issubclass(type(app), type):
-        return False
-    return (shape.is_async and shape.takes(3)) or shape.names[:3] == ("scope", "receive", "send")
+    return shape is not None and (
+        (shape.is_async and shape.takes(3)) or shape.names[:3] == ("scope", "receive", "send")
+    )
 
 
 class _Shape(NamedTuple):
@@ -2490,6 +2497,9 @@ _FRAMEWORKS: dict[str, _Framework] = {
     "quart.app.Quart": _Framework(_open_flask, _debug_flask, "QUART_DEBUG", is_asgi=True),
     "django.core.handlers.asgi.ASGIHandler": _Framework(
         _open_django, wrap=_wrap_django, files=_django_files, is_asgi=True
+    ),
+    "channels.routing.URLRouter": _Framework(
+        mounted=lambda app: [getattr(route, "callback", None) for route in app.routes], is_asgi=True
     ),
     "falcon.asgi.app.App": _Framework(_open_falcon, is_asgi=True),
     "litestar.app.Litestar": _Framework(_open_litestar, is_asgi=True),

@@ -2295,6 +2295,10 @@ class FindingMistakes(FindingFolder):
             async def __call__(self, scope, receive, send): pass
             async def method(self, scope, receive, send): pass
         class Child(Site): pass
+        class Endpoint:
+            def __init__(self, scope, receive, send): pass
+            def __await__(self): yield
+        def double(scope): return method
         site, child = Site(), Child()
         method = site.method
         def decorated(inner):
@@ -2315,7 +2319,7 @@ class FindingMistakes(FindingFolder):
         sys.path.insert(0, str(self.folder))
         importlib.invalidate_caches()
         module = importlib.import_module("hello")
-        also = "wrapped bound bound_word other_names with_default"
+        also = "Endpoint wrapped bound bound_word other_names with_default"
         for name in f"function generator plain plain_with_more site child method {also}".split():
             with self.subTest(name):
                 self.assertTrue(devserve.is_asgi(getattr(module, name)))
@@ -2323,9 +2327,10 @@ class FindingMistakes(FindingFolder):
         for name in ("build", "build()"):
             with self.subTest(name):
                 self.assertTrue(devserve.is_asgi(self.load(f"hello:{name}")))
-        for name in ("Site", "decorated", "build", "with_word", "functools"):
+        for name in ("Site", "decorated", "build", "with_word", "functools", "double"):
             with self.subTest(name):
                 self.assertFalse(devserve.is_asgi(getattr(module, name)))
+        self.refused("hello:double", "'hello:double' is an ASGI 2 application", "guarantee_single_callable")
         self.write("only.py", "from hello import Site\nasync def helper(scope, receive, send): pass\napi = Site()")
         self.assertEqual(type(self.load("only")).__name__, "Site")
 
@@ -2407,10 +2412,13 @@ class FindingMistakes(FindingFolder):
                 async def __call__(self, scope, receive, send): pass
             class WsgiToAsgi(Site): pass
             wrong, right = Site(flask.Flask("site")), WsgiToAsgi(flask.Flask("site"))
+            adapted = Site(right.app)
+            adapted.middleware = right
             """,
         )
         self.refused("hello:wrong", "'hello:wrong' is ASGI middleware around a WSGI application")
-        self.assertTrue(devserve.is_asgi(self.load("hello:right")))
+        for name in ("right", "adapted"):
+            self.assertTrue(devserve.is_asgi(self.load(f"hello:{name}")))
 
     def test_remedy_for_a_package_that_is_missing_beside_a_virtual_environment(self) -> None:
         missing, other = ModuleNotFoundError("No module named 'x'", name="x"), ImportError("x")
@@ -2530,6 +2538,7 @@ class FindingServers(FindingFolder):
         "werkzeug": "from werkzeug.serving import run_simple\nrun_simple('127.0.0.1', 0, app)",
         "bottle": "import bottle\nbottle.run(app, port=0)",
         "uvicorn": "import uvicorn\nuvicorn.run(app)",
+        "uvicorn.supervisors": "from uvicorn.supervisors.basereload import BaseReload\nBaseReload.run(None)",
         "hypercorn": "from hypercorn.run import run\nrun(None)",
         "cheroot": "from cheroot import wsgi\nwsgi.Server(('127.0.0.1', 0), app).start()",
         "gevent": "from gevent.pywsgi import WSGIServer\nWSGIServer(('127.0.0.1', 0), app).serve_forever()",
@@ -2577,7 +2586,10 @@ class FindingServers(FindingFolder):
                 self.write(name, text)
         for name, source in self.SERVERS.items():
             with self.subTest(name):
-                if name not in ("wsgiref", "waitress", "aiohttp", "gunicorn") and not importlib.util.find_spec(name):
+                package = name.partition(".")[0]
+                if package not in ("wsgiref", "waitress", "aiohttp", "gunicorn") and not importlib.util.find_spec(
+                    package
+                ):
                     self.skipTest(f"needs the package {name}")
                 *warnings, body = self.left_out(name, source)
                 self.assertEqual(body, "b'root'" if name == "cherrypy" else "b'app'", warnings)

@@ -793,6 +793,7 @@ class RealAsgi(RealApplication):
     def test_django_channels(self) -> None:
         self.write("app.py", DJANGO_ASGI_APP + CHANNELS_APP)
         self.echoes(self.serve("app:routed"), "/ws")
+        self.crashes("app:routed", "/crash", "LookupError: boom")
 
     @needs("litestar")
     @needs("websocket")
@@ -1002,12 +1003,14 @@ DJANGO_ASGI_APP = """
 CHANNELS_APP = """
     from channels.generic.websocket import AsyncWebsocketConsumer
     from channels.routing import ProtocolTypeRouter, URLRouter
+    from django.urls import re_path
 
     class Echo(AsyncWebsocketConsumer):
         async def receive(self, text_data=None, bytes_data=None):
             await self.send(text_data=text_data)
 
-    routed = ProtocolTypeRouter({"http": app, "websocket": URLRouter([path("ws", Echo.as_asgi())])})
+    http, websocket = URLRouter([re_path("", app)]), URLRouter([path("ws", Echo.as_asgi())])
+    routed = ProtocolTypeRouter({"http": http, "websocket": websocket})
 """
 LITESTAR_APP = """
     from litestar import Litestar, WebSocket, get, websocket
