@@ -6639,8 +6639,8 @@ def _live_tag(place: str, reload_id: str, seen: int) -> bytes:
 # next request should get the new code; `open_gate` opens it again when the difference was none.  `close_gate` shuts it
 # for the reload, waits for the requests that run, cuts those that take longer than their grace, and returns the
 # sockets at rest.  `adopt` takes those up in the next process as if they had just been accepted.  A TLS connection
-# cannot be taken up by another process, as its keys are in OpenSSL's memory, so it is closed instead; under the
-# reloader each ends after one answer.
+# cannot be taken up by another process, as its keys are in OpenSSL's memory, so under the reloader each ends after one
+# answer.
 #
 # No socket here ever blocks.  Every call of one goes through `_attempt`, which tries it first, and waits in `_wait`
 # for what the failed call says that it needs: over TLS a send may have to read first, and the reverse.
@@ -6933,7 +6933,7 @@ class DevServer:
                 connection.cut()
                 del ends[connection]
             if not ends:
-                return [c.sock for c, phase in phases.items() if phase == _AT_REST and c.can_cross()]
+                return [c.sock for c, phase in phases.items() if phase == _AT_REST]
             self._changed.wait(min(ends.values()) - now)
 
     def look_again(self) -> None:
@@ -6986,9 +6986,9 @@ class _Connection:
 
     It belongs to the thread that is in `serve`: that waits (`_await_request`), reads, runs and answers a request
     (`_answer`), and waits again, until `keep_alive` is false or the client has gone; then it closes the connection.
-    Other threads call `cut`, `describe`, `position`, `leave`, `deadline` and `can_cross` alone, and that last one only
-    while the gate is closed and the connection at rest.  An ASGI bridge calls `receive_into` and `read_ahead` as well,
-    in the connection's own thread.  Its phase is written by its thread, and read by all:
+    Other threads call `cut`, `describe`, `position`, `leave` and `deadline` alone.  An ASGI bridge also calls
+    `receive_into` and `read_ahead`, in the connection's own thread.  Its phase is written by its thread, and read by
+    all:
 
     _AT_REST  it waits for a request, of which nothing has been read
     _SECURED  the TLS handshake is done, and the first request on its way
@@ -7303,14 +7303,6 @@ class _Connection:
             self.sock.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass
-
-    def can_cross(self) -> bool:
-        """Return whether a waiting connection can be handed over; one inside TLS cannot, and is closed cleanly."""
-        if self.server.tls is None or not self.is_secured:
-            return True
-        self.close_tls()
-        self.cut()
-        return False
 
     def deadline(self, phase: int, closed: float, grace: float) -> float:
         """Return until when a reload waits for what is in that phase; the gate closed at `closed`."""
@@ -11051,7 +11043,7 @@ class Launch(NamedTuple):
         if message:
             command, is_plain = message["command"], message["is_plain"]
         else:
-            command, is_plain = _start_command(early)
+            command, is_plain = _start_command()
         launch = cls(
             command=command,
             is_plain=is_plain,
@@ -11117,14 +11109,14 @@ def _start_thread(target: Callable[..., object], *args: object) -> None:
 # -- the first start: command, folder, environment
 
 
-def _start_command(early: bool) -> tuple[list[str], bool]:
+def _start_command() -> tuple[list[str], bool]:
     """Return the command that starts this program again, and whether devserve.py itself is the program.
 
     Then the command imports devserve instead; it has the interpreter's flags, the first entry of `sys.path`, which
     was the script's folder, and `sys.argv`.
     """
     words = [sys.executable, *_original_command()[1:]]
-    if not early or not _is_program():
+    if not _is_program():
         return words, False
     flags = words[1 : len(words) - len(sys.argv)]
     if flags[-1:] == ["-m"]:

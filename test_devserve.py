@@ -8234,6 +8234,13 @@ class ServerConnections(ServerCase):
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
 
+    def test_a_client_may_go_on_sending_the_body_that_was_refused(self) -> None:
+        self.serve(hello)
+        client = self.connect("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n")
+        self.assertEqual(client.answer().get("Connection"), "close")
+        self.assertEqual(client.rest(), b"")
+        client.send(*[b"x" * 1000] * 20, pause=0.01)  # after a reset, a second one would raise
+
     def test_an_unread_body_that_is_read_away_keeps_nobody_waiting(self) -> None:
         self.serve(hello, threads=False)
         slow = self.connect("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
@@ -8546,6 +8553,15 @@ class ServerConnections(ServerCase):
             self.assertEqual(self.ask().body, b"hello")
         go_on.set()
         self.assertEqual(slow.answer().body, b"hello")
+
+    def test_a_descriptor_past_1023_can_be_waited_for(self) -> None:
+        if sys.platform == "win32":
+            self.skipTest("its descriptors are no small numbers")
+        allow_descriptors(2000)
+        here, there = socket.socketpair()
+        with here, there, socket.socket(fileno=os.dup2(there.fileno(), 1500)) as high:
+            here.send(b"x")
+            self.assertTrue(devserve.wait_until_ready([high], DEADLINE))
 
     def test_two_hundred_idle_connections_and_a_new_one_is_served(self) -> None:
         allow_descriptors(1000)

@@ -48,6 +48,17 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ("refuses_stacks", "without its first part: refusal or self.has_cookie(environ)"): (
         "without the cookie it is no all the same, for another reason"
     ),
+    ("_accepted", "one more: 0"): ("0 is the pid where a system tells none, and Linux tells it"),
+    ("_relay", "and for or: self.child is not None and (not (number == signal.SIGINT and"): (
+        "a second interrupt finds the child at its end already"
+    ),
+    ("_reaches_children", "one more: 0"): ("as above, and only where the output is no terminal"),
+    ("_is_program", "one more: 0"): ("the start is then repeated word for word, which is slower and no more"),
+    ("_first_folder", "always the first: os.sep + sys.argv[0] if sys.argv and sys.argv[0] else ''"): (
+        "a program has a name, and no file's name ends with a separator"
+    ),
+    ("_wait", "always the first: 0.0 if ended else _PARENT_INTERVAL"): ("the parent only looks more often"),
+    ("_receive", "one more: 65536"): ("a buffer's size"),
 }
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
