@@ -2928,13 +2928,12 @@ def _is_source_of(code: CodeType, lines: list[str]) -> bool:
 
 def short_path(filename: str) -> str:
     """Return the path as people name it: below site-packages, the library or the working directory."""
-    for packages in ("site-packages", "dist-packages"):
-        _, found, after = filename.partition(os.sep + packages + os.sep)
-        if found:
-            return after
+    _, *inside = re.split(r"[\\/](?:site|dist)-packages[\\/]", filename, maxsplit=1)  # Windows has paths with either
+    if inside:
+        return inside[0]
     cwd, _ = call_safely(os.getcwd)  # there is none when it was removed
     for root in (os.path.dirname(os.__file__), cwd):
-        if root and filename.startswith(os.path.join(root, "")):
+        if root and is_below(filename, root):
             return os.path.relpath(filename, root)
     return filename
 

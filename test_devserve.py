@@ -5011,6 +5011,20 @@ class PageContents(unittest.TestCase):
         markup = devserve._write_frame(frame_view(filename=path), opened=True)
         self.assertIn(f'title="{path}"', markup)
 
+    def test_paths_of_windows_are_shortened_however_they_are_written(self) -> None:
+        import ntpath
+
+        with mock.patch("os.path", ntpath), mock.patch("os.getcwd", return_value=r"C:\Users\me\shop"):
+            for path, short in {
+                "c:/Users/me/shop/views/cart.py": r"views\cart.py",
+                r"C:\Users\me\shop/views\cart.py": r"views\cart.py",
+                "C:/Users/me/shop/.venv/Lib/site-packages/flask/app.py": "flask/app.py",
+                r"C:\Users\me\shop2\cart.py": r"C:\Users\me\shop2\cart.py",
+                r"D:\shop\cart.py": r"D:\shop\cart.py",
+            }.items():
+                with self.subTest(path):
+                    self.assertEqual(devserve.short_path(path), short)
+
     def test_a_name_that_is_no_file_has_no_editor_link(self) -> None:
         self.assertNotIn('class="edit"', devserve._write_frame(frame_view(filename="<string>"), opened=True))
 
