@@ -6688,7 +6688,7 @@ _HEAD_TIMEOUT = 30.0  # for the whole head: enough for a person who types it int
 _SILENCE_TIMEOUT = 600.0  # in a body, either way: a client may stand at a breakpoint, and a laptop may sleep
 _IDLE_TIMEOUT = 75.0  # between two requests; longer than browsers and proxies keep theirs, so that they close first
 _SPOOL_PAUSE = 0.25  # in a chunked body, after which the client is not sending it in one go
-_TLS_MOMENT = 1.0  # from a handshake to its request, which a reload waits for: they come in milliseconds
+_SECURED_MOMENT = 1.0  # to the first request, which a reload waits for: it comes in milliseconds
 _LINGER_TIMEOUT = 5.0  # reading away what a client still sends, so that the answer is not lost in a reset
 _LINGER_MOMENT = 0.2  # the same when a reload waits: an answer crosses this machine in less
 _HANG_SECONDS = (10.0, 60.0, float("inf"))  # when the terminal says where a request stands: when one wonders, twice
@@ -6725,6 +6725,7 @@ class DevServer:
         threads: bool = True,
         tls: Optional[Callable[[socket.socket], socket.socket]] = None,
         tls_keep_alive: bool = True,
+        hands_over: bool = True,
     ) -> None:
         enlarge_stacks()
         self.listeners = tuple(listeners)
@@ -6734,7 +6735,8 @@ class DevServer:
         self.app = app
         self.terminal = terminal
         self.tls = tls
-        self.keeps_alive = tls is None or tls_keep_alive  # no connection inside of TLS can be handed over
+        self.hands_over = hands_over  # whether another process can have the connections that wait
+        self.keeps_alive = hands_over and (tls is None or tls_keep_alive)  # one inside of TLS can never be handed over
         # An ASGI bridge is the application: it gets the connection itself, and bodies as they come, whatever their
         # framing, since it waits for body and client at the same time.
         self.streams = False
@@ -6990,7 +6992,7 @@ class _Connection:
     all:
 
     _AT_REST  it waits for a request, of which nothing has been read
-    _SECURED  the TLS handshake is done, and the first request on its way
+    _SECURED  the first request is on its way: the TLS handshake is done, or the connection is new and for us alone
     _BUSY     a request has begun, at `started` on time.perf_counter
     _ENDLESS  its response, or what the application does with the connection, has no foreseeable end
     _ANSWERED the answer is complete; at most what the client still sends is read away
@@ -6999,7 +7001,7 @@ class _Connection:
     def __init__(self, sock: socket.socket, address: Any, server: DevServer) -> None:
         self.sock = sock
         self.server = server
-        self.phase = _AT_REST
+        self.phase = _AT_REST if server.hands_over else _SECURED
         self.started = time.perf_counter()  # the request in hand, or the last one
         self.thread_id = 0
         self.timeout = _FIRST_BYTE_TIMEOUT
@@ -7310,7 +7312,7 @@ class _Connection:
         if phase == _ENDLESS:
             return closed
         if phase == _SECURED:
-            return self.started + _TLS_MOMENT
+            return self.started + _SECURED_MOMENT
         # From the closing at the latest: a client that pipelines without end begins one request after the other.
         return min(self.started, closed) + grace
 
@@ -11080,6 +11082,11 @@ class Launch(NamedTuple):
         return (wished or _under_pydevd()) and self.parent is None
 
     @property
+    def passes_sockets(self) -> bool:
+        """Return whether the next process can have connections too; under a parent on Windows it only can listen."""
+        return self.parent is None or bool(self.parent.address)
+
+    @property
     def folder(self) -> str:
         """The working directory at the start."""
         return str(self.kept["folder"])
@@ -11635,7 +11642,8 @@ class _Supervisor:
 
     A child connects twice: at its start, when `_give` sends it what there is, and before it ends for a reload, when
     `_take` receives what it leaves.  On Windows, where sockets cannot be sent so, one pair of connected sockets, which
-    the child inherits, serves for both, and connections that wait are not handed over.
+    the child inherits, serves for both, and connections are not handed over: each has one request, and a reload waits
+    for that of a new one.
     """
 
     def __init__(self, launch: Launch, handover: Handover) -> None:
@@ -12082,6 +12090,7 @@ class _Runner:
             threads=config.threads,
             tls=self.tls,
             tls_keep_alive=not config.reload,
+            hands_over=self.launch.passes_sockets,
         )
         self.server.is_paused = is_debugged
         self.ended = threading.Event()  # no connection is accepted any more
