@@ -1825,6 +1825,9 @@ _SERVERS = {
     "aiohttp.web": ("run_app",),
     "tornado.platform.asyncio": ("BaseAsyncIOLoop.start",),
     "gunicorn.app.base": ("BaseApplication.run",),
+    "twisted.internet.base": ("ReactorBase.run",),
+    "gradio.blocks": ("Blocks.launch",),
+    "nicegui.ui_run": ("run",),
     "gevent.baseserver": ("BaseServer.serve_forever",),
     "eventlet.wsgi": ("server",),
     "cheroot.server": ("HTTPServer.start",),
@@ -2471,7 +2474,7 @@ def _notify_django(file_changed: Any, asked: list[tuple[str, str]], paths: list[
     return all(answers)
 
 
-# By the class of their applications; Streamlit, which has none, by its package.
+# By the class of their applications; those that have none, by their package.
 _FRAMEWORKS: dict[str, _Framework] = {
     "flask.app.Flask": _Framework(_open_flask, _debug_flask, "FLASK_DEBUG"),
     "django.core.handlers.wsgi.WSGIHandler": _Framework(_open_django, wrap=_wrap_django, files=_django_files),
@@ -2513,6 +2516,10 @@ _FRAMEWORKS: dict[str, _Framework] = {
     "tornado.web.Application": _Framework(elsewhere="Tornado serves it: app.listen(8000)"),
     "robyn.Robyn": _Framework(elsewhere="Robyn serves it: python FILE"),
     "streamlit": _Framework(elsewhere="Streamlit serves it: streamlit run FILE"),
+    "gradio": _Framework(elsewhere="Gradio serves it: python FILE"),
+    "nicegui": _Framework(elsewhere="NiceGUI serves it: python FILE"),
+    "panel": _Framework(elsewhere="Panel serves it: panel serve FILE"),
+    "twisted": _Framework(elsewhere="Twisted serves it: python FILE"),
 }
 
 
@@ -10987,6 +10994,8 @@ def _places_of_missing(error: Optional[BaseException]) -> Iterator[str]:
 # =====================================================================================================================
 
 _HANDOVER_ENV = "DEVSERVE_HANDOVER"  # "PID:ADDRESS", who may fetch the handover and where; a child has another pid
+# What prompts call the file of what is typed: Python's own, ptpython's and pdb's; `code`'s, PyCharm's, bpython's.
+_PROMPTS = ("<stdin>", "<python-input-", "<console>", "<input>", "<bpython-input-")
 _RELOAD_STATUS = 75  # the exit status that asks `supervise` for the next child; EX_TEMPFAIL, "try again"
 _EXIT_SECONDS = 2.0  # for exit handlers: one that joins a child that never ends must not hold a reload
 _FETCH_SECONDS = 10.0  # for the store to start and answer; it takes 0.02 on an idle machine
@@ -11173,9 +11182,12 @@ def _original_command() -> list[str]:
 
 def _is_at_prompt() -> bool:
     """Return whether code is typed at a prompt, in a notebook or in IDLE, or comes from standard input."""
-    main = sys.modules["__main__"]
-    typed = hasattr(sys, "ps1") or "get_ipython" in vars(sys.modules["builtins"]) or "idlelib.run" in sys.modules
-    return typed or ((getattr(main, "__file__", None) or "<stdin>") == "<stdin>" and sys.argv[:1] in ([], [""], ["-"]))
+    frame: Optional[FrameType] = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(_PROMPTS):
+            return True
+        frame = frame.f_back
+    return hasattr(sys, "ps1") or "get_ipython" in vars(sys.modules["builtins"]) or "idlelib.run" in sys.modules
 
 
 def _first_folder(early: bool) -> str:

@@ -2355,6 +2355,8 @@ class FindingMistakes(FindingFolder):
         self.refused("hello", "'hello:app' is neither a WSGI nor an ASGI application", "aiohttp.web.run_app(app)")
         self.write("script.py", "if False:\n    import streamlit as st\n")
         self.refused("script", "no application in 'script'; Streamlit serves it: streamlit run FILE")
+        self.write("counter.py", "if False:\n    from twisted.internet import reactor\n")
+        self.refused("counter", "no application in 'counter'; Twisted serves it: python FILE")
 
     def test_command_line_that_is_called_like_an_application(self) -> None:
         self.write(
@@ -2546,6 +2548,7 @@ class FindingServers(FindingFolder):
         "waitress": "from waitress import serve\nserve(app)",
         "aiohttp": "from aiohttp import web\nweb.run_app(app)",
         "gunicorn": "from gunicorn.app.base import BaseApplication as Base\nBase().run()",
+        "twisted": "from twisted.internet.base import ReactorBase as Base\nBase.run(None)",
         "cherrypy": "import cherrypy\nclass Root:\n    @cherrypy.expose\n    def index(self): return 'root'\n"
         "del app\ncherrypy.quickstart(Root())",
     }
@@ -2553,6 +2556,7 @@ class FindingServers(FindingFolder):
         "waitress/__init__.py": "def serve(*_, **__): raise RuntimeError",
         "aiohttp/web.py": "def run_app(*_, **__): raise RuntimeError",
         "gunicorn/app/base.py": "class BaseApplication:\n    def run(self): raise RuntimeError",
+        "twisted/internet/base.py": "class ReactorBase:\n    def run(self): raise RuntimeError",
     }
 
     def left_out(self, name: str, source: str) -> list[str]:
@@ -2584,12 +2588,11 @@ class FindingServers(FindingFolder):
             package = name.partition("/")[0]
             if importlib.util.find_spec(package) is None:
                 self.write(name, text)
+        stand_ins = " ".join(self.STAND_INS)
         for name, source in self.SERVERS.items():
             with self.subTest(name):
                 package = name.partition(".")[0]
-                if package not in ("wsgiref", "waitress", "aiohttp", "gunicorn") and not importlib.util.find_spec(
-                    package
-                ):
+                if f"{package}/" not in stand_ins and not importlib.util.find_spec(package):
                     self.skipTest(f"needs the package {name}")
                 *warnings, body = self.left_out(name, source)
                 self.assertEqual(body, "b'root'" if name == "cherrypy" else "b'app'", warnings)
@@ -14469,6 +14472,7 @@ class RunnerInCode(RunnerCase):
             ("the interpreter", typed, ["-i"]),
             ("code.interact", typed, ["-c", "import code; code.interact()"]),
             ("standard input", script, ["-"]),
+            ("another's prompt", script, ["-c", "exec(compile(open(0).read(), '<stdin>', 'exec'))"]),
         ):
             with self.subTest(name):
                 start = f"import os; os.dup2(os.open({str(path)!r}, os.O_RDONLY), 0); "
