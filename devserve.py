@@ -3696,7 +3696,7 @@ def _is_harmless(value: object, name: str) -> bool:
 _QUOTED = r"""'(?:[^'\\]|\\.)*'?|"(?:[^"\\]|\\.)*"?"""
 _SECRET_TEXTS = (  # what the text must hold, and a pattern: its last group is hidden if the one before names a secret
     ("=", r"""(?:^|[?&#;\s'"(,])([\w.\-\[\]]{1,60})=('[^']*'?|"[^"]*"?|[^&;#\s'"]+)"""),  # of a URL, of a database
-    ("= ", rf"""([\w.\-]{{1,60}}) ?= ({_QUOTED}|(?=[^\s;,]*[0-9])[^\s;,'"?%:$@({{]+)"""),  # INI, TOML, SQL
+    ("= ", rf"""\b([\w.\-]{{1,60}}) ?= ({_QUOTED}|(?=[^\s;,]*[0-9])[^\s;,'"?%:$@({{]+)"""),  # INI, TOML, SQL
     (":", rf"""(['"])([\w.\-]{{1,60}})\1\s*:\s*({_QUOTED}|[^\s,}}\]]+)"""),  # JSON
     ('\\"', r"""\\"([\w.\-]{1,60})\\"\s*:\s*(\\"[^\\"]*|[^\s,}\]\\"]+)"""),  # JSON as a text in JSON
     (": ", rf"""(?m)^[ \t-]*([\w.\-]{{1,60}}): +({_QUOTED}|(?=\S*[0-9])[^\s'"]+)(?=\s*$)"""),  # YAML, a header
