@@ -7001,7 +7001,7 @@ class _Connection:
     _AT_REST  it waits for a request, of which nothing has been read
     _SECURED  the first request is on its way: the TLS handshake is done, or the connection is new and for us alone
     _BUSY     a request has begun, at `started` on time.perf_counter
-    _ENDLESS  its response, or what the application does with the connection, has no foreseeable end
+    _ENDLESS  its response, the wait for it, or what the application does with the connection has no foreseeable end
     _ANSWERED the answer is complete; at most what the client still sends is read away
     """
 
@@ -7119,6 +7119,9 @@ class _Connection:
         """Call the application and send what it answers; whatever goes wrong, the log gets its line."""
         self.position, self.hangs_reported = partial(thread_position, self.thread_id), 0
         response = _Response(self, head, environ, body)
+        method, target = head.request_line
+        if method == "GET" and all(part in target for part in _LONG_POLL):
+            self.phase = _ENDLESS
         if head.upgrades:
             environ[SOCKET_KEY] = _UpgradedSocket(response)
         _, error = call_safely(partial(response.run, self.server.app))
@@ -7337,6 +7340,7 @@ _HOST = re.compile(
 _ABSOLUTE = re.compile(r"https?://([^/?#@]+)((?:[/?][^#]*)?)", re.IGNORECASE)  # a target as sent to a proxy
 _ONCE = frozenset({"HTTP_HOST", "CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING"})  # twice, they would mean two messages
 _VERSION = re.compile(r"HTTP/1\.[0-9]")  # a later minor version is served as 1.1 (RFC 9112 section 2.3)
+_LONG_POLL = ("EIO=", "transport=polling", "sid=")  # Socket.IO's: it waits up to 25 s for something that it is told
 _TLS_HANDSHAKE = b"\x16"  # the type of a client's first TLS record (RFC 8446 section 5.1)
 _CHUNKED = -1  # as a body's length
 

@@ -8730,6 +8730,21 @@ class ServerGate(ServerCase):
             self.assertNotIn("grace", self.log)
             self.server.open_gate()
 
+    def test_a_long_poll_of_socketio_gets_no_grace(self) -> None:
+        entered, go_on = threading.Event(), threading.Event()
+        self.addCleanup(go_on.set)
+
+        def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            entered.set()
+            go_on.wait()
+            return hello(environ, start_response)
+
+        self.serve(app)
+        self.connect("GET /socket.io/?transport=polling&EIO=4&sid=a HTTP/1.1\r\nHost: x\r\n\r\n")
+        self.assertTrue(entered.wait(DEADLINE))
+        self.assertEqual(returning(self.server.close_gate, 600.0), [])
+        self.assertNotIn("grace", self.log)
+
     def test_a_response_of_such_a_type_that_has_a_length_is_waited_for(self) -> None:
         go_on = threading.Event()
         pieces = Pieces(b"{}\n", lambda: go_on.wait(DEADLINE) and b"{}\n")
