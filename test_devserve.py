@@ -9540,6 +9540,11 @@ class ServerResponses(ServerCase):
                 self.assertEqual(self.log.count("Traceback"), 1, self.log)
         self.crash(answering([b"hello"], ("Content-Length", "5"), ("Content-Length", "4")))
 
+    def test_a_length_that_is_said_twice_goes_out_once(self) -> None:
+        for length in ("0", "5"):
+            self.serve(answering([b"x" * int(length)], *[("Content-Length", length)] * 2))
+            self.assertEqual(self.ask().all("Content-Length"), [length])
+
     def test_hop_by_hop_headers_are_left_out_with_one_warning_for_each(self) -> None:
         names = [
             "Connection", "Keep-Alive", "Proxy-Authenticate", "TE", "Trailers", "Transfer-Encoding", "Upgrade",
@@ -10040,10 +10045,14 @@ class ServerTls(ServerCase):
 
     def test_plain_http_is_told_so(self) -> None:
         self.serve_tls(hello)
-        answer = self.ask()
+        client = self.connect(GET)
+        answer = client.answer()
         self.assertEqual(answer.status, 400)
         self.assertIn(b"https", answer.body.lower())
-        self.assertEqual(self.lines(1)[0][2], "400")
+        self.assertEqual(client.rest(), b"")
+        eventually(lambda: not self.server.connections, "the end of the connection")
+        self.assertEqual([line[2] for line in self.lines(1)], ["400"])
+        self.assertNotIn("itself failed", self.log)
 
     def test_garbage_in_the_handshake_ends_the_connection_quietly(self) -> None:
         self.serve_tls(hello)
@@ -10174,7 +10183,7 @@ class ServerWebSockets(ServerCase):
             with self.assertRaises(socket.timeout):
                 sock.recv(1)
             sock.setblocking(False)
-            with self.assertRaises(OSError):
+            with self.assertRaises(BlockingIOError):
                 sock.recv(1)
             sock.setblocking(True)
             with sock.makefile("rwb") as file:
