@@ -9121,10 +9121,16 @@ class _HttpRequest:
                     break
                 piece, more = self.next_message()
         finally:
-            if more and self.is_bodiless:
-                self.note_written(sys.maxsize)
-            elif more:
-                self.disconnect()
+            try:
+                # What nobody asked for goes on while the client waits for nothing else, as if it were sent.
+                while more and self.is_bodiless and not (self.has_ended or self.connection.buffer):
+                    piece, more = self.next_message()
+                    self.note_written(len(piece))
+                    if self.may_read():
+                        self.take_in()
+            finally:
+                if more:
+                    self.disconnect()
 
     def next_message(self) -> Any:
         """Return the next piece of the answer, and whether more follow.  Raises what ended the application.

@@ -11167,6 +11167,26 @@ class AsgiSending(AsgiCase):
                     self.assertEqual(client.rest(), b"")
                     self.assertIsNone(self.end())
 
+    def test_an_endless_answer_to_head_ends_with_its_client_and_is_kept_nowhere(self) -> None:
+        import asyncio
+
+        requests: list[Any] = []
+
+        async def view(scope: Any, receive: App, send: App) -> None:
+            requests.extend(bridge.requests)
+            await send(self.START)
+            while True:
+                await send({**self.BODY, "body": bytes(10_000), "more_body": True})
+                await asyncio.sleep(0)
+
+        bridge: Any = self.serve_asgi(view).app
+        client = self.connect("HEAD / HTTP/1.1\r\nHost: x\r\n\r\n")
+        self.assertEqual(client.answer("HEAD").status, 200)
+        eventually(lambda: requests[0].sent > 3 * devserve._HIGH_WATER, "more than may wait")
+        self.assertLess(requests[0].outbox.qsize(), 100)
+        client.close()
+        self.assertIsInstance(self.end(), OSError)
+
     def test_http_1_0_gets_no_chunks(self) -> None:
         self.answering(self.START, {**self.BODY, "body": b"one", "more_body": True}, {**self.BODY, "body": b"two"})
         answer = self.ask(b"GET / HTTP/1.0\r\n\r\n")
