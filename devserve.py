@@ -2102,7 +2102,8 @@ def _objection(thing: Any) -> str:
         arguments = ", ".join(f"{name}=..." for name in shape.names[: shape.required])
         if shape.names == ("scope",):
             return "is an ASGI 2 application; asgiref.compatibility.guarantee_single_callable makes it one of ASGI 3"
-        return f"does not take (environ, start_response); if it is a factory, give its arguments: ({arguments})"
+        known = "name its parameters (scope, receive, send) if it is an ASGI application; " if shape.takes(3) else ""
+        return f"does not take (environ, start_response); {known}if it is a factory, give its arguments: ({arguments})"
     return _objection_inside(thing, asynchronous=False)
 
 
@@ -2137,9 +2138,7 @@ def is_asgi(app: Any) -> bool:
     if issubclass(type(app), type):
         return hasattr(app, "__await__")
     shape = _shape_of(_undecorated(app))
-    return shape is not None and (
-        (shape.is_async and shape.takes(3)) or shape.names[:3] == ("scope", "receive", "send")
-    )
+    return shape is not None and shape.takes(3) and (shape.is_async or shape.names[:3] == ("scope", "receive", "send"))
 
 
 class _Shape(NamedTuple):
@@ -7849,9 +7848,10 @@ class _Response:
             line += b"Connection: close\r\n"
         elif not self.request.http11:
             line += b"Connection: keep-alive\r\n"
-        if self.head.is_endless and not self.discards:
-            connection.phase = _ENDLESS
-            self.log(" (begins)")
+        if self.head.is_endless:
+            connection.phase = _ENDLESS  # for HEAD too: an ASGI application goes on
+            if not self.discards:
+                self.log(" (begins)")
         return b"%b%b%b\r\n" % (self.head.block, _date_line(int(time.time())) if self.head.needs_date else b"", line)
 
     def _choose_framing(self, size: int) -> bytes:
@@ -8688,6 +8688,7 @@ _BEAT_SECONDS = 0.5  # between two looks at the loop; a signal that just missed 
 _BLOCKED_SECONDS = 1.0  # that the loop may take for its next step until the terminal warns
 _SHUTDOWN_SECONDS = 5.0  # for the application's lifespan shutdown
 _CANCEL_SECONDS = 0.5  # for the end of what was cancelled
+_LEAVE_SECONDS = 0.1  # for what a reload has cut to end by itself; one that sleeps does not know of it
 
 
 class _ClientDisconnected(ConnectionError):
@@ -8854,13 +8855,14 @@ class AsgiBridge:
         """Do so on the loop: WebSockets are closed, requests get their grace, then all that is left is cancelled."""
         import asyncio
 
-        for request in self.requests:
+        tasks, end = dict(self.requests), time.perf_counter() + _LEAVE_SECONDS
+        for request in tasks:
             request.leave(_GOING_AWAY)
-        if self.requests:
-            last = max(request.started for request in self.requests)
-            await asyncio.wait(self.requests.values(), timeout=max(0.0, last + grace - time.perf_counter()))
-        for request in self.requests if grace else ():
-            self.terminal.warn(f"cancelled {request.name}: still running after its grace")
+        for request, task in tasks.items():
+            last = end if request.is_endless else request.started + grace
+            await asyncio.wait([task], timeout=max(0.0, last - time.perf_counter()))
+            if grace and not task.done() and not request.is_endless:
+                self.terminal.warn(f"cancelled {request.name}: still running after its grace")
         await _cancel({*self.requests.values()})
         await self.lifespan.stop()
         # What the application has left running beside its requests is ended last, as by asyncio.run.
@@ -9076,6 +9078,7 @@ class _HttpRequest:
         self.phase = _NOT_STARTED
         self.head: _ResponseStart  # of the answer
         self.is_bodiless = False  # the answer has no body, whatever the application sends
+        self.has_body = False  # a piece of it has been sent
         self.sent = 0  # bytes of the body that it has sent
         self.taken = 0  # bytes of the request's body that it has received
         self.held: Optional[list[tuple[Any, bool]]] = None  # an answer that an exception may follow
@@ -9279,7 +9282,7 @@ class _HttpRequest:
             self.start(message)
         elif self.phase == _STARTED and kind == "http.response.body":
             self.add(_checked_bytes(message), bool(message.get("more_body", False)))
-        elif self.phase == _STARTED and kind == "http.response.pathsend":
+        elif self.phase == _STARTED and kind == "http.response.pathsend" and not self.has_body:
             file = open(message["path"], "rb")  # noqa: SIM115 - the server closes it
             self.phase = _COMPLETE
             self.put((FileWrapper(file), False))
@@ -9290,7 +9293,7 @@ class _HttpRequest:
 
     def start(self, message: _Message) -> None:
         """Begin the answer; nothing of it is sent before the first piece of its body is known."""
-        self.head = _response_start(message["status"], tuple(map(tuple, message.get("headers", ()))))
+        self.head = _response_start(message["status"], _header_pairs(message))
         self.is_bodiless = self.scope.get("method") == "HEAD" or message["status"] in (204, 304)
         if self.has_debugger:
             self.context.keep()
@@ -9302,7 +9305,7 @@ class _HttpRequest:
         size, length = self.sent + len(body), -1 if self.is_bodiless else self.head.length
         if 0 <= length < size or (size < length and not more):
             raise _BrokenProtocol(f"the application sent {size} bytes and declared a Content-Length of {length}")
-        self.sent = size
+        self.sent, self.has_body = size, True
         if not more:
             self.phase = _COMPLETE
             self.notify()
@@ -9355,6 +9358,11 @@ class _HttpRequest:
 
     def leave(self, code: int) -> None:
         """End what has no end of its own, as the application is to be shut down: of a plain request, nothing."""
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether nothing is to be waited for but the application's own clean-up, as the server has cut it."""
+        return self.phase == _STARTED and self.head.is_endless
 
 
 # -- a WebSocket (RFC 6455)
@@ -9560,6 +9568,10 @@ class _WebSocket(_HttpRequest):
             self.code, self.reason = code, reason
             self.disconnect()
 
+    @property
+    def is_endless(self) -> bool:
+        return self.phase == _OPEN or super().is_endless
+
     def leave(self, code: int) -> None:
         """Close an open connection by a code of our own."""
         if self.phase == _OPEN:
@@ -9687,7 +9699,7 @@ def _handshake(key: str, message: _Message, deflate: Optional[_DeflateTerms]) ->
         headers.append((b"sec-websocket-protocol", message["subprotocol"].encode("latin-1")))
     if deflate:
         headers.append((b"sec-websocket-extensions", deflate.answer.encode("latin-1")))
-    own = tuple(map(tuple, message.get("headers") or ()))
+    own = _header_pairs(message)
     _response_start(200, own)  # which checks them
     lines = b"".join(b"%b: %b\r\n" % pair for pair in (*headers, *own))
     return b"HTTP/1.1 101 Switching Protocols\r\n%b\r\n" % lines
@@ -9885,6 +9897,20 @@ class _ResponseStart(NamedTuple):
     status: str
     headers: list[tuple[str, str]]
     length: int  # the declared Content-Length, -1 without
+    is_endless: bool  # the body has no foreseeable end
+
+
+def _header_pairs(message: _Message) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the headers that an application sends, as what can be looked up."""
+    return tuple(
+        (name, value) if type(name) is type(value) is bytes else (_frozen(name), _frozen(value))
+        for name, value in message.get("headers") or ()
+    )
+
+
+def _frozen(text: Any) -> Any:
+    """Return bytes for a bytearray, which servers take in a header; `_response_start` refuses what is left."""
+    return bytes(text) if isinstance(text, (bytearray, memoryview)) else text
 
 
 @functools.lru_cache(maxsize=256)  # as in the server: most answers begin alike
@@ -9903,7 +9929,8 @@ def _response_start(status: int, headers: tuple[tuple[bytes, bytes], ...]) -> _R
         if not is_hop_by_hop(pair[0]) or (name.lower() == b"connection" and "close" in pair[1].lower()):
             kept.append(pair)
     line = f"{int(status)} {responses.get(status, '')}"
-    return _ResponseStart(line, kept, check_response_head(line, tuple(kept)).length)
+    head = check_response_head(line, tuple(kept))
+    return _ResponseStart(line, kept, head.length, head.is_endless)
 
 
 def _checked_bytes(message: _Message) -> bytes:

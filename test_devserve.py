@@ -2312,6 +2312,7 @@ class FindingMistakes(FindingFolder):
         async def other_names(s, r, w): pass
         async def with_default(scope, receive, send, more=None): pass
         def build(): return site
+        other_word = lambda s, r, d: function(s, r, d)
     """
 
     def test_asynchronous_applications(self) -> None:
@@ -2330,17 +2331,21 @@ class FindingMistakes(FindingFolder):
         for name in ("Site", "decorated", "build", "with_word", "functools", "double"):
             with self.subTest(name):
                 self.assertFalse(devserve.is_asgi(getattr(module, name)))
+        self.refused("hello:other_word", "(scope, receive, send) if it is an ASGI application")
         self.refused("hello:double", "'hello:double' is an ASGI 2 application", "guarantee_single_callable")
         self.write("only.py", "from hello import Site\nasync def helper(scope, receive, send): pass\napi = Site()")
         self.assertEqual(type(self.load("only")).__name__, "Site")
 
     def test_coroutine_functions_that_are_no_applications(self) -> None:
         self.write(
-            "hello.py", "async def create_app(): pass\nasync def view(request): pass\nasync def nothing(): pass"
+            "hello.py",
+            "async def create_app(): pass\nasync def view(request): pass\nasync def nothing(): pass\n"
+            "async def four(scope, receive, send, word): pass",
         )
         self.refused("hello", "'hello:create_app' is a coroutine function", "a factory")
         self.refused("hello:view", "'hello:view' is a coroutine function", "(scope, receive, send)")
-        self.refused("hello:nothing", "'hello:nothing' is a coroutine function")
+        for name in ("nothing", "four"):
+            self.refused(f"hello:{name}", f"'hello:{name}' is a coroutine function")
 
     def test_application_of_a_framework_with_a_server_of_its_own(self) -> None:
         self.write(
@@ -11090,7 +11095,9 @@ class AsgiSending(AsgiCase):
     BODY: ClassVar = {"type": "http.response.body"}
 
     def test_an_answer_of_one_piece_has_a_length(self) -> None:
-        self.answering({**self.START, "headers": [[b"x-a", b"1"], (b"x-a", b"\xff")]}, {**self.BODY, "body": b"hello"})
+        self.answering(
+            {**self.START, "headers": [[bytearray(b"x-a"), b"1"], (b"x-a", b"\xff")]}, {**self.BODY, "body": b"hello"}
+        )
         answer = self.ask()
         self.assertEqual((answer.status, answer.body, answer.all("x-a")), (200, b"hello", ["1", "\xff"]))
         self.assertEqual(answer.get("Content-Length"), "5")
@@ -11187,6 +11194,24 @@ class AsgiSending(AsgiCase):
         client.close()
         self.assertIsInstance(self.end(), OSError)
 
+    def test_a_stream_whose_application_sleeps_holds_no_reload(self) -> None:
+        import asyncio
+
+        async def view(scope: Any, receive: App, send: App) -> None:
+            await send({**self.START, "headers": [(b"content-type", b"text/event-stream")]})
+            await send({**self.BODY, "body": b": begins\n\n", "more_body": True})
+            await asyncio.sleep(DEADLINE)
+
+        for method in ("GET", "HEAD"):
+            with self.subTest(method):
+                bridge: Any = self.serve_asgi(view).app
+                client = self.connect(f"{method} / HTTP/1.1\r\nHost: x\r\n\r\n")
+                client.head()
+                self.assertEqual(self.server.close_gate(3.0), [])
+                bridge.stop(3.0)
+                self.assertIsInstance(self.end(), asyncio.CancelledError)
+                self.assertNotIn("grace", self.log)
+
     def test_http_1_0_gets_no_chunks(self) -> None:
         self.answering(self.START, {**self.BODY, "body": b"one", "more_body": True}, {**self.BODY, "body": b"two"})
         answer = self.ask(b"GET / HTTP/1.0\r\n\r\n")
@@ -11216,6 +11241,10 @@ class AsgiSending(AsgiCase):
             "expected is 'http.response.start'": (RuntimeError, [self.BODY]),
             "expected is 'http.response.body'": (RuntimeError, [self.START, self.START]),
             "expected is nothing": (RuntimeError, [self.START, late, late]),
+            "sent 'http.response.pathsend'": (
+                RuntimeError,
+                [self.START, {**late, "more_body": True}, {"type": "http.response.pathsend", "path": __file__}],
+            ),
             "sent 'nonsense'": (RuntimeError, [{"type": "nonsense"}]),
             "must be bytes, not str": (TypeError, [self.START, {**self.BODY, "body": "text"}]),
             "headers must be bytes": (TypeError, [{**self.START, "headers": [("a", "b")]}]),
@@ -11228,7 +11257,8 @@ class AsgiSending(AsgiCase):
         for text, (kind, messages) in cases.items():
             with self.subTest(text):
                 self.answering(*messages)
-                self.ask()
+                with contextlib.suppress(Cut):  # where an answer has begun
+                    self.ask()
                 error = self.end()
                 self.assertIsInstance(error, kind)
                 self.assertIn(text, str(error))
