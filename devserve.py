@@ -10276,8 +10276,8 @@ class _ImportRecorder:
         self.missed.append((name.rpartition(".")[2], None if path is None else list(path)))
 
     def _note_compiled(self, filename: Any) -> None:
-        with contextlib.suppress(TypeError, ValueError):  # it may be anything
-            path = os.path.join(self._cwd, os.fsdecode(filename))
+        with contextlib.suppress(TypeError, ValueError, OSError):  # it may be anything
+            path = os.path.abspath(os.fsdecode(filename))  # where the application is now, as it may call os.chdir
             if os.path.isfile(path):
                 self.loaded.append((path, _state(path), False))
 
@@ -10434,7 +10434,7 @@ class _Files:
 
     def add_whatever_mends(self, error: BaseException) -> None:
         """Watch the places where a module would appear that an import has missed, and every module of the project."""
-        for path in _places_of_missing(error):
+        for path in _places_of_missing(error, self.cwd):
             self.add(path, self._first_state(path, self.since))
         for folder in self._project_folders([self.cwd, *sys.path]):
             self.add_tree(folder, _is_module)
@@ -10979,7 +10979,7 @@ class Watcher(native_threading.Thread):
                     os.unlink(cache_from_source(path))
 
 
-def _places_of_missing(error: Optional[BaseException]) -> Iterator[str]:
+def _places_of_missing(error: Optional[BaseException], cwd: str) -> Iterator[str]:
     """Yield the paths where the modules would appear, installed ones too, for which an import has failed."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
@@ -10987,7 +10987,7 @@ def _places_of_missing(error: Optional[BaseException]) -> Iterator[str]:
         parts = error.name.split(".") if isinstance(error, ImportError) and error.name else []
         for folder in sys.path:
             for depth in range(1, len(parts) + 1):
-                path = os.path.join(folder, *parts[:depth])
+                path = os.path.normpath(os.path.join(cwd, folder, *parts[:depth]))
                 yield from (path, path + ".py", os.path.join(path, "__init__.py"))
         error = error.__cause__ or error.__context__
 

@@ -12533,6 +12533,16 @@ SAVES = {
         {"two words.txt": "1"}, "", lambda case: case.write("two words.txt", "2"), [["two words.txt"]], "two words.txt"
     ),
     "a_module_that_is_imported_later_is_watched": Save({"later_a.py": "x = 1"}, "", later, [["later_a.py"]]),
+    "a_file_is_watched_that_was_executed_without_import_in_another_working_directory": Save(
+        {
+            "conf/conf_a.py": "x = 1",
+            "executes_a.py": "import os\nos.chdir('conf')\nwith open('conf_a.py') as file:\n"
+            "    exec(compile(file.read(), 'conf_a.py', 'exec'))\nos.chdir('..')",
+        },
+        "executes_a",
+        lambda case: case.write("conf/conf_a.py", "x = 2"),
+        [["conf/conf_a.py"]],
+    ),
     "a_module_of_an_installed_package_is_watched": Save(
         {
             "site-packages/installed_a.py": "x = 1",
@@ -12714,13 +12724,20 @@ class ReloaderChanges(ReloaderWatching):
     def test_many_writes_in_a_row_are_one_change(self) -> None:
         self.write("row_a.py", "x = 1")
         self.write("row_b.py", "x = 1")
-        with mock.patch.object(devserve, "_SETTLE", 0.2):
-            self.start("row_a", "row_b")
-            for number in range(20):
+        self.start("row_a", "row_b")
+        numbers = iter(range(10, 30))
+        sleep = devserve.native_sleep
+
+        def write_meanwhile(seconds: float) -> None:
+            for number in itertools.islice(numbers, int(seconds == devserve._SETTLE)):
                 self.write("row_a.py", f"x = {number}")
                 self.write("row_b.py", f"x = {number}")
-                time.sleep(0.01)  # the pause of a writer
+            sleep(seconds)
+
+        with mock.patch.multiple(devserve, native_sleep=write_meanwhile, _SETTLE_LIMIT=DEADLINE):
+            self.write("row_a.py", "x = 2")
             self.assertEqual(self.said(), [["row_a.py", "row_b.py"]])
+        self.assertEqual(list(numbers), [])
 
     def test_a_file_written_without_end_is_reported_all_the_same(self) -> None:
         self.write("endless_a.py", "x = 1")
@@ -13220,6 +13237,14 @@ class ReloaderFailedImports(ReloaderWatching):
         self.fails("needs_a")
         self.write("missing_a.py", "")
         self.assertEqual(self.said(), [["missing_a.py"]])
+
+    def test_a_missing_module_of_a_relative_place_is_one_file(self) -> None:
+        sys.path[:0] = ["", "lib"]
+        self.write("lib/other.py", "")
+        self.write("needs_f.py", "import missing_f")
+        self.fails("needs_f")
+        self.write("lib/missing_f.py", "")
+        self.assertEqual(self.said(), [["lib/missing_f.py"]])
 
     def test_a_new_package_anywhere_on_the_path_mends_a_missing_one(self) -> None:
         elsewhere = self.folder / "site-packages"
