@@ -9171,7 +9171,7 @@ class _HttpRequest:
     def may_read(self) -> bool:
         """Return whether more is to be read: of the body as the application takes it, then to see the client's end."""
         if self.has_more:
-            return self.is_wanted and self.handed - self.taken < _LOW_WATER
+            return self.is_wanted and self.handed - self.taken < _HIGH_WATER
         return not self.has_ended and len(self.connection.buffer) < _LOW_WATER
 
     def take_in(self) -> bool:
@@ -9180,7 +9180,7 @@ class _HttpRequest:
             if not self.has_more:
                 self.connection.read_ahead()  # the next request, if any: the end may come after it
                 return True
-            piece = self.body.read(_LOW_WATER)
+            piece = self.body.read(min(self.body.unread, _HIGH_WATER) if self.body.unread > 0 else _LOW_WATER)
         except BlockingIOError:
             return False
         except ConnectionError as error:
@@ -9268,10 +9268,15 @@ class _HttpRequest:
         if incoming is None:
             return {"type": "http.disconnect"}
         body, more = incoming
-        self.taken += len(body)
-        if more:
-            self.wake()
+        self.note_taken(len(body))
         return {"type": "http.request", "body": body, "more_body": more}
+
+    def note_taken(self, size: int) -> None:
+        """Note that the application has taken something; wake the thread if it may have stopped to read."""
+        left = self.handed - self.taken
+        self.taken += size
+        if left - size < _LOW_WATER <= left:
+            self.wake()
 
     async def send(self, message: _Message) -> None:
         """Be the application's `send`; what breaks the protocol is raised here, where the traceback shows who did."""
@@ -9599,10 +9604,7 @@ class _WebSocket(_HttpRequest):
             message = None
         if message is None:
             return {"type": "websocket.disconnect", "code": self.code or _ABNORMAL, "reason": self.reason}
-        size = len(message) + _MESSAGE_COST
-        self.taken += size
-        if self.handed - self.taken < _LOW_WATER <= self.handed - self.taken + size:
-            self.wake()  # it has stopped to read
+        self.note_taken(len(message) + _MESSAGE_COST)
         return {"type": "websocket.receive", "text" if isinstance(message, str) else "bytes": message}
 
     async def send(self, message: _Message) -> None:
