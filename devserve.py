@@ -5591,9 +5591,7 @@ class DebuggedApplication:
             base = f"{environ.get('wsgi.url_scheme', 'http')}://{environ['HTTP_HOST']}"
         elif not base.startswith("http"):
             base = f"http://localhost:{self.guard.port or environ.get('SERVER_PORT', 80)}"
-        mount = quote(
-            str(environ.get("SCRIPT_NAME", "")).rstrip("/"), encoding="latin-1"
-        )  # maybe of X-Forwarded-Prefix
+        mount = quote(str(environ.get("SCRIPT_NAME", "")).rstrip("/"), encoding="latin-1")  # PEP 3333: bytes as text
         return f"{base}{mount}{_PREFIX}/{_CRASH}{crash.id}"
 
     def install(self, app: WSGIApplication, reload_id: str) -> None:
@@ -10538,7 +10536,7 @@ def _module_file(module: Any) -> str:
     if type(loader).__name__ == "zipimporter":
         path = loader.archive
     elif type(names.get("__path__")).__name__.endswith("NamespacePath"):  # it was private until 3.15
-        path = os.path.join(names["__path__"]._path[0], "__init__.py")
+        path = next((os.path.join(folder, "__init__.py") for folder in names["__path__"]._path), None)
     return os.path.abspath(path) if isinstance(path, str) else ""
 
 
@@ -12779,7 +12777,7 @@ def _environ_of(scope: Any) -> Environ:
     (address, port), server = scope.get("client") or ("", ""), scope.get("server") or ("localhost", 80)
     environ: Environ = {
         "REQUEST_METHOD": scope.get("method", "WEBSOCKET"),
-        "SCRIPT_NAME": root,
+        "SCRIPT_NAME": root.encode().decode("latin-1"),
         "PATH_INFO": path.encode().decode("latin-1"),
         "QUERY_STRING": scope["query_string"].decode("latin-1"),
         "SERVER_NAME": str(server[0]),

@@ -12058,6 +12058,16 @@ class AsgiMiddleware(AsgiCase):
         self.assertNotIn("Traceback", self.log, "the server has nothing to report")
         self.assertIn("secret", self.page(self.failing, "application/json").text)
 
+    def test_a_mount_point_of_any_alphabet_is_part_of_the_crashs_address(self) -> None:
+        async def mounted(scope: Any, receive: App, send: App) -> None:
+            await debugged({**scope, "root_path": "/für/€", "path": "/für/€/x"}, receive, send)
+
+        debugged = self.wrapped(self.failing)
+        self.serve(mounted)
+        answer = self.ask("GET / HTTP/1.1\r\nHost: localhost\r\nAccept: text/plain\r\nConnection: close\r\n\r\n")
+        self.assertIn("LookupError: 0 bytes", answer.text)
+        self.assertIn("//localhost/f%C3%BCr/%E2%82%AC/__devserve__/", answer.text)
+
     def test_the_console_of_its_frame_awaits_with_the_requests_context(self) -> None:
         answer = self.page(self.failing)
         frame = max(re.findall(r"[0-9a-f]{16}-\d+", answer.text), key=lambda id: int(id.partition("-")[2]))
