@@ -13331,6 +13331,8 @@ class ReloaderBadInput(ReloaderWatching):
             sys.modules[name].__file__ = file  # type: ignore[assignment]
         sys.modules["odd_e"] = object()  # type: ignore[assignment]
         sys.modules["odd_f"] = None  # type: ignore[assignment]
+        sys.modules["odd_g"] = type(sys)("odd_g")
+        sys.modules["odd_g"].__path__ = type("NamespacePath", (list,), {"_path": []})()  # a namespace of no folder
         self.start("odd_a")
         self.write("odd_a.py", "x = 2")
         self.assertEqual(self.said(), [["odd_a.py"]])
