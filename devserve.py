@@ -3657,7 +3657,8 @@ _SECRET_WORD = re.compile(  # with what is often written together with it: dbpas
 _ABOUT_SECRETS = frozenset(  # last words of names of what is only about a secret
     "count counts rate ratio type types name names length len size limit max min num url uri path file dir field"
     " fields form expiry expires expiration ttl timeout age at date version validators hasher hashers policy index"
-    " enabled disabled required valid invalid scheme backend class domain samesite httponly prefix".split()
+    " enabled disabled required valid invalid scheme backend class domain samesite httponly prefix model engine"
+    " provider method mode manager storage serializer start started changed created updated status".split()
 )
 _PLAIN_KEYS = frozenset(  # the words before `key` in names of keys that lock nothing
     "primary foreign sort sorting cache partition group grouping public dict lookup unique row index column natural"
@@ -3665,7 +3666,9 @@ _PLAIN_KEYS = frozenset(  # the words before `key` in names of keys that lock no
     " first last current old new left right parent child root node event message msg hot short shortcut arrow any each"
     " other same wrong missing bad good this that default query context state model pk fk composite candidate search"
     " filter join hash range tuple list str string image product user the a no by per entity relation related type"
-    " name id routing redis memcached cursor page tab menu modifier home end escape press".split()
+    " name id routing redis memcached cursor page tab menu modifier home end escape press s bucket blob file upload"
+    " tag attr attribute prop property option optional allowed extra unknown known sorted sub result response header"
+    " enum discriminator pool metadata env environment original feature flag label source target lang pub".split()
 )
 
 
@@ -3693,10 +3696,15 @@ def _is_harmless(value: object, name: str) -> bool:
 
 
 _QUOTED = r"""'(?:[^'\\]|\\.)*'?|"(?:[^"\\]|\\.)*"?"""
+_LISTED = r"""[\[(]\s*(?:b?(?:'[^'\s]*'|"[^"\s]*")[,\s]*)+[\])]?"""  # with a space it is what is wrong with a password
 _SECRET_TEXTS = (  # what the text must hold, and a pattern: its last group is hidden if the one before names a secret
-    ("=", r"""(?:^|[?&#;\s'"(,])([\w.\-\[\]]{1,60})=('[^']*'?|"[^"]*"?|[^&;#\s'"]+)"""),  # of a URL, of a database
+    (
+        "=",
+        r"""(?:^|[?&#;\s'"(,])([\w.\-\[\]]{1,60})=('[^']*'?|"[^"]*"?|(?!\x3c\w[^\x3c>]*>)[^&;#\s'"]+)""",
+    ),  # of a URL, of a database
     ("= ", rf"""\b([\w.\-]{{1,60}}) ?= ({_QUOTED}|(?=[^\s;,]*[0-9])[^\s;,'"?%:$@({{]+)"""),  # INI, TOML, SQL
-    (":", rf"""(['"])([\w.\-]{{1,60}})\1\s*:\s*({_QUOTED}|[^\s,}}\]]+)"""),  # JSON
+    (":", rf"""(['"])([\w.\-]{{1,60}})\1\s*:\s*({_QUOTED}|{_LISTED}|[^\s,}}\](\[{{][^\s,}}\]]*)"""),  # JSON
+    ("value", rf"""['"](?:name|key)['"]:\s*['"]([\w.\-]{{1,60}})['"],\s*['"]value['"]:\s*({_QUOTED})"""),  # HAR
     ('\\"', r"""\\"([\w.\-]{1,60})\\"\s*:\s*(\\"[^\\"]*|[^\s,}\]\\"]+)"""),  # JSON as a text in JSON
     (": ", rf"""(?m)^[ \t-]*([\w.\-]{{1,60}}): +({_QUOTED}|(?=\S*[0-9])[^\s'"]+)(?=\s*$)"""),  # YAML, a header
     ("\x3c/", r"\x3c([\w.\-:]{1,60})>([^\x3c]{1,200})\x3c/\1>"),  # XML
@@ -3707,14 +3715,16 @@ _SECRET_TEXTS = (  # what the text must hold, and a pattern: its last group is h
     ("", r"\b(?:gh[a-z]_|github_pat_|glpat-|[rs]k_(?:live|test)_|sk-|xox[a-z]-|AIza)([\w\-]{16,})"),
     ("-----BEGIN", r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----(.*?)(?=-----END|\Z)"),  # RFC 7468
     ("-", r"""(?:^|[^\w-])--?([a-zA-Z][\w-]{1,40})(?: |=|'?, ')([^\s'"]+)"""),  # of a command line
+    ("curl", r"""\bcurl\b[^\n]{0,200}?['"\s]-u(?: |', ')['"]?[^\s:'"]+:([^\s'"]+)"""),
+    (" '", r"(?i)\b(?:identified (?:with \S{1,60} )?by|with password) '([^']*)"),  # SQL that makes a user
     ("earer ", r"(?i)\bbearer +(?!authenti|authori|credential|challenge|realm)([\w.~+/=-]{8,})"),  # RFC 6750
     ("asic ", r"\b[Bb]asic +(?=\S*[A-Z0-9+/=]\S*[A-Z0-9+/=])([A-Za-z0-9+/]{6,}={0,2})"),  # RFC 7617; no prose is so
     ("eyJ", r"\beyJ([\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?)"),  # RFC 7519: how JSON begins in base64
     ("uthorization", r"""(?i)authorization['"]?\s*[:=]\s*['"]?(?:\w+ +)?([^\s,;'"]+)"""),  # the scheme is no secret
 )
 _IN_REPR = (  # User(password='…'), {'token': '…'}, ('cookie', '…')
-    rf"""([\w\-]{{1,60}})(?:['"]?\s*[=:]\s*|['"],\s*)"""
-    rf"""(b?(?:{_QUOTED})|(?:(?:Bearer|Basic|Digest|Token) )?[^\s,;&)}}\]'"]+)"""
+    rf"""([\[(]b?['"])?([\w\-]{{1,60}})(?(1)['"],\s*(?=b?['"])|['"]?\s*[=:]\s*)"""
+    rf"""(b?(?:{_QUOTED})|{_LISTED}|(?:(?:Bearer|Basic|Digest|Token) )?[^\s,;&)}}\]'"(\[{{\x3c][^\s,;&)}}\]'"]*)"""
 )
 
 
@@ -3736,7 +3746,7 @@ def _hide_value(match: re.Match[str]) -> str:
     start = match.start(match.re.groups) - match.start()
     if name is not None:
         is_web_key = name in ("key", "sig") and match.group()[:1] in ("?", "&")  # as web APIs call theirs
-        value = value.rstrip(",)]}")
+        value = value if value[:1] in ("[", "(") else value.rstrip(",)]}")
         is_plain = re.fullmatch(r"(?i)-?[\d.]{1,12}|none|true|false|null", value) and "pass" not in name.lower()
         if is_plain or not (_is_secret(name) or is_web_key):
             return match.group()

@@ -4308,7 +4308,8 @@ class ReadingSecrets(Reading):
                 self.assertTrue(devserve._is_secret(name))
         plain = """devserve devserve_x monkey keyboard key keys primary_key sort_key cache_key foreignKey public_key
             tokenizer token_count token_type pass_rate password_validators secretary author passenger compass path x
-            spinning HTTP_HOST api_version session_cookie_name SESSION_COOKIE_AGE private_key_path"""
+            spinning HTTP_HOST api_version session_cookie_name SESSION_COOKIE_AGE private_key_path AUTH_USER_MODEL
+            SESSION_ENGINE auth_provider password_changed s3_key file_key env_key"""
         for name in ["", *plain.split()]:
             with self.subTest(name):
                 self.assertFalse(devserve._is_secret(name))
@@ -4333,6 +4334,12 @@ class ReadingSecrets(Reading):
 
         shown = f"Model(max_tokens=100, token={devserve._MASK}, password={devserve._MASK})"
         self.assertEqual(devserve._safe_repr(Model()), shown)
+
+        class Table:
+            def __repr__(self) -> str:
+                return "Table(Column('token', String()), session=<Session 3>, fields=['id', 'password', 'email'])"
+
+        self.assertEqual(devserve._safe_repr(Table()), repr(Table()))
 
     def test_escapes_and_cuts_the_names_of_attributes(self) -> None:
         class Bunch:
@@ -4390,6 +4397,15 @@ class ReadingSecrets(Reading):
             f"user: u\n  password: {SECRET}9\n",
             f"GET / HTTP/1.1\r\nX-Api-Key: {SECRET}9\r\n\r\n",
             f'{{"body": "{{\\"password\\": \\"{SECRET}\\"}}"}}',
+            f'{{"user": {{"password": "{SECRET}"}}}}',
+            f'{{"auth": {{"name": "me", "password": "{SECRET}"}}}}',
+            f'{{"users": [{{"password": "{SECRET}"}}]}}',
+            f'{{"passwords": ["none", "{SECRET}"]}}',
+            f"{{'auth': ('me', '{SECRET}')}}",
+            f'{{"name": "DB_PASSWORD", "value": "{SECRET}"}}',
+            f"Command '['curl', '-u', 'me:{SECRET}']' returned non-zero exit status 22.",
+            f"CREATE USER me IDENTIFIED BY '{SECRET}'",
+            f"ALTER USER me WITH PASSWORD '{SECRET}'",
             f"<user><password>{SECRET}</password></user>",
             f"Incorrect key: sk-{SECRET}{SECRET}",
             *(
@@ -4425,6 +4441,11 @@ class ReadingSecrets(Reading):
             "KeyError: 'token'",
             "<token>",
             "task-force-of-a-very-long-name",
+            "{'password': ['This field is required.'], 'token': [ErrorDetail('Not valid.', code='x')]}",
+            '{"auth": {"type": "basic"}, "cookie": {"path": "/"}, "tokens": [',
+            "AUTH_USER_MODEL = 'users.User1'",
+            '{"name": "title", "value": "text"}',
+            "docker run -u app:app python -u app:app",
         ):
             with self.subTest(text):
                 self.assertEqual(devserve._mask(text), text)
