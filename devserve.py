@@ -11043,6 +11043,7 @@ def _places_of_missing(error: Optional[BaseException], cwd: str) -> Iterator[str
 _HANDOVER_ENV = "DEVSERVE_HANDOVER"  # "PID:ADDRESS", who may fetch the handover and where; a child has another pid
 # What prompts call the file of what is typed: Python's own, ptpython's and pdb's; `code`'s, PyCharm's, bpython's.
 _PROMPTS = ("<stdin>", "<python-input-", "<console>", "<input>", "<bpython-input-")
+_PIPES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")  # as a shell's `<(curl ...)`: none can be read a second time
 _RELOAD_STATUS = 75  # the exit status that asks `supervise` for the next child; EX_TEMPFAIL, "try again"
 _EXIT_SECONDS = 2.0  # for exit handlers: one that joins a child that never ends must not hold a reload
 _FETCH_SECONDS = 10.0  # for the store to start and answer; it takes 0.02 on an idle machine
@@ -11051,6 +11052,7 @@ _PARENT_INTERVAL = 0.1  # between two looks of the parent whether its child live
 _ORPHAN_SECONDS = 5.0  # from the death of the parent to the unasked end of the child
 _LISTED_DESCRIPTORS = 1024  # looked at one by one where nothing lists the open ones; the usual limit of a process
 _PASSED_LIMIT = 250  # descriptors in one message; Linux takes 253
+_ADDRESS_LIMIT = 103  # bytes in the path of a socket on macOS and the BSDs
 
 # Continues a start of devserve.py as a program.  The words after it are the first entry of sys.path and sys.argv.
 _IMPORT_AND_RUN = (
@@ -11231,7 +11233,7 @@ def _is_at_prompt() -> bool:
     """Return whether code is typed at a prompt, in a notebook or in IDLE, or comes from standard input."""
     frame: Optional[FrameType] = sys._getframe()
     while frame is not None:
-        if frame.f_code.co_filename.startswith(_PROMPTS):
+        if frame.f_code.co_filename.startswith(_PROMPTS + _PIPES):
             return True
         frame = frame.f_back
     return hasattr(sys, "ps1") or "get_ipython" in vars(sys.modules["builtins"]) or "idlelib.run" in sys.modules
@@ -11572,7 +11574,10 @@ def _listen_for_handover() -> tuple[_socket.socket, str]:
     if sys.platform == "win32":
         raise OSError(errno.EINVAL, "this system has no such sockets")
     name = f"devserve-{os.urandom(16).hex()}"
-    address = f"@{name}" if sys.platform == "linux" else os.path.join(os.environ.get("TMPDIR", "/tmp"), name)
+    folder = os.environ.get("TMPDIR", "")  # macOS makes a private one
+    if not os.path.isdir(folder) or len(os.fsencode(folder)) > _ADDRESS_LIMIT - len(name) - 1:
+        folder = "/tmp"
+    address = f"@{name}" if sys.platform == "linux" else os.path.join(folder, name)
     listener = _socket.socket(socket.AF_UNIX)
     listener.bind(address.replace("@", "\0", 1) if sys.platform == "linux" else address)
     listener.listen()

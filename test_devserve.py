@@ -13709,6 +13709,19 @@ termios.tcsetattr(0, termios.TCSANOW, echo)
         self.run_program(body, turns=2, stdin=follower, preexec_fn=session)
         self.assertEqual(self.output.count("echo True True"), 3)
 
+    def test_an_address_with_a_file_is_short_and_lies_in_a_folder_that_is_there(self) -> None:
+        for tmpdir, expected in (
+            ("/var/tmp", "/var/tmp"),
+            ("/" * 99 + "tmp", "/tmp"),  # it is there, and too long for the path of a socket on macOS
+            ("/no/such/folder", "/tmp"),
+            ("", "/tmp"),
+        ):
+            with mock.patch.dict(os.environ, TMPDIR=tmpdir), mock.patch.object(sys, "platform", "darwin"):
+                listener, address = devserve._listen_for_handover()
+            self.addCleanup(listener.close)
+            self.addCleanup(os.unlink, address)
+            self.assertEqual(os.path.dirname(address), expected)
+
 
 @unittest.skipUnless(EXECS, "needs signals")
 class ReloaderSupervised(Folder):
@@ -14604,6 +14617,7 @@ class RunnerInCode(RunnerCase):
             ("the interpreter", typed, ["-i"]),
             ("code.interact", typed, ["-c", "import code; code.interact()"]),
             ("standard input", script, ["-"]),
+            ("a pipe that the shell names", script, ["/dev/stdin"]),
             ("another's prompt", script, ["-c", "exec(compile(open(0).read(), '<stdin>', 'exec'))"]),
         ):
             with self.subTest(name):
