@@ -10068,6 +10068,8 @@ class _Lifespan:
         self.asked += 1
         if self.asked == 1:
             return {"type": "lifespan.startup"}
+        if self.error is not None:
+            self.is_started.set()  # it has said that it failed, and no exception follows: Quart waits for the shutdown
         await self.is_stopping.wait()
         if self.asked > 2:
             await self.bridge.loop.create_future()  # nothing comes after the shutdown

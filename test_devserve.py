@@ -12249,7 +12249,11 @@ class AsgiLifespan(AsgiCase):
             await says(scope, receive, send)
             raise LookupError("no database")
 
-        for app, kind in ((raises, LookupError), (says, Exception), (both, LookupError)):
+        async def waits(scope: Any, receive: App, send: App) -> None:
+            await says(scope, receive, send)
+            await receive()  # as Quart does
+
+        for app, kind in ((raises, LookupError), (says, Exception), (both, LookupError), (waits, Exception)):
             with self.subTest(app.__name__), self.assertRaisesRegex(kind, "no database"):
                 self.serve(app)
 
