@@ -609,7 +609,9 @@ _STUCK_LIMIT = 16  # threads for foreign code at once; more than this hang only 
 _STACK_SIZE = 8 * 1024**2  # of a thread, as glibc has it by default
 _ROUNDS = 3  # threads for one reading: each goes on after the call in which the one before it hung
 _PROMPT = re.compile(r"<(stdin|i?python-input-.*)>|.*[\\/]ipykernel_\d+[\\/]\d+\.py")  # a REPL's, a notebook's
-_DEBUGGERS = ("bdb", "pdb", "pydevd")  # how modules begin in which a thread waits that a debugger has stopped
+_DEBUGGERS = re.compile(  # modules in which a thread stands at a prompt, or waits for the client that shows it one
+    r"(bdb|\w*pdb|pudb|debugpy|code|IPython|celery\.contrib\.rdb)(\.|$)"
+)
 _STDLIB = os.path.dirname(os.__file__)
 _IMPORTLIB = os.path.join(_STDLIB, "importlib", "__init__.py")  # where import_module is
 CODE_TYPES = (  # a value of these shows nothing but its name
@@ -824,7 +826,7 @@ def app_position(frames: Iterable[FrameType]) -> str:
     for frame in frames:
         if is_app_code(frame.f_code):
             return f"{frame.f_code.co_filename}, line {frame.f_lineno}"
-        if str(frame.f_globals.get("__name__")).lstrip("_").startswith(_DEBUGGERS):
+        if _is_debuggers(frame):
             break
     return ""
 
@@ -1103,17 +1105,21 @@ def hand_over(environ: Mapping[str, Any], error: BaseException) -> str:
 
 
 def is_debugged(ident: int) -> bool:
-    """Return whether a thread stands at the prompt of a debugger, or is stopped by an editor's.
+    """Return whether a thread stands at a prompt of a debugger's, or is stopped by an editor's.
 
-    Then its innermost frames are the debugger's: those of `bdb`, from which all that have a prompt are made, or the
-    function in which pydevd waits, which is debugpy's and PyCharm's.
+    Then the debugger's frames come before the application's and ours.
     """
     frame = sys._current_frames().get(ident)
     while frame is not None and not is_app_code(frame.f_code) and frame.f_globals is not globals():
-        if frame.f_globals.get("__name__") == "bdb" or frame.f_code.co_name in ("interaction", "do_wait_suspend"):
+        if _is_debuggers(frame):
             return True
         frame = frame.f_back
     return False
+
+
+def _is_debuggers(frame: FrameType) -> bool:
+    """Return whether a debugger waits in a frame: pydevd's other frames are met in any thread that it traces."""
+    return bool(_DEBUGGERS.match(str(frame.f_globals.get("__name__")))) or frame.f_code.co_name == "do_wait_suspend"
 
 
 def is_main_thread() -> bool:
@@ -6935,7 +6941,7 @@ class DevServer:
             ends = {c: c.deadline(phase, closed, grace) for c, phase in phases.items() if phase != _AT_REST}
             now = time.perf_counter()
             for connection in [c for c, end in ends.items() if end <= now]:
-                if self.is_paused(connection.thread_id):
+                if self._is_stopped(connection):
                     ends[connection] = now + _PAUSED_INTERVAL
                     if connection not in paused:
                         paused.add(connection)
@@ -6950,6 +6956,11 @@ class DevServer:
             if not ends:
                 return [c.sock for c, phase in phases.items() if phase == _AT_REST]
             self._changed.wait(min(ends.values()) - now)
+
+    def _is_stopped(self, connection: _Connection) -> bool:
+        """Return whether a debugger has stopped its thread, or one that may work for it: an event loop's, a pool's."""
+        others = sys._current_frames().keys() - {each.thread_id for each in list(self.connections)}
+        return any(map(self.is_paused, (connection.thread_id, *others)))
 
     def look_again(self) -> None:
         """Have `close_gate`, if a thread is in it, look at the connections again."""
@@ -11506,7 +11517,7 @@ def _exec(launch: Launch, message: dict[str, Any], fds: list[int], ready: Callab
         os.execve(launch.command[0], launch.command, environ)
     except OSError:
         os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        _reap_child(pid)
         _restore(now)
         raise
 
@@ -11566,8 +11577,10 @@ def _start_store(launch: Launch) -> tuple[int, str]:
 
             process = subprocess.Popen(command, env=launch.environ, stdin=listener.fileno(), start_new_session=True)
             return process.pid, address
+        import posix  # gevent replaces what `os` has by what no thread but the greenlets' may call
+
         actions = [(os.POSIX_SPAWN_DUP2, listener.fileno(), 0)]
-        pid = os.posix_spawn(command[0], command, launch.environ, file_actions=actions, setpgroup=0, setsigmask=())
+        pid = posix.posix_spawn(command[0], command, launch.environ, file_actions=actions, setpgroup=0, setsigmask=())
         return pid, address
 
 

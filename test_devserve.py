@@ -1220,6 +1220,21 @@ class ForeignFrames(Folder):
 class ForeignCode(unittest.TestCase):
     """Calls that raise or hang, and texts that cannot be had."""
 
+    def test_a_thread_is_debugged_in_what_a_debugger_runs_for_its_prompt(self) -> None:
+        waiting = ("bdb", "pdb", "remote_pdb", "pudb.remote", "celery.contrib.rdb", "code", "IPython.terminal.embed")
+        others = ("codecs", "celery.app", "_pydevd_bundle.pydevd_trace_dispatch", "threading")
+        for module in (*waiting, *others):
+            entered, go_on = threading.Event(), threading.Event()
+            names = {"__name__": module, "entered": entered, "go_on": go_on}
+            exec(compile("def wait():\n    entered.set()\n    go_on.wait(60)", threading.__file__, "exec"), names)
+            thread = threading.Thread(target=names["wait"])  # type: ignore[arg-type]
+            thread.start()
+            entered.wait(DEADLINE)
+            with self.subTest(module):
+                self.assertEqual(devserve.is_debugged(thread.ident or 0), module in waiting)
+            go_on.set()
+            thread.join()
+
     def test_a_call_returns_what_it_returns_or_what_it_raises(self) -> None:
         self.assertEqual(devserve.call_bounded(lambda: 3, 5.0), (3, None))
         self.assertIsInstance(devserve.call_bounded(sys.exit, 5.0)[1], SystemExit)
@@ -8783,13 +8798,26 @@ class ServerGate(ServerCase):
         self.server.open_gate()
 
     def test_a_request_that_is_stopped_in_a_debugger_is_waited_for(self) -> None:
+        for runner in ("its own thread", "another, as an event loop's or a pool's"):
+            with self.subTest(runner):
+                self.try_stopped_request(in_another=runner.startswith("another"))
+
+    def try_stopped_request(self, *, in_another: bool) -> None:
         entered, go_on = threading.Event(), threading.Event()
         stopped: list[int] = []
 
-        def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
+        def view() -> None:
             stopped.append(threading.get_ident())
             entered.set()
             go_on.wait(DEADLINE)
+
+        def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            if in_another:
+                thread = threading.Thread(target=view)
+                thread.start()
+                thread.join()
+            else:
+                view()
             return hello(environ, start_response)
 
         self.patch("_PAUSED_INTERVAL", 0.02)
@@ -17895,6 +17923,11 @@ class ReloadUnderRunners(Reload):
         self.try_two_reloads(first=self.GEVENT)
         self.try_two_reloads("-m", "gevent.monkey")
         self.try_two_reloads(first=self.GEVENT, last=self.RUN)
+
+    @needs("gevent")
+    def test_gevent_that_replaces_the_start_of_processes_alone(self) -> None:
+        """Then the watcher's thread remains one, and may not call what gevent has put there."""
+        self.try_two_reloads(first="from gevent import monkey\nmonkey.patch_os()\n")
 
     @needs("eventlet")
     def test_eventlet_patches_in_the_module_and_in_code(self) -> None:
