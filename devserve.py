@@ -189,7 +189,8 @@ else:
 # variable is not set.  A file sets only what the environment lacks.
 #
 # Doors: DevserveError, Option, OPTIONS, Config, is_negative, configure, config_of_keywords, values_of_keywords,
-# check_keywords, split_host, add_address, own_command, env_files.
+# check_keywords, split_host, add_address, own_command, env_files,
+# nearest_file.
 #
 # Read first: Option.read, Config, configure, _values_of_environment, _env_entries.
 # =====================================================================================================================
@@ -475,11 +476,11 @@ def env_files(env_file: str = "") -> list[str]:
     skip = os.environ.get("FLASK_SKIP_DOTENV", "").lower()
     if not skip or skip in _NO:
         for name in (".env", ".flaskenv"):
-            found += dict.fromkeys([os.path.abspath(name), _nearest_file(name)])
+            found += dict.fromkeys([os.path.abspath(name), nearest_file(name)])
     return found
 
 
-def _nearest_file(name: str) -> str:
+def nearest_file(name: str) -> str:
     """Return the path of a file in the current folder or in the nearest above it, as python-dotenv finds it.
 
     A folder above in which everybody may write, as in /tmp, is passed over, since anybody may have put the file there.
@@ -1446,6 +1447,7 @@ _FACTORIES = ("create_app", "make_app")  # Flask's and Pyramid's habit
 _WRAPPED_NAMES = ("app", "application", "wsgi_app")  # what middleware calls the application inside
 _NO_APP_FILES = re.compile(r"(devserve|setup|conftest|manage|noxfile|fabfile|tasks|test_.*|.*_test|tests|__.*)\.py$")
 _VIRTUAL_ENVIRONMENTS = (".venv", "venv", "env", ".env")  # what they are called beside a project
+_LOCK_FILES = {"uv.lock": "uv", "poetry.lock": "poetry", "pdm.lock": "pdm", "Pipfile.lock": "pipenv"}  # and whose
 _DECORATED = (FunctionType, functools._lru_cache_wrapper)  # what tells its own function by `__wrapped__`
 _COMMANDS = frozenset(["click.core.Command", "typer.main.Typer"])  # may well be called `app`, and take any arguments
 _CO_ASYNC = 0x80 | 0x200  # inspect.CO_COROUTINE and CO_ASYNC_GENERATOR, without the cost of importing inspect
@@ -1785,8 +1787,8 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 def import_remedy(error: BaseException) -> str:
     """Return what to do about a failed import where its exception does not say so; "" where a library may be missing.
 
-    One that is there is not found when a file of the application's has its name, or when a virtual environment stands
-    beside and is not used.
+    One that is there is not found when a file of the application's has its name, or when a virtual environment that
+    stands beside or above, or that a tool keeps elsewhere, is not used.
     """
     if isinstance(error, SystemExit) and type(error.code) is not str:  # else it says itself what it lacks
         return "the program ends itself while it is imported: let it do so under if __name__ == '__main__': only"
@@ -1803,10 +1805,24 @@ def import_remedy(error: BaseException) -> str:
 
         if PathFinder.find_spec(name, [entry for entry in sys.path if entry not in ("", folder)]):
             return f"your {file} hides the library {name}, since it is found first: give it another name"
-    for folder in _VIRTUAL_ENVIRONMENTS if isinstance(error, ModuleNotFoundError) else ():
-        python = os.path.join(folder, *(("Scripts", "python.exe") if sys.platform == "win32" else ("bin", "python")))
-        used = os.path.realpath(sys.prefix) == os.path.realpath(folder)
-        if os.path.isfile(os.path.join(folder, "pyvenv.cfg")) and not used:
+    if isinstance(error, ModuleNotFoundError):
+        return _remedy_outside_environment()
+    return ""
+
+
+def _remedy_outside_environment() -> str:
+    """Return how to start devserve in the project's virtual environment; "" where it is used, or there is none."""
+    outside = sys.prefix == sys.base_prefix
+    names = [os.path.join(name, "pyvenv.cfg") for name in _VIRTUAL_ENVIRONMENTS] + [*_LOCK_FILES] * outside
+    paths = [nearest_file(name) if outside else os.path.abspath(name) for name in names]
+    for path in sorted(filter(os.path.isfile, paths), key=lambda path: -path.count(os.sep)):
+        folder, name = os.path.split(path)
+        if name in _LOCK_FILES:
+            tool = _LOCK_FILES[name]
+            return f"this is {sys.executable}, but the project is {tool}'s: start devserve by {tool} run python"
+        if os.path.realpath(sys.prefix) != os.path.realpath(folder):
+            scripts = ("Scripts", "python.exe") if sys.platform == "win32" else ("bin", "python")
+            python = os.path.relpath(os.path.join(folder, *scripts))
             return f"this is {sys.executable}, but the project has a virtual environment: start devserve by {python}"
     return ""
 

@@ -2448,8 +2448,21 @@ class FindingMistakes(FindingFolder):
         self.write("venv/pyvenv.cfg", "")
         self.assertRegex(devserve.import_remedy(missing), r"start devserve by venv[\\/]")
         self.assertEqual(devserve.import_remedy(other), "")
+        self.write("source/app.py", "")
+        os.chdir(self.folder / "source")
+        with unittest.mock.patch.object(sys, "prefix", sys.base_prefix):
+            self.assertRegex(devserve.import_remedy(missing), r"start devserve by \.\.[\\/]venv[\\/]")
         with unittest.mock.patch.object(sys, "prefix", str(self.folder / "venv")):
             self.assertEqual(devserve.import_remedy(missing), "")
+
+    def test_remedy_for_a_package_that_is_missing_beside_the_lock_file_of_a_tool_with_its_own_environment(
+        self,
+    ) -> None:
+        missing = ModuleNotFoundError("No module named 'x'", name="x")
+        self.write("poetry.lock", "")
+        for prefix, remedy in ((sys.base_prefix, "start devserve by poetry run python"), ("/elsewhere", "")):
+            with self.subTest(prefix), unittest.mock.patch.object(sys, "prefix", prefix):
+                self.assertRegex(devserve.import_remedy(missing), f"{remedy}$")
 
     @unittest.skipIf(
         sys.implementation.name == "pypy" and sys.version_info >= (3, 10),
