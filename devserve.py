@@ -7029,8 +7029,8 @@ class _Connection:
     It belongs to the thread that is in `serve`: that waits (`_await_request`), reads, runs and answers a request
     (`_answer`), and waits again, until `keep_alive` is false or the client has gone; then it closes the connection.
     Other threads call `cut`, `describe`, `position`, `leave` and `deadline` alone.  An ASGI bridge also calls
-    `receive_into` and `read_ahead`, in the connection's own thread.  Its phase is written by its thread, and read by
-    all:
+    `receive_into` and `read_ahead`, in the connection's own thread, and `note_endless` in its loop's while that waits.
+    Its phase is written by its thread, but for that, and read by all:
 
     _AT_REST  it waits for a request, of which nothing has been read
     _SECURED  the first request is on its way: the TLS handshake is done, or the connection is new and for us alone
@@ -7155,7 +7155,7 @@ class _Connection:
         response = _Response(self, head, environ, body)
         method, target = head.request_line
         if method == "GET" and all(part in target for part in _LONG_POLL):
-            self.phase = _ENDLESS
+            self.note_endless()
         if head.upgrades:
             environ[SOCKET_KEY] = _UpgradedSocket(response)
         _, error = call_safely(partial(response.run, self.server.app))
@@ -7340,6 +7340,11 @@ class _Connection:
         self.sock.close()
 
     # -- for other threads
+
+    def note_endless(self) -> None:
+        """Note that what the request in hand waits for has no foreseeable end, so that no reload waits for it."""
+        self.phase = _ENDLESS
+        self.server.look_again()
 
     def cut(self) -> None:
         """End the connection at once."""
@@ -7811,10 +7816,13 @@ class _Response:
                     raise exc_info[1].with_traceback(exc_info[2])
             finally:
                 exc_info = None  # no cycle through the traceback
+            self.connection.phase = _BUSY  # what is sent instead has an end
         elif self.status:
             raise AssertionError("start_response was called twice; only with exc_info may it be called again")
         self.head = check_response_head(status, headers)
         self.status = status
+        if self.head.is_endless:
+            self.connection.note_endless()  # already now: the first piece may be long in coming
         for name in self.head.dropped:
             self.connection.server.warn_once(
                 f"left out the header {name}: it belongs to the connection, which is the server's (PEP 3333)"
@@ -7883,10 +7891,8 @@ class _Response:
             line += b"Connection: close\r\n"
         elif not self.request.http11:
             line += b"Connection: keep-alive\r\n"
-        if self.head.is_endless:
-            connection.phase = _ENDLESS  # for HEAD too: an ASGI application goes on
-            if not self.discards:
-                self.log(" (begins)")
+        if self.head.is_endless and not self.discards:
+            self.log(" (begins)")
         return b"%b%b%b\r\n" % (self.head.block, _date_line(int(time.time())) if self.head.needs_date else b"", line)
 
     def _choose_framing(self, size: int) -> bytes:
@@ -7923,8 +7929,7 @@ class _Response:
         self.framing = _TAKEN_OVER
         connection = self.connection
         connection.keep_alive, connection.input_left = False, True
-        connection.phase = _ENDLESS  # a reload does not wait for its end
-        connection.server.look_again()
+        connection.note_endless()
 
     def log(self, note: str = "") -> None:
         """Write a line of the request log."""
@@ -8065,7 +8070,7 @@ def _checked_head(status: str, headers: tuple[tuple[str, str], ...]) -> _Respons
             if key == "connection" and "close" in _options(value):
                 closes = True
             else:
-                dropped.append(name)
+                dropped.append(name.title())  # applications do not agree on its case, and one warning is enough
             continue
         names.add(key)
         lines.append(f"{name}: {value}\r\n")
@@ -8288,6 +8293,8 @@ def listen(host: str, port: int, *, again: Callable[[int], str]) -> list[socket.
     path = socket_path(host)
     if path:
         return [_listen_on_path(path)]
+    if host.strip() in ("", "unix:", "unix://"):
+        raise DevserveError(f"--host {host!r} names no address: give one, such as 127.0.0.1, or a path after unix:")
     if not 0 <= port <= 65535:
         raise DevserveError(f"{port} is no port: choose one from 1 to 65535, or 0 for a free one")
     try:
@@ -8298,7 +8305,7 @@ def listen(host: str, port: int, *, again: Callable[[int], str]) -> list[socket.
 
 def _listen_on_host(host: str, port: int) -> list[socket.socket]:
     """Listen on the address of a host; for localhost on both loopbacks, since Node and Chrome ask ::1 first."""
-    if host != "localhost" and not host.endswith(".localhost"):
+    if not f".{host.lower()}".endswith(".localhost"):
         return [_listen_on_address(*_resolve(host, port))]
     for _ in range(_PORT_SEARCH):
         first = _listen_on_address(socket.AF_INET, ("127.0.0.1", port))
@@ -9338,6 +9345,8 @@ class _HttpRequest:
         if self.has_debugger:
             self.context.keep()
             self.held = [] if message["status"] >= 500 else None
+        if self.head.is_endless:
+            self.connection.note_endless()
         self.phase = _STARTED
 
     def add(self, body: bytes, more: bool) -> None:
@@ -9397,7 +9406,10 @@ class _HttpRequest:
         await self.changed.wait()
 
     def leave(self, code: int) -> None:
-        """End what has no end of its own, as the application is to be shut down: of a plain request, nothing."""
+        """End what has no end of its own, as the application is to be shut down."""
+        if self.is_endless:
+            self.disconnect()
+            self.wake()
 
     @property
     def is_endless(self) -> bool:

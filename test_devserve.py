@@ -8772,14 +8772,14 @@ class ServerGate(ServerCase):
         self.server.open_gate()
 
     def test_a_response_without_end_gets_no_grace(self) -> None:
-        for kind in ("text/event-stream", "multipart/x-mixed-replace; boundary=x", "application/x-ndjson"):
-            go_on = threading.Event()
+        for kind in ("text/event-stream", "multipart/x-mixed-replace; boundary=x", "application/x-ndjson", "early"):
+            entered, go_on = threading.Event(), threading.Event()
             self.addCleanup(go_on.set)
-            pieces = Pieces(b"data: 1\n\n", lambda go_on=go_on: go_on.wait() and b"")
-            self.serve(answering(pieces, ("Content-Type", kind)))
-            client = self.connect(GET)
-            client.head()
-            client.chunk()
+            first = [] if kind == "early" else [b"data: 1\n\n"]  # a queue may be empty at first
+            pieces = Pieces(*first, lambda e=entered, go_on=go_on: e.set() or (go_on.wait() and b""))
+            self.serve(answering(pieces, ("Content-Type", kind if first else "text/event-stream")))
+            self.connect(GET)
+            entered.wait(DEADLINE)
             returning(self.server.close_gate, 600.0)
             self.assertNotIn("grace", self.log)
             self.server.open_gate()
@@ -9616,7 +9616,7 @@ class ServerResponses(ServerCase):
         names = [
             "Connection", "Keep-Alive", "Proxy-Authenticate", "TE", "Trailers", "Transfer-Encoding", "Upgrade",
         ]  # fmt: skip
-        self.serve(answering([b"hello"], *[(name, "chunked") for name in names]))
+        self.serve(answering([b"hello"], *[(spelt, "chunked") for name in names for spelt in (name, name.lower())]))
         client = self.connect(GET, GET, GET)
         for _ in range(3):
             answer = client.answer()
@@ -11259,20 +11259,28 @@ class AsgiSending(AsgiCase):
     def test_a_stream_whose_application_sleeps_holds_no_reload(self) -> None:
         import asyncio
 
+        asleep = threading.Event()
+
         async def view(scope: Any, receive: App, send: App) -> None:
             await send({**self.START, "headers": [(b"content-type", b"text/event-stream")]})
-            await send({**self.BODY, "body": b": begins\n\n", "more_body": True})
+            if scope["path"] != "/early":
+                await send({**self.BODY, "body": b": begins\n\n", "more_body": True})
+            asleep.set()
             await asyncio.sleep(DEADLINE)
 
-        for method in ("GET", "HEAD"):
-            with self.subTest(method):
+        for request in ("GET /", "HEAD /", "GET /early"):
+            with self.subTest(request):
+                asleep.clear()
                 bridge: Any = self.serve_asgi(view).app
-                client = self.connect(f"{method} / HTTP/1.1\r\nHost: x\r\n\r\n")
-                client.head()
+                client = self.connect(f"{request} HTTP/1.1\r\nHost: x\r\n\r\n")
+                asleep.wait(DEADLINE)
+                if request != "GET /early":
+                    client.head()
                 self.assertEqual(self.server.close_gate(3.0), [])
                 bridge.stop(3.0)
                 self.assertIsInstance(self.end(), asyncio.CancelledError)
                 self.assertNotIn("grace", self.log)
+                self.assertNotIn("Traceback", self.log)
 
     def test_http_1_0_gets_no_chunks(self) -> None:
         self.answering(self.START, {**self.BODY, "body": b"one", "more_body": True}, {**self.BODY, "body": b"two"})
@@ -13961,7 +13969,7 @@ class RunnerGreeting(RunnerCase):
     @unittest.skipUnless(HAS_IPV6, "needs IPv6")
     def test_localhost_is_both_loopbacks_before_and_after_a_reload(self) -> None:
         """Node and Chrome ask ::1 first, others 127.0.0.1; with port 0 both have the same number."""
-        served = self.served("hello", "--host", "localhost", "--reload")
+        served = self.served("hello", "--host", "LocalHost", "--reload")
         served.wait_for(rf"on http://localhost:{served.port} ")
         for text in ("hello", "changed"):
             self.write("hello.py", HELLO.replace("hello", text))
@@ -14351,8 +14359,8 @@ class RunnerPortInUse(RunnerCase):
 
     def test_hosts_that_cannot_be_bound_have_their_own_lines(self) -> None:
         lines = {
-            "192.0.2.1": "not an address of this machine", "nowhere.invalid": "does not resolve", "": "host",
-            "a..b": "resolve", "x" * 300: "resolve",
+            "192.0.2.1": "not an address of this machine", "nowhere.invalid": "does not resolve",
+            "": "names no address", "unix:": "names no address", "a..b": "resolve", "x" * 300: "resolve",
         }  # fmt: skip
         for host, word in lines.items():
             with self.subTest(host):
