@@ -5461,8 +5461,8 @@ def _is_address(name: str) -> bool:
 
 def _is_loopback(name: str) -> bool:
     """Return whether a name is this machine's by RFC 6761, or an address of loopback."""
-    named = name == "localhost" or name.endswith(".localhost") or name in ("::1", "::ffff:127.0.0.1")
-    return named or bool(re.fullmatch(rf"127(?:\.{_BYTE}){{3}}", name))
+    named = name == "localhost" or name.endswith(".localhost") or name == "::1"
+    return named or bool(re.fullmatch(rf"(?:::ffff:)?127(?:\.{_BYTE}){{3}}", name))
 
 
 def check_pin(pin: str) -> None:
@@ -12308,8 +12308,8 @@ class _Runner:
         elif isinstance(app, BrokenApp):
             app = _import_error_app(app.error)
         if self.config.live:
-            refuses = self.guard.refuses_reading if self.guard else lambda environ: None
-            app = self.live = LivePages(app, reload_id, self.terminal.warn, refuses)
+            guard = self.guard or self._guard()
+            app = self.live = LivePages(app, reload_id, self.terminal.warn, guard.refuses_reading)
         self.server.app = app
         self.server.streams = self.bridge is not None
 

@@ -6119,8 +6119,8 @@ class GuardPin(Debugged):
                 for guess in ("", "off", "000"):
                     refusal = off.try_pin(guess, elsewhere)
                     self.assertEqual(refusal and refusal.error, "shut")
-        for here in ({"REMOTE_ADDR": "127.0.0.1"}, {"REMOTE_ADDR": "::1"}, {"REMOTE_ADDR": ""}):
-            self.assertTrue(off.knows(here))
+        for here in ("127.0.0.1", "127.0.0.2", "::1", "::ffff:127.0.0.1", "::ffff:127.0.0.2", ""):
+            self.assertTrue(off.knows({"REMOTE_ADDR": here}))
         self.assertIn("this machine only", off.banner_line("http://0.0.0.0:1"))
         self.assertNotIn(self.guard.token, self.guard.banner_line("unix:/run/s"))  # no browser opens a socket file
 
@@ -7780,6 +7780,12 @@ class DebuggerServed(Folder):
                 self.assertNotIn("__devserve__", text)
             self.assertNotIn("PIN", served.log)
             served.wait_for("ZeroDivisionError")
+
+    def test_open_pages_are_told_of_a_save_without_the_debugger_but_no_rebound_name_is(self) -> None:
+        with Served("app:app", "--reload", "--live", cwd=self.folder) as served:
+            for host, status in (("localhost", 200), ("192.168.1.7", 200), ("evil.example", 403)):
+                self.assertEqual(fetch(served.port, "/__devserve__/live", Host=host).status, status)
+            self.assertNotIn("PIN", served.log)
 
     def test_all_addresses_are_served_but_only_loopback_gets_a_console(self) -> None:
         with Served("app:app", "--debugger", "--host", "0.0.0.0", cwd=self.folder) as served:
