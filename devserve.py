@@ -10684,8 +10684,13 @@ class _Overwritten:
         return True
 
     def is_one_too_many(self, path: str, weight: int) -> bool:
-        """Count a change, by a weight of 0 if a person may have made it; return whether the file is left out now."""
+        """Count a change, by a weight of 0 if a person may have made it; return whether the file is left out now.
+
+        A person who saves one file may well have made the changes of others just before: these rows begin anew.
+        """
         before = self.rows.get(path, 0)
+        if not weight:
+            self.rows = {path: row for path, row in self.rows.items() if row >= _REPEATED}
         self.rows[path] = row = before + weight if weight else 0
         if row < _REPEATED:
             return False

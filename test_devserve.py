@@ -13129,6 +13129,17 @@ class ReloaderMemory(ReloaderWatching):
                     self.write(name, f"x = {number}")
                     self.assertEqual(self.said(), [[name]])
 
+    def test_whoever_saves_a_module_and_data_in_turn_is_heeded_each_time(self) -> None:
+        self.write("turn_a.py", "x = 0")
+        self.write("turn.txt", "0")
+        self.start("turn_a", extra_files=["turn.txt"], seen=["turn.txt"])
+        with mock.patch.object(devserve, "_HEELS", 1000.0):
+            for number in range(1, devserve._REPEATED + 3):
+                for name in ("turn_a.py", "turn.txt"):
+                    del self.calls[:]
+                    self.write(name, f"x = {number}")
+                    self.assertEqual(self.said(), [[name]])
+
     def test_a_log_that_never_rests_holds_no_request_for_long(self) -> None:
         settled: list[bool] = []
         self.write("logs/b.log", "")
