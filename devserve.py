@@ -595,7 +595,7 @@ def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
 #
 # Doors: NAME_LIMIT, CODE_TYPES, PLAIN_TYPES, MISSING, Outcome, escape_controls, escape_unprintable, shown_text,
 # type_name, TooLate, call_safely, call_bounded, call_each_bounded, ForeignCalls, interrupt_thread, enlarge_stacks,
-# is_library, is_app_file, is_app_code, thread_position, app_position, is_below, application_traceback,
+# is_library, is_app_file, is_app_code, outer_frames, thread_position, app_position, is_below, application_traceback,
 # linked_exceptions, has_plain_text, traceback_text, raw_slot, own_dict, static_attributes, static_attribute,
 # locals_of, SOCKET_KEY, is_taken_over, broken_request, nobody_listens, PRESERVE_CONTEXT, ON_EXCEPTION, HANDED_OVER,
 # hand_over, is_debugged, is_main_thread, has_green_threads, native_threading, native_sleep.
@@ -813,13 +813,16 @@ def is_app_code(code: CodeType) -> bool:
     return not _is_machinery(code.co_filename, code.co_name) and is_app_file(code.co_filename)
 
 
+def outer_frames(frame: Optional[FrameType]) -> Iterator[FrameType]:
+    """Yield a frame, the one that has called it, and so on."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
 def thread_position(ident: Optional[int]) -> str:
     """Return where a thread stands in the application's own code: "" when in none of it, or stopped in a debugger."""
-    frames, frame = [], sys._current_frames().get(ident or 0)
-    while frame is not None:
-        frames.append(frame)
-        frame = frame.f_back
-    return app_position(frames)
+    return app_position(outer_frames(sys._current_frames().get(ident or 0)))
 
 
 def app_position(frames: Iterable[FrameType]) -> str:
@@ -1110,11 +1113,11 @@ def is_debugged(ident: int) -> bool:
 
     Then the debugger's frames come before the application's and ours.
     """
-    frame = sys._current_frames().get(ident)
-    while frame is not None and not is_app_code(frame.f_code) and frame.f_globals is not globals():
+    for frame in outer_frames(sys._current_frames().get(ident)):
+        if is_app_code(frame.f_code) or frame.f_globals is globals():
+            break
         if _is_debuggers(frame):
             return True
-        frame = frame.f_back
     return False
 
 
@@ -6163,9 +6166,8 @@ def _page_headers(kind: str, nonce: str, *, is_fragment: bool = False) -> list[t
     )
     if is_fragment:
         policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'self'"
-    isolated = [] if is_fragment else [("Document-Isolation-Policy", "isolate-and-require-corp")]
     return [
-        *isolated,
+        *([] if is_fragment else [("Document-Isolation-Policy", "isolate-and-require-corp")]),
         ("Content-Type", f"{kind}; charset=utf-8"),
         ("Cache-Control", "no-store"),
         ("Content-Security-Policy", policy),
@@ -8165,16 +8167,10 @@ class _UpgradedSocket:
         with self._sending:
             view = memoryview(data).cast("B")
             while view:
-                view = view[self._send(view, self._timeout) :]
+                view = view[self.send_some(view, self._timeout) :]
 
-    def send_now(self, data: memoryview) -> int:
-        """Send what the socket takes without waiting; return how many bytes that are."""
-        try:
-            return self._send(data, 0.0)
-        except BlockingIOError:
-            return 0
-
-    def _send(self, data: memoryview, seconds: Optional[float]) -> int:
+    def send_some(self, data: Any, seconds: Optional[float]) -> int:
+        """Send what the socket takes, waiting for so long until it takes anything; return how many bytes that are."""
         self._take_over()
         response = self._response
         if not response.sent:
@@ -9068,14 +9064,12 @@ def _pool_position(is_wanted: Callable[[Context], bool]) -> str:
 
     for ident, frame in sys._current_frames().items():
         position = thread_position(ident)
-        outer: Optional[FrameType] = frame if position else None
-        while outer is not None:
+        for outer in outer_frames(frame if position else None):
             for value in [] if is_app_code(outer.f_code) else list(outer.f_locals.values()):
                 for _ in _TO_CONTEXT:
                     value = getattr(value, _TO_CONTEXT.get(type_name(type(value)), ""), value)
                 if isinstance(value, Context) and is_wanted(value):
                     return position
-            outer = outer.f_back
     return ""
 
 
@@ -9599,11 +9593,11 @@ class _WebSocket(_HttpRequest):
         sent = 0
         try:
             while self.unsent:
-                count = self.socket.send_now(self.unsent[:_HIGH_WATER])
-                if not count:
-                    break
+                count = self.socket.send_some(self.unsent[:_HIGH_WATER], 0.0)
                 del self.unsent[:count]
                 sent += count
+        except BlockingIOError:
+            pass
         except OSError:  # it has gone
             self.unsent.clear()
             self.is_closing = self.reads_no_more = True
@@ -10593,13 +10587,8 @@ def _module_file(module: Any) -> str:
 
 def _files_on_the_stack() -> set[str]:
     """Return the files whose code runs now: under a profiler, the application's own script is no module."""
-    frame: Optional[FrameType] = sys._getframe()
-    found = set()
-    while frame is not None:
-        path = os.path.abspath(frame.f_code.co_filename)
-        found.add(path if os.path.isfile(path) else "")
-        frame = frame.f_back
-    return found
+    paths = {os.path.abspath(frame.f_code.co_filename) for frame in outer_frames(sys._getframe())}
+    return set(filter(os.path.isfile, paths))
 
 
 def _glob(pattern: str, star: str) -> str:
@@ -11240,14 +11229,13 @@ def _is_program() -> bool:
     Then no frames stand around ours but those of `runpy`, by which `-m` works; under `coverage run devserve.py` there
     are coverage's.  With `-I` and `-P` an import would not find the file, as its folder is not in `sys.path`.
     """
-    frame: Optional[FrameType] = sys._getframe()
-    while frame is not None and (frame.f_globals is globals() or frame.f_globals.get("__name__") == "runpy"):
-        frame = frame.f_back
+    owners = [frame.f_globals for frame in outer_frames(sys._getframe())]
+    is_alone = all(owner is globals() or owner.get("__name__") == "runpy" for owner in owners)
     try:
         is_found = os.path.samefile(os.path.join(sys.path[0], "devserve.py"), __file__)
     except OSError:
         is_found = False
-    return frame is None and __name__ == "__main__" and is_found
+    return is_alone and __name__ == "__main__" and is_found
 
 
 def _under_pydevd() -> bool:
@@ -11277,11 +11265,8 @@ def _original_command() -> list[str]:
 
 def _is_at_prompt() -> bool:
     """Return whether code is typed at a prompt, in a notebook or in IDLE, or comes from standard input."""
-    frame: Optional[FrameType] = sys._getframe()
-    while frame is not None:
-        if frame.f_code.co_filename.startswith(_PROMPTS + _PIPES):
-            return True
-        frame = frame.f_back
+    if any(frame.f_code.co_filename.startswith(_PROMPTS + _PIPES) for frame in outer_frames(sys._getframe())):
+        return True
     return hasattr(sys, "ps1") or "get_ipython" in vars(sys.modules["builtins"]) or "idlelib.run" in sys.modules
 
 
@@ -12117,13 +12102,8 @@ def _bound_hosts(config: Config, listeners: Sequence[socket.socket]) -> list[str
 
 
 def _imported_by_devserve() -> bool:
-    """Say whether the caller is a module that the loader is importing, which calls `run` without a main guard."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code is _Runner.load.__code__:
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
+    """Return whether the caller is a module that the loader is importing, which calls `run` without a main guard."""
+    return any(frame.f_code is _Runner.load.__code__ for frame in outer_frames(sys._getframe()))
 
 
 def _listen_for(config: Config, *, in_code: bool) -> tuple[list[socket.socket], dict[str, Any]]:
