@@ -3484,6 +3484,8 @@ def _hint_for(error: BaseException, positions: list[FramePosition]) -> str:
     from difflib import get_close_matches
 
     text, name = _first_text(error)[:_TEXT_LIMIT], getattr(error, "name", None)
+    if isinstance(error, RuntimeError) and ("'trio." in text or text == "must be called from async context"):
+        return "Trio's functions need Trio's event loop, and this is asyncio's: call asyncio's or anyio's instead."
     quoted = re.search(r"(?:name|attribute) '(\w+)'", text)
     wanted = quoted.group(1) if quoted else name if isinstance(name, str) else ""
     wanted = text if isinstance(error, KeyError) else wanted

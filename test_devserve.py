@@ -4008,6 +4008,12 @@ class ReadingHints(Reading):
     def test_suggests_an_import(self) -> None:
         self.assertEqual(self.hint("json.loads"), "Did you forget to import 'json'?")
 
+    def test_trios_words_for_another_loop_name_trio(self) -> None:
+        bad_yield = "Task got bad yield: <class 'trio._core._traps.CancelShieldedCheckpoint'>"
+        for text in (bad_yield, "must be called from async context"):
+            self.assertIn("Trio's event loop", self.hint(f"raise RuntimeError({text!r})"))
+        self.assertEqual(self.hint("raise RuntimeError('trio')"), "")
+
     def test_suggests_an_attribute_of_self(self) -> None:
         source = "class K:\n    def __init__(self): self.total = 1\n    def go(self): total\ndef view(): K().go()\n"
         self.assertEqual(self.read(source).hint, "Did you mean: 'self.total'?")
