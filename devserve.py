@@ -3740,6 +3740,8 @@ _SECRET_TEXTS = (  # what the text must hold, and a pattern: its last group is h
     ("://", r"://([\w\-]{20,})(?=@)"),  # a token in the place of the name, as hosts of git take it
     # GitHub, GitLab, Stripe, OpenAI, Slack and Google begin their tokens so.
     ("", r"\b(?:gh[a-z]_|github_pat_|glpat-|[rs]k_(?:live|test)_|sk-|xox[a-z]-|AIza)([\w\-]{16,})"),
+    # A hashed password, by bcrypt, Argon2, Django's or Werkzeug's: who has it can try passwords against it.
+    ("$", r"(?:\$(?:2[abxy]|argon2\w+)|\b(?:argon2|bcrypt\w*|pbkdf2[\w:]*|scrypt[\w:]*))\$([\w$=,+./-]{20,})"),
     ("-----BEGIN", r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----(.*?)(?=-----END|\Z)"),  # RFC 7468
     ("-", r"""(?:^|[^\w-])--?([a-zA-Z][\w-]{1,40})(?: |=|'?, ')([^\s'"]+)"""),  # of a command line
     ("curl", r"""\bcurl\b[^\n]{0,200}?['"\s]-u(?: |', ')['"]?[^\s:'"]+:([^\s'"]+)"""),

@@ -4442,6 +4442,10 @@ class ReadingSecrets(Reading):
             f"ALTER USER me WITH PASSWORD '{SECRET}'",
             f"<user><password>{SECRET}</password></user>",
             f"Incorrect key: sk-{SECRET}{SECRET}",
+            f"$argon2id$v=19$m=65536,t=3,p=4${SECRET}${SECRET}",
+            f"$2b$12${SECRET}{SECRET}",
+            f"pbkdf2_sha256$600000${SECRET}${SECRET}=",
+            f"scrypt:32768:8:1${SECRET}${SECRET}",
             *(
                 {name: SECRET}
                 for name in "Passwort contraseña Senha mot_de_passe пароль パスワード DB_PSWD passkey".split()
@@ -4458,6 +4462,7 @@ class ReadingSecrets(Reading):
         for text in (
             "http://localhost:5173/@vite/client",
             "http://[::1]:80/@x",
+            "scrypt costs $20, and $2a is no hash",
             "https://user@host/path",
             "Authorization is missing",
             "a: b, c=d",
