@@ -10961,6 +10961,8 @@ class Watcher(native_threading.Thread):
             suspects |= self._different(self.files.own if len(suspects) > 1 else self._rounds.next())
         self.files.adopt()  # what the application has written by itself to load it, it has loaded by now
         news = {path: state for path, state in last.items() if state != self.files.states[path]}
+        if weight > 1:  # one file never rests; another that is gone or empty may be being saved: the next look tells
+            news = {path: state for path, state in news.items() if state and state[1]}
         self._accept(news, hasty=first_seen < self._rested + _HEELS, weight=weight)
         if own:
             self.settling(False)

@@ -13151,6 +13151,24 @@ class ReloaderMemory(ReloaderWatching):
                     self.write(name, f"x = {number}")
                     self.assertEqual(self.said(), [[name]])
 
+    def test_a_log_that_never_rests_has_no_file_loaded_that_is_being_saved(self) -> None:
+        self.write("logs/c.log", "")
+        self.write("saved_a.py", "x = 1")
+        self.start("saved_a", extra_files=["logs"], seen=["logs/c.log"])
+        numbers, sleep = itertools.count(10), devserve.native_sleep
+
+        def write_meanwhile(seconds: float) -> None:
+            if seconds == devserve._SETTLE and not self.calls:
+                self.write("logs/c.log", f"line {next(numbers)}")
+                self.write("saved_a.py", "")
+            sleep(seconds)
+
+        with mock.patch.multiple(devserve, native_sleep=write_meanwhile, _SETTLE_LIMIT=0.1, _SETTLE_DOUBTFUL=DEADLINE):
+            self.write("logs/c.log", "line 1")
+            self.assertEqual(self.said(), [["logs/c.log"]])
+            self.write("saved_a.py", "x = 2")
+            eventually(lambda: any("saved_a.py" in self.relative(call) for call in self.calls), "it is saved")
+
     def test_a_log_that_never_rests_holds_no_request_for_long(self) -> None:
         settled: list[bool] = []
         self.write("logs/b.log", "")
