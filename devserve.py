@@ -11139,6 +11139,7 @@ class Launch(NamedTuple):
         Call it once, in the main thread; with `early` when no code of the application has run yet.  Signals that the
         restart held back stay blocked until `release_signals`.
         """
+        _open_standard_streams()
         parent, message, fds = _fetch()
         if message:
             command, is_plain = message["command"], message["is_plain"]
@@ -11204,6 +11205,17 @@ class Launch(NamedTuple):
         """Let in the signals that came during the restart.  Call it when the signal handlers are in place."""
         if sys.platform != "win32":
             signal.pthread_sigmask(signal.SIG_SETMASK, self.kept["blocked"])
+
+
+def _open_standard_streams() -> None:
+    """Open what is closed of the standard streams, so that no socket takes a number to which libraries in C write.
+
+    Launchers close them, and an exec closes what the application has opened in their place.
+    """
+    if sys.platform != "win32":
+        with contextlib.suppress(OSError):  # a container without devices
+            for _ in itertools.filterfalse(_is_open, range(3)):
+                os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
 
 
 def _start_thread(target: Callable[..., object], *args: object) -> None:

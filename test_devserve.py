@@ -14729,6 +14729,29 @@ class RunnerInCode(RunnerCase):
                 self.assertIn("the prompt goes on", served.log)
 
     @posix_signals
+    def test_no_socket_takes_the_number_of_a_standard_stream_that_is_closed(self) -> None:
+        self.write(
+            "streams.py",
+            """
+            import os, stat
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0, inheritable=False)  # a reload closes it again
+
+            def app(_, start):
+                start('200 OK', [])
+                return [repr([VERSION, [stat.S_ISCHR(os.fstat(fd).st_mode) for fd in (0, 1)]]).encode()]
+
+            VERSION = 1
+            """,
+        )
+        start = "import os, sys; os.closerange(0, 2); "
+        command = [sys.executable, str(SCRIPT), "streams:app", "--reload", "--port", "0"]
+        served = self.served(script=["-c", f"{start}os.execv(sys.executable, {command!r})"], port=False)
+        self.assertEqual(served.get(), "[1, [True, True]]")
+        path = self.folder / "streams.py"
+        path.write_text(path.read_text().replace("VERSION = 1", "VERSION = 2 "))
+        eventually(lambda: served.get() == "[2, [True, True]]", "the new version")
+
+    @posix_signals
     def test_devserve_itself_from_standard_input_serves_without_the_reloader_and_says_so(self) -> None:
         self.write("typed.py", "def app(_, start):\n    start('200 OK', [])\n    return [b'typed']\n")
         start = f"import os; os.dup2(os.open({str(SCRIPT)!r}, os.O_RDONLY), 0); "
