@@ -2047,7 +2047,11 @@ def _module_remedy(module: ModuleType, target: str) -> str:
         meant = f"{target}.{near}" if target.isidentifier() else os.path.join(target, f"{near}.py")
         return f"; did you mean {meant!r}?"
     text = _text_of(getattr(module, "__file__", None) or "")
-    packages = {name.partition(".")[0]: row for name, row in _FRAMEWORKS.items() if row.example or row.elsewhere}
+    packages = {  # a row of a module, which is in lower case, stands for that alone
+        name if name.islower() else name.partition(".")[0]: row
+        for name, row in _FRAMEWORKS.items()
+        if row.example or row.elsewhere
+    }
     used = [row for name, row in packages.items() if re.search(rf"^\s*(import|from) {name}\b", text, re.MULTILINE)]
     example = next((row.example for row in used), "")
     if used and used[0].elsewhere:
@@ -2544,6 +2548,8 @@ _FRAMEWORKS: dict[str, _Framework] = {
     "nicegui": _Framework(elsewhere="NiceGUI serves it: python FILE"),
     "panel": _Framework(elsewhere="Panel serves it: panel serve FILE"),
     "twisted": _Framework(elsewhere="Twisted serves it: python FILE"),
+    "http.server": _Framework(elsewhere="http.server serves it: python FILE"),
+    "xmlrpc.server": _Framework(elsewhere="xmlrpc.server serves it: python FILE"),
 }
 
 

@@ -2377,6 +2377,10 @@ class FindingMistakes(FindingFolder):
         self.refused("script", "no application in 'script'; Streamlit serves it: streamlit run FILE")
         self.write("counter.py", "if False:\n    from twisted.internet import reactor\n")
         self.refused("counter", "no application in 'counter'; Twisted serves it: python FILE")
+        self.write("files.py", "from http.server import HTTPServer\nif __name__ == '__main__':\n    HTTPServer\n")
+        self.refused("files", "no application in 'files'; http.server serves it: python FILE")
+        self.write("guarded.py", "from http import HTTPStatus\nif __name__ == '__main__':\n    app = HTTPStatus\n")
+        self.refused("guarded", "no application in 'guarded', which makes it under if __name__ == '__main__' only")
 
     def test_command_line_that_is_called_like_an_application(self) -> None:
         self.write(
