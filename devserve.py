@@ -9114,7 +9114,7 @@ class _HttpRequest:
         self.has_ended = False  # the client sends no more, and has gone or waits for the answer; set by the thread
         self.is_gone = False  # the client has gone, or is taken for gone since the application knows that it has ended
         self.is_wanted = not self.has_more or not self.body.expected  # the application wants the body: no 100 before
-        self.is_full = False  # `send` waits for the thread
+        self.is_full = False  # `send` waits for the thread, or did since that last wrote
         # The loop's
         self.id = object()
         self.has_debugger = ON_EXCEPTION in environ  # whose page would take the place of a framework's own 500
@@ -9245,6 +9245,7 @@ class _HttpRequest:
         """Note that the connection has taken a piece of the answer."""
         self.written += size
         if self.is_full and self.sent - self.written <= _LOW_WATER:
+            self.is_full = False
             self.bridge.post(self.notify)
 
     def disconnect(self) -> None:
@@ -9377,12 +9378,12 @@ class _HttpRequest:
 
     async def drain(self) -> None:
         """Wait until the connection has taken most of what was sent."""
-        self.is_full = True
+        self.is_full = True  # before each look, as the thread looks here after each write; there may be several tasks
         while self.sent - self.written > _LOW_WATER and self.held is None:
             if self.is_gone:
                 raise _ClientDisconnected
             await self.change()
-        self.is_full = False
+            self.is_full = True
 
     def put(self, item: Any) -> None:
         """Give something to the thread."""

@@ -11498,6 +11498,30 @@ class AsgiWebSockets(AsgiCase):
                 return
             await send({**self.seen[-1], "type": "websocket.send"})
 
+    def test_tasks_that_send_at_once_all_go_on_when_the_client_has_taken_what_was_sent(self) -> None:
+        import asyncio
+
+        async def both() -> None:
+            loop, size = asyncio.get_running_loop(), devserve._LOW_WATER + 1
+            request = object.__new__(devserve._HttpRequest)
+            request.sent, request.written, request.is_full, request.is_gone = size, 0, False, False
+            request.held = request.changed = None
+            request.bridge = mock.Mock(post=loop.call_soon)
+
+            async def first() -> None:
+                await request.drain()
+                request.sent += size  # less than what it would have to wait for
+
+            tasks = [loop.create_task(first()), loop.create_task(request.drain())]
+            for _ in range(2):
+                await asyncio.sleep(0)
+                request.note_written(size)
+                for _ in range(5):
+                    await asyncio.sleep(0)
+            self.assertEqual([task.done() for task in tasks], [True, True])
+
+        asyncio.run(both())
+
     def sending(self, *messages: dict[str, Any], **options: Any) -> None:
         async def view(scope: Any, receive: App, send: App) -> None:
             await receive()
