@@ -17017,6 +17017,7 @@ class ReloadSeesEverything(Reload):
                 self.write(name, "2")
                 files = {**files, os.path.basename(name): "2"}
                 self.sees(client, files=files)
+        self.settle()  # what was written during an import is reloaded for, though it has been read
         before = self.reloads()
         self.write("templates/secret.html", "3")
         self.write("templates/deep/page.html", "3")
@@ -17129,7 +17130,8 @@ def page():
         self.save("v2", f"{{}}\n\n\n{code}")
         self.reaches(client, "v2")
         self.settle()
-        self.assertEqual(self.reloads(), devserve._REPEATED)  # one of them for the code
+        # One of them for the code, and one more when that was saved while a reload imported it.
+        self.assertIn(self.reloads() - devserve._REPEATED, (0, 1))
         self.assertEqual(self.served.log.count("app.log is written"), 1)
 
     def test_twenty_edits_in_two_seconds_end_with_the_last(self) -> None:
@@ -17139,6 +17141,7 @@ def page():
             self.save(f"v{number}")
             time.sleep(0.1)
         self.reaches(client, "v19")
+        self.settle()  # a save during an import may need a reload, though it has been loaded
         self.assertLessEqual(self.reloads(), 20)
         before = self.reloads()
         self.save("last")
