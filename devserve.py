@@ -189,8 +189,7 @@ else:
 # variable is not set.  A file sets only what the environment lacks.
 #
 # Doors: DevserveError, Option, OPTIONS, Config, is_negative, configure, config_of_keywords, values_of_keywords,
-# check_keywords, split_host, add_address, own_command, env_files,
-# nearest_file.
+# check_keywords, split_host, add_address, own_command, env_files, nearest_file.
 #
 # Read first: Option.read, Config, configure, _values_of_environment, _env_entries.
 # =====================================================================================================================
@@ -3731,10 +3730,8 @@ def _is_harmless(value: object, name: str) -> bool:
 _QUOTED = r"""'(?:[^'\\]|\\.)*'?|"(?:[^"\\]|\\.)*"?"""
 _LISTED = r"""[\[(]\s*(?:b?(?:'[^'\s]*'|"[^"\s]*")[,\s]*)+[\])]?"""  # with a space it is what is wrong with a password
 _SECRET_TEXTS = (  # what the text must hold, and a pattern: its last group is hidden if the one before names a secret
-    (
-        "=",
-        r"""(?:^|[?&#;\s'"(,])([\w.\-\[\]]{1,60})=('[^']*'?|"[^"]*"?|(?!\x3c\w[^\x3c>]*>)[^&;#\s'"]+)""",
-    ),  # of a URL, of a database
+    # Of a URL, of a database; what stands in angle brackets is a repr
+    ("=", r"""(?:^|[?&#;\s'"(,])([\w.\-\[\]]{1,60})=('[^']*'?|"[^"]*"?|(?!\x3c\w[^\x3c>]*>)[^&;#\s'"]+)"""),
     ("= ", rf"""\b([\w.\-]{{1,60}}) ?= ({_QUOTED}|(?=[^\s;,]*[0-9])[^\s;,'"?%:$@({{]+)"""),  # INI, TOML, SQL
     (":", rf"""(['"])([\w.\-]{{1,60}})\1\s*:\s*({_QUOTED}|{_LISTED}|[^\s,}}\](\[{{][^\s,}}\]]*)"""),  # JSON
     ("value", rf"""['"](?:name|key)['"]:\s*['"]([\w.\-]{{1,60}})['"],\s*['"]value['"]:\s*({_QUOTED})"""),  # HAR

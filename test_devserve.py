@@ -15873,7 +15873,8 @@ class BrowserPage(InBrowser):
         self.page.goto(f"http://www.rebound.test:{self.served.port}/key")
         self.assertIn("--trusted-host www.rebound.test", self.page.locator(".hint").inner_text())
         self.assertNotIn("FRUITS", self.page.content())
-        self.problems = [text for text in self.problems if "Opener-Policy header has been ignored" not in text]
+        # On plain HTTP, at a name that is not loopback's, browsers heed neither of the two policies, and say so.
+        self.problems = [text for text in self.problems if "-Policy header has been ignored" not in text]
 
 
 class BrowserConsole(InBrowser):
