@@ -10296,7 +10296,8 @@ class _ImportRecorder:
         def noted_path_stats(loader: SourceFileLoader, path: str) -> Mapping[str, Any]:
             self.loaded.append((os.path.join(self._cwd, path), _state(path), True))
             stats = path_stats(loader, path)
-            if stats["mtime"] > time.time() - _YOUNG and not is_library(path, self._cwd):
+            for_import = sys._getframe(1).f_code.co_name == "get_code"  # `py_compile` asks too, and is to write it
+            if for_import and stats["mtime"] > time.time() - _YOUNG and not is_library(path, self._cwd):
                 raise OSError("too young to be told from its bytecode")  # so none is read, and none is written
             return stats
 
@@ -12988,7 +12989,7 @@ def _parse_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     except argparse.ArgumentError as error:  # which names the flags of the row, as in -d/--debug/--no-debug
         flags = (error.argument_name or "").split("/")
         flag = next((flag for flag in flags if flag.startswith("--")), flags[-1])
-        metavar = _FLAGS[flag].metavar
+        metavar = flag in _FLAGS and _FLAGS[flag].metavar  # --help and --version are argparse's own
         if metavar:
             raise DevserveError(f"{flag} lacks its value; write {flag} {metavar}") from None
         word = next((word for word in argv if "=" in word and word.partition("=")[0] in flags), flag)

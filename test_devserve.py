@@ -12958,6 +12958,11 @@ class ReloaderImports(ReloaderWatching):
         __import__("young_b")
         self.assertFalse(self.cached("young_b.py").exists())
 
+    def test_whoever_compiles_a_young_source_himself_gets_its_bytecode(self) -> None:
+        path = self.write("young_d.py", "x = 1")  # as Chameleon does with each template
+        self.make()
+        self.assertEqual(py_compile.compile(str(path), doraise=True), str(self.cached("young_d.py")))
+
     def test_bytecode_of_an_older_source_is_written_and_read(self) -> None:
         path = self.write("aged_a.py", "x = 1")
         os.utime(path, (1e9, 1e9))
@@ -15194,6 +15199,8 @@ class CommandLineMistakes(InEmptyEnvironment):
         "--debug=1": "--debug takes no value; write one of -d, --debug, --no-debug",
         "--reload=false": "--no-reload",
         "--open=firefox": "--open takes no value",
+        "--help=x": "--help takes no value; write one of -h, --help",
+        "--version=1": "--version takes no value",
         "--port": "write --port PORT",
         "--port --debug": "--port lacks its value",
         "--extra-files": "write --extra-files PATH",
