@@ -1334,8 +1334,8 @@ class Terminal:
         """Write the line of one request; `size` is the body's bytes on the wire, `status` the three digits."""
         if self.quiet:
             return
-        if "/unlock" in target:  # the debugger's link: logs are pasted into issues, and its token opens the console
-            target = re.sub(r"(/unlock[?;&%]).*", r"\1token=…", target)  # also as mail and chats may have changed it
+        if "unlock" in target:  # the debugger's link: logs are pasted into issues, and its token opens the console
+            target = re.sub(r"((?:/|%2[Ff])unlock/?[?;&%]).*", r"\1token=…", target)  # also as chats may change it
         clock, milliseconds = time.strftime("%H:%M:%S"), f"{seconds * 1_000:.1f}ms"
         line = f"{clock} {method} {escape_controls(target)} {status} {size} {milliseconds}"
         self._add(self.color(line, _STATUS_COLORS.get(status[:1], "")))
@@ -5127,7 +5127,8 @@ class CrashStore:
 # is not loopback, browsers send no Sec-Fetch-Dest and heed no opener policy: there, script in the application's own
 # page is as mighty as the page; and where the application is cross-origin isolated, in all browsers but Chromium.  A
 # browser whose developer tools disable the cache looks as if Shift were held down: there, a service worker with routes
-# is as mighty.
+# is as mighty, and so is one that was registered while an earlier server had the port, until the browser asks for its
+# script anew.
 #
 # Doors: COOKIE_PREFIX, Refusal, Guard, without_our_cookies, check_pin.
 #
@@ -13552,9 +13553,18 @@ const on = (element, event, action) => element && element.addEventListener(event
 const stamp = id => find("#" + id).content.firstElementChild.cloneNode(true);
 document.documentElement.classList.add("js");
 
+// What the browser keeps; one that keeps nothing, or whose storage the application has filled: while the page is open.
+const unkept = {};
+function store(name, value) {
+  try { localStorage.setItem("devserve." + name, value); } catch { unkept[name] = value; }
+}
+function stored(name) {
+  try { return unkept[name] ?? localStorage.getItem("devserve." + name); } catch { return null; }
+}
+
 // The key that unlocks, beside a cookie: it comes behind the # of the terminal's link, or with the answer to the PIN.
-const keep = key => localStorage.setItem("devserve.key", key);
-const key = () => localStorage.getItem("devserve.key") || "";
+const keep = key => store("key", key);
+const key = () => stored("key") || "";
 if (/^#[0-9a-f]{64}$/.test(location.hash)) {
   keep(location.hash.slice(1));
   history.replaceState(null, "", location.pathname);
@@ -13612,9 +13622,9 @@ function aimLinks() {
 }
 if (editor) {
   for (const [name, field] of Object.entries(choices)) {
-    const kept = localStorage.getItem("devserve." + name);
+    const kept = stored(name);
     if (kept !== null) field.value = kept;
-    on(field, "change", () => { localStorage.setItem("devserve." + name, field.value); aimLinks(); });
+    on(field, "change", () => { store(name, field.value); aimLinks(); });
   }
   if (editor.selectedIndex < 0) editor.selectedIndex = 0;
   aimLinks();

@@ -1347,6 +1347,8 @@ class TerminalLines(unittest.TestCase):
         terminal = devserve.Terminal(screen)
         terminal.access("GET", "/mount/__devserve__/unlock?token=0123abc", "303", 0, 0.1)
         terminal.access("GET", "/__devserve__/unlock%3Ftoken=0123abc", "404", 0, 0.1)
+        terminal.access("GET", "/__devserve__/unlock/?token=0123abc", "404", 0, 0.1)
+        terminal.access("GET", "/__devserve__%2funlock?token=0123abc", "303", 0, 0.1)
         terminal.flush()
         self.assertIn("GET /mount/__devserve__/unlock?token=… 303", screen.getvalue())
         self.assertNotIn("0123abc", screen.getvalue())
@@ -16265,6 +16267,20 @@ class BrowserGuard(InBrowser):
         self.open("/fail")
         self.page.context.new_cdp_session(self.page).send("Page.reload", {"ignoreCache": True})  # Shift and reload
         self.page.locator(".console textarea").first.wait_for()
+
+    def test_the_console_opens_where_the_application_has_filled_the_storage_or_the_browser_keeps_none(self) -> None:
+        link = self.served.wait_for(r"(http\S+/unlock\?token=\w+)").group(1)
+        self.open("/")
+        self.page.evaluate(
+            """() => { localStorage.clear(); for (let size = 1 << 23; size >= 1;) {
+            try { localStorage.setItem(Math.random(), "x".repeat(size)) } catch { size >>= 1 } } }"""
+        )
+        for _ in range(2):
+            self.page.goto(link)
+            self.page.locator(".console textarea").first.fill("6 * 7")
+            self.page.locator(".console textarea").first.press("Enter")
+            self.page.get_by_text("42", exact=True).first.wait_for()
+            self.page.add_init_script("Object.defineProperty(window, 'localStorage', {get() { throw new Error() }})")
 
     def test_a_page_of_the_site_reads_nothing_of_what_was_typed_and_what_it_plants_is_left_out(self) -> None:
         keep = "text => sessionStorage.setItem('devserve.typed', text)"
