@@ -11538,7 +11538,10 @@ def _ends_in_time(job: Callable[[], None]) -> bool:
         finally:  # Python 3.9 raises the last exit handler's error, which has been printed
             done.set()
 
-    _start_thread(call)
+    try:
+        _start_thread(call)
+    except RuntimeError:  # the system has no thread left
+        call_safely(call)
     return done.wait(_EXIT_SECONDS)
 
 
@@ -11556,7 +11559,9 @@ def _exec(launch: Launch, message: dict[str, Any], fds: list[int], ready: Callab
         ready()
         _hold_signals(launch)
         environ = {**launch.environ, _HANDOVER_ENV: f"{os.getpid()}:{address}"}
-        os.execve(launch.command[0], launch.command, environ)
+        import posix  # pydevd replaces what `os` has by what loses the handover, once an application is debugged
+
+        posix.execve(launch.command[0], launch.command, environ)
     except OSError:
         os.kill(pid, signal.SIGKILL)
         _reap_child(pid)

@@ -13753,10 +13753,11 @@ except OSError as error:
 
     def test_an_exec_that_the_system_refuses_leaves_all_as_it_was(self) -> None:
         body = """
+import posix
 def refuse(*words):
     print("tried in", os.getcwd())
     raise OSError("refused")
-os.chdir("/"); os.umask(0o077); os.execve = refuse; signal.alarm(50)
+os.chdir("/"); os.umask(0o077); posix.execve = refuse; signal.alarm(50)
 try:
     again()
 except OSError as error:
@@ -17414,6 +17415,12 @@ class ReloadIsTheSameProcess(Reload):
         self.assertIn("handler of v2", served.log)
         self.assertEqual(served.log.count("handler of v1"), 1)
 
+    def test_exit_handlers_run_also_when_no_thread_is_left(self) -> None:
+        job = mock.Mock(side_effect=ValueError)  # as Python 3.9 raises what the last of them has raised
+        with mock.patch.object(devserve, "_start_thread", side_effect=RuntimeError("can't start new thread")):
+            self.assertTrue(devserve._ends_in_time(job))
+        job.assert_called_once_with()
+
     def test_exit_handler_that_never_ends_delays_a_reload_but_little(self) -> None:
         self.save("v1", "{}\n\n\nimport atexit, threading\natexit.register(threading.Event().wait)")
         served = self.serve("app", "--reload", "-q", script=self.patched(_EXIT_SECONDS=0.2))
@@ -18051,6 +18058,10 @@ class ReloadUnderRunners(Reload):
         editor = Editor(sock.makefile("rb"), sock.makefile("wb"), path, 5)
         threading.Thread(target=editor.begin, args=("attach", {"subProcess": True}), daemon=True).start()
         self.try_breakpoints(editor, path, log.read_text)
+
+    @needs("debugpy")
+    def test_an_application_that_listens_for_an_editor_by_itself(self) -> None:
+        self.try_two_reloads(first="import debugpy\ndebugpy.listen(('127.0.0.1', 0))\n")
 
     def try_breakpoints(self, editor: Editor, path: pathlib.Path, log: Callable[[], str]) -> None:
         """See that the breakpoint is met by a request, and by others after each of two reloads."""
