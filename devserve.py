@@ -1749,7 +1749,7 @@ def _import_from_location(name: str, path: str) -> ModuleType:
     try:
         # What exec_module does, without importlib's frames in tracebacks.
         exec(loader.source_to_code(loader.get_data(path), path), vars(module))
-    except BaseException:
+    except BaseException:  # raised again: a module that ends in whatever way is not loaded
         del sys.modules[name]  # as the import system does
         raise
     return module
@@ -12102,7 +12102,7 @@ def make_server(app: WSGIApplication, host: str = "127.0.0.1", port: int = 0, **
         server.streams = True
         try:
             server.at_close = bridge.start_in_thread()
-        except BaseException:
+        except BaseException:  # raised again: whatever a startup raises, the port is given back
             server.server_close()
             raise
     if config.debugger:
