@@ -5523,7 +5523,7 @@ def _is_equal(given: object, expected: str) -> bool:
 # it, never gets to see the cookies that open a console.  The terminal tells of a crash before the page is made.  A
 # failure of the page itself is answered with plain text.
 #
-# Doors: DebuggedApplication, LIVE_FILES, LivePages.
+# Doors: REQUEST_LIMIT, DebuggedApplication, LIVE_FILES, LivePages.
 #
 # Read first: DebuggedApplication, _Exchange.guarded, _Exchange.start_error_page, _ENDPOINTS, _DebuggerEndpoint.reply.
 # =====================================================================================================================
@@ -5535,7 +5535,7 @@ _RECORDED_VARIABLES = frozenset(  # of an environ, besides headers: what the cli
     "REQUEST_METHOD SCRIPT_NAME PATH_INFO QUERY_STRING CONTENT_TYPE CONTENT_LENGTH REQUEST_URI RAW_URI "
     "SERVER_PROTOCOL wsgi.url_scheme".split()
 )
-_REQUEST_LIMIT = 1_000_000  # bytes of what the page may send: code that was pasted
+REQUEST_LIMIT = 1_000_000  # bytes of what the page may send: code that was pasted
 _SOURCE_LINES_LIMIT = 2_000  # lines of source for one click
 _EVALUATION_WAIT = 10.0  # seconds that a page may have an endpoint wait for an evaluation's end; it asks again
 _REPLAY_SECONDS = 10.0  # that a response which was asked for again is read: one without end has an end here
@@ -6269,14 +6269,14 @@ class _DebuggerEndpoint:
 
         length = str(self.environ.get("CONTENT_LENGTH") or "")
         data = b""
-        if length.isdecimal() and int(length) <= _REQUEST_LIMIT:
+        if length.isdecimal() and int(length) <= REQUEST_LIMIT:
             data = self.environ["wsgi.input"].read(int(length))
         try:
             payload = json.loads(data)
         except (ValueError, RecursionError):
             payload = None
         if not isinstance(payload, dict):
-            remedy = f"Send at most {_REQUEST_LIMIT:,} bytes."
+            remedy = f"Send at most {REQUEST_LIMIT:,} bytes."
             raise _Refused(Refusal("body", "The request holds no JSON object of a sensible size.", remedy))
         return payload
 
@@ -6708,8 +6708,8 @@ def _live_tag(place: str, reload_id: str, seen: int) -> bytes:
 # what has no foreseeable end gets a line when it begins, too.  Every wait for a client has an end, so that no thread
 # is held for ever, but for a connection that is the application's.
 #
-# Doors: CONNECTION, DevServer, PLAIN_TEXT, check_response_head, listen, socket_path, adhoc_certificate, urls,
-# tls_from_files, wait_until_ready.
+# Doors: CONNECTION, DevServer, PLAIN_TEXT, add_field, check_response_head, listen, socket_path, adhoc_certificate,
+# urls, tls_from_files, wait_until_ready.
 #
 # Read first: DevServer, DevServer.close_gate, _Connection.serve, _parse_head, _Body, _Response.write.
 # =====================================================================================================================
@@ -7465,28 +7465,33 @@ def _parse_request_line(line: str) -> tuple[str, str, bool]:
 
 
 def _parse_fields(lines: list[str]) -> dict[str, str]:
-    """Return header lines under their environ keys; those that come twice are joined (RFC 9110 section 5.3).
-
-    Two kinds do not reach the application: a name with an underscore could pass itself off as another
-    (`Content_Length`), and `Proxy` would become the variable HTTP_PROXY, which HTTP clients obey (CVE-2016-5385).
-    """
+    """Return header lines under their environ keys."""
     fields: dict[str, str] = {}
     for line in lines:
         name, colon, value = line.partition(":")
         if not colon or not _FIELD_NAME.fullmatch(name):
             raise _BadRequest(f"{line[:_LOGGED_LINE]!r} is no header line")
-        key = name.upper().replace("-", "_")
-        if "_" in name or key == "PROXY":
-            continue
-        if key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
-            key = f"HTTP_{key}"
-        value = value.strip(" \t")
-        if key in fields:
-            if key in _ONCE:
-                raise _BadRequest(f"{name} came twice")
-            value = f"{fields[key]}{'; ' if key == 'HTTP_COOKIE' else ','}{value}"
-        fields[key] = value
+        if add_field(fields, name, value.strip(" \t")) in _ONCE:
+            raise _BadRequest(f"{name} came twice")
     return fields
+
+
+def add_field(environ: dict[str, Any], name: str, value: str) -> str:
+    """Add a header to an environ; return its key when it has come before: then both are joined (RFC 9110 section 5.3).
+
+    Two kinds do not reach the application: a name with an underscore could pass itself off as another
+    (`Content_Length`), and `Proxy` would become the variable HTTP_PROXY, which HTTP clients obey (CVE-2016-5385).
+    """
+    key = name.upper().replace("-", "_")
+    if "_" in name or key == "PROXY":
+        return ""
+    if key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+        key = f"HTTP_{key}"
+    if key not in environ:
+        environ[key] = value
+        return ""
+    environ[key] += f"{'; ' if key == 'HTTP_COOKIE' else ','}{value}"
+    return key
 
 
 def _path_and_query(method: str, target: str, fields: dict[str, str]) -> tuple[str, str]:
@@ -12730,8 +12735,7 @@ def _command_for_port(port: int) -> str:
 
 # -- the debugger under somebody else's ASGI server
 
-_CAUGHT = "devserve.caught"  # in an environ: the exception of an ASGI application, and the context of its request
-_KEPT_BODY = 65_536  # bytes of a request's body that are kept for the page, as for WSGI
+_CAUGHT = "devserve.caught"  # in an environ: the exception of an ASGI application, and what its console needs
 
 
 class DebuggedASGI:
@@ -12756,45 +12760,42 @@ class DebuggedASGI:
         if scope["type"] == "lifespan" or ON_EXCEPTION in scope:
             await self.app(scope, receive, send)
             return
-        environ, body, more = _environ_of(scope), bytearray(), True
-        if scope["type"] == "websocket" or not self.debugger.owns(environ["PATH_INFO"]):
-            await self._pass_on(scope, receive, send, environ)
-            return
-        while more:
-            message = await receive()
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-        environ["wsgi.input"] = io.BytesIO(body)
-        await self._answer(environ, send)
-
-    async def _pass_on(self, scope: Any, receive: Any, send: Any, environ: Environ) -> None:
-        """Have the application answer; when it fails, answer in its place, or report it if that is too late."""
-        import asyncio
-
-        body, has_started = bytearray(), False
-        held: list[Any] = []  # messages of an answer that an exception may follow
-        caught: list[BaseException] = []  # what a framework has handed over
+        environ, body = _environ_of(scope), bytearray()
 
         async def recording_receive() -> Any:
             message = await receive()
-            body.extend(message.get("body", b"") if len(body) < _KEPT_BODY else b"")
+            body.extend(message.get("body", b"")[: REQUEST_LIMIT - len(body)])
             return message
 
+        if scope["type"] == "http" and self.debugger.owns(environ["PATH_INFO"]):
+            while (await recording_receive()).get("more_body"):
+                pass
+        elif await self._pass_on(scope, recording_receive, send, environ):
+            return
+        environ["wsgi.input"] = io.BytesIO(body)
+        await self._answer(environ, send)
+
+    async def _pass_on(self, scope: Any, receive: Any, send: Any, environ: Environ) -> bool:
+        """Have the application answer; return whether it did, and else leave in the environ how it failed."""
+        import asyncio
+
+        is_late = scope["type"] == "websocket"  # for a page
+        held: list[Any] = []  # messages of an answer that an exception may follow
+        caught: list[BaseException] = []  # what a framework has handed over
+
         async def holding_send(message: Any) -> None:
-            nonlocal has_started
+            nonlocal is_late
             held.append(message)
             if held[0].get("status", 0) < 500 or message.get("more_body"):
-                has_started = True
+                is_late = True
                 while held:
                     await send(held.pop(0))
 
         cookies = without_our_cookies(environ.get("HTTP_COOKIE", "")).encode("latin-1")
-        headers = [(name, value) for name, value in scope["headers"] if name != b"cookie"]
+        headers = [pair for pair in scope["headers"] if pair[0] != b"cookie"]
         headers += [(b"cookie", cookies)] if cookies else []
-        context = RequestContext(asyncio.get_running_loop())
         try:
-            inner = {**scope, "headers": headers, ON_EXCEPTION: caught.append}
-            await self.app(inner, recording_receive, holding_send)
+            await self.app({**scope, "headers": headers, ON_EXCEPTION: caught.append}, receive, holding_send)
             if caught and held:  # a framework has kept an exception to itself
                 raise caught[-1]
             for message in held:
@@ -12802,15 +12803,13 @@ class DebuggedASGI:
         except Exception as error:  # the debugger's broad catch: an application may raise anything
             if is_disconnect(error):
                 raise
-            context.keep()
-            environ["wsgi.input"] = io.BytesIO(body)
-            if has_started or scope["type"] == "websocket":
+            if is_late:
                 link = await asyncio.to_thread(self.debugger.report, error, environ)
                 what = f"{environ['REQUEST_METHOD']} {escape_unprintable(scope['path'])}"
                 self.debugger.terminal.say(f"devserve: {what} failed: {link}")
                 raise
-            environ[_CAUGHT] = error, context
-            await self._answer(environ, send)
+            environ[_CAUGHT] = error, RequestContext(asyncio.get_running_loop())
+        return _CAUGHT not in environ
 
     async def _answer(self, environ: Environ, send: Any) -> None:
         """Send what the debugger answers."""
@@ -12844,29 +12843,21 @@ class _Failing:
 
 def _environ_of(scope: Any) -> Environ:
     """Return a request of ASGI, without its body, in WSGI's terms."""
-    root, path = scope.get("root_path", ""), scope["path"]
-    path = path[len(root) :] if path.startswith(root) else path  # some servers leave the root out of it
-    (address, port), server = scope.get("client") or ("", ""), scope.get("server") or ("localhost", 80)
+    root, server = scope.get("root_path", ""), scope.get("server") or ("localhost", 80)
     environ: Environ = {
         "REQUEST_METHOD": scope.get("method", "WEBSOCKET"),
         "SCRIPT_NAME": root.encode().decode("latin-1"),
-        "PATH_INFO": path.encode().decode("latin-1"),
+        "PATH_INFO": scope["path"].removeprefix(root).encode().decode("latin-1"),  # some servers leave the root out
         "QUERY_STRING": scope["query_string"].decode("latin-1"),
         "SERVER_NAME": str(server[0]),
         "SERVER_PORT": str(server[1]),
         "SERVER_PROTOCOL": f"HTTP/{scope['http_version']}",
-        "REMOTE_ADDR": address,
-        "REMOTE_PORT": str(port),
+        "REMOTE_ADDR": (scope.get("client") or ("", 0))[0],
         "wsgi.url_scheme": scope.get("scheme", "http").replace("ws", "http"),
         "wsgi.input": io.BytesIO(),
     }
     for name, value in scope["headers"]:
-        key = name.decode("latin-1").upper().replace("-", "_")
-        key = key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"
-        text = value.decode("latin-1")
-        if b"_" not in name:  # which could pass itself off as another
-            separator = "; " if key == "HTTP_COOKIE" else ","
-            environ[key] = f"{environ[key]}{separator}{text}" if key in environ else text
+        add_field(environ, name.decode("latin-1"), value.decode("latin-1"))
     return environ
 
 

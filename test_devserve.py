@@ -6001,7 +6001,7 @@ class GuardRules(Debugged):
         ):
             with self.subTest(body[:20]):
                 self.assert_refused("body", self.post("eval", body))
-        for length in (str(devserve._REQUEST_LIMIT + 1), "-1", "x", "", "²"):
+        for length in (str(devserve.REQUEST_LIMIT + 1), "-1", "x", "", "²"):
             endpoint = devserve._DebuggerEndpoint(
                 self.debugger, {"CONTENT_LENGTH": length, "wsgi.input": io.BytesIO(b"{}")}
             )
