@@ -3896,7 +3896,7 @@ def _versions() -> tuple[tuple[str, str], ...]:
 # Invariants: all markup passes one function, `_fill_template`, which escapes what it is given, unless that came out of
 # it itself.  Nothing here looks at an exception or a frame, and nothing of the application's runs.
 #
-# Doors: ConsoleState, write_page, console_page, crash_list_page, stacks_page, notice_page, write_source,
+# Doors: PageState, write_page, console_page, crash_list_page, stacks_page, notice_page, write_source,
 # write_variables, write_members, write_text, write_markdown, write_json, write_fragment, emergency_page.
 #
 # Read first: write_page, _fill_template, _write_stack, write_source, write_markdown.
@@ -3920,13 +3920,16 @@ if TYPE_CHECKING:
     _Painted = tuple[int, int, str, str]  # the columns from and to, the class in STYLE, and the text over it
 
 
-class ConsoleState(NamedTuple):
-    """What the reader of a page may do with its consoles."""
+class PageState(NamedTuple):
+    """What a page knows of the server that writes it, and what its reader may do with its consoles."""
 
-    state: str  # "open", "locked" (ask for the PIN) or "closed"
-    secret: str  # what the page proves itself with; "" when it must not have it
-    reason: str  # why it is closed, a sentence
-    remedy: str  # what to do about that, a sentence
+    state: str  # of the consoles: "open", "locked" (ask for the PIN) or "closed"
+    secret: str = ""  # what the page proves itself with; "" when it must not have it
+    reason: str = ""  # why the consoles are closed, a sentence
+    remedy: str = ""  # what to do about that, a sentence
+    prefix: str = ""  # where the endpoints are, relative to the page
+    reload_id: str = ""  # of the process, which ends the page's day by ending
+    nonce: str = ""  # the only key to style and script
 
 
 # -- markup, and what is escaped
@@ -3960,20 +3963,12 @@ def _joined(pieces: Iterable[_Markup]) -> _Markup:
 
 # -- the pages
 #
-# Each is one of the paper's documents, filled in.  The nonce is the only key to style and script, and the page's
-# secret stands in an attribute that the page's own script reads.
+# Each is one of the paper's documents, filled in.  What the page's own script must know, the secret too, stands in
+# attributes of the body.
 
 
 def write_page(
-    report: Report,
-    *,
-    console: ConsoleState,
-    reload_id: str,
-    nonce: str,
-    prefix: str,
-    stored: str = "",
-    editor: str = "",
-    path_map: Sequence[str] = (),
+    report: Report, state: PageState, stored: str = "", editor: str = "", path_map: Sequence[str] = ()
 ) -> str:
     """Return the whole page of one crash.  What was raised last and where comes first, its causes below.
 
@@ -3995,42 +3990,21 @@ def write_page(
         exceptions=_write_problems(report.problems, "e"),
         around=_write_around(report),
         versions=" · ".join([*(f"{name} {version}" for name, version in report.versions), report.time]),
-        prefix=prefix,
-        address=_fill_template(ADDRESS, prefix=prefix, id=report.link.rpartition("/")[2]) if report.link else "",
+        prefix=state.prefix,
+        address=_fill_template(ADDRESS, prefix=state.prefix, id=report.link.rpartition("/")[2]) if report.link else "",
     )
-    title = f"{newest.type}: {_one_line(newest.message, 80)}"
-    return _write_sheet(title, content, method, stored, console, reload_id, nonce, prefix)
+    return _write_sheet(f"{newest.type}: {_one_line(newest.message, 80)}", content, state, method, stored)
 
 
-def console_page(*, console: ConsoleState, reload_id: str, nonce: str, prefix: str) -> str:
+def console_page(state: PageState) -> str:
     """Return the page with a console for the application alone."""
-    return _write_sheet("Console", _fill_template(CONSOLE), "GET", "", console, reload_id, nonce, prefix)
+    return _write_sheet("Console", _fill_template(CONSOLE), state, "GET")
 
 
-def _write_sheet(
-    title: str,
-    content: _Markup,
-    method: str,
-    stored: str,
-    console: ConsoleState,
-    reload_id: str,
-    nonce: str,
-    prefix: str,
-) -> _Markup:
+def _write_sheet(title: str, content: _Markup, state: PageState, method: str, stored: str = "") -> _Markup:
     """Return a whole document: head, style and script around `content`."""
-    return _fill_template(
-        PAGE,
-        title=title,
-        content=content,
-        method=method,
-        stored=stored,
-        reload_id=reload_id,
-        nonce=nonce,
-        prefix=prefix,
-        style=_Markup(STYLE),
-        script=_Markup(SCRIPT),
-        **console._asdict(),
-    )
+    given = {"title": title, "content": content, "method": method, "stored": stored, **state._asdict()}
+    return _fill_template(PAGE, style=_Markup(STYLE), script=_Markup(SCRIPT), **given)
 
 
 def crash_list_page(rows: Sequence[tuple[str, str, str, str]], *, nonce: str, prefix: str) -> str:
@@ -5713,31 +5687,30 @@ class DebuggedApplication:
         assert crash.report is not None
         if kind != "text/html":
             return _WRITERS[kind](crash.report)
-        editor, path_map, around = self.terminal.editor, self.terminal.path_map, self.surroundings(environ)
-        return write_page(crash.report, nonce=nonce, stored=stored, editor=editor, path_map=path_map, **around)
+        state = self.page_state(environ, nonce)
+        return write_page(crash.report, state, stored, self.terminal.editor, self.terminal.path_map)
 
-    def surroundings(self, environ: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what every page needs: where it is, which process wrote it, and what its console may do."""
-        refusal = self.guard.refuses_script(environ)
-        console = self.console_state(environ)
+    def page_state(self, environ: Mapping[str, Any], nonce: str) -> PageState:
+        """Return what a page needs to know that is written for the client of this request."""
+        state, refusal = self.console_state(environ), self.guard.refuses_script(environ)
         if refusal:
-            console = ConsoleState("closed", "", f"The console is closed: {refusal.reason}", refusal.remedy)
-        return {"console": console, "reload_id": self.reload_id, "prefix": _prefix_from(environ)}
+            state = PageState("closed", "", f"The console is closed: {refusal.reason}", refusal.remedy)
+        return state._replace(prefix=_prefix_from(environ), reload_id=self.reload_id, nonce=nonce)
 
-    def console_state(self, environ: Mapping[str, Any]) -> ConsoleState:
-        """Return what the client of this request may do, and why not more."""
+    def console_state(self, environ: Mapping[str, Any]) -> PageState:
+        """Return what the client of this request may do with consoles, and why not more."""
         refusal = self.guard.refuses_host(environ)
         if environ.get("wsgi.multiprocess"):
             reason = "The server runs several processes, and only one of them has the frames."
             refusal = refusal or Refusal("processes", reason, "Start it with one process.")
         if refusal:
-            return ConsoleState("closed", "", refusal.reason, refusal.remedy)
+            return PageState("closed", "", refusal.reason, refusal.remedy)
         if self.guard.knows(environ):
-            return ConsoleState("open", self.guard.secret, "", "")
+            return PageState("open", self.guard.secret)
         refusal = self.guard.shut(environ)
         if refusal:  # no code is run, but the values of library frames can be asked for
-            return ConsoleState("closed", self.guard.secret, refusal.reason, refusal.remedy)
-        return ConsoleState("locked", self.guard.secret, "", "")
+            return PageState("closed", self.guard.secret, refusal.reason, refusal.remedy)
+        return PageState("locked", self.guard.secret)
 
 
 def _prefix_from(environ: Mapping[str, Any]) -> str:
@@ -6311,7 +6284,7 @@ class _DebuggerEndpoint:
 
     def console(self) -> _Reply:
         """Return the page with a console for the application alone."""
-        return _Reply(console_page(nonce=self.nonce, **self.debugger.surroundings(self.environ)), "text/html")
+        return _Reply(console_page(self.debugger.page_state(self.environ, self.nonce)), "text/html")
 
     def crash(self) -> _Reply:
         """Return the crash whose address was asked for."""

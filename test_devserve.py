@@ -4840,8 +4840,8 @@ def crash_report(text: str = "x", frames: "Optional[Iterable[devserve.FrameView]
 
 
 def page_of(report: "devserve.Report", **state: str) -> str:
-    console = devserve.ConsoleState(**{"state": "locked", "secret": "s", "reason": "", "remedy": "", **state})
-    return devserve.write_page(report, console=console, reload_id="g", nonce="abc", prefix="/__devserve__")
+    known = {"state": "locked", "secret": "s", "reload_id": "g", "nonce": "abc", "prefix": "/__devserve__", **state}
+    return devserve.write_page(report, devserve.PageState(**known))
 
 
 def raised(action: Any) -> BaseException:
@@ -4899,10 +4899,10 @@ class PageHostileText(unittest.TestCase):
             self.assertLessEqual(tags, {"pre", "code", "span", "i", "mark"})
 
     def test_hostile_state_and_prefix_stay_in_their_attributes(self) -> None:
-        console = devserve.ConsoleState("closed", *['"><script>alert(1)</script>'] * 3)
-        page = devserve.console_page(console=console, reload_id='"><b>', nonce="abc", prefix='/"><b>')
-        plain = devserve.ConsoleState("closed", "", "x", "x")
-        harmless = devserve.console_page(console=plain, reload_id="x", nonce="abc", prefix="/x")
+        script = '"><script>alert(1)</script>'
+        hostile = devserve.PageState("closed", script, script, script, '/"><b>', '"><b>', "abc")
+        page = devserve.console_page(hostile)
+        harmless = devserve.console_page(devserve.PageState("closed", "", "x", "x", "/x", "x", "abc"))
         self.assertEqual(Skeleton(page).tags, Skeleton(harmless).tags)
         notice = devserve.notice_page("<script>", '"><script>', nonce="abc")
         self.assertEqual(Skeleton(notice).tags, Skeleton(devserve.notice_page("x", "x", nonce="abc")).tags)
@@ -4933,10 +4933,9 @@ class PageHostileText(unittest.TestCase):
 
 class PagePaper(unittest.TestCase):
     def pages(self) -> dict[str, str]:
-        console = devserve.ConsoleState("open", "s", "", "")
         return {
             "crash": page_of(crash_report()),
-            "console": devserve.console_page(console=console, reload_id="g", nonce="abc", prefix="/p"),
+            "console": devserve.console_page(devserve.PageState("open", "s", nonce="abc")),
             "notice": devserve.notice_page("Title", "Text", nonce="abc"),
         }
 
@@ -5207,11 +5206,9 @@ class PageContents(unittest.TestCase):
             self.assertEqual('class="message tall" tabindex="0"' in heading, message == long)
 
     def test_the_editor_of_the_configuration_is_chosen(self) -> None:
-        console = devserve.ConsoleState("locked", "s", "", "")
-
         def page(editor: str) -> str:
-            arguments: Any = {"console": console, "reload_id": "g", "nonce": "n", "prefix": "/p"}
-            return devserve.write_page(crash_report(), editor=editor, path_map=("/app=/me", "/b=/c"), **arguments)
+            state = devserve.PageState("locked")
+            return devserve.write_page(crash_report(), state, editor=editor, path_map=("/app=/me", "/b=/c"))
 
         self.assertRegex(page("pycharm"), r'<option value="pycharm:[^"]*" selected>PyCharm')
         self.assertIn('id="folders" value="/app=/me,/b=/c"', page(""))
@@ -6582,7 +6579,7 @@ class DebuggerPages(Debugged):
             mock.patch.object(devserve, "_fill_template", wraps=devserve._fill_template) as filled,
         ):
             report = devserve.read_report(failure_of(down, 0))
-            devserve.write_page(report, nonce="n", **self.debugger.surroundings({}))
+            devserve.write_page(report, self.debugger.page_state({}, "n"))
         self.assertLess(views.call_count, 10)
         self.assertLess(filled.call_count, 2_000)
 
