@@ -4642,12 +4642,11 @@ class Console:
 def _plain_code(code: str) -> str:
     """Return what was pasted without the prompts of a session, whose output goes, and without a common indentation."""
     lines = code.split("\n")
-    if re.match(r"\s*>>>( |$)", next((line for line in lines if line.strip()), "")):
+    if re.match(r"\s*>>>( |$)", code, re.MULTILINE):
         prompts = [re.match(r"\s*(?:>>>|\.\.\.)(?: |$)(.*)", line) for line in lines]
         lines = [prompt.group(1) for prompt in prompts if prompt] + [""] * (lines[-1] == "")
-    first = next((line for line in lines if line.strip()), "")
-    margin = first[: len(first) - len(first.lstrip())]
-    return "\n".join(line.removeprefix(margin) if margin and line.strip() else line for line in lines)
+    margin = re.match(r"\s*", "\n".join(lines)).group().rpartition("\n")[2]  # type: ignore[union-attr]
+    return "\n".join(line.removeprefix(margin) for line in lines)
 
 
 def _compile_statements(code: str) -> Optional[list[tuple[CodeType, bool]]]:
@@ -4689,11 +4688,10 @@ def _console_traceback(error: BaseException) -> str:
 
 # -- completion
 
-_QUOTE = re.compile(r"'''|\"\"\"|'|\"|#")
-_CLOSINGS = {
-    quote: re.compile(rf"(?:[^\\]|\\.)*?(?:{quote}{end})", re.DOTALL)
-    for quote, end in (("'''", ""), ('"""', ""), ("'", r"|\n"), ('"', r"|\n"))
-}
+_CLOSED = re.compile(  # code up to the text or comment that has not ended; a text in one line ends with the line
+    r"""(?sx) (?: [^'"\#]+ | \#[^\n]*\n | '''(?:[^\\]|\\.)*?''' | \"{3}(?:[^\\]|\\.)*?\"{3}
+        | '(?!'')(?:[^'\\\n]|\\.)*['\n] | "(?!"")(?:[^"\\\n]|\\.)*["\n] )*"""
+)
 _KEY = re.compile(r"""((?:[^\W\d]\w*\.)*[^\W\d]\w*)\[((['"])[^'"\\\n]*|\w*)$""")
 _PATH = re.compile(r"(?:[^\W\d]\w*\.)*(?:[^\W\d]\w*)?$")
 _IMPORT = re.compile(r"\s*(?:import\s+(?:[^;]*,\s*)?|from\s+)([\w.]*)$")
@@ -4705,10 +4703,10 @@ def _complete(code: str, namespace: dict[str, Any]) -> tuple[int, list[str]]:
 
     Nothing is proposed in a text or a comment, nor for an attribute of what would have to be evaluated first.
     """
-    literal = _open_literal(code)
+    literal = _CLOSED.match(code).end()  # type: ignore[union-attr]
     tail = code[-_COMPLETED_TAIL:]
     key = _KEY.search(tail)
-    if key and literal in (-1, len(code) - len(tail) + key.start(2)):
+    if key and literal in (len(code), len(code) - len(tail) + key.start(2)):
         typed, quote = key.group(2, 3)
         texts = [repr(key) for key in _keys_of(_value_of(namespace, key.group(1).split(".")))]
         if quote:  # with the quotes that were typed, where the key allows it
@@ -4716,7 +4714,7 @@ def _complete(code: str, namespace: dict[str, Any]) -> tuple[int, list[str]]:
         return len(code) - len(typed), sorted({text for text in texts if text.startswith(typed)})[:_COMPLETIONS_LIMIT]
     path = _PATH.search(tail)
     start = len(code) - len(path.group()) if path else 0
-    if path is None or literal >= 0 or code[start - 1 : start] == ".":
+    if path is None or literal < len(code) or code[start - 1 : start] == ".":
         return len(code), []
     line = re.split(r"[\n;]", tail)[-1]
     for pattern, names_for in ((_FROM_IMPORT, _names_in_module), (_IMPORT, _module_names)):
@@ -4735,24 +4733,6 @@ def _beginning_with(typed: str, names: Iterable[str]) -> list[str]:
     return sorted(name for name in found if not (hidden and name[len(typed) :].startswith("_")))[:_COMPLETIONS_LIMIT]
 
 
-def _open_literal(code: str) -> int:
-    """Return where the text or comment begins in which `code` ends; -1 when it ends in neither."""
-    at = 0
-    while True:
-        quote = _QUOTE.search(code, at)
-        if quote is None:
-            return -1
-        if quote.group() == "#":
-            at = code.find("\n", quote.end())
-            if at < 0:
-                return quote.start()
-            continue
-        closing = _CLOSINGS[quote.group()].match(code, quote.end())
-        if closing is None:
-            return quote.start()
-        at = closing.end()
-
-
 def _names_below(namespace: dict[str, Any], path: list[str]) -> Iterable[str]:
     """Return the attributes of what a dotted path stands for; all names for no path."""
     import builtins
@@ -4768,29 +4748,22 @@ def _names_below(namespace: dict[str, Any], path: list[str]) -> Iterable[str]:
 
 
 def _value_of(namespace: dict[str, Any], path: list[str]) -> Any:
-    """Return what a dotted path stands for, as far as it can be had; MISSING otherwise."""
+    """Return what a dotted path stands for, found without running code but proxies' and cached properties'."""
     import builtins
 
-    value = namespace.get(path[0], vars(builtins).get(path[0], MISSING))
+    value = _behind_proxy(namespace.get(path[0], vars(builtins).get(path[0], MISSING)))
     for name in path[1:]:
-        value = _attribute(_behind_proxy(value), name)
-    return _behind_proxy(value)
-
-
-def _attribute(value: Any, name: str) -> Any:
-    """Return an attribute found without running code, but for cached properties, which are meant to be cheap."""
-    if value is MISSING:
-        return MISSING
-    found = static_attribute(value, name)
-    held = static_attributes(value).get(name)
-    if "cached_property" in [kind.__name__ for kind in type(held).__mro__]:
-        return getattr(value, name)
-    return found
+        if value is MISSING:
+            break
+        kinds = type(static_attributes(value).get(name)).__mro__
+        is_cached = "cached_property" in [kind.__name__ for kind in kinds]  # which is meant to be cheap
+        value = _behind_proxy(getattr(value, name) if is_cached else static_attribute(value, name))
+    return value
 
 
 def _behind_proxy(value: Any) -> Any:
     """Return what a proxy of Werkzeug's stands for, or a lazy object of Django's that has been made."""
-    held = {} if value is MISSING else static_attributes(value)
+    held = static_attributes(value)
     if "_get_current_object" in held:
         return value._get_current_object()
     made = own_dict(value).get("_wrapped", MISSING) if "_setupfunc" in held else MISSING
