@@ -594,10 +594,11 @@ def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
 #
 # Doors: NAME_LIMIT, CODE_TYPES, PLAIN_TYPES, MISSING, Outcome, escape_controls, escape_unprintable, shown_text,
 # type_name, TooLate, call_safely, call_bounded, call_each_bounded, ForeignCalls, interrupt_thread, enlarge_stacks,
-# is_library, is_app_file, is_app_code, outer_frames, thread_position, app_position, is_below, application_traceback,
-# linked_exceptions, has_plain_text, traceback_text, raw_slot, own_dict, static_attributes, static_attribute,
-# locals_of, SOCKET_KEY, is_taken_over, broken_request, nobody_listens, PRESERVE_CONTEXT, ON_EXCEPTION, HANDED_OVER,
-# hand_over, is_debugged, is_main_thread, has_green_threads, native_threading, native_sleep.
+# is_library, is_app_file, is_app_code, outer_frames, thread_position, app_position, is_below, short_path,
+# application_traceback, linked_exceptions, has_plain_text, traceback_text, raw_slot, own_dict, static_attributes,
+# static_attribute, locals_of, SOCKET_KEY, is_taken_over, broken_request, nobody_listens, PRESERVE_CONTEXT,
+# ON_EXCEPTION, HANDED_OVER, hand_over, is_debugged, is_main_thread, has_green_threads, native_threading,
+# native_sleep.
 #
 # Read first: call_safely, call_each_bounded, is_app_file, static_attribute.
 # =====================================================================================================================
@@ -840,6 +841,18 @@ def is_below(path: str, folder: str) -> bool:
     return path == folder or path.startswith(os.path.join(folder, ""))
 
 
+def short_path(filename: str) -> str:
+    """Return the path as people name it: below site-packages, the library or the working directory."""
+    _, *inside = re.split(r"[\\/](?:site|dist)-packages[\\/]", filename, maxsplit=1)  # Windows has paths with either
+    if inside:
+        return inside[0]
+    cwd, _ = call_safely(os.getcwd)  # there is none when it was removed
+    for root in (_STDLIB, cwd):
+        if root and is_below(filename, root):
+            return os.path.relpath(filename, root)
+    return filename
+
+
 def _is_vendored(path: str, home: str) -> bool:
     """Return whether an installer has put `path` into the project, as `pip install --target` does."""
     folder, name = os.path.split(path)
@@ -982,10 +995,8 @@ def _fold_lines(stack: Sequence[Any], write: Callable[[list[Any]], Iterable[str]
 
 def _package_of(filename: str) -> str:
     """Return the name of the installed package or the library's module to which a file belongs."""
-    inside = re.split(r"[\\/](?:site|dist)-packages[\\/]", filename)[-1]
-    if inside == filename and is_below(filename, _STDLIB):
-        inside = os.path.relpath(filename, _STDLIB)
-    return re.split(r"[\\/]|\.py$", inside if inside != filename else os.path.basename(filename))[0]
+    path = short_path(filename)
+    return re.split(r"[\\/]|\.py$", os.path.basename(path) if os.path.isabs(path) else path)[0]
 
 
 # -- attributes and variables, found without running code
@@ -2588,7 +2599,7 @@ def framework_files(app: Any) -> tuple[list[str], Callable[[list[str]], bool]]:
 # object's own code runs only in a bounded call.  Of one bad object only its own text is lost.
 #
 # Doors: LINES_AROUND, Variable, FrameView, ExceptionView, Report, FramePosition, read_report, view_position,
-# with_values, members_at, short_path, code_tokens, expressions_in, read_request.
+# with_values, members_at, code_tokens, expressions_in, read_request.
 #
 # Read first: Report, _ReportBuilder, with_values, expressions_in, _describe.
 # =====================================================================================================================
@@ -2813,7 +2824,7 @@ class _ReportBuilder:
         view, _ = call_safely(lambda: view_position(position, id=id))
         if view is None:
             source: _Source = ([], "The frame cannot be read.")
-            view = _view_at("python", code.co_filename, position.lineno, code.co_name, source)
+            view = _view_at("python", code.co_filename, position.lineno, code.co_name, source)._replace(app=False)
         self.size -= sum(len(line.text) for line in view.source) + len(view.filename) + len(view.name)
         return view
 
@@ -2897,38 +2908,29 @@ def _fold_recursion(positions: list[FramePosition], most: int) -> list[tuple[Fra
     return [(positions[number], after - number - 1) for number, after in zip(kept, following)]
 
 
-def view_position(position: FramePosition, *, id: str = "", around: Optional[int] = None) -> FrameView:
-    """Return the view of one frame without its values; `around` lines of source on each side."""
+def view_position(position: FramePosition, *, id: str = "", around: int = 0) -> FrameView:
+    """Return the view of one frame without its values; `around` lines of source on each side, or as it deserves."""
     frame, code, template = position.frame, position.frame.f_code, _template_line(position)
     if template is None:
         kind, filename, lineno, name = "python", code.co_filename, position.lineno, _qualified_name(frame)
-        app = is_app_code(code)
     else:
         kind, filename, lineno, name = "template", template.filename, template.lineno, template.name
-        app = not is_library(filename, "")
     source = _read_source(filename, frame.f_globals)
     if template is None and not _is_source_of(code, source[0]):
         source = [], "The file has changed since it was loaded."
     marks = _marks_of(position, source[0]) if template is None else [_Mark(lineno, *template.mark)]
-    around = around or (LINES_AROUND if app else _LIBRARY_LINES_AROUND)
-    module = frame.f_globals.get("__name__")
-    view = _view_at(kind, filename, lineno, name, source, marks, app=app, around=around)
-    return view._replace(id=id, module=shown_text(module, NAME_LIMIT) if isinstance(module, str) else "")
+    view, module = _view_at(kind, filename, lineno, name, source, marks, around), frame.f_globals.get("__name__")
+    app = view.app and (template is not None or is_app_code(code))  # devserve may lie in the project
+    return view._replace(id=id, app=app, module=shown_text(module, NAME_LIMIT) if isinstance(module, str) else "")
 
 
 def _view_at(
-    kind: str,
-    filename: str,
-    lineno: int,
-    name: str,
-    source: _Source,
-    marks: Sequence[_Mark] = (),
-    *,
-    app: bool = False,
-    around: int = LINES_AROUND,
+    kind: str, filename: str, lineno: int, name: str, source: _Source, marks: Sequence[_Mark] = (), around: int = 0
 ) -> FrameView:
-    """Return the view of a place in a source."""
+    """Return the view of a place in a source; templates in the project need no file there to be its own."""
     lines, missing = source
+    app = not is_library(filename, "") if kind == "template" else is_app_file(filename)
+    around = around or (LINES_AROUND if app else _LIBRARY_LINES_AROUND)
     window, shown_marks = _source_window(lines, lineno, around, marks)
     if lines and not window:
         missing = f"The file has {len(lines)} lines: it has changed since it was loaded."
@@ -2960,18 +2962,6 @@ def _is_source_of(code: CodeType, lines: list[str]) -> bool:
     first = lines[code.co_firstlineno - 1 : code.co_firstlineno]
     is_function = code.co_name.isidentifier() and code.co_filename.endswith(".py")
     return not (first and is_function) or re.match(r"\s*(@|class\b|def\b|async\b)|.*\blambda\b", first[0]) is not None
-
-
-def short_path(filename: str) -> str:
-    """Return the path as people name it: below site-packages, the library or the working directory."""
-    _, *inside = re.split(r"[\\/](?:site|dist)-packages[\\/]", filename, maxsplit=1)  # Windows has paths with either
-    if inside:
-        return inside[0]
-    cwd, _ = call_safely(os.getcwd)  # there is none when it was removed
-    for root in (os.path.dirname(os.__file__), cwd):
-        if root and is_below(filename, root):
-            return os.path.relpath(filename, root)
-    return filename
 
 
 def _qualified_name(frame: FrameType) -> str:
@@ -3068,8 +3058,7 @@ def _own_places(error: BaseException, seconds: float) -> Iterator[FrameView]:
         yield _django_place(django, error, seconds)
     elif type(error).__module__ == "mako.exceptions" and isinstance(attributes.get("lineno"), int):
         filename = str(attributes.get("filename") or "")
-        app = not is_library(filename, "")
-        yield _view_at("template", filename, attributes["lineno"], "template", _read_source(filename), app=app)
+        yield _view_at("template", filename, attributes["lineno"], "template", _read_source(filename))
 
 
 def _syntax_place(error: SyntaxError, filename: str, lineno: int) -> FrameView:
@@ -3081,7 +3070,7 @@ def _syntax_place(error: SyntaxError, filename: str, lineno: int) -> FrameView:
     line = lines[lineno - 1] if len(lines) >= lineno else ""
     # An expression in an f-string before Python 3.12, or another version of the file, is not what stands in the line:
     marks = [] if text and text.strip() != line.strip() else [_caret(error, lineno, line)]
-    return _view_at("syntax", filename, lineno, "", (lines, missing), marks, app=is_app_file(filename))
+    return _view_at("syntax", filename, lineno, "", (lines, missing), marks)
 
 
 def _caret(error: SyntaxError, lineno: int, line: str) -> _Mark:
@@ -3110,8 +3099,7 @@ def _django_place(debug: dict[str, Any], error: BaseException, seconds: float) -
     during = unescape(str(debug.get("during", ""))).split("\n")[0].rstrip()
     start = lines[lineno - 1].find(during) if len(lines) >= lineno and during else -1
     marks = [_Mark(lineno, start, start + len(during))] if start >= 0 else []
-    app = not is_library(filename, "")
-    view = _view_at("template", filename, lineno, "template", (lines, missing), marks, app=app)
+    view = _view_at("template", filename, lineno, "template", (lines, missing), marks)
     given: dict[Any, Any] = {}
     for frame, _ in walk_tb(raw_slot(error, "__traceback__")):
         context = locals_of(frame).get("context")
@@ -3310,7 +3298,7 @@ def _do_each(jobs: Mapping[str, _Job], seconds: float, context: Optional[Context
 def _read_value(name: str, value: object, *, used: bool = False, argument: bool = False) -> Variable:
     """Return one variable; its own repr is run."""
     text = _describe(value, name=_last_name(name))
-    opens = _opens(value) and text != _MASK
+    opens = text != _MASK and next(_inside(value), None) is not None
     return Variable(shown_text(name, NAME_LIMIT), type_name(type(value)), text, argument, used, opens)
 
 
@@ -3339,14 +3327,18 @@ def _is_failing(view: FrameView, text: str) -> bool:
     return text == (marked or lines.get(view.lineno, "").strip())
 
 
-def _opens(value: object) -> bool:
-    """Return whether there is something inside a value to be shown on its own."""
+def _inside(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what can be shown of a value on its own, with names: items, elements, or else attributes."""
     if type(value) in PLAIN_TYPES or issubclass(type(value), CODE_TYPES):
-        return False
-    for base in _SEQUENCES:
-        if issubclass(type(value), base):
-            return bool(vars(base)["__len__"](value))
-    return bool(_attributes_of(value))
+        return
+    kind: Any = next((base for base in _SEQUENCES if issubclass(type(value), base)), None)
+    if kind is dict:
+        for key, each in dict.items(value):
+            yield key if type(key) is str else _describe(key, NAME_LIMIT), each
+    elif kind is not None:
+        yield from ((str(number), each) for number, each in enumerate(kind.__iter__(value)))
+    else:
+        yield from _attributes_of(value).items()
 
 
 def _attributes_of(value: object) -> dict[str, Any]:
@@ -3383,14 +3375,7 @@ def _members_of(name: str, value: Any) -> list[tuple[str, Any]]:
         value = value._get_current_object()
     if value is MISSING or (_is_secret(_last_name(name)) and not _is_harmless(value, name)):
         raise LookupError(name)
-    kind: Any = type(value)
-    if issubclass(kind, dict):
-        pairs = [(key if type(key) is str else _describe(key, NAME_LIMIT), each) for key, each in dict.items(value)]
-    elif issubclass(kind, _SEQUENCES):
-        pairs = [(str(number), each) for number, each in enumerate(value)]
-    else:
-        pairs = list(_attributes_of(value).items())
-    return pairs[:_LIST_LIMIT]
+    return list(itertools.islice(_inside(value), _LIST_LIMIT))
 
 
 # -- source, looked at as text
@@ -3522,7 +3507,7 @@ def _names_meant(error: BaseException, positions: list[FramePosition]) -> Iterat
 
 
 def _known_modules() -> set[str]:
-    return {*getattr(sys, "stdlib_known_modules", ()), *sys.modules}  # the first from Python 3.10 on
+    return {*getattr(sys, "stdlib_module_names", ()), *sys.modules}  # the first from Python 3.10 on
 
 
 def _keys_near(positions: list[FramePosition]) -> Iterator[Any]:
@@ -3613,7 +3598,8 @@ def _describe(value: Any, limit: int = _VALUE_LIMIT, name: str = "", depth: int 
             text = _describe_members(members, len(members), limit, depth + _DEPTH_LIMIT // 2)
             return f"{_OPENER}{type_name(kind)} object: {text}>"
     if kind.__repr__ not in _CONTAINERS:
-        return shown_text(_text_or_why(*call_safely(lambda: _mask_repr(repr(value)[: limit + 1]))), limit)
+        own, error = call_safely(lambda: re.sub(_IN_REPR, _hide_value, _mask(repr(value)[: limit + 1])))
+        return shown_text(_text_or_why(own, error), limit)
     if depth > _DEPTH_LIMIT:
         return "…"
     base, opening, closing = _CONTAINERS[kind.__repr__]
@@ -3754,7 +3740,7 @@ _SECRET_TEXTS = (  # what the text must hold, and a pattern: its last group is h
     ("eyJ", r"\beyJ([\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?)"),  # RFC 7519: how JSON begins in base64
     ("uthorization", r"""(?i)authorization['"]?\s*[:=]\s*['"]?(?:\w+ +)?([^\s,;'"]+)"""),  # the scheme is no secret
 )
-_IN_REPR = (  # User(password='…'), {'token': '…'}, ('cookie', '…')
+_IN_REPR = (  # what is masked besides in the repr of a foreign object: User(password='…'), ('cookie', '…')
     rf"""([\[(]b?['"])?([\w\-]{{1,60}})(?(1)['"],\s*(?=b?['"])|['"]?\s*[=:]\s*)"""
     rf"""(b?(?:{_QUOTED})|{_LISTED}|(?:(?:Bearer|Basic|Digest|Token) )?[^\s,;&)}}\]'"(\[{{\x3c][^\s,;&)}}\]'"]*)"""
 )
@@ -3765,11 +3751,6 @@ def _mask(text: str) -> str:
     for sign, pattern in _SECRET_TEXTS:
         text = re.sub(pattern, _hide_value, text) if sign in text else text
     return text
-
-
-def _mask_repr(text: str) -> str:
-    """Return the repr of a foreign object, masked also where it shows a secret's name and the value."""
-    return re.sub(_IN_REPR, _hide_value, _mask(text))
 
 
 def _hide_value(match: re.Match[str]) -> str:

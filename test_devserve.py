@@ -4013,6 +4013,10 @@ class ReadingHints(Reading):
 
     def test_suggests_an_import(self) -> None:
         self.assertEqual(self.hint("json.loads"), "Did you forget to import 'json'?")
+        self.assertNotIn("tabnanny", sys.modules)
+        if sys.version_info >= (3, 10):  # which knows the modules that nobody has imported
+            self.assertEqual(self.hint("tabnanny.check"), "Did you forget to import 'tabnanny'?")
+            self.assertEqual(self.hint("import tabnany"), "Did you mean: 'tabnanny'?")
 
     def test_trios_words_for_another_loop_name_trio(self) -> None:
         bad_yield = "Task got bad yield: <class 'trio._core._traps.CancelShieldedCheckpoint'>"
