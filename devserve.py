@@ -12802,7 +12802,8 @@ def _environ_of(scope: Any) -> Environ:
 #
 # Read first: main, _read_command, _command_parser.
 #
-# To teach it another server's flag, name it in `others` of its row in OPTIONS, or in _NOT_HERE.
+# To teach it another server's flag, name it in `others` of its row in OPTIONS, or in _NOT_HERE; another mistake in the
+# words, in _MISTAKES.
 # =====================================================================================================================
 
 if TYPE_CHECKING:
@@ -12811,10 +12812,12 @@ if TYPE_CHECKING:
 _FLAGS = {flag: option for option in OPTIONS.values() for flag in option.flags}
 _HELP_WIDTH = 98  # columns of --help where there is no terminal, as on one of 100
 _HELP_INDENT = 28  # columns: nearly all flags fit in before their help
-_RUN_COMMANDS = ("run", "runserver")  # Flask's and Django's words for what is the only command here
+_RUN_COMMANDS = ("run", "runserver", "dev", "serve", "start")  # what is the only command here, in others' words
 _OTHER_PROGRAMS = frozenset(
-    "daphne django-admin fastapi flask granian gunicorn hypercorn pserve python python3 quart uvicorn".split()
+    "daphne django-admin fastapi flask granian gunicorn hypercorn litestar pserve py python python3 quart sanic "
+    "uvicorn uwsgi waitress-serve".split()
 )
+_BARE_HOST = re.compile(r"localhost|[0-9]+(\.[0-9]+){3}|\[?::1?\]?")  # a host that is known as such without a port
 _NOT_HERE = {  # flags of other servers that are no option here, and what to do instead
     "--workers -w --processes --threads --worker-class -k --worker-connections": (
         "one process serves requests at the same time, in threads: leave it out"
@@ -12836,7 +12839,40 @@ _NOT_HERE = {  # flags of other servers that are no option here, and what to do 
     "--ipv6 -6": "write --host ::1",
     "--insecure --nostatic --static": "the application serves its files, Django's where DEBUG is True: leave it out",
     "--validate --profile": "wrap the application in a line of its own: app = wsgiref.validate.validator(app)",
+    "-m --module --daemon -D --call --server -s": "leave it out",
+    "--env": "write NAME=value in a file .env",
+    "--no-color --no-use-colors": "set NO_COLOR=1",
 }
+_LONG_FLAGS = "|".join(flag[2:] for flag in (*_FLAGS, "--help", "--version") if flag.startswith("--"))
+# What is typed beside or in place of an application, and the answer.  The words of a command, each a line, are
+# searched for the patterns in this order; what is found is told, with the groups.  What a group `word` has matched is
+# no mistake if the current folder has it.
+_MISTAKES = (
+    (
+        r"(?:.*[/\\])?devserve(?:\.py)?",
+        "{0} is the server; name the application that it shall serve, or try: {server} devserve:demo --debug",
+    ),
+    (r"(?:.*[/\\])?manage\.py(?:\n.+)+", "devserve only serves; for the rest type: python {0}"),
+    (r"(?P<word>db|routes|shell)", "devserve only serves; for {word} type: flask {word}"),
+    (
+        r"(?P<word>collectstatic|createsuperuser|makemigrations|migrate|startapp|startproject)",
+        "devserve only serves; for {word} type: python manage.py {word}",
+    ),
+    (rf"(?P<word>{'|'.join(_OTHER_PROGRAMS)})", "{word} is another program; leave it out: {rest}"),
+    (r"[a-z]+://.*", "{0} is a URL; name the application, and the address by --host and --port"),
+    ("[\u2010-\u2015\u2212]+(.)", "{0} has the dash of a word processor; type -{1}"),
+    ("[\u2010-\u2015\u2212]+(.+)", "{0} has the dash of a word processor; type --{1}"),
+    (rf"(?P<word>(?!app$)(?:{_LONG_FLAGS}))(?:=.*)?", "{word} is no application here; did you mean --{0}?"),
+    (r"[A-Z][A-Z_]*=.*", "{0} sets a variable; write it in a file .env, or before the command"),
+    (
+        r"(?P<word>(?i:true|false|yes|no|on|off))",
+        "{word} is no application; an option like --debug takes no value: leave {word} out",
+    ),
+    (
+        r"\A([^:\n]+):?\n(?P<word>[^\W\d]\w*)\Z",
+        "more than one application: {1} and {word}; did you mean {1}:{word}?",
+    ),
+)
 _DESCRIPTION = """\
 The development server for Python web applications: it reloads on a save, and
 turns an exception into a page that finds the bug. For local development only,
@@ -12883,31 +12919,46 @@ def _read_command(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     given, words = _parse_flags(argv)
     notes: list[str] = []
 
-    def take_address(address: Mapping[str, str], shown: str) -> None:
+    def take_address(address: Mapping[str, str], shown: str, app: str = "") -> None:
         given.update(add_address(given, address, shown))
-        notes.append(f"{shown} is taken as {' '.join(f'--{name} {text}' for name, text in address.items())}")
+        meant = filter(None, [app, *(f"--{name} {text}" for name, text in address.items())])
+        notes.append(f"{shown} is taken as {' '.join(meant)}")
 
     address = split_host(given.get("host", ""))
     if address:
         take_address(address, f"--host {given.pop('host')}")
-    apps = []
+    apps = [given["app"]] if "app" in given else []
     for word in words:
-        address = {"port": word} if word.isdigit() else split_host(word)
+        app, address = _app_and_address(word)
         if address:
-            take_address(address, word)
-        elif word not in _RUN_COMMANDS or (_is_there(word) and "app" not in given):
-            apps.append(word)
-    apps += [given["app"]] if "app" in given else []
+            take_address(address, word, app)
+        if app and (app not in _RUN_COMMANDS or (_is_there(app) and "app" not in given)):
+            apps.append(app)
     if apps:
         _check_apps(apps, argv)
         given["app"] = apps[0]
     return given, notes
 
 
+def _app_and_address(word: str) -> tuple[str, dict[str, str]]:
+    """Return the application that a word names, or "", and the address in it, as in 8000, localhost or hello:8000."""
+    app, _, port = word.rpartition(":")
+    if _is_there(word):
+        return word, {}
+    if word.isdigit() or _BARE_HOST.fullmatch(word):
+        return "", {"port" if word.isdigit() else "host": word.strip("[]")}
+    if split_host(word) and not _is_there(app):
+        return "", split_host(word)
+    return (app, {"port": port}) if port.isdigit() else (word, {})
+
+
 def _parse_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Return the values of the flags that a command has, and its other words.  Raises as `_read_command` does."""
     import argparse
 
+    for word in argv:  # argparse would take -debug for -d -e bug
+        if word.startswith("-") and f"-{word.partition('=')[0]}" in _FLAGS:
+            raise DevserveError(f"no option {word}; did you mean -{word}?")
     try:
         parsed, unknown = _command_parser().parse_known_intermixed_args(argv)
     except argparse.ArgumentError as error:  # which names the flags of the row, as in -d/--debug/--no-debug
@@ -12936,37 +12987,32 @@ def _flag_remedy(flag: str, value: str) -> str:
     for flags, remedy in _NOT_HERE.items():
         if flag in flags.split():
             return remedy
-    near = get_close_matches(flag, [*_FLAGS, "--help", "--version"], 1, 0.75)  # two letters swapped; no other word
+    near = get_close_matches(
+        flag.lower(), [*_FLAGS, "--help", "--version"], 1, 0.75
+    )  # two letters swapped; no other word
     return f"did you mean {near[0]}?" if near else "see --help"
 
 
 def _check_apps(apps: Sequence[str], argv: Sequence[str]) -> None:
-    """Raise DevserveError unless a command names one application."""
+    """Raise DevserveError unless a command names one application, and no mistake of the table."""
+    if len(apps) == 1 and _is_there(apps[0].partition(":")[0]) and "devserve" not in apps[0]:
+        return  # without the patterns, which take milliseconds to compile
     import shlex
 
-    first, name = apps[0], os.path.basename(apps[0])
-    if name in ("devserve", "devserve.py"):
-        demo = " ".join([*own_command(), "devserve:demo --debug"])
-        raise DevserveError(f"{first} is the server; name the application that it shall serve, or try: {demo}")
-    if first in _OTHER_PROGRAMS and not _is_there(first):
-        rest = [word for word in argv if word not in (first, "dev", *_RUN_COMMANDS)]
-        raise DevserveError(f"{first} is another program; leave it out: {shlex.join([*own_command(), *rest])}")
-    if name == "manage.py" and len(apps) > 1:
-        raise DevserveError(f"devserve only serves; for {apps[1]} type: python {first} {apps[1]}")
-    for word in apps:
-        if "://" in word:
-            raise DevserveError(f"{word} is a URL; name the application, and the address by --host and --port")
-        if not _is_there(word) and f"--{word}" in (*_FLAGS, "--help", "--version"):
-            raise DevserveError(f"{word} is no application here; did you mean --{word}?")
-        if not _is_there(word) and word.lower() in ("true", "false", "yes", "no", "on", "off"):
-            raise DevserveError(f"{word} is no application; an option like --debug takes no value: leave {word} out")
+    rest = [word for word in argv if word not in (*_OTHER_PROGRAMS, *_RUN_COMMANDS)]
+    commands = {"server": shlex.join(own_command()), "rest": shlex.join([*own_command(), *rest])}
+    for pattern, answer in _MISTAKES:
+        for match in re.finditer(f"^(?:{pattern})$", "\n".join(apps), re.MULTILINE):
+            if not _is_there(match.groupdict().get("word", "")):
+                found = match[0].replace("\n", " ")
+                raise DevserveError(answer.format(found, *match.groups(), **match.groupdict(), **commands))
     if len(apps) > 1:
         raise DevserveError(f"more than one application: {' and '.join(apps)}; name one")
 
 
 def _is_there(word: str) -> bool:
     """Return whether the current folder has a file, a folder or a module of that name."""
-    return os.path.exists(word) or os.path.exists(f"{word}.py")
+    return bool(word) and (os.path.exists(word) or os.path.exists(f"{word.replace('.', os.sep)}.py"))
 
 
 def _mask_pin(pin: str) -> None:

@@ -15097,6 +15097,16 @@ class CommandLineOptions(Folder):
         (["runserver", "0.0.0.0:8000"], {}, {"host": "0.0.0.0", "port": 8000}),
         (["runserver", "[::1]:8000"], {}, {"host": "::1", "port": 8000}),
         (["hello:app", "localhost:80"], {}, {"app": "hello:app", "host": "localhost", "port": 80}),
+        (["hello", "127.0.0.1"], {}, {"app": "hello"}),
+        (["hello", "localhost", "8000"], {}, {"app": "hello", "host": "localhost", "port": 8000}),
+        (["[::1]"], {}, {"host": "::1"}),
+        (["0.0.0.0"], {}, {"host": "0.0.0.0"}),
+        (["hello:app:8000"], {}, {"app": "hello:app", "port": 8000}),
+        (["hello:make('a:1'):8000"], {}, {"app": "hello:make('a:1')", "port": 8000}),
+        (["hello:make('sqlite://')"], {}, {"app": "hello:make('sqlite://')"}),
+        (["hello:make ( True )"], {}, {"app": "hello:make ( True )"}),
+        (["dev", "hello.py"], {}, {"app": "hello.py"}),
+        (["hello", "serve"], {}, {"app": "hello"}),
         (["--host", "0.0.0.0:8000"], {}, {"host": "0.0.0.0", "port": 8000}),
         (["--host", "0.0.0.0:8000", "-p", "8000"], {}, {"host": "0.0.0.0", "port": 8000}),
         (["--host", "0.0.0.0:8000"], {"DEVSERVE_PORT": "9"}, {"host": "0.0.0.0", "port": 8000}),
@@ -15146,16 +15156,26 @@ class CommandLineOptions(Folder):
             ("hello", "8000"): "8000 is taken as --port 8000",
             ("runserver", "0:8000"): "0:8000 is taken as --host 0 --port 8000",
             ("--host", "[::1]:80"): "--host [::1]:80 is taken as --host ::1 --port 80",
+            ("127.0.0.1",): "127.0.0.1 is taken as --host 127.0.0.1",
+            ("hello:app:8000",): "hello:app:8000 is taken as hello:app --port 8000",
         }.items():
             self.assertEqual(devserve._read_command(arguments)[1], [note])
         self.assertEqual(devserve._read_command(("hello", "run", "--host", "::1"))[1], [])
 
     def test_a_file_that_is_called_like_another_servers_command_is_served(self) -> None:
-        for name in ("run", "runserver"):
+        for name in devserve._RUN_COMMANDS:
             self.assertEqual(read_command(name).app, "")
             self.write(f"{name}.py", "")
             self.assertEqual(read_command(name).app, name)
             self.assertEqual(read_command("--app", "hello", name).app, "hello")
+
+    def test_a_port_behind_what_is_in_the_folder_belongs_to_no_host(self) -> None:
+        self.assertEqual(read_command("hello:8000").host, "hello")
+        self.write("hello.py", "")
+        self.write("shop/web.py", "")
+        for word in ("hello", "hello.py", "shop.web", "shop/web.py"):
+            config = read_command(f"{word}:8000")
+            self.assertEqual((config.app, config.host, config.port), (word, "127.0.0.1", 8000))
 
     def test_devserve_itself_offers_the_demo(self) -> None:
         for word in ("devserve", "devserve.py", "./devserve.py"):
@@ -15177,7 +15197,7 @@ class CommandLineOptions(Folder):
             (["--port", ""], {}, "port"), (["--port", "1e3"], {}, "1e3"), (["--port", "\u0661"], {}, "port"),
             (["--port", "5_0"], {}, "5_0"), (["--port"], {}, "--port"), (["--port", "9" * 5000], {}, "port"),
             (["--bogus"], {}, "--bogus"), (["--debug=3"], {}, "3"), (["hello", "other"], {}, "hello and other"),
-            (["hello", "--app", "other"], {}, "hello and other"), (["band", "banana and"], {}, "band and banana and"),
+            (["hello", "--app", "other"], {}, "other and hello"), (["band", "banana and"], {}, "band and banana and"),
             ([], {"DEVSERVE_PORT": "many"}, "many"), ([], {"DEVSERVE_DEBUG": "maybe"}, "DEVSERVE_DEBUG=maybe"),
             (["--env-file", "missing.env"], {}, "missing.env"), (["hello", "99999"], {}, "99999"),
             (["hello", "8000", "--port", "9000"], {}, "9000"), (["--host", "a:1", "b:2"], {}, "a"),
@@ -15214,6 +15234,10 @@ class CommandLineMistakes(InEmptyEnvironment):
         "-p8000x": "--port 8000x: not a port",
         "--prot 80": "no option --prot; did you mean --port?",
         "--bogus": "no option --bogus; see --help",
+        "-debug": "no option -debug; did you mean --debug?",
+        "-port 8000": "no option -port; did you mean --port?",
+        "-host=::": "no option -host=::; did you mean --host=::?",
+        "--PORT 8000": "did you mean --port?",
         "debug": "did you mean --debug?",
         "help": "did you mean --help?",
         "--host https://localhost:5000/x": "name localhost:5000 alone, and add --cert adhoc",
@@ -15247,6 +15271,8 @@ class CommandLineMistakes(InEmptyEnvironment):
         "--noreload": "here it is --no-reload",
         "--nothreading": "here it is --without-threads",
         "--insecure": "DEBUG is True",
+        "--no-color": "set NO_COLOR=1",
+        "-D": "no option -D; leave it out",
     }
     WORDS: ClassVar[dict[str, str]] = {  # with {} for the command that starts devserve
         "flask run": "flask is another program; leave it out: {}",
@@ -15255,8 +15281,26 @@ class CommandLineMistakes(InEmptyEnvironment):
         "uvicorn hello:app": "leave it out: {} hello:app",
         "fastapi dev hello.py": "leave it out: {} hello.py",
         "python manage.py runserver 8000": "leave it out: {} manage.py 8000",
-        "manage.py migrate": "for migrate type: python manage.py migrate",
-        "hello other": "more than one application: hello and other; name one",
+        "manage.py migrate --fake": "no option --fake; see --help",
+        "manage.py migrate": "devserve only serves; for the rest type: python manage.py migrate",
+        "./manage.py test shop": "type: python ./manage.py test shop",
+        "migrate": "for migrate type: python manage.py migrate",
+        "--app hello shell": "for shell type: flask shell",
+        "flask hello routes": "for routes type: flask routes",
+        "hello other third": "more than one application: hello and other and third; name one",
+        "--app hello other.thing": "more than one application: hello and other.thing; name one",
+        "hello.py app": "did you mean hello.py:app?",
+        "hello app --debug": "did you mean hello:app?",
+        "hello: app": "did you mean hello:app?",
+        "run hello.py app": "did you mean hello.py:app?",
+        "app=hello": "did you mean --app=hello?",
+        "port=8000": "did you mean --port=8000?",
+        "FLASK_APP=hello": "FLASK_APP=hello sets a variable; write it in a file .env, or before the command",
+        "hello \u2013debug": "type --debug",
+        "hello \u2014port 8000": "type --port",
+        "hello \u2013p 8000": "type -p",
+        "python -m uvicorn main:app": "no option -m; leave it out",
+        "python uvicorn main:app": "leave it out: {} main:app",
         "hello 8000 --port 9000": "8000 names another port than 9000; name one",
         "devserve": "try: {} devserve:demo --debug",
         "http://localhost:5000/hello": "name the application, and the address by --host and --port",
@@ -15280,7 +15324,7 @@ class CommandLineMistakes(InEmptyEnvironment):
                 self.assertIn(remedy.format(" ".join(devserve.own_command())), self.refused(*words.split()))
 
     def test_what_is_in_the_folder_is_served_whatever_its_name(self) -> None:
-        for word in ("true", "debug", "flask", "uvicorn", "run"):
+        for word in ("true", "debug", "flask", "uvicorn", "run", "shell", "localhost", "8000"):
             self.write(f"{word}.py", "")
             self.assertEqual(read_command(word).app, word)
 
