@@ -2341,6 +2341,26 @@ def _open_litestar(app: Any) -> None:
     app.asgi_handler = handler
 
 
+def _open_blacksheep(app: Any) -> None:
+    """Let through what BlackSheep would log and then answer; that is the last that it does, past its middleware."""
+
+    async def log_unhandled_exc(request: Any, error: BaseException) -> None:
+        raise error
+
+    app.log_unhandled_exc = log_unhandled_exc
+
+
+def _open_sanic(app: Any) -> None:
+    """Have Sanic's handler of last resort answer with our page, or as it does what has a status."""
+    own = app.error_handler.default
+
+    def default(request: Any, error: BaseException) -> Any:
+        text = "" if hasattr(error, "status_code") else hand_over(request.scope, error)
+        return sys.modules["sanic"].text(text, 500) if text else own(request, error)
+
+    app.error_handler.default = default
+
+
 def _open_bottle(app: Any) -> None:
     """Have what a route raises answered by us inside of Bottle, so that hooks see a response; all else goes through.
 
@@ -2544,8 +2564,8 @@ _FRAMEWORKS: dict[str, _Framework] = {
     ),
     "falcon.asgi.app.App": _Framework(_open_falcon, is_asgi=True),
     "litestar.app.Litestar": _Framework(_open_litestar, is_asgi=True),
-    "sanic.app.Sanic": _Framework(is_asgi=True),
-    "blacksheep.server.application.Application": _Framework(is_asgi=True),
+    "sanic.app.Sanic": _Framework(_open_sanic, is_asgi=True),
+    "blacksheep.server.application.Application": _Framework(_open_blacksheep, is_asgi=True),
     "dash.dash.Dash": _Framework(
         wrap=lambda app: getattr(app, "server", app),  # it is no application, but has Flask's
         example="app = dash.Dash()",

@@ -2801,6 +2801,18 @@ FAILING_APPS = {
 
 
 FAILING_ASGI_APPS = {
+    "blacksheep": FailingApp(
+        "blacksheep",
+        """
+        from blacksheep import Application, get
+        site = Application()
+        @get("/")
+        async def view():
+            colour_of_view = "green"
+            return 1 / 0
+        """,
+        around=False,
+    ),
     "django": FailingApp(
         "django",
         """
@@ -2876,6 +2888,23 @@ FAILING_ASGI_APPS = {
             return 1 / 0
         """,
         around=False,
+    ),
+    "sanic": FailingApp(
+        "sanic",
+        """
+        import sanic
+        site = sanic.Sanic("site")
+        @site.get("/")
+        async def view(request):
+            colour_of_view = "green"
+            return 1 / 0
+        @site.on_response
+        async def around(request, response):
+            response.headers["X-Around"] = "yes"
+        @site.get("/meant")
+        async def meant(request):
+            raise sanic.exceptions.ServiceUnavailable
+        """,
     ),
     "starlette with flask": FailingApp(
         "fastapi",
@@ -3335,11 +3364,15 @@ class FindingAsgiFrameworks(Folder):
             self.assertNotIn("AttributeError", served.log)
 
     @needs("litestar")
+    @needs("sanic")
     def test_what_a_framework_answers_on_purpose_is_its_own(self) -> None:
-        self.write("site_app.py", FAILING_ASGI_APPS["litestar"].source)
-        with Served("site_app", "--debug", cwd=self.folder) as served:
-            answer = served.ask("/meant", Accept="application/json")
-        self.assertEqual((answer.status, answer.json["detail"]), (503, "Service Unavailable"))
+        for name in ("litestar", "sanic"):
+            with self.subTest(name):
+                self.write("site_app.py", FAILING_ASGI_APPS[name].source)
+                with Served("site_app", "--debug", cwd=self.folder) as served:
+                    answer = served.ask("/meant", Accept="application/json")
+                self.assertEqual(answer.status, 503)
+                self.assertIn("Service Unavailable", answer.json.values())
 
 
 class FindingDjangoFiles(Folder):
