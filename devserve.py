@@ -8859,7 +8859,8 @@ class AsgiBridge:
         for request, task in tasks.items():
             last = end if request.is_endless else request.started + grace
             await asyncio.wait([task], timeout=max(0.0, last - time.perf_counter()))
-            if grace and not task.done() and not request.is_endless:
+            is_told = request.is_endless or (request.connection.is_cut and request.phase != _COMPLETE)  # by the server
+            if grace and not task.done() and not is_told:
                 self.terminal.warn(f"cancelled {request.name}: still running after its grace")
         await _cancel({*self.requests.values()})
         await self.lifespan.stop()

@@ -16844,6 +16844,28 @@ class ReloadLosesNothing(Reload):
         self.assertEqual(len(cuts), 1, served.log)
         self.assertIn("GET /slow?1000", cuts[0])
 
+    def test_an_asgi_stream_past_its_grace_and_work_after_an_answer_are_told_once_each(self) -> None:
+        self.write("stream.py", """
+            import asyncio
+
+            async def app(scope, receive, send):
+                assert scope["type"] == "http"
+                await send({"type": "http.response.start", "status": 200})
+                await send({"type": "http.response.body", "body": b"x", "more_body": scope["path"] == "/stream"})
+                await asyncio.sleep(1000)
+        """)  # fmt: skip
+        served = Served("stream", "--reload", cwd=self.folder, script=self.patched(_GRACE=0.5))
+        self.addCleanup(served.stop)
+        stream, work = self.connect(served), self.connect(served)
+        work.request("/work")
+        self.assertEqual(work.answer().status, 200)
+        stream.request("/stream")
+        self.assertEqual((stream.head().status, stream.chunk()), (200, b"x"))
+        self.write("stream.py", (self.folder / "stream.py").read_text() + "# saved")
+        served.wait_for("reloaded in")
+        told = re.findall(r"warning: (.*): still running after its grace", served.log)
+        self.assertEqual(told, ["cut GET /stream", "cancelled GET /work"])
+
     def test_two_hundred_waiting_connections_cross(self) -> None:
         served = self.serve()
         clients = [self.connect(served) for _ in range(200)]
