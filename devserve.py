@@ -7983,16 +7983,13 @@ class _ResponseHead(NamedTuple):
 _NO_HEAD = _ResponseHead()
 PLAIN_TEXT = (("Content-Type", "text/plain; charset=utf-8"),)
 _STATUS = re.compile(r"[2-9][0-9][0-9] [\t\x20-\x7e\x80-\xff]*")  # RFC 9112 section 4; 1xx is not an application's
-_ENDLESS_TYPES = (  # event streams, cameras, and rows that are written as they happen
-    "text/event-stream",
-    "multipart/x-mixed-replace",
-    "application/x-ndjson",
-    "application/ndjson",
-    "application/jsonl",
-    "application/x-jsonlines",
-    "application/json-seq",
-    "application/stream+json",
-)
+# Events, a camera's frames, GraphQL's subscriptions, and rows of JSON under the many names that these have.  Only the
+# type tells: a page or a voice that is being made, too, begins, pauses and goes on, and must come to its end, while
+# what is endless and has another type holds a reload for some seconds and loses nothing.
+_ENDLESS_TYPE = re.compile(
+    r"text/event-stream|multipart/x-mixed-replace|multipart/mixed;.*subscriptionspec"
+    r"|[^;]*(?:\b[ln]d-?json|json-?(?:l|lines|stream|seq)|stream\+json)\s*(?:;|$)"
+).match
 
 
 def check_response_head(status: str, headers: Iterable[tuple[str, str]]) -> _ResponseHead:
@@ -8010,8 +8007,8 @@ def _checked_head(status: str, headers: tuple[tuple[str, str], ...]) -> _Respons
     """Do what `check_response_head` says.  What belongs to the connection is left out (PEP 3333, "hop-by-hop")."""
     if not isinstance(status, str) or not _STATUS.fullmatch(status):
         raise ValueError(f"{status!r} is no status such as '200 OK'")
-    length, is_endless, closes = -1, False, False
-    names, lines, dropped = set(), [], []
+    length, closes = -1, False
+    values, lines, dropped = {"content-type": "", "content-disposition": ""}, [], []
     for name, value in headers:
         if not isinstance(name, str) or not _FIELD_NAME.fullmatch(name):
             raise ValueError(f"{name!r} is no header name")
@@ -8024,8 +8021,6 @@ def _checked_head(status: str, headers: tuple[tuple[str, str], ...]) -> _Respons
             is_first, length = length < 0, int(value)
             if not is_first or status[:3] == "204":  # a 204 has none (RFC 9110 section 8.6)
                 continue
-        elif key == "content-type":
-            is_endless = value.lower().startswith(_ENDLESS_TYPES)
         elif key == "upgrade" and status[:3] == "426":  # the one final response that must have it (section 15.5.22)
             lines.append("Connection: Upgrade\r\n")
         elif is_hop_by_hop(key):
@@ -8034,12 +8029,16 @@ def _checked_head(status: str, headers: tuple[tuple[str, str], ...]) -> _Respons
             else:
                 dropped.append(name.title())  # applications do not agree on its case, and one warning is enough
             continue
-        names.add(key)
+        values[key] = value.lower()
         lines.append(f"{name}: {value}\r\n")
-    if "server" not in names:
+    if "server" not in values:
         lines.append(f"Server: {_SERVER_NAME}\r\n")
     block = _encoded_head(f"HTTP/1.1 {status}\r\n{''.join(lines)}", len(lines) + 1)
-    return _ResponseHead(block, "date" not in names, length, is_endless and length < 0, closes, tuple(dropped))
+    is_finite = length >= 0 or values["content-disposition"].startswith(
+        "attachment"
+    )  # a file is saved when it is whole
+    is_endless = not is_finite and _ENDLESS_TYPE(values["content-type"]) is not None
+    return _ResponseHead(block, "date" not in values, length, is_endless, closes, tuple(dropped))
 
 
 # Most answers of an application begin alike, and the checks cost more than the rest of a small answer.

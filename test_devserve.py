@@ -8829,7 +8829,12 @@ class ServerGate(ServerCase):
         self.server.open_gate()
 
     def test_a_response_without_end_gets_no_grace(self) -> None:
-        for kind in ("text/event-stream", "multipart/x-mixed-replace; boundary=x", "application/x-ndjson", "early"):
+        for kind in (
+            "text/event-stream", "multipart/x-mixed-replace; boundary=x", "Multipart/Mixed; subscriptionSpec=1.0",
+            "application/x-ndjson", "application/nd-json", "text/x-ndjson; charset=utf-8", "application/x-ldjson",
+            "application/jsonl", "application/x-jsonlines", "application/json-lines", "application/x-json-stream",
+            "application/stream+json", "application/json-seq", "application/geo+json-seq", "early",
+        ):  # fmt: skip
             entered, go_on = threading.Event(), threading.Event()
             self.addCleanup(go_on.set)
             first = [] if kind == "early" else [b"data: 1\n\n"]  # a queue may be empty at first
@@ -8856,16 +8861,26 @@ class ServerGate(ServerCase):
         self.assertEqual(returning(self.server.close_gate, 600.0), [])
         self.assertNotIn("grace", self.log)
 
-    def test_a_response_of_such_a_type_that_has_a_length_is_waited_for(self) -> None:
-        go_on = threading.Event()
-        pieces = Pieces(b"{}\n", lambda: go_on.wait(DEADLINE) and b"{}\n")
-        self.serve(answering(pieces, ("Content-Type", "application/x-ndjson"), ("Content-Length", "6")))
-        client = self.connect(GET)
-        client.head()
-        threading.Timer(0.1, go_on.set).start()
-        self.server.close_gate(DEADLINE)
-        self.assertEqual(client.exactly(6), b"{}\n{}\n")
-        self.server.open_gate()
+    def test_a_response_that_may_have_an_end_is_waited_for(self) -> None:
+        rows = ("Content-Type", "application/x-ndjson")
+        for headers in (
+            [rows, ("Content-Length", "4")],
+            [rows, ("Content-Disposition", 'Attachment; filename="export.jsonl"')],
+            *([("Content-Type", kind)] for kind in (
+                "text/html", "application/octet-stream", "application/ld+json", "application/json", "audio/mpeg",
+                "multipart/mixed; boundary=x", "application/json; profile=json-seq-of-rows",
+            )),
+        ):  # fmt: skip
+            with self.subTest(headers):
+                begun, go_on = threading.Event(), threading.Event()
+                pieces = Pieces(b"{}", lambda b=begun, g=go_on: b.set() or (g.wait(DEADLINE) and b"[]"))
+                self.serve(answering(pieces, *headers))
+                client = self.connect(GET)
+                self.assertTrue(begun.wait(DEADLINE))
+                threading.Timer(0.05, go_on.set).start()
+                self.server.close_gate(DEADLINE)
+                self.assertEqual(client.answer().body, b"{}[]")
+                self.server.open_gate()
 
     def test_a_request_that_is_stopped_in_a_debugger_is_waited_for(self) -> None:
         for runner in ("its own thread", "another, as an event loop's or a pool's"):
