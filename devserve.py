@@ -5288,7 +5288,9 @@ class Guard:
             return None
         if site not in (None, "same-origin") or name is None:
             return Refusal("origin", "The request comes from the page of another site.", _OUR_PAGE)
-        if authority == host or self._trusts_origin(authority):
+        # Loopback's many ports must each be named.
+        is_named = authority in self.trusted_origins or (name in self.trusted_origins and not _is_loopback(name))
+        if authority == host or is_named:
             return None
         reason = f"The page is at {authority}, but its request names the host {host}."
         remedy = (
@@ -5297,12 +5299,6 @@ class Guard:
             "If not, another site sent this."
         )
         return Refusal("origin", reason, remedy)
-
-    def _trusts_origin(self, authority: str) -> bool:
-        """Return whether the person named this origin; loopback's many ports must each be named with the port."""
-        name = _host_name(authority)
-        by_name = name in self.trusted_origins and not _is_loopback(name or "")
-        return name is not None and (by_name or authority in self.trusted_origins)
 
     def knows(self, environ: Mapping[str, Any]) -> bool:
         """Return whether the client has been unlocked: a program by its cookie, a browser by cookie and key."""

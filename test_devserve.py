@@ -6291,6 +6291,8 @@ class GuardSecrets(Debugged):
         self.assertEqual(self.guard.secret, secret)
         after_reload = devserve.Guard(self.guard.configured, notes=self.guard.remember())
         self.assertIsNotNone(after_reload.refuses_script({"HTTP_SEC_FETCH_DEST": "document"}))
+        no_worker = devserve.Guard(notes=devserve.Guard().remember())
+        self.assertIsNone(no_worker.refuses_script({"HTTP_SEC_FETCH_DEST": "document"}))
         for path in ("/", "/__devserve__/console"):
             for cache in (None, "max-age=0"):
                 answer = self.ask(path, Sec_Fetch_Dest="document", Cache_Control=cache)
