@@ -7604,6 +7604,7 @@ class _ChunkedBody(_Body):
         self.awaits = "size"  # once these are read: a chunk's "size", the "end" of a chunk, or the "trailer"
         self.stored = io.BytesIO()
         self.stored_left = 0  # bytes of it that have not been read
+        self.is_ignored = False  # the application could read it as it comes, and has not
 
     def store(self) -> bool:
         """Store the body while it comes in one go; return whether that was all of it.  Raises `_BadRequest`.
@@ -7629,13 +7630,19 @@ class _ChunkedBody(_Body):
             self.connection.waits = True
         self.stored_left = self.stored.tell()
         self.stored.seek(0)
+        self.is_ignored = self.unread != 0
         return not self.unread
 
     def discard(self) -> None:
+        if self.is_ignored:
+            self.connection.server.warn_once(
+                "nothing was read of a body that came bit by bit, without Content-Length: Django and Bottle never do"
+            )
         self.stored.close()
         self.stored_left = 0
 
     def readinto(self, buffer: Any) -> int:
+        self.is_ignored = False
         if self.stored_left:
             count = self.stored.readinto(buffer)
             self.stored_left -= count

@@ -8344,6 +8344,21 @@ class ServerConnections(ServerCase):
         server.server_close()
         eventually(lambda: {thread.ident for thread in threading.enumerate()} <= before, "no thread is left")
 
+    def test_shutdown_returns_when_nobody_takes_connections_any_more(self) -> None:
+        server = self.serve(hello)
+        entered, left = threading.Event(), threading.Event()
+
+        def slow_look() -> None:
+            entered.set()
+            eventually(lambda: server._shutting_down, "shutdown is called")
+            time.sleep(0.1)  # a shutdown that does not wait returns meanwhile
+            left.set()
+
+        with mock.patch.object(server, "_report_hangs", slow_look):
+            self.assertTrue(entered.wait(DEADLINE))
+            server.shutdown()
+        self.assertTrue(left.is_set())
+
     @unittest.skipUnless(hasattr(os, "fork"), "needs fork")
     def test_a_child_of_the_application_does_not_keep_a_finished_connection_open(self) -> None:
         children: list[int] = []
@@ -8449,6 +8464,13 @@ class ServerConnections(ServerCase):
         with self.assertRaises(OSError):
             while time.monotonic() < end:
                 client.send(b"x" * 100_000)
+
+    def test_a_client_that_has_sent_nothing_more_is_not_waited_for(self) -> None:
+        self.patch("_LINGER_TIMEOUT", 600.0)
+        self.serve(hello)
+        client = self.connect("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        self.assertEqual(client.answer().body, b"hello")  # and this client keeps its end open
+        eventually(lambda: not self.server.connections, "the connection ends")
 
     def test_an_answer_survives_input_that_nobody_read(self) -> None:
         """Old clients send a CRLF behind the body; a close with that unread would reset what is under way."""
@@ -9229,6 +9251,20 @@ class ServerInput(ServerCase):
             client.send("\r\n")
         client.send("0\r\n\r\n", GET)
         self.assertEqual([client.answer().status for _ in range(2)], [200, 500], "the second has another environ")
+
+    def test_an_application_that_reads_by_the_length_alone_is_told_of_a_body_without_one(self) -> None:
+        for size, pauses, told in ((0, True, 1), (-1, True, 0), (0, False, 0)):
+            calls: queue.Queue[int] = queue.Queue()
+            self.serve(lambda e, sr, c=calls, n=size: [c.put(1), e["wsgi.input"].read(n)] and hello(e, sr))
+            for _ in range(2):
+                client = self.connect(chunked("1\r\nx\r\n" if pauses else CHUNKS))
+                calls.get(timeout=DEADLINE)
+                if pauses:
+                    client.send("0\r\n\r\n")
+                self.assertEqual(client.answer().status, 200)
+                client.end()
+            eventually(lambda: not self.server.connections, "the connections end")
+            self.assertEqual(self.log.count("Django and Bottle"), told)
 
     def test_a_slow_trickle_of_chunks_is_no_upload_in_one_go(self) -> None:
         called = threading.Event()
@@ -10578,6 +10614,16 @@ class ServerCertificate(Folder):
             self.assertTrue(served.url.startswith("https://"))
             context.load_verify_locations(str(self.folder / "cache/devserve/adhoc.pem"))
             self.assertEqual(fetch(served.port, context=context).body, b"hello")
+
+    @unittest.skipIf(sys.platform == "win32", "the program is a script for sh")
+    def test_a_maker_that_fails_is_one_line_and_nothing_of_its_own(self) -> None:
+        self.write("openssl", "#!/bin/sh\necho loud\necho loud >&2\nexit 1\n")
+        self.folder.joinpath("openssl").chmod(0o755)
+        call = "import devserve; devserve._certificate_by_openssl(['localhost'])"
+        environ = {**os.environ, "PATH": f"{self.folder}:{os.environ['PATH']}", "PYTHONPATH": str(SCRIPT.parent)}
+        done = subprocess.run([sys.executable, "-c", call], env=environ, capture_output=True, text=True, check=False)
+        self.assertNotIn("loud", done.stdout + done.stderr)
+        self.assertIn("DevserveError: --cert adhoc makes no certificate", done.stderr)
 
 
 class ServerUnderFuzz(ServerCase):
@@ -14451,8 +14497,9 @@ class RunnerSockets(RunnerCase):
         served = self.served("shows", "--host", f"unix:{self.path}", port=False)
         served.wait_for("production")
         answer = fetch(self.path)
-        self.assertIn("('SERVER_NAME', '", answer.text)
         self.assertEqual(answer.status, 200)
+        environ = {"SERVER_NAME": "localhost", "SERVER_PORT": "80", "REMOTE_ADDR": "", "REMOTE_PORT": ""}
+        self.assertEqual(environ, {key: value for key, value in ast.literal_eval(answer.text) if key in environ})
 
 
 class RunnerPortInUse(RunnerCase):
