@@ -2633,6 +2633,7 @@ LINES_AROUND = 5  # source lines on each side of an application's line; what a p
 _LIBRARY_LINES_AROUND = 2  # and of a library's: folded on the page, and most of its weight
 _LINE_LIMIT = 400  # characters of a source line; only generated code is longer
 _TEXT_LIMIT = 10_000  # characters of a message or a note; enough for a compiler's, harmless to a browser
+_MASK_LIMIT = 5 * _TEXT_LIMIT  # characters in which secrets are searched; what is cut off may tell that one has begun
 _VALUE_LIMIT = 800  # characters of a value: ten lines of the page; what is inside a longer one can be unfolded
 _LIST_LIMIT = 60  # variables of a frame, fields of a form, members of a value; who has more has generated them
 _DEPTH_LIMIT = 6  # containers within containers, groups within groups
@@ -2755,10 +2756,13 @@ def read_report(
     the request that failed; the present one unless given.  `text` is the traceback where it was printed already.
     """
     problems = _ReportBuilder(keep, context).chain(error)
-    text = _mask_messages(text or traceback_text(error, folded=True))
+    text = text or traceback_text(error, folded=True)
     cut = len(text) - 2 * _TEXT_LIMIT
     if cut > 0:  # of a long one the root of all and what failed last are worth most
-        text = f"{text[:_TEXT_LIMIT]}\n… ({cut:,} more characters)\n{text[-_TEXT_LIMIT:]}"
+        head, tail = _mask_messages(text[:_MASK_LIMIT]), _mask_messages(text[-_MASK_LIMIT:])
+        text = f"{head[:_TEXT_LIMIT]}\n… ({cut:,} more characters)\n{tail[-_TEXT_LIMIT:]}"
+    else:
+        text = _mask_messages(text)
     now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     return Report(problems, request, _versions(), now, text=escape_unprintable(text, "\n\t"))
 
@@ -3747,8 +3751,11 @@ _SECRET_TEXTS = (  # what the text must hold, and a pattern: its last group is h
     # A password may hold an @ or a slash, but what begins as a port and a path is none: http://localhost:5173/@vite
     ("://", r"""://[^\s:/?#@\['"]*:(?![0-9]*/)([^\s@'"]{1,200}(?:@[^\s@/'"]{1,200})*)(?=@)"""),
     ("://", r"://([\w\-]{20,})(?=@)"),  # a token in the place of the name, as hosts of git take it
-    # GitHub, GitLab, Stripe, OpenAI, Slack and Google begin their tokens so.
-    ("", r"\b(?:gh[a-z]_|github_pat_|glpat-|[rs]k_(?:live|test)_|sk-|xox[a-z]-|AIza)([\w\-]{16,})"),
+    # GitHub, GitLab, Stripe, OpenAI, Slack and Google begin their tokens so; with plain words it is a CSS class.
+    (
+        "",
+        r"\b(?:gh[a-z]_|github_pat_|glpat-|[rs]k_(?:live|test)_|sk-(?!(?:[a-z]{1,12}-)+[a-z]{1,12}(?![\w-]))|xox[a-z]-|AIza)([\w\-]{16,})",
+    ),
     # A hashed password, by bcrypt, Argon2, Django's or Werkzeug's: who has it can try passwords against it.
     ("$", r"(?:\$(?:2[abxy]|argon2\w+)|\b(?:argon2|bcrypt\w*|pbkdf2[\w:]*|scrypt[\w:]*))\$([\w$=,+./-]{20,})"),
     ("-----BEGIN", r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----(.*?)(?=-----END|\Z)"),  # RFC 7468
@@ -3767,7 +3774,9 @@ _IN_REPR = (  # what is masked besides in the repr of a foreign object: User(pas
 
 
 def _mask(text: str) -> str:
-    """Return a text of any kind, the secrets in it masked."""
+    """Return a text of any kind, the secrets in it masked, and what is past the characters that anybody is shown."""
+    if len(text) > _MASK_LIMIT:
+        return _mask(text[:_MASK_LIMIT]) + "•" * (len(text) - _MASK_LIMIT)
     for sign, pattern in _SECRET_TEXTS:
         text = re.sub(pattern, _hide_value, text) if sign in text else text
     return text
@@ -3786,13 +3795,13 @@ def _hide_value(match: re.Match[str]) -> str:
     return match.group()[:start] + _MASK + match.group()[start + len(value) :]
 
 
+# A place in a traceback's text with the lines of source below it, which end where a line is indented less
+_PLACE = re.compile(r'^([ |]*  File ".*\n(?:(?: +\|)? {4}.*\n)*)', re.MULTILINE)
+
+
 def _mask_messages(text: str) -> str:
     """Mask the secrets in a traceback's messages and notes; its lines of source stay as they are."""
-    lines, is_source = [], False
-    for line in text.split("\n"):
-        is_source = re.match(r'[ |]*  File "|( +\|)? {4}' if is_source else r'[ |]*  File "', line) is not None
-        lines.append(line if is_source else _mask(line))
-    return "\n".join(lines)
+    return "".join(part if number % 2 else _mask(part) for number, part in enumerate(_PLACE.split(text)))
 
 
 # -- the request and the surroundings

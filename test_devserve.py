@@ -4485,6 +4485,7 @@ class ReadingSecrets(Reading):
             f"ALTER USER me WITH PASSWORD '{SECRET}'",
             f"<user><password>{SECRET}</password></user>",
             f"Incorrect key: sk-{SECRET}{SECRET}",
+            f"Incorrect key: sk-proj-word-{SECRET}",
             f"$argon2id$v=19$m=65536,t=3,p=4${SECRET}${SECRET}",
             f"$2b$12${SECRET}{SECRET}",
             f"pbkdf2_sha256$600000${SECRET}${SECRET}=",
@@ -4523,6 +4524,7 @@ class ReadingSecrets(Reading):
             "KeyError: 'token'",
             "<token>",
             "task-force-of-a-very-long-name",
+            "<div class='sk-folding-cube-something-long sk-cube'>",
             "{'password': ['This field is required.'], 'token': [ErrorDetail('Not valid.', code='x')]}",
             '{"auth": {"type": "basic"}, "cookie": {"path": "/"}, "tokens": [',
             "AUTH_USER_MODEL = 'users.User1'",
@@ -4543,6 +4545,21 @@ class ReadingSecrets(Reading):
         problem = devserve.read_report(error).problems[-1]
         self.assertEqual(problem.message, f"cannot connect: host=h password={devserve._MASK}")
         self.assertEqual(problem.notes, (f"postgres://user:{devserve._MASK}@host/name",))
+
+    def test_masks_a_secret_of_several_lines_in_the_text_of_a_traceback(self) -> None:
+        error = ValueError(f"bad: -----BEGIN PRIVATE KEY-----\n{SECRET}\n{SECRET}\n-----END PRIVATE KEY-----\nthe end")
+        text = devserve.read_report(error).text
+        self.assertNotIn(SECRET, text)
+        self.assertIn("the end", text)
+
+    def test_what_masking_a_message_costs_is_bounded_and_nothing_past_that_is_shown(self) -> None:
+        error = ValueError(f"password={'x=1' * 100_000} {SECRET} {'x=1 ' * 500_000}")
+        with mock.patch.object(devserve, "_hide_value", side_effect=devserve._hide_value) as hide:
+            report = devserve.read_report(error)
+        self.assertLess(hide.call_count, 100_000)
+        self.assertNotIn("x=1", report.problems[0].message)
+        self.assertNotIn(SECRET, report.text)
+        self.assertRegex(report.problems[0].message, r"\(2,2..,... more characters\)$")
 
     def test_shows_that_a_secret_is_missing(self) -> None:
         for value in (None, "", False):
