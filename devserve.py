@@ -1467,9 +1467,12 @@ _CO_ASYNC = 0x80 | 0x200  # inspect.CO_COROUTINE and CO_ASYNC_GENERATOR, without
 _CO_VARARGS = 0x04
 _WALK_LIMIT = 2_000  # objects that are looked at for the applications inside of one; a project has some dozens
 
-_PYTHON = ("", ".py", ".pyw", ".wsgi", ".cgi", ".fcgi")  # suffixes of the files that are run as Python
-_NOT_PYTHON = {  # what to do with a file that has another, and is no application by itself
+# The names of the files that are run as Python: with a suffix of its own, or with none.
+_PYTHON_NAME = re.compile(r"(?!(?:Docker|Make|Pip|Proc)file$)[^.]+|.*\.(?:py|pyw|wsgi|cgi|fcgi)", re.IGNORECASE)
+_PASTE = re.compile(r"^\[(?:app|composite|pipeline)\b", re.MULTILINE)  # a section of PasteDeploy's
+_NOT_PYTHON = {  # what to do with a file that has another suffix; of the rest it is said what else is there to serve
     ".ini": "write a file app.py with `from paste.deploy import loadapp; app = loadapp({config!r})`, or use pserve",
+    ".py.txt": "rename it to {stem}",  # as Windows shows it, this one is called app.py
     ".ipynb": "save its code as a module: jupyter nbconvert --to python {name}",
     ".pyc": "name the source that it was made of",
     ".zip": "unpack it, and name the file that has the application",
@@ -1581,36 +1584,44 @@ def default_file(folder: str) -> str:
     found = [*filter(_offers_app, paths), *filter(os.path.isfile, paths[: len(usual)])]
     if found:
         return found[0]
-    raise DevserveError(f"no app.py, wsgi.py or main.py in {os.path.abspath(folder)}; {_folder_remedy(folder)}")
+    remedy = _folder_remedy(folder, "say what to serve: MODULE:NAME or FILE:NAME", any_file=True)
+    raise DevserveError(f"no app.py, wsgi.py or main.py in {os.path.abspath(folder)}; {remedy}")
 
 
-def _folder_remedy(folder: str) -> str:
-    """Return what to serve instead in a folder without a default file."""
-    names = _names_in(folder)
-    files = [name for name in names if name.endswith(".py") and not _NO_APP_FILES.match(name)]
-    packages = [name for name in names if _offers_app(os.path.join(folder, name, "__init__.py"))]
-    likely = [name[:-3] for name in files if _offers_app(os.path.join(folder, name))] + packages
-    inner = [os.path.join(name, stem) for name in names for stem in ("manage", *_DEFAULT_MODULES)]
-    likely = likely or [path for path in inner if _offers_app(os.path.join(folder, f"{path}.py"))]
-    likely = likely or [name[:-3] for name in files]
-    if len(likely) == 1:
-        return f"did you mean {os.path.normpath(os.path.join(folder, likely[0]))!r}?"
-    for path in (os.path.join(folder, name) for name in names if name.endswith(".ini")):
-        if re.search(r"^\[(app|composite|pipeline)\b", _text_of(path), re.MULTILINE):  # PasteDeploy's
-            return _not_python(path)
-    if 1 < len(likely) < 6:
-        return f"say what to serve, one of: {', '.join(likely)}"
-    return "say what to serve: MODULE:NAME or FILE:NAME"
+def _folder_remedy(folder: str, otherwise: str, *, any_file: bool = False) -> str:
+    """Return what to serve in a folder, or one or two below as in a src layout; where nothing looks so, `otherwise`,
+    or with `any_file` each of its modules."""
+    import glob
+
+    def offers(pattern: str) -> list[str]:
+        found = sorted(glob.glob(os.path.join(glob.escape(folder), pattern)))
+        return [re.sub(r"[/\\]__init__\.py$|\.py$", "", path) for path in found if _offers_app(path)]
+
+    files = [name for name in _names_in(folder) if name.endswith(".py") and not _NO_APP_FILES.match(name)]
+    usual = [f"{stem}.py" for stem in ("manage", *_DEFAULT_MODULES)]
+    likely = [path for pattern in (*map(glob.escape, files), "*/__init__.py") for path in offers(pattern)]
+    for below in ("*", "*/*"):
+        likely = likely or sorted(path for file in (*usual, "__init__.py") for path in offers(f"{below}/{file}"))
+    likely = likely or [os.path.join(folder, name[:-3]) for name in files if any_file]
+    names = [os.path.abspath(path).removeprefix(os.path.join(os.getcwd(), "")) for path in likely]
+    if len(names) == 1:
+        return f"did you mean {names[0]!r}?"
+    for name in _names_in(folder):
+        if name.endswith(".ini") and _PASTE.search(_text_of(os.path.join(folder, name))):
+            return _not_python(os.path.join(folder, name))
+    return f"say what to serve, one of: {', '.join(names)}" if 1 < len(names) < 6 else otherwise
 
 
 def _not_python(path: str) -> str:
     """Return what to do with a file that is no Python, as Pyramid's and TurboGears' configurations; "" for Python."""
-    name = os.path.basename(path)
-    suffix = os.path.splitext(name)[1].lower()
-    if suffix in _PYTHON:
+    folder, name = os.path.split(path)
+    if _PYTHON_NAME.fullmatch(name):
         return ""
-    remedy = _NOT_PYTHON.get(suffix, "name the module or the file that has the application")
-    return f"{name} is no Python; {remedy.format(name=name, config='config:' + os.path.abspath(path))}"
+    stem, suffix = os.path.splitext(name)
+    remedy = next((remedy for ending, remedy in _NOT_PYTHON.items() if name.lower().endswith(ending)), "")
+    if not remedy or (suffix == ".ini" and not _PASTE.search(_text_of(path))):
+        remedy = _folder_remedy(folder, "name the module or the file that has the application")
+    return f"{name} is no Python; {remedy.format(name=name, stem=stem, config='config:' + os.path.abspath(path))}"
 
 
 def _offers_app(path: str) -> bool:
@@ -1663,7 +1674,7 @@ def _is_path(target: str) -> bool:
 
     A plain folder gives way to an installed package of its name, as it does for an import.
     """
-    is_module = os.path.isfile(f"{target}.py") or os.path.isfile(os.path.join(target, "__init__.py"))
+    is_module = _is_module_at(target)
     if target.isidentifier() and os.path.isdir(target) and not is_module:
         from importlib.machinery import PathFinder
 
@@ -1671,6 +1682,19 @@ def _is_path(target: str) -> bool:
         return spec is None or spec.origin is None
     written_so = "/" in target or "\\" in target or target.startswith(".") or target.endswith((".py", *_NOT_PYTHON))
     return written_so or is_module or os.path.exists(target)
+
+
+def _is_module_at(path: str) -> bool:
+    """Return whether a path without its suffix is a module's or a package's."""
+    return os.path.isfile(f"{path}.py") or os.path.isfile(os.path.join(path, "__init__.py"))
+
+
+def _folder_below(path: str) -> str:
+    """Return the folder, one or two below the current one, from which a module has this path, as src; "" for none."""
+    import glob
+
+    folders = [folder for below in ("*", "*/*") for folder in sorted(glob.glob(below))]
+    return next((folder for folder in folders if _is_module_at(os.path.join(folder, path))), "")
 
 
 def _existing_file(target: str) -> str:
@@ -1681,15 +1705,20 @@ def _existing_file(target: str) -> str:
     found = next(filter(os.path.isfile, (os.path.join(path, "__init__.py"), path, f"{path}.py")), "")
     if os.path.basename(found) == "manage.py":
         return default_file(folder)
-    remedy = _not_python(found)
-    if remedy:
-        raise DevserveError(remedy)
+    if found and _not_python(found):
+        raise DevserveError(_not_python(found))
     if found or os.path.isdir(path):
         return found or default_file(path)
     near = _nearest(name, _names_in(folder))
-    hint = f"did you mean {os.path.join(os.path.dirname(target), near)!r}?" if near else "check the path"
+    below = _folder_below(target.removesuffix(".py"))
     if os.path.isfile(f"{folder}.py"):
         hint = f"did you mean '{os.path.dirname(target)}:{name}'?"
+    elif near or below:
+        hint = (
+            f"did you mean {os.path.join(below, target) if below else os.path.join(os.path.dirname(target), near)!r}?"
+        )
+    else:
+        hint = _folder_remedy(os.curdir, "check the path")
     raise DevserveError(f"no file {target!r}; {hint}")
 
 
@@ -1781,12 +1810,16 @@ def _module_hint(name: str, missing: str) -> str:
     inside = (last + rest).removeprefix("py.")
     if parent in sys.modules and hasattr(sys.modules[parent], inside.partition(".")[0]):
         return f"did you mean '{parent}:{inside}'?"
-    folders = getattr(sys.modules.get(parent), "__path__", []) if parent else [os.getcwd()]
+    below = _folder_below(name.replace(".", os.sep))
+    if below:
+        return f"did you mean {os.path.join(below, name.replace('.', os.sep))!r}?"
+    folders = list(getattr(sys.modules.get(parent), "__path__", ())) if parent else [os.getcwd()]
     stems = [os.path.splitext(file) for folder in folders for file in _names_in(folder)]
     near = _nearest(last, [stem for stem, suffix in stems if suffix in ("", "" if rest else ".py")])
     if near:
         return f"did you mean {missing[: len(missing) - len(last)] + near + rest!r}?"
-    return "start devserve in the folder that holds it, or give the path of its file"
+    otherwise = "start devserve in the folder that holds it, or give the path of its file"
+    return _folder_remedy(folders[0], otherwise) if folders else otherwise
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
@@ -1819,7 +1852,10 @@ def import_remedy(error: BaseException) -> str:
         if PathFinder.find_spec(name, [entry for entry in sys.path if entry not in ("", folder)]):
             return f"your {file} hides the library {name}, since it is found first: give it another name"
     if isinstance(error, ModuleNotFoundError):
-        return _remedy_outside_environment()
+        below = "" if name in sys.modules else _folder_below(name)
+        if name == os.path.basename(os.getcwd()):
+            return f"{name} is the folder in which devserve was started: start it in the one above"
+        return f"{name} is in the folder {below}: set PYTHONPATH={below}" if below else _remedy_outside_environment()
     return ""
 
 

@@ -2044,12 +2044,15 @@ class FindingMistakes(FindingFolder):
         "pack.web": "",
         "helo": "did you mean 'hello'?",
         "pack.wbe": "did you mean 'pack.web'?",
-        "nosuchthing": "give the path",
+        "nosuchthing": "did you mean 'hello'?",
+        "pack.nosuchthing": f"did you mean '{os.path.join('pack', 'web')}'?",
+        "shop.site": f"did you mean '{os.path.join('src', 'shop', 'site')}'?",
+        "shop/site.py": f"did you mean '{os.path.join('src', 'shop', 'site.py')}'?",
         "helo.py": "did you mean 'hello.py'?",
-        "nosuch/thing.py": "check the path",
+        "nosuch/thing.py": "did you mean 'hello'?",
         "./empty": "say what to serve",
         "settings.ini": "paste.deploy",
-        "empty/notes.txt": "name the module or the file",
+        "empty/notes.txt": "notes.txt is no Python; name the module or the file",
         "./settings": "did you mean './settings.ini'?",
         "..": "no app.py, wsgi.py or main.py",
         "empty": "say what to serve",
@@ -2057,10 +2060,14 @@ class FindingMistakes(FindingFolder):
         "HELLO": "did you mean 'hello'?",
         "hello.app": "did you mean 'hello:app'?",
         "hello.py.app": "did you mean 'hello:app'?",
-        "helo.app": "give the path",
+        "helo.app": "did you mean 'hello'?",
         "notes.ipynb": "jupyter nbconvert --to python notes.ipynb",
         "site.zip": "unpack it",
-        "table.csv": "name the module or the file",
+        "table.csv": "did you mean 'hello'?",
+        "Procfile": "Procfile is no Python; did you mean 'hello'?",
+        ".env": ".env is no Python; did you mean 'hello'?",
+        "uwsgi.ini": "uwsgi.ini is no Python; did you mean 'hello'?",
+        "old.py.txt": "rename it to old.py",
     }
     NAMES: ClassVar[dict[str, str]] = {  # what stands behind it
         "app": "",
@@ -2113,7 +2120,9 @@ class FindingMistakes(FindingFolder):
         self.write("pack/web.py", source)
         self.write("empty/notes.txt", "")
         self.write("settings.ini", "[app:main]\nuse = egg:hello\n")
-        for name in ("notes.ipynb", "site.zip", "table.csv"):
+        self.write("src/shop/site.py", source)
+        self.write("uwsgi.ini", "[uwsgi]\nmodule = hello:app\n")
+        for name in ("notes.ipynb", "site.zip", "table.csv", "Procfile", ".env", "old.py.txt"):
             self.write(name, "")
         for (target, of_target), (name, of_name) in itertools.product(self.TARGETS.items(), self.NAMES.items()):
             spec = f"{target}:{name}" if name else target
@@ -2189,7 +2198,11 @@ class FindingMistakes(FindingFolder):
         self.refused("pakc.sub", "no module 'pakc.sub'", "did you mean 'pack.sub'?")
         self.refused("pack.subb", "no module 'pack.subb'", "did you mean 'pack.sub'?")
         self.refused("hello.app", "no module 'hello.app'", "did you mean 'hello:app'?")
-        self.refused("quite_different", "no module 'quite_different'", "give the path")
+        self.refused("quite_different", "no module 'quite_different'", "did you mean 'hello'?")
+        self.write("hello.py", "")
+        self.write("other.py", "")
+        self.write("pack/sub.py", "")
+        self.refused("pack.quite_different", "give the path")
         for odd in ("..hello", ".hello", "hello.", "hello..x", "."):
             self.refused(odd)
 
@@ -2217,6 +2230,17 @@ class FindingMistakes(FindingFolder):
         self.refused("", f"did you mean '{os.path.join('src', 'manage')}'?")
         self.write("backend/main.py", "app = make()")
         self.refused("", f"one of: {os.path.join('backend', 'main')}, {os.path.join('src', 'manage')}")
+
+    def test_what_a_src_layout_has_to_serve_is_named(self) -> None:
+        self.app_file("src/shop/app.py")
+        shop = os.path.join("src", "shop", "app")
+        self.refused("", f"did you mean '{shop}'?")
+        self.refused("nosuchthing", f"did you mean '{shop}'?")
+        self.assertEqual(self.body(shop), "app")
+        self.write("src/shop/app.py", "")
+        self.write("src/shop/__init__.py", "def create_app(): pass")
+        for spec in ("", "shop"):
+            self.refused(spec, f"did you mean '{os.path.join('src', 'shop')}'?")
 
     def test_no_such_name_with_the_nearest(self) -> None:
         self.app_file("hello.py")
@@ -2495,6 +2519,17 @@ class FindingMistakes(FindingFolder):
         with self.assertRaises(ImportError) as caught:
             self.load("hello")
         self.assertIn("your wsgiref.py hides the library wsgiref", devserve.import_remedy(caught.exception))
+
+    def test_remedy_for_a_module_that_lies_where_no_import_looks(self) -> None:
+        missing = ModuleNotFoundError("No module named 'shop.models'", name="shop")
+        self.write("src/shop/__init__.py", "")
+        self.assertEqual(devserve.import_remedy(missing), "shop is in the folder src: set PYTHONPATH=src")
+        os.mkdir("shop")
+        os.chdir("shop")
+        self.assertEqual(
+            devserve.import_remedy(missing),
+            "shop is the folder in which devserve was started: start it in the one above",
+        )
 
     def test_remedy_for_what_an_import_cannot_do(self) -> None:
         for text, remedy in {
