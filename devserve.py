@@ -13410,6 +13410,8 @@ html:not(.js) .js, [hidden] { display: none !important }
 button, select, input, .menu > summary { font: inherit; font-size: 13px; color: var(--ink); background: var(--paper);
   border: 1px solid var(--rule); border-radius: 5px; padding: 2px 9px; min-height: 26px }
 button, summary { cursor: pointer }
+summary { list-style: none; border-radius: 6px }
+summary::-webkit-details-marker { display: none }
 button:hover, .menu > summary:hover { border-color: var(--soft) }
 
 /* Heading */
@@ -13419,11 +13421,9 @@ button:hover, .menu > summary:hover { border-color: var(--soft) }
 .tools { display: flex; flex-wrap: wrap; gap: 6px; align-items: center; position: relative }
 #state { color: var(--soft); font-size: 13px; margin-right: 6px }
 #state:empty { display: none }
-.menu > summary { list-style: none }
-.menu > summary::-webkit-details-marker { display: none }
+.stack, .stacks, .crashes, .menu > div { background: var(--paper); border: 1px solid var(--rule); border-radius: 7px }
 .menu > div { position: absolute; z-index: 2; right: 0; top: 32px; width: min(340px, 90vw); padding: 12px;
-  display: grid; gap: 10px; background: var(--paper); border: 1px solid var(--rule); border-radius: 7px;
-  box-shadow: 0 8px 30px #0003 }
+  display: grid; gap: 10px; box-shadow: 0 8px 30px #0003 }
 .menu label { display: grid; gap: 3px; font-size: 13px; color: var(--soft) }
 h1 { margin: 20px 0 14px; font: 19px/1.45 var(--mono); overflow-wrap: anywhere }
 .type { color: var(--red); font-weight: 600 }
@@ -13431,7 +13431,6 @@ h1 { margin: 20px 0 14px; font: 19px/1.45 var(--mono); overflow-wrap: anywhere }
 .message { white-space: pre-wrap }
 .tall { display: block; max-height: 34vh; overflow: auto; padding: 4px 10px; margin-top: 4px;
   border: 1px solid var(--rule); border-radius: 5px; background: var(--paper); font-size: 14px }
-.long > summary { list-style: none }
 .long[open] > summary > .start { display: none }
 html:not(.js) .later:empty::before { content: "Reading the values needs scripts"; color: var(--soft) }
 .more { margin-left: 8px; color: var(--link); font: 13px var(--sans); white-space: nowrap }
@@ -13448,14 +13447,11 @@ html:not(.js) .later:empty::before { content: "Reading the values needs scripts"
 .exception { margin-bottom: 20px }
 h2 { margin: 22px 0 8px; font: 15px/1.5 var(--mono); overflow-wrap: anywhere }
 .wording { display: block; font: 12px/1.5 var(--sans); color: var(--soft) }
-.stack { background: var(--paper); border: 1px solid var(--rule); border-radius: 7px }
 .stack > * + *, .fold > * + * { border-top: 1px solid var(--rule) }
 .frame { position: relative }
-summary { border-radius: 6px }
-.frame > summary, .fold > summary { padding: 5px 160px 5px 30px; list-style: none; position: relative; display: flex;
-  flex-wrap: wrap; gap: 0 14px; align-items: baseline }
+.frame > summary, .fold > summary { padding: 5px 160px 5px 30px; position: relative; display: flex; flex-wrap: wrap;
+  gap: 0 14px; align-items: baseline }
 .frame > summary, .place { font: 13px/1.55 var(--mono); overflow-wrap: anywhere }
-summary::-webkit-details-marker { display: none }
 .frame > summary::before, .fold > summary::before, .member > summary::before, .table > summary::before {
   content: ""; position: absolute; left: 13px; top: 12px; width: 5px; height: 5px; border: solid var(--soft);
   border-width: 0 1.5px 1.5px 0; transform: rotate(-45deg) }
@@ -13479,7 +13475,7 @@ summary:hover::before { border-color: var(--ink) }
 .body { padding: 0 0 2px }
 .halves { display: grid; grid-template-columns: minmax(0, 1.55fr) minmax(0, 1fr) }
 .code { padding: 1px 0 6px }
-.source { font: 13px/1.6 var(--mono); tab-size: 4 }
+.source { tab-size: 4 }
 .source code { font: inherit }
 .l { display: block; position: relative; padding: 0 12px 0 calc(var(--gutter) + var(--hang));
   text-indent: calc(0ch - var(--hang)); min-height: 1.6em; white-space: pre-wrap; overflow-wrap: anywhere;
@@ -13505,7 +13501,7 @@ dl + .kind { margin-top: 8px }
 .values dt { padding-right: 26px; min-width: 84px }
 .values dt, .values dd { padding-top: 2px; padding-bottom: 2px; position: relative }
 .code > .nothing { padding-left: 30px }
-dt, dd { font: 13px/1.6 var(--mono) }
+dt, dd, .source, .console, .crashes { font: 13px/1.6 var(--mono) }
 dt { color: var(--soft); overflow-wrap: anywhere }
 dd { white-space: pre-wrap; overflow-wrap: anywhere }
 .values .used dt, .values .used > dd { color: var(--ink); font-weight: 600 }
@@ -13522,12 +13518,11 @@ dd { white-space: pre-wrap; overflow-wrap: anywhere }
 .count { color: var(--soft); font-size: 13px }
 .members > .count { margin-bottom: 6px }
 .member { margin-bottom: 8px }
-.member > summary { position: relative; padding: 3px 0 3px 30px; font: 14px/1.5 var(--mono); list-style: none;
-  overflow-wrap: anywhere }
+.member > summary { position: relative; padding: 3px 0 3px 30px; font: 14px/1.5 var(--mono); overflow-wrap: anywhere }
 .number { color: var(--soft); font-size: 12px; margin-right: 4px }
 
 /* Console */
-.console { border-top: 1px solid var(--rule); padding: 5px 14px 5px 30px; font: 13px/1.6 var(--mono) }
+.console { border-top: 1px solid var(--rule); padding: 5px 14px 5px 30px }
 .console form { display: flex; flex-wrap: wrap; gap: 8px; align-items: flex-start }
 .console textarea { flex: 1; min-width: 0; padding: 0 4px; border: 0; resize: none; background: none; color: inherit;
   font: inherit; overflow: hidden; outline: none }
@@ -13539,20 +13534,18 @@ button.sign { border: 0; background: none; padding: 0 }
 .sign span, .why { font: 13px/1.6 var(--sans) }
 .why { color: var(--soft); align-self: center }
 .printed { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 420px; overflow-y: auto }
-.crashes { border-spacing: 0; font: 13px/1.6 var(--mono); background: var(--paper); border: 1px solid var(--rule);
-  border-radius: 7px }
-.crashes th, .crashes td { padding: 3px 14px; text-align: left; vertical-align: top }
-.crashes th { font: 12px/1.6 var(--sans); color: var(--soft) }
-.crashes td + td { min-width: 110px; overflow-wrap: anywhere }
-.stacks { padding: 10px 14px; background: var(--paper); border: 1px solid var(--rule); border-radius: 7px;
-  font: 13px/1.5 var(--mono); white-space: pre-wrap; overflow-wrap: anywhere }
 .printed .typed { color: var(--soft) }
 .printed .failed { color: var(--red) }
 
 /* Around it */
+.crashes { border-spacing: 0 }
+.crashes th, .crashes td { padding: 3px 14px; text-align: left; vertical-align: top }
+.crashes th { font: 12px/1.6 var(--sans); color: var(--soft) }
+.crashes td + td { min-width: 110px; overflow-wrap: anywhere }
+.stacks { padding: 10px 14px; font: 13px/1.5 var(--mono); white-space: pre-wrap; overflow-wrap: anywhere }
 .table { background: var(--paper); border: 1px solid var(--rule); margin-top: -1px }
 .table:first-child { border-radius: 7px 7px 0 0 } .table:last-child { border-radius: 0 0 7px 7px }
-.table > summary { position: relative; padding: 5px 30px; list-style: none; font-size: 13px }
+.table > summary { position: relative; padding: 5px 30px; font-size: 13px }
 .table > dl { padding: 0 30px 10px }
 .table dl > div { display: grid; gap: 14px; grid-template-columns: minmax(0, 210px) minmax(0, 1fr) }
 .table textarea { width: calc(100% - 60px); margin: 0 30px 12px; padding: 8px; font: 12.5px/1.5 var(--mono);
@@ -13586,7 +13579,7 @@ const page = document.body.dataset;
 if (page.prefix === undefined || window !== window.top) return;
 const find = (selector, within = document) => within.querySelector(selector);
 const all = (selector, within = document) => [...within.querySelectorAll(selector)];
-const on = (element, event, action) => element && element.addEventListener(event, action);
+const on = (element, event, action) => element?.addEventListener(event, action);
 const stamp = id => find("#" + id).content.firstElementChild.cloneNode(true);
 document.documentElement.classList.add("js");
 
@@ -13610,7 +13603,7 @@ if (/^#[0-9a-f]{64}$/.test(location.hash)) {
 // A service worker of the application's reads what the pages send that it controls.
 const workerRefusal = {reason: "The console is closed: A service worker of this site could read this page; " +
   "reload it with Shift held down."};
-const isControlled = () => Boolean(navigator.serviceWorker && navigator.serviceWorker.controller);
+const isControlled = () => Boolean(navigator.serviceWorker?.controller);
 
 // Asking the server: a refusal throws what it says.
 async function ask(what, message) {
@@ -13678,11 +13671,11 @@ if (editor) {
 const viewer = new IntersectionObserver(seen => {
   for (const {isIntersecting, target} of seen) if (isIntersecting) readValues(target);
 });
+const frameOf = element => element.closest(".frame").dataset.frame;
 async function readValues(values) {
   viewer.unobserve(values);
-  const frame = values.closest(".frame");
   try {
-    values.innerHTML = (await ask("variables", {frame: frame.dataset.frame})).html;
+    values.innerHTML = (await ask("variables", {frame: frameOf(values)})).html;
   } catch (refusal) {
     values.textContent = explain(refusal);
   }
@@ -13715,9 +13708,8 @@ on(document, "click", async event => {
   const open = button.getAttribute("aria-expanded") !== "true";
   button.setAttribute("aria-expanded", open);
   if (inside) return inside.hidden = !open;
-  const frame = button.closest(".frame").dataset.frame;
   try {
-    const reply = await ask("members", {frame, path: JSON.parse(button.dataset.path)});
+    const reply = await ask("members", {frame: frameOf(button), path: JSON.parse(button.dataset.path)});
     cell.insertAdjacentHTML("beforeend", reply.html);
   } catch (refusal) {
     const note = document.createElement("p");
@@ -13754,12 +13746,11 @@ function remember(code) {
   keepTyped();
 }
 
-function makePrompt(frame) {
+function makePrompt(element) {
+  const frame = element.dataset.frame, spot = location.pathname + " " + find("summary", element).textContent;
   const box = stamp("prompt");
   const form = find("form", box), input = find("textarea", box), sign = find(".sign", box);
   const printed = find(".printed", box), stop = find(".stop", box), matches = find(".choices", box);
-  const spot = location.pathname + " " + find("summary", all(".frame").find(each => each.dataset.frame === frame))
-    .textContent;
   let place = past.length, draft = "", busy = false;
 
   function print(text, kind) {
@@ -13895,9 +13886,8 @@ function setConsole(state, why) {
   page.console = state;
   for (const old of all(".console")) old.remove();
   for (const frame of all(".frame")) {
-    const id = frame.dataset.frame;
-    if (state === "closed" ? find(".console") : !id) continue;
-    const box = state === "open" ? makePrompt(id) : state === "locked" ? makeLock() : stamp("closed");
+    if (state === "closed" ? find(".console") : !frame.dataset.frame) continue;
+    const box = state === "open" ? makePrompt(frame) : state === "locked" ? makeLock() : stamp("closed");
     if (state === "closed" && why) find(".why", box).textContent = why;
     find(".body", frame).append(box);
   }
@@ -13908,10 +13898,8 @@ function setConsole(state, why) {
 const heads = () => all(".frame > summary, .fold > summary, .member > summary")
   .filter(head => head.getClientRects().length);
 function step(by) {
-  const list = heads();
-  const now = list.indexOf(document.activeElement);
-  const next = list[now < 0 ? 0 : Math.max(0, Math.min(list.length - 1, now + by))];
-  if (next) next.focus();
+  const list = heads(), now = list.indexOf(document.activeElement);
+  list[now < 0 ? 0 : now + by]?.focus();
 }
 function frameAtHand() {
   const frame = document.activeElement.closest(".frame") || find(".frame[open]") || find(".frame");
@@ -13921,14 +13909,8 @@ function frameAtHand() {
 const keys = {
   j: () => step(1),
   k: () => step(-1),
-  c: () => {
-    const field = find(".console textarea, .console button:not([hidden])", frameAtHand());
-    if (field) field.focus();
-  },
-  e: () => {
-    const link = find(".edit", frameAtHand());
-    if (link) link.click();
-  },
+  c: () => find(".console textarea, .console button:not([hidden])", frameAtHand())?.focus(),
+  e: () => find(".edit", frameAtHand())?.click(),
 };
 on(document, "keydown", event => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea, select")) return;
