@@ -13593,8 +13593,9 @@ function stored(name) {
 }
 
 // The key that unlocks, beside a cookie: it comes behind the # of the terminal's link, or with the answer to the PIN.
-const keep = key => store("key", key);
-const key = () => stored("key") || "";
+const keyName = "key " + new URL(page.prefix, location).pathname;  // this debugger's: a site may have several
+const keep = key => store(keyName, key);
+const key = () => stored(keyName) || "";
 if (/^#[0-9a-f]{64}$/.test(location.hash)) {
   keep(location.hash.slice(1));
   history.replaceState(null, "", location.pathname);

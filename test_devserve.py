@@ -16194,6 +16194,27 @@ class BrowserConsole(InBrowser):
         self.until("document.activeElement.tagName === 'TEXTAREA'")
         self.assertRegex(self.type("app"), r"<function app at|DebuggedApplication|function app")
 
+    def test_two_debuggers_of_one_site_are_unlocked_beside_each_other(self) -> None:
+        source = """
+            import wsgiref.util
+            import devserve
+            sites = {name: devserve.DebuggedApplication(lambda *_: 1 / 0, pin="1234567") for name in ("one", "two")}
+            def app(environ, start_response):
+                return sites[wsgiref.util.shift_path_info(environ)](environ, start_response)
+            """
+        self.write(source, "twins.py")
+        served = Served("twins:app", cwd=self.folder)
+        self.addCleanup(served.stop)
+        page = self.window(served)
+        for name in ("one", "two"):
+            page.goto(f"{served.url}/{name}/")
+            page.locator(".console button.sign").first.click()
+            page.keyboard.type("1234567")
+            page.keyboard.press("Enter")
+            page.locator(".console textarea").first.wait_for()
+        page.goto(f"{served.url}/one/")
+        page.locator(".console textarea").first.wait_for()
+
 
 class BrowserMending(InBrowser):
     """Each test leaves the application as it found it, and waits until that version answers."""
