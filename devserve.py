@@ -11238,13 +11238,14 @@ def _start_command() -> tuple[list[str], bool]:
     Then the command imports devserve instead; it has the interpreter's flags, the first entry of `sys.path`, which
     was the script's folder, and `sys.argv`.
     """
-    words = [sys.executable, *_original_command()[1:]]
+    # Python does not know its own file when it was named by a word that PATH does not find, as by circus.
+    words = [sys.executable or os.path.realpath("/proc/self/exe"), *_original_command()[1:]]
     if not _is_program():
         return words, False
     flags = words[1 : len(words) - len(sys.argv)]
     if flags[-1:] == ["-m"]:
         flags.pop()
-    return [sys.executable, *flags, "-c", _IMPORT_AND_RUN, sys.path[0], *sys.argv], True
+    return [words[0], *flags, "-c", _IMPORT_AND_RUN, sys.path[0], *sys.argv], True
 
 
 def _is_program() -> bool:

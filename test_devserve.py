@@ -13822,6 +13822,10 @@ class ReloaderRestart(Folder):
             self.assertLess(max(sizes) - sizes[0], 3000)
         self.assert_all_as_first(facts, 30)
 
+    @unittest.skipUnless(sys.platform == "linux", "reads /proc")
+    def test_an_interpreter_that_does_not_know_its_own_file_is_started_again(self) -> None:
+        self.assert_all_as_first(self.run_program("", before="sys.executable = ''"))
+
     def test_what_the_application_changed_is_as_at_the_start(self) -> None:
         body = (
             "os.chdir('/'); os.environ['ADDED'] = '1'; os.environ['PATH'] += ':/more'; os.umask(0o777); "
