@@ -9108,7 +9108,7 @@ class _HttpRequest:
         self.wakeup: Optional[_Wakeup] = None  # by which the loop wakes it while it watches the socket
         # Both sides'
         self.inbox: deque[Any] = deque() if self.has_more else deque([(b"", False)])  # bytes of the body, and more
-        self.outbox: queue.SimpleQueue[Any] = bridge.new_queue()  # (bytes or a file, more), or what failed
+        self.outbox: queue.SimpleQueue[Any] = bridge.new_queue()  # (bytes, more), or what failed
         self.has_ended = False  # the client sends no more, and has gone or waits for the answer; set by the thread
         self.is_gone = False  # the client has gone, or is taken for gone since the application knows that it has ended
         self.is_wanted = not self.has_more or not self.body.expected  # the application wants the body: no 100 before
@@ -9122,7 +9122,6 @@ class _HttpRequest:
         self.phase = _NOT_STARTED
         self.head: _ResponseStart  # of the answer
         self.is_bodiless = False  # the answer has no body, whatever the application sends
-        self.has_body = False  # a piece of it has been sent
         self.sent = 0  # bytes of the body that it has sent
         self.taken = 0  # bytes of the request's body that it has received
         self.held: Optional[list[tuple[Any, bool]]] = None  # an answer that an exception may follow
@@ -9153,7 +9152,7 @@ class _HttpRequest:
         write = start_response(self.head.status, [*self.head.headers])
         if more:
             return self.pieces(piece, write)
-        return [piece] if isinstance(piece, bytes) else piece
+        return [piece]
 
     def pieces(self, piece: bytes, write: Callable[[bytes], object]) -> Iterator[bytes]:
         """Yield the pieces of an answer.  When nobody takes them, the client has gone, or asked for none (HEAD)."""
@@ -9332,10 +9331,6 @@ class _HttpRequest:
             self.start(message)
         elif self.phase == _STARTED and kind == "http.response.body":
             self.add(_checked_bytes(message), bool(message.get("more_body", False)))
-        elif self.phase == _STARTED and kind == "http.response.pathsend" and not self.has_body:
-            file = open(message["path"], "rb")  # noqa: SIM115 - the server closes it
-            self.phase = _COMPLETE
-            self.put((FileWrapper(file), False))
         else:
             raise _BrokenProtocol(f"the application sent {kind!r}; expected is {_EXPECTED[self.phase]}")
         if self.sent - self.written > _HIGH_WATER:
@@ -9357,7 +9352,7 @@ class _HttpRequest:
         size, length = self.sent + len(body), -1 if self.is_bodiless else self.head.length
         if 0 <= length < size or (size < length and not more):
             raise _BrokenProtocol(f"the application sent {size} bytes and declared a Content-Length of {length}")
-        self.sent, self.has_body = size, True
+        self.sent = size
         if not more:
             self.phase = _COMPLETE
             self.notify()
@@ -10011,8 +10006,9 @@ def _http_scope(environ: Environ, head: bytes, state: dict[str, Any]) -> dict[st
         "client": (environ["REMOTE_ADDR"], int(port)) if port else None,
         "server": (environ["SERVER_NAME"], int(environ["SERVER_PORT"]) if port else None),
         "state": state.copy(),
-        # Trailers and early hints are not offered, as hardly any application sends them.
-        "extensions": {"http.response.pathsend": {}},
+        # Trailers and early hints are not offered, as hardly any application sends them; nor are files by their path,
+        # as middleware that compresses drops the message (brotli-asgi, and so Gradio's).
+        "extensions": {},
     }
     if ON_EXCEPTION in environ:
         scope[ON_EXCEPTION] = environ[ON_EXCEPTION]

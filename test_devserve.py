@@ -11467,14 +11467,22 @@ class AsgiSending(AsgiCase):
         self.assertEqual((answer.body, answer.get("Connection"), answer.get("Keep-Alive")), (b"hello", "close", None))
         self.assertEqual(client.rest(), b"")
 
-    def test_a_file_is_sent_by_its_path(self) -> None:
+    @needs("starlette")
+    def test_a_file_gets_through_middleware_that_knows_two_messages(self) -> None:
+        """So do those that compress; what a server offers besides is lost in them."""
+        from starlette.responses import FileResponse
+
+        async def middleware(scope: Any, receive: App, send: App) -> None:
+            async def sending(message: Any) -> None:
+                if message["type"] in ("http.response.start", "http.response.body"):
+                    await send(message)
+
+            await FileResponse(path)(scope, receive, sending)
+
         path = self.folder / "file"
         path.write_bytes(b"abc" * 100_000)
-        self.answering({**self.START, "headers": []}, {"type": "http.response.pathsend", "path": str(path)})
+        self.serve(middleware)
         self.assertEqual(self.ask().body, b"abc" * 100_000)
-        self.answering(self.START, {"type": "http.response.pathsend", "path": str(path) + "x"})
-        self.assertEqual(self.ask().status, 500)
-        self.assertIsInstance(self.end(), FileNotFoundError)
 
     def test_what_breaks_the_protocol_is_raised_where_it_was_sent(self) -> None:
         declared = {**self.START, "headers": [(b"content-length", b"5")]}
@@ -11483,10 +11491,6 @@ class AsgiSending(AsgiCase):
             "expected is 'http.response.start'": (RuntimeError, [self.BODY]),
             "expected is 'http.response.body'": (RuntimeError, [self.START, self.START]),
             "expected is nothing": (RuntimeError, [self.START, late, late]),
-            "sent 'http.response.pathsend'": (
-                RuntimeError,
-                [self.START, {**late, "more_body": True}, {"type": "http.response.pathsend", "path": __file__}],
-            ),
             "sent 'nonsense'": (RuntimeError, [{"type": "nonsense"}]),
             "must be bytes, not str": (TypeError, [self.START, {**self.BODY, "body": "text"}]),
             "headers must be bytes": (TypeError, [{**self.START, "headers": [("a", "b")]}]),
