@@ -1068,6 +1068,34 @@ class RealBrowser(RealApplication):
         eventually((self.folder / "result").exists, "a word from the browser", 3 * DEADLINE)
         self.assertEqual((self.folder / "result").read_text(), "first, second, 24 pictures")
 
+    @needs("nicegui")
+    @needs_program("chromium")
+    def test_nicegui_hears_of_a_click_and_its_page_comes_again_after_a_save(self) -> None:
+        """Its page is drawn by its own script, and speaks Socket.IO over a WebSocket, which a reload closes."""
+        self.opens(NICEGUI_APP, "one clicked")
+        self.write("app.py", NICEGUI_APP.replace("one", "two"))
+        eventually(
+            lambda: self.result == "two clicked", lambda: f"a click on the new page: {self.result}", 3 * DEADLINE
+        )
+
+    @needs("gradio")
+    @needs_program("chromium")
+    def test_gradio_answers_its_page_by_its_queue(self) -> None:
+        """Its page is some forty files, compressed on the way, and gets the answer in a stream of events."""
+        self.opens(GRADIO_APP, "hi you")
+
+    def opens(self, source: str, expected: str) -> None:
+        """Serve an application and open its page; see what that has brought about."""
+        self.write("app.py", source)
+        served = self.serve("app", "--reload", env={"GRADIO_ANALYTICS_ENABLED": "False"})
+        self.open_in_chromium(served.url)
+        eventually(lambda: self.result == expected, lambda: f"{expected}, not {self.result}", 3 * DEADLINE)
+
+    @property
+    def result(self) -> str:
+        path = self.folder / "result"
+        return path.read_text() if path.exists() else "nothing"
+
     def open_in_chromium(self, url: str) -> None:
         """Open a page in a browser without a window, which is closed at the test's end."""
         switches = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run")
@@ -1123,6 +1151,43 @@ BROWSER_PAGE = '''\
             return [b"x" * 10000] * int(path[9:])
         return [PAGE]
 '''
+
+NICEGUI_APP = """\
+    import pathlib
+
+    import fastapi
+    from nicegui import ui
+
+    app = fastapi.FastAPI()
+
+
+    @ui.page("/")
+    async def page():
+        ui.button("press", on_click=lambda: pathlib.Path("result").write_text("one clicked"))
+        await ui.context.client.connected()
+        ui.run_javascript("document.querySelector('button').click()")
+
+
+    ui.run_with(app)
+"""
+
+GRADIO_APP = """\
+    import pathlib
+
+    import fastapi
+    import gradio
+
+
+    def greet(name):
+        pathlib.Path("result").write_text("hi " + name)
+        return "hi " + name
+
+
+    with gradio.Blocks(analytics_enabled=False) as page:
+        name, answer = gradio.Textbox("you"), gradio.Textbox()
+        page.load(greet, name, answer)
+    app = gradio.mount_gradio_app(fastapi.FastAPI(), page, path="/")
+"""
 
 
 if __name__ == "__main__":
