@@ -8767,7 +8767,6 @@ class AsgiBridge:
         self.state: dict[str, Any] = {}  # the lifespan's, of which each request gets a copy
         self.lifespan = _Lifespan(self)
         self.requests: dict[_HttpRequest, asyncio.Task[None]] = {}
-        self._may_stop = False  # in `run_until`; later the loop runs for `stop` alone, which nothing may cut short
         self._posted: deque[Callable[[], object]] = deque()
         self._is_woken = False  # the loop is going to look at `_posted`
         self._loop_wakeup = _Wakeup()
@@ -8793,18 +8792,19 @@ class AsgiBridge:
         self.thread = threading.get_ident()
         self.loop.run_until_complete(self.lifespan.start())
 
-    def run_until(self, ended: threading.Event) -> None:
-        """Run the loop in this thread until `ended` is set."""
+    def run_until(self, ended: threading.Event, check: Callable[[], object] = lambda: None) -> None:
+        """Run the loop in this thread until `ended` is set; call `check`, which may raise, every now and then."""
         threading.Thread(target=self._watch_loop, args=(ended,), name="devserve loop watch", daemon=True).start()
-        self._may_stop = True
-        try:
-            while not ended.is_set():
-                try:
-                    self.loop.run_forever()
-                except SystemExit as error:  # asyncio lets it through from any task; the request has failed, not we
-                    self.terminal.crash(error)
-        finally:
-            self._may_stop = False
+        while not ended.is_set():
+            beat = self.loop.call_later(_BEAT_SECONDS, self.loop.stop)
+            try:
+                self.loop.run_forever()
+            except SystemExit as error:  # asyncio lets it through from any task; the request has failed, not we
+                check()
+                self.terminal.crash(error)
+            finally:
+                beat.cancel()  # later the loop runs for `stop` alone, which nothing may cut short
+            check()
 
     def start_in_thread(self) -> Callable[[], None]:
         """Start in a thread of its own; return the function that stops it.  Raises what `start` raises."""
@@ -8828,6 +8828,7 @@ class AsgiBridge:
         def stop() -> None:
             self.stop(0.0)
             ended.set()
+            self.post(self.loop.stop)
             thread.join()
 
         thread = threading.Thread(target=run, name="devserve loop", daemon=True)
@@ -8836,7 +8837,7 @@ class AsgiBridge:
         return stop
 
     def _watch_loop(self, ended: threading.Event) -> None:
-        """Wake the loop every now and then, for signals; warn where it stands when it does not wake."""
+        """Wake the loop every now and then; warn where it stands when it does not wake."""
         awake = threading.Event()
         while not ended.wait(_BEAT_SECONDS):
             awake.clear()
@@ -8848,7 +8849,6 @@ class AsgiBridge:
                         f"the event loop has been blocked for {_BLOCKED_SECONDS:.0f} s; it is at {position}"
                     )
                 awake.wait()
-        self.post(lambda: self._may_stop and self.loop.stop())
 
     def post(self, job: Callable[[], object]) -> None:
         """Have the loop call `job`.  It is woken once for all that comes until it looks."""
@@ -11913,7 +11913,7 @@ def _end_with_parent(line: _socket.socket) -> None:
 #
 # `_start` reads the configuration and makes a `_Runner`, whose `serve` is the life of one process.  The threads are
 # these.  The main thread imports the application, then runs the event loop of an ASGI application, or only waits, so
-# that signals find it; under greenlets it also does what the watcher asks.  "devserve watcher" looks at files, and
+# that signals find it; among greenlets, "devserve errands" is one that does what the watcher asks.  "devserve watcher" looks at files, and
 # runs `_Runner.reload` or `show_broken` itself.  "devserve acceptor" is in `DevServer.serve_forever`.  "devserve
 # import" says where an import stands that takes long (on the command line alone), and when a reload's takes very long,
 # has clients answered so.  Each connection has its thread, and a signal that ends the process starts one more.
@@ -12168,7 +12168,7 @@ class _Runner:
         self.socket_file = self.notes.get("socket_file", "")  # ours to remove at the end
         self.listeners = self._listeners()
         self.tls = tls
-        self.errands: deque[Callable[[], None]] = deque()  # for the thread that serves
+        self.errands: Optional[deque[Callable[[], object]]] = None  # for `_run_errands`
         self._make_server()
         self.scheme = "https" if config.cert else "http"
         self.guard = self._guard() if config.debugger else None
@@ -12249,6 +12249,8 @@ class _Runner:
             return 0  # SIGHUP came from a shell, which tells its jobs before it ends itself
         if has_green_threads():
             self._make_server()
+            self.errands = deque()
+            threading.Thread(target=self._run_errands, name="devserve errands", daemon=True).start()
         self._show_banner()
         if self.watcher:
             self.watcher.import_ended()
@@ -12264,12 +12266,9 @@ class _Runner:
         if self.config.open and not self.reloaded:
             threading.Thread(target=self._open_browser, name="devserve browser", daemon=True).start()
         if self.bridge:
-            self.bridge.run_until(self.ended)
-        while not self.ended.wait(_GREEN_INTERVAL if has_green_threads() else _WAKE_INTERVAL):
-            while self.errands:
-                self.errands.popleft()()
-            if self.signals.raised:
-                raise self.signals.raised
+            self.bridge.run_until(self.ended, self.signals.check)
+        while not self.ended.wait(_WAKE_INTERVAL):
+            self.signals.check()
         return self.status
 
     def load(self, load: Callable[[], WSGIApplication]) -> Optional[WSGIApplication]:
@@ -12378,14 +12377,20 @@ class _Runner:
 
     # -- reloading
 
-    def _in_step(self, call: Callable[[], None]) -> None:
-        """Call what touches the server.  Among greenlets, only the thread in which they run may do so."""
-        if has_green_threads() and self.phase == _SERVING:
+    def _in_step(self, call: Callable[[], None], seconds: Optional[float] = None) -> None:
+        """Call what touches the server.  Among greenlets, which may be stuck, only one of them may do so."""
+        if self.errands is None:
+            call()
+        else:
             done = native_threading.Event()
             self.errands.extend((call, done.set))
-            done.wait()
-        else:
-            call()
+            done.wait(seconds)
+
+    def _run_errands(self) -> None:
+        """As a greenlet, call what native threads ask for, while the main thread waits or runs an event loop."""
+        while not self.ended.wait(_GREEN_INTERVAL):
+            while self.errands:
+                self.errands.popleft()()
 
     def reload(self, paths: list[str]) -> None:
         """Close the gate and let a new process take over; returns only when that cannot be done."""
@@ -12483,7 +12488,8 @@ class _Runner:
         if not self._enter(_ENDING):
             os._exit(0)  # a restart has run the exit handlers
         if self.bridge:
-            self.bridge.stop(0.0)
+            bridge = self.bridge
+            self._in_step(lambda: bridge.stop(0.0), _GRACE)
         end_process(0)  # which writes the rest of the log, but does not wait for it without end
 
     def close(self) -> None:
@@ -12543,7 +12549,7 @@ class _Signals:
         self.at_once = at_once
         self.in_code = in_code
         self.stopped = False  # a signal has asked for the end
-        # Raised once more by `_Runner.serve`, as an exception in a destructor or in a greenlet comes no further.
+        # Raised once more by `check`, as an exception in a destructor or in a greenlet comes no further.
         self.raised: Optional[BaseException] = None
         self.pid = os.getpid()
         self.main_ident = native_threading.get_ident() if is_main_thread() else 0
@@ -12592,6 +12598,11 @@ class _Signals:
 
         self.stopped = True
         native_threading.Thread(target=end, name="devserve end", daemon=True).start()
+
+    def check(self) -> None:
+        """Raise what a signal has asked for; the main thread calls it while it waits."""
+        if self.raised:
+            raise self.raised
 
     def _pause(self) -> None:
         if sys.platform != "win32":

@@ -18204,13 +18204,26 @@ class ReloadUnderRunners(Reload):
             start_response("200 OK", [("Content-Type", "text/plain")])
             return [VERSION.encode()]
     """
+    ASGI = """
+        VERSION = "v1"
+        async def app(scope, receive, send):
+            if scope["type"] == "lifespan":
+                for event in ("startup", "shutdown"):
+                    await receive()
+                    await send({"type": f"lifespan.{event}.complete"})
+                return
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": VERSION.encode()})
+    """
     GEVENT = "from gevent import monkey\nmonkey.patch_all()\n"
     EVENTLET = "import warnings\nwarnings.simplefilter('ignore')\nimport eventlet\neventlet.monkey_patch()\n"
     RUN = "\nif __name__ == '__main__':\n    import devserve\n    devserve.run(app, port=0, debug=True)\n"
 
-    def try_two_reloads(self, *before: str, first: str = "", last: str = "", end: int = signal.SIGINT) -> Served:
+    def try_two_reloads(
+        self, *before: str, first: str = "", app: str = APP, last: str = "", end: int = signal.SIGINT
+    ) -> Served:
         """Run devserve.py, or with `last` the application's own script, behind the words `before`."""
-        text = first + textwrap.dedent(self.APP) + last
+        text = first + textwrap.dedent(app) + last
         path = self.write("app.py", text)
         script = [*before, "app.py"] if last else [*before, str(SCRIPT), "app", "--debug", "--port", "0"]
         served = Served(cwd=self.folder, script=script, port=False, env={"PYTHONPATH": str(SCRIPT.parent)})
@@ -18236,6 +18249,9 @@ class ReloadUnderRunners(Reload):
             with self.subTest(last):
                 self.try_two_reloads("-m", "cProfile", "-o", "out.prof", last=last)
                 self.assertTrue((self.folder / "out.prof").exists(), "the profile is written at the end")
+                (self.folder / "out.prof").unlink()
+                self.try_two_reloads("-m", "cProfile", "-o", "out.prof", app=self.ASGI, last=last, end=signal.SIGTERM)
+                self.assertTrue((self.folder / "out.prof").exists(), "an event loop lets the signal's exception out")
                 (self.folder / "out.prof").unlink()
 
     @needs("coverage")
@@ -18330,6 +18346,8 @@ class ReloadUnderRunners(Reload):
         self.try_two_reloads(first=self.GEVENT)
         self.try_two_reloads("-m", "gevent.monkey")
         self.try_two_reloads(first=self.GEVENT, last=self.RUN)
+        self.try_two_reloads(first=self.GEVENT, app=self.ASGI)
+        self.try_two_reloads(first=self.GEVENT, app=self.ASGI, last=self.RUN)
 
     @needs("gevent")
     def test_gevent_that_replaces_the_start_of_processes_alone(self) -> None:
@@ -18340,6 +18358,7 @@ class ReloadUnderRunners(Reload):
     def test_eventlet_patches_in_the_module_and_in_code(self) -> None:
         self.try_two_reloads(first=self.EVENTLET)
         self.try_two_reloads(first=self.EVENTLET, last=self.RUN)
+        self.try_two_reloads(first=self.EVENTLET, app=self.ASGI)
 
     @needs("eventlet")
     def test_an_import_of_eventlet_that_takes_long_is_spoken_of_meanwhile(self) -> None:
