@@ -1890,9 +1890,10 @@ _SERVERS = {
     "sanic.mixins.startup": ("StartupMixin.run",),
     "waitress": ("serve",),
     "uvicorn.main": ("run",),
-    "uvicorn.server": ("Server.run",),
+    "uvicorn.server": ("Server.run", "Server.serve"),
     "uvicorn.supervisors.basereload": ("BaseReload.run",),  # which NiceGUI calls by itself
     "hypercorn.run": ("run",),
+    "hypercorn.asyncio": ("serve",),
     "aiohttp.web": ("run_app",),
     "tornado.platform.asyncio": ("BaseAsyncIOLoop.start",),
     "gunicorn.app.base": ("BaseApplication.run",),
@@ -1975,9 +1976,13 @@ class _ServerFinder:
             what = f"the server that the import starts ({name.partition('.')[0]}) is left out"
             self.warn(f"{what}; start it under if __name__ == '__main__':")
             self.warn = lambda text: None  # once
-            return None
+            return _no_server() if start.__code__.co_flags & _CO_ASYNC else None
 
         return stand_in
+
+
+async def _no_server() -> None:
+    """Return at once to whoever awaits a server."""
 
 
 # -- the application in a module
@@ -11913,10 +11918,11 @@ def _end_with_parent(line: _socket.socket) -> None:
 #
 # `_start` reads the configuration and makes a `_Runner`, whose `serve` is the life of one process.  The threads are
 # these.  The main thread imports the application, then runs the event loop of an ASGI application, or only waits, so
-# that signals find it; among greenlets, "devserve errands" is one that does what the watcher asks.  "devserve watcher" looks at files, and
-# runs `_Runner.reload` or `show_broken` itself.  "devserve acceptor" is in `DevServer.serve_forever`.  "devserve
-# import" says where an import stands that takes long (on the command line alone), and when a reload's takes very long,
-# has clients answered so.  Each connection has its thread, and a signal that ends the process starts one more.
+# that signals find it; among greenlets, "devserve errands" is one that does what the watcher asks.  "devserve watcher"
+# looks at files, and runs `_Runner.reload` or `show_broken` itself.  "devserve acceptor" is in
+# `DevServer.serve_forever`.  "devserve import" says where an import stands that takes long (on the command line
+# alone), and when a reload's takes very long, has clients answered so.  Each connection has its thread, and a signal
+# that ends the process starts one more.
 #
 # Since three threads may end the loading (the main thread, the one that watches the import, the watcher after a
 # further save), and two may end the process, each asks `_Runner._enter` whether it may; only the first gets a yes.
@@ -11940,6 +11946,8 @@ _GREEN_INTERVAL = 0.05  # seconds between two looks at what other threads would 
 _BANNER_PATIENCE = 1.0  # seconds of importing before the banner; a mistake in the command shows in less, alone
 _IMPORT_WARNING = 3.0  # seconds of importing before the terminal says where the import is
 _IMPORT_PATIENCE = 10.0  # seconds of it, after a reload, before clients are told too; few libraries take as long
+# More objects than any import makes: a threshold that no application sets, and may multiply by ten.
+_NO_COLLECTION = 100_000_007
 
 
 def run(
@@ -12667,13 +12675,13 @@ def _without_collections(load: Callable[[], Any]) -> Any:
     """
     if not hasattr(gc, "freeze"):  # PyPy
         return load()
-    thresholds = gc.get_threshold()
-    gc.set_threshold(0)
+    threshold = gc.get_threshold()[0]
+    gc.set_threshold(_NO_COLLECTION)
     try:
         return load()
     finally:
-        if gc.get_threshold()[0] == 0:
-            gc.set_threshold(*thresholds)
+        if gc.get_threshold()[0] == _NO_COLLECTION:
+            gc.set_threshold(threshold)
         gc.freeze()
 
 
@@ -12681,7 +12689,10 @@ def _thread_place(ident: int) -> str:
     """Return where a thread is: in the application's own code, which may have called a library that waits."""
     innermost = sys._current_frames().get(ident)
     library = f"{innermost.f_code.co_filename}, line {innermost.f_lineno}" if innermost else "an unknown place"
-    return thread_position(ident) or library
+    place = thread_position(ident) or library
+    if any(str(frame.f_globals.get("__name__")).startswith("asyncio.") for frame in outer_frames(innermost)):
+        place += ", in an event loop; one that serves belongs under if __name__ == '__main__':"
+    return place
 
 
 def _import_error_app(error: BaseException) -> WSGIApplication:

@@ -2615,7 +2615,9 @@ class FindingServers(FindingFolder):
         "bottle": "import bottle\nbottle.run(app, port=0)",
         "uvicorn": "import uvicorn\nuvicorn.run(app)",
         "uvicorn.supervisors": "from uvicorn.supervisors.basereload import BaseReload\nBaseReload.run(None)",
+        "uvicorn.server": "import asyncio, uvicorn\nasyncio.run(uvicorn.Server(uvicorn.Config(app)).serve())",
         "hypercorn": "from hypercorn.run import run\nrun(None)",
+        "hypercorn.asyncio": "import asyncio\nfrom hypercorn.asyncio import serve\nasyncio.run(serve(app, None))",
         "cheroot": "from cheroot import wsgi\nwsgi.Server(('127.0.0.1', 0), app).start()",
         "gevent": "from gevent.pywsgi import WSGIServer\nWSGIServer(('127.0.0.1', 0), app).serve_forever()",
         "eventlet": "import eventlet, eventlet.wsgi\neventlet.wsgi.server(eventlet.listen(('127.0.0.1', 0)), app)",
@@ -14739,12 +14741,16 @@ class RunnerImport(RunnerCase):
         )
         script = self.write("impatient.py", f"{start}; sys.exit(devserve.main())")
         served = self.served("unguarded", script=[str(script)], flags=("-u",))
-        served.wait_for(rf"warning: still importing after .*unguarded\.py, line {lines + 2}\b")
+        served.wait_for(rf"warning: still importing after .*unguarded\.py, line {lines + 2}\n")
         with Client(served.port) as client:
             client.request()
             port = int(served.wait_for(r"\('127\.0\.0\.1', (\d+)\)").group(1))
             socket.create_connection(("127.0.0.1", port), DEADLINE).close()
             self.assertEqual(client.answer().text, "hello unset")
+
+    def test_import_that_stays_in_an_event_loop_is_told_the_remedy(self) -> None:
+        self.module("import asyncio\nasyncio.new_event_loop().run_forever()")
+        self.served("unguarded").wait_for(r"line \d+, in an event loop; one that serves belongs under if __name__ ==")
 
     @unittest.skipUnless(hasattr(gc, "freeze"), "PyPy collects otherwise")
     def test_no_garbage_is_collected_while_the_application_is_imported(self) -> None:
@@ -14784,6 +14790,9 @@ class RunnerImport(RunnerCase):
             self.assertEqual((gc.get_threshold(), collector.freeze.call_count), (before, 1))
             devserve._without_collections(lambda: gc.set_threshold(12_345, 6, 7))
             self.assertEqual(gc.get_threshold()[:2], (12_345, 6))
+            devserve._without_collections(lambda: gc.set_threshold(0))
+            self.assertEqual(gc.get_threshold()[:2], (0, 6))
+            gc.set_threshold(12_345)
             devserve._without_collections(gc.disable)
             self.assertFalse(gc.isenabled())
             self.assertEqual(gc.get_threshold()[:2], (12_345, 6))
