@@ -12598,14 +12598,22 @@ class _Signals:
         self._run_in_main_thread(self._resume)
 
     def stop(self, delay: float = 0.0) -> None:
-        """End the process, in a thread, as the main thread may be in the middle of a line for the terminal."""
+        """End the process, in a thread, as the main thread may be in the middle of a line for the terminal.
 
-        def end() -> None:
+        Not when devserve is `__main__` to pdb, which empties that once the program has ended, and begins it anew.
+        """
+
+        def end(names: dict[str, Any]) -> None:
             native_sleep(delay)
-            self.end()
+            if names.get("_Signals") is type(self):
+                self.end()
 
         self.stopped = True
-        native_threading.Thread(target=end, name="devserve end", daemon=True).start()
+        try:
+            native_threading.Thread(target=end, args=(globals(),), name="devserve end", daemon=True).start()
+        except RuntimeError:  # the system has no thread left
+            if not delay:
+                self.end()
 
     def check(self) -> None:
         """Raise what a signal has asked for; the main thread calls it while it waits."""

@@ -14462,6 +14462,30 @@ class RunnerSignals(RunnerCase):
         done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=DEADLINE)
         self.assertEqual(done.stdout.split(), ["True", "True", "True"], done.stderr)
 
+    def stopped(self, kind: Any = devserve._Signals, delay: float = 0.0) -> list[str]:
+        """Return what `_Signals.stop` has called."""
+        called: list[str] = []
+        signals = kind(lambda: called.append("end"), print, at_once=True, in_code=False, reloads=True)
+        signals.stop(delay)
+        for thread in devserve.native_threading.enumerate():
+            if thread.name == "devserve end":
+                thread.join(DEADLINE)
+        self.assertTrue(signals.stopped)
+        return called
+
+    def test_a_signal_ends_it_though_the_system_has_no_thread_left(self) -> None:
+        self.assertEqual(self.stopped(), ["end"])
+        with mock.patch.object(devserve.native_threading.Thread, "start", side_effect=RuntimeError):
+            self.assertEqual(self.stopped(), ["end"])
+            self.assertEqual(self.stopped(delay=600.0), [], "the signal handler waits for nothing")
+
+    def test_nothing_ends_what_pdb_has_begun_anew_in_an_emptied_main(self) -> None:
+        with mock.patch.dict(vars(devserve)):
+            ours = vars(devserve).pop("_Signals")
+            for anew in (None, type("_Signals", (ours,), {})):  # before the second start, and after it
+                vars(devserve)["_Signals"] = anew
+                self.assertEqual(self.stopped(ours), [])
+
     @posix_signals
     def test_a_signal_at_any_moment_of_a_reload_ends_the_process(self) -> None:
         run = "\nif __name__ == '__main__':\n    import devserve\n    devserve.run(app, port=0, reload=True)\n"
