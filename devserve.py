@@ -11274,17 +11274,20 @@ def _original_command() -> list[str]:
 
     pydevd puts itself into the command of each child anew, so that under it the program alone is wanted.
     """
-    if not _under_pydevd():
-        if sys.version_info >= (3, 10):
-            return list(sys.orig_argv)  # novermin: 3.9 is answered below
+    words: list[str] = list(getattr(sys, "orig_argv", ()))
+    if not words:
         with contextlib.suppress(OSError), open("/proc/self/cmdline", "rb") as file:
-            return [os.fsdecode(word) for word in file.read().split(b"\0")[:-1]]
+            words = [os.fsdecode(word) for word in file.read().split(b"\0")[:-1]]
+    if words and not _under_pydevd():
+        return words
     import subprocess
 
     main = sys.modules["__main__"]
     name: str = getattr(getattr(main, "__spec__", None), "name", "")
     name = name[: -len(".__main__")] if name.endswith(".__main__") else name
     program = ["-m", name] if name else [os.path.abspath(getattr(main, "__file__", sys.argv[0]))]
+    if sys.argv[:1] == ["-c"]:
+        program = words[-len(sys.argv) - 1 :][:2]  # and its text, before what else is in `sys.argv`
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     return [sys.executable, *flags, *program, *sys.argv[1:]]
 

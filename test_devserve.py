@@ -14288,6 +14288,7 @@ class RunnerGreeting(RunnerCase):
         self.assertEqual(fetch(served.url, context=context).body, b"hello")
 
 
+NATIVE_THREADING: Any = vars(devserve)["native_threading"]  # in which the threads are that no greenlets replace
 posix_signals = unittest.skipIf(sys.platform == "win32", "signals of POSIX")
 
 
@@ -14467,7 +14468,7 @@ class RunnerSignals(RunnerCase):
         called: list[str] = []
         signals = kind(lambda: called.append("end"), print, at_once=True, in_code=False, reloads=True)
         signals.stop(delay)
-        for thread in devserve.native_threading.enumerate():
+        for thread in NATIVE_THREADING.enumerate():
             if thread.name == "devserve end":
                 thread.join(DEADLINE)
         self.assertTrue(signals.stopped)
@@ -14475,7 +14476,7 @@ class RunnerSignals(RunnerCase):
 
     def test_a_signal_ends_it_though_the_system_has_no_thread_left(self) -> None:
         self.assertEqual(self.stopped(), ["end"])
-        with mock.patch.object(devserve.native_threading.Thread, "start", side_effect=RuntimeError):
+        with mock.patch.object(NATIVE_THREADING.Thread, "start", side_effect=RuntimeError):
             self.assertEqual(self.stopped(), ["end"])
             self.assertEqual(self.stopped(delay=600.0), [], "the signal handler waits for nothing")
 
@@ -18316,8 +18317,12 @@ class ReloadUnderRunners(Reload):
 
     @needs("debugpy")
     def test_an_editors_breakpoints_bind_again_after_each_reload(self) -> None:
-        """As launched by VS Code: the script, or the module."""
-        for program in ({"program": str(SCRIPT)}, {"module": "devserve"}):
+        """As launched by VS Code: the script, the module, or a line of code."""
+        for program in (
+            {"program": str(SCRIPT)},
+            {"module": "devserve"},
+            {"code": "import devserve\ndevserve.main()"},
+        ):
             with self.subTest(program):
                 path = self.write("app.py", self.APP)
                 config = {
