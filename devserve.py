@@ -5380,8 +5380,7 @@ class Guard:
                 return None
             self.failures += 1
         left = _PIN_FAILURES - self.failures
-        attempts = "attempt is" if left == 1 else "attempts are"
-        reason = f"The PIN is wrong; {left} {attempts} left."
+        reason = f"The PIN is wrong; attempts left: {left}."
         return self.shut(environ) or Refusal("pin", reason, "It is on the terminal.")
 
     def refuses_token(self, token: str) -> Optional[Refusal]:
@@ -6783,7 +6782,7 @@ class DevServer:
         self.is_paused: Callable[[int], bool] = lambda thread_id: False  # whether a debugger has stopped a thread
         self.connections: set[_Connection] = set()
         self.base_environ = _base_environ(self.server_address, len(listeners), threads=threads, https=tls is not None)
-        self.turn = threading.Lock() if not threads else None  # held by the one request that runs
+        self.turn: Any = contextlib.nullcontext() if threads else threading.Lock()  # held by the one request that runs
         self.gate = threading.Event()  # open: requests may begin
         self.gate.set()
         self._changed = threading.Event()  # with the gate closed: some connection has come to rest or ended
@@ -7139,12 +7138,8 @@ class _Connection:
         except _BadRequest as error:
             self.refuse(error)
             return
-        turn = self.server.turn
-        if turn is None or self.server.streams:  # an ASGI application has one thread anyway
+        with contextlib.nullcontext() if self.server.streams else self.server.turn:  # a bridge takes turns by itself
             self._run(head, environ, body)
-        else:
-            with turn:
-                self._run(head, environ, body)
         self.timeout = _IDLE_TIMEOUT
         if body is not None:
             self.phase = _ANSWERED
@@ -7583,11 +7578,6 @@ class _Body(io.RawIOBase):
         self.connection = connection
         self.unread = length
         self.expected = expected  # the client waits for `100 Continue`
-
-    @property
-    def is_at_hand(self) -> bool:
-        """Whether some of it has been read from the socket already."""
-        return bool(self.connection.buffer)
 
     def readable(self) -> bool:
         return True
@@ -9146,7 +9136,7 @@ class _HttpRequest:
     def first_message(self) -> Any:
         """Have the application called, with what has come of the body; return the first that it sends."""
         self.connection.waits = False
-        if self.has_more and self.is_wanted and self.body.is_at_hand:
+        if self.has_more and self.is_wanted and self.connection.buffer:
             self.take_in()
         self.bridge.post(self.begin)
         return self.next_message()

@@ -16136,7 +16136,7 @@ class BrowserConsole(InBrowser):
         self.page.locator(".console button.sign").first.click()
         self.page.keyboard.type("000")
         self.page.keyboard.press("Enter")
-        self.page.locator(".why", has_text="attempts are left").wait_for()
+        self.page.locator(".why", has_text="attempts left: 9").wait_for()
         self.page.keyboard.type(self.pin)
         self.page.keyboard.press("Enter")
         self.page.locator("textarea[aria-label^=Python]").first.wait_for()
