@@ -5345,8 +5345,7 @@ class Guard:
         reason = f"The page is at {authority}, but its request names the host {host}."
         remedy = (
             "If a proxy between them changes Host, have it pass Host on (nginx: proxy_set_header Host $http_host), or "
-            f"start devserve with --trusted-host {authority if _is_loopback(name) else name}. "
-            "If not, another site sent this."
+            f"start devserve with --trusted-host {authority}. If not, another site sent this."
         )
         return Refusal("origin", reason, remedy)
 

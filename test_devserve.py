@@ -5958,7 +5958,7 @@ class GuardRules(Debugged):
         for origin in ("http://shop.example", "https://shop.example:8443", "http://10.0.0.1:80"):
             answer = self.post("eval", self.payload, Origin=origin)
             self.assert_refused("origin", answer)
-            self.assertIn("--trusted-host " + origin.split("/")[2].split(":")[0], answer.json["remedy"])
+            self.assertIn(f"--trusted-host {origin.split('/')[2]}. ", answer.json["remedy"])
         self.assertIn("--trusted-host localhost:1.", self.post("eval", Origin="http://localhost:1").json["remedy"])
         self.guard.trust(["shop.example", "localhost:5173"], ["10.0.0.1"])
         for origin in ("http://shop.example", "https://shop.example:8443", "http://localhost:5173"):
@@ -6240,6 +6240,10 @@ class GuardPin(Debugged):
                 self.assertNotEqual(new.token, old.token)
                 self.assertFalse(new.is_announced)
                 self.assertFalse(new.has_cookie({"HTTP_COOKIE": old.cookie({})}))
+
+    def test_under_another_server_the_cookie_is_named_by_its_port_too(self) -> None:
+        cookie = devserve.Guard().cookie({"SERVER_PORT": "8001"})
+        self.assertTrue(cookie.startswith("devserve_8001="))
 
     def test_cookie_is_secure_over_https(self) -> None:
         self.assertTrue(self.guard.cookie({"wsgi.url_scheme": "https"}).endswith("; Secure"))
