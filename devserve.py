@@ -4536,6 +4536,7 @@ def emergency_page(error: BaseException, crash: str) -> str:
 # An evaluation that takes long goes on in its thread while the page asks again and again for what it has printed
 # (`Console.output`), and may be interrupted.  What it prints goes to its `_Output`: a `_Stream` stands in for
 # sys.stdout and its like, looks in the context whether an evaluation is writing, and lets everybody else through.
+# What it awaits runs on the loop of the application, if that has one, and so does a statement that starts a task.
 #
 # To complete what is being typed, `_complete` looks at the end of the code alone: whether it is an import, a key in
 # brackets, or a dotted path; the names then come from what the path stands for, found without running code.
@@ -4561,6 +4562,8 @@ _INTERRUPT_SECONDS = 2.0  # after an interrupt; what goes on longer is inside C 
 _TURN_SECONDS = 5.0  # that an evaluation waits for another one in the same console
 _CONTEXT_SECONDS = 2.0  # for entering a framework's contexts, or leaving them
 _CO_COROUTINE = 0x80  # inspect.CO_COROUTINE: of code that awaits
+# What a statement names that is called where the loop runs.  Nothing else runs there, as it might block the loop.
+_NEEDS_LOOP = re.compile(r"asyncio (?:create_task|ensure_future|gather|shield|get_running_loop|current_task)\b").search
 _CONSOLE_FILE = "<console>"  # what its code calls its file, as at every prompt
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]?|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_]?)")  # ECMA-48, and OSC
 
@@ -4677,7 +4680,10 @@ class Console:
     def _run_steps(self, steps: list[tuple[CodeType, bool]]) -> None:
         """Run statements one by one; the value of an expression is shown and named `_`."""
         for code, shown in steps:
-            value = eval(code, self.namespace)
+            if self.run_coroutine is not _run_coroutine and _NEEDS_LOOP(" ".join(code.co_names)):
+                value = self.run_coroutine(_evaluate_on_loop(code, self.namespace))
+            else:
+                value = eval(code, self.namespace)
             if code.co_flags & _CO_COROUTINE:
                 value = self.run_coroutine(value)
             if shown and value is not None:
@@ -4688,6 +4694,11 @@ class Console:
         """Return where what is being typed at the end of `code` begins, and what it may become."""
         found, _ = call_bounded(partial(_complete, code, self.namespace), _COMPLETION_SECONDS, self.context)
         return found or (len(code), [])
+
+
+async def _evaluate_on_loop(code: CodeType, namespace: dict[str, Any]) -> Any:
+    """Return the value of a statement that finds the loop running."""
+    return eval(code, namespace)
 
 
 def _plain_code(code: str) -> str:

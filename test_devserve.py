@@ -12178,6 +12178,9 @@ class AsgiPages(AsgiCase):
             ("async def f():\n    print('on', threading.current_thread().name)\n    return 7\n\n", ""),
             ("await f()", "on devserve loop\n7\n"),
             ("await asyncio.gather(f(), f())", "on devserve loop\non devserve loop\n[7, 7]\n"),
+            ("task = asyncio.create_task(inner(4))", ""),
+            ("await task", "0.25\n"),
+            ("threading.current_thread().name == 'devserve loop'", "False\n"),
         ):
             self.assertEqual(console.run(code).output, output, code)
         self.assertIn("ZeroDivisionError", console.run("await inner(0)").output)
