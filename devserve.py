@@ -5550,7 +5550,6 @@ _STATUSES = {  # of refusals, by their `error`
     "gone": "410 Gone",
     "type": "415 Unsupported Media Type",
 }
-_FORBIDDEN = "403 Forbidden"  # for all others
 # Headers of the response that our page takes the place of which are about its content; all others are kept.
 _ABOUT_CONTENT = frozenset("content-encoding content-language content-disposition etag last-modified age".split())
 
@@ -6229,7 +6228,7 @@ class _DebuggerEndpoint:
         except _Refused as no:
             refusal: Refusal = no.args[0]
             kind = "text/html" if _preferred_type(self.accept) == "text/html" else "application/json"
-            status = _STATUSES.get(refusal.error, _FORBIDDEN)
+            status = _STATUSES.get(refusal.error, "403 Forbidden")
             reply = _Reply(_write_refusal(refusal, kind, self.nonce), kind, status)
         if reply.status == "200 OK" and self.name in _UNLOGGED:
             self.environ[UNLOGGED] = True
@@ -6289,10 +6288,11 @@ class _DebuggerEndpoint:
             raise _Refused(Refusal("body", f"The request has no text named {name}.", "Use the console on the page."))
         return value
 
-    def seconds_field(self, name: str, default: float) -> float:
-        """Return a time of the payload, bounded."""
-        value = self.payload.get(name)
-        return min(max(value, 0.0), _EVALUATION_WAIT) if isinstance(value, (int, float)) else default
+    @property
+    def wait(self) -> float:
+        """The seconds that the page has this endpoint wait, bounded."""
+        value = self.payload.get("wait")
+        return min(max(value, 0.0), _EVALUATION_WAIT) if isinstance(value, (int, float)) else 0.0
 
     # -- pages
 
@@ -6341,8 +6341,6 @@ class _DebuggerEndpoint:
 
     def list(self) -> _Reply:
         """Return the last crashes with time, request and message."""
-        import json
-
         crashes = self.debugger.crashes.all()
         clocks = [time.strftime("%H:%M:%S", time.localtime(crash.time)) for crash in crashes]
         rows = [(clock, escape_controls(c.what), c.title(), c.id) for clock, c in zip(clocks, crashes)]
@@ -6350,7 +6348,7 @@ class _DebuggerEndpoint:
             prefix = _prefix_from(self.environ)
             return _Reply(crash_list_page(rows, nonce=self.nonce, prefix=prefix), self.kind)
         if self.kind == "application/json":
-            return _Reply(json.dumps([dict(zip(("time", "request", "message", "id"), row)) for row in rows]))
+            return _as_json([dict(zip(("time", "request", "message", "id"), row)) for row in rows])
         text = "".join(f"{clock} {what} {title} {_CRASH}{id}\n" for clock, what, title, id in rows)
         return _Reply(text or f"{NO_CRASH}\n", "text/plain")
 
@@ -6406,16 +6404,17 @@ class _DebuggerEndpoint:
     def eval(self) -> _Reply:
         """Evaluate code in the console of a frame; with `wait`, answer after so many seconds even when it goes on."""
         console = self.lookup(self.debugger.console)
-        seconds = self.seconds_field("wait", 0.0) if "wait" in self.payload else None
         try:
-            return _as_json(console.run(self.text_field("code"), seconds)._asdict())
+            return _as_json(
+                console.run(self.text_field("code"), self.wait if "wait" in self.payload else None)._asdict()
+            )
         except Busy:
             reason = "Another evaluation is still running in this frame."
             raise _Refused(Refusal("busy", reason, "Interrupt it, or wait for its end.")) from None
 
     def output(self) -> _Reply:
         """Return what an evaluation that goes on has printed by now."""
-        return _as_json(self.lookup(self.debugger.console).output(self.seconds_field("wait", 0.0))._asdict())
+        return _as_json(self.lookup(self.debugger.console).output(self.wait)._asdict())
 
     def complete(self) -> _Reply:
         """Return what is being typed before the caret may become."""
@@ -6473,7 +6472,8 @@ _ENDPOINTS: dict[
     "interrupt": ("POST", Guard.refuses_running, _DebuggerEndpoint.interrupt),
     "again": ("POST", Guard.refuses_running, _DebuggerEndpoint.again),
 }
-_UNLOGGED = frozenset({"alive", "variables", "source", "eval", "output", "complete", "interrupt"})  # what pages ask
+# What an open page asks by itself, or while a person reads it, is worth no line of the log.
+_UNLOGGED = {"alive", *(name for name, (method, *_) in _ENDPOINTS.items() if method == "POST")} - {"pin", "again"}
 
 
 def _write_refusal(no: Refusal, kind: str, nonce: str) -> str:
@@ -6487,8 +6487,8 @@ def _write_refusal(no: Refusal, kind: str, nonce: str) -> str:
     return f"{no.reason}\n{no.remedy}\n"
 
 
-def _as_json(value: Mapping[str, Any]) -> _Reply:
-    """Return a reply for the page's script."""
+def _as_json(value: Any) -> _Reply:
+    """Return a reply for a program, such as the page's script."""
     import json
 
     return _Reply(json.dumps(value))
@@ -6621,9 +6621,7 @@ class _WithLastChunk:
         yield from self.added
 
     def close(self) -> None:
-        close = getattr(self.app_iter, "close", None)
-        if close is not None:
-            close()
+        getattr(self.app_iter, "close", lambda: None)()
 
 
 def _is_navigation(environ: Mapping[str, Any]) -> bool:

@@ -6710,6 +6710,17 @@ class DebuggerPages(Debugged):
                 self.debugger(environ, lambda status, headers, exc_info=None: print)
                 self.assertIs(environ.get(devserve.UNLOGGED, False), unlogged)
 
+        def noting(given: Any, start_response: Any) -> Any:
+            nonlocal environ
+            environ = given
+            return self.debugger(environ, start_response)
+
+        self.server.set_app(noting)
+        frame = self.frame()
+        for name, fields in ("variables", {}), ("members", {"path": ["environ"]}), ("eval", {"code": "1"}):
+            self.assertEqual(self.post(name, {"frame": frame, **fields}).status, 200)
+            self.assertTrue(environ.get(devserve.UNLOGGED), name)
+
     def test_endpoints_lie_under_the_mount_point(self) -> None:
         def mount(environ: Any, start_response: Any) -> Any:
             wsgiref.util.shift_path_info(environ)
