@@ -6584,11 +6584,7 @@ class LivePages:
                 headers = [_marked(name, value, len(tag)) for name, value in headers]
             return start_response(status, headers, *exc_info)
 
-        app_iter = self.app(environ, start)
-        if type(app_iter) in (list, tuple) and added:
-            *before, last = app_iter or [b""]
-            return [*before, last + tag]
-        return _WithLastChunk(app_iter, added)
+        return _WithLastChunk(self.app(environ, start), added)
 
     def _may_run(self, environ: Mapping[str, Any], headers: Iterable[tuple[str, str]]) -> bool:
         """Return whether the page's policy lets the script run and ask; if not, say so once."""
