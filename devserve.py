@@ -2001,7 +2001,7 @@ def _named_app(module: ModuleType, target: str, name: str) -> Any:
             if _raised_inside(error) and hasattr(type(thing), part):  # by a property, and not by `__getattr__`
                 raise
             holder = ":".join(filter(None, (target, ".".join(parts[:index]))))
-            raise DevserveError(f"no {part!r} in {holder!r}; {_name_remedy(thing, part)}") from None
+            raise DevserveError(f"no {part!r} in {holder!r}; {_name_remedy(thing, holder, part)}") from None
     return _app_or_made(thing, target, ".".join(parts), arguments)
 
 
@@ -2028,16 +2028,47 @@ def _parse_name(name: str) -> tuple[list[str], Optional[_Arguments]]:
         raise DevserveError(f'cannot read {name!r}; arguments must be literals: {path}("text", key=1)') from None
 
 
-def _name_remedy(holder: Any, name: str) -> str:
-    """Return the remedy for a name that does not exist: the nearest one, or those that look like applications."""
-    near = _nearest(name, dir(holder))
-    if near:
-        return f"did you mean {near!r}?"
-    if _may_be_app(holder):
+def _name_remedy(thing: Any, holder: str, name: str) -> str:
+    """Return the remedy for a name that `thing`, which APP calls `holder`, has not: the nearest one, or what is likely
+    to be an application."""
+    likely = _candidates(thing)
+    imported = _names_of_things(thing)[1]
+    near = _nearest(name, [each for each in dir(thing) if each not in imported])
+    if not near and _may_be_app(thing):
         return f"that is an application itself, so leave .{name} out"
-    usual = _DEFAULT_NAMES + _FACTORIES
-    likely = [known for known, thing in own_dict(holder).items() if known in usual or _framework_of(thing)]
-    return f"it has {', '.join(likely)}" if likely else "check the spelling"
+    if not near and len(likely) > 1:
+        return f"it has {', '.join(likely)}"
+    near = near or "".join(likely) or _nearest(name, imported)
+    return f"did you mean '{holder}{'.' if ':' in holder else ':'}{near}'?" if near else "check the spelling"
+
+
+def _names_of_things(holder: Any) -> tuple[list[str], list[str]]:
+    """Return the names of what a module makes itself, and of the functions, classes and modules that it imports."""
+    names: tuple[list[str], list[str]] = ([], [])
+    held = own_dict(holder)
+    for name, thing in held.items():
+        kind = type(thing)
+        is_foreign = kind in (FunctionType, type) and thing.__module__ != held.get("__name__")
+        names[is_foreign or issubclass(kind, ModuleType)].append(name)
+    return names
+
+
+def _candidates(holder: Any) -> list[str]:
+    """Return how APP names what looks like an application in a module: of its own, or else of what it imports."""
+    for names in _names_of_things(holder):
+        found = []
+        for name in names:
+            thing = own_dict(holder)[name]
+            shape = None if issubclass(type(thing), (type, ModuleType)) else _shape_of(thing)
+            words = shape.names if shape else ()
+            is_wsgi = len(words) == 2 and words[0] in ("environ", "env") and words[1].startswith("s")  # as in sr
+            if words[:1] == ("global_config",):  # PasteDeploy's factory, as Pyramid's projects have it
+                found.append(f"{name}({{}})")
+            elif is_wsgi or name in _DEFAULT_NAMES + _FACTORIES or _framework_of(thing):
+                found.append(name)
+        if found:
+            return found
+    return []
 
 
 def _discovered_app(module: ModuleType, target: str) -> Any:
@@ -2081,12 +2112,9 @@ def _framework_default() -> Any:
 
 def _module_remedy(module: ModuleType, target: str) -> str:
     """Return what to do about a module without an application, in the words of the framework that it uses."""
-    for name, thing in vars(module).items():
-        names = _shape_of(thing).names if type(thing) is FunctionType else ()  # type: ignore[union-attr]
-        if names[:1] == ("global_config",):  # PasteDeploy's factory, as Pyramid's projects have it
-            return f"; did you mean '{target}:{name}({{}})'?"
-        if len(names) == 2 and names[0] in ("environ", "env") and names[1].startswith("s"):  # start_response, sr
-            return f"; did you mean '{target}:{name}'?"
+    likely = _candidates(module)
+    if likely:
+        return f"; did you mean '{target}:{likely[0]}'?"
     named = getattr(module, "WSGI_APPLICATION", None) or getattr(module, "ASGI_APPLICATION", None)
     if type(named) is str:
         return f", which has the settings of Django; did you mean {':'.join(named.rsplit('.', 1))!r}?"
@@ -2097,16 +2125,17 @@ def _module_remedy(module: ModuleType, target: str) -> str:
         near = next((stem for stem in _DEFAULT_MODULES if stem in stems), stems[0])
         meant = f"{target}.{near}" if target.isidentifier() else os.path.join(target, f"{near}.py")
         return f"; did you mean {meant!r}?"
-    text = _text_of(getattr(module, "__file__", None) or "")
-    packages = {  # a row of a module, which is in lower case, stands for that alone
-        name if name.islower() else name.partition(".")[0]: row
+    path = getattr(module, "__file__", None) or ""
+    text = _text_of(path)
+    packages = {  # a row of a module, which is in lower case and served elsewhere, stands for that alone
+        name if name.islower() and row.elsewhere else name.partition(".")[0]: row
         for name, row in _FRAMEWORKS.items()
         if row.example or row.elsewhere
     }
     used = [row for name, row in packages.items() if re.search(rf"^\s*(import|from) {name}\b", text, re.MULTILINE)]
     example = next((row.example for row in used), "")
     if used and used[0].elsewhere:
-        return f"; {used[0].elsewhere}"
+        return f"; {used[0].elsewhere.replace('FILE', os.path.basename(path))}"
     if re.search(r"^if +__name__ *==", text, re.MULTILINE):
         return f", which makes it under if __name__ == '__main__' only; make it above: {example or 'app = ...'}"
     return f"; make one: {example}" if example else f"; name the object: '{target}:NAME'"
@@ -2169,7 +2198,11 @@ def _objection(thing: Any) -> str:
     if isinstance(thing, type) and not (hasattr(thing, "__iter__") or is_asgi(thing)):  # as PEP 3333 allows the one
         return f"is a class, not an application; name an instance, or call it: {thing.__name__}()"
     if not callable(thing):
-        remedy = "is a `return` missing?" if thing is None else "name an application"
+        held = static_attributes(thing)
+        app = next((name for name in ("wsgi_app", "asgi_app", "app") if callable(held.get(name))), "")
+        remedy = (
+            "is a `return` missing?" if thing is None else f"add .{app}, which is" if app else "name an application"
+        )
         return f"is not callable, its type is {type(thing).__name__}; {remedy}"
     if is_asgi(thing):
         return _objection_inside(thing, asynchronous=True)
@@ -2594,6 +2627,7 @@ _FRAMEWORKS: dict[str, _Framework] = {
     "web.application.application": _Framework(
         _open_webpy,
         wrap=lambda app: app.wsgifunc() if hasattr(app, "wsgifunc") else app,  # what is called is a function
+        example="app = web.application(urls, globals())",
     ),
     "starlette.applications.Starlette": _Framework(is_asgi=True),  # FastAPI's is one; it raises after it has answered
     "quart.app.Quart": _Framework(_open_flask, _debug_flask, "QUART_DEBUG", is_asgi=True),
@@ -8053,7 +8087,7 @@ def check_response_head(status: str, headers: Iterable[tuple[str, str]]) -> _Res
 def _checked_head(status: str, headers: tuple[tuple[str, str], ...]) -> _ResponseHead:
     """Do what `check_response_head` says.  What belongs to the connection is left out (PEP 3333, "hop-by-hop")."""
     if not isinstance(status, str) or not _STATUS.fullmatch(status):
-        raise ValueError(f"{status!r} is no status such as '200 OK'")
+        raise ValueError(f"{status!r} is no status; PEP 3333 wants a code, a space and a reason, as in '200 OK'")
     length, closes = -1, False
     values, lines, dropped = {"content-type": "", "content-disposition": ""}, [], []
     for name, value in headers:

@@ -2075,9 +2075,9 @@ class FindingMistakes(FindingFolder):
         "create_app('x', n=1)": "",
         "holder.app": "",
         "": "",
-        "ap": "did you mean 'app'?",
-        "holder.ap": "did you mean 'app'?",
-        "nosuchthing": "it has app, create_app",
+        "ap": ":app'?",
+        "holder.ap": ":holder.app'?",
+        "nosuchthing": "it has app, create_app, make_app",
         "number": "name an application",
         "os": "name the object in it: 'os:app'",
         "Site": "call it: Site()",
@@ -2091,7 +2091,7 @@ class FindingMistakes(FindingFolder):
         "number()": "name an application",
         "app.zzz": "leave .zzz out",
         "app()": "leave them out",
-        "APP": "did you mean 'app'?",
+        "APP": ":app'?",
         "app.wsgi": "leave .wsgi out",
         "build": "give its arguments: (config=...)",
         "make_task()": "a factory is a plain function",
@@ -2244,8 +2244,8 @@ class FindingMistakes(FindingFolder):
 
     def test_no_such_name_with_the_nearest(self) -> None:
         self.app_file("hello.py")
-        self.refused("hello:ap", "no 'ap' in 'hello'", "did you mean 'app'?")
-        self.refused("hello:wsgi_thing", "no 'wsgi_thing' in 'hello'", "it has app")
+        self.refused("hello:ap", "no 'ap' in 'hello'", "did you mean 'hello:app'?")
+        self.refused("hello:wsgi_thing", "no 'wsgi_thing' in 'hello'", "did you mean 'hello:app'?")
         self.refused("hello:app.zzz", "no 'zzz' in 'hello:app'")
         self.refused("hello:no()", "no 'no' in 'hello'")
         self.write("bare.py", "class Slots: __slots__ = ('z',)\nnumber, table, slots = 5, {}, Slots()")
@@ -2400,13 +2400,39 @@ class FindingMistakes(FindingFolder):
         )
         self.refused("hello", "'hello:app' is neither a WSGI nor an ASGI application", "aiohttp.web.run_app(app)")
         self.write("script.py", "if False:\n    import streamlit as st\n")
-        self.refused("script", "no application in 'script'; Streamlit serves it: streamlit run FILE")
+        self.refused("script", "no application in 'script'; Streamlit serves it: streamlit run script.py")
         self.write("counter.py", "if False:\n    from twisted.internet import reactor\n")
-        self.refused("counter", "no application in 'counter'; Twisted serves it: python FILE")
+        self.refused("counter", "no application in 'counter'; Twisted serves it: python counter.py")
         self.write("files.py", "from http.server import HTTPServer\nif __name__ == '__main__':\n    HTTPServer\n")
-        self.refused("files", "no application in 'files'; http.server serves it: python FILE")
+        self.refused("files", "no application in 'files'; http.server serves it: python files.py")
         self.write("guarded.py", "from http import HTTPStatus\nif __name__ == '__main__':\n    app = HTTPStatus\n")
         self.refused("guarded", "no application in 'guarded', which makes it under if __name__ == '__main__' only")
+
+    def test_what_a_module_makes_itself_is_named_before_what_it_imports(self) -> None:
+        imports = "from wsgiref.simple_server import demo_app, make_server\nfrom http.server import HTTPServer\n"
+        for source, spelled in {
+            "": "demo_app",  # it may well be what they serve
+            "def site(environ, start_response): pass": "site",
+            "class Site:\n    def __call__(self, environ, start_response): pass\nsite = Site()": "site",
+            "def main(global_config, **settings): pass": "main({})",
+        }.items():
+            self.write("hello.py", imports + source)
+            for spec in ("hello", "hello:server"):
+                sys.modules.pop("hello", None)
+                with self.subTest(source, spec=spec):
+                    self.refused(spec, f"did you mean 'hello:{spelled}'?")
+
+    def test_application_in_an_object_that_is_none(self) -> None:
+        self.write(
+            "hello.py",
+            """
+            class Api:
+                def wsgi_app(self, environ, start_response): return [b"inside"]
+            app = Api()
+            """,
+        )
+        self.refused("hello", "'hello:app' is not callable, its type is Api; add .wsgi_app")
+        self.assertEqual(self.body("hello:app.wsgi_app"), "inside")
 
     def test_command_line_that_is_called_like_an_application(self) -> None:
         self.write(
