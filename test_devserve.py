@@ -6252,6 +6252,7 @@ class GuardPin(Debugged):
                     self.assertEqual(refusal and refusal.error, "shut")
         for here in ("127.0.0.1", "127.0.0.2", "::1", "::ffff:127.0.0.1", "::ffff:127.0.0.2", ""):
             self.assertTrue(off.knows({"REMOTE_ADDR": here}))
+            self.assertIsNone(off.try_pin("000", {"REMOTE_ADDR": here}))  # in a page that is older than the setting
         self.assertIn("this machine only", off.banner_line("http://0.0.0.0:1"))
         self.assertNotIn(self.guard.token, self.guard.banner_line("unix:/run/s"))  # no browser opens a socket file
 
@@ -6414,6 +6415,7 @@ class GuardSecrets(Debugged):
         for shown in (*addresses, "shop.example", None):
             with self.subTest(shown):
                 self.assertIn("ZeroDivisionError", self.ask(Host=shown).text)
+        self.assertEqual(self.ask("/__devserve__/console", Host="10.0.0.1").status, 403)  # it would not open there
 
     def test_of_the_ports_of_localhost_only_those_that_are_named_may_act(self) -> None:
         for named, is_refused in (("localhost", True), ("localhost:3000", False), ("localhost:3001", True)):
