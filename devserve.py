@@ -8419,12 +8419,11 @@ def _remove_stale_socket(path: str, family: int) -> None:
 
 
 def _bind_error(error: OSError, host: str, port: int, again: Callable[[int], str]) -> DevserveError:
-    """Turn a failed bind into the line that says what to do; Windows has numbers of its own."""
-    number = getattr(error, "winerror", None) or error.errno
+    """Turn a failed bind into the line that says what to do; Windows refuses access to a port that is in use."""
     host = host.strip("[]")
     problem = f"cannot bind {f'[{host}]' if ':' in host else host}:{port}"
     holder = _port_holder(port)
-    if number in (errno.EADDRINUSE, 10048) or (number == 10013 and holder):
+    if error.errno == errno.EADDRINUSE or (error.errno == errno.EACCES and holder):
         if _is_own_parent():
             return DevserveError(
                 f"{problem}: already in use by the same command; a module that starts a reloader of its own "
@@ -8434,9 +8433,9 @@ def _bind_error(error: OSError, host: str, port: int, again: Callable[[int], str
         hint = _AIRPLAY_HINT if sys.platform == "darwin" and port == 5000 else ""
         remedy = f"try: {again(free)}" if free else "choose another --port"
         return DevserveError(f"{problem}: already in use{holder}{hint}; {remedy}")
-    if number in (errno.EACCES, 10013):
+    if error.errno == errno.EACCES:
         return DevserveError(f"{problem}: this port needs privileges; try: {again(port + 8000 & 0xFFFF)}")
-    if number in (errno.EADDRNOTAVAIL, 10049):
+    if error.errno == errno.EADDRNOTAVAIL:
         return DevserveError(f"{problem}: {host} is not an address of this machine; try --host 0.0.0.0")
     return DevserveError(f"{problem}: {error.strerror or error}")
 
