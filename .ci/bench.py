@@ -4,6 +4,7 @@
     python3 .ci/bench.py --quick          fewer peers and rounds: under three minutes, to see whether something broke
     python3 .ci/bench.py --only hello,save    the rows whose names begin so; --list names them all
     python3 .ci/bench.py --devserve PATH  another devserve.py than the repository's
+    python3 .ci/bench.py --before PATH    an earlier devserve.py as well, side by side
 
 The first run makes a virtual environment with the peers in the cache folder; later runs reuse it.  Everything runs on
 the loopback interface, and everything that is compared runs in one go, in turns (A B B A …); the tables show medians.
@@ -74,8 +75,14 @@ FLASK = "{python} -m flask --app {module}_in_flask --debug run --port {port}"
 UVICORN = "{python} -m uvicorn --interface wsgi --port {port} {module}:app"
 WAITRESS = "waitress --listen=127.0.0.1:{port} {module}:app"
 DJANGO = "{python} -m django runserver --settings django_settings 127.0.0.1:{port}"
+BEFORE = Server(  # an earlier version beside today's, where --before names one
+    "devserve, before",
+    "{python} {before} {module}:app --port {port}",
+    "{python} {before} {module}:app --port {port} --reload",
+)
 SERVERS = (
     Server("devserve", DEVSERVE, DEVSERVE + " --reload", quick=True),
+    BEFORE,
     Server("raw socket", "{python} raw.py {port}", quick=True),
     Server("flask --debug", FLASK, FLASK, ("flask",), quick=True),
     Server(
@@ -720,8 +727,9 @@ class Line(NamedTuple):
 class Bench:
     """One run: its settings, what it measured, and every process that it started."""
 
-    def __init__(self, devserve: Path, quick: bool) -> None:
+    def __init__(self, devserve: Path, before: Optional[Path], quick: bool) -> None:
         self.devserve = devserve
+        self.before = before
         self.quick = quick
         self.environment = Environment()
         self.python = self.environment.python
@@ -762,6 +770,7 @@ class Bench:
                     raise Failed(f"devserve has no {option} yet")
         port = free_port()
         names = {"python": self.python, "scripts": os.path.dirname(self.python), "devserve": str(self.devserve)}
+        names["before"] = str(self.before)
         command = [word.format(port=port, module=module, **names) for word in shlex.split(template)]
         running = Running(name, command, port, folder, self.variables(module))
         self.stack.callback(running.stop)
@@ -790,7 +799,8 @@ class Bench:
         found = []
         for server in servers:
             command = server.reload if reload else server.plain
-            if command and server.name not in leave_out and (server.quick or not self.quick):
+            is_meant = server.quick or not self.quick if server is not BEFORE else self.before is not None
+            if command and server.name not in leave_out and is_meant:
                 missing = self.environment.missing(server)
                 if missing:
                     self.note(server.name, missing)
@@ -862,8 +872,8 @@ class Bench:
 
 
 def best_peer(medians: dict[str, float], *, least: bool = False) -> tuple[str, float]:
-    """Return the best server that is neither devserve nor a yardstick."""
-    peers = {name: value for name, value in medians.items() if name not in ("devserve", YARDSTICK)}
+    """Return the best server that is neither devserve, of today or before, nor a yardstick."""
+    peers = {name: value for name, value in medians.items() if name not in ("devserve", BEFORE.name, YARDSTICK)}
     if not peers:
         return "no peer", math.nan
     name = (min if least else max)(peers, key=lambda key: peers[key])
@@ -1503,6 +1513,7 @@ def main() -> int:
     parser.add_argument(
         "--devserve", type=Path, default=Path(__file__).resolve().parent.parent / "devserve.py", metavar="PATH"
     )
+    parser.add_argument("--before", type=Path, metavar="PATH", help="an earlier devserve.py to measure beside today's")
     given = parser.parse_args()
     if given.list:
         print("\n".join(ROWS))
@@ -1511,7 +1522,7 @@ def main() -> int:
         raise SystemExit("bench: process groups and signals are needed; run it on Linux or macOS")
     raise_descriptor_limit()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the servers are ended too
-    bench = Bench(given.devserve.resolve(), given.quick)
+    bench = Bench(given.devserve.resolve(), given.before and given.before.resolve(), given.quick)
     chosen = [name for name in ROWS if not given.only or name.startswith(tuple(given.only.split(",")))]
     lines: list[Line] = []
     with bench.stack:
