@@ -1121,13 +1121,14 @@ def hand_over(environ: Mapping[str, Any], error: BaseException) -> str:
 def is_debugged(ident: int) -> bool:
     """Return whether a thread stands at a prompt of a debugger's, or is stopped by an editor's.
 
-    Then the debugger's frames come before the application's and ours.
+    Then the debugger's frames come before the application's and ours.  A thread of the debugger's own has only its
+    frames, as IPython's that writes the history.
     """
+    is_waiting = False
     for frame in outer_frames(sys._current_frames().get(ident)):
         if is_app_code(frame.f_code) or frame.f_globals is globals():
-            break
-        if _is_debuggers(frame):
-            return True
+            return is_waiting
+        is_waiting = is_waiting or _is_debuggers(frame)
     return False
 
 
@@ -11227,18 +11228,16 @@ class Launch(NamedTuple):
 
     def terminal_is_gone(self) -> bool:
         """Return whether the terminal that this was started on has been closed, or the shell that had it has ended."""
-        terminals = self.kept["terminal"]["fds"]
-        return bool(terminals) and not any(map(_is_our_terminal, terminals))
+        terminal = self.kept["terminal"]
+        return bool(terminal and terminal["fds"]) and not any(map(_is_our_terminal, terminal["fds"]))
 
     def restore_terminal(self) -> None:
         """Give the terminal back as it was, though somebody sat at the prompt of a debugger, which has no echo."""
-        if sys.platform != "win32":
-            _restore_terminal(self.kept["terminal"])
+        _restore(self.kept, "terminal")
 
     def release_signals(self) -> None:
         """Let in the signals that came during the restart.  Call it when the signal handlers are in place."""
-        if sys.platform != "win32":
-            signal.pthread_sigmask(signal.SIG_SETMASK, self.kept["blocked"])
+        _restore(self.kept, "blocked")
 
 
 def _open_standard_streams() -> None:
@@ -11373,12 +11372,12 @@ def _save() -> dict[str, Any]:
     return values
 
 
-def _restore(values: dict[str, Any]) -> None:
-    """Put back what `_save` returned; what cannot be put back any more stays as it is."""
-    for name, kept in _KEPT.items():
+def _restore(values: dict[str, Any], *names: str) -> None:
+    """Put back what `_save` returned, or these of it; what cannot be put back any more stays as it is."""
+    for name in names or _KEPT:
         with contextlib.suppress(OSError):  # the folder, the descriptor or the terminal has gone
-            if values[name] is not None:
-                kept.restore(values[name])
+            if values.get(name) is not None:
+                _KEPT[name].restore(values[name])
 
 
 def _no_change(value: Any) -> None:
@@ -11410,9 +11409,9 @@ def _save_ignored() -> list[int]:
     return [int(number) for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN]
 
 
-def _restore_ignored(ignored: list[int]) -> None:
+def _restore_ignored(ignored: Optional[list[int]]) -> None:
     """Ignore these signals alone.  Only the main thread can, so it is done on arrival in the next process."""
-    if is_main_thread():
+    if ignored is not None and is_main_thread():
         for number in set(_save_ignored()) - set(ignored):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
@@ -12040,7 +12039,10 @@ def serve_command(read: Callable[[Callable[[str], None]], Config]) -> int:
         with servers_left_out(terminal.warn):
             return load_app(config.app, debug=config.debug, debugger=config.debugger)
 
-    return _start(read, load, launch, terminal, in_code=False)
+    status = _start(read, load, launch, terminal, in_code=False)
+    if launch.is_plain:  # else whatever is around us ends in its own way, and waits for the application's threads
+        end_process(status)
+    return status
 
 
 def _start(

@@ -1227,13 +1227,18 @@ class ForeignCode(unittest.TestCase):
             entered, go_on = threading.Event(), threading.Event()
             names = {"__name__": module, "entered": entered, "go_on": go_on}
             exec(compile("def wait():\n    entered.set()\n    go_on.wait(60)", threading.__file__, "exec"), names)
-            thread = threading.Thread(target=names["wait"])  # type: ignore[arg-type]
-            thread.start()
-            entered.wait(DEADLINE)
-            with self.subTest(module):
-                self.assertEqual(devserve.is_debugged(thread.ident or 0), module in waiting)
-            go_on.set()
-            thread.join()
+            wait: Any = names["wait"]
+            for target, is_its_own in ((lambda: wait(), False), (wait, True)):
+                thread = threading.Thread(target=target)
+                thread.start()
+                entered.wait(DEADLINE)
+                with self.subTest(module, is_its_own=is_its_own):
+                    expected = module in waiting and not is_its_own
+                    self.assertEqual(devserve.is_debugged(thread.ident or 0), expected)
+                go_on.set()
+                thread.join()
+                entered.clear()
+                go_on.clear()
 
     def test_a_call_returns_what_it_returns_or_what_it_raises(self) -> None:
         self.assertEqual(devserve.call_bounded(lambda: 3, 5.0), (3, None))
@@ -13888,9 +13893,25 @@ class ReloaderRestart(Folder):
         self.assert_all_as_first(self.run_program(body))
 
     def test_what_a_sandbox_forbids_or_a_python_lacks_stays_as_it_is(self) -> None:
-        for before in ("del os.getsid", "os.getsid = os.ttyname  # which fails here", "sys.modules['termios'] = None"):
+        for before in (
+            "del os.getsid", "os.getsid = os.ttyname  # which fails here", "sys.modules['termios'] = None",
+            "del os.isatty",
+        ):  # fmt: skip
             with self.subTest(before):
-                self.assert_all_as_first(self.run_program("", before=before, turns=1), turns=1)
+                body = "launch.release_signals(), launch.restore_terminal(), launch.terminal_is_gone()"
+                self.assert_all_as_first(self.run_program(body, before=before, turns=1), turns=1)
+
+    def test_a_store_that_does_not_answer_is_given_up(self) -> None:
+        listener, address = devserve._listen_for_handover()
+        self.addCleanup(listener.close)
+        fetched: list[Any] = []
+        with mock.patch.object(devserve, "_FETCH_SECONDS", 0.01), mock.patch.dict(os.environ):
+            os.environ[devserve._HANDOVER_ENV] = f"{os.getpid()}:{address}"
+            fetching = threading.Thread(target=lambda: fetched.append(devserve._fetch()), daemon=True)
+            fetching.start()
+            fetching.join(DEADLINE)
+        devserve._remove_address(address)
+        self.assertEqual(fetched, [(None, {}, [])])
 
     def test_a_title_written_over_the_environment_costs_no_variable_and_piles_none_up(self) -> None:
         """As on systems that do not tell, what was set before is kept; but it is set once more, and no more."""
@@ -14766,6 +14787,13 @@ class RunnerImport(RunnerCase):
         self.assertRegex(
             served.log, r"warning: the server that the import starts .* is left out; start it under if __name__"
         )
+
+    def test_first_import_that_fails_is_the_end_whatever_threads_it_has_left(self) -> None:
+        for last, status in (("1 / 0", 1), ("del app", 2)):
+            with self.subTest(last):
+                self.module("import time\nthreading.Thread(target=time.sleep, args=(600,)).start()\n" + last)
+                served = self.served("unguarded", "--reload", port=False)
+                self.assertEqual(served.process.wait(DEADLINE), status)
 
     def test_server_that_the_module_starts_in_a_thread_serves(self) -> None:
         self.module("""
