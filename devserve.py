@@ -267,7 +267,7 @@ class Config(NamedTuple):
     """Every option of one run.  It only travels: nobody changes it after `configure` has made it."""
 
     app: str = _option(
-        "", "-A --app", "What to serve", "the same as APP", "APP", flask="FLASK_APP", others="--wsgi-app"
+        "", "-A --app", "What to serve", "the same as APP", "APP", flask="FLASK_APP", others="--wsgi-app --application"
     )
     host: str = _option(  # loopback, since the debugger runs code by design
         "127.0.0.1", "-H --host", "Where to serve it", "address, name, or unix:PATH (default: 127.0.0.1)", "HOST",
@@ -311,7 +311,8 @@ class Config(NamedTuple):
     extra_files: tuple[str, ...] = _option(
         (), "--extra-files", "Reloading",
         f"also watch these files, folders and globs; may be repeated, or separated by {os.pathsep!r}", "PATH",
-        flask="FLASK_RUN_EXTRA_FILES", others="--reload-extra-file --reload-dir --reload-include", run_only=True,
+        flask="FLASK_RUN_EXTRA_FILES", run_only=True,
+        others="--reload-extra-file --reload-dir --reload-include --watch",
     )  # fmt: skip
     exclude_patterns: tuple[str, ...] = _option(
         (), "--exclude-patterns", "Reloading", "never watch these", "GLOB",
@@ -1690,12 +1691,12 @@ def _is_module_at(path: str) -> bool:
     return os.path.isfile(f"{path}.py") or os.path.isfile(os.path.join(path, "__init__.py"))
 
 
-def _folder_below(path: str) -> str:
-    """Return the folder, one or two below the current one, from which a module has this path, as src; "" for none."""
+def _module_below(path: str) -> str:
+    """Return the path of the module that has this one from here, or from up to two folders below, as src; or ""."""
     import glob
 
-    folders = [folder for below in ("*", "*/*") for folder in sorted(glob.glob(below))]
-    return next((folder for folder in folders if _is_module_at(os.path.join(folder, path))), "")
+    paths = [os.path.join(folder, path) for below in ("*", "*/*") for folder in sorted(glob.glob(below))]
+    return next(filter(_is_module_at, (path, *paths)), "")
 
 
 def _existing_file(target: str) -> str:
@@ -1711,13 +1712,12 @@ def _existing_file(target: str) -> str:
     if found or os.path.isdir(path):
         return found or default_file(path)
     near = _nearest(name, _names_in(folder))
-    below = _folder_below(target.removesuffix(".py"))
+    stem = target.removesuffix(".py")
+    below = _module_below(stem if re.search(r"[/\\]", stem) else stem.replace(".", os.sep))
     if os.path.isfile(f"{folder}.py"):
         hint = f"did you mean '{os.path.dirname(target)}:{name}'?"
     elif near or below:
-        hint = (
-            f"did you mean {os.path.join(below, target) if below else os.path.join(os.path.dirname(target), near)!r}?"
-        )
+        hint = f"did you mean {below or os.path.join(os.path.dirname(target), near)!r}?"
     else:
         hint = _folder_remedy(os.curdir, "check the path")
     raise DevserveError(f"no file {target!r}; {hint}")
@@ -1811,9 +1811,9 @@ def _module_hint(name: str, missing: str) -> str:
     inside = (last + rest).removeprefix("py.")
     if parent in sys.modules and hasattr(sys.modules[parent], inside.partition(".")[0]):
         return f"did you mean '{parent}:{inside}'?"
-    below = _folder_below(name.replace(".", os.sep))
+    below = _module_below(name.replace(".", os.sep))
     if below:
-        return f"did you mean {os.path.join(below, name.replace('.', os.sep))!r}?"
+        return f"did you mean {below!r}?"
     folders = list(getattr(sys.modules.get(parent), "__path__", ())) if parent else [os.getcwd()]
     stems = [os.path.splitext(file) for folder in folders for file in _names_in(folder)]
     near = _nearest(last, [stem for stem, suffix in stems if suffix in ("", "" if rest else ".py")])
@@ -1853,7 +1853,7 @@ def import_remedy(error: BaseException) -> str:
         if PathFinder.find_spec(name, [entry for entry in sys.path if entry not in ("", folder)]):
             return f"your {file} hides the library {name}, since it is found first: give it another name"
     if isinstance(error, ModuleNotFoundError):
-        below = "" if name in sys.modules else _folder_below(name)
+        below = "" if name in sys.modules else os.path.dirname(_module_below(name))
         if name == os.path.basename(os.getcwd()):
             return f"{name} is the folder in which devserve was started: start it in the one above"
         return f"{name} is in the folder {below}: set PYTHONPATH={below}" if below else _remedy_outside_environment()
@@ -2032,6 +2032,8 @@ def _parse_name(name: str) -> tuple[list[str], Optional[_Arguments]]:
 def _name_remedy(thing: Any, holder: str, name: str) -> str:
     """Return the remedy for a name that `thing`, which APP calls `holder`, has not: the nearest one, or what is likely
     to be an application."""
+    if any(_is_module_at(os.path.join(folder, name)) for folder in getattr(thing, "__path__", ())):
+        return f"did you mean {_submodule(holder, name)!r}?"
     likely = _candidates(thing)
     imported = _names_of_things(thing)[1]
     near = _nearest(name, [each for each in dir(thing) if each not in imported])
@@ -2041,6 +2043,11 @@ def _name_remedy(thing: Any, holder: str, name: str) -> str:
         return f"it has {', '.join(likely)}"
     near = near or "".join(likely) or _nearest(name, imported)
     return f"did you mean '{holder}{'.' if ':' in holder else ':'}{near}'?" if near else "check the spelling"
+
+
+def _submodule(package: str, name: str) -> str:
+    """Return how APP names a module in a package that it names by a path, or by its name."""
+    return os.path.join(package, name) if re.search(r"[/\\]", package) else f"{package}.{name}"
 
 
 def _names_of_things(holder: Any) -> tuple[list[str], list[str]]:
@@ -2124,8 +2131,7 @@ def _module_remedy(module: ModuleType, target: str) -> str:
     stems = [file[:-3] for file in files if _offers_app(os.path.join(folder, file))]
     if stems:
         near = next((stem for stem in _DEFAULT_MODULES if stem in stems), stems[0])
-        meant = f"{target}.{near}" if target.isidentifier() else os.path.join(target, f"{near}.py")
-        return f"; did you mean {meant!r}?"
+        return f"; did you mean {_submodule(target, near)!r}?"
     path = getattr(module, "__file__", None) or ""
     text = _text_of(path)
     packages = {  # a row of a module, which is in lower case and served elsewhere, stands for that alone
@@ -12967,6 +12973,7 @@ _NOT_HERE = {  # flags of other servers that are no option here, and what to do 
     "--insecure --nostatic --static": "the application serves its files, Django's where DEBUG is True: leave it out",
     "--validate --profile": "wrap the application in a line of its own: app = wsgiref.validate.validator(app)",
     "-m --module --daemon -D --call --server -s": "leave it out",
+    "--ssl --https": "write --cert adhoc",
     "--env": "write NAME=value in a file .env",
     "--no-color --no-use-colors": "set NO_COLOR=1",
 }
@@ -13109,8 +13116,9 @@ def _flag_remedy(flag: str, value: str) -> str:
     from difflib import get_close_matches
 
     for option in OPTIONS.values():
-        if flag in option.others.split():
-            return f"here it is {option.flags[-1]}" + (f" {value}" if option.metavar and value else "")
+        if {flag, flag.strip("-").replace("-", "_")} & {*option.others.split()}:
+            alike = [each for each in option.flags if is_negative(each) == flag.startswith("--no")] or option.flags
+            return f"here it is {alike[-1]}" + (f" {value}" if option.metavar and value else "")
     for flags, remedy in _NOT_HERE.items():
         if flag in flags.split():
             return remedy

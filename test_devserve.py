@@ -2052,7 +2052,8 @@ class FindingMistakes(FindingFolder):
         "nosuchthing": "did you mean 'hello'?",
         "pack.nosuchthing": f"did you mean '{os.path.join('pack', 'web')}'?",
         "shop.site": f"did you mean '{os.path.join('src', 'shop', 'site')}'?",
-        "shop/site.py": f"did you mean '{os.path.join('src', 'shop', 'site.py')}'?",
+        "shop/site.py": f"did you mean '{os.path.join('src', 'shop', 'site')}'?",
+        "pack.web.py": f"did you mean '{os.path.join('pack', 'web')}'?",
         "helo.py": "did you mean 'hello.py'?",
         "nosuch/thing.py": "did you mean 'hello'?",
         "./empty": "say what to serve",
@@ -2291,8 +2292,12 @@ class FindingMistakes(FindingFolder):
         self.refused("simple", "did you mean 'simple:demo'?")
         self.write("project/__init__.py", "")
         self.app_file("project/wsgi.py")
-        self.refused("project", "did you mean 'project.wsgi'?")
-        self.refused("./project", f"did you mean '{os.path.join('./project', 'wsgi.py')}'?")
+        self.write("project/inner/__init__.py", "")
+        self.app_file("project/inner/wsgi.py")
+        for spec in ("project", "project:wsgi", "project:wsgi.app", "project.inner"):
+            self.refused(spec, f"did you mean '{spec.partition(':')[0]}.wsgi'?")
+        self.assertEqual(self.body("project.inner.wsgi"), "app")
+        self.refused("./project", f"did you mean '{os.path.join('./project', 'wsgi')}'?")
         self.write("settings.py", "WSGI_APPLICATION = 'mysite.wsgi.application'")
         self.refused("settings", "the settings of Django; did you mean 'mysite.wsgi:application'?")
 
@@ -15533,6 +15538,11 @@ class CommandLineMistakes(InEmptyEnvironment):
         "--noreload": "here it is --no-reload",
         "--nothreading": "here it is --without-threads",
         "--insecure": "DEBUG is True",
+        "--https": "write --cert adhoc",
+        "--auto-reload": "here it is --reload",
+        "--use-reloader": "here it is --reload",
+        "--livereload": "here it is --live",
+        "--no-access-log": "here it is --quiet",
         "--no-color": "set NO_COLOR=1",
         "-D": "no option -D; leave it out",
     }
