@@ -11134,6 +11134,7 @@ _PARENT_INTERVAL = 0.1  # between two looks of the parent whether its child live
 _ORPHAN_SECONDS = 5.0  # from the death of the parent to the unasked end of the child
 _LISTED_DESCRIPTORS = 1024  # looked at one by one where nothing lists the open ones; the usual limit of a process
 _PASSED_LIMIT = 250  # descriptors in one message; Linux takes 253
+_AF_UNIX: int = getattr(socket, "AF_UNIX", 1)  # nothing asks for it on Windows, whose Pythons have no name for it
 _ADDRESS_LIMIT = 103  # bytes in the path of a socket on macOS and the BSDs
 
 # Continues a start of devserve.py as a program.  The words after it are the first entry of sys.path and sys.argv.
@@ -11670,14 +11671,12 @@ def _start_store(launch: Launch) -> tuple[int, str]:
 
 def _listen_for_handover() -> tuple[_socket.socket, str]:
     """Return a socket that listens on an address which nobody can guess, and the address."""
-    if sys.platform == "win32":
-        raise OSError(errno.EINVAL, "this system has no such sockets")
     name = f"devserve-{os.urandom(16).hex()}"
     folder = os.environ.get("TMPDIR", "")  # macOS makes a private one
     if not os.path.isdir(folder) or len(os.fsencode(folder)) > _ADDRESS_LIMIT - len(name) - 1:
         folder = "/tmp"
     address = f"@{name}" if sys.platform == "linux" else os.path.join(folder, name)
-    listener = _socket.socket(socket.AF_UNIX)
+    listener = _socket.socket(_AF_UNIX)
     listener.bind(address.replace("@", "\0", 1) if sys.platform == "linux" else address)
     listener.listen()
     return listener, address
@@ -11691,9 +11690,7 @@ def _remove_address(address: str) -> None:
 
 
 def _connect(address: str) -> _socket.socket:
-    if sys.platform == "win32":
-        raise OSError(errno.EINVAL, "this system has no such sockets")
-    sock = _socket.socket(socket.AF_UNIX)
+    sock = _socket.socket(_AF_UNIX)
     sock.settimeout(_FETCH_SECONDS)
     sock.connect("\0" + address[1:] if address.startswith("@") else address)
     return sock
@@ -11972,6 +11969,7 @@ def _end_with_parent(line: _socket.socket) -> None:
 # =====================================================================================================================
 
 _BY_HAND = "SIGHUP"  # instead of the path that changed
+_PORT_IN_CODE = "port={}".format  # what to write in code for another port
 _LOADING, _SERVING, _RESTARTING, _ENDING = "loading", "serving", "restarting", "ending"  # phases of a process
 _MAIN_THREAD_PATIENCE = 0.2  # seconds for the main thread to come out of foreign C code before an exec
 _UNWIND_SECONDS = 2.0  # for a program around ours to end as it always does
@@ -12137,7 +12135,7 @@ def make_server(app: WSGIApplication, host: str = "127.0.0.1", port: int = 0, **
     terminal = Terminal(quiet=config.quiet, editor=config.editor, path_map=config.path_map)
     check_pin(config.pin)
     tls = _tls_of(config, terminal)
-    listeners = listen(config.host, config.port, again=_keyword_for_port)
+    listeners = listen(config.host, config.port, again=_PORT_IN_CODE)
     server = DevServer(listeners, app, terminal, threads=config.threads, tls=tls)
     bridge = AsgiBridge(app, terminal) if is_asgi(app) else None
     if bridge:
@@ -12180,7 +12178,7 @@ def _imported_by_devserve() -> bool:
 
 def _listen_for(config: Config, *, in_code: bool) -> tuple[list[socket.socket], dict[str, Any]]:
     """Return the sockets that listen where the configuration says, and a note of the socket file that is ours."""
-    listeners = listen(config.host, config.port, again=_keyword_for_port if in_code else _command_for_port)
+    listeners = listen(config.host, config.port, again=_PORT_IN_CODE if in_code else _command_for_port)
     path = socket_path(config.host)
     return listeners, {"socket_file": os.path.abspath(path) if listeners[0].getsockname() == path else ""}
 
@@ -12207,7 +12205,6 @@ class _Runner:
         self.terminal = terminal
         self.launch = launch
         self.in_code = in_code
-        self.pid = os.getpid()
         self.handover = launch.handover
         self.notes = self.handover.notes if self.handover else {}
         self.reloaded = "since" in self.notes
@@ -12329,9 +12326,7 @@ class _Runner:
             finally:
                 self.loaded.set()
         except BaseException as error:  # a module that calls sys.exit() is broken like any other
-            if self.signals.stopped:
-                raise
-            if not self.reloaded and isinstance(error, DevserveError):
+            if self.signals.stopped or (isinstance(error, DevserveError) and not self.reloaded):
                 raise
             self._show_failure(error)
             if not self.reloaded or self.watcher is None:
@@ -12413,7 +12408,7 @@ class _Runner:
         if not self.loaded.wait(min(_BANNER_PATIENCE, _IMPORT_PATIENCE)):
             self._show_banner()
         place = partial(_thread_place, self.signals.main_ident)
-        if not self.loaded.wait(_IMPORT_WARNING - _BANNER_PATIENCE) and "import_warned" not in self.notes:
+        if not self.loaded.wait(_IMPORT_WARNING - _BANNER_PATIENCE) and not self.notes.get("import_warned"):
             self.notes["import_warned"] = True
             self.terminal.warn(f"still importing after {_IMPORT_WARNING:.0f} s, at {place()}")
         if not self.loaded.wait(_IMPORT_PATIENCE - _IMPORT_WARNING) and self.reloaded:
@@ -12472,9 +12467,8 @@ class _Runner:
     def _notes(self, since: float) -> dict[str, Any]:
         """Return what the next process is to know; the reload began at `since`."""
         notes: dict[str, Any] = {"since": since, "socket_file": self.socket_file}
+        notes["import_warned"] = self.notes.get("import_warned", False)
         notes.update(config=self.config._asdict(), warnings=self.warnings)
-        if "import_warned" in self.notes:
-            notes["import_warned"] = True
         if self.guard:  # no request is answered any more, in which a PIN could be guessed
             notes.update(self.guard.remember())
             notes["crashes"] = self.debugged.remember() if self.debugged else self.notes.get("crashes", [])
@@ -12557,6 +12551,7 @@ class _Runner:
 
     def _after_fork(self) -> None:
         """In a child of the application, let go of what is the parent's."""
+        self.signals.give_back()
         self.terminal.after_fork()
         self.server.after_fork()
 
@@ -12615,7 +12610,6 @@ class _Signals:
             if number != signal.SIGINT or not is_programs:
                 self.before[number] = signal.signal(number, handler)
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self.give_back)
             os.register_at_fork(after_in_child=after_fork)
 
     def give_back(self) -> None:
@@ -12773,11 +12767,6 @@ def _summarize_paths(paths: list[str]) -> str:
     except (ValueError, OSError):
         pass  # another drive, or the working directory has gone
     return escape_controls(first) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
-
-
-def _keyword_for_port(port: int) -> str:
-    """Return what to write in code for another port."""
-    return f"port={port}"
 
 
 def _command_for_port(port: int) -> str:
