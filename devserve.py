@@ -2404,22 +2404,23 @@ def _debug_flask(app: Any) -> None:
 
 
 def _open_litestar(app: Any) -> None:
-    """Have Litestar raise what it has answered by a 500, as Starlette does; what has a status is meant as answer."""
-    key, inner = "devserve.raised", app.asgi_handler
+    """Have Litestar answer with our page what nothing in the application handles, and let it out of a WebSocket.
+
+    What has a status is meant as an answer.
+    """
+
+    def handler(request: Any, error: BaseException) -> Any:
+        text = "" if hasattr(error, "status_code") else hand_over(request.scope, error)
+        if text:
+            return sys.modules["litestar"].Response(text, status_code=500, media_type="text/plain")
+        return _import_module("litestar.exceptions.responses").create_exception_response(request, error)
 
     async def after_exception(error: BaseException, scope: Any) -> None:
-        if not hasattr(error, "status_code"):
-            scope[key].append(error)
+        if scope["type"] == "websocket" and not hasattr(error, "status_code"):
+            raise error
 
-    async def handler(scope: Any, receive: Any, send: Any) -> None:
-        raised: list[BaseException] = []
-        scope[key] = raised
-        await inner(scope, receive, send)
-        if raised:
-            raise raised[-1]
-
+    app.exception_handlers.setdefault(500, handler)
     app.after_exception.append(after_exception)
-    app.asgi_handler = handler
 
 
 def _open_blacksheep(app: Any) -> None:

@@ -2937,7 +2937,7 @@ FAILING_ASGI_APPS = {
     "litestar": FailingApp(
         "litestar",
         """
-        from litestar import Litestar, get
+        from litestar import Litestar, Response, WebSocket, get, websocket
         from litestar.exceptions import ServiceUnavailableException
         @get("/")
         async def view() -> str:
@@ -2946,7 +2946,16 @@ FAILING_ASGI_APPS = {
         @get("/meant")
         async def meant() -> str:
             raise ServiceUnavailableException
-        site = Litestar([view, meant])
+        @get("/handled")
+        async def handled() -> str:
+            raise KeyError
+        @websocket("/ws")
+        async def feed(socket: WebSocket) -> None:
+            await socket.accept()
+            1 / 0
+        def own(request, error):
+            return Response("own", status_code=500)
+        site = Litestar([view, meant, handled, feed], exception_handlers={KeyError: own})
         """,
         around=False,
     ),
@@ -3446,6 +3455,19 @@ class FindingAsgiFrameworks(Folder):
                     answer = served.ask("/meant", Accept="application/json")
                 self.assertEqual(answer.status, 503)
                 self.assertIn("Service Unavailable", answer.json.values())
+
+    @needs("litestar")
+    def test_what_a_handler_in_litestar_answers_is_its_own_and_a_websockets_exception_is_told(self) -> None:
+        self.write("site_app.py", FAILING_ASGI_APPS["litestar"].source)
+        with Served("site_app", "--debug", cwd=self.folder) as served:
+            answer = served.ask("/handled", Accept="application/json")
+            self.assertEqual((answer.status, answer.text), (500, "own"))
+            client = WebSocketClient(served.port)
+            self.addCleanup(client.close)
+            self.assertEqual(client.shake_hands(path="/ws").status, 101)
+            self.assertEqual(client.close_code(), 1011)
+            served.wait_for("ZeroDivisionError")
+        self.assertNotIn("KeyError", served.log)
 
 
 class FindingDjangoFiles(Folder):
