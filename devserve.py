@@ -5987,10 +5987,8 @@ class _Exchange:
         self, error: BaseException, crash: Crash, trouble: Optional[BaseException]
     ) -> tuple[list[tuple[str, str]], bytes]:
         """Return headers and body, in the type that the client prefers; plain text when no page can be made."""
-        accept, nonce, text = self.environ.get("HTTP_ACCEPT", ""), os.urandom(16).hex(), None
-        is_fragment, kind = _wants_fragment(self.environ), _preferred_type(accept)
-        if is_fragment and kind == "text/plain" and kind not in accept:
-            kind = "text/html"
+        nonce, text, is_fragment = os.urandom(16).hex(), None, _wants_fragment(self.environ)
+        kind = _preferred_type(self.environ.get("HTTP_ACCEPT", ""), "text/html" if is_fragment else "text/plain")
         if trouble is None:
             text, trouble = call_safely(lambda: self.text_about(crash, kind, nonce, is_fragment))
         if text is None:
