@@ -10801,7 +10801,7 @@ class _Rounds:
 class Watcher(native_threading.Thread):
     """The thread that watches.  Anybody may name it files to watch; the modules that are loaded it finds by itself.
 
-    Its life: `record_imports` and `start` come before the application is imported, `import_ended` or `failed` after.
+    Its life: `record_imports` and `start` come before the application is imported, `failed` and `import_ended` after.
     Then `run` goes its rounds: it looks at some files (`_look`), waits until those that differ are at rest
     (`_settle`), drops what is no edit (`_accept`), lets handlers take what needs no reload (`_not_handled`), and hands
     on the rest (`_deliver`).  As a rule the call of `changed` replaces the process, and the thread ends in it.
@@ -10847,6 +10847,7 @@ class Watcher(native_threading.Thread):
         self._known = 0  # of the project's files, so many have been taken up
         self._pending: set[str] = set()  # what has changed while a file did not compile
         self._demand = ""  # the reason given to `reload_now`
+        self._woken = native_threading.Event()  # not to sleep until the next round
         self._importing = True
         self._rested = 0.0  # by the monotonic clock: when the import, or the last reload that came to nothing, ended
         self._stopped = False
@@ -10858,14 +10859,18 @@ class Watcher(native_threading.Thread):
         self.files.recorder.begin()
 
     def import_ended(self) -> None:
-        """Take what is written from now on for a person's edits, however soon they follow each other."""
+        """Hold requests until all that was imported has been looked at; take later changes for a person's edits.
+
+        Call it before requests are answered, as a file that is just being saved may have been imported half written.
+        """
         self.files.recorder.import_ended()
+        self.settling(True)
         self._rested = time.monotonic()
-        self._importing = False
+        self._errands.append(self._look_at_imported)
+        self._woken.set()
 
     def failed(self, error: BaseException) -> None:
         """Watch whatever could mend an import that ended in `error`.  What it has loaded is watched already."""
-        self.import_ended()
         self._errands.append(partial(self.files.add_whatever_mends, error))
 
     def watch(self, paths: Iterable[str]) -> None:
@@ -10891,6 +10896,7 @@ class Watcher(native_threading.Thread):
     def stop(self) -> None:
         """End the thread after the round that it is in."""
         self._stopped = True
+        self._woken.set()
         self.files.recorder.end()
 
     # for this thread alone
@@ -10926,6 +10932,7 @@ class Watcher(native_threading.Thread):
 
     def run(self) -> None:
         while not self._stopped:
+            self._woken.clear()
             while self._errands:
                 self._errands.popleft()()
             files = self.files
@@ -10944,7 +10951,22 @@ class Watcher(native_threading.Thread):
                 self._deliver([self._demand])
             if not self._importing:
                 self._contents.read_some()
-            native_sleep(_INTERVAL)
+            self._woken.wait(_INTERVAL)
+
+    def _look_at_imported(self) -> None:
+        """Settle what has changed since it was imported, and modules that were written, or emptied, right before."""
+        files, now = self.files, time.time()
+        files.adopt()
+        imported = [path for path in files.own if path not in files.data]
+        suspects = self._different(imported)
+        for path in imported:
+            state = files.states[path]
+            if path.endswith(".py") and state and now < state[0] / 1e9 + (_SETTLE if state[1] else _SETTLE_DOUBTFUL):
+                suspects.add(path)
+        if suspects:
+            self._settle(suspects)
+        self.settling(False)
+        self._importing = False
 
     def _look(self) -> set[str]:
         """Look at the files of a round and return those that differ."""

@@ -12768,11 +12768,15 @@ class ReloaderWatching(Folder):
 
     def start(self, *modules: str, seen: Iterable[str] = (), **options: Any) -> Any:
         """Start watching, import modules, and wait until they and the paths `seen` have been looked at."""
+        settling = options.pop("settling", None)
         self.make(**options).start()
         importlib.invalidate_caches()  # a folder of the same name in another test's folder may have been as old
         for module in modules:
             __import__(module)
         self.watcher.import_ended()
+        eventually(lambda: not self.watcher._importing, "a look at what was imported")
+        if settling is not None:
+            self.watcher.settling = settling
         self.wait_until_seen([path for path in (sys.modules[module].__file__ for module in modules) if path])
         self.wait_until_seen([str(self.folder / name) for name in seen])
         return self.watcher
@@ -13248,6 +13252,37 @@ class ReloaderImports(ReloaderWatching):
         self.wait_until_seen([str(self.folder / "barrier.txt")])
         self.is_silent_until()
 
+    def import_and_tell(self, module: str) -> list[Any]:
+        """Import a module between two rounds; return the list of what is said from then on, requests held included."""
+        told: list[Any] = []
+        patched = mock.patch.object(devserve, "_INTERVAL", 1000.0)
+        patched.start()
+        self.addCleanup(patched.stop)
+        self.make(settling=told.append).start()
+        eventually(lambda: self.looks, "the only round")
+        self.watcher.changed = lambda paths: told.append(self.relative(paths))
+        importlib.invalidate_caches()
+        __import__(module)
+        return told
+
+    def test_what_changes_during_an_import_is_a_change_before_a_request_is_answered(self) -> None:
+        self.write("during_a.py", "x = 1")
+        told = self.import_and_tell("during_a")
+        self.write("during_a.py", "x = 2")
+        self.watcher.import_ended()
+        eventually(lambda: told[-1:] == [False], "requests go on")
+        self.assertEqual([word for word in told if word is not True], [["during_a.py"], False, False])
+
+    def test_a_module_that_was_imported_while_a_save_had_emptied_it_is_awaited(self) -> None:
+        self.write("emptied_a.py", "")
+        with mock.patch.multiple(devserve, _SETTLE_DOUBTFUL=1000.0, _SETTLE_LIMIT=1000.0):
+            told = self.import_and_tell("emptied_a")
+            self.watcher.import_ended()
+            eventually(lambda: len(told) == 2, "requests are held")
+            self.write("emptied_a.py", "x = 2")
+            eventually(lambda: told[-1:] == [False], "requests go on")
+        self.assertEqual(told, [True, True, ["emptied_a.py"], False, False])
+
 
 class ReloaderMemory(ReloaderWatching):
     """What one process tells the next."""
@@ -13378,6 +13413,7 @@ class ReloaderMemory(ReloaderWatching):
             eventually(lambda: watcher.files.states.get(path) == devserve._state(path), "the change is seen")
             self.let_it_look()
             watcher.import_ended()
+            eventually(lambda: not watcher._importing, "a look at what was imported")
             reloads += len(self.calls)
         self.assertEqual(reloads, devserve._REPEATED - 1)
         self.assertEqual(len(self.warnings), 1)
