@@ -8337,6 +8337,11 @@ class ServerFraming(ServerCase):
         self.assertEqual(len(self.log.splitlines()), before + 1, "one line, and no traceback")
         return answer
 
+    def test_a_head_that_can_become_no_good_one_is_refused_before_it_ends(self) -> None:
+        for begun in ("GET / HTTP/1.1\nHost: x\n\n", "GET / HTTP/1.1\r\nHost: x\nA", "GET /\0", "GET /\r\n", "\rG"):
+            with self.subTest(begun), Client(self.server.server_port) as client:
+                self.assertEqual(client.send(begun).answer().status, 400)
+
     def test_every_malformed_request_is_refused_once(self) -> None:
         for name, request in MALFORMED.items():
             with self.subTest(name):
@@ -8969,6 +8974,21 @@ class ServerGate(ServerCase):
             successor.server_close()
             server.open_gate()
 
+    def test_nothing_is_read_of_a_connection_that_counts_as_at_rest(self) -> None:
+        attempt = devserve._attempt
+        phases: set[int] = set()
+
+        def watched(sock: Any, *arguments: Any, **options: Any) -> Any:
+            phases.update(connection.phase for connection in self.server.connections if connection.sock is sock)
+            return attempt(sock, *arguments, **options)
+
+        self.patch("_attempt", watched)
+        self.serve(hello)
+        client = self.connect(GET)
+        client.answer()
+        client.send(GET).answer()
+        self.assertEqual(phases, {devserve._BUSY})
+
     def test_a_request_past_its_grace_is_cut_and_the_log_says_so(self) -> None:
         entered, go_on = threading.Event(), threading.Event()
         self.addCleanup(go_on.set)
@@ -9370,6 +9390,7 @@ class ServerInput(ServerCase):
             self.assertIs(environ["wsgi.input_terminated"], True)
             for data in iter(lambda: environ["wsgi.input"].read(65536), b""):
                 came.put(data)
+            self.assertEqual(environ["wsgi.input"].read(), b"", "nothing of the next request")
             return hello(environ, start_response)
 
         self.serve(app)
@@ -10340,6 +10361,13 @@ class ServerTls(ServerCase):
         self.assertEqual((answer.body, answer.get("Connection")), (b"hello", "close"))
         self.assertEqual(client.rest(), b"")
         self.assertEqual([sock.getpeername() for sock in sockets], [fresh.sock.getsockname()])
+        self.server.open_gate()
+
+    def test_a_client_that_asks_nothing_after_its_handshake_is_hardly_waited_for(self) -> None:
+        self.serve_tls(hello)
+        self.connect(context=self.context)
+        eventually(lambda: [c.phase for c in self.server.connections] == [devserve._SECURED], "shaken")
+        self.assertEqual(returning(self.server.close_gate, 600.0), [])
         self.server.open_gate()
 
     def test_a_download_may_pause(self) -> None:
