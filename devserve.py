@@ -2702,7 +2702,7 @@ def framework_files(app: Any) -> tuple[list[str], Callable[[list[str]], bool]]:
 # object's own code runs only in a bounded call.  Of one bad object only its own text is lost.
 #
 # Doors: LINES_AROUND, Variable, FrameView, ExceptionView, Report, FramePosition, read_report, view_position,
-# with_values, members_at, code_tokens, expressions_in, read_request.
+# with_values, members_at, behind_proxy, code_tokens, expressions_in, read_request.
 #
 # Read first: Report, _ReportBuilder, with_values, expressions_in, _describe.
 # =====================================================================================================================
@@ -3448,6 +3448,15 @@ def _inside(value: Any) -> Iterator[tuple[str, Any]]:
         yield from _attributes_of(value).items()
 
 
+def behind_proxy(value: Any) -> Any:
+    """Return what a proxy of Werkzeug's stands for, or a lazy object of Django's that has been made."""
+    held = static_attributes(value)
+    if "_get_current_object" in held:
+        return value._get_current_object()
+    made = own_dict(value).get("_wrapped", MISSING) if "_setupfunc" in held else MISSING
+    return value if made is MISSING or type(made) is object else made
+
+
 def _attributes_of(value: object) -> dict[str, Any]:
     """Return the attributes that an object itself has, in its __dict__ or in slots; what is private comes last."""
     held = static_attributes(value).items()
@@ -3478,8 +3487,7 @@ def members_at(position: FramePosition, path: Sequence[Any], seconds: float = _V
 
 def _members_of(name: str, value: Any) -> list[tuple[str, Any]]:
     """Return what is inside a value, with names: what a framework's proxy stands for instead of the proxy itself."""
-    if "_get_current_object" in static_attributes(value):  # Werkzeug's
-        value = value._get_current_object()
+    value = behind_proxy(value)
     if value is MISSING or (_is_secret(_last_name(name)) and not _is_harmless(value, name)):
         raise LookupError(name)
     return list(itertools.islice(_inside(value), _LIST_LIMIT))
@@ -4095,9 +4103,10 @@ def console_page(state: PageState) -> str:
 
 
 def _write_sheet(title: str, content: _Markup, state: PageState, method: str, stored: str = "") -> _Markup:
-    """Return a whole document: head, style and script around `content`."""
-    given = {"title": title, "content": content, "method": method, "stored": stored, **state._asdict()}
-    return _fill_template(PAGE, style=_Markup(STYLE), script=_Markup(SCRIPT), **given)
+    """Return a document with the script, and what that must know."""
+    known = {"method": method, "stored": stored, **state._asdict()}
+    body = _fill_template(SCRIPTED, content=content, script=_Markup(SCRIPT), **known)
+    return _write_document(title, body, state.nonce, _fill_template(KNOWN, **known))
 
 
 def crash_list_page(rows: Sequence[tuple[str, str, str, str]], *, nonce: str, prefix: str) -> str:
@@ -4122,7 +4131,11 @@ def notice_page(title: str, text: str, *, nonce: str) -> str:
 
 def _write_plain_page(title: str, content: _Markup, nonce: str) -> _Markup:
     """Return a document without a script."""
-    return _fill_template(NOTICE, title=title, content=content, nonce=nonce, style=_Markup(STYLE))
+    return _write_document(title, _fill_template(NOTICE, title=title, content=content), nonce)
+
+
+def _write_document(title: str, body: _Markup, nonce: str, known: Union[_Markup, str] = "") -> _Markup:
+    return _fill_template(DOCUMENT, title=title, body=body, nonce=nonce, known=known, style=_Markup(STYLE))
 
 
 def _write_editors(chosen: str) -> _Markup:
@@ -4485,8 +4498,9 @@ def write_markdown(report: Report) -> str:
         for frame in [frame for frame in reversed(problem.frames) if frame.app] or problem.frames[-1:]:
             name = f" in {_code(frame.name)}" if frame.name else ""
             parts += [f"## {_code(f'{frame.path}:{frame.lineno}')}{name}", cause]
-            parts += [_fence(_excerpt(frame), "python" if frame.kind == "python" else ""), _values_block(frame)]
-            cause = ""
+            parts += [_fence(_excerpt(frame), "python" if frame.kind == "python" else "")]
+            values = "\n".join(f"{variable.name} = {variable.value}" for variable in frame.variables)
+            parts, cause = [*parts, f"Values:\n\n{_fence(values)}" if values else ""], ""
     text = re.sub(r'(?<=File ")[^"\n]+', lambda match: short_path(match.group()), _cut_message(report).rstrip())
     parts += ["## Traceback", _fence(text)]
     if request:
@@ -4496,11 +4510,6 @@ def write_markdown(report: Report) -> str:
     parts += ["## Versions", _fence("\n".join(f"{name} {version}" for name, version in report.versions))]
     parts += [f"## Page with frames and console\n\n<{report.link}>"] if report.link else []
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _values_block(frame: FrameView) -> str:
-    values = "\n".join(f"{variable.name} = {variable.value}" for variable in frame.variables)
-    return f"Values:\n\n{_fence(values)}" if values else ""
 
 
 def _excerpt(frame: FrameView) -> str:
@@ -4855,23 +4864,14 @@ def _value_of(namespace: dict[str, Any], path: list[str]) -> Any:
     """Return what a dotted path stands for, found without running code but proxies' and cached properties'."""
     import builtins
 
-    value = _behind_proxy(namespace.get(path[0], vars(builtins).get(path[0], MISSING)))
+    value = behind_proxy(namespace.get(path[0], vars(builtins).get(path[0], MISSING)))
     for name in path[1:]:
         if value is MISSING:
             break
         kinds = type(static_attributes(value).get(name)).__mro__
         is_cached = "cached_property" in [kind.__name__ for kind in kinds]  # which is meant to be cheap
-        value = _behind_proxy(getattr(value, name) if is_cached else static_attribute(value, name))
+        value = behind_proxy(getattr(value, name) if is_cached else static_attribute(value, name))
     return value
-
-
-def _behind_proxy(value: Any) -> Any:
-    """Return what a proxy of Werkzeug's stands for, or a lazy object of Django's that has been made."""
-    held = static_attributes(value)
-    if "_get_current_object" in held:
-        return value._get_current_object()
-    made = own_dict(value).get("_wrapped", MISSING) if "_setupfunc" in held else MISSING
-    return value if made is MISSING or type(made) is object else made
 
 
 def _keys_of(value: Any) -> list[Any]:
@@ -13279,7 +13279,8 @@ def _demo_price(query: str) -> str:
 # script the page still shows everything but the values of library frames; the class `js` marks what needs it.
 # =====================================================================================================================
 
-PAGE = """<!doctype html>
+# Any page, and what the body knows of one with a script; then the body of such a page, and of one without.
+DOCUMENT = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -13289,9 +13290,14 @@ PAGE = """<!doctype html>
 cx='4.5' cy='4.5' r='3.5' fill='%23d3392c'/%3E%3C/svg%3E">
 <style nonce="{nonce}">{style}</style>
 </head>
-<body data-prefix="{prefix}" data-secret="{secret}" data-reload-id="{reload_id}" data-method="{method}" \
-data-stored="{stored}" data-console="{state}">
-{content}
+<body{known}>
+{body}
+</body>
+</html>
+"""
+KNOWN = """ data-prefix="{prefix}" data-secret="{secret}" data-reload-id="{reload_id}" data-method="{method}" \
+data-stored="{stored}" data-console="{state}\""""
+SCRIPTED = """{content}
 <template id="prompt"><div class="console">
 <div class="printed" role="log" aria-label="Console output" tabindex="0" hidden></div>
 <form><span class="sign" aria-hidden="true">&gt;&gt;&gt;</span>
@@ -13307,10 +13313,11 @@ data-stored="{stored}" data-console="{state}">
 click.</span></form>
 </div></template>
 <template id="closed"><div class="console"><p class="why">{reason} {remedy}</p></div></template>
-<script nonce="{nonce}">{script}</script>
-</body>
-</html>
-"""
+<script nonce="{nonce}">{script}</script>"""
+NOTICE = """<main>
+<h1>{title}</h1>
+{content}
+</main>"""
 
 # What stands on the page of a crash, and on that of the console for the application alone.
 CRASH = """<header>
@@ -13365,23 +13372,6 @@ CONSOLE = """<header>
 <span class="function">the WSGI application</span></summary><div class="body"></div></details></div>
 <noscript>The console needs scripts.</noscript>
 </main>"""
-
-NOTICE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style nonce="{nonce}">{style}</style>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
-{content}
-</main>
-</body>
-</html>
-"""
 
 NO_CRASH = "Nothing has failed since the last reload."
 CRASH_LIST = """<table class="crashes"><thead><tr><th>Time</th><th>Request</th><th>Exception</th></tr></thead>
