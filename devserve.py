@@ -80,12 +80,14 @@ from __future__ import annotations  # devserve needs Python 3.9 or later; this l
 import _socket
 import atexit
 import binascii
+import builtins
 import contextlib
 import errno
 import functools
 import gc
 import io
 import itertools
+import keyword
 import marshal
 import operator
 import os
@@ -100,6 +102,7 @@ import threading
 import time
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import Context, ContextVar, copy_context
 from functools import partial
 from types import (
     BuiltinFunctionType,
@@ -135,7 +138,6 @@ __all__ = [
 TYPE_CHECKING = False  # but to type checkers; importing `typing` and making classes by it is 12 of a start's 42 ms
 
 if TYPE_CHECKING:
-    from contextvars import Context, ContextVar
     from typing import Any, Callable, NamedTuple, NoReturn, Optional, TextIO, TypeVar, Union
 
     from _typeshed import OptExcInfo
@@ -724,8 +726,6 @@ class ForeignCalls(threading.Thread):
 
     def __init__(self, jobs: Mapping[str, Callable[[], Any]], context: Optional[Context] = None) -> None:
         super().__init__(name="devserve foreign code", daemon=True)
-        from contextvars import copy_context
-
         self.jobs = jobs
         self.context = copy_context() if context is None else context  # an empty one is false
         self.outcomes: dict[str, _Called[Any]] = {}
@@ -3539,8 +3539,6 @@ def expressions_in(line: str, is_template: bool = False) -> Iterator[_Span]:
     The columns of each are those of its last step.  What stands in strings and comments is none, but for the braces
     of an f-string.
     """
-    import keyword
-
     quoted = [] if is_template else [span for span in code_tokens([line])[0] if span[2] in "cs"]
     for match in _EXPRESSION.finditer(line):
         around = next((span for span in quoted if span[1] > match.start() >= span[0]), None)
@@ -4351,8 +4349,6 @@ def _paint(text: str, spans: Iterable[_Painted], start: int, end: int) -> _Marku
 
 def _highlight(lines: Sequence[str]) -> list[list[_Painted]]:
     """Return for each line of Python what is colored in it: quiet colors, so that the mark is seen."""
-    import keyword
-
     spans: list[list[_Painted]] = [[] for _ in lines]
     first = _docstring_end(lines)
     for row, line in enumerate(lines[:first]):
@@ -4639,14 +4635,11 @@ class EnteredContexts:
     """
 
     def __init__(self, managers: Iterable[contextlib.AbstractContextManager[Any]] = ()) -> None:
-        from contextlib import ExitStack
-        from contextvars import copy_context
-
         managers = list(managers)
         runners = (getattr(manager, "run_coroutine", None) for manager in managers)
         self.run_coroutine: Callable[[Any], Any] = next(filter(None, runners), _run_coroutine)
         self.context = copy_context()
-        self.stack = ExitStack()
+        self.stack = contextlib.ExitStack()
         for manager in managers:
             self._call(partial(self.stack.enter_context, manager))
 
@@ -4698,7 +4691,7 @@ class Console:
                     raise Busy
             _replace_streams()
             self.thread = thread = _Evaluator(partial(self._evaluate, _plain_code(code)), self.context)
-            self.context.run(_Stream.printing.set, thread.printed)
+            self.context.run(_PRINTING.set, thread.printed)
             thread.start()
         return thread.wait(seconds)
 
@@ -4848,9 +4841,6 @@ def _beginning_with(typed: str, names: Iterable[str]) -> list[str]:
 
 def _names_below(namespace: dict[str, Any], path: list[str]) -> Iterable[str]:
     """Return the attributes of what a dotted path stands for; all names for no path."""
-    import builtins
-    import keyword
-
     if not path:
         return {*namespace, *vars(builtins), *keyword.kwlist}
     value = _value_of(namespace, path)
@@ -4862,8 +4852,6 @@ def _names_below(namespace: dict[str, Any], path: list[str]) -> Iterable[str]:
 
 def _value_of(namespace: dict[str, Any], path: list[str]) -> Any:
     """Return what a dotted path stands for, found without running code but proxies' and cached properties'."""
-    import builtins
-
     value = behind_proxy(namespace.get(path[0], vars(builtins).get(path[0], MISSING)))
     for name in path[1:]:
         if value is MISSING:
@@ -4965,6 +4953,9 @@ class _Output(io.StringIO):
         """Stay open: `exit()` closes the input."""
 
 
+_PRINTING: ContextVar[Any] = ContextVar("devserve console", default=None)  # the output of an evaluation
+
+
 class _Stream:
     """One of the standard streams, to everybody what it was, to an evaluation its own `_Output`.
 
@@ -4972,13 +4963,11 @@ class _Stream:
     use it.
     """
 
-    printing: Any = None  # the context variable that has an evaluation's output
-
     def __init__(self, real: Any) -> None:
         self.real = open(os.devnull, "r+") if real is None else real  # noqa: SIM115 - None under pythonw
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(_Stream.printing.get() or self.real, name)
+        return getattr(_PRINTING.get() or self.real, name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.readline, "")
@@ -4986,10 +4975,6 @@ class _Stream:
 
 def _replace_streams() -> None:
     """Have the standard streams tell evaluations from everybody else.  Once replaced, they stay: others hold them."""
-    if _Stream.printing is None:
-        from contextvars import ContextVar
-
-        _Stream.printing = ContextVar("devserve console", default=None)
     for name in ("stdin", "stdout", "stderr"):
         if not isinstance(getattr(sys, name), _Stream):
             setattr(sys, name, _Stream(getattr(sys, name)))
@@ -8817,7 +8802,6 @@ class AsgiBridge:
 
     def start(self) -> None:
         """Make the loop in this thread and start the application.  Raises what the application's startup raises."""
-        from contextvars import ContextVar
         from queue import Empty, SimpleQueue
 
         self.request_id = ContextVar("devserve request", default=None)
@@ -9049,8 +9033,6 @@ class RequestContext:
 
     def keep(self) -> None:
         """Keep the context that the caller is in."""
-        from contextvars import copy_context
-
         self.context = copy_context()
 
     def __enter__(self) -> None:
@@ -9106,8 +9088,6 @@ def _pool_position(is_wanted: Callable[[Context], bool]) -> str:
     So frameworks run what is no coroutine (by anyio, asgiref, or an executor): in a thread of a pool, in a copy of the
     request's context.  Another thread's context cannot be asked for, but is a variable of the frame that entered it.
     """
-    from contextvars import Context
-
     for ident, frame in sys._current_frames().items():
         position = thread_position(ident)
         for outer in outer_frames(frame if position else None):
@@ -10323,7 +10303,6 @@ class _ImportRecorder:
 
     def begin(self) -> None:
         """Take the three places."""
-        import builtins
         from importlib.machinery import SourceFileLoader
 
         path_stats = SourceFileLoader.path_stats
