@@ -5037,7 +5037,7 @@ class CrashStore:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.crashes: OrderedDict[str, Crash] = OrderedDict()
+        self.crashes: dict[str, Crash] = {}  # the oldest first
         self.count = 0
 
     def add(self, crash: Crash) -> Crash:
@@ -5048,8 +5048,8 @@ class CrashStore:
             is_time_to_collect = self.count % _COLLECT_EVERY == 0
             dropped = None
             if len(self.crashes) > CRASH_LIMIT:
-                empty = next((each.id for each in self.crashes.values() if each.is_let_go), "")
-                dropped = self.crashes.pop(empty) if empty else self.crashes.popitem(last=False)[1]
+                dropped = min(self.crashes.values(), key=lambda each: not each.is_let_go)  # the oldest of those first
+                del self.crashes[dropped.id]
         if dropped:
             dropped.let_go()
         if is_time_to_collect:
