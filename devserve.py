@@ -8723,25 +8723,27 @@ def _is_ip(name: str) -> bool:
 # `receive`, and one that only sends is heard out.  With a debugger a framework's own 500 is held back for a moment
 # (`held`): most frameworks send it and raise the exception afterwards, and then the page takes its place.
 #
-# A `_WebSocket` begins as such a request.  Once it is accepted, the thread reads messages into `inbox`, and whoever
-# sends a frame tries the socket itself, without waiting: two changes of threads for a message and its answer instead
-# of four.  What the client does not take at once waits in `unsent` for the thread, which watches both directions.
+# A `_WebSocket` begins as such a request.  Once it is accepted, its thread only waits for its end: one thread, the
+# `_WebSocketReader`, reads the messages of all of them into their `inbox`, and whoever sends a frame tries the socket
+# itself, without waiting.  What the client does not take at once waits in `unsent` for the reader.
 #
-# Invariants: the thread of a connection alone reads its socket, waits for it and closes it.  The loop owns none, and
-# waits neither for a client nor for a thread: a lock that both take is held for a call that does not block.  So an
-# application that blocks the loop holds up itself, and neither a reload nor a page; and a client that takes nothing
-# holds up the `send` of its own WebSocket alone.  What the loop is to do goes through `AsgiBridge.post`, what a thread
-# is to do through the `outbox` of its request, or through `unsent`.
+# Invariants: the thread of a connection alone reads its socket, waits for it and closes it, but for an open WebSocket,
+# which the reader reads and waits for.  The loop owns none, and waits neither for a client nor for a thread: a lock
+# that both take is held for a call that does not block.  So an application that blocks the loop holds up itself, and
+# neither a reload nor a page; and a client that takes nothing holds up the `send` of its own WebSocket alone.  What
+# the loop is to do goes through `AsgiBridge.post`, what the reader is to do through its `jobs`, and what a thread is
+# to do through the `outbox` of its request.
 #
 # Doors: AsgiBridge, RequestContext, is_disconnect.
 #
-# Read first: AsgiBridge.post, _HttpRequest.respond, _HttpRequest.next_message, _HttpRequest.send, _WebSocket.
+# Read first: _Jobs, _HttpRequest.respond, _HttpRequest.next_message, _HttpRequest.send, _WebSocket, _WebSocketReader.
 # =====================================================================================================================
 
 if TYPE_CHECKING:
     import asyncio
     import queue
     from collections.abc import Generator, MutableMapping
+    from concurrent.futures import Future
 
     _Message = MutableMapping[str, Any]
 
@@ -8790,10 +8792,8 @@ class AsgiBridge:
         self.state: dict[str, Any] = {}  # the lifespan's, of which each request gets a copy
         self.lifespan = _Lifespan(self)
         self.requests: dict[_HttpRequest, asyncio.Task[None]] = {}
-        self._posted: deque[Callable[[], object]] = deque()
-        self._is_woken = False  # the loop is going to look at `_posted`
-        self._loop_wakeup = _Wakeup()
-        self._wake_loop: Callable[[], object] = self._loop_wakeup.wake  # half as dear as `call_soon_threadsafe`
+        self._loop_wakeup = _Wakeup()  # half as dear as `call_soon_threadsafe`
+        self._jobs = _Jobs(self._loop_wakeup.wake)
         self.new_queue: Any  # of `queue`, which a WSGI application need not import
         self.nothing_there: Any
         self.request_id: ContextVar[object]  # of the request that a task serves, and what it has called elsewhere
@@ -8810,7 +8810,7 @@ class AsgiBridge:
         try:
             self.loop.add_reader(self._loop_wakeup.here, self._run_posted)
         except NotImplementedError:  # Windows' loop for pipes
-            self._wake_loop = partial(self.loop.call_soon_threadsafe, self._run_posted)
+            self._jobs.wake = partial(self.loop.call_soon_threadsafe, self._run_posted)
         self.thread = threading.get_ident()
         self.loop.run_until_complete(self.lifespan.start())
 
@@ -8846,6 +8846,8 @@ class AsgiBridge:
                     self.run_until(ended)
                 finally:
                     self.loop.close()
+                    if "reader" in vars(self):
+                        self.reader.jobs.post(self.reader.stop)
 
         def stop() -> None:
             self.stop(0.0)
@@ -8873,20 +8875,18 @@ class AsgiBridge:
                 awake.wait()
 
     def post(self, job: Callable[[], object]) -> None:
-        """Have the loop call `job`.  It is woken once for all that comes until it looks."""
-        self._posted.append(job)
-        if not self._is_woken:
-            self._is_woken = True
-            try:
-                self._wake_loop()
-            except RuntimeError:
-                pass  # the loop is closed: the process is about to end
+        """Have the loop call `job`."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process is about to end
+            self._jobs.post(job)
 
     def _run_posted(self) -> None:
         self._loop_wakeup.clear()
-        self._is_woken = False  # before the look, so that nothing is overlooked
-        while self._posted:
-            self._posted.popleft()()
+        self._jobs.run()
+
+    @functools.cached_property
+    def reader(self) -> _WebSocketReader:
+        """What reads the WebSockets; it begins with the first."""
+        return _WebSocketReader()
 
     # -- the end
 
@@ -9021,6 +9021,28 @@ class _Wakeup:
             pass  # nothing did
 
 
+class _Jobs:
+    """What others want a thread to do, which is woken once for all that comes until it looks.  Any thread may post."""
+
+    def __init__(self, wake: Callable[[], object]) -> None:
+        self.wake = wake
+        self.waiting: deque[Callable[[], object]] = deque()
+        self.is_woken = False  # the thread is going to look
+
+    def post(self, job: Callable[[], object]) -> None:
+        """Have the thread call `job`."""
+        self.waiting.append(job)
+        if not self.is_woken:
+            self.is_woken = True
+            self.wake()
+
+    def run(self) -> None:
+        """Do all that waits, in the thread that was woken."""
+        self.is_woken = False  # before the look, so that nothing is overlooked
+        while self.waiting:
+            self.waiting.popleft()()
+
+
 class RequestContext:
     """What a console needs of a request: its context variables, and the loop for what it awaits.
 
@@ -9123,7 +9145,7 @@ class _HttpRequest:
         self.record: Callable[[bytes], object] = getattr(environ["wsgi.input"], "record", bytes)  # for the debugger
         self.handed = 0  # bytes of the body that have been given to the loop
         self.written = 0  # bytes of the answer that the connection has taken
-        self.wakeup: Optional[_Wakeup] = None  # by which the loop wakes it while it watches the socket
+        self.wake: Callable[[], object] = bool  # wakes it while it watches the socket; otherwise of no effect
         # Both sides'
         self.inbox: deque[Any] = deque() if self.has_more else deque([(b"", False)])  # bytes of the body, and more
         self.outbox: queue.SimpleQueue[Any] = bridge.new_queue()  # (bytes, more), or what failed
@@ -9213,21 +9235,22 @@ class _HttpRequest:
         """Return what comes next from the loop; meanwhile take what comes from the client.  Raises ConnectionError."""
         sock = self.connection.sock
         try:
-            with _Wakeup() as self.wakeup:
+            with _Wakeup() as wakeup:
+                self.wake = wakeup.wake
                 while self.outbox.empty():
                     if self.is_gone:
                         self.connection.read_ahead()  # raises what the end of the connection is
                     reads = self.may_read()
                     if not (reads and self.take_in()):
                         # Unless it reads, the connection's end would wake it again and again.
-                        wait_until_ready([self.wakeup.here, sock] if reads else [self.wakeup.here], None)
-                        self.wakeup.clear()
+                        wait_until_ready([wakeup.here, sock] if reads else [wakeup.here], None)
+                        wakeup.clear()
             return self.outbox.get()
         except BaseException:  # the client has gone, or what it sends is not HTTP
             self.disconnect()
             raise
         finally:
-            self.wakeup = None
+            self.wake = bool
 
     def may_read(self) -> bool:
         """Return whether more is to be read: of the body as the application takes it, then to see the client's end."""
@@ -9401,12 +9424,6 @@ class _HttpRequest:
         self.outbox.put(item)
         self.wake()
 
-    def wake(self) -> None:
-        """Wake the thread if it watches its socket."""
-        wakeup = self.wakeup
-        if wakeup is not None:
-            wakeup.wake()
-
     def notify(self) -> None:
         """Have `receive` and `send` look again."""
         if self.changed is not None:
@@ -9455,7 +9472,7 @@ class _WebSocketError(Exception):
 class _WebSocket(_HttpRequest):
     """A request that becomes a WebSocket once the application accepts it, and is answered as any other if it does not.
 
-    From then on its thread is in `converse`, which reads messages into `inbox` and writes what waits in `unsent`.  A
+    From then on the reader calls `advance`, which reads messages into `inbox` and writes what waits in `unsent`.  A
     frame is sent by `write`, from any thread: at once if nothing waits, else behind what does.  The head that accepts
     the WebSocket is the first to wait, so that no frame can overtake it.
 
@@ -9475,9 +9492,10 @@ class _WebSocket(_HttpRequest):
         )
         del self.scope["method"]
         self.deflate = _negotiate_deflate(environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", ""))
-        # The thread's
+        # The reader's
+        self.ended: Future[None]  # for its thread
         self.socket = environ[SOCKET_KEY]
-        self.reader = _MessageReader(may_deflate=self.deflate is not None)
+        self.frames = _MessageReader(may_deflate=self.deflate is not None)
         self.deadline = time.monotonic() + _PING_SECONDS  # for the next ping; later for what ends the connection
         self.refusal: Optional[_WebSocketError] = None  # of what the client has sent
         # Both sides'
@@ -9501,8 +9519,7 @@ class _WebSocket(_HttpRequest):
         self.connection.leave = partial(self.leave, _SERVICE_RESTART)
         self.socket.settimeout(0.0)
         try:
-            with _Wakeup() as self.wakeup:
-                self.converse(self.wakeup)
+            self.bridge.reader.carry(self)
         except OSError:
             pass  # the client has left without a close frame
         finally:
@@ -9515,20 +9532,23 @@ class _WebSocket(_HttpRequest):
             raise self.failure
         return []
 
-    def converse(self, wakeup: _Wakeup) -> None:
-        """Read, and write what waits, until both sides have closed.  Raises OSError."""
-        sock = self.connection.sock
-        while self.unsent or not (self.is_closing and self.reads_no_more):
-            left, reads = self.deadline - time.monotonic(), self.may_receive()
-            if left <= 0:
-                self.keep_time()
-            elif not (reads and self.socket.has_input):
-                wait_until_ready([wakeup.here, sock] if reads else [wakeup.here], left, [sock] if self.unsent else ())
-            if self.unsent:
-                with self.sending:
-                    self.is_silent = not self.send_unsent() and self.is_silent
-            if not (reads and self.receive_frames()):
-                wakeup.clear()
+    # -- in the reader
+
+    def advance(self) -> Optional[tuple[bool, bool]]:
+        """Do what can be done without waiting; return whether to wait until it can read, and until it can write.
+
+        Returns None when both sides have closed.  Raises OSError.
+        """
+        if self.deadline <= time.monotonic():
+            self.keep_time()
+        if self.unsent:
+            with self.sending:
+                self.is_silent = not self.send_unsent() and self.is_silent
+        if self.may_receive() and self.receive_frames() and self.socket.has_input:
+            self.wake()  # no selector sees what is decrypted already
+        if self.is_closing and self.reads_no_more and not self.unsent:
+            return None
+        return self.may_receive(), bool(self.unsent)
 
     def may_receive(self) -> bool:
         """Return whether to read: the application has taken most of what came before, or only a close frame counts."""
@@ -9544,7 +9564,7 @@ class _WebSocket(_HttpRequest):
             raise ConnectionAbortedError("the client closed the connection")
         self.is_silent = False
         try:
-            for opcode, payload in self.reader.feed(data):
+            for opcode, payload in self.frames.feed(data):
                 self.take(opcode, payload)
                 if self.reads_no_more:
                     break
@@ -9697,6 +9717,100 @@ class _WebSocket(_HttpRequest):
             expected = {_NOT_STARTED: "'websocket.accept' or 'websocket.close'", _OPEN: "'websocket.send' or '…close'"}
             what = expected.get(self.phase, "nothing, as the WebSocket is closed")
             raise _BrokenProtocol(f"the application sent {kind!r}; expected is {what}")
+
+
+class _WebSocketReader:
+    """The thread that reads the open WebSockets, and writes what waits for their clients.
+
+    It is one for all.  With a thread for each, every message would take the interpreter's lock from the loop several
+    times, which costs three times the processor's time where thirty clients talk at once.  Any thread may `carry` and
+    post `jobs`; everything else is the reader's own.
+    """
+
+    def __init__(self) -> None:
+        import selectors
+
+        self.wakeup = _Wakeup()
+        self.jobs = _Jobs(self.wakeup.wake)
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(self.wakeup.here, selectors.EVENT_READ, self.look)
+        self.events: dict[_WebSocket, int] = {}  # of those that are open, what the selector waits for
+        self.is_stopped = False
+        threading.Thread(target=self.run, name="devserve WebSockets", daemon=True).start()
+
+    def carry(self, websocket: _WebSocket) -> None:
+        """Carry a WebSocket until it has ended.  Raises what ended it, as OSError when the client has gone."""
+        from concurrent.futures import Future
+
+        ended: Future[None] = Future()
+        websocket.ended = ended
+        websocket.wake = partial(self.jobs.post, partial(self.advance, websocket))
+        self.jobs.post(partial(self.begin, websocket))
+        ended.result()
+
+    def run(self) -> None:
+        """Wait for what comes first: something from a client, a job, or a deadline."""
+        with self.wakeup, self.selector:
+            while not self.is_stopped:
+                first = min((websocket.deadline for websocket in self.events), default=None)
+                for key, _ in self.selector.select(None if first is None else first - time.monotonic()):
+                    key.data()
+                now = time.monotonic()
+                for websocket in [each for each in self.events if each.deadline <= now]:
+                    self.advance(websocket)
+
+    def look(self) -> None:
+        """Do what others want to be done."""
+        self.wakeup.clear()
+        self.jobs.run()
+
+    def begin(self, websocket: _WebSocket) -> None:
+        """Take up a WebSocket."""
+        self.events[websocket] = 0
+        self.advance(websocket)
+
+    def advance(self, websocket: _WebSocket) -> None:
+        """Do for a WebSocket what can be done, and wait for more."""
+        if websocket not in self.events:
+            return  # it was woken after its end
+        try:
+            waits = websocket.advance()
+        except BaseException as error:  # noqa: BLE001 - raised again in the connection's thread
+            self.end(websocket, error)
+        else:
+            if waits is None:
+                self.end(websocket)
+            else:
+                self.wait_for(websocket, *waits)
+
+    def wait_for(self, websocket: _WebSocket, reads: bool, writes: bool) -> None:
+        """Wait until a socket can be read or written; for neither, until the WebSocket is woken."""
+        import selectors
+
+        events = selectors.EVENT_READ * reads | selectors.EVENT_WRITE * writes
+        if events == self.events[websocket]:
+            return
+        sock = websocket.connection.sock
+        if self.events[websocket]:
+            self.selector.unregister(sock)
+        if events:
+            self.selector.register(sock, events, partial(self.advance, websocket))
+        self.events[websocket] = events
+
+    def end(self, websocket: _WebSocket, error: Optional[BaseException] = None) -> None:
+        """Let go of a WebSocket, and its thread go on."""
+        self.wait_for(websocket, reads=False, writes=False)
+        del self.events[websocket]
+        if error is None:
+            websocket.ended.set_result(None)
+        else:
+            websocket.ended.set_exception(error)
+
+    def stop(self) -> None:
+        """End all that are open, as the server has, and the thread."""
+        self.is_stopped = True
+        for websocket in [*self.events]:
+            self.end(websocket, ConnectionAbortedError("the server has ended"))
 
 
 def _checked_message(message: _Message) -> tuple[int, bytes]:

@@ -12133,6 +12133,31 @@ class AsgiWebSockets(AsgiCase):
         self.assertTrue([slow.frame()[1] for _ in bodies] == bodies)
         self.assertEqual(slow.close_code(), 1000)
 
+    def test_one_thread_reads_all_of_them_and_what_fails_in_it_ends_one_alone(self) -> None:
+        before = self.readers()
+        self.serve_asgi(self.echo)
+        clients = [self.opened() for _ in range(20)]
+        feed = devserve._MessageReader.feed
+
+        def feed_or_fail(frames: Any, data: bytes) -> Any:
+            if b"FAIL" in data:
+                raise RuntimeError("what no client can cause")
+            return feed(frames, data)
+
+        with mock.patch.object(devserve._MessageReader, "feed", feed_or_fail):
+            clients[0].send(b"\x81\x84" + bytes(4) + b"FAIL")
+            self.assertEqual(clients[0].rest(), b"")
+        eventually(lambda: "RuntimeError: what no client can cause" in self.log, "the traceback")
+        for client in clients[1:]:
+            client.send(client_frame(1, b"x"))
+        self.assertEqual([client.frame() for client in clients[1:]], [(0x81, b"x")] * 19)
+        self.assertEqual(len(self.readers() - before), 1)
+        self.doCleanups()
+        eventually(lambda: not self.readers() - before, "the end of the thread")
+
+    def readers(self) -> set[int]:
+        return {thread.native_id or 0 for thread in threading.enumerate() if thread.name == "devserve WebSockets"}
+
     def test_an_application_that_never_stops_sending_hears_its_client_all_the_same(self) -> None:
         async def view(scope: Any, receive: App, send: App) -> None:
             import asyncio
