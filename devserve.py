@@ -190,10 +190,10 @@ else:
 # Invariants: What is given wins over a DEVSERVE_* variable, that over Flask's, and that over the default.  An empty
 # variable is not set.  A file sets only what the environment lacks.
 #
-# Doors: DevserveError, Option, OPTIONS, Config, is_negative, configure, config_of_keywords, values_of_keywords,
+# Doors: DevserveError, OPTIONS, Config, is_negative, configure, config_of_keywords, values_of_keywords,
 # check_keywords, split_host, add_address, own_command, env_files, nearest_file.
 #
-# Read first: Option.read, Config, configure, _values_of_environment, _env_entries.
+# Read first: _Option.read, Config, configure, _values_of_environment, _env_entries.
 # =====================================================================================================================
 
 _YES = frozenset({"1", "true", "t", "yes", "y", "on"})
@@ -204,7 +204,7 @@ class DevserveError(Exception):
     """A mistake that the person at the keyboard can mend: one line that names the value and the remedy."""
 
 
-class Option(NamedTuple):
+class _Option(NamedTuple):
     """A row of the table: all that is known of one option."""
 
     field: str  # its name in `Config`, and as a keyword
@@ -226,8 +226,9 @@ class Option(NamedTuple):
         if self.flask:
             yield self.flask, ""
 
-    def read(self, text: str, shown: str) -> Any:
-        """Return the value of a text; `shown` is how the person wrote it, for the error.  Raises DevserveError."""
+    def read(self, text: str, shown: str = "") -> Any:
+        """Return the value of a text; `shown` is how it was written, if not by the flag.  Raises DevserveError."""
+        shown = shown or f"{self.flags[-1]} {text}"
         if isinstance(self.default, bool):
             if text.lower() not in _YES | _NO:
                 raise DevserveError(f"{shown}: not a yes or no; use 1 or 0")
@@ -254,14 +255,14 @@ class Option(NamedTuple):
             raise TypeError(f"{self.field}={value!r:.80}: not a {type(self.default).__name__}") from None
 
 
-OPTIONS: dict[str, Option] = {}  # by field; complete when `Config` is
+OPTIONS: dict[str, _Option] = {}  # by field; complete when `Config` is
 
 
 def _option(default: Any, flags: str, *row: Any, field: str = "", **rest: Any) -> Any:
     """Enter a row in OPTIONS; return the default.  Unless `field` names the field, the first long flag does."""
     words = tuple(flags.split())
     field = field or next(flag for flag in words if flag.startswith("--"))[2:].replace("-", "_")
-    OPTIONS[field] = Option(field, default, words, *row, **rest)
+    OPTIONS[field] = _Option(field, default, words, *row, **rest)
     return default
 
 
@@ -1459,7 +1460,7 @@ def _editor_link(editor: str, path: str, line: int, column: int = 1, path_map: S
 _DEFAULT_MODULES = ("app", "wsgi", "main")  # where an application is looked for when none is named
 _DEFAULT_NAMES = ("app", "application")  # what it is called there: Flask's habit, then PEP 3333's and mod_wsgi's
 _FACTORIES = ("create_app", "make_app")  # Flask's and Pyramid's habit
-_WRAPPED_NAMES = ("app", "application", "wsgi_app")  # what middleware calls the application inside
+_WRAPPED_NAMES = ("wsgi_app", "asgi_app", "app", "application")  # what middleware calls the application inside
 _NO_APP_FILES = re.compile(r"(devserve|setup|conftest|manage|noxfile|fabfile|tasks|test_.*|.*_test|tests|__.*)\.py$")
 _VIRTUAL_ENVIRONMENTS = (".venv", "venv", "env", ".env")  # what they are called beside a project
 _LOCK_FILES = {"uv.lock": "uv", "poetry.lock": "poetry", "pdm.lock": "pdm", "Pipfile.lock": "pipenv"}  # and whose
@@ -2034,8 +2035,7 @@ def _name_remedy(thing: Any, holder: str, name: str) -> str:
     to be an application."""
     if any(_is_module_at(os.path.join(folder, name)) for folder in getattr(thing, "__path__", ())):
         return f"did you mean {_submodule(holder, name)!r}?"
-    likely = _candidates(thing)
-    imported = _names_of_things(thing)[1]
+    likely, imported = _candidates(thing)
     near = _nearest(name, [each for each in dir(thing) if each not in imported])
     if not near and _may_be_app(thing):
         return f"that is an application itself, so leave .{name} out"
@@ -2050,33 +2050,24 @@ def _submodule(package: str, name: str) -> str:
     return os.path.join(package, name) if re.search(r"[/\\]", package) else f"{package}.{name}"
 
 
-def _names_of_things(holder: Any) -> tuple[list[str], list[str]]:
-    """Return the names of what a module makes itself, and of the functions, classes and modules that it imports."""
-    names: tuple[list[str], list[str]] = ([], [])
-    held = own_dict(holder)
+def _candidates(holder: Any) -> tuple[list[str], list[str]]:
+    """Return how APP names what looks like an application in a module, of its own or else imported; and the names of
+    all functions, classes and modules that it imports."""
+    held, imported = own_dict(holder), []
+    found: tuple[list[str], list[str]] = ([], [])
     for name, thing in held.items():
         kind = type(thing)
-        is_foreign = kind in (FunctionType, type) and thing.__module__ != held.get("__name__")
-        names[is_foreign or issubclass(kind, ModuleType)].append(name)
-    return names
-
-
-def _candidates(holder: Any) -> list[str]:
-    """Return how APP names what looks like an application in a module: of its own, or else of what it imports."""
-    for names in _names_of_things(holder):
-        found = []
-        for name in names:
-            thing = own_dict(holder)[name]
-            shape = None if issubclass(type(thing), (type, ModuleType)) else _shape_of(thing)
-            words = shape.names if shape else ()
-            is_wsgi = len(words) == 2 and words[0] in ("environ", "env") and words[1].startswith("s")  # as in sr
-            if words[:1] == ("global_config",):  # PasteDeploy's factory, as Pyramid's projects have it
-                found.append(f"{name}({{}})")
-            elif is_wsgi or name in _DEFAULT_NAMES + _FACTORIES or _framework_of(thing):
-                found.append(name)
-        if found:
-            return found
-    return []
+        is_module = issubclass(kind, ModuleType)
+        is_foreign = is_module or (kind in (FunctionType, type) and thing.__module__ != held.get("__name__"))
+        imported += [name] * is_foreign
+        shape = None if is_module or issubclass(kind, type) else _shape_of(thing)
+        names = shape.names if shape else ()
+        is_wsgi = len(names) == 2 and names[0] in ("environ", "env") and names[1].startswith("s")  # start_response, sr
+        if names[:1] == ("global_config",):  # PasteDeploy's factory, as Pyramid's projects have it
+            found[is_foreign].append(f"{name}({{}})")
+        elif is_wsgi or name in _DEFAULT_NAMES + _FACTORIES or _framework_of(thing):
+            found[is_foreign].append(name)
+    return found[0] or found[1], imported
 
 
 def _discovered_app(module: ModuleType, target: str) -> Any:
@@ -2120,7 +2111,7 @@ def _framework_default() -> Any:
 
 def _module_remedy(module: ModuleType, target: str) -> str:
     """Return what to do about a module without an application, in the words of the framework that it uses."""
-    likely = _candidates(module)
+    likely = [name for name in _candidates(module)[0] if name not in _DEFAULT_NAMES]  # which are none, as was seen
     if likely:
         return f"; did you mean '{target}:{likely[0]}'?"
     named = getattr(module, "WSGI_APPLICATION", None) or getattr(module, "ASGI_APPLICATION", None)
@@ -2134,18 +2125,17 @@ def _module_remedy(module: ModuleType, target: str) -> str:
         return f"; did you mean {_submodule(target, near)!r}?"
     path = getattr(module, "__file__", None) or ""
     text = _text_of(path)
-    packages = {  # a row of a module, which is in lower case and served elsewhere, stands for that alone
-        name if name.islower() and row.elsewhere else name.partition(".")[0]: row
-        for name, row in _FRAMEWORKS.items()
-        if row.example or row.elsewhere
-    }
-    used = [row for name, row in packages.items() if re.search(rf"^\s*(import|from) {name}\b", text, re.MULTILINE)]
-    example = next((row.example for row in used), "")
-    if used and used[0].elsewhere:
-        return f"; {used[0].elsewhere.replace('FILE', os.path.basename(path))}"
+    used = _Framework()
+    for name, row in _FRAMEWORKS.items():  # a row in lower case and served elsewhere stands for that module alone
+        package = name if name.islower() and row.elsewhere else name.partition(".")[0]
+        if (row.example or row.elsewhere) and re.search(rf"^\s*(import|from) {package}\b", text, re.MULTILINE):
+            used = row
+            break
+    if used.elsewhere:
+        return f"; {used.elsewhere.replace('FILE', os.path.basename(path))}"
     if re.search(r"^if +__name__ *==", text, re.MULTILINE):
-        return f", which makes it under if __name__ == '__main__' only; make it above: {example or 'app = ...'}"
-    return f"; make one: {example}" if example else f"; name the object: '{target}:NAME'"
+        return f", which makes it under if __name__ == '__main__' only; make it above: {used.example or 'app = ...'}"
+    return f"; make one: {used.example}" if used.example else f"; name the object: '{target}:NAME'"
 
 
 def _app_or_made(thing: Any, target: str, name: str, arguments: Optional[_Arguments] = None) -> Any:
@@ -2206,10 +2196,9 @@ def _objection(thing: Any) -> str:
         return f"is a class, not an application; name an instance, or call it: {thing.__name__}()"
     if not callable(thing):
         held = static_attributes(thing)
-        app = next((name for name in ("wsgi_app", "asgi_app", "app") if callable(held.get(name))), "")
-        remedy = (
-            "is a `return` missing?" if thing is None else f"add .{app}, which is" if app else "name an application"
-        )
+        app = next((name for name in _WRAPPED_NAMES if callable(held.get(name))), "")
+        remedy = f"add .{app}, which is" if app else "name an application"
+        remedy = "is a `return` missing?" if thing is None else remedy
         return f"is not callable, its type is {type(thing).__name__}; {remedy}"
     if is_asgi(thing):
         return _objection_inside(thing, asynchronous=True)
@@ -13303,21 +13292,16 @@ def _command_parser() -> argparse.ArgumentParser:
         topic: parser.add_argument_group(topic) for topic in dict.fromkeys(row.topic for row in OPTIONS.values())
     }
     next(iter(topics.values())).add_argument("words", metavar="APP", nargs="*", help="the application: see below")
-    for field, row in OPTIONS.items():
+    for field, row in OPTIONS.items():  # argparse lets the DevserveError of a value through
         how: dict[str, Any] = {"action": Flag}
         if not isinstance(row.default, bool):
             action = "extend" if isinstance(row.default, tuple) else "store"
-            how = {"action": action, "metavar": row.metavar, "type": partial(_read_word, row)}
+            how = {"action": action, "metavar": row.metavar, "type": row.read}
         topics[row.topic].add_argument(*row.flags, dest=field, help=row.help, **how)
     others = parser.add_argument_group("Help")
     others.add_argument("--version", action="version", version=f"devserve {__version__}", help="print the version")
     others.add_argument("-h", "--help", action="help", help="print this")
     return parser
-
-
-def _read_word(option: Option, text: str) -> Any:
-    """Return the value of a text that stands behind a flag.  Raises DevserveError, which argparse lets through."""
-    return option.read(text, f"{option.flags[-1]} {text}")
 
 
 def _terminal_width() -> int:

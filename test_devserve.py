@@ -2432,6 +2432,10 @@ class FindingMistakes(FindingFolder):
                 with self.subTest(source, spec=spec):
                     self.refused(spec, f"did you mean 'hello:{spelled}'?")
 
+    def test_a_module_that_is_called_like_an_application_is_not_named(self) -> None:
+        self.write("hello.py", "import os as app\n")
+        self.refused("hello", "name the object: 'hello:NAME'")
+
     def test_application_in_an_object_that_is_none(self) -> None:
         self.write(
             "hello.py",
