@@ -11301,8 +11301,8 @@ class Launch(NamedTuple):
             handover=Handover(_by_role(message["roles"], fds), message["notes"]) if message else None,
         )
         if message:
-            _restore_ignored(launch.kept["ignored"])
-            _allow_new_session(launch.kept["leads"])
+            _restore_ignored(launch.kept.get("ignored"))
+            _allow_new_session(launch.kept.get("leads"))
             for pid in message["children"]:
                 _start_thread(_reap_child, pid)
         if parent is not None:
@@ -11338,8 +11338,8 @@ class Launch(NamedTuple):
 
     def terminal_is_gone(self) -> bool:
         """Return whether the terminal that this was started on has been closed, or the shell that had it has ended."""
-        terminal = self.kept["terminal"]
-        return bool(terminal and terminal["fds"]) and not any(map(_is_our_terminal, terminal["fds"]))
+        terminals = self.kept.get("terminal", {"fds": []})["fds"]
+        return bool(terminals) and not any(map(_is_our_terminal, terminals))
 
     def restore_terminal(self) -> None:
         """Give the terminal back as it was, though somebody sat at the prompt of a debugger, which has no echo."""
@@ -11470,12 +11470,12 @@ class _Kept(NamedTuple):
     """One thing that an exec, or a terminal, carries into the next process though the application changed it."""
 
     save: Callable[[], Any]
-    restore: Callable[[Any], object]
+    restore: Callable[[Any], object] = lambda value: None  # only the next process can
 
 
 def _save() -> dict[str, Any]:
-    """Return the present value of all that is kept; None for what a sandbox forbids, or this Python lacks."""
-    values: dict[str, Any] = dict.fromkeys(_KEPT)
+    """Return the present value of all that is kept, but for what a sandbox forbids, or this Python lacks."""
+    values: dict[str, Any] = {}
     for name, kept in _KEPT.items():
         with contextlib.suppress(AttributeError, OSError):
             values[name] = kept.save()
@@ -11486,12 +11486,8 @@ def _restore(values: dict[str, Any], *names: str) -> None:
     """Put back what `_save` returned, or these of it; what cannot be put back any more stays as it is."""
     for name in names or _KEPT:
         with contextlib.suppress(OSError):  # the folder, the descriptor or the terminal has gone
-            if values.get(name) is not None:
+            if name in values:
                 _KEPT[name].restore(values[name])
-
-
-def _no_change(value: Any) -> None:
-    """Restore what only the next process can."""
 
 
 def _is_open(fd: int) -> bool:
@@ -11602,9 +11598,9 @@ if sys.platform != "win32":
             partial(signal.pthread_sigmask, signal.SIG_SETMASK),
         ),
         # An exec gives each signal with a handler its default back, but one that is ignored stays so.
-        "ignored": _Kept(_save_ignored, _no_change),
+        "ignored": _Kept(_save_ignored),
         # Whether the process leads a session, see `_allow_new_session`.
-        "leads": _Kept(lambda: os.getsid(0) == os.getpid(), _no_change),
+        "leads": _Kept(lambda: os.getsid(0) == os.getpid()),
         # An alarm or a profiler's tick would kill the next process, which has no handler for it yet.
         "timers": _Kept(
             lambda: [signal.getitimer(timer) for timer in _TIMERS],
@@ -11616,12 +11612,7 @@ if sys.platform != "win32":
         "inheritable": _Kept(_save_inheritable, _restore_inheritable),
     }
 else:
-    _KEPT = {
-        "folder": _Kept(os.getcwd, _no_change),
-        "ignored": _Kept(_save_ignored, _no_change),
-        "leads": _Kept(lambda: False, _no_change),
-        "terminal": _Kept(lambda: {"fds": []}, _no_change),
-    }
+    _KEPT: dict[str, _Kept] = {}  # a process that is started anew has nothing of the one before
 
 
 # -- the end of a process
