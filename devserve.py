@@ -7239,9 +7239,7 @@ class _Connection:
         So that one gets a CONTENT_LENGTH, which many applications need.  `wsgi.input_terminated` is set only for what
         has none: by the length Werkzeug tells a body that broke off from a short one, and answers 400 by itself.
         """
-        body = _ChunkedBody(self, expected) if length == _CHUNKED else _Body(self, length, expected)
-        if self.server.streams:
-            self.body = body
+        self.body = body = _ChunkedBody(self, expected) if length == _CHUNKED else _Body(self, length, expected)
         if self.server.streams or not isinstance(body, _ChunkedBody):
             environ["wsgi.input"] = io.BufferedReader(body)
             return body

@@ -42,6 +42,14 @@ DEADLINE = 10.0  # seconds in place of the tests' own, since most mutants are no
 
 # (function, what was changed): why it behaves no otherwise
 EQUIVALENT: dict[tuple[str, str], str] = {
+    ("heed_worker", "one more: 16"): ("the secret is a byte longer"),
+    ("__init__", "another comparison: {'pin', 'secret', 'token'} <= notes.keys()"): (
+        "the PIN configured is there, too"
+    ),
+    ("cookie_name", "one more: 0"): ("every server tells its port (PEP 3333)"),
+    ("_checked_head", "without its first part: key == 'connection' and 'close' in _options(value)"): (
+        "no other hop-by-hop header has this value"
+    ),
     ("refuses_list", "without its first part: refusal or _is_local(environ) or self.has_cookie(environ)"): (
         "elsewhere and without the cookie it is no all the same, for another reason"
     ),
