@@ -6693,12 +6693,13 @@ def _live_tag(place: str, reload_id: str, seen: int) -> bytes:
 # A reload uses the gate in three steps.  `DevServer.hold` shuts it as soon as the watcher sees a difference, since the
 # next request should get the new code; `open_gate` opens it again when the difference was none.  `close_gate` shuts it
 # for the reload, waits for the requests that run, cuts those that take longer than their grace, and returns the
-# sockets at rest.  `adopt` takes those up in the next process as if they had just been accepted.  A TLS connection
-# cannot be taken up by another process, as its keys are in OpenSSL's memory, so under the reloader each ends after one
-# answer.
+# sockets at rest.  What has no foreseeable end, by its type (`_ENDLESS_TYPE`), gets no grace; how an application sends
+# tells nothing, since a page that is being made pauses like a stream that waits.  `adopt` takes the sockets up in the
+# next process as if they had just been accepted.  A TLS connection cannot be taken up by another process, as its keys
+# are in OpenSSL's memory, so under the reloader each ends after one answer.
 #
-# No socket here ever blocks.  Every call of one goes through `_attempt`, which tries it first, and waits in `_wait`
-# for what the failed call says that it needs: over TLS a send may have to read first, and the reverse.
+# No socket here ever blocks.  Every call of one goes through `_attempt`, which tries it first, and then waits for what
+# the failed call says that it needs: over TLS a send may have to read first, and the reverse.
 #
 # A request goes this way: `_Connection._await_request` waits for its first bytes, and `_answer` reads and answers it.
 # `_read_request` takes the head off the buffer (`_parse_head`, of which the last results are remembered) and offers
@@ -8042,9 +8043,9 @@ class _ResponseHead(NamedTuple):
 _NO_HEAD = _ResponseHead()
 PLAIN_TEXT = (("Content-Type", "text/plain; charset=utf-8"),)
 _STATUS = re.compile(r"[2-9][0-9][0-9] [\t\x20-\x7e\x80-\xff]*")  # RFC 9112 section 4; 1xx is not an application's
-# Events, a camera's frames, GraphQL's subscriptions, and rows of JSON under the many names that these have.  Only the
-# type tells: a page or a voice that is being made, too, begins, pauses and goes on, and must come to its end, while
-# what is endless and has another type holds a reload for some seconds and loses nothing.
+# Events, a camera's frames, GraphQL's subscriptions, and rows of JSON under the many names that these have.  Types
+# that are as often finite are not here (multipart/mixed, gRPC, audio, video, text): a page or a voice that is being
+# made must come to its end, while what is endless under such a type holds a reload for some seconds and loses nothing.
 _ENDLESS_TYPE = re.compile(
     r"text/event-stream|multipart/x-mixed-replace|multipart/mixed;.*subscriptionspec"
     r"|[^;]*(?:\b[ln]d-?json|json-?(?:l|lines|stream|seq)|stream\+json)\s*(?:;|$)"
