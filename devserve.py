@@ -3984,8 +3984,8 @@ def _versions() -> tuple[tuple[str, str], ...]:
 # Invariants: all markup passes one function, `_fill_template`, which escapes what it is given, unless that came out of
 # it itself.  Nothing here looks at an exception or a frame, and nothing of the application's runs.
 #
-# Doors: PageState, write_page, console_page, crash_list_page, stacks_page, notice_page, write_source,
-# write_variables, write_members, write_text, write_markdown, write_json, write_fragment, emergency_page.
+# Doors: PageState, write_page, console_page, crash_list_page, notice_page, write_source, write_variables,
+# write_members, write_text, write_markdown, write_json, write_fragment.
 #
 # Read first: write_page, _fill_template, _write_stack, write_source, write_markdown.
 # =====================================================================================================================
@@ -4102,22 +4102,12 @@ def crash_list_page(rows: Sequence[tuple[str, str, str, str]], *, nonce: str, pr
         _fill_template(CRASH_ROW, time=clock, request=what, message=_one_line(title, 200), id=id, prefix=prefix)
         for clock, what, title, id in rows
     )
-    content = _fill_template(CRASH_LIST, rows=lines) if rows else _fill_template(ABSENT, text=NO_CRASH)
-    return _write_plain_page("Last crashes", content, nonce)
+    return notice_page("Last crashes", lines or NO_CRASH, nonce=nonce, template=CRASH_LIST if rows else ABSENT)
 
 
-def stacks_page(text: str, *, nonce: str) -> str:
-    """Return the page that shows where the threads stand."""
-    return _write_plain_page("Threads", _fill_template(STACKS, text=text), nonce)
-
-
-def notice_page(title: str, text: str, *, nonce: str) -> str:
-    """Return a small page that says one thing."""
-    return _write_plain_page(title, _fill_template(HINT, text=text) if text else _Markup(), nonce)
-
-
-def _write_plain_page(title: str, content: _Markup, nonce: str) -> _Markup:
-    """Return a document without a script."""
+def notice_page(title: str, text: str, *, nonce: str, template: str = "") -> str:
+    """Return a page without a script that says one thing, in HINT or another of the paper's templates for a {text}."""
+    content = _fill_template(template or HINT, text=text) if text else _Markup()
     return _write_document(title, _fill_template(NOTICE, title=title, content=content), nonce)
 
 
@@ -4552,11 +4542,6 @@ def write_fragment(report: Report) -> str:
     text = "\n\n".join(part for part in parts if part)
     newest = report.problems[-1]
     return _fill_template(FRAGMENT, type=newest.type, message=newest.message, place=place, text=text, link=report.link)
-
-
-def emergency_page(error: BaseException, crash: str) -> str:
-    """Return plain text for when the page of a crash itself fails: it asks nothing of the objects but a type."""
-    return f"devserve could not write the page of this crash ({type(error).__name__}). The crash:\n\n{crash}\n"
 
 
 # =====================================================================================================================
@@ -5968,7 +5953,8 @@ class _Exchange:
         if text is None:
             kind = "text/plain"
             plain, _ = call_safely(lambda: traceback_text(error))
-            text = emergency_page(trouble or error, plain or type_name(type(error)))
+            why = f"devserve could not write the page of this crash ({type_name(type(trouble or error))})."
+            text = f"{why} The crash:\n\n{plain or type_name(type(error))}\n"
         page = text.encode("utf-8", "backslashreplace")
         headers = _page_headers(kind, nonce, is_fragment=is_fragment)
         return [*headers, ("Content-Length", str(len(page)))], page
@@ -6379,7 +6365,7 @@ class _DebuggerEndpoint:
         ]
         text = escape_unprintable("\n".join(stacks), "\n\t")
         if self.kind == "text/html":
-            return _Reply(stacks_page(text, nonce=self.nonce), self.kind)
+            return _Reply(notice_page("Threads", text, nonce=self.nonce, template=STACKS), self.kind)
         return _Reply(text, "text/plain")
 
     # -- actions
@@ -13442,7 +13428,7 @@ CONSOLE = """<header>
 
 NO_CRASH = "Nothing has failed since the last reload."
 CRASH_LIST = """<table class="crashes"><thead><tr><th>Time</th><th>Request</th><th>Exception</th></tr></thead>
-<tbody>{rows}</tbody></table>"""
+<tbody>{text}</tbody></table>"""
 CRASH_ROW = """<tr><td>{time}</td><td>{request}</td><td><a href="{prefix}/crash/{id}">{message}</a></td></tr>"""
 STACKS = """<pre class="stacks">{text}</pre>"""
 

@@ -5369,15 +5369,6 @@ class PageContents(unittest.TestCase):
         self.assertIn(" selected>Own link", own)
         self.assertIn('id="own-link" value="my://{path}"', own)
 
-    def test_the_emergency_page_asks_nothing_of_the_error(self) -> None:
-        class Rude(Exception):
-            def __str__(self) -> str:
-                raise AssertionError("asked")
-
-            __repr__ = __str__
-
-        self.assertIn("Rude", devserve.emergency_page(Rude(), "the traceback"))
-
 
 class PageColors(unittest.TestCase):
     def windows(self) -> Iterable[list[str]]:
@@ -6745,13 +6736,20 @@ class DebuggerPages(Debugged):
         self.assertLess(filled.call_count, 2_000)
 
     def test_a_fault_in_the_page_itself_gives_plain_text(self) -> None:
-        from unittest import mock
+        class Rude(Exception):
+            def __str__(self) -> str:
+                raise AssertionError("asked")
 
-        with mock.patch.object(devserve, "read_report", side_effect=MemoryError("no page today")):
-            answer = self.ask()
-        self.assertEqual((answer.status, answer.headers["Content-Type"]), (500, "text/plain; charset=utf-8"))
-        self.assertIn("ZeroDivisionError: division by zero", answer.text)
-        self.assertIn("MemoryError", answer.text)
+            __repr__ = __str__
+
+        for fault in (MemoryError("no page today"), Rude()):
+            for room in ("read_report", "write_page"):
+                with self.subTest(room, fault=type(fault)), mock.patch.object(devserve, room, side_effect=fault):
+                    answer = self.ask()
+                    self.assertEqual(answer.status, 500)
+                    self.assertEqual(answer.headers["Content-Type"], "text/plain; charset=utf-8")
+                    self.assertIn("ZeroDivisionError: division by zero", answer.text)
+                    self.assertIn(type(fault).__name__, answer.text)
 
     def test_alive_tells_the_reload_id(self) -> None:
         answer = self.ask("/__devserve__/alive")
