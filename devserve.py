@@ -2671,8 +2671,7 @@ def framework_files(app: Any) -> tuple[list[str], Callable[[list[str]], bool]]:
 # 5. Traceback
 #
 # An exception becomes plain data: what was raised, why, where, with which source and which values.  Whoever writes a
-# page from it need only escape.  It holds no markup: the less-than sign does not occur here, comparisons are turned
-# round.  May know foreign code (2) alone.
+# page from it need only escape: it holds no markup.  May know foreign code (2) alone.
 #
 # Three things stand for a frame.  A `FramePosition` is the live frame with the line and the instruction that it had
 # when the exception passed; it is kept for consoles and read no further.  `view_position` makes a `FrameView` of it,
@@ -2714,7 +2713,6 @@ _NEAR_LIMIT = 5_000  # names that are compared with a wrong one; so many take 20
 _NEAR_FRAMES = 8  # in which a mapping is looked for that lacks a key
 _NEARNESS = 0.7  # of names that are suggested; difflib's own 0.6 would have `local` for `total`
 _MASK = "••••••••"
-_OPENER = "\x3c"  # the less-than sign, with which names such as that of exec's file begin
 _SEQUENCES = (dict, list, tuple, set, frozenset, deque)  # whose members are elements
 
 
@@ -2882,7 +2880,7 @@ class _ReportBuilder:
         own_places, _ = call_safely(lambda: list(_own_places(error, self.seconds())))
         frames = (*self.frames(error, positions), *(own_places or ()))
         members, listed = _group_members(error), []
-        for member in members if _DEPTH_LIMIT > depth else ():
+        for member in members if depth < _DEPTH_LIMIT else ():
             if self.size > 0:
                 listed.append(self.chain(member, depth + 1))
         unlisted = len(members) - len(listed)
@@ -2903,7 +2901,7 @@ class _ReportBuilder:
         views = [self.view(position)._replace(skipped=skipped) for position, skipped in folded]
         own = [number for number, view in enumerate(views) if view.app] or list(range(len(views)))[-1:]
         for number in reversed(own):
-            if self.has_values and 0 >= self.size:
+            if self.has_values and self.size <= 0:
                 break
             seconds = self.seconds(_QUICK_SECONDS if self.has_values else _VALUES_SECONDS)
             views[number] = with_values(views[number], folded[number][0], seconds)
@@ -3085,9 +3083,9 @@ def _read_source(filename: str, module_globals: Optional[Mapping[str, Any]] = No
     lines, _ = call_safely(lambda: linecache.getlines(filename, dict(module_globals or {})))
     if lines:
         return [line.rstrip("\r\n") for line in lines], ""
-    if filename.startswith(_OPENER + "frozen "):
+    if filename.startswith("<frozen "):
         return [], "This code is built into the interpreter."
-    if filename[:1] == _OPENER:
+    if filename[:1] == "<":
         return [], "This code came from exec, eval or a template, not from a file."
     try:
         with open(filename, encoding="utf-8", errors="backslashreplace") as file:
@@ -3115,7 +3113,7 @@ def _marks_of(position: FramePosition, lines: list[str]) -> list[_Mark]:
     Before Python 3.11 code objects do not have it.  When it is a whole line it needs no mark; nor does a compound
     statement, whose position includes its body in some versions (`with` and `for` before 3.13).
     """
-    if (3, 11) > sys.version_info or 0 > position.lasti:
+    if sys.version_info < (3, 11) or position.lasti < 0:
         return []
     spot = next(itertools.islice(position.frame.f_code.co_positions(), position.lasti // 2, None), None)
     first, last, start, end = (number or 0 for number in spot or (0, 0, 0, 0))
@@ -3161,7 +3159,7 @@ def _syntax_place(error: SyntaxError, filename: str, lineno: int) -> FrameView:
     """Return where a SyntaxError points, with its caret; the text that it carries stands in for a missing file."""
     text = error.text.rstrip("\n") if isinstance(error.text, str) else ""
     lines, missing = _read_source(filename)
-    if not lines and text and 100_000 > lineno:  # it may be any number, and so many lines are made
+    if not lines and text and lineno < 100_000:  # it may be any number, and so many lines are made
         lines = [""] * (lineno - 1) + [text]
     line = lines[lineno - 1] if len(lines) >= lineno else ""
     # An expression in an f-string before Python 3.12, or another version of the file, is not what stands in the line:
@@ -3241,7 +3239,7 @@ def _template_line(position: FramePosition) -> Optional[_TemplateLine]:
 def _plain_line(position: FramePosition, values: dict[Any, Any]) -> _TemplateLine:
     """Jinja2 rewrites the frames of what it renders; Bottle's code has the template's lines, but other columns."""
     code = position.frame.f_code
-    return _TemplateLine(code.co_filename, position.lineno, code.co_name.strip(_OPENER + ">"), values)
+    return _TemplateLine(code.co_filename, position.lineno, code.co_name.strip("<>"), values)
 
 
 def _jinja_macro_line(position: FramePosition, values: dict[Any, Any]) -> _TemplateLine:
@@ -3304,7 +3302,7 @@ class _Scope(NamedTuple):
             return cls(template.values, {}, is_template=True)
         starred = bool(code.co_flags & 4) + bool(code.co_flags & 8)  # it takes *args, **kwargs (CO_VARARGS of inspect)
         arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + starred]
-        is_module = code.co_name == _OPENER + "module>"
+        is_module = code.co_name == "<module>"
         return cls(locals_of(position.frame), position.frame.f_globals, arguments, is_module=is_module)
 
     def find(self, text: str, *, runs_code: bool = False) -> Any:
@@ -3497,7 +3495,7 @@ _TOKEN = re.compile(  # of Python, as much as its colors and its expressions nee
     | ([^\W\d]\w*)"""
 )
 _STEP = r"""\.([^\W\d]\w*)|\[("[^"\\\n\]]*"|'[^'\\\n\]]*'|-?\d+|[^\W\d]\w*)\]"""  # an attribute, a simple subscript
-_EXPRESSION = re.compile(rf"(?{_OPENER}![\w.])[^\W\d]\w*(?:{_STEP})*")
+_EXPRESSION = re.compile(rf"(?<![\w.])[^\W\d]\w*(?:{_STEP})*")
 
 if TYPE_CHECKING:
     _Span = tuple[int, int, str]  # the columns from and to, and what stands there
@@ -3638,7 +3636,7 @@ def _signature_for(error: TypeError, position: FramePosition) -> str:
     """Return what the called function takes, when the error says that it was called wrongly.  Defaults' reprs run."""
     import inspect
 
-    called = re.match(r"([\w.\x3c>]+)\(\) (?:takes|missing|got)", _first_text(error))
+    called = re.match(r"([\w.<>]+)\(\) (?:takes|missing|got)", _first_text(error))
     for value in _values_named(position, whole_lines=True) if called else ():  # PyPy marks the method alone
         function = _called_function(value)
         if called and function and called.group(1) in (function.__qualname__, function.__name__):
@@ -3694,11 +3692,11 @@ def _describe(value: Any, limit: int = _VALUE_LIMIT, name: str = "", depth: int 
         return text + (f"… ({len(value):,} in all)" if len(value) > limit else "")
     if kind is int and value.bit_length() > 4_000:  # the interpreter refuses digits beyond 4,300 (CVE-2020-10735)
         return f"(an int of {value.bit_length():,} bits)"
-    if kind.__repr__ is object.__repr__ and 1 >= depth and not _is_secret(name) and _is_app_class(kind):
+    if kind.__repr__ is object.__repr__ and depth <= 1 and not _is_secret(name) and _is_app_class(kind):
         members = [(f"{shown_text(key, NAME_LIMIT)}=", key, each) for key, each in _attributes_of(value).items()]
         if members:  # the objects in it are not opened, and fewer containers
             text = _describe_members(members, len(members), limit, depth + _DEPTH_LIMIT // 2)
-            return f"{_OPENER}{type_name(kind)} object: {text}>"
+            return f"<{type_name(kind)} object: {text}>"
     if kind.__repr__ not in _CONTAINERS:
         own, error = call_safely(lambda: re.sub(_IN_REPR, _hide_value, _mask(repr(value)[: limit + 1])))
         return shown_text(_text_or_why(own, error), limit)
@@ -3714,7 +3712,7 @@ def _describe_members(members: Iterable[tuple[str, str, Any]], count: int, limit
     """Return members, each with what stands before it and its name; the rest is counted when the limit is reached."""
     texts: list[str] = []
     for before, name, value in members:
-        if 0 >= limit:
+        if limit <= 0:
             texts.append(f"… ({count:,} items)")
             break
         texts.append(before + _describe(value, limit, name, depth + 1))
@@ -3819,13 +3817,13 @@ _QUOTED = r"""'(?:[^'\\]|\\.)*'?|"(?:[^"\\]|\\.)*"?"""
 _LISTED = r"""[\[(]\s*(?:b?(?:'[^'\s]*'|"[^"\s]*")[,\s]*)+[\])]?"""  # with a space it is what is wrong with a password
 _SECRET_TEXTS = (  # what the text must hold, and a pattern: its last group is hidden if the one before names a secret
     # Of a URL, of a database; what stands in angle brackets is a repr
-    ("=", r"""(?:^|[?&#;\s'"(,])([\w.\-\[\]]{1,60})=('[^']*'?|"[^"]*"?|(?!\x3c\w[^\x3c>]*>)[^&;#\s'"]+)"""),
+    ("=", r"""(?:^|[?&#;\s'"(,])([\w.\-\[\]]{1,60})=('[^']*'?|"[^"]*"?|(?!<\w[^<>]*>)[^&;#\s'"]+)"""),
     ("= ", rf"""\b([\w.\-]{{1,60}}) ?= ({_QUOTED}|(?=[^\s;,]*[0-9])[^\s;,'"?%:$@({{]+)"""),  # INI, TOML, SQL
     (":", rf"""(['"])([\w.\-]{{1,60}})\1\s*:\s*({_QUOTED}|{_LISTED}|[^\s,}}\](\[{{][^\s,}}\]]*)"""),  # JSON
     ("value", rf"""['"](?:name|key)['"]:\s*['"]([\w.\-]{{1,60}})['"],\s*['"]value['"]:\s*({_QUOTED})"""),  # HAR
     ('\\"', r"""\\"([\w.\-]{1,60})\\"\s*:\s*(\\"[^\\"]*|[^\s,}\]\\"]+)"""),  # JSON as a text in JSON
     (": ", rf"""(?m)^[ \t-]*([\w.\-]{{1,60}}): +({_QUOTED}|(?=\S*[0-9])[^\s'"]+)(?=\s*$)"""),  # YAML, a header
-    ("\x3c/", r"\x3c([\w.\-:]{1,60})>([^\x3c]{1,200})\x3c/\1>"),  # XML
+    ("</", r"<([\w.\-:]{1,60})>([^<]{1,200})</\1>"),  # XML
     # A password may hold an @ or a slash, but what begins as a port and a path is none: http://localhost:5173/@vite
     ("://", r"""://[^\s:/?#@\['"]*:(?![0-9]*/)([^\s@'"]{1,200}(?:@[^\s@/'"]{1,200})*)(?=@)"""),
     ("://", r"://([\w\-]{20,})(?=@)"),  # a token in the place of the name, as hosts of git take it
@@ -3847,7 +3845,7 @@ _SECRET_TEXTS = (  # what the text must hold, and a pattern: its last group is h
 )
 _IN_REPR = (  # what is masked besides in the repr of a foreign object: User(password='…'), ('cookie', '…')
     rf"""([\[(]b?['"])?([\w\-]{{1,60}})(?(1)['"],\s*(?=b?['"])|['"]?\s*[=:]\s*)"""
-    rf"""(b?(?:{_QUOTED})|{_LISTED}|(?:(?:Bearer|Basic|Digest|Token) )?[^\s,;&)}}\]'"(\[{{\x3c][^\s,;&)}}\]'"]*)"""
+    rf"""(b?(?:{_QUOTED})|{_LISTED}|(?:(?:Bearer|Basic|Digest|Token) )?[^\s,;&)}}\]'"(\[{{<][^\s,;&)}}\]'"]*)"""
 )
 
 
@@ -4016,7 +4014,7 @@ class PageState(NamedTuple):
     reason: str = ""  # why the consoles are closed, a sentence
     remedy: str = ""  # what to do about that, a sentence
     prefix: str = ""  # where the endpoints are, relative to the page
-    reload_id: str = ""  # of the process, which ends the page's day by ending
+    reload_id: str = ""  # of the process that has the frames: another has not
     nonce: str = ""  # the only key to style and script
 
 
@@ -13446,7 +13444,7 @@ white-space:pre-wrap;overflow-wrap:anywhere" tabindex="0">{text}</pre>
 
 EDITOR = """<option value="{link}"{selected}>{name}</option>"""
 
-# What kind of exception, its module quieter; its message.  LONG is in its place for a long one.
+# What kind of exception, its module quieter; its message, which scrolls in its place when it is long.
 TYPE = """<span class="type"><span>{module}</span>{name}</span>"""
 MESSAGE = """<span class="message">{text}</span>"""
 TALL_MESSAGE = """<span class="message tall" tabindex="0">{text}</span>"""
