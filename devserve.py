@@ -13248,15 +13248,13 @@ def _command_parser() -> argparse.ArgumentParser:
         def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Optional[str] = None) -> None:
             setattr(namespace, self.dest, not is_negative(str(option_string)))
 
-    def formatter(prog: str) -> argparse.HelpFormatter:
-        return argparse.RawDescriptionHelpFormatter(prog, max_help_position=_HELP_INDENT, width=_terminal_width())
-
+    width = _terminal_width()
     parser = argparse.ArgumentParser(
         prog=" ".join(own_command()),
         usage="%(prog)s [APP] [options]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=formatter,
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=_HELP_INDENT, width=width),
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
         add_help=False,

@@ -9932,6 +9932,8 @@ class ServerResponses(ServerCase):
         for status in bad:
             with self.subTest(status):
                 self.crash(answering([b"hello"], status=status))
+        self.crash(answering([b"hello"], status="420"))  # as Werkzeug and gunicorn take it, but not wsgiref
+        self.assertIn("'420' is no status; PEP 3333 wants a code, a space and a reason, as in '200 OK'", self.log)
 
     def test_a_reason_may_be_empty_or_any_text(self) -> None:
         for status in ("200 ", "404 Nicht gefunden", "299 \xe9\t!"):
