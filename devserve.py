@@ -1978,7 +1978,8 @@ class _ServerFinder:
             what = f"the server that the import starts ({name.partition('.')[0]}) is left out"
             self.warn(f"{what}; start it under if __name__ == '__main__':")
             self.warn = lambda text: None  # once
-            return _no_server() if start.__code__.co_flags & _CO_ASYNC else None
+            shape = _shape_of(start)  # None for what was compiled
+            return _no_server() if shape and shape.is_async else None
 
         return stand_in
 
