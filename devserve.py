@@ -479,12 +479,18 @@ def env_files(env_file: str = "") -> list[str]:
     skip = os.environ.get("FLASK_SKIP_DOTENV", "").lower()
     if not skip or skip in _NO:
         for name in (".env", ".flaskenv"):
-            found += dict.fromkeys([os.path.abspath(name), nearest_file(name)])
+            found += _paths_upwards(name)
     return found
 
 
 def nearest_file(name: str) -> str:
-    """Return the path of a file in the current folder or in the nearest above it, as python-dotenv finds it.
+    """Return the path of a file in the current folder or in the nearest above it, as python-dotenv finds it."""
+    paths = [*_paths_upwards(name)]
+    return paths[-1] if os.path.isfile(paths[-1]) else paths[0]
+
+
+def _paths_upwards(name: str) -> Iterator[str]:
+    """Yield the paths where a file is looked for, from the current folder upwards to the first where it is.
 
     A folder above in which everybody may write, as in /tmp, is passed over, since anybody may have put the file there.
     (Windows tells that in no mode.)
@@ -493,10 +499,12 @@ def nearest_file(name: str) -> str:
     while True:
         path = os.path.join(folder, name)
         is_public = sys.platform != "win32" and os.stat(folder).st_mode & stat.S_IWOTH
-        if os.path.isfile(path) and (folder == here or not is_public):
-            return path
+        if folder == here or not is_public:
+            yield path
+            if os.path.isfile(path):
+                return
         if folder == os.path.dirname(folder):
-            return os.path.join(here, name)
+            return
         folder = os.path.dirname(folder)
 
 

@@ -1090,8 +1090,9 @@ class EnvironmentFiles(InEmptyEnvironment):
                 os.environ.clear()
                 self.assertEqual(devserve._read_env_files(), [])
                 self.assertEqual((os.environ.get("A"), os.environ.get("B")), ("above", "above"))
-                self.assertIn(str(self.folder / ".env"), devserve.env_files(), "watched")
-                self.assertIn(str(below / ".env"), devserve.env_files(), "watched, as it would win")
+                folders = [below, *below.parents][: depth + 1]  # a nearer one would win, so each is watched
+                paths = [path for path in devserve.env_files() if path.endswith(f"{os.sep}.env")]
+                self.assertEqual(paths, [str(folder / ".env") for folder in folders])
 
     def test_the_nearest_file_wins(self) -> None:
         self.write(".env", "A=above\nB=above")
@@ -1121,11 +1122,12 @@ class EnvironmentFiles(InEmptyEnvironment):
             with self.subTest(value), mock.patch.dict(os.environ, {"FLASK_SKIP_DOTENV": value}, clear=True):
                 devserve._read_env_files("mine.env")
                 self.assertEqual((os.environ.get("A"), os.environ.get("B")), (None if skipped else "env", "mine"))
-                self.assertEqual(
-                    devserve.env_files(), [] if skipped else [str(self.folder / n) for n in (".env", ".flaskenv")]
-                )
+                self.assertEqual(str(self.folder / ".flaskenv") in devserve.env_files(), not skipped)
+                self.assertEqual(devserve.env_files() == [], skipped)
 
     def test_files_to_watch_are_named_absolutely(self) -> None:
+        self.write(".env", "")
+        self.write(".flaskenv", "")
         names = [str(self.folder / name) for name in ("mine.env", ".env", ".flaskenv")]
         self.assertEqual(devserve.env_files("mine.env"), names)
         self.assertEqual(devserve.env_files(""), names[1:])
@@ -13312,6 +13314,13 @@ class ReloaderImports(ReloaderWatching):
         self.wait_until_seen([str(self.folder / "barrier.txt")])
         self.is_silent_until()
 
+    def test_what_was_looked_for_in_vain_costs_a_look_at_its_folder_alone(self) -> None:
+        self.write("wants_e.py", "try:\n    import never_e\nexcept ImportError:\n    pass")
+        self.start("wants_e")
+        eventually(lambda: "never_e" in self.watcher.files.awaited.get(str(self.folder), ()), "it is waited for")
+        self.assertEqual([path for path in self.watcher.files.own if "never_e" in path], [])
+        self.assertNotIn(str(self.folder / "never_e"), self.watcher.files.trees)
+
     def import_and_tell(self, module: str) -> list[Any]:
         """Import a module between two rounds; return the list of what is said from then on, requests held included."""
         told: list[Any] = []
@@ -17098,6 +17107,14 @@ class ReloadLosesNothing(Reload):
                 asker.join()
         self.assertEqual(failures, [])
         self.assertGreater(min(counts.values()), 20, counts)
+
+    def test_no_request_is_answered_by_what_has_changed_while_it_was_imported(self) -> None:
+        self.write("part.py", 'version = "v1"')
+        late = 'import part\nif part.version == "v1":\n    open("part.py", "w").write("version = \'v22\'")\n'
+        self.save("v1", '{"part": part.version}')
+        app = self.folder / "app.py"
+        app.write_text(late + app.read_text())
+        self.assertEqual(self.connect(self.serve()).ask().json["part"], "v22")
 
     def test_a_save_of_devserve_itself_loses_nothing_and_the_pin_stays(self) -> None:
         script = self.folder / "devserve.py"
