@@ -17114,7 +17114,8 @@ class ReloadLosesNothing(Reload):
         self.save("v1", '{"part": part.version}')
         app = self.folder / "app.py"
         app.write_text(late + app.read_text())
-        self.assertEqual(self.connect(self.serve()).ask().json["part"], "v22")
+        served = self.serve(script=self.patched(_INTERVAL=1000.0))
+        self.assertEqual(self.connect(served).ask().json["part"], "v22")
 
     def test_a_save_of_devserve_itself_loses_nothing_and_the_pin_stays(self) -> None:
         script = self.folder / "devserve.py"
