@@ -2369,6 +2369,10 @@ def _may_be_app(thing: Any) -> bool:
 # -- frameworks
 
 
+if TYPE_CHECKING:  # folders, what is told of changed files there, and which files are meant (None: all)
+    _FrameworkFiles = tuple[list[str], Callable[[list[str]], bool], Optional[Callable[[str], Any]]]
+
+
 class _Framework(NamedTuple):
     """All that is known of a framework.  What is not given is what fits most: they have nothing of the kind."""
 
@@ -2378,7 +2382,7 @@ class _Framework(NamedTuple):
     wrap: Callable[[Any], Any] = lambda app: app  # returns the callable to serve for an application with one inside
     default: Callable[[Any], Any] = lambda package: None  # what its package keeps for those who make no application
     mounted: Callable[[Any], Iterable[Any]] = lambda app: ()  # applications inside that no attribute holds
-    files: Optional[Callable[[], tuple[list[str], Callable[[list[str]], bool]]]] = None  # see `framework_files`
+    files: Callable[[Any], Optional[_FrameworkFiles]] = lambda app: None  # see `framework_files`
     is_asgi: bool = False
     example: str = ""  # how an application is made where an import finds it, for those whose tutorials do not say it
     elsewhere: str = ""  # for those that neither WSGI nor ASGI can serve: what can
@@ -2394,6 +2398,12 @@ def _open_flask(app: Any) -> None:
             app.debug = True
         else:
             app.config["PROPAGATE_EXCEPTIONS"] = True
+
+
+def _flask_files(app: Any) -> _FrameworkFiles:
+    """Name what may come into the instance folder: `from_pyfile(..., silent=True)` does without it until then."""
+    folder = app.instance_path.replace(os.sep, "/")
+    return [app.instance_path], lambda paths: False, re.compile(re.escape(folder) + r"/[^/]+\.(py|cfg)").fullmatch
 
 
 def _debug_flask(app: Any) -> None:
@@ -2584,7 +2594,7 @@ def _wrap_django(app: Any) -> Any:
     return app if isinstance(app, handler) else handler(app)
 
 
-def _django_files() -> tuple[list[str], Callable[[list[str]], bool]]:
+def _django_files(app: Any) -> _FrameworkFiles:
     """Ask all parts of Django, by the signal of its own reloader, for the files that they read: templates,
     translations, what a library adds.  Installed packages are left out."""
     _import_module("django.utils.translation").get_language()  # only after a first use its reloader is connected
@@ -2594,7 +2604,7 @@ def _django_files() -> tuple[list[str], Callable[[list[str]], bool]]:
     cwd = os.getcwd()
     asked = [(os.path.join(cwd, folder), glob) for folder, globs in reloader.directory_globs.items() for glob in globs]
     asked = [(folder, glob) for folder, glob in asked if not is_library(folder, cwd)]
-    return [folder for folder, _ in asked], partial(_notify_django, autoreload.file_changed, asked)
+    return [folder for folder, _ in asked], partial(_notify_django, autoreload.file_changed, asked), None
 
 
 def _notify_django(file_changed: Any, asked: list[tuple[str, str]], paths: list[str]) -> bool:
@@ -2614,7 +2624,7 @@ def _notify_django(file_changed: Any, asked: list[tuple[str, str]], paths: list[
 
 # By the class of their applications; those that have none, by their package.
 _FRAMEWORKS: dict[str, _Framework] = {
-    "flask.app.Flask": _Framework(_open_flask, _debug_flask, "FLASK_DEBUG"),
+    "flask.app.Flask": _Framework(_open_flask, _debug_flask, "FLASK_DEBUG", files=_flask_files),
     "django.core.handlers.wsgi.WSGIHandler": _Framework(_open_django, wrap=_wrap_django, files=_django_files),
     "bottle.Bottle": _Framework(
         _open_bottle,
@@ -2636,7 +2646,7 @@ _FRAMEWORKS: dict[str, _Framework] = {
         example="app = web.application(urls, globals())",
     ),
     "starlette.applications.Starlette": _Framework(is_asgi=True),  # FastAPI's is one; it raises after it has answered
-    "quart.app.Quart": _Framework(_open_flask, _debug_flask, "QUART_DEBUG", is_asgi=True),
+    "quart.app.Quart": _Framework(_open_flask, _debug_flask, "QUART_DEBUG", files=_flask_files, is_asgi=True),
     "django.core.handlers.asgi.ASGIHandler": _Framework(
         _open_django, wrap=_wrap_django, files=_django_files, is_asgi=True
     ),
@@ -2664,16 +2674,13 @@ _FRAMEWORKS: dict[str, _Framework] = {
 }
 
 
-def framework_files(app: Any) -> tuple[list[str], Callable[[list[str]], bool]]:
-    """Return folders that a framework in `app` reads files from, and how it is told which of these have changed.
+def framework_files(app: Any) -> _FrameworkFiles:
+    """Return folders that a framework in `app` reads from, how it is told what has changed there, and what it reads.
 
-    The function returns whether nothing need restart, and is for the watcher's thread.
+    The first function returns whether nothing need restart, and is for the watcher's thread.
     """
-    for inner in _frameworks_in(app):
-        files = _FRAMEWORKS[_framework_of(inner)].files
-        if files is not None:
-            return files()
-    return [], lambda paths: False
+    found = (_FRAMEWORKS[_framework_of(inner)].files(inner) for inner in _frameworks_in(app))
+    return next(filter(None, found), ([], lambda paths: False, None))
 
 
 # =====================================================================================================================
@@ -10917,7 +10924,7 @@ class Watcher(native_threading.Thread):
         self._recall(memory)
         self._errands.append(partial(self.files.add_places, self._asked[0]))
         self.watch(self._asked[2])
-        self._handlers: list[tuple[str, Callable[[list[str]], bool]]] = []  # see `watch_data`
+        self._handlers: list[tuple[str, _Wants, Callable[[list[str]], bool]]] = []  # see `watch_data`
         self._known = 0  # of the project's files, so many have been taken up
         self._pending: set[str] = set()  # what has changed while a file did not compile
         self._demand = ""  # the reason given to `reload_now`
@@ -10960,7 +10967,7 @@ class Watcher(native_threading.Thread):
         module of the application that lies in such a folder there is a reload as for any other.
         """
         for folder in map(os.path.abspath, folders):
-            self._handlers.append((os.path.join(folder, ""), handle))
+            self._handlers.append((os.path.join(folder, ""), wants or _is_wanted, handle))
             self._errands.append(partial(self.files.add_tree, folder, wants or _is_wanted))
 
     def reload_now(self, reason: str) -> None:
@@ -11121,8 +11128,9 @@ class Watcher(native_threading.Thread):
 
     def _not_handled(self, changed: list[str]) -> list[str]:
         """Let those who asked for it deal with changes; return the paths of the others."""
-        for folder, handle in self._handlers:
+        for folder, wants, handle in self._handlers:
             theirs = [path for path in changed if path.startswith(folder) and path in self.files.data]
+            theirs = [path for path in theirs if wants(path.replace(os.sep, "/"))]
             if theirs and handle(theirs):
                 changed = [path for path in changed if path not in theirs]
         return changed
@@ -12460,8 +12468,8 @@ class _Runner:
         if files is None:
             self.terminal.warn(f"what the framework reads is not watched: {type_name(type(error))}")
         else:
-            folders, heed = files
-            watcher.watch_data(folders, lambda paths: heed(paths) and self._notify_pages(paths))
+            folders, heed, wants = files
+            watcher.watch_data(folders, lambda paths: heed(paths) and self._notify_pages(paths), wants)
 
     def _begin_serving(self) -> None:
         """Accept connections from now on, those first that the process before handed over."""

@@ -3409,7 +3409,7 @@ class FindingFrameworks(FindingFolder):
             path = {str(self.folder / "templates" / "page.html")!r}
             def shown(): return loader.get_template("page.html").render()
             def answer(request):
-                folders, heed = devserve.framework_files(__import__("site_app").application)
+                folders, heed, _ = devserve.framework_files(__import__("site_app").application)
                 here = os.getcwd() + os.sep
                 before = shown()
                 pathlib.Path(path).write_text("two")
@@ -3477,6 +3477,31 @@ class FindingAsgiFrameworks(Folder):
             self.assertEqual(client.close_code(), 1011)
             served.wait_for("ZeroDivisionError")
         self.assertNotIn("KeyError", served.log)
+
+
+class FindingFlaskFiles(Folder):
+    @needs("flask")
+    def test_a_configuration_that_appears_in_the_instance_folder_reloads_and_nothing_else_there(self) -> None:
+        self.write(
+            "app.py",
+            """
+            import flask
+            app = flask.Flask(__name__, instance_relative_config=True)
+            app.config["WORD"] = "none"
+            app.config.from_pyfile("config.py", silent=True)
+            app.add_url_rule("/", "index", lambda: app.config["WORD"])
+            """,
+        )
+        with Served("app", "--reload", "--live", cwd=self.folder) as served:
+            self.assertEqual(served.get(), "none")
+            self.write("instance/data.sqlite", "no configuration")
+            self.write("instance/uploads/some.py", "no configuration either")
+            self.write("instance/config.py", "WORD = 'one'")
+            eventually(lambda: served.get() == "one", "the new file")
+            self.write("instance/config.py", "WORD = 'two'")
+            eventually(lambda: served.get() == "two", "its edit")
+            self.assertNotIn("sqlite", served.log)
+            self.assertNotIn("some.py", served.log)
 
 
 class FindingDjangoFiles(Folder):
