@@ -8880,6 +8880,7 @@ class ServerConnections(ServerCase):
         with here, there, socket.socket(fileno=os.dup2(there.fileno(), 1500)) as high:
             here.send(b"x")
             self.assertTrue(devserve.wait_until_ready([high], DEADLINE))
+            self.assertFalse(returning(devserve.wait_until_ready, [here], -1.0), "a deadline may be past")
 
     def test_two_hundred_idle_connections_and_a_new_one_is_served(self) -> None:
         allow_descriptors(1000)
@@ -11084,6 +11085,14 @@ class ServerLog(ServerCase):
         self.serve(hello)
         self.ask("GET /a?b=c HTTP/1.1\r\nHost: x\r\n\r\n")
         self.assertEqual(self.lines(1), [("GET", "/a?b=c", "200", "5")])
+
+    def test_a_refused_request_is_logged_by_its_own_line(self) -> None:
+        self.serve(hello)
+        self.connect(GET, "BAD\r\n\r\n").rest()
+        self.connect(chunked("x\r\n")).rest()
+        lines = self.lines(3)
+        self.assertEqual([line[0] for line in lines], ["GET", "BAD", "POST"])
+        self.assertTrue(lines[2][1].startswith("/first ("))
 
     def test_a_target_cannot_drive_the_terminal_or_forge_a_line(self) -> None:
         self.serve(hello)
