@@ -8494,6 +8494,15 @@ class ServerConnections(ServerCase):
         self.assertEqual(len(self.server.close_gate(5.0)), 1)
         self.server.open_gate()
 
+    def test_a_thread_serves_one_connection_after_the_other(self) -> None:
+        used: set[int] = set()
+        self.serve(lambda e, sr, u=used: [u.add(threading.get_ident())] and hello(e, sr))
+        for _ in range(3):
+            with Client(self.server.server_port) as client:
+                self.assertEqual(client.send(GET).answer().body, b"hello")
+            eventually(lambda: self.server._idle_threads == 1, "the thread is free")
+        self.assertEqual(len(used), 1)
+
     def test_threads_end_with_their_server(self) -> None:
         before = {thread.ident for thread in threading.enumerate()}
         server = devserve.make_server(hello)
