@@ -1704,8 +1704,9 @@ def _module_below(path: str) -> str:
     """Return the path of the module that has this one from here, or from up to two folders below, as src; or ""."""
     import glob
 
-    paths = [os.path.join(folder, path) for below in ("*", "*/*") for folder in sorted(glob.glob(below))]
-    return next(filter(_is_module_at, (path, *paths)), "")
+    folders = [folder for below in ("*", "*/*") for folder in sorted(glob.glob(below))]
+    paths = [os.path.normpath(os.path.join(folder, path)) for folder in ("", *folders)]
+    return next(filter(_is_module_at, paths), "")
 
 
 def _existing_file(target: str) -> str:
@@ -1862,9 +1863,10 @@ def import_remedy(error: BaseException) -> str:
         if PathFinder.find_spec(name, [entry for entry in sys.path if entry not in ("", folder)]):
             return f"your {file} hides the library {name}, since it is found first: give it another name"
     if isinstance(error, ModuleNotFoundError):
-        below = "" if name in sys.modules else os.path.dirname(_module_below(name))
-        if name == os.path.basename(os.getcwd()):
-            return f"{name} is the folder in which devserve was started: start it in the one above"
+        is_absent = bool(name) and name not in sys.modules
+        if is_absent and _is_module_at(os.path.join(os.pardir, name)):
+            return f"{name} is in the folder above: start devserve there"
+        below = os.path.dirname(_module_below(name)) if is_absent else ""
         return f"{name} is in the folder {below}: set PYTHONPATH={below}" if below else _remedy_outside_environment()
     return ""
 

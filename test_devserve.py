@@ -2569,12 +2569,10 @@ class FindingMistakes(FindingFolder):
         missing = ModuleNotFoundError("No module named 'shop.models'", name="shop")
         self.write("src/shop/__init__.py", "")
         self.assertEqual(devserve.import_remedy(missing), "shop is in the folder src: set PYTHONPATH=src")
-        os.mkdir("shop")
+        self.assertEqual(devserve.import_remedy(ModuleNotFoundError("without a name")), "")
+        self.write("shop/__init__.py", "")
         os.chdir("shop")
-        self.assertEqual(
-            devserve.import_remedy(missing),
-            "shop is the folder in which devserve was started: start it in the one above",
-        )
+        self.assertEqual(devserve.import_remedy(missing), "shop is in the folder above: start devserve there")
 
     def test_remedy_for_what_an_import_cannot_do(self) -> None:
         for text, remedy in {
