@@ -12307,6 +12307,7 @@ class _Runner:
         self.socket_file = self.notes.get("socket_file", "")  # ours to remove at the end
         self.listeners = self._listeners()
         self.tls = tls
+        self.thread = native_threading.get_ident()  # that of the greenlets, if there are any
         self.errands: Optional[deque[Callable[[], object]]] = None  # for `_run_errands`
         self._make_server()
         self.scheme = "https" if config.cert else "http"
@@ -12515,8 +12516,8 @@ class _Runner:
     # -- reloading
 
     def _in_step(self, call: Callable[[], None], seconds: Optional[float] = None) -> None:
-        """Call what touches the server.  Among greenlets, which may be stuck, only one of them may do so."""
-        if self.errands is None:
+        """Call what touches the server.  Among greenlets, which may be stuck, only their thread may do so."""
+        if self.errands is None or native_threading.get_ident() == self.thread:
             call()
         else:
             done = native_threading.Event()
