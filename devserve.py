@@ -2723,6 +2723,7 @@ _LIBRARY_LINES_AROUND = 2  # and of a library's: folded on the page, and most of
 _LINE_LIMIT = 400  # characters of a source line; only generated code is longer
 _TEXT_LIMIT = 10_000  # characters of a message or a note; enough for a compiler's, harmless to a browser
 _MASK_LIMIT = 5 * _TEXT_LIMIT  # characters in which secrets are searched; what is cut off may tell that one has begun
+_PAST_LIMIT = 250  # characters past a limit that are masked, too: a password in a URL is known by the @ after it
 _VALUE_LIMIT = 800  # characters of a value: ten lines of the page; what is inside a longer one can be unfolded
 _LIST_LIMIT = 60  # variables of a frame, fields of a form, members of a value; who has more has generated them
 _DEPTH_LIMIT = 6  # containers within containers, groups within groups
@@ -3705,8 +3706,8 @@ def _describe(value: Any, limit: int = _VALUE_LIMIT, name: str = "", depth: int 
     if _is_secret(name) and not _is_harmless(value, name):
         return _MASK
     if kind in (str, bytes, bytearray):
-        head = value[:limit]
-        text = repr(_mask(head)) if kind is str else _mask(repr(head))
+        head = value[: limit + _PAST_LIMIT] if kind is str else value[:limit]
+        text = repr(_mask(head)[:limit]) if kind is str else _mask(repr(head))
         return text + (f"… ({len(value):,} in all)" if len(value) > limit else "")
     if kind is int and value.bit_length() > 4_000:  # the interpreter refuses digits beyond 4,300 (CVE-2020-10735)
         return f"(an int of {value.bit_length():,} bits)"
@@ -3716,8 +3717,13 @@ def _describe(value: Any, limit: int = _VALUE_LIMIT, name: str = "", depth: int 
             text = _describe_members(members, len(members), limit, depth + _DEPTH_LIMIT // 2)
             return f"<{type_name(kind)} object: {text}>"
     if kind.__repr__ not in _CONTAINERS:
-        own, error = call_safely(lambda: re.sub(_IN_REPR, _hide_value, _mask(repr(value)[: limit + 1])))
-        return shown_text(_text_or_why(own, error), limit)
+        most = limit + _PAST_LIMIT  # beyond it nothing is shown, but counted
+
+        def own_repr() -> str:
+            text = repr(value)
+            return re.sub(_IN_REPR, _hide_value, _mask(text[:most])) + "•" * (len(text) - most)
+
+        return shown_text(_text_or_why(*call_safely(own_repr)), limit)
     if depth > _DEPTH_LIMIT:
         return "…"
     base, opening, closing = _CONTAINERS[kind.__repr__]

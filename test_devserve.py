@@ -4667,6 +4667,15 @@ class ReadingSecrets(Reading):
                 return f"Engine(postgres://user:{SECRET}@host/name)"
 
         self.assertNotIn(SECRET, devserve._safe_repr(Engine()))
+        for head in (
+            "x" * (devserve._VALUE_LIMIT - 25),
+            "y" * 50,
+        ):  # the one is cut before the @ that tells the secret
+            text = f"{head} postgres://user:{SECRET}@host/name" + "z" * 2000
+            for value in (text, type("Foreign", (), {"__repr__": lambda self: text})()):
+                shown = devserve._safe_repr(value)
+                self.assertNotIn(SECRET[:6], shown)
+                self.assertRegex(shown, r"… \([1-3],[0-9]{3} (in all|more characters)\)$")
         error = ConnectionError(f"cannot connect: host=h password={SECRET}")
         error.__notes__ = [f"postgres://user:{SECRET}@host/name"]  # type: ignore[attr-defined]
         problem = devserve.read_report(error).problems[-1]
