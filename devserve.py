@@ -10529,14 +10529,9 @@ class _Files:
 
         It is None, which makes it a change, when the file was written since then.  A time in the future says nothing.
         """
-        try:
-            status = os.stat(path)
-        except (OSError, ValueError):
-            return None
-        written = status.st_mtime if sys.platform == "win32" else status.st_ctime  # nobody can set the ctime back
-        if since <= written <= time.time() and not stat.S_ISDIR(status.st_mode):
-            return None
-        return status.st_mtime_ns, status.st_size, status.st_ino, status.st_ctime_ns
+        state = _state(path)
+        written = state[0 if sys.platform == "win32" else 3] / 1e9 if state else 0.0  # nobody can set the ctime back
+        return None if since <= written <= time.time() and not os.path.isdir(path) else state
 
     def excluded(self, path: str) -> bool:
         """Return whether an exclude pattern names the path, its name or a folder that it lies in."""
