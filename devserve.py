@@ -45,7 +45,7 @@ A start:    main reads the command, and serve_command calls Launch.capture, whic
             wait, and makes the DevServer, the Guard and the Watcher.  _Runner.serve starts the Watcher; _Runner.load
             calls load_app.  _Runner.install puts a DebuggedApplication around the application, and from
             _Runner._begin_serving on DevServer.serve_forever accepts connections.  Who calls devserve.run in code
-            comes to the same _Runner.
+            makes the same _Runner, by way of _start.
 A request:  DevServer.serve_forever gives each connection to a thread of its own, in which _Connection.serve reads a
             request (_parse_head, _Body) and _Response.run calls the application: DebuggedApplication.__call__, which
             makes an _Exchange, and through _Exchange.call the user's.  _Response._write sends each piece before it
@@ -54,8 +54,8 @@ A crash:    _Exchange.guarded catches what the application raises.  _Exchange.ke
             (Terminal.crash), then has the crash stored and read (CrashStore.add, read_report).  While nothing has been
             sent, _Exchange.start_error_page lets the page be the response (write_page, write_markdown and others).
             Once something has been sent, _Exchange.end_stream keeps the crash without printing it, and the exception
-            goes on to _Response.fail, which prints it and cuts the connection, so that the client sees a cut and not a
-            lie.
+            goes on to _Response.fail, which prints it and cuts the connection, so that the client cannot take half an
+            answer for a whole one.
 A save:     Watcher.run finds the file changed.  Watcher._settle holds new requests (DevServer.hold) until the writing
             ends; Watcher._deliver compiles what changed, and calls _Runner.reload.  DevServer.close_gate waits for
             the requests that run and returns the connections that wait; AsgiBridge.stop shuts an ASGI application
@@ -63,7 +63,7 @@ A save:     Watcher.run finds the file changed.  Watcher._settle holds new reque
             process (_start_store) and calls os.execve.  The new process starts as above: its Launch.capture fetches
             what was left, and DevServer.adopt serves the connections on.
 A bad save: when a changed file does not compile, _Runner.show_broken prints the error, and a BrokenApp answers with it
-            until the next save.  The same comes of an import that fails after a reload, in _Runner.load.
+            until the next save.  _Runner.load does the same when the import fails after a reload.
 ASGI:       AsgiBridge.__call__ stands where the user's WSGI application would.  In the connection's thread
             _HttpRequest.first_message posts _HttpRequest.begin to the event loop in the main thread, where
             _HttpRequest.run awaits the application, and waits in next_message for what the application passes to
@@ -119,7 +119,7 @@ from types import (
 from wsgiref.handlers import format_date_time
 from wsgiref.util import FileWrapper, is_hop_by_hop
 
-# Whoever has copied the file asked nobody for its Python: 3.7 and 3.8 come to this line, 2.7 prints it in its error.
+# A copied file has no installer that checks the version: 3.7 and 3.8 reach this line, and 2.7 prints it in its error.
 if sys.version_info < (3, 9):  # noqa: UP036
     raise SystemExit(f"devserve: error: Python 3.9 or later is needed; this is {sys.version.split()[0]}")
 
@@ -135,7 +135,7 @@ __all__ = [
     "run",
 ]
 
-TYPE_CHECKING = False  # but to type checkers; importing `typing` and making classes by it is 12 of a start's 42 ms
+TYPE_CHECKING = False  # type checkers take it for True; importing `typing` and using it would be 12 of a start's 42 ms
 
 if TYPE_CHECKING:
     from typing import Any, Callable, NamedTuple, NoReturn, Optional, TextIO, TypeVar, Union
@@ -181,14 +181,17 @@ else:
 # =====================================================================================================================
 # 1. Configuration
 #
-# Every option stands here once: the rows of `Config` make the parser and its help, the DEVSERVE_* variables, Flask's
-# that are heeded after them, and the keywords of `run` and `make_server`.  `configure` turns what was given, and what
-# the environment and its files say, into a `Config`.  The room knows nothing but the standard library.
+# Each option is written once, as a row of `Config`.  From these rows come the parser and its help, the DEVSERVE_*
+# variables, the variables of Flask that are read after them, and the keywords of `run` and `make_server`.  `configure`
+# makes a `Config` of the values that were given, of the environment, and of environment files.  The room knows nothing
+# but the standard library.
 #
-# To add an option, write its row, read the field where it matters, and name it in the README (a test compares them).
+# How to change: to add an option, write its row in `Config`, read the field where it has its effect, and name it in
+# the README and in the docstring of `run` (tests compare both with the rows).  An option without effect on
+# `make_server` is marked `run_only`; any other belongs into that docstring too.
 #
-# Invariants: What is given wins over a DEVSERVE_* variable, that over Flask's, and that over the default.  An empty
-# variable is not set.  A file sets only what the environment lacks.
+# Invariants: a value that was given wins over a DEVSERVE_* variable, that over Flask's variable, and that over the
+# default.  An empty variable counts as not set.  A file sets only variables that the environment does not have.
 #
 # Doors: DevserveError, OPTIONS, Config, is_negative, configure, config_of_keywords, values_of_keywords,
 # check_keywords, split_host, add_address, own_command, env_files, nearest_file.
@@ -227,7 +230,7 @@ class _Option(NamedTuple):
             yield self.flask, ""
 
     def read(self, text: str, shown: str = "") -> Any:
-        """Return the value of a text; `shown` is how it was written, if not by the flag.  Raises DevserveError."""
+        """Return the value of a text.  Raises DevserveError, which quotes `shown` or else the flag and the text."""
         shown = shown or f"{self.flags[-1]} {text}"
         if isinstance(self.default, bool):
             if text.lower() not in _YES | _NO:
@@ -267,7 +270,13 @@ def _option(default: Any, flags: str, *row: Any, field: str = "", **rest: Any) -
 
 
 class Config(NamedTuple):
-    """Every option of one run.  It only travels: nobody changes it after `configure` has made it."""
+    """The value of every option of one run.  It cannot be changed, so any thread may read it.
+
+        config = devserve.Config(app="hello:app", port=8000, reload=True)
+
+    A field's type and default stand before and in its row.  `reload` and `debugger` follow `debug` in what `configure`
+    makes; in a `Config` that is made directly, as above, each field stands for itself and nothing is checked.
+    """
 
     app: str = _option(
         "", "-A --app", "What to serve", "the same as APP", "APP", flask="FLASK_APP", others="--wsgi-app --application"
@@ -357,16 +366,17 @@ def is_negative(flag: str) -> bool:
 
 
 def configure(given: Mapping[str, Any], warn: Callable[[str], None]) -> Config:
-    """Return the configuration of what was given, and for the rest of what the environment and its files say.
+    """Return the configuration: the values in `given`, then those of the environment and its files, then defaults.
 
-    The files are read first, since they may hold such variables too.  Raises DevserveError.
+    The files are read first, since they may set DEVSERVE_* variables.  `warn` is called with a line about each mistake
+    that does not prevent serving; any other raises DevserveError.
     """
     env_file = given.get("env_file") or _values_of_environment(["env_file"]).get("env_file", "")
     for warning in _read_env_files(env_file):
         warn(warning)
     values = {**_values_of_environment(OPTIONS), **given}
     if "live" not in given and not values.get("reload", values.get("debug")):
-        values["live"] = False  # a habit of the person's, and no mistake in this command
+        values["live"] = False  # DEVSERVE_LIVE may be set for all projects, and is no mistake in this command
     config = _config_of_values(values)
     for pattern in (*config.extra_files, *config.exclude_patterns):  # fnmatch takes [9-0] for an empty set, or fails
         for low, high in re.findall(r"\[[^\]]*?(.)-([^\]])", pattern):
@@ -376,18 +386,18 @@ def configure(given: Mapping[str, Any], warn: Callable[[str], None]) -> Config:
 
 
 def config_of_keywords(**options: Any) -> Config:
-    """Return the configuration of keywords alone, whatever the environment says.  Raises DevserveError."""
+    """Return the configuration of keywords alone; the environment is not read.  Raises DevserveError."""
     return _config_of_values(values_of_keywords(options))
 
 
 def values_of_keywords(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of keywords; one that is None says nothing.  Raises TypeError and DevserveError."""
+    """Return the values of keywords; None counts as not given.  Raises TypeError and DevserveError."""
     values = {name: OPTIONS[name].value(value) for name, value in options.items() if value is not None}
     return _with_address(values)
 
 
 def check_keywords(options: Iterable[str], *, run: bool) -> None:
-    """Raise TypeError for a keyword that is none, or that has no effect where it is given."""
+    """Raise TypeError for an unknown keyword and, unless it is for `run`, for one that only `run` has a use for."""
     known = [name for name, option in OPTIONS.items() if name != "app" and (run or not option.run_only)]
     for name in options:
         if name not in known:
@@ -399,7 +409,7 @@ def check_keywords(options: Iterable[str], *, run: bool) -> None:
 
 
 def _config_of_values(values: Mapping[str, Any]) -> Config:
-    """Return the configuration of all that is known.  Raises DevserveError for values that do not fit together."""
+    """Return the configuration of these values and defaults.  Raises DevserveError for values that exclude another."""
     debug = bool(values.get("debug"))
     config = Config(**{"reload": debug, "debugger": debug, **values})
     if config.key and not config.cert:
@@ -429,7 +439,7 @@ def _values_of_environment(names: Iterable[str]) -> dict[str, Any]:
                 value = option.read(text, f"{name}={text}")
                 if not is_negative(flag):
                     values[option.field] = value
-                elif value:  # not to be without says nothing
+                elif value:  # DEVSERVE_NO_DEBUG=0 leaves debug as it is, and does not turn it on
                     values[option.field] = False
     return _with_address(values)
 
@@ -453,7 +463,7 @@ def add_address(values: Mapping[str, Any], address: Mapping[str, str], shown: st
 
 
 def _with_address(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values with a host in which the port stands too made two.  Raises DevserveError."""
+    """Return the values, a host such as 0.0.0.0:8000 divided into host and port.  Raises DevserveError."""
     host = values.get("host", "")
     address = split_host(host)
     if not address:
@@ -493,7 +503,7 @@ def _paths_upwards(name: str) -> Iterator[str]:
     """Yield the paths where a file is looked for, from the current folder upwards to the first where it is.
 
     A folder above in which everybody may write, as in /tmp, is passed over, since anybody may have put the file there.
-    (Windows tells that in no mode.)
+    On Windows no folder is passed over, as the mode does not tell who may write.
     """
     here = folder = os.getcwd()
     while True:
@@ -520,7 +530,7 @@ def _read_env_files(env_file: str = "") -> list[str]:
 
 
 def _read_env_file(path: str) -> list[str]:
-    """Set what one file says, when all of it has been read: its last word on a name counts."""
+    """Set the variables of one file, once all of it is read: of several entries for a name the last one counts."""
     try:
         with open(path, encoding="utf-8-sig") as file:
             text = file.read()
@@ -529,7 +539,7 @@ def _read_env_file(path: str) -> list[str]:
     warnings = []
     values: dict[str, Optional[str]] = {}
     for position, key, value in _env_entries(text):
-        if not key or "=" in key or "\0" in f"{key}{value}":  # the system's environment has no place for these
+        if not key or "=" in key or "\0" in f"{key}{value}":  # the operating system's environment cannot hold these
             lineno = text.count("\n", 0, position) + 1
             warnings.append(f"{path}, line {lineno} is left out: it is not KEY=value")
         else:
@@ -547,9 +557,9 @@ _ESCAPED = dict(zip("abfnrtv", "\a\b\f\n\r\t\v"))
 
 
 def _env_entries(text: str) -> Iterator[tuple[int, str, Optional[str]]]:
-    """Yield (position, key, value) of each entry, read as python-dotenv 1.2 does; the key of a mistake is "".
+    """Yield (position, key, value) of each entry, as python-dotenv 1.2 reads it; a line that is none has the key "".
 
-    A quoted value may span lines, a bare one ends at " #".  A key alone has the value None, and sets nothing.
+    A quoted value may span lines, a bare one ends at " #".  A key without "=" has the value None, and sets nothing.
     """
     position = 0
 
@@ -592,17 +602,19 @@ def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
 # =====================================================================================================================
 # 2. Foreign code
 #
-# What belongs to the application is text that may deceive, and code that may raise anything, hang or never end.  This
-# room makes both harmless for all the others: it escapes text, calls code with a deadline, knows whose a frame is, and
-# finds attributes without running code.  Knows nothing but the standard library.
+# "Foreign" is what belongs to the application: its text may hold control characters that deceive the reader, and its
+# code may raise anything, hang, or never end.  This room makes both harmless for all other rooms.  It escapes text,
+# calls code with a deadline, tells the application's own frames from those of libraries, and reads attributes without
+# running code.  It knows nothing but the standard library.
 #
-# A call with a deadline goes so: `call_each_bounded` starts a `ForeignCalls` thread and waits for it.  When the time
-# is up, the thread gets a KeyboardInterrupt (`interrupt_thread`) and is left behind; no thread of Python's can be
-# killed, so one that hangs in C code stays, and is counted against `_STUCK_LIMIT`.
+# `call_each_bounded` makes calls with a deadline: it starts a `ForeignCalls` thread and waits for it.  When the time
+# is up, it raises KeyboardInterrupt in that thread (`interrupt_thread`) and waits no longer.  Python cannot kill a
+# thread, so one that hangs in C code stays, and counts against `_STUCK_LIMIT`.
 #
-# Invariants: only here is every exception caught, and each such place says why.  Nothing that `call_bounded` returns
-# was made in more time than was allowed, and no more than `_STUCK_LIMIT` of its threads live at once.  Nothing below
-# "attributes" runs a line of the application's.
+# Invariants: whoever may meet an exception of any kind calls `call_safely`; the few other places that catch every kind
+# raise it again, hand it on or report it, and say so.  `call_bounded` returns no result that took longer than was
+# allowed, and no more than `_STUCK_LIMIT` of its threads live at once.  No function in the section "attributes" runs
+# code of the application's.
 #
 # Doors: NAME_LIMIT, CODE_TYPES, PLAIN_TYPES, MISSING, Outcome, escape_controls, escape_unprintable, shown_text,
 # type_name, TooLate, call_safely, call_bounded, call_each_bounded, ForeignCalls, interrupt_thread, enlarge_stacks,
@@ -616,11 +628,11 @@ def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
 # =====================================================================================================================
 
 NAME_LIMIT = 200  # characters of any name: a type's, a function's, a variable's
-_MESSAGES_SECONDS = 0.3  # for the own texts of an exception and its causes, which may hang as any code may
-_FORMAT_SECONDS = 2.0  # for the text of a traceback, once these did not hang: a thousand frames on a slow machine
+_MESSAGES_SECONDS = 0.3  # for `__str__` of an exception and its causes, which may hang as any code may
+_FORMAT_SECONDS = 2.0  # to format a traceback once those have not hung: a thousand frames on a slow machine
 _STUCK_LIMIT = 16  # threads for foreign code at once; more than this hang only when something is badly wrong
 _STACK_SIZE = 8 * 1024**2  # of a thread, as glibc has it by default
-_ROUNDS = 3  # threads for one reading: each goes on after the call in which the one before it hung
+_ROUNDS = 3  # threads for one `call_each_bounded`: each goes on after the call in which the one before it hung
 _PROMPT = re.compile(r"<(stdin|i?python-input-.*)>|.*[\\/]ipykernel_\d+[\\/]\d+\.py")  # a REPL's, a notebook's
 _DEBUGGERS = re.compile(  # modules in which a thread stands at a prompt, or waits for the client that shows it one
     r"(bdb|\w*pdb|pudb|debugpy|code|IPython|celery\.contrib\.rdb)(\.|$)"
@@ -684,7 +696,7 @@ class TooLate(Exception):
 
 
 def call_safely(job: Callable[[], Outcome]) -> _Called[Outcome]:
-    """Return what foreign code returns and None, or None and what it raised, be that anything."""
+    """Call foreign code; return (its result, None), or (None, what it raised), whatever exception that is."""
     try:
         return job(), None
     except BaseException as error:  # noqa: BLE001 - foreign code may raise SystemExit and worse
@@ -692,7 +704,7 @@ def call_safely(job: Callable[[], Outcome]) -> _Called[Outcome]:
 
 
 def call_bounded(job: Callable[[], Outcome], seconds: float, context: Optional[Context] = None) -> _Called[Outcome]:
-    """Call foreign code as `call_safely` does; when it takes longer, interrupt it and return a TooLate."""
+    """Call foreign code as `call_safely` does; after `seconds` interrupt it and return (None, a TooLate)."""
     return call_each_bounded({"": job}, seconds, context)[""]
 
 
@@ -701,9 +713,9 @@ def call_each_bounded(
 ) -> dict[str, _Called[Outcome]]:
     """Call several pieces of foreign code one after another; return what `call_bounded` returns for each.
 
-    They run in a copy of `context`, or of the caller's, and have `seconds` together.  A thread does them all.  When
-    half of the time has gone, the call in which it hangs is left behind, and another thread goes on with the rest in
-    half of what is left, up to `_ROUNDS` times.
+    They run in a copy of `context` (the caller's unless given), all in one thread, and have `seconds` together.  When
+    half of the time has gone, the call that has not returned is abandoned, and another thread makes the other calls in
+    half of the time that is left; so up to `_ROUNDS` threads.
     """
     outcomes: dict[str, _Called[Outcome]] = {}
     until = time.monotonic() + seconds
@@ -729,8 +741,9 @@ def call_each_bounded(
 class ForeignCalls(threading.Thread):
     """A thread that calls foreign code, so that what hangs there can be interrupted and left behind.
 
-    It runs in a copy of its maker's context, as frameworks' proxies mean the request of the context that they are in.
-    The maker begins it, waits, and reads `outcomes`, to which only the thread itself adds.
+    It runs in a copy of its maker's context, since a framework's proxies (Flask's `request`) stand for what the
+    context holds.  The maker calls `begin`, which waits, and then reads `outcomes`, to which only the thread itself
+    adds.
     """
 
     def __init__(self, jobs: Mapping[str, Callable[[], Any]], context: Optional[Context] = None) -> None:
@@ -741,7 +754,7 @@ class ForeignCalls(threading.Thread):
         self.abandoned = False  # nobody waits any more: begin no further call
 
     def begin(self, seconds: float) -> None:
-        """Start, and wait for the end so long.  Where the system has no thread left, call in the present one."""
+        """Start, and wait so many seconds for the end.  Where the system has no thread left, call in this one."""
         try:
             self.start()
         except RuntimeError:  # or the interpreter is at its end
@@ -777,7 +790,7 @@ def enlarge_stacks() -> None:
     """
     try:
         small = sys.platform == "linux" and not os.confstr("CS_GNU_LIBC_VERSION")
-    except (OSError, ValueError, AttributeError):  # musl knows the name, and has no answer; others do not know it
+    except (OSError, ValueError, AttributeError):  # musl knows the name but no value; other systems lack the name
         small = True
     chosen = threading.stack_size(_STACK_SIZE if small else 0)
     if chosen:  # by the application, or here before
@@ -790,7 +803,7 @@ def enlarge_stacks() -> None:
 def is_library(path: str, cwd: str) -> bool:
     """Return whether `path` belongs to the standard library, to an installed package or to a virtual environment.
 
-    `cwd` is the working directory: who works inside of such a folder works on his own code there.
+    `cwd` is the working directory.  Whoever works inside of such a folder works on his own code: that is no library.
     """
     for root in (_STDLIB, sys.prefix, sys.base_prefix):
         if is_below(path, root) and not is_below(cwd, root):
@@ -802,9 +815,9 @@ def is_library(path: str, cwd: str) -> bool:
 def is_app_file(filename: str) -> bool:
     """Return whether `filename`, as a code object has it, is a file of the project.
 
-    That is one which exists under the working directory or another folder of the project on sys.path, and belongs to
-    no library, not even to one that was copied into the project.  Code that was generated, or compiled from a source
-    that is not there, has no such file; only what was typed at a prompt counts as the application's without one.
+    Such a file exists below the working directory or another folder of the project on sys.path, and belongs to no
+    library, not even to one that was copied into the project.  Generated code, or code whose source is missing, is
+    not the application's; only what was typed at a prompt is, without a file.
     """
     if filename[:1] == "<" or not os.path.isfile(filename):
         return _PROMPT.fullmatch(filename) is not None
@@ -824,14 +837,14 @@ def is_app_code(code: CodeType) -> bool:
 
 
 def outer_frames(frame: Optional[FrameType]) -> Iterator[FrameType]:
-    """Yield a frame, the one that has called it, and so on."""
+    """Yield a frame, its caller, that one's caller, and so on."""
     while frame is not None:
         yield frame
         frame = frame.f_back
 
 
 def thread_position(ident: Optional[int]) -> str:
-    """Return where a thread stands in the application's own code: "" when in none of it, or stopped in a debugger."""
+    """Return the place in the application's code where a thread is; "" if it is in none or stopped in a debugger."""
     return app_position(outer_frames(sys._current_frames().get(ident or 0)))
 
 
@@ -899,8 +912,9 @@ def _is_machinery(filename: str, function: str) -> bool:
 def application_traceback(error: BaseException) -> Optional[TracebackType]:
     """Return the traceback of `error` from the first frame that is not machinery.
 
-    When no other is left, a SyntaxError says all by itself, and so does what devserve says of the application; any
-    other error is devserve's own, and its traceback is whole.  The frame of the file watcher's `compile` is cut off.
+    When all frames are machinery, the answer is None for a SyntaxError, and for what devserve itself says about the
+    application, since their messages suffice; for any other error, a fault of devserve's, it is the whole traceback.
+    The frame of the file watcher's `compile` is cut off.
     """
     whole: Optional[TracebackType] = raw_slot(error, "__traceback__")
     tb = whole
@@ -952,8 +966,8 @@ def has_plain_text(error: BaseException) -> bool:
 def traceback_text(error: BaseException, *, folded: bool = False) -> str:
     """Return the interpreter's own text of `error` and of what led to it.
 
-    With `folded`, runs of library frames become a line that counts them.  What may hang is each exception's own text,
-    which is tried first: when one does, only the frames and the type are written, and nothing waits a second time.
+    With `folded`, runs of library frames become a line that counts them.  Each exception's `__str__`, which may hang,
+    is tried first: when one hangs, only frames and types are written, so that nothing waits for it a second time.
     """
     import traceback
 
@@ -990,7 +1004,7 @@ def _format_traceback(error: BaseException, folded: bool) -> str:
 
 
 def _fold_lines(stack: Sequence[Any], write: Callable[[list[Any]], Iterable[str]]) -> Iterator[str]:
-    """Yield the lines of a stack with the application's frames, the innermost, and counts of the others between."""
+    """Yield the lines of a stack: the application's frames and the innermost, with the others between them counted."""
     app_files = {filename for filename in {frame.filename for frame in stack} if is_app_file(filename)}
     own = [frame.filename in app_files and not _is_machinery(frame.filename, frame.name) for frame in stack]
     shown = [*own[:-1], True] if any(own) else [True] * len(own)
@@ -1013,12 +1027,12 @@ def _package_of(filename: str) -> str:
 
 
 def raw_slot(error: BaseException, name: str) -> Any:
-    """Return what the interpreter keeps in an exception, past any property by which its class hides that."""
+    """Return a slot of BaseException, as `__cause__`, even where the exception's class hides it by a property."""
     return BaseException.__dict__[name].__get__(error)
 
 
 def own_dict(value: object) -> dict[str, Any]:
-    """Return the attributes that an object itself holds; none of one with slots only, or with an odd __dict__."""
+    """Return the attributes that an object itself holds; none if it has only slots, or an unusual `__dict__`."""
     held: Any = call_safely(lambda: object.__getattribute__(value, "__dict__"))[0]
     return dict(dict.items(held)) if issubclass(type(held), dict) else {}
 
@@ -1033,7 +1047,7 @@ def static_attributes(value: object) -> dict[str, Any]:
 
 
 def static_attribute(value: object, name: str) -> Any:
-    """Return an attribute as far as it can be had without running code; MISSING for a property and the like."""
+    """Return an attribute if it can be read without running code; MISSING for others, such as a property."""
     held = MISSING
     for each in _bases_of(value):
         held = type.__dict__["__dict__"].__get__(each).get(name, MISSING)
@@ -1051,7 +1065,7 @@ def static_attribute(value: object, name: str) -> Any:
 
 
 def _bases_of(value: Any) -> tuple[type, ...]:
-    """Return the classes in which attributes of a value are looked for, in order, past any metaclass."""
+    """Return the MRO of a value's class, whatever a metaclass says."""
     kind = value if issubclass(type(value), type) else type(value)
     bases: tuple[type, ...] = type.__dict__["__mro__"].__get__(kind)
     return bases
@@ -1062,7 +1076,8 @@ def _has_method(value: object, name: str) -> bool:
 
 
 def locals_of(frame: FrameType) -> dict[Any, Any]:
-    """Return a frame's variables.  A mapping of somebody's own, which exec and eval take too, is not asked for any."""
+    """Return a frame's variables; none where they lie in a mapping of the application's own, as exec and eval take,
+    since to read it would run its code."""
     values: Any = frame.f_locals
     if issubclass(type(values), dict):
         return dict(dict.items(values))
@@ -1080,23 +1095,23 @@ def is_taken_over(environ: Mapping[str, Any]) -> bool:
 
 
 def broken_request(error: BaseException) -> Optional[BaseException]:
-    """Return the server's own exception about a request that broke off: `error`, or what that was raised from.
+    """Return the server's own exception about a request that broke off: `error` itself or a cause of it, else None.
 
-    Django's `request.body` raises an UnreadablePostError from an UnreadablePostError from it.
+    Django's `request.body` wraps it in two UnreadablePostErrors.
     """
     for each, relation in linked_exceptions(error):
         if getattr(type(each), "nobody_listens", False):
             return each
-        if relation != "cause":  # what else fails in handling one is a failure of its own
+        if relation != "cause":  # an exception that is raised while it is handled is a failure of its own
             break
     return None
 
 
 def nobody_listens(error: BaseException, environ: Mapping[str, Any]) -> bool:
-    """Return whether an exception says no more than that the client has gone: nobody is there to read an answer.
+    """Return whether an exception means only that the client has gone, so that nobody would read an answer.
 
-    WebSocket libraries end a handler by a ConnectionError, and so does a socket whose other end has gone.  That no
-    connection could be made is another matter.
+    WebSocket libraries end a handler by a ConnectionError, and so does a socket whose other end has gone.  A
+    ConnectionRefusedError is about another connection, which the application could not make.
     """
     if broken_request(error) is not None:
         return True
@@ -1106,17 +1121,19 @@ def nobody_listens(error: BaseException, environ: Mapping[str, Any]) -> bool:
 
 # -- exceptions that a framework has caught
 
-PRESERVE_CONTEXT = "werkzeug.debug.preserve_context"  # in an environ: takes contexts for a console; Flask's word
-ON_EXCEPTION = "devserve.on_exception"  # in an environ or a scope: the debugger's function that takes one
+# Keys under which an environ, or a scope, has functions of the debugger's.  Flask calls the first with each context
+# that a console is to have; `hand_over` calls the second with the exception.
+PRESERVE_CONTEXT = "werkzeug.debug.preserve_context"
+ON_EXCEPTION = "devserve.on_exception"
 HANDED_OVER = "devserve puts its page in the place of this text."
 
 
 def hand_over(environ: Mapping[str, Any], error: BaseException) -> str:
     """Give the debugger an exception for which a framework is about to answer with a page of its own.
 
-    Returns HANDED_OVER, which the framework is to answer with: when it arrives, with whatever status and headers, the
-    debugger puts its page in its place.  "" when no debugger listens, and the framework's own page is wanted.  The
-    text is short, since middleware that compresses lets short ones be.
+    Returns the text HANDED_OVER.  The framework answers with it, under whatever status and headers, and the debugger
+    puts its own page in the place of that answer.  Without a debugger it returns "", and the framework should answer
+    with its own page.  The text is short because middleware that compresses leaves short bodies as they are.
     """
     take = environ.get(ON_EXCEPTION)
     if take is None:
@@ -1129,10 +1146,10 @@ def hand_over(environ: Mapping[str, Any], error: BaseException) -> str:
 
 
 def is_debugged(ident: int) -> bool:
-    """Return whether a thread stands at a prompt of a debugger's, or is stopped by an editor's.
+    """Return whether a thread waits at the prompt of a debugger such as pdb, or is stopped by an editor's debugger.
 
-    Then the debugger's frames come before the application's and ours.  A thread of the debugger's own has only its
-    frames, as IPython's that writes the history.
+    Then the debugger's frames are inside of the application's or ours.  A thread that has no other frames is the
+    debugger's own, such as the one in which IPython writes its history, and is not meant.
     """
     is_waiting = False
     for frame in outer_frames(sys._current_frames().get(ident)):
@@ -1143,12 +1160,12 @@ def is_debugged(ident: int) -> bool:
 
 
 def _is_debuggers(frame: FrameType) -> bool:
-    """Return whether a debugger waits in a frame: pydevd's other frames are met in any thread that it traces."""
+    """Return whether a debugger waits in this frame; other frames of pydevd are in every thread that it traces."""
     return bool(_DEBUGGERS.match(str(frame.f_globals.get("__name__")))) or frame.f_code.co_name == "do_wait_suspend"
 
 
 def is_main_thread() -> bool:
-    """Return whether this is the process's first thread, though eventlet may have given it another number since."""
+    """Return whether this is the process's first thread, even where eventlet has changed its ident."""
     return native_threading.get_native_id() == threading.main_thread().native_id
 
 
@@ -1158,7 +1175,7 @@ def has_green_threads() -> bool:
 
 
 def _fresh_module(name: str) -> Any:
-    """Return a copy of a module of the standard library as it is before anybody has patched it."""
+    """Return a new copy of a module of the standard library, without what gevent or eventlet have patched in it."""
     spec = sys.modules[name].__spec__
     assert spec is not None and spec.loader is not None
     if spec.origin == "built-in":
@@ -1174,8 +1191,8 @@ def _fresh_module(name: str) -> Any:
     return module
 
 
-# Threads that run while the application is imported, when it may put greenlets in the place of those that `threading`
-# knows, and may not know ours.  None of them runs code of the application.
+# Threads and locks for what runs while the application is imported.  That import may patch `threading` so that its
+# threads are greenlets, which ours must not be.  None of these threads runs code of the application.
 if TYPE_CHECKING:
     import threading as native_threading
 else:
@@ -1189,9 +1206,12 @@ native_sleep: Callable[[float], None] = _fresh_module("time").sleep
 # The only writer to standard error: start-up lines, the request log, warnings and crashes.  Colors and links are used
 # only where a terminal shows them.  May know the configuration and how foreign code is called.
 #
-# Invariants: lines are written whole and in the order in which they were said, by one thread at a time.  Whoever says
-# something in the main thread waits until it is written, a second at most; a request waits a moment at most for a line
-# of its own.  A terminal that was stopped by Ctrl-S, or a pipe that nobody reads, holds nobody twice.
+# How to change: an editor is a row of EDITORS, and a terminal that understands links a row of `_HYPERLINK_SIGNS`.
+#
+# Invariants: lines are written whole and in the order of the calls of `say`, by one thread at a time.  In the main
+# thread `say` waits until the line is written, a second at most; a request's thread waits at most a twentieth of a
+# second for its line in the log.  When a wait was in vain (Ctrl-S at the terminal, a pipe that nobody reads), nobody
+# waits again before something has been written.
 #
 # Doors: CRASH_LINK, UNLOGGED, EDITORS, Terminal, find_editor.
 #
@@ -1204,9 +1224,9 @@ _STATUS_COLORS = {"1": "2", "2": "", "3": "36", "4": "33", "5": "1;31"}
 CRASH_LINK = "devserve.crash"  # in the environ: the address of the page of a crash that goes on to the server
 UNLOGGED = "devserve.unlogged"  # an application sets this key in the environ of a request that is not worth a line
 _LOG_INTERVAL = 0.01  # seconds that a line may wait for its neighbors: less than the eye, or a test, can see
-_LONE_LINE_SECONDS = 0.05  # that a request may be held for its own line; no person sees it
-_FLUSH_SECONDS = 1.0  # that somebody waits for a standard error which takes nothing
-_UNWRITTEN_LIMIT = 10_000  # lines that wait for it; more would be read by nobody, and cost memory without end
+_LONE_LINE_SECONDS = 0.05  # for which a request may wait until its own line is written; no person sees it
+_FLUSH_SECONDS = 1.0  # for which a caller waits while standard error takes nothing
+_UNWRITTEN_LIMIT = 10_000  # lines kept meanwhile; more would be read by nobody, and cost memory without end
 _HYPERLINK_SIGNS = {  # variables by which terminals that understand OSC 8 are known; None: any value
     "TERM_PROGRAM": "iTerm.app vscode WezTerm Hyper ghostty Tabby rio mintty",
     "TERM": "xterm-kitty xterm-ghostty alacritty foot wezterm",
@@ -1229,8 +1249,8 @@ class Terminal:
 
     A thread writes what was said, and ends when there is nothing more.  A line of the request log that follows
     another within `_LOG_INTERVAL` is written a moment later, together with its neighbors: a write to a terminal or a
-    file costs as much as the rest of a small request.  Its threads and locks are native, as threads that are no
-    greenlets speak here too.  `editor` and `path_map` are those of `_editor_link`.
+    file costs as much as the rest of a small request.  That thread and its lock are native (2), since threads that are
+    no greenlets call `say` too.  `editor` and `path_map` are those of `_editor_link`.
     """
 
     def __init__(
@@ -1246,17 +1266,17 @@ class Terminal:
         self._lock = native_threading.RLock()  # guards `_writer`; a signal handler may say something while it is held
         self._writer: Optional[native_threading.Thread] = None
         self._written_at = 0.0
-        self._is_stuck = False  # somebody has waited in vain: until a write has ended nobody waits again
+        self._is_stuck = False  # somebody has waited in vain: nobody waits again before a write has ended
 
     def say(self, text: str) -> None:
-        """Write one line that informs.  A standard error that is closed or full is no reason to stop serving."""
+        """Write a line of information.  If standard error is closed or full, serving goes on without the line."""
         self._add(text)
         self._wake(0.0)
         if is_main_thread():
             self.flush()
 
     def flush(self, seconds: float = _FLUSH_SECONDS) -> None:
-        """Wait until all that was said is written, so many seconds at most."""
+        """Wait until all lines so far are written, `seconds` at most; in the writing thread itself, do not wait."""
         writer = self._writer
         if writer is None or writer.ident != native_threading.get_ident():
             is_written = native_threading.Event()
@@ -1265,14 +1285,14 @@ class Terminal:
             self._is_stuck = not is_written.wait(0.0 if self._is_stuck else seconds)
 
     def _add(self, text: str) -> None:
-        """Take a line up, unless too many wait already."""
+        """Put a line into the queue, unless too many wait there already."""
         if len(self._unwritten) > _UNWRITTEN_LIMIT:
             self._dropped += 1
         else:
             self._unwritten.append(text)
 
     def _wake(self, delay: float) -> Optional[native_threading.Thread]:
-        """Return the thread that writes, which begins after `delay` seconds if there was none."""
+        """Return the thread that writes; if there is none, start one, which waits `delay` seconds before it writes."""
         with self._lock:
             if self._writer is not None:
                 return self._writer
@@ -1287,7 +1307,7 @@ class Terminal:
         return self._writer
 
     def _write_all(self, delay: float) -> None:
-        """Write what was said, every `_LOG_INTERVAL` until nothing more has come for as long."""
+        """Write the lines of the queue every `_LOG_INTERVAL`; return when no line has come for as long."""
         while True:
             native_sleep(delay)
             if self._unwritten:  # not "while": under load each line would be a write of its own
@@ -1301,7 +1321,7 @@ class Terminal:
                 self._write(f"({self._dropped:,} lines were not written while standard error took nothing)\n")
                 self._dropped = 0
             with self._lock:
-                writer, self._writer = self._writer, None  # before the last look: who adds a line later wakes another
+                writer, self._writer = self._writer, None  # before the last look: a later line starts another thread
                 if not self._unwritten:
                     atexit.unregister(self.flush)
                     return
@@ -1340,7 +1360,7 @@ class Terminal:
         return text
 
     def _link_to_editor(self, line: str) -> str:
-        """Return a line of a traceback; the place that it names is a link where an editor was named."""
+        """Return a line of a traceback; the file and line that it names become a link if an editor is configured."""
         place = re.match(r'([ |]*  File ")(.+)(", line (\d+).*)', line) if self.editor else None
         if place is None:
             return line
@@ -1362,8 +1382,8 @@ class Terminal:
         line = f"{clock} {method} {escape_controls(target)} {status} {size} {milliseconds}"
         self._add(self.color(line, _STATUS_COLORS.get(status[:1], "")))
         if self._writer is not None:
-            return  # under load, it is about to write this line, too
-        if time.monotonic() - self._written_at > _LOG_INTERVAL:  # who waits for an answer looks at the log next
+            return  # under load: the thread is about to write, and takes this line along
+        if time.monotonic() - self._written_at > _LOG_INTERVAL:  # whoever gets this answer looks at the log next
             self.flush(_LONE_LINE_SECONDS)
         else:
             self._wake(_LOG_INTERVAL)
@@ -1441,28 +1461,31 @@ def _editor_link(editor: str, path: str, line: int, column: int = 1, path_map: S
 # =====================================================================================================================
 # 4. App loading
 #
-# `pkg.mod:app` becomes a callable.  APP is split into a module or a file and a name; the module is imported; the
-# application is the name's, or is found in the module; last, what is known of its framework is applied, so that its
-# exceptions reach the debugger.  May know the configuration and foreign code.
+# `pkg.mod:app` becomes a callable.  `load_app` splits APP into a module (or a file) and a name, and imports the
+# module. It takes the application that the name stands for or, without a name, the one that `_discovered_app` finds in
+# the module; both go through `checked`.  Last, `prepared` does what the row of its framework in _FRAMEWORKS says, so
+# that its exceptions reach the debugger.  May know the configuration and foreign code.
 #
 # Invariants: a mistake of the person at the keyboard is a DevserveError of one line that names the remedy.  What the
-# application's own code raises comes out as it is, with no frame of importlib in its traceback.  To find an
-# application runs nothing of its code but the import and a factory.  A framework's own handling of an exception stays
-# what it is (signals, hooks, middleware, clean-up); only the page in its answer is replaced.  All runs in the main
-# thread before anything is served, but for what a framework calls while it answers, and for `_notify_django`.
+# application's own code raises comes out as it is, with no frame of importlib in its traceback.  Finding an
+# application runs none of its code but the import and a factory.  A framework's own handling of an exception (signals,
+# hooks, middleware, clean-up) goes on as ever; only the page in its answer is replaced.  Everything runs in the main
+# thread before anything is served, except what a framework calls while it answers, and `_notify_django`, which the
+# watcher's thread calls.
 #
 # Doors: load_app, prepared, BrokenApp, app_spec, default_file, import_remedy, servers_left_out, checked, is_asgi,
 # framework_files.
 #
 # Read first: load_app, _import_target, _discovered_app, checked, _Framework, prepared.
 #
-# A new framework is a line in the table _FRAMEWORKS at the end, a server that an import may start one in _SERVERS, a
-# kind of file that people give for Python one in _NOT_PYTHON.
+# How to change: a framework is a row of the table _FRAMEWORKS at the end, under the full name of its application's
+# class, or of its package if it has no such class; `_Framework` says what each field is for.  A server that an import
+# may start is a row of _SERVERS, and a kind of file that people name instead of a Python file a row of _NOT_PYTHON.
 #
-# A framework that answers an exception by itself hides it from the debugger.  What its row calls `open` mends that:
-# where the framework has a switch, it is turned on, and the exception comes through the call; where it has none, its
-# handler is wrapped, so that it calls `hand_over` (2) and answers with the text that the debugger knows, or raises the
-# exception once it has answered, which room 11 waits for.
+# A framework that answers an exception by itself hides it from the debugger.  The function `open` of its row mends
+# that.  Where the framework has a switch, `open` turns it on, and the exception comes out of the call.  Where it has
+# none, `open` wraps the framework's handler: that then calls `hand_over` (2) and answers with the text that it gets,
+# or it raises the exception after its answer, which room 11 waits for.
 # =====================================================================================================================
 
 _DEFAULT_MODULES = ("app", "wsgi", "main")  # where an application is looked for when none is named
@@ -1471,9 +1494,9 @@ _FACTORIES = ("create_app", "make_app")  # Flask's and Pyramid's habit
 _WRAPPED_NAMES = ("wsgi_app", "asgi_app", "app", "application")  # what middleware calls the application inside
 _NO_APP_FILES = re.compile(r"(devserve|setup|conftest|manage|noxfile|fabfile|tasks|test_.*|.*_test|tests|__.*)\.py$")
 _VIRTUAL_ENVIRONMENTS = (".venv", "venv", "env", ".env")  # what they are called beside a project
-_LOCK_FILES = {"uv.lock": "uv", "poetry.lock": "poetry", "pdm.lock": "pdm", "Pipfile.lock": "pipenv"}  # and whose
-_DECORATED = (FunctionType, functools._lru_cache_wrapper)  # what tells its own function by `__wrapped__`
-_COMMANDS = frozenset(["click.core.Command", "typer.main.Typer"])  # may well be called `app`, and take any arguments
+_LOCK_FILES = {"uv.lock": "uv", "poetry.lock": "poetry", "pdm.lock": "pdm", "Pipfile.lock": "pipenv"}  # and the tool
+_DECORATED = (FunctionType, functools._lru_cache_wrapper)  # types whose `__wrapped__` is the function inside
+_COMMANDS = frozenset(["click.core.Command", "typer.main.Typer"])  # often called `app` too, and take any arguments
 _CO_ASYNC = 0x80 | 0x200  # inspect.CO_COROUTINE and CO_ASYNC_GENERATOR, without the cost of importing inspect
 _CO_VARARGS = 0x04
 _WALK_LIMIT = 2_000  # objects that are looked at for the applications inside of one; a project has some dozens
@@ -1481,7 +1504,7 @@ _WALK_LIMIT = 2_000  # objects that are looked at for the applications inside of
 # The names of the files that are run as Python: with a suffix of its own, or with none.
 _PYTHON_NAME = re.compile(r"(?!(?:Docker|Make|Pip|Proc)file$)[^.]+|.*\.(?:py|pyw|wsgi|cgi|fcgi)", re.IGNORECASE)
 _PASTE = re.compile(r"^\[(?:app|composite|pipeline)\b", re.MULTILINE)  # a section of PasteDeploy's
-_NOT_PYTHON = {  # what to do with a file that has another suffix; of the rest it is said what else is there to serve
+_NOT_PYTHON = {  # by suffix, what to do instead; for any other suffix, the message names what else could be served
     ".ini": "write a file app.py with `from paste.deploy import loadapp; app = loadapp({config!r})`, or use pserve",
     ".py.txt": "rename it to {stem}",  # as Windows shows it, this one is called app.py
     ".ipynb": "save its code as a module: jupyter nbconvert --to python {name}",
@@ -1490,7 +1513,7 @@ _NOT_PYTHON = {  # what to do with a file that has another suffix; of the rest i
     ".pyz": "unpack it, and name the file that has the application",
 }
 
-# Lines by which a file that nobody named looks like one that has an application, or like a Django project's manage.py.
+# By these lines we guess that a file, which nobody named, makes an application, or is a Django project's manage.py.
 _OFFER = re.compile(
     r"^(?:async )?(?:def|class) +(?:app|application|create_app|make_app)\b"
     r"|^(?:app|application|create_app|make_app)\b[^=\n]*=(?!=)"
@@ -1509,15 +1532,20 @@ if TYPE_CHECKING:
 
 
 def load_app(spec: str = "", *, debug: bool = False, debugger: bool = False) -> WSGIApplication:
-    """Return the application that `spec` names: `module`, `package.module` or `path/to/file.py`, each with an optional
-    `:name`, `:dotted.name` or `:factory("literal", key=1)`.
+    """Import the application that `spec` names, and return the callable to serve, which may be WSGI or ASGI.
 
-    Without a `spec` $DEVSERVE_APP and $FLASK_APP are asked, then `default_file` in the current folder.  `debug` turns
-    on the framework's debug mode, and `debugger` has its exceptions reach a DebuggedApplication around it.  Raises
-    DevserveError for what the person can mend; whatever the application's own code raises, SystemExit too, comes out
-    as it is.
+        app = devserve.load_app("shop.web:create_app('testing')")
 
-        app = load_app("shop.web:create_app('testing')")
+    spec (str, "")          `module`, `package.module` or `path/to/file.py`, each with an optional `:name`,
+                            `:dotted.name` or `:factory("literal", key=1)`; "" takes $DEVSERVE_APP, else $FLASK_APP,
+                            else app.py, wsgi.py or main.py in the current folder, or a Django project's wsgi.py
+    debug (bool, False)     turn on the framework's debug mode
+    debugger (bool, False)  let its exceptions come out of the call, for a DebuggedApplication around it
+
+    The current folder, and the folder from which a file is imported, are put first on sys.path.  Raises DevserveError
+    for what the person can mend, such as a module that does not exist or holds no application.  Whatever the
+    application's own code raises, SystemExit too, comes out as it is.  Call it in one thread at a time, as it changes
+    sys.path and the environment.
     """
     for variable in filter(None, [framework.variable for framework in _FRAMEWORKS.values() if debug]):
         os.environ.setdefault(variable, "1")  # before the import, since extensions ask while they are set up
@@ -1532,8 +1560,7 @@ def load_app(spec: str = "", *, debug: bool = False, debugger: bool = False) -> 
 def prepared(app: Any, *, debug: bool, debugger: bool) -> WSGIApplication:
     """Return the callable of `app`, with all that its frameworks need for `debug` and `debugger`.
 
-    A Django project in debug mode has its static files served, as by its runserver, be devserve's options what they
-    may.
+    The static files of a Django project whose settings say DEBUG are served, as its runserver does, whatever `debug`.
     """
     frameworks = [(_FRAMEWORKS[_framework_of(inner)], inner) for inner in _frameworks_in(app)]
     for framework, inner in frameworks:
@@ -1547,7 +1574,7 @@ def prepared(app: Any, *, debug: bool, debugger: bool) -> WSGIApplication:
 
 
 class BrokenApp:
-    """Stands in for an application that failed to import: every call raises the failure again.  For any thread."""
+    """Stands in for an application whose import failed: each call raises that exception again.  For any thread."""
 
     deferred = True  # the failure was printed when it happened; the debugger need not print it again
 
@@ -1561,11 +1588,11 @@ class BrokenApp:
 
 # -- what is to be imported
 #
-# What is said of a folder is found by the text of its files alone: nothing is imported to see what is in it.
+# What a folder has to serve is judged by the text of its files alone: nothing is imported to see what is in it.
 
 
 def app_spec(spec: str) -> str:
-    """Return APP, or what the environment has for it."""
+    """Return `spec`; if it is empty, $DEVSERVE_APP or else $FLASK_APP."""
     return (spec or os.environ.get("DEVSERVE_APP") or os.environ.get("FLASK_APP") or "").strip().rstrip(":")
 
 
@@ -1580,10 +1607,10 @@ def _split_spec(spec: str) -> tuple[str, str]:
 def default_file(folder: str) -> str:
     """Return the path of the file in `folder` that most likely has the application, when nobody names one.
 
-    These are asked, and the first whose text looks so wins, or else the first of all: app.py, wsgi.py and main.py; a
-    Django project's wsgi.py or asgi.py, beside whose package manage.py stands; the packages app and wsgi, themselves
-    or by a file of these names, if their text looks so.  Raises DevserveError when there is none, with what the folder
-    has instead.
+    The candidates are, in order: app.py, wsgi.py and main.py; the wsgi.py or asgi.py of a Django project, beside whose
+    package manage.py stands; the packages app and wsgi, or a file of these names in them, but only if the text looks
+    like an application.  The first whose text does so wins, or else the first of all.  Raises DevserveError when there
+    is none, with what the folder has instead.
     """
     usual = [f"{stem}.py" for stem in _DEFAULT_MODULES]
     if os.path.isfile(os.path.join(folder, "manage.py")):
@@ -1600,8 +1627,8 @@ def default_file(folder: str) -> str:
 
 
 def _folder_remedy(folder: str, otherwise: str, *, any_file: bool = False) -> str:
-    """Return what to serve in a folder, or one or two below as in a src layout; where nothing looks so, `otherwise`,
-    or with `any_file` each of its modules."""
+    """Return a remedy that names what looks like an application in a folder, or up to two folders below it as in a src
+    layout.  If nothing does, return `otherwise`, or with `any_file` name each of its modules."""
     import glob
 
     def offers(pattern: str) -> list[str]:
@@ -1641,7 +1668,7 @@ def _offers_app(path: str) -> bool:
 
 
 def _text_of(path: str) -> str:
-    """Return the text of a file, or as much as looks like one; "" where there is none."""
+    """Return the first megabyte of a file as text, what is not UTF-8 replaced; "" if it cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read(1 << 20)
@@ -1659,9 +1686,9 @@ def _names_in(folder: str) -> list[str]:
 
 # -- the import
 #
-# A file is imported under the name that an import statement would give it, so that the application's own imports of
-# it, relative ones and pickles find the same module and not a second copy.  A module comes to be executed by a loader
-# of ours only where no import statement can reach its file.
+# A file is imported under the name that an import statement would give it.  So the application's own imports of it,
+# relative ones and pickles find the same module and not a second copy.  Only a file that no import statement can reach
+# is executed by a loader of ours.
 
 
 def _import_target(target: str) -> ModuleType:
@@ -1681,9 +1708,10 @@ def _import_target(target: str) -> ModuleType:
 
 
 def _is_path(target: str) -> bool:
-    """Return whether `target` is a path; a name is one too where the current folder has a file or folder for it.
+    """Return whether `target` is a path: by its form, or because the current folder has a file or folder of that name.
 
-    A plain folder gives way to an installed package of its name, as it does for an import.
+    If there is an installed package of that name as well, it is preferred to a folder that is no package, as an import
+    does.
     """
     is_module = _is_module_at(target)
     if target.isidentifier() and os.path.isdir(target) and not is_module:
@@ -1701,7 +1729,7 @@ def _is_module_at(path: str) -> bool:
 
 
 def _module_below(path: str) -> str:
-    """Return the path of the module that has this one from here, or from up to two folders below, as src; or ""."""
+    """Return the path of a module whose path is this one, from here or from up to two folders below (src); else ""."""
     import glob
 
     folders = [folder for below in ("*", "*/*") for folder in sorted(glob.glob(below))]
@@ -1710,8 +1738,8 @@ def _module_below(path: str) -> str:
 
 
 def _existing_file(target: str) -> str:
-    """Return the absolute path of the file that `target` means: a package's, itself, with .py added, or what a folder
-    offers.  Raises DevserveError for none, and for a file that is no Python."""
+    """Return the absolute path of the file that `target` means: the file itself, with .py added, a package's, or what
+    `default_file` finds in a folder.  Raises DevserveError if there is none, or it is no Python file."""
     path = os.path.abspath(target)
     folder, name = os.path.split(path)
     found = next(filter(os.path.isfile, (os.path.join(path, "__init__.py"), path, f"{path}.py")), "")
@@ -1748,7 +1776,7 @@ def _importable_name(path: str) -> tuple[str, str]:
 
 
 def _put_first_on_path(folder: str) -> None:
-    """Make `folder` the first place that imports look in, and keep it there once."""
+    """Make `folder` the first entry of sys.path, and the only one for that folder."""
     same = ("", folder) if folder == os.getcwd() else (folder,)  # "" stands for the current folder
     sys.path[:] = [folder, *(entry for entry in sys.path if entry not in same)]
 
@@ -1757,7 +1785,7 @@ def _heed_manage_py(root: str, inside: str) -> None:
     """Set the DJANGO_ variables that manage.py sets, as its runserver would, before wsgi.py names those of production.
 
     manage.py stands in `root` or in a folder between it and the module, whose path from there is `inside`.  What it
-    sets for some commands only, such as `test`, is indented deeper.
+    sets for some commands only, such as `test`, is indented deeper and left out.
     """
     folders = inside.split(os.sep)[:-1]
     for depth in range(len(folders), -1, -1):
@@ -1770,7 +1798,7 @@ def _heed_manage_py(root: str, inside: str) -> None:
 
 
 def _import_module(name: str) -> ModuleType:
-    """Import `name`; a DevserveError when it does not exist, the application's own exception when it does and fails.
+    """Import `name`.  Raises DevserveError if it does not exist, and the application's own exception if it fails.
 
     `__import__` and not `importlib.import_module`, because it leaves importlib's frames out of tracebacks.
     """
@@ -1800,14 +1828,14 @@ def _import_from_location(name: str, path: str) -> ModuleType:
     try:
         # What exec_module does, without importlib's frames in tracebacks.
         exec(loader.source_to_code(loader.get_data(path), path), vars(module))
-    except BaseException:  # raised again: a module that ends in whatever way is not loaded
+    except BaseException:  # raised again: a module that failed, in whatever way, must not stay in sys.modules
         del sys.modules[name]  # as the import system does
         raise
     return module
 
 
 def _raised_inside(error: BaseException) -> bool:
-    """Return whether `error`, just caught by the caller, comes from further in than the call that the caller made."""
+    """Return whether `error`, which the caller has just caught, was raised inside of what the caller called."""
     inner = error.__traceback__.tb_next if error.__traceback__ else None
     while inner is not None and inner.tb_frame.f_code.co_filename.startswith("<frozen importlib"):
         inner = inner.tb_next
@@ -1842,12 +1870,12 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 
 
 def import_remedy(error: BaseException) -> str:
-    """Return what to do about a failed import where its exception does not say so; "" where a library may be missing.
+    """Return what to do about a failed import, "" if its exception says enough.
 
-    One that is there is not found when a file of the application's has its name, or when a virtual environment that
-    stands beside or above, or that a tool keeps elsewhere, is not used.
+    An installed library is not found when a file of the application's has its name, or when the project's virtual
+    environment (beside it, above it, or where a tool such as poetry keeps it) is not the one that runs.
     """
-    if isinstance(error, SystemExit) and type(error.code) is not str:  # else it says itself what it lacks
+    if isinstance(error, SystemExit) and type(error.code) is not str:  # a text would say what is the matter
         return "the program ends itself while it is imported: let it do so under if __name__ == '__main__': only"
     if type(error).__name__ == "AppRegistryNotReady":
         return "Django is not set up yet when this is imported: serve the project's wsgi.py, or import it later"
@@ -1924,10 +1952,10 @@ _SERVERS = {
 
 @contextlib.contextmanager
 def servers_left_out(warn: Callable[[str], None]) -> Iterator[None]:
-    """Let a module that starts a server while it is imported, for want of a main guard, be imported to its end.
+    """Inside of this context, calls that start a server return at once, in the thread that has entered it.
 
-    `warn` is told so once.  Only this thread's servers are left out: what a module runs in a thread of its own may
-    well be meant.
+    So a module that starts one without a main guard is imported to its end; `warn` is told so once.  A server that the
+    module starts in another thread is started, since it may well be wanted.
     """
     flask_knows = "FLASK_RUN_FROM_CLI" in os.environ
     os.environ.setdefault("FLASK_RUN_FROM_CLI", "true")  # by which Flask leaves its own out, with a warning
@@ -1945,9 +1973,10 @@ def servers_left_out(warn: Callable[[str], None]) -> Iterator[None]:
 
 
 class _ServerFinder:
-    """A finder of `sys.meta_path` that replaces what starts a server, as soon as its module has been executed.
+    """A finder of `sys.meta_path` that replaces the functions which start a server, once their module is executed.
 
-    For the importing thread.  What is in its place starts the server once `importer` is None, and in other threads.
+    A replacement does nothing when the importing thread calls it.  In any other thread, and once `importer` is None,
+    it starts the server.
     """
 
     def __init__(self, warn: Callable[[str], None]) -> None:
@@ -1970,7 +1999,7 @@ class _ServerFinder:
         return spec
 
     def leave_out(self, name: str, module: Any) -> None:
-        """Replace what starts a server in a module; a module of another version may lack it."""
+        """Replace the functions of a module that start a server; another version of it may lack some."""
         for dotted in _SERVERS[name]:
             holder, _, function = dotted.rpartition(".")
             owner = getattr(module, holder, None) if holder else module
@@ -1979,7 +2008,7 @@ class _ServerFinder:
                 setattr(owner, function, self._stand_in(name, start))
 
     def _stand_in(self, name: str, start: Callable[..., Any]) -> Callable[..., Any]:
-        """Return what is called in place of `start`: a function, since as a method it must be given its instance."""
+        """Return the function that is called in place of `start`; as a function it also works as a method."""
 
         @functools.wraps(start)
         def stand_in(*args: Any, **kwargs: Any) -> Any:
@@ -2000,7 +2029,7 @@ async def _no_server() -> None:
 
 # -- the application in a module
 #
-# Nothing is called to see whether it is an application: classes, and the form of functions, tell (`_Shape`).
+# Nothing is called to see whether it is an application: its class tells, or the parameters it takes (`_Shape`).
 
 
 def _named_app(module: ModuleType, target: str, name: str) -> Any:
@@ -2042,8 +2071,8 @@ def _parse_name(name: str) -> tuple[list[str], Optional[_Arguments]]:
 
 
 def _name_remedy(thing: Any, holder: str, name: str) -> str:
-    """Return the remedy for a name that `thing`, which APP calls `holder`, has not: the nearest one, or what is likely
-    to be an application."""
+    """Return the remedy if `thing`, which APP calls `holder`, has no such name: the most similar one, or the names of
+    what is probably an application."""
     if any(_is_module_at(os.path.join(folder, name)) for folder in getattr(thing, "__path__", ())):
         return f"did you mean {_submodule(holder, name)!r}?"
     likely, imported = _candidates(thing)
@@ -2062,8 +2091,8 @@ def _submodule(package: str, name: str) -> str:
 
 
 def _candidates(holder: Any) -> tuple[list[str], list[str]]:
-    """Return how APP names what looks like an application in a module, of its own or else imported; and the names of
-    all functions, classes and modules that it imports."""
+    """Return the names, as APP has them, of what looks like an application in a module, its own before imported ones;
+    and the names of all functions, classes and modules that it imports."""
     held, imported = own_dict(holder), []
     found: tuple[list[str], list[str]] = ([], [])
     for name, thing in held.items():
@@ -2086,7 +2115,7 @@ def _discovered_app(module: ModuleType, target: str) -> Any:
     this order.  Raises the DevserveError that names what comes nearest."""
     for name in _DEFAULT_NAMES:
         thing = getattr(module, name, None)
-        stack = getattr(sys.modules.get("bottle"), "app", None)  # what `from bottle import *` calls so is none
+        stack = getattr(sys.modules.get("bottle"), "app", None)  # `from bottle import *` defines it; it is none itself
         if thing is not None and thing is not stack and not isinstance(thing, ModuleType):
             return _app_or_made(thing, target, name)
     found = {id(thing): name for name, thing in vars(module).items() if _framework_of(thing)}  # each object once
@@ -2122,7 +2151,7 @@ def _framework_default() -> Any:
 
 def _module_remedy(module: ModuleType, target: str) -> str:
     """Return what to do about a module without an application, in the words of the framework that it uses."""
-    likely = [name for name in _candidates(module)[0] if name not in _DEFAULT_NAMES]  # which are none, as was seen
+    likely = [name for name in _candidates(module)[0] if name not in _DEFAULT_NAMES]  # those were tried already
     if likely:
         return f"; did you mean '{target}:{likely[0]}'?"
     named = getattr(module, "WSGI_APPLICATION", None) or getattr(module, "ASGI_APPLICATION", None)
@@ -2172,7 +2201,7 @@ def _app_or_made(thing: Any, target: str, name: str, arguments: Optional[_Argume
 
 
 def _is_factory(thing: Any, name: str) -> bool:
-    """Return whether `thing` makes applications: it is called so, or needs no arguments, behind decorators perhaps."""
+    """Return whether `thing` makes applications: by its name, or as it needs no arguments (under decorators)."""
     if name.rpartition(".")[2] in _FACTORIES or getattr(thing, "__name__", "") in _FACTORIES:
         return callable(thing)
     thing = _undecorated(thing)
@@ -2247,10 +2276,11 @@ def _objection_inside(app: Any, *, asynchronous: bool) -> str:
 
 
 def is_asgi(app: Any) -> bool:
-    """Return whether `app` is an ASGI 3 application: by its framework, or as it is called.
+    """Return whether `app` is an ASGI 3 application: by its framework, or by its form.
 
-    Called so are coroutine functions of three parameters, objects with such a `__call__`, whatever calls its three
-    parameters scope, receive and send, and a class whose instances are awaited, as Starlette's endpoints are.
+    These forms are ASGI: a coroutine function of three parameters, an object with such a `__call__`, anything whose
+    three parameters are named scope, receive and send, and a class whose instances are awaited (Starlette's
+    endpoints).
     """
     name = _framework_of(app)
     if name:
@@ -2274,7 +2304,7 @@ class _Shape(NamedTuple):
 
 
 def _shape_of(thing: Any) -> Optional[_Shape]:
-    """Return how a function, a method or an object with `__call__` is called; None where no Python code says so."""
+    """Return the shape of a function, a method or an object with `__call__`; None if it is not written in Python."""
     kind = type(thing)
     if kind is partial and not thing.keywords:
         shape = _shape_of(thing.func)
@@ -2295,7 +2325,7 @@ def _shape_of(thing: Any) -> Optional[_Shape]:
 
 
 def _undecorated(thing: Any) -> Any:
-    """Return the function behind decorators whose own form says nothing, as `functools.wraps` leaves it."""
+    """Return the function inside of decorators, by `__wrapped__`; the shape of a decorator says nothing."""
     while type(thing) in _DECORATED and hasattr(thing, "__wrapped__"):
         shape = _shape_of(thing)
         if shape is not None and not shape.variable:
@@ -2306,8 +2336,8 @@ def _undecorated(thing: Any) -> Any:
 
 # -- applications inside of applications
 #
-# A framework's application is often wrapped in middleware, mounted in another or named by a plain function.  All that
-# a callable holds is looked at, through attributes, closures and containers, without running a property.
+# A framework's application is often wrapped in middleware, mounted in another, or called by a plain function.  So we
+# look at everything that a callable holds, through attributes, closures and containers, without running a property.
 
 
 def _framework_of(thing: Any) -> str:
@@ -2333,7 +2363,7 @@ def _frameworks_in(app: Any) -> list[Any]:
 
 
 def _held_by(app: Any) -> list[Any]:
-    """Return what `app` may hand requests on to: attributes, of a function what it names, what is mounted in it."""
+    """Return what `app` may pass requests on to: its attributes, what a function refers to, what is mounted in it."""
     kind = type(app)
     if kind is MethodType:  # as in ProxyFix(app.wsgi_app)
         return [app.__self__]
@@ -2376,24 +2406,24 @@ if TYPE_CHECKING:  # folders, what is told of changed files there, and which fil
 
 
 class _Framework(NamedTuple):
-    """All that is known of a framework.  What is not given is what fits most: they have nothing of the kind."""
+    """All that is known of a framework.  A default means that the framework has, or needs, nothing of the kind."""
 
-    open: Callable[[Any], object] = lambda app: None  # has its exceptions reach the debugger
-    debug: Callable[[Any], object] = lambda app: None  # turns its debug mode on, where the environment has not
-    variable: str = ""  # what it reads from the environment for its debug mode, while it is imported
-    wrap: Callable[[Any], Any] = lambda app: app  # returns the callable to serve for an application with one inside
-    default: Callable[[Any], Any] = lambda package: None  # what its package keeps for those who make no application
+    open: Callable[[Any], object] = lambda app: None  # lets its exceptions reach the debugger, as the banner says
+    debug: Callable[[Any], object] = lambda app: None  # turns its debug mode on, where `variable` has not
+    variable: str = ""  # of the environment; turns its debug mode on while it is imported
+    wrap: Callable[[Any], Any] = lambda app: app  # returns what is to be called in place of the object that was found
+    default: Callable[[Any], Any] = lambda package: None  # returns the application that the package itself keeps
     mounted: Callable[[Any], Iterable[Any]] = lambda app: ()  # applications inside that no attribute holds
     files: Callable[[Any], Optional[_FrameworkFiles]] = lambda app: None  # see `framework_files`
     is_asgi: bool = False
-    example: str = ""  # how an application is made where an import finds it, for those whose tutorials do not say it
-    elsewhere: str = ""  # for those that neither WSGI nor ASGI can serve: what can
+    example: str = ""  # how to make an application that an import finds, if the framework's tutorials do not show it
+    elsewhere: str = ""  # what serves it, if neither WSGI nor ASGI can
 
 
 def _open_flask(app: Any) -> None:
     """Let exceptions through, as Flask and Quart do in debug mode; signals and teardown functions run as ever.
 
-    A PROPAGATE_EXCEPTIONS of the application's own is heeded.  By a true one Quart is told to show its own page.
+    If the application sets PROPAGATE_EXCEPTIONS itself, that holds: to Quart, a true value means its own page.
     """
     if app.config.get("PROPAGATE_EXCEPTIONS") is None:
         if is_asgi(app):
@@ -2409,14 +2439,14 @@ def _flask_files(app: Any) -> _FrameworkFiles:
 
 
 def _debug_flask(app: Any) -> None:
-    """Turn the debug mode on for an application that was made in code, before `run`, and has not seen FLASK_DEBUG."""
+    """Turn the debug mode on; an application that was made before `run` was called has not seen FLASK_DEBUG."""
     app.debug = True
 
 
 def _open_litestar(app: Any) -> None:
     """Have Litestar answer with our page what nothing in the application handles, and let it out of a WebSocket.
 
-    What has a status is meant as an answer.
+    An exception that has a status is meant as an answer, and is left to Litestar.
     """
 
     def handler(request: Any, error: BaseException) -> Any:
@@ -2434,7 +2464,7 @@ def _open_litestar(app: Any) -> None:
 
 
 def _open_blacksheep(app: Any) -> None:
-    """Let through what BlackSheep would log and then answer; that is the last that it does, past its middleware."""
+    """Let exceptions through where BlackSheep would log and answer them, which is outside of all its middleware."""
 
     async def log_unhandled_exc(request: Any, error: BaseException) -> None:
         raise error
@@ -2443,7 +2473,7 @@ def _open_blacksheep(app: Any) -> None:
 
 
 def _open_sanic(app: Any) -> None:
-    """Have Sanic's handler of last resort answer with our page, or as it does what has a status."""
+    """Have Sanic's handler of last resort answer with our page; an exception with a status it answers as ever."""
     own = app.error_handler.default
 
     def default(request: Any, error: BaseException) -> Any:
@@ -2454,9 +2484,9 @@ def _open_sanic(app: Any) -> None:
 
 
 def _open_bottle(app: Any) -> None:
-    """Have what a route raises answered by us inside of Bottle, so that hooks see a response; all else goes through.
+    """Answer inside of Bottle what a route raises, so that its hooks see a response; let all else through.
 
-    `catchall` is Bottle's own switch for that, but what hooks add to the response would be lost with it alone.
+    Bottle's own switch for that is `catchall`; with it alone, what the hooks add to the response would be lost.
     """
     bottle = sys.modules["bottle"]
     app.catchall = False
@@ -2479,7 +2509,7 @@ def _open_bottle(app: Any) -> None:
 
 
 def _open_falcon(app: Any) -> None:
-    """Have Falcon's own handler of last resort answer with our page; one of the application's is kept."""
+    """Have Falcon's own handler of last resort answer with our page; if the application has set one, that stays."""
     own: Any = getattr(app, "_python_error_handler", None)
 
     def handler(request: Any, response: Any, error: Any, params: Any) -> Any:
@@ -2501,9 +2531,9 @@ def _open_falcon(app: Any) -> None:
 
 
 def _open_cherrypy(app: Any) -> None:
-    """Have CherryPy, where it asks for an error response, answer with our page; its hooks run all the same.
+    """Have CherryPy answer with our page where it would make an error response; its hooks run all the same.
 
-    What is raised while a body is sent goes through.  The exception is told by us, and not by CherryPy too.
+    What is raised while a body is sent goes through.  CherryPy does not log the exception, as we print it.
     """
     for mounted in app.apps.values() if hasattr(app, "apps") else [app]:
         config = mounted.config.setdefault("/", {})
@@ -2514,7 +2544,7 @@ def _open_cherrypy(app: Any) -> None:
 
 
 def _answer_for_cherrypy() -> None:
-    """Make CherryPy's own 500 the response of the request that this thread serves, with our text if that is wanted."""
+    """Make CherryPy's own 500 the response to this thread's request, with our text if a debugger listens."""
     cherrypy = sys.modules["cherrypy"]
     error = sys.exc_info()[1]
     text = hand_over(cherrypy.serving.request.wsgi_environ, error) if error else ""
@@ -2537,10 +2567,10 @@ def _open_webpy(app: Any) -> None:
 
 
 def _open_django(app: Any) -> None:
-    """Have Django's exception reporter, which makes its page, hand the exception to the debugger instead.
+    """Have Django's exception reporter, which makes its error page, hand the exception to the debugger instead.
 
-    So signals are sent once, and every middleware gets a response, as under runserver.  A project whose settings say
-    DEBUG_PROPAGATE_EXCEPTIONS, be it True or False, has decided for itself.
+    So signals are sent once, and every middleware gets a response, as under runserver.  If the project's settings have
+    DEBUG_PROPAGATE_EXCEPTIONS, True or False, we change nothing.
     """
     settings = sys.modules["django.conf"].settings
     if not settings.DEBUG or settings.is_overridden("DEBUG_PROPAGATE_EXCEPTIONS"):
@@ -2559,7 +2589,7 @@ def _open_django(app: Any) -> None:
 
 
 def _hand_over_django(reporter: Any) -> str:
-    """Return the text for the response in place of Django's page; "" for Django's own, as a mail would have it."""
+    """Return the text that takes the place of Django's page; "" if Django is to make its own, as for a mail."""
     request, error = reporter.request, reporter.exc_value
     if request is None or error is None or getattr(reporter, "is_email", False):
         return ""
@@ -2574,7 +2604,7 @@ def _hand_over_django(reporter: Any) -> str:
 
 
 def _keep_tracebacks_once() -> None:
-    """Have the handlers that write to the terminal leave out what the debugger has written there."""
+    """Have Django's log handlers for the terminal leave out the tracebacks that the debugger has written there."""
     logging = sys.modules["logging"]
 
     def is_news(record: Any) -> bool:
@@ -2587,7 +2617,7 @@ def _keep_tracebacks_once() -> None:
 
 
 def _wrap_django(app: Any) -> Any:
-    """Return what serves the static files of a project in debug mode too, as its runserver does; around middleware."""
+    """Return the application inside of one that serves the project's static files in debug mode, as runserver does."""
     settings = sys.modules["django.conf"].settings
     if not settings.DEBUG or "django.contrib.staticfiles" not in settings.INSTALLED_APPS:
         return app
@@ -2597,8 +2627,8 @@ def _wrap_django(app: Any) -> Any:
 
 
 def _django_files(app: Any) -> _FrameworkFiles:
-    """Ask all parts of Django, by the signal of its own reloader, for the files that they read: templates,
-    translations, what a library adds.  Installed packages are left out."""
+    """Ask all parts of Django, by the signal of its own reloader, which files they read: templates, translations, what
+    a library adds.  Return these without installed packages', and the function that tells Django of a change."""
     _import_module("django.utils.translation").get_language()  # only after a first use its reloader is connected
     autoreload = _import_module("django.utils.autoreload")
     reloader = autoreload.BaseReloader()
@@ -2610,7 +2640,7 @@ def _django_files(app: Any) -> _FrameworkFiles:
 
 
 def _notify_django(file_changed: Any, asked: list[tuple[str, str]], paths: list[str]) -> bool:
-    """Send Django's signal for each file that some part of it has asked for; return whether all were taken note of."""
+    """Send Django's signal for each file that some part of it has asked for; return whether a part took each."""
     from fnmatch import fnmatch
     from pathlib import Path
 
@@ -2624,7 +2654,7 @@ def _notify_django(file_changed: Any, asked: list[tuple[str, str]], paths: list[
     return all(answers)
 
 
-# By the class of their applications; those that have none, by their package.
+# By the class of their applications, with its module; those that have no class of application by their package.
 _FRAMEWORKS: dict[str, _Framework] = {
     "flask.app.Flask": _Framework(_open_flask, _debug_flask, "FLASK_DEBUG", files=_flask_files),
     "django.core.handlers.wsgi.WSGIHandler": _Framework(_open_django, wrap=_wrap_django, files=_django_files),
@@ -2677,9 +2707,10 @@ _FRAMEWORKS: dict[str, _Framework] = {
 
 
 def framework_files(app: Any) -> _FrameworkFiles:
-    """Return folders that a framework in `app` reads from, how it is told what has changed there, and what it reads.
+    """Return the folders that a framework in `app` reads from, a function that tells it which files there have
+    changed, and a predicate for the paths that count; None: all.
 
-    The first function returns whether nothing need restart, and is for the watcher's thread.
+    The watcher's thread calls the first function; it returns whether that is enough, so that no reload is needed.
     """
     found = (_FRAMEWORKS[_framework_of(inner)].files(inner) for inner in _frameworks_in(app))
     return next(filter(None, found), ([], lambda paths: False, None))
