@@ -2719,8 +2719,8 @@ def framework_files(app: Any) -> _FrameworkFiles:
 # =====================================================================================================================
 # 5. Traceback
 #
-# An exception becomes plain data: what was raised, why, where, with which source and which values.  Whoever writes a
-# page from it need only escape: it holds no markup.  May know foreign code (2) alone.
+# An exception becomes plain data, a `Report`: what was raised, why, where, with which source and which values.  It
+# holds no markup; a room that makes a page of it only escapes it.  May know foreign code (2) alone.
 #
 # Three things stand for a frame.  A `FramePosition` is the live frame with the line and the instruction that it had
 # when the exception passed; it is kept for consoles and read no further.  `view_position` makes a `FrameView` of it,
@@ -2728,12 +2728,18 @@ def framework_files(app: Any) -> _FrameworkFiles:
 # frames of libraries that happens when somebody opens them on the page.
 #
 # Values come from the frame's own variables and from the names, attributes and subscripts on the failing line
-# (`expressions_in`).  `_Scope.find` finds what such an expression stands for: first without running code, then, in a
-# bounded call, with the property or the proxy that it needs.  A call on that line is never made, and what has just
-# failed is not tried again.  Every value becomes a text in `_describe`, which also masks the secrets.
+# (`expressions_in`).  `_Scope.find` evaluates such an expression: first without running code, then, in a bounded call,
+# with the property or the proxy that it needs.  It never makes a call that stands on that line, and does not evaluate
+# again what has just failed.  `_describe` turns every value into a text and masks the secrets in it.
 #
-# One budget bounds a report: `_REPORT_SIZE` characters and `_REPORT_SECONDS` of foreign code, whatever has failed.
-# What is nearest to the failure is read first; what comes after the budget is spent is counted instead.
+# One budget bounds a report, whatever has failed: `_REPORT_SIZE` characters and `_REPORT_SECONDS` of foreign code.
+# What is nearest to the failure is read first; once the budget is spent, the rest is only counted.
+#
+# How to change: what makes a name secret is in `_SECRET_WORD`, and names that look so but are not in `_ABOUT_SECRETS`
+# and `_PLAIN_KEYS`.  A way to write a secret inside of a text is a row of `_SECRET_TEXTS`: a piece that such a text
+# must contain, which is searched first as it is fast, and a pattern, whose last group is masked.  If the pattern has
+# two groups, the first is the name, which must be secret by the rules above.  A template engine is a row of
+# `_TEMPLATE_ENGINES`, and a new kind of "Did you mean" a branch of `_names_meant`.
 #
 # Invariants: every text in a report is bounded, printable and encodable, and the secrets in it are masked.  An
 # object's own code runs only in a bounded call.  Of one bad object only its own text is lost.
@@ -2753,21 +2759,21 @@ LINES_AROUND = 5  # source lines on each side of an application's line; what a p
 _LIBRARY_LINES_AROUND = 2  # and of a library's: folded on the page, and most of its weight
 _LINE_LIMIT = 400  # characters of a source line; only generated code is longer
 _TEXT_LIMIT = 10_000  # characters of a message or a note; enough for a compiler's, harmless to a browser
-_MASK_LIMIT = 5 * _TEXT_LIMIT  # characters in which secrets are searched; what is cut off may tell that one has begun
+_MASK_LIMIT = 5 * _TEXT_LIMIT  # characters searched for secrets: one may begin before the cut and be known only after
 _PAST_LIMIT = 250  # characters past a limit that are masked, too: a password in a URL is known by the @ after it
 _VALUE_LIMIT = 800  # characters of a value: ten lines of the page; what is inside a longer one can be unfolded
 _LIST_LIMIT = 60  # variables of a frame, fields of a form, members of a value; who has more has generated them
 _DEPTH_LIMIT = 6  # containers within containers, groups within groups
 _ROUNDS_FOLDED = 4  # rounds of a recursion from which it is folded; fewer are as soon read as the line about them
 _NEAR_LIMIT = 5_000  # names that are compared with a wrong one; so many take 20 ms of `_QUICK_SECONDS`
-_NEAR_FRAMES = 8  # in which a mapping is looked for that lacks a key
+_NEAR_FRAMES = 8  # frames, from the innermost, in which we look for the mapping that lacks a key
 _NEARNESS = 0.7  # of names that are suggested; difflib's own 0.6 would have `local` for `total`
 _MASK = "••••••••"
 _SEQUENCES = (dict, list, tuple, set, frozenset, deque)  # whose members are elements
 
 
 class _SourceLine(NamedTuple):
-    """One line of source, without its line end.  What is cut off a long one is an ellipsis."""
+    """One line of source, without its line end; a long one is cut, with an ellipsis."""
 
     number: int
     text: str
@@ -2888,20 +2894,20 @@ def read_report(
 
 
 class _ReportBuilder:
-    """The reading of one report: what it may still spend, and what it has read already.  One thread uses it.
+    """Makes one report, and keeps what is left of its budget: `size` characters, and time `until`.  For one thread.
 
     `chain` reads an exception with its causes, `exception` one of them, `frames` its frames, and `view` one frame.
-    What is read lessens `size` and time; the order of reading therefore decides what is left out of a large report.
+    Each lessens the budget, so the order of these calls decides what is left out of a large report.
     """
 
     def __init__(self, keep: _Keep, context: Optional[Context] = None) -> None:
         self.keep, self.context = keep, context
         self.size = _REPORT_SIZE
         self.until = time.monotonic() + _REPORT_SECONDS
-        self.has_values = False  # of the innermost frame of the application's
+        self.has_values = False  # the innermost of the application's frames has been read
 
     def seconds(self, most: float = _QUICK_SECONDS) -> float:
-        """Return what the next foreign code may take; little when much has hung before."""
+        """Return how many seconds the next foreign code may take: `most`, or less when little time is left."""
         return max(0.005, min(most, self.until - time.monotonic()))
 
     def spend(self, text: str) -> str:
@@ -2963,7 +2969,7 @@ class _ReportBuilder:
         return views
 
     def view(self, position: FramePosition) -> FrameView:
-        """Return the view of one position; of a frame that holds something unspeakable only where it is."""
+        """Return the view of one position; if the frame cannot be read, one with file, line and name alone."""
         id, code = self.keep(position), position.frame.f_code
         view, _ = call_safely(lambda: view_position(position, id=id))
         if view is None:
@@ -2976,12 +2982,12 @@ class _ReportBuilder:
 # -- what was raised
 #
 # An exception is an object of the application's like any other: its class may hide `args`, `__cause__` and `__dict__`
-# behind properties, and its `__str__` may raise, hang, or return no text.  So what the interpreter keeps is read past
-# the class (`raw_slot`, `own_dict`), and only the message itself is asked for, in a bounded call.
+# behind properties, and its `__str__` may raise, hang, or return no text.  So we read the interpreter's own slots,
+# past the class (`raw_slot`, `own_dict`); only for the message its code is run, in a bounded call.
 
 
 def _first_text(error: Optional[BaseException]) -> str:
-    """Return the first argument of an exception when it is a text, else nothing."""
+    """Return the first argument of an exception if it is a text, else ""."""
     args = raw_slot(error, "args") if error is not None else ()
     return args[0] if args and type(args[0]) is str else ""
 
@@ -2995,7 +3001,7 @@ def _group_members(error: BaseException) -> tuple[BaseException, ...]:
 
 
 def _message_of(error: BaseException, seconds: float) -> str:
-    """Return the message; of a SyntaxError without the place, which is shown by itself."""
+    """Return the message of an exception; that of a SyntaxError without file and line, which are shown as a frame."""
     if isinstance(error, SyntaxError) and type(error.msg) is str and type(error).__str__ is SyntaxError.__str__:
         return error.msg
     if has_plain_text(error):
@@ -3020,7 +3026,7 @@ def _django_origins(error: BaseException) -> list[str]:
 
 
 def _positions_of(error: BaseException, context: Optional[Context]) -> list[FramePosition]:
-    """Return where `error` passed, the outermost frame first, without machinery and frames that ask to be hidden."""
+    """Return the positions of the traceback, outermost first, without machinery and frames that ask to be hidden."""
     positions, tb = [], application_traceback(error)
     while tb is not None:
         positions.append(FramePosition(tb.tb_frame, tb.tb_lineno or 0, tb.tb_lasti, context))
@@ -3029,16 +3035,16 @@ def _positions_of(error: BaseException, context: Optional[Context]) -> list[Fram
 
 
 def _asks_to_be_hidden(frame: FrameType) -> bool:
-    """Return whether the frame asks to be left out, as pytest, Werkzeug and others let it."""
+    """Return whether the frame asks to be left out of tracebacks, by a local that pytest, Werkzeug and others read."""
     name, code = "__traceback_hide__", frame.f_code
     return name in code.co_varnames + code.co_names and locals_of(frame).get(name) not in (None, False)
 
 
 def _fold_recursion(positions: list[FramePosition], most: int) -> list[tuple[FramePosition, int]]:
-    """Return at most so many positions, each with the number of those left out after it.
+    """Return at most `most` positions, each with the number of those that are left out after it.
 
-    Of a line through which a recursion has come again and again the first and the last time are kept.  When there are
-    still too many, those in the middle are left out.
+    Of a line through which a recursion has passed again and again, the first and the last position are kept.  If there
+    are still too many, those in the middle are left out.
     """
     keys = [(position.frame.f_code, position.lineno) for position in positions]
     rounds: dict[tuple[CodeType, int], list[int]] = defaultdict(list)
@@ -3053,7 +3059,7 @@ def _fold_recursion(positions: list[FramePosition], most: int) -> list[tuple[Fra
 
 
 def view_position(position: FramePosition, *, id: str = "", around: int = 0) -> FrameView:
-    """Return the view of one frame without its values; `around` lines of source on each side, or as it deserves."""
+    """Return the view of one frame without its values, with `around` lines of source on each side; 0: the default."""
     frame, code, template = position.frame, position.frame.f_code, _template_line(position)
     if template is None:
         kind, filename, lineno, name = "python", code.co_filename, position.lineno, _qualified_name(frame)
@@ -3071,7 +3077,7 @@ def view_position(position: FramePosition, *, id: str = "", around: int = 0) -> 
 def _view_at(
     kind: str, filename: str, lineno: int, name: str, source: _Source, marks: Sequence[_Mark] = (), around: int = 0
 ) -> FrameView:
-    """Return the view of a place in a source; templates in the project need no file there to be its own."""
+    """Return the view of a line of a source.  A template counts as the application's by its path alone."""
     lines, missing = source
     app = not is_library(filename, "") if kind == "template" else is_app_file(filename)
     around = around or (LINES_AROUND if app else _LIBRARY_LINES_AROUND)
@@ -3102,7 +3108,7 @@ def _source_window(
 
 
 def _is_source_of(code: CodeType, lines: list[str]) -> bool:
-    """Return whether a function begins where the lines have one; what was saved after the import may differ."""
+    """Return whether these lines are the source of `code`, by its first line: they may have been saved since."""
     first = lines[code.co_firstlineno - 1 : code.co_firstlineno]
     is_function = code.co_name.isidentifier() and code.co_filename.endswith(".py")
     return not (first and is_function) or re.match(r"\s*(@|class\b|def\b|async\b)|.*\blambda\b", first[0]) is not None
@@ -3122,8 +3128,8 @@ def _qualified_name(frame: FrameType) -> str:
 def _read_source(filename: str, module_globals: Optional[Mapping[str, Any]] = None) -> _Source:
     """Return the lines of a source, or none and a sentence why.
 
-    `linecache` has read most of them for the traceback's text already.  It decodes as PEP 263 says, and knows what a
-    shell has registered and what a loader has in a zip file; what it cannot decode is shown with escapes.
+    `linecache` has read most sources already, for the traceback's text.  It decodes as PEP 263 says, and also has what
+    a shell has registered and what a loader has in a zip file.  What it cannot decode is shown with escapes.
     """
     import linecache
 
@@ -3147,7 +3153,7 @@ def _read_source(filename: str, module_globals: Optional[Mapping[str, Any]] = No
 
 
 def _shown_line(line: str, start: int, end: int) -> tuple[str, int, int]:
-    """Return a source line as it can be shown, of a long one the part around the characters `start` to `end`."""
+    """Return a source line and the columns of its mark as they are shown; a long line is cut around its mark."""
     begin = max(0, min(start, end - _LINE_LIMIT // 2)) if end > _LINE_LIMIT else 0
     start, end, stop = max(start, begin), max(end, begin), begin + _LINE_LIMIT
     pieces = line[begin:stop][: start - begin], line[start : min(end, stop)], line[end : max(end, stop)]
@@ -3158,10 +3164,11 @@ def _shown_line(line: str, start: int, end: int) -> tuple[str, int, int]:
 
 
 def _marks_of(position: FramePosition, lines: list[str]) -> list[_Mark]:
-    """Return the expression that was being evaluated, in characters of the raw lines.
+    """Return the marks of the expression that was being evaluated, in characters of the raw lines.
 
-    Before Python 3.11 code objects do not have it.  When it is a whole line it needs no mark; nor does a compound
-    statement, whose position includes its body in some versions (`with` and `for` before 3.13).
+    There are none before Python 3.11, whose code objects have no columns; nor for an expression that is the whole
+    line, nor for a compound statement, whose position includes its body in some versions (`with` and `for` before
+    3.13).
     """
     if sys.version_info < (3, 11) or position.lasti < 0:
         return []
@@ -3188,8 +3195,8 @@ def _characters(line: str, offset: int) -> int:
 
 # -- places that an exception names itself
 #
-# A SyntaxError was raised by the compiler, and a template's by its engine: the file at fault has no frame.  Such a
-# place becomes a frame without an id, and stands last, where a reader looks first.
+# The compiler raises a SyntaxError, and a template's engine a template's: the file at fault has no frame.  Its line
+# becomes a view without an id, and comes last, where a reader looks first.
 
 
 def _own_places(error: BaseException, seconds: float) -> Iterator[FrameView]:
@@ -3231,7 +3238,7 @@ def _caret(error: SyntaxError, lineno: int, line: str) -> _Mark:
 
 
 def _django_place(debug: dict[str, Any], error: BaseException, seconds: float) -> FrameView:
-    """Return the line of a Django template from what its engine noted, which is escaped, and the context's values."""
+    """Return the view of a Django template's line, from the escaped text that its engine noted, with its context."""
     from html import unescape
     from traceback import walk_tb
 
@@ -3255,9 +3262,10 @@ def _django_place(debug: dict[str, Any], error: BaseException, seconds: float) -
 
 # -- templates whose engine compiles them to Python
 #
-# Their frames are of generated code, but a person wrote the template.  `_TEMPLATE_ENGINES` knows an engine's frames by
-# a global that only its code has; its function there finds the template's line and what the template was given.  These
-# reach into the engines, and may fail with any release of them: then the compiled line is shown.
+# The frames are of generated code, but a person wrote the template.  `_TEMPLATE_ENGINES` tells an engine's frames by a
+# global that only its generated code has; the function in that row finds the template's line and the values that the
+# template was given.  These functions use internals of the engines, and a new release may break them: then the
+# compiled line is shown.
 
 
 class _TemplateLine(NamedTuple):
@@ -3282,18 +3290,18 @@ def _template_line(position: FramePosition) -> Optional[_TemplateLine]:
     for sign, find in _TEMPLATE_ENGINES.items():
         if sign in position.frame.f_globals:
             found, _ = call_safely(partial(find, position, locals_of(position.frame)))
-            return found  # None of another version of the engine: the compiled line is shown
+            return found  # None under another version of the engine: then the compiled line is shown
     return None
 
 
 def _plain_line(position: FramePosition, values: dict[Any, Any]) -> _TemplateLine:
-    """Jinja2 rewrites the frames of what it renders; Bottle's code has the template's lines, but other columns."""
+    """Return the frame's own line: Jinja2 rewrites frames; Bottle's code has the template's lines in other columns."""
     code = position.frame.f_code
     return _TemplateLine(code.co_filename, position.lineno, code.co_name.strip("<>"), values)
 
 
 def _jinja_macro_line(position: FramePosition, values: dict[Any, Any]) -> _TemplateLine:
-    """Jinja2 leaves the frames of a macro that Python has called as they are, and knows their lines."""
+    """Return the line in a macro that Python has called: Jinja2 does not rewrite that frame, but knows its line."""
     from importlib import import_module
 
     lineno = position.frame.f_globals["__jinja_template__"].get_corresponding_lineno(position.lineno)
@@ -3302,7 +3310,7 @@ def _jinja_macro_line(position: FramePosition, values: dict[Any, Any]) -> _Templ
 
 
 def _mako_line(position: FramePosition, values: dict[Any, Any]) -> _TemplateLine:
-    """Mako keeps beside the compiled module which line of the template each of its lines came from."""
+    """Return the line that Mako, beside the compiled module, notes for each line of the generated code."""
     mako = sys.modules["mako.template"]
     info = mako._get_module_info(position.frame.f_code.co_filename)
     numbers = mako.ModuleInfo.get_module_source_metadata(info.code, full_line_map=True)["full_line_map"]
@@ -3311,7 +3319,7 @@ def _mako_line(position: FramePosition, values: dict[Any, Any]) -> _TemplateLine
 
 
 def _chameleon_line(position: FramePosition, values: dict[Any, Any]) -> _TemplateLine:
-    """Chameleon's compiled code notes before each expression what stands where in the template."""
+    """Return the place that Chameleon's generated code has noted before it evaluated the expression."""
     text, lineno, column = position.frame.f_globals["__tokens"][values["__token"]]
     given = {name: value for name, value in dict.items(values["econtext"]) if name[:2] != "__"}
     filename, name = position.frame.f_globals["__filename"], position.frame.f_code.co_name
@@ -3329,16 +3337,16 @@ _TEMPLATE_ENGINES: dict[str, Callable[[FramePosition, dict[Any, Any]], _Template
 
 # -- the values of a frame
 #
-# What a frame shows, in this order: the expressions in the failing one, the others on its line, the arguments, the
-# other locals.  Each is a job for `call_each_bounded`, which leaves behind those that hang, and what is plain data is
-# read without a thread, so that it is there even when everything else hangs.  A value that could not be read in time
-# is marked so, and is asked for once more by the page.
+# A frame shows, in this order: the expressions inside of the one that failed, the others on its line, the arguments,
+# and the other locals.  Each is a job for `call_each_bounded`, which abandons those that hang; plain data is read
+# without a thread, so that it is there even when everything else hangs.  A value that could not be read in time says
+# so, and the page asks for it once more.
 
 
 class _Scope(NamedTuple):
-    """What the names of a frame, or of a template, stand for."""
+    """The names that the code of a frame, or a template, can use, and their values."""
 
-    values: dict[Any, Any]  # the locals; what a template was given
+    values: dict[Any, Any]  # the locals, or what the template was given
     known: Mapping[str, Any]  # the globals
     arguments: tuple[str, ...] = ()
     is_template: bool = False
@@ -3356,10 +3364,10 @@ class _Scope(NamedTuple):
         return cls(locals_of(position.frame), position.frame.f_globals, arguments, is_module=is_module)
 
     def find(self, text: str, *, runs_code: bool = False) -> Any:
-        """Return what an expression stands for, MISSING when it is not there.
+        """Return the value of an expression of `expressions_in`, or MISSING.
 
-        With `runs_code` a property, a proxy's code and the like are run, and raise what they raise; without it they
-        have no value.
+        With `runs_code` the code of properties, proxies and the like is run, and what it raises is raised; without it
+        they count as MISSING.
         """
         if text in self.values:
             return self.values[text]
@@ -3381,7 +3389,7 @@ class _Scope(NamedTuple):
         return value
 
     def key(self, word: str) -> Any:
-        """Return the key that stands between brackets: a literal, or what a name stands for."""
+        """Return the value of what stands between brackets: a literal or a name."""
         import ast
 
         if word.isidentifier() and word not in ("True", "False", "None"):
@@ -3389,7 +3397,7 @@ class _Scope(NamedTuple):
         return ast.literal_eval(word)
 
     def shows(self, name: object) -> bool:
-        """Return whether a local is worth a line; of a module what it holds is, not what it imports and defines."""
+        """Return whether a local is worth a line; in a module's frame, what it imports and defines is not."""
         if not isinstance(name, str) or name.startswith((".", "__")):
             return False  # a comprehension's iterator, the cell of super()
         if self.is_template:
@@ -3403,9 +3411,9 @@ def with_values(view: FrameView, position: FramePosition, seconds: float = _VALU
 
 
 def _read_scope(view: FrameView, scope: _Scope, seconds: float, context: Optional[Context] = None) -> FrameView:
-    """Return the view with the values of a scope.  What cannot be had is left out.
+    """Return the view with the values of a scope; expressions without a value are left out.
 
-    Of the failing line `self.total` comes before the `self` that only leads to it.
+    On the failing line, `self.total` comes before the `self` that only leads to it.
     """
     jobs: dict[str, _Job] = {}
     for text in _expressions_used(view):
@@ -3432,7 +3440,7 @@ def _read_scope(view: FrameView, scope: _Scope, seconds: float, context: Optiona
 
 
 def _do_each(jobs: Mapping[str, _Job], seconds: float, context: Optional[Context] = None) -> dict[str, Any]:
-    """Return what jobs return or raise.  Each has the value that it looks at: a plain one runs nobody's code."""
+    """Run the jobs and return what each returns or raises; those that look at plain data run without a thread."""
     plain = {name: call_safely(job) for name, (value, job) in jobs.items() if type(value) in PLAIN_TYPES}
     foreign = {name: job for name, (_, job) in jobs.items() if name not in plain}
     outcomes = {**plain, **call_each_bounded(foreign, seconds, context)}
@@ -3440,21 +3448,21 @@ def _do_each(jobs: Mapping[str, _Job], seconds: float, context: Optional[Context
 
 
 def _read_value(name: str, value: object, *, used: bool = False, argument: bool = False) -> Variable:
-    """Return one variable; its own repr is run."""
+    """Return one variable.  This runs the repr of `value`."""
     text = _describe(value, name=_last_name(name))
     opens = text != _MASK and next(_inside(value), None) is not None
     return Variable(shown_text(name, NAME_LIMIT), type_name(type(value)), text, argument, used, opens)
 
 
 def _read_expression(text: str, scope: _Scope) -> Optional[Variable]:
-    """Return the value of an expression on the failing line.  Raises what the application's code raises."""
+    """Return the variable for an expression on the failing line.  Raises what the application's code raises."""
     value = scope.find(text, runs_code=True)
     is_shown = value is not MISSING and not issubclass(type(value), CODE_TYPES)
     return _read_value(text, value, used=True) if is_shown else None
 
 
 def _expressions_used(view: FrameView) -> list[str]:
-    """Return the expressions in the failing one, and then the others on its lines."""
+    """Return the expressions inside of the one that failed, and then the others on its lines."""
     spans = {view.lineno: (0, 0), **{number: (start, end) for number, start, end in view.marks}}
     failing: list[str] = []
     others: list[str] = []
@@ -3472,7 +3480,7 @@ def _is_failing(view: FrameView, text: str) -> bool:
 
 
 def _inside(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what can be shown of a value on its own, with names: items, elements, or else attributes."""
+    """Yield name and value of each member that can be shown by itself: items, elements, or else attributes."""
     if type(value) in PLAIN_TYPES or issubclass(type(value), CODE_TYPES):
         return
     kind: Any = next((base for base in _SEQUENCES if issubclass(type(value), base)), None)
@@ -3486,7 +3494,7 @@ def _inside(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def behind_proxy(value: Any) -> Any:
-    """Return what a proxy of Werkzeug's stands for, or a lazy object of Django's that has been made."""
+    """Return the object behind a proxy of Werkzeug's or a lazy object of Django's that has been made, or `value`."""
     held = static_attributes(value)
     if "_get_current_object" in held:
         return value._get_current_object()
@@ -3495,7 +3503,7 @@ def behind_proxy(value: Any) -> Any:
 
 
 def _attributes_of(value: object) -> dict[str, Any]:
-    """Return the attributes that an object itself has, in its __dict__ or in slots; what is private comes last."""
+    """Return the attributes that an object itself has, in its `__dict__` or in slots; private ones come last."""
     held = static_attributes(value).items()
     slots = {name: static_attribute(value, name) for name, kept in held if type(kept) is MemberDescriptorType}
     found = {str(name): each for name, each in {**own_dict(value), **slots}.items() if each is not MISSING}
@@ -3505,8 +3513,8 @@ def _attributes_of(value: object) -> dict[str, Any]:
 def members_at(position: FramePosition, path: Sequence[Any], seconds: float = _VALUES_SECONDS) -> tuple[Variable, ...]:
     """Return the members of a value of a frame: attributes, items of a mapping, elements of a sequence.
 
-    `path` is the variable's name as `with_values` gave it, then the number of the member in what this function
-    returned for it, and so on downwards.  Raises LookupError when there is nothing at that path, or a secret.
+    `path` begins with the variable's name as `with_values` gave it; each further entry is the number of a member in
+    what this function returned for the path so far.  Raises LookupError if the path leads to nothing, or to a secret.
     """
     scope = _Scope.of(position)
 
@@ -3523,7 +3531,7 @@ def members_at(position: FramePosition, path: Sequence[Any], seconds: float = _V
 
 
 def _members_of(name: str, value: Any) -> list[tuple[str, Any]]:
-    """Return what is inside a value, with names: what a framework's proxy stands for instead of the proxy itself."""
+    """Return the members of a value with their names; for a framework's proxy, those of the object behind it."""
     value = behind_proxy(value)
     if value is MISSING or (_is_secret(_last_name(name)) and not _is_harmless(value, name)):
         raise LookupError(name)
@@ -3532,10 +3540,9 @@ def _members_of(name: str, value: Any) -> list[tuple[str, Any]]:
 
 # -- source, looked at as text
 #
-# A window of source begins and ends anywhere, and a template's line is no Python: `tokenize` and `ast` refuse both.
+# A window of source begins and ends anywhere, and a template's line is not Python: `tokenize` and `ast` refuse both.
 # So one regular expression finds strings, comments, numbers and words, for the colors of the page and for the
-# expressions whose values are shown.  Where it errs, a color is wrong or a value is missing, and the text is whole all
-# the same.
+# expressions whose values are shown.  Where it errs, a color is wrong or a value is missing, but no text is lost.
 
 _TOKEN = re.compile(  # of Python, as much as its colors and its expressions need
     r"""(?sx) (\#[^\n]*)
@@ -3552,10 +3559,10 @@ if TYPE_CHECKING:
 
 
 def code_tokens(lines: Sequence[str]) -> list[list[_Span]]:
-    """Return for each line of a piece of source its tokens, and of what kind they are.
+    """Return for each line of a piece of source its tokens, each with its kind.
 
-    The kinds are c for a comment, s for a string, n for a number, and w for a word.  What is no Python gets some
-    tokens, or none.
+    The kinds are c for a comment, s for a string, n for a number, and w for a word.  Text that is not Python gets
+    whatever tokens it resembles.
     """
     tokens: list[list[_Span]] = [[] for _ in lines]
     row = line_start = 0
@@ -3573,8 +3580,8 @@ def code_tokens(lines: Sequence[str]) -> list[list[_Span]]:
 def expressions_in(line: str, is_template: bool = False) -> Iterator[_Span]:
     """Yield the names, attributes and simple subscripts of a line: of `a.b["c"]` first a, then a.b, then the whole.
 
-    The columns of each are those of its last step.  What stands in strings and comments is none, but for the braces
-    of an f-string.
+    The columns of each are those of its last part, such as `.b`.  Strings and comments hold no expressions, except
+    between the braces of an f-string.
     """
     quoted = [] if is_template else [span for span in code_tokens([line])[0] if span[2] in "cs"]
     for match in _EXPRESSION.finditer(line):
@@ -3593,19 +3600,19 @@ def expressions_in(line: str, is_template: bool = False) -> Iterator[_Span]:
 
 
 def _is_in_braces(line: str, start: int, at: int) -> bool:
-    """Return whether a place in the string that begins at `start` is a field of an f-string."""
+    """Return whether column `at`, in the string that begins at `start`, is in a field of an f-string."""
     is_formatted = re.match(r"[rR]?[fFtT]", line[start:])
     return is_formatted is not None and line.rfind("{", start, at) > line.rfind("}", start, at)
 
 
 def _steps_of(text: str) -> tuple[str, list[tuple[str, str]]]:
-    """Return the name with which an expression begins, and the attributes and subscripts that follow."""
+    """Return the name with which an expression begins, and the attributes and subscripts after it."""
     first = re.match(r"\w*", text).group()  # type: ignore[union-attr]
     return first, [(m.group()[0], m.group(1) or m.group(2)) for m in re.finditer(_STEP, text[len(first) :])]
 
 
 def _last_name(text: str) -> str:
-    """Return what an expression names in the end, for the secret that it may be: `password` of `row["password"]`."""
+    """Return the last name of an expression, by which its value may be a secret: `password` of `row["password"]`."""
     return re.findall(r"\w+|$", text)[-2] if re.search(r"\w", text) else text
 
 
@@ -3661,9 +3668,10 @@ def _known_modules() -> set[str]:
 
 
 def _keys_near(positions: list[FramePosition]) -> Iterator[Any]:
-    """Yield the keys of the mappings that the failing line names, and the lines that led to it through a few frames.
+    """Yield the keys of the mappings that the failing line names, and those that the lines of its callers name.
 
-    Between a line and its dictionary may lie the __getitem__ of a mapping, of pandas in several frames.
+    The application's line may be some frames out: `__getitem__` of a mapping is between, with pandas in several
+    frames.
     """
     for position in reversed(positions[-_NEAR_FRAMES:]):
         for value in _values_named(position):
@@ -3672,7 +3680,7 @@ def _keys_near(positions: list[FramePosition]) -> Iterator[Any]:
 
 
 def _values_named(position: FramePosition, whole_lines: bool = False) -> Iterator[Any]:
-    """Yield what stands for the expressions in the failing one, or on the whole line where positions are unknown."""
+    """Yield the values of the expressions inside of the one that failed; of the whole line if that is unknown."""
     lines, _ = _read_source(position.frame.f_code.co_filename, position.frame.f_globals)
     scope = _Scope(locals_of(position.frame), position.frame.f_globals)
     for number, start, end in _marks_of(position, lines) or [_Mark(position.lineno, 0, _LINE_LIMIT)]:
@@ -3683,7 +3691,7 @@ def _values_named(position: FramePosition, whole_lines: bool = False) -> Iterato
 
 
 def _signature_for(error: TypeError, position: FramePosition) -> str:
-    """Return what the called function takes, when the error says that it was called wrongly.  Defaults' reprs run."""
+    """Return the signature of the called function, if `error` is about its arguments.  Runs the defaults' reprs."""
     import inspect
 
     called = re.match(r"([\w.<>]+)\(\) (?:takes|missing|got)", _first_text(error))
@@ -3714,15 +3722,15 @@ def _called_function(value: Any) -> Optional[FunctionType]:
 
 
 def _safe_repr(value: object, limit: int = _VALUE_LIMIT, seconds: float = _VALUES_SECONDS, name: str = "") -> str:
-    """Return the repr of `value`, or what became of it; never raises, and takes so many seconds at most.
+    """Return the repr of `value` in about `limit` characters, masked if `name` is a secret's.
 
-    Masked when `name` says that it is a secret.  About `limit` characters long.
+    Never raises, and takes `seconds` at most; if there is no repr by then, return why in brackets.
     """
     return _text_or_why(*_do_each({"": (value, partial(_describe, value, limit, name))}, seconds)[""])
 
 
 def _text_or_why(text: Any, error: Optional[BaseException]) -> str:
-    """Return the text that came of a call, or in brackets why there is none."""
+    """Return the text that a call has returned, or in brackets why there is none."""
     if error is None and issubclass(type(text), str):
         return str.__str__(text)
     if isinstance(error, TooLate):
@@ -3732,7 +3740,7 @@ def _text_or_why(text: Any, error: Optional[BaseException]) -> str:
 
 
 def _describe(value: Any, limit: int = _VALUE_LIMIT, name: str = "", depth: int = 0) -> str:
-    """Return the repr of `value`, which is called `name`.  Runs its own repr; see above."""
+    """Return the repr of `value`, whose name is `name`, masked and bounded.  Runs the repr of foreign objects."""
     kind: Any = type(value)
     if _is_secret(name) and not _is_harmless(value, name):
         return _MASK
@@ -3764,7 +3772,7 @@ def _describe(value: Any, limit: int = _VALUE_LIMIT, name: str = "", depth: int 
 
 
 def _describe_members(members: Iterable[tuple[str, str, Any]], count: int, limit: int, depth: int) -> str:
-    """Return members, each with what stands before it and its name; the rest is counted when the limit is reached."""
+    """Return the text of members, given as (what to write before it, name, value); past the limit they are counted."""
     texts: list[str] = []
     for before, name, value in members:
         if limit <= 0:
@@ -3817,9 +3825,9 @@ _CONTAINERS: dict[Any, tuple[Any, str, str]] = {  # by their repr, which subclas
 
 # -- secrets
 #
-# There are two ways to a secret.  A value has a name, the variable's or the key's: `_is_secret` looks at its words,
-# and `_describe` hides every value of such a name but nothing, flags, numbers and code.  Or a secret stands in a text:
-# `_mask` searches messages, URLs and reprs for what is written as `_SECRET_TEXTS` has it.
+# A secret is found in two ways.  By a value's name, the variable's or the key's: `_is_secret` looks at the words of
+# the name, and `_describe` masks the value unless it is harmless (None, a flag, a number, code).  Or inside of a text:
+# `_mask` searches messages, URLs and reprs for the patterns of `_SECRET_TEXTS`.
 
 _SECRET_WORD = re.compile(  # with what is often written together with it: dbpassword, csrftoken, sessionid
     r"\w*(passw(or)?d|pass(phrase|code|key)|secret|token|credential|api_?key|(secret|priv|private|access)key"
@@ -3846,7 +3854,7 @@ _PLAIN_KEYS = frozenset(  # the words before `key` in names of keys that lock no
 
 
 def _is_secret(name: str) -> bool:
-    """Return whether a name says that what it names is nobody else's business."""
+    """Return whether a name is that of a secret."""
     words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+", name)]
     if not words or words[-1] in _ABOUT_SECRETS:
         return False
@@ -3856,9 +3864,9 @@ def _is_secret(name: str) -> bool:
 
 
 def _is_harmless(value: object, name: str) -> bool:
-    """Return whether a value says nothing: nothing at all, a flag, a number, code, an object that shows its address.
+    """Return whether a value tells no secret: None, a flag, a number, code, an object whose repr is its address.
 
-    A session that is no text is a mapping or a connection, in which what is secret has a name of its own.
+    A `session` that is no text is a mapping or a connection, in which each secret has a name of its own.
     """
     kind = type(value)
     if kind in (type(None), bool, int, float, complex) or (kind in (str, bytes) and not value):
@@ -3870,7 +3878,7 @@ def _is_harmless(value: object, name: str) -> bool:
 
 _QUOTED = r"""'(?:[^'\\]|\\.)*'?|"(?:[^"\\]|\\.)*"?"""
 _LISTED = r"""[\[(]\s*(?:b?(?:'[^'\s]*'|"[^"\s]*")[,\s]*)+[\])]?"""  # with a space it is what is wrong with a password
-_SECRET_TEXTS = (  # what the text must hold, and a pattern: its last group is hidden if the one before names a secret
+_SECRET_TEXTS = (  # what the text must contain, and a pattern: see "How to change" in the banner
     # Of a URL, of a database; what stands in angle brackets is a repr
     ("=", r"""(?:^|[?&#;\s'"(,])([\w.\-\[\]]{1,60})=('[^']*'?|"[^"]*"?|(?!<\w[^<>]*>)[^&;#\s'"]+)"""),
     ("= ", rf"""\b([\w.\-]{{1,60}}) ?= ({_QUOTED}|(?=[^\s;,]*[0-9])[^\s;,'"?%:$@({{]+)"""),  # INI, TOML, SQL
@@ -3905,7 +3913,7 @@ _IN_REPR = (  # what is masked besides in the repr of a foreign object: User(pas
 
 
 def _mask(text: str) -> str:
-    """Return a text of any kind, the secrets in it masked, and what is past the characters that anybody is shown."""
+    """Return a text with the secrets in it masked, and all past `_MASK_LIMIT`, which nobody is shown anyway."""
     if len(text) > _MASK_LIMIT:
         return _mask(text[:_MASK_LIMIT]) + "•" * (len(text) - _MASK_LIMIT)
     for sign, pattern in _SECRET_TEXTS:
@@ -3914,7 +3922,7 @@ def _mask(text: str) -> str:
 
 
 def _hide_value(match: re.Match[str]) -> str:
-    """Return the match with its value masked, unless its name is no secret's or the value is a number or a flag."""
+    """Return the match with its value masked, if its name is a secret's and the value no number or flag."""
     *_, name, value = (None, *match.groups())
     start = match.start(match.re.groups) - match.start()
     if name is not None:
@@ -3926,7 +3934,7 @@ def _hide_value(match: re.Match[str]) -> str:
     return match.group()[:start] + _MASK + match.group()[start + len(value) :]
 
 
-# A place in a traceback's text with the lines of source below it, which end where a line is indented less
+# A line `File "...", line N` of a traceback, with the lines of source below it, up to a line that is indented less
 _PLACE = re.compile(r'^([ |]*  File ".*\n(?:(?: +\|)? {4}.*\n)*)', re.MULTILINE)
 
 
@@ -3937,8 +3945,8 @@ def _mask_messages(text: str) -> str:
 
 # -- the request and the surroundings
 #
-# A WSGI environ may hold anything under any key, and a body may be cut off or lie about its type.  Headers and fields
-# are texts, which `_form_field` masks by name; all else is described as any value is.
+# A WSGI environ may hold anything under any key, and a body may be cut off or not be of the type that it claims.
+# Headers and form fields are texts, which `_form_field` masks by name; everything else is described like any value.
 
 
 def read_request(environ: Mapping[str, Any], body: bytes = b"") -> _Request:
