@@ -4034,16 +4034,19 @@ def _versions() -> tuple[tuple[str, str], ...]:
 # =====================================================================================================================
 # 6. Traceback pages
 #
-# A report becomes what somebody reads: a page, a fragment of one, plain text, Markdown, JSON.  Here is only what goes
-# where: every tag, rule and script stands in the paper (16).  May know foreign code (2), the editors (3) and the data
-# of a report (5).
+# A report becomes what somebody reads: a page, a fragment of one, plain text, Markdown, JSON.  This room decides only
+# what goes where; every tag, rule and script is in the paper (16).  May know foreign code (2), the editors (3) and the
+# data of a report (5).
 #
-# The page reads from what failed last to its root: heading, values and source of the application's frames, then the
-# cause with its own.  What is rarely read is there but folded: library frames, the environ, the copies as text.  A
-# long message stands whole in the heading and in the Markdown, and is cut in the tracebacks below it.
+# A page begins with the exception that was raised last: its heading, then values and source of the application's
+# frames; below come its causes, each with its frames.  What is rarely read is folded: library frames, the environ, the
+# copies as text.  A long message stands whole in the heading and in the Markdown, and is cut in the tracebacks below.
 #
-# Invariants: all markup passes one function, `_fill_template`, which escapes what it is given, unless that came out of
-# it itself.  Nothing here looks at an exception or a frame, and nothing of the application's runs.
+# How to change: the looks of a page are in the paper alone.  To show more, read it in room 5 into a field of `Report`
+# or of its parts, fill it into a template here, and add it to `write_markdown`; JSON has every field by itself.
+#
+# Invariants: all markup comes out of one function, `_fill_template`, which escapes every value that is not a `_Markup`
+# already.  Nothing here looks at an exception or a frame, and no code of the application's runs.
 #
 # Doors: PageState, write_page, console_page, crash_list_page, notice_page, write_source, write_variables,
 # write_members, write_text, write_markdown, write_json, write_fragment.
@@ -4053,7 +4056,7 @@ def _versions() -> tuple[tuple[str, str], ...]:
 
 _LONG_TEXT = 240  # characters from which a value is folded; about three lines of the page
 _LONG_LINES = 5  # and lines
-_SHOWN_TEXT = 140  # characters of it that are shown folded, or over an expression
+_SHOWN_TEXT = 140  # characters of it that are shown when it is folded, or as the tooltip of an expression
 _TALL_TEXT = 1_200  # characters from which a message scrolls in its place; about a third of a screen
 _TALL_LINES = 12  # and lines
 _SHORT_TEXT = 200  # characters of a message that a heading has in its one line
@@ -4070,22 +4073,22 @@ if TYPE_CHECKING:
 
 
 class PageState(NamedTuple):
-    """What a page knows of the server that writes it, and what its reader may do with its consoles."""
+    """What a page must know of the server that writes it, and of what its reader may do with the consoles."""
 
     state: str  # of the consoles: "open", "locked" (ask for the PIN) or "closed"
-    secret: str = ""  # what the page proves itself with; "" when it must not have it
+    secret: str = ""  # the guard's, which our script sends with each POST; "" when the page must not have it
     reason: str = ""  # why the consoles are closed, a sentence
     remedy: str = ""  # what to do about that, a sentence
     prefix: str = ""  # where the endpoints are, relative to the page
-    reload_id: str = ""  # of the process that has the frames: another has not
-    nonce: str = ""  # the only key to style and script
+    reload_id: str = ""  # of the process that has the frames; no other process has them
+    nonce: str = ""  # by which the Content-Security-Policy admits our style and script
 
 
 # -- markup, and what is escaped
 #
-# A text is escaped exactly once, since its type says whether that was done: a `_Markup` is never escaped again, and
-# any other text always is.  What is put together without `_joined` is a plain text again, so a mistake shows entities
-# on the page and opens no hole.
+# A text is escaped exactly once, since its type tells whether it has been: a `_Markup` is never escaped again, and any
+# other text always is.  Markup that is joined by `+` or `join` instead of `_joined` is a plain text again; so a
+# mistake shows entities on the page, and opens no hole.
 
 
 class _Markup(str):
@@ -4121,8 +4124,8 @@ def write_page(
 ) -> str:
     """Return the whole page of one crash.  What was raised last and where comes first, its causes below.
 
-    `stored` marks the page under the crash's own address: its id, and the seconds that its request took.  `editor` and
-    `path_map`, as `Terminal` has them, are what the page's links begin with; a browser may keep others.
+    `stored` is given for the page under the crash's own address: its id, and the seconds that its request took.
+    `editor` and `path_map`, as `Terminal` has them, make the page's links at first; a browser may have chosen others.
     """
     newest, request = report.problems[-1], report.request
     method = request.method if request else "GET"
@@ -4151,7 +4154,7 @@ def console_page(state: PageState) -> str:
 
 
 def _write_sheet(title: str, content: _Markup, state: PageState, method: str, stored: str = "") -> _Markup:
-    """Return a document with the script, and what that must know."""
+    """Return a document with our script, and with what the script must know in attributes of the body."""
     known = {"method": method, "stored": stored, **state._asdict()}
     body = _fill_template(SCRIPTED, content=content, script=_Markup(SCRIPT), **known)
     return _write_document(title, body, state.nonce, _fill_template(KNOWN, **known))
@@ -4167,7 +4170,7 @@ def crash_list_page(rows: Sequence[tuple[str, str, str, str]], *, nonce: str, pr
 
 
 def notice_page(title: str, text: str, *, nonce: str, template: str = "") -> str:
-    """Return a page without a script that says one thing, in HINT or another of the paper's templates for a {text}."""
+    """Return a page with a title and one text, without a script; `template` is the paper's for the {text}, or HINT."""
     content = _fill_template(template or HINT, text=text) if text else _Markup()
     return _write_document(title, _fill_template(NOTICE, title=title, content=content), nonce)
 
@@ -4201,13 +4204,13 @@ def _write_message(text: str) -> _Markup:
 
 
 def _write_remarks(problem: ExceptionView) -> _Markup:
-    """Return what is said about an exception below its message: the hint and the notes."""
+    """Return what comes below an exception's message: the hint and the notes."""
     hint = _fill_template(HINT, text=problem.hint) if problem.hint else _Markup()
     return _joined([hint, *(_fill_template(NOTE, text=_write_message(note)) for note in problem.notes)])
 
 
 def _write_overview(problems: Sequence[ExceptionView]) -> _Markup:
-    """Return links to the causes and the members of groups, so that the root of it all is seen without scrolling."""
+    """Return links to the causes and the members of groups, so that the first cause is seen without scrolling."""
     links = [
         _fill_template(
             LINK, wording=wording, anchor=anchor, type=_write_type(each.type), message=_one_line(each.message, 120)
@@ -4218,7 +4221,7 @@ def _write_overview(problems: Sequence[ExceptionView]) -> _Markup:
 
 
 def _tree_of(problems: Sequence[ExceptionView], anchor: str) -> Iterator[tuple[str, str, ExceptionView]]:
-    """Yield all exceptions of a chain as `_newest_first`, each followed by its members, worded by number."""
+    """Yield all exceptions of a chain as `_newest_first` does, each followed by its members, numbered."""
     for where, wording, problem in _newest_first(problems, anchor):
         yield where, wording, problem
         for number, chain in enumerate(problem.members, 1):
@@ -4237,7 +4240,7 @@ def _newest_first(problems: Sequence[ExceptionView], anchor: str) -> Iterator[tu
 
 
 def _write_problems(problems: Sequence[ExceptionView], anchor: str) -> _Markup:
-    """Return a chain, the newest exception first; that has its heading at the top of the page or of the member."""
+    """Return a chain, the newest first, which has no heading here: that is at the top of the page, or the member's."""
     sections = []
     for where, wording, problem in _newest_first(problems, anchor):
         heading = _Markup()
@@ -4252,7 +4255,7 @@ def _write_problems(problems: Sequence[ExceptionView], anchor: str) -> _Markup:
 
 
 def _write_group(problem: ExceptionView, anchor: str) -> _Markup:
-    """Return the members of an exception group as a tree, before the group's own frames: they are what failed."""
+    """Return the members of an exception group as a tree, before the group's own frames, as they are what failed."""
     if not problem.members:
         return _Markup()
     members = []
@@ -4278,8 +4281,8 @@ def _write_group(problem: ExceptionView, anchor: str) -> _Markup:
 
 # -- frames
 #
-# A frame is a line that unfolds: on the left its source, on the right its values.  Frames of the application are open,
-# a run of library frames is one line that unfolds into them, and of both the script asks for what has not been read.
+# A frame is a line that unfolds: on the left its source, on the right its values.  Frames of the application are open.
+# A run of library frames is one line that unfolds into them.  The script asks for values that have not been read.
 
 
 def _write_stack(frames: Sequence[FrameView]) -> _Markup:
@@ -4310,7 +4313,7 @@ def _fold_run(run: Sequence[FrameView]) -> _Markup:
 def _write_frame(frame: FrameView, *, opened: bool, hot: bool = False) -> _Markup:
     """Return one frame: its line, its source, and its values beside that.
 
-    What is not read yet the page asks for when it comes into view, where there is a frame to be asked.
+    If its values have not been read, the page asks for them when the frame comes into view, unless it was let go.
     """
     folder, file = os.path.split(frame.path)
     source = body = write_source(frame)
@@ -4341,7 +4344,7 @@ def _write_frame(frame: FrameView, *, opened: bool, hot: bool = False) -> _Marku
 def write_source(view: FrameView) -> _Markup:
     """Return the window of source: failing line and expression marked, the callee's signature below.
 
-    On the failing lines each expression that has a value shows it to the pointer: that of `a.b` over the `.b`.
+    On the failing lines each expression that has a value shows it as a tooltip: that of `a.b` over the `.b`.
     """
     if not view.source:
         return _fill_template(ABSENT, text=view.missing)
@@ -4369,9 +4372,9 @@ def _indent_of(text: str) -> int:
 
 
 def _paint(text: str, spans: Iterable[_Painted], start: int, end: int) -> _Markup:
-    """Return `text` with spans of it colored or titled, and the characters from `start` to `end` marked.
+    """Return `text` with spans of it colored or with a tooltip, and the characters from `start` to `end` marked.
 
-    Where spans overlap the later one holds.
+    Where spans overlap, the later one wins.
     """
     cells: list[_Painted] = [(0, 0, "", "")] * len(text)
     for span in spans:
@@ -4388,7 +4391,7 @@ def _paint(text: str, spans: Iterable[_Painted], start: int, end: int) -> _Marku
 
 
 def _highlight(lines: Sequence[str]) -> list[list[_Painted]]:
-    """Return for each line of Python what is colored in it: quiet colors, so that the mark is seen."""
+    """Return for each line of Python the spans to color, in quiet colors, so that the mark stands out."""
     spans: list[list[_Painted]] = [[] for _ in lines]
     first = _docstring_end(lines)
     for row, line in enumerate(lines[:first]):
@@ -4441,7 +4444,7 @@ def write_members(variables: Sequence[Variable], path: Sequence[Union[str, int]]
 
 
 def _write_variable(variable: Variable, path: Sequence[Union[str, int]]) -> _Markup:
-    """Return one value; one that has members with a button that unfolds them."""
+    """Return one value, with a button that unfolds its members if it has any."""
     import json
 
     return _fill_template(
@@ -4470,7 +4473,7 @@ def _write_around(report: Report) -> _Markup:
 
 
 def _fold_text(text: str) -> _Markup:
-    """Return the text; a long one behind its beginning."""
+    """Return the text; a long one is folded, and its beginning shown."""
     if len(text) <= _LONG_TEXT and text.count("\n") < _LONG_LINES:
         return _escape(text)
     start = "\n".join(text[:_SHOWN_TEXT].split("\n")[:_LONG_LINES])
@@ -4488,7 +4491,7 @@ def _is_short(text: str) -> bool:
 
 
 def _cut_message(report: Report) -> str:
-    """Return the traceback with a long message cut, for where that stands whole already."""
+    """Return the traceback with a long message cut, for places that show the whole message above it."""
     message = report.problems[-1].message
     start = message[:_SHORT_TEXT] + "… (the whole message stands above)"
     return report.text.replace(message, start) if len(message) > len(start) else report.text
@@ -4500,8 +4503,8 @@ def _counted(number: int, noun: str) -> str:
 
 # -- without markup
 #
-# The same report for a terminal, an issue, an assistant and a program.  In each the address of the page stands, so
-# that whoever reads it can go on with frames and console.
+# The same report for a terminal, an issue, an assistant and a program.  Each contains the address of the page, where
+# its reader can go on with frames and console.
 
 
 def write_text(report: Report) -> str:
@@ -4514,7 +4517,7 @@ def write_text(report: Report) -> str:
 
 
 def _hints_beyond(text: str, problem: ExceptionView) -> list[str]:
-    """Return what an exception's view knows to help that the interpreter's text does not say already."""
+    """Return the signature in an exception's view, and the hint unless the interpreter's `text` has it already."""
     hint = [f"({problem.hint})"] if problem.hint and problem.hint.rstrip("?") not in text else []
     return hint + [f"(it takes {frame.signature})" for frame in problem.frames if frame.signature]
 
@@ -4586,9 +4589,9 @@ def _as_plain(value: Any) -> Any:
 
 
 def write_fragment(report: Report) -> str:
-    """Return what a script may put into a page of the application's: no script, no ids, its own style.
+    """Return the report as a fragment for a page of the application's: with its own style, without script or ids.
 
-    It has what failed, where, the values there, and the address of the whole page.
+    It has the exception, the failing frame with its values, and the address of the whole page.
     """
     (_, _, problem), *others = _tree_of(report.problems, "")
     place, parts = "", [problem.hint]
@@ -4611,17 +4614,18 @@ def write_fragment(report: Report) -> str:
 # A Python prompt in the namespace of a frame, and the store that keeps the last crashes with their frames.  Who may
 # use them is decided elsewhere.  May know foreign code (2) and how tracebacks are read (5).
 #
-# The frames of a crash live from `Crash.keep` to `Crash.let_go`: that comes when the same request is made again, when
-# CRASH_LIMIT later crashes push it out, or with a reload.  The report, which is plain data, stays until the latter
-# two.
+# A crash keeps its frames from `Crash.keep` to `Crash.let_go`, which is called when the same request is made again, or
+# when CRASH_LIMIT later crashes have replaced it; a reload ends them too.  Its report, which is plain data, stays when
+# only the frames are let go.
 #
-# An evaluation that takes long goes on in its thread while the page asks again and again for what it has printed
-# (`Console.output`), and may be interrupted.  What it prints goes to its `_Output`: a `_Stream` stands in for
-# sys.stdout and its like, looks in the context whether an evaluation is writing, and lets everybody else through.
-# What it awaits runs on the loop of the application, if that has one, and so does a statement that starts a task.
+# Each evaluation has a thread of its own.  If it takes long, it goes on in that thread while the page asks again and
+# again for what it has printed (`Console.output`), and may interrupt it.  Its output goes to an `_Output`: a `_Stream`
+# replaces sys.stdout and the like, sees by the context whether an evaluation is writing, and passes on what everybody
+# else writes.  What the code awaits runs on the application's loop, if there is one, and so does a statement that
+# starts a task.
 #
-# To complete what is being typed, `_complete` looks at the end of the code alone: whether it is an import, a key in
-# brackets, or a dotted path; the names then come from what the path stands for, found without running code.
+# `_complete` looks at the end of the typed code alone, which is an import, a key in brackets, or a dotted path.  It
+# finds the object that the path stands for without running code, and proposes its names.
 #
 # Invariants: a console evaluates one piece of code at a time, each in a thread of its own, all in one context
 # (contextvars) that lasts as long as the console; by that context, what an evaluation prints is kept apart from what
@@ -4637,14 +4641,14 @@ def write_fragment(report: Report) -> str:
 _OUTPUT_LIMIT = 100_000  # characters of one evaluation's output; a browser draws that much at once
 _COMPLETIONS_LIMIT = 200  # more than anybody reads
 _COMPLETION_SECONDS = 0.5  # for all foreign code that one completion may run; a person waits no longer for a Tab
-_COMPLETED_TAIL = 500  # characters before the caret that are looked at for what is being typed
+_COMPLETED_TAIL = 500  # characters before the caret that are looked at
 CRASH_LIMIT = 10  # crashes that are kept: enough to compare, few enough for memory
 _COLLECT_EVERY = 10  # crashes: an exception and its frames are often a cycle, as a connection of sqlite3 always is
-_INTERRUPT_SECONDS = 2.0  # after an interrupt; what goes on longer is inside C code and is not waited for
+_INTERRUPT_SECONDS = 2.0  # after an interrupt; what runs longer is in C code, and is abandoned
 _TURN_SECONDS = 5.0  # that an evaluation waits for another one in the same console
 _CONTEXT_SECONDS = 2.0  # for entering a framework's contexts, or leaving them
 _CO_COROUTINE = 0x80  # inspect.CO_COROUTINE: of code that awaits
-# What a statement names that is called where the loop runs.  Nothing else runs there, as it might block the loop.
+# A statement that contains this runs on the loop, as these calls need one.  No other does, as it might block the loop.
 _NEEDS_LOOP = re.compile(r"asyncio (?:create_task|ensure_future|gather|shield|get_running_loop|current_task)\b").search
 _CONSOLE_FILE = "<console>"  # what its code calls its file, as at every prompt
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]?|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_]?)")  # ECMA-48, and OSC
@@ -4663,10 +4667,10 @@ class Busy(Exception):
 
 
 class EnteredContexts:
-    """A context (contextvars) in which those are entered that a framework was in when it failed, such as Flask's.
+    """A context (contextvars) that has entered the contexts of a framework in which it failed, such as Flask's.
 
-    In it Flask's `request` means the request that failed: the values of frames are read there, and consoles begin with
-    a copy.  One thread makes it, any thread may close it.
+    In it Flask's `request` stands for the request that failed.  The values of frames are read in it, and each console
+    begins with a copy.  One thread makes it, any thread may close it.
     """
 
     def __init__(self, managers: Iterable[contextlib.AbstractContextManager[Any]] = ()) -> None:
@@ -4679,7 +4683,7 @@ class EnteredContexts:
             self._call(partial(self.stack.enter_context, manager))
 
     def _call(self, job: Callable[[], object]) -> None:
-        """Call the framework's code in the context itself, whose changes are to stay, and bound the wait."""
+        """Call the framework's code in this context, not in a copy, as its changes must stay; bound the wait."""
         ForeignCalls({"": job}, self.context).begin(_CONTEXT_SECONDS)
 
     def close(self) -> None:
@@ -4688,7 +4692,7 @@ class EnteredContexts:
 
 
 def _run_coroutine(coroutine: Any) -> Any:
-    """Return the result of what the console awaits where no application has a loop."""
+    """Run what the console awaits on a new loop, where the application has none; return its result."""
     import asyncio
 
     return asyncio.run(coroutine)
@@ -4697,9 +4701,9 @@ def _run_coroutine(coroutine: Any) -> Any:
 class Console:
     """One prompt.  What it assigns stays; rebinding a variable does not reach the frame, changing its object does.
 
-    `run` starts each evaluation in a new thread (`_Evaluator`) and waits for it; `output`, `interrupt` and `complete`
-    come from other requests meanwhile.  `turn` is held while the last evaluation is waited for and the next begun, so
-    that there is never more than one.  Any thread may call any method.
+    `run` starts each evaluation in a new thread (`_Evaluator`) and waits for it; other requests call `output`,
+    `interrupt` and `complete` meanwhile.  `run` holds `turn` while it waits for the last evaluation and starts the
+    next, so that there is never more than one.  Any thread may call any method.
     """
 
     def __init__(self, namespace: dict[str, Any], entered: Optional[EnteredContexts] = None) -> None:
@@ -4715,9 +4719,9 @@ class Console:
         self.namespace.clear()
 
     def run(self, code: str, seconds: Optional[float] = None) -> _Evaluation:
-        """Evaluate what was typed as a prompt does; return after `seconds` even when it goes on.
+        """Evaluate code as a prompt does; return its output, after `seconds` even when it still runs (None: no limit).
 
-        Raises Busy when another evaluation does not end.
+        Raises Busy when the evaluation before it does not end within `_TURN_SECONDS`.
         """
         with self.turn:
             if self.thread is not None:
@@ -4731,11 +4735,11 @@ class Console:
         return thread.wait(seconds)
 
     def output(self, seconds: float) -> _Evaluation:
-        """Return what the last evaluation has printed by its end, or in `seconds` from now."""
+        """Wait for the last evaluation to end, `seconds` at most; return all that it has printed by then."""
         return self.thread.wait(seconds) if self.thread else _Evaluation("")
 
     def interrupt(self) -> bool:
-        """Raise KeyboardInterrupt in the evaluation that runs; return whether there is one, and a way to do so."""
+        """Raise KeyboardInterrupt in the running evaluation; return False if none runs, or Python cannot do that."""
         thread = self.thread
         if thread is None or not thread.is_running:
             return False
@@ -4744,7 +4748,7 @@ class Console:
         return done
 
     def _evaluate(self, code: str) -> bool:
-        """Run `code` in this thread, print what a prompt prints; return whether it is not complete."""
+        """Run `code` in this thread, print what a prompt prints; return True if it is incomplete and was not run."""
         steps, error = call_safely(lambda: _compile_statements(code))
         if error is None and steps is None:
             return True
@@ -4770,18 +4774,18 @@ class Console:
                 print(repr(value))
 
     def complete(self, code: str) -> tuple[int, list[str]]:
-        """Return where what is being typed at the end of `code` begins, and what it may become."""
+        """Return the index in `code` where the word that is being typed at its end begins, and its completions."""
         found, _ = call_bounded(partial(_complete, code, self.namespace), _COMPLETION_SECONDS, self.context)
         return found or (len(code), [])
 
 
 async def _evaluate_on_loop(code: CodeType, namespace: dict[str, Any]) -> Any:
-    """Return the value of a statement that finds the loop running."""
+    """Evaluate a statement inside of a coroutine, so that it finds the loop running; return its value."""
     return eval(code, namespace)
 
 
 def _plain_code(code: str) -> str:
-    """Return what was pasted without the prompts of a session, whose output goes, and without a common indentation."""
+    """Return pasted code without the prompts and the output of a session, and without a common indentation."""
     lines = code.split("\n")
     if re.match(r"\s*>>>( |$)", code, re.MULTILINE):
         prompts = [re.match(r"\s*(?:>>>|\.\.\.)(?: |$)(.*)", line) for line in lines]
@@ -4840,9 +4844,10 @@ _FROM_IMPORT = re.compile(r"\s*from\s+([\w.]+)\s+import\s+\(?(?:[^;()]*,\s*)?(\w
 
 
 def _complete(code: str, namespace: dict[str, Any]) -> tuple[int, list[str]]:
-    """Return where what is being typed begins, and what it may become, of an import, a key, an attribute or a name.
+    """Return what `Console.complete` does, for a module in an import, a key, an attribute or a name.
 
-    Nothing is proposed in a text or a comment, nor for an attribute of what would have to be evaluated first.
+    Nothing is proposed in a string or a comment, nor for an attribute of an expression that would have to be
+    evaluated.
     """
     literal = _CLOSED.match(code).end()  # type: ignore[union-attr]
     tail = code[-_COMPLETED_TAIL:]
@@ -4868,14 +4873,14 @@ def _complete(code: str, namespace: dict[str, Any]) -> tuple[int, list[str]]:
 
 
 def _beginning_with(typed: str, names: Iterable[str]) -> list[str]:
-    """Return the names that go on from what was typed; private ones only when they were asked for."""
+    """Return the names that begin with what was typed; private ones not before an underscore is typed."""
     hidden = typed.rpartition(".")[2] == ""
     found = {name for name in map(str, names) if name.startswith(typed)}
     return sorted(name for name in found if not (hidden and name[len(typed) :].startswith("_")))[:_COMPLETIONS_LIMIT]
 
 
 def _names_below(namespace: dict[str, Any], path: list[str]) -> Iterable[str]:
-    """Return the attributes of what a dotted path stands for; all names for no path."""
+    """Return the attributes of the object at a dotted path; for an empty path, all names."""
     if not path:
         return {*namespace, *vars(builtins), *keyword.kwlist}
     value = _value_of(namespace, path)
@@ -4886,7 +4891,7 @@ def _names_below(namespace: dict[str, Any], path: list[str]) -> Iterable[str]:
 
 
 def _value_of(namespace: dict[str, Any], path: list[str]) -> Any:
-    """Return what a dotted path stands for, found without running code but proxies' and cached properties'."""
+    """Return the object at a dotted path, running no code but that of proxies and cached properties."""
     value = behind_proxy(namespace.get(path[0], vars(builtins).get(path[0], MISSING)))
     for name in path[1:]:
         if value is MISSING:
@@ -4909,7 +4914,7 @@ def _keys_of(value: Any) -> list[Any]:
 
 
 def _module_names(typed: str) -> list[str]:
-    """Return the modules that may be meant by a dotted name whose last part is being typed; none is imported."""
+    """Return the completions of a dotted module name whose last part is being typed; none is imported."""
     import pkgutil
 
     package = typed.rpartition(".")[0]
@@ -4920,7 +4925,7 @@ def _module_names(typed: str) -> list[str]:
 
 
 def _names_in_module(name: str) -> list[str]:
-    """Return what a module holds, and its submodules; one that is not imported yet tells nothing."""
+    """Return the names in a module, and its submodules; of one that is not imported yet, the latter alone."""
     module = sys.modules.get(name)
     submodules = [name.rpartition(".")[2] for name in _module_names(name + ".")]
     return [*static_attributes(module), *submodules] if module is not None else submodules
@@ -4930,9 +4935,9 @@ def _names_in_module(name: str) -> list[str]:
 
 
 class _Evaluator(ForeignCalls):
-    """The thread of one evaluation; an interrupt can hit it without hitting the server.
+    """The thread of one evaluation, so that an interrupt hits it and not the server.
 
-    Any thread may wait for it, several at once: by the event, as before Python 3.13 two that `join` a thread may fail.
+    Several threads may wait for it at once; they wait for the event, as before Python 3.13 two that `join` may fail.
     """
 
     def __init__(self, job: Callable[[], bool], context: Context) -> None:
@@ -4950,11 +4955,11 @@ class _Evaluator(ForeignCalls):
 
     @property
     def is_running(self) -> bool:
-        """Whether it has not ended; an interrupt may have come so late that it has not even said so."""
+        """Whether it still runs; a late interrupt may have ended the thread before it could set the event."""
         return not self.ended.is_set() and self.is_alive()
 
     def wait(self, seconds: Optional[float] = None) -> _Evaluation:
-        """Return what came of it, or by now; after an interrupt without effect, too, it is waited for no longer."""
+        """Return its outcome, or after `seconds` what it has printed; do not wait longer for an interrupt to work."""
         end = None if seconds is None else time.monotonic() + seconds
         while self.is_running and not self.interrupted.is_set() and (end is None or time.monotonic() < end):
             self.ended.wait(0.05)  # seconds until an interrupt is noticed; the end is noticed at once
@@ -4970,9 +4975,9 @@ class _Evaluator(ForeignCalls):
 
 
 class _Output(io.StringIO):
-    """What an evaluation prints; where it reads its input, it is at the end already.
+    """Collects what an evaluation prints; as its standard input, it is empty.
 
-    It is no terminal and has no descriptor, or `input()` would read from devserve's own.
+    It is no terminal and has no descriptor, since `input()` would then read from devserve's own terminal.
     """
 
     encoding = "utf-8"  # as libraries want to know of a standard stream
@@ -4992,10 +4997,10 @@ _PRINTING: ContextVar[Any] = ContextVar("devserve console", default=None)  # the
 
 
 class _Stream:
-    """One of the standard streams, to everybody what it was, to an evaluation its own `_Output`.
+    """Stands for one of the standard streams: an evaluation gets its own `_Output`, everybody else the real stream.
 
-    An evaluation is known by its context, which what it awaits on an application's loop has as well.  Any thread may
-    use it.
+    An evaluation is recognised by its context, which is also that of the code it awaits on an application's loop.  Any
+    thread may use it.
     """
 
     def __init__(self, real: Any) -> None:
@@ -5009,7 +5014,7 @@ class _Stream:
 
 
 def _replace_streams() -> None:
-    """Have the standard streams tell evaluations from everybody else.  Once replaced, they stay: others hold them."""
+    """Replace the standard streams by `_Stream`s, for good: other code keeps references to them."""
     for name in ("stdin", "stdout", "stderr"):
         if not isinstance(getattr(sys, name), _Stream):
             setattr(sys, name, _Stream(getattr(sys, name)))
@@ -5019,9 +5024,9 @@ def _replace_streams() -> None:
 
 
 class Crash:
-    """One crash: what is known of it as data, and its frames with their consoles until they are let go.
+    """One crash: its report, which is data, and its frames with their consoles until they are let go.
 
-    The thread in which it happened fills it; from then on any thread may open consoles and let go of the frames.
+    The thread in which it happened fills it in; then any thread may open consoles and let go of the frames.
     """
 
     def __init__(
@@ -5059,7 +5064,7 @@ class Crash:
             self.entered.close()
 
     def title(self) -> str:
-        """Return type and message in one line; nothing of a crash that could not be read."""
+        """Return type and message in one line; "" for a crash that could not be read."""
         problem = self.report.problems[-1] if self.report else None
         return " ".join(f"{problem.type}: {problem.message}".split()) if problem else ""
 
@@ -5067,7 +5072,7 @@ class Crash:
 class CrashStore:
     """The last crashes.  Any thread may call any method.
 
-    More than CRASH_LIMIT push out those first whose frames are let go already, then the oldest.
+    Past CRASH_LIMIT, a new crash replaces the oldest one whose frames are let go already, or else the oldest of all.
     """
 
     def __init__(self) -> None:
@@ -5102,7 +5107,7 @@ class CrashStore:
             return self.crashes[id]
 
     def position(self, frame_id: str) -> FramePosition:
-        """Return what was kept under an id.  Raises KeyError as `find` does, and when the frame was let go."""
+        """Return the frame that has an id.  Raises KeyError as `find` does, and when the frame was let go."""
         return self._find_frame(frame_id)[2]
 
     def console(self, frame_id: str) -> Console:
@@ -5187,29 +5192,42 @@ class CrashStore:
 # | a link on the terminal has a trusted Host, or our own | a stranger's Host, by which a click on the crash's link   |
 # |                                                       |   opens the stranger's page, and that asks for the PIN    |
 #
-# Invariants: what any rule refuses is refused, and nothing has happened before the last rule was asked.  The PIN (30
-# bits) is for typing; the token (128 bits) is for the link on the terminal, which works even when the PIN is shut,
-# since it cannot be guessed.  Cookie and key are made from the token, and neither from the other nor from the PIN.
-# The cookie is HttpOnly, SameSite=Strict, limited to our own paths and named by the port, since browsers send the
-# cookies of one port to every other; the key lies in localStorage, which does know the port, but which script in the
-# application's page can read.  So each is worth nothing alone.  A program that is no browser sends its cookies to
-# nobody else, and is given one that needs no key.  All of these survive a reload unless another PIN was configured;
-# none is in a page or in the log.  The secret is in pages, under the rules above.  On plain HTTP to an address that
-# is not loopback, browsers send no Sec-Fetch-Dest and heed no opener policy: there, script in the application's own
-# page is as mighty as the page; and where the application is cross-origin isolated, in all browsers but Chromium.  A
-# browser whose developer tools disable the cache looks as if Shift were held down: there, a service worker with routes
-# is as mighty, and so is one that was registered while an earlier server had the port, until the browser asks for its
-# script anew.
+# How to change: a rule is a line of a table above, a condition in the method that decides for all requests of its kind
+# (`refuses_acting`, or `refuses_running` for what runs code; `refuses_reading`, or `refuses_script` for what contains
+# the secret), and a test that sends what would be let in but for this one thing.  Which method decides about an
+# endpoint is written in its row of _ENDPOINTS (9).
+#
+# The secrets survive a reload unless another PIN was configured, and only the last of them is ever in a page or in the
+# log:
+# - The PIN (30 bits) is typed.
+# - The token (128 bits) is in the link on the terminal.  It opens the console even after ten wrong PINs, since nobody
+#   can guess it.  Cookie and key are made from it, and neither can be made from the other or from the PIN.
+# - The cookie is HttpOnly, SameSite=Strict, limited to our own paths, and named by the port, since browsers send the
+#   cookies of one port to every other.
+# - The key is in localStorage, which is separate for each port, but which script in the application's page can read.
+#   So neither cookie nor key is worth anything alone.  A program that is no browser sends its cookies to nobody else,
+#   and gets one that needs no key.
+# - The secret is in our pages, under the rules above.
+#
+# Known gaps, which no rule here can close:
+# - On plain HTTP to an address that is not loopback, browsers send no Sec-Fetch-Dest and ignore the opener policy; and
+# where the application is cross-origin isolated, the policy does not help in any browser but Chromium.  There, script
+# in the application's own page can do what the debugger's page can.
+# - A browser whose developer tools disable the cache looks as if Shift were held down.  There a service worker with
+#   routes can do the same, and so can one that was registered while an earlier server had the port, until the browser
+#   asks for its script anew.
+#
+# Invariants: what any rule refuses is refused, and nothing has happened before the last rule was asked.
 #
 # Doors: COOKIE_PREFIX, Refusal, Guard, without_our_cookies, check_pin.
 #
-# Read first: Guard.refuses_asking, Guard.refuses_running, Guard.knows, Guard.refuses_reading, Guard.try_pin.
+# Read first: Guard.refuses_acting, Guard.refuses_running, Guard.knows, Guard.refuses_reading, Guard.try_pin.
 # =====================================================================================================================
 
 _PIN_DIGITS = 9  # read off the terminal and typed once; ten guesses find it once in a hundred million times
-_PIN_FAILURES = 10  # wrong PINs until it is shut
+_PIN_FAILURES = 10  # wrong PINs, after which no PIN is taken any more
 _PIN_OFF = "off"
-_OUR_PAGE = "Use the console on devserve's page."  # the remedy for who has built a request himself
+_OUR_PAGE = "Use the console on devserve's page."  # the remedy for a request that our script did not send
 COOKIE_PREFIX = "devserve_"  # the port follows
 _PROXY_HEADER = re.compile(  # one by which a proxy or tunnel names itself or its client, and which no browser sends
     "HTTP_(VIA|FORWARDED.*|X_(FORWARDED|ORIGINAL|CLUSTER|CLIENT|REMOTE|REAL|PROX|NGINX|ENVOY|AZURE|SCHEME|SCRIPT|SSL).*"
@@ -5218,7 +5236,7 @@ _PROXY_HEADER = re.compile(  # one by which a proxy or tunnel names itself or it
 
 
 class Refusal(NamedTuple):
-    """A no: one word for programs, why, and what to do."""
+    """Why a request is refused: in one word for programs, in a sentence, and what to do about it."""
 
     error: str
     reason: str
@@ -5226,14 +5244,14 @@ class Refusal(NamedTuple):
 
 
 class Guard:
-    """Holds what opens the console, and says who may.  Any thread may ask; guesses are counted under a lock.
+    """Holds the secrets of the banner, and decides who may use the console.
 
-    `pin` (unless it was given), `token` and `secret` are random: the PIN is typed, the token is in the terminal's
-    link, and the secret is in our pages.  `cookie` and `key` are made from the token.  A method whose name begins with
-    `refuses` returns a Refusal, or None when the request may go on.
+    A method whose name begins with `refuses` returns a Refusal, or None if the request may go on.  Any thread may call
+    any method; wrong PINs are counted under a lock.
 
-    `pin` "" makes a random one, "off" asks for none; DevserveError is raised for one of which nothing is left to type.
-    After a reload `notes` are what `remember` returned; they count unless another PIN was configured then.
+    `pin` is the PIN, "" for a random one, or "off" for none; one without a letter or digit raises DevserveError.
+    `trusted_hosts` are those that the person named, `bound_hosts` those that the server is bound to.  After a reload,
+    `notes` are what `remember` returned in the process before; they are ignored if another PIN was configured then.
     """
 
     def __init__(
@@ -5254,7 +5272,7 @@ class Guard:
         self.port = port
         self.failures = 0  # wrong PINs since the last right one
         self.has_worker = False  # a browser has asked for a service worker, of whatever Host
-        self.is_announced = False  # an earlier process has said how the console is opened, and that holds
+        self.is_announced = False  # the terminal shows already how the console is opened, and that is still right
         self.lock = threading.Lock()
         self.trust(trusted_hosts, bound_hosts)
         if notes and notes.get("configured") == pin and {"pin", "secret", "token"} <= notes.keys():
@@ -5266,7 +5284,7 @@ class Guard:
     def remember(self) -> dict[str, str]:
         """Return what must survive a reload: open pages stay unlocked, and guesses stay counted.
 
-        Guesses can only be counted to the end once no request is answered any more: ask when the gate is closed.
+        Call it when the gate is closed: while requests are answered, wrong PINs may still come.
         """
         secrets = {"pin": self.pin, "configured": self.configured, "secret": self.secret, "token": self.token}
         return {**secrets, "failures": str(self.failures), "worker": "yes" if self.has_worker else "no"}
@@ -5296,16 +5314,16 @@ class Guard:
     def refuses_reading(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
         """Say no where a page of another site would read source and values.
 
-        Its name could have been rebound to us, unless Host is an address; every browser sends a Host.
+        The name of such a site could have been rebound to us, unless Host is an address; every browser sends a Host.
         """
         host = str(environ.get("HTTP_HOST", ""))
         refusal = self.refuses_host(environ) if host and not _is_address(_host_name(host) or "") else None
-        return refusal or self._refuses_reader(environ)
+        return refusal or self._refuses_foreign_script(environ)
 
-    def _refuses_reader(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
+    def _refuses_foreign_script(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
         """Say no to script of another site, which the CORS headers of the application may let read the answer.
 
-        What a browser shows as a document, as after a form of another site, no script there can read.
+        A document is allowed, even one that a form of another site asks for: no script of that site can read it.
         """
         origin, site = environ.get("HTTP_ORIGIN"), environ.get("HTTP_SEC_FETCH_SITE")
         is_shown = environ.get("HTTP_SEC_FETCH_DEST") == "document"
@@ -5320,7 +5338,7 @@ class Guard:
         return Refusal("origin", "The request comes from the page of another site.", remedy)
 
     def refuses_script(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
-        """Say no to whatever a browser does not show as a document of its own, or a service worker could read."""
+        """Say no unless a browser shows the answer as a document of its own, which no service worker could read."""
         kind = environ.get("HTTP_SEC_FETCH_DEST")
         if kind not in (None, "document"):
             return Refusal("script", "This is shown in a browser's own tab only.", "Open the address there.")
@@ -5339,11 +5357,11 @@ class Guard:
                     self.has_worker, self.secret = True, os.urandom(16).hex()
 
     def refuses_console(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
-        """Say no to a Host that is not trusted, where no console can open, as to others who may not read."""
+        """Say no to a Host that is not trusted, since no console can open there, and to whoever may not read."""
         return self.refuses_host(environ) or self.refuses_reading(environ)
 
     def refuses_crash(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
-        """Say no to who may not read, and to what is not shown as a document."""
+        """Say no to whoever may not read, and to a request whose answer is not shown as a document."""
         return self.refuses_reading(environ) or self.refuses_script(environ)
 
     def refuses_list(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
@@ -5363,7 +5381,7 @@ class Guard:
     # -- decisions about acting
 
     def refuses_host(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
-        """Say no to a Host that another site's name could have led here."""
+        """Say no to a Host that is not trusted: another site's name may have been rebound to this address."""
         host = str(environ.get("HTTP_HOST", ""))
         name = _host_name(host)
         if name is not None and (_is_loopback(name) or name in self.trusted_hosts):
@@ -5375,7 +5393,7 @@ class Guard:
         remedy = f"Open the page as http://localhost and its port, or start devserve with --trusted-host {name}."
         return Refusal("host", f"The debugger trusts the host {name} only when it is told to.", remedy)
 
-    def refuses_asking(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
+    def refuses_acting(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
         """Say no to any request to act that our own page would not have sent."""
         kind = str(environ.get("CONTENT_TYPE", "")).partition(";")[0].strip().lower()
         refusal = self.refuses_host(environ)
@@ -5390,18 +5408,18 @@ class Guard:
 
     def refuses_running(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
         """Say no to any request to run code that our own page, in an unlocked browser, would not have sent."""
-        refusal = self.refuses_asking(environ)
+        refusal = self.refuses_acting(environ)
         if refusal or self.knows(environ):
             return refusal
         locked = Refusal("cookie", "This browser has not been unlocked.", "Enter the PIN from the terminal.")
-        return self.shut(environ) or locked
+        return self.refuses_pin(environ) or locked
 
     def _refuses_origin(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
         """Say no to what another site's page sends.
 
-        Browsers send Origin with every POST; only one that hides it may leave it out, and must then say same-origin in
-        Sec-Fetch-Site.  Schemes are not compared: a proxy may speak TLS before us, and two cannot share one port.  A
-        proxy may also have changed Host, by which our own page looks like another's: the person can say so.
+        Browsers send Origin with every POST; one that is set to hide it must say same-origin in Sec-Fetch-Site
+        instead.  Schemes are not compared: a proxy may speak TLS for us, and two servers cannot share one port.  A
+        proxy that changes Host makes our own page look like another site's; --trusted-host is the remedy.
         """
         origin, site = environ.get("HTTP_ORIGIN"), environ.get("HTTP_SEC_FETCH_SITE")
         host = str(environ.get("HTTP_HOST", "")).lower()
@@ -5411,7 +5429,7 @@ class Guard:
             return None
         if site not in (None, "same-origin") or name is None:
             return Refusal("origin", "The request comes from the page of another site.", _OUR_PAGE)
-        # Loopback's many ports must each be named.
+        # A loopback name counts only together with its port, as other programs have other ports there.
         is_named = authority in self.trusted_origins or (name in self.trusted_origins and not _is_loopback(name))
         if authority == host or is_named:
             return None
@@ -5429,11 +5447,11 @@ class Guard:
         return is_off or self._sends_cookie(environ, "program") or (has_key and self._sends_cookie(environ, "browser"))
 
     def has_cookie(self, environ: Mapping[str, Any]) -> bool:
-        """Return whether the client has been unlocked as far as a request for a document, without a key, can show."""
+        """Return whether the client has been unlocked, by the cookie alone: a request for a document has no key."""
         return self.knows(environ) or self._sends_cookie(environ, "browser")
 
-    def shut(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
-        """Say no when no PIN opens the console: it has been wrong too often, or there is none."""
+    def refuses_pin(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
+        """Say no if no PIN can unlock this client: too many were wrong, or the PIN is off and the client elsewhere."""
         if self.pin == _PIN_OFF and not _is_local(environ):
             return Refusal("shut", "The PIN is off, for clients on this machine only.", "Start devserve with a PIN.")
         if self.failures < _PIN_FAILURES:
@@ -5442,9 +5460,9 @@ class Guard:
         return Refusal("shut", f"The PIN was wrong {_PIN_FAILURES} times and is taken no more.", remedy)
 
     def try_pin(self, guess: str, environ: Mapping[str, Any]) -> Optional[Refusal]:
-        """Return None when the guess is right.  Counts a wrong one before anybody else may guess."""
+        """Say no to a wrong PIN, and count it before another thread may try one."""
         with self.lock:
-            refusal = self.shut(environ)
+            refusal = self.refuses_pin(environ)
             if refusal or self.pin == _PIN_OFF:
                 return refusal
             if _is_equal(_plain_pin(guess), _plain_pin(self.pin)):
@@ -5453,10 +5471,10 @@ class Guard:
             self.failures += 1
         left = _PIN_FAILURES - self.failures
         reason = f"The PIN is wrong; attempts left: {left}."
-        return self.shut(environ) or Refusal("pin", reason, "It is on the terminal.")
+        return self.refuses_pin(environ) or Refusal("pin", reason, "It is on the terminal.")
 
     def refuses_token(self, token: str) -> Optional[Refusal]:
-        """Say no unless the link of the terminal was followed."""
+        """Say no unless the token is that of the terminal's link."""
         if _is_equal(token, self.token):
             return None
         reason = "This link is from another start of devserve."
@@ -5467,8 +5485,8 @@ class Guard:
     def cookie(self, environ: Mapping[str, Any]) -> str:
         """Return the Set-Cookie that unlocks a client until it is closed.
 
-        It names no path, and so holds for the folder of the address that sets it, as the client sees it: ours, even
-        where a proxy has taken away the beginning.
+        It has no Path, so a browser takes the folder of the address that sets it.  That is our folder as the client
+        sees it, even if a proxy has removed the beginning of the path.
         """
         secure = "; Secure" if environ.get("wsgi.url_scheme") == "https" else ""
         value = self.cookie_value("browser" if _is_browser(environ) else "program")
@@ -5487,7 +5505,7 @@ class Guard:
         return self._derived("key")
 
     def _derived(self, purpose: str) -> str:
-        """Return a secret that neither PIN nor page helps to find, and from which the token cannot be found."""
+        """Return a secret made from the token by a hash; neither the PIN nor a page helps to find it."""
         from hashlib import sha256
 
         return sha256(f"{purpose} {self.token}".encode()).hexdigest()
@@ -5507,8 +5525,8 @@ def without_our_cookies(header: str) -> str:
 def _is_local(environ: Mapping[str, Any]) -> bool:
     """Return whether the client is on this machine, and no proxy has spoken for one that may be elsewhere.
 
-    A client of a socket file has the empty address; a server that names none tells nothing.  nginx names neither
-    itself nor its client unless it is told to, but speaks HTTP/1.0, as no browser does.
+    A client of a socket file has an empty REMOTE_ADDR; if a server gives none at all, we cannot know.  nginx adds no
+    header unless it is told to, but it speaks HTTP/1.0, which no browser does.
     """
     address = str(environ.get("REMOTE_ADDR", "unknown"))
     is_near = (not address or _is_loopback(address)) and environ.get("SERVER_PROTOCOL") != "HTTP/1.0"
@@ -5542,7 +5560,7 @@ def _is_loopback(name: str) -> bool:
 
 
 def check_pin(pin: str) -> None:
-    """Refuse a PIN of which nothing would be left to type."""
+    """Raise DevserveError for a PIN without a letter or digit, of which nothing is left to compare."""
     if pin and not _plain_pin(pin):
         raise DevserveError(f"the PIN {pin!r} has no digit or letter; give another, such as --pin 123-456")
 
@@ -5562,27 +5580,30 @@ def _is_equal(given: object, expected: str) -> bool:
 # =====================================================================================================================
 # 9. Debugger
 #
-# WSGI middleware, under any server: a response passes through untouched, an exception becomes a page.  It looks for
-# failures where PEP 3333 lets them happen: in the call, between two chunks, and in `close`.  Once the headers are out
-# no page can be shown, so the exception goes on to the server, which cuts the connection; a stream of text gets a last
-# line before that.  Every crash is stored, whoever the client was, and has an address under _PREFIX, where the pages
-# find their endpoints, too.  May know foreign code (2), the terminal (3) and the rooms 5 to 8.
+# `DebuggedApplication` is WSGI middleware, under any server: a response passes through untouched, an exception becomes
+# a page.  The application may fail where PEP 3333 lets it run: in the call, between two chunks, and in `close`.  Once
+# the headers are out no page can be shown, so the exception goes on to the server, which cuts the connection; a stream
+# of text gets a last line before that.  Every crash is stored, whoever the client was, and has an address under
+# _PREFIX, where the endpoints of the pages are too.  May know foreign code (2), the terminal (3) and the rooms 5 to 8.
 #
-# Requests take one of two ways.  One under _PREFIX is for us: a `_DebuggerEndpoint` finds its line in _ENDPOINTS, asks
-# the guard as that says, and answers.  Any other is the application's: an `_Exchange` stands between it and the
-# server, as the server's application on one side and as the application's server on the other, so it has a `start`, a
-# `write`, an iterator and a `close` of its own.  Each step that may run the application's code goes through
-# `_Exchange.guarded`, which alone decides what an exception becomes.  A list or tuple of chunks is checked at once and
-# then handed to the server as it is.
+# A request under _PREFIX is for us: a `_DebuggerEndpoint` finds its row in _ENDPOINTS, asks the guard's method that
+# the row names, and answers.  Any other request is the application's.  For it we make an `_Exchange`, which is an
+# application to the server, and a server to the application: so it has a `start`, a `write`, an iterator and a
+# `close`. Each step that may run the application's code goes through `_Exchange.guarded`, which alone decides what an
+# exception becomes.  A list or tuple of chunks is checked at once and then given to the server as it is.
 #
 # Many frameworks catch exceptions themselves and answer with a 500 of their own.  Room 4 has them call
 # `hand_over` (2) instead and answer with the text that it returns; `_Exchange.raise_handed` raises the exception when
 # that text arrives, and from there on it is a crash like any other.
 #
-# With --live another middleware, `LivePages`, stands outside of the debugger: it adds a script to each page of the
-# application, which asks for `reload_id` again and again and loads the page anew when that, or a file, has changed (of
-# a style sheet or an image it loads only that).  The pages of crashes do so by their own script, with or without
+# With --live another middleware, `LivePages`, is around the debugger.  It adds a script to each page of the
+# application. The script asks for `reload_id` again and again, and loads the page anew when that has changed, or when
+# a file has (if it is a style sheet or an image, only the file).  The pages of crashes do so by their own script, with
+# or without
 # --live.
+#
+# How to change: an endpoint is a method of `_DebuggerEndpoint` and a row of _ENDPOINTS, which names the rule of the
+# guard that is asked first.  Another form of a report is a function in room 6 and a row of `_WRITERS`.
 #
 # Invariants: the guard is asked before an endpoint does anything.  The application, and so whatever a page shows of
 # it, never gets to see the cookies that open a console.  The terminal tells of a crash before the page is made.  A
@@ -5594,7 +5615,7 @@ def _is_equal(given: object, expected: str) -> bool:
 # =====================================================================================================================
 
 _PREFIX = "/__devserve__"
-_CRASH = "crash/"  # where in it each crash has its page; the id follows
+_CRASH = "crash/"  # below _PREFIX, where each crash has its page; the id follows
 _RECORDED_BODY = 65_536  # bytes of a request's body that are kept for the page: any form, the beginning of an upload
 _RECORDED_VARIABLES = frozenset(  # of an environ, besides headers: what the client decides
     "REQUEST_METHOD SCRIPT_NAME PATH_INFO QUERY_STRING CONTENT_TYPE CONTENT_LENGTH REQUEST_URI RAW_URI "
@@ -5603,7 +5624,7 @@ _RECORDED_VARIABLES = frozenset(  # of an environ, besides headers: what the cli
 REQUEST_LIMIT = 1_000_000  # bytes of what the page may send: code that was pasted
 _SOURCE_LINES_LIMIT = 2_000  # lines of source for one click
 _EVALUATION_WAIT = 10.0  # seconds that a page may have an endpoint wait for an evaluation's end; it asks again
-_REPLAY_SECONDS = 10.0  # that a response which was asked for again is read: one without end has an end here
+_REPLAY_SECONDS = 10.0  # for which the response to a replayed request is read, as it may have no end
 _STATUSES = {  # of refusals, by their `error`
     "body": "400 Bad Request",
     "unknown": "404 Not Found",
@@ -5612,7 +5633,7 @@ _STATUSES = {  # of refusals, by their `error`
     "gone": "410 Gone",
     "type": "415 Unsupported Media Type",
 }
-# Headers of the response that our page takes the place of which are about its content; all others are kept.
+# When our page replaces a response, these headers of the response are dropped, as they are about its content.
 _ABOUT_CONTENT = frozenset("content-encoding content-language content-disposition etag last-modified age".split())
 
 
@@ -5621,13 +5642,15 @@ class DebuggedApplication:
 
         app = devserve.DebuggedApplication(app, pin="123-456", trusted_hosts=["dev.example.com"])
 
-    pin: str, asked for before the console opens; "" makes a random one, "off" asks for none.
-    trusted_hosts: hosts besides this machine's own names whose pages may use the console.
-    terminal: where crashes are printed; standard error if it is not given.
+    app (WSGI application)           what is served
+    pin (str, "")                    asked for before the console opens: "" for a random one, "off" for none
+    trusted_hosts (list of str, [])  host names, besides this machine's, whose pages may use the console
+    base_url (str, "")               where the server is reached, for links in crashes outside of a request
+    guard (Guard, None)              in place of `pin` and `trusted_hosts`, for a caller who prints the PIN himself
+    terminal (Terminal, None)        where crashes and the PIN are printed; None: standard error
 
-    Raises `DevserveError` for a PIN of which nothing is left to type.  The PIN is printed unless the caller brings a
-    `guard`, as devserve's own runner does, and says itself how it is opened.  `base_url` is where the server is
-    reached, for links in crashes outside of a request.  Any thread may call any method.
+    Raises DevserveError for a PIN without a letter or digit.  The console needs the frames of the process in which the
+    application failed, so the server must run a single process.  Any thread may call any method.
     """
 
     def __init__(
@@ -5645,14 +5668,14 @@ class DebuggedApplication:
         self.terminal = terminal or Terminal()
         self.guard = guard or Guard(pin, 0, trusted_hosts)
         self.base_url = base_url
-        self.reload_id = os.urandom(8).hex()  # by its change, open pages notice a reload
+        self.reload_id = os.urandom(8).hex()  # an open page that finds another one here has seen a reload
         self.crashes = CrashStore()
         self.app_console: Optional[Console] = None
         if guard is None:
             self.terminal.say(f"devserve: {self.guard.banner_line(base_url)}")
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        """Answer what is asked of the debugger, and stand between server and application for everything else."""
+        """Answer a request for an endpoint of the debugger; give any other to the application, by an `_Exchange`."""
         path = environ.get("PATH_INFO", "")
         self.guard.heed_worker(environ)
         if self.owns(path):
@@ -5660,7 +5683,7 @@ class DebuggedApplication:
         return _Exchange(self, environ, start_response).begin()
 
     def owns(self, path: str) -> bool:
-        """Return whether a path is that of an address of ours."""
+        """Return whether a path is the debugger's and not the application's."""
         return path.startswith(_PREFIX) and path[len(_PREFIX) :][:1] in ("", "/")
 
     def report(self, error: BaseException, environ: Optional[Environ] = None, what: str = "") -> str:
@@ -5674,7 +5697,7 @@ class DebuggedApplication:
         return self.link(crash, environ or {}, self.guard.refuses_host)
 
     def read(self, error: BaseException, crash: Crash, environ: Optional[Environ]) -> None:
-        """Read what is known of a crash, and store it."""
+        """Read the report of a crash, and store the crash."""
         request = None
         if environ:
             body = crash.request.body if crash.request else b""
@@ -5686,10 +5709,11 @@ class DebuggedApplication:
     def link(
         self, crash: Crash, environ: Mapping[str, Any], refuses: Callable[[Mapping[str, Any]], Optional[Refusal]]
     ) -> str:
-        """Return the address of a crash's page, by the host that the client used unless the guard `refuses` it.
+        """Return the address of a crash's page, with the host that the client used unless `refuses` says no to it.
 
-        For the client any that it may read at is good.  On the terminal only a trusted one is: a stranger's would
-        lead whoever clicks it to the stranger's own page, which might ask for the PIN.
+        `refuses` is a method of the guard.  In the answer to the client, any host at which it may read is good.  On
+        the terminal only a trusted host is: another one may lead whoever clicks the link to a stranger's page, which
+        asks for the PIN.
         """
         from urllib.parse import quote
 
@@ -5702,11 +5726,11 @@ class DebuggedApplication:
         return f"{base}{mount}{_PREFIX}/{_CRASH}{crash.id}"
 
     def install(self, app: WSGIApplication, reload_id: str) -> None:
-        """Go on with another application, as after a save that broke this one; crashes and their frames are kept."""
+        """Replace the application, as after a save that broke this one; crashes and their frames are kept."""
         self.app, self.reload_id, self.app_console = app, reload_id, None
 
     def remember(self) -> list[Any]:
-        """Return what outlives a reload: the failed requests, to be sent to the new code, and how they failed.
+        """Return what is kept over a reload: the failed requests, so that they can be sent again, and their reports.
 
         It is data that `marshal` can write; frames, and so consoles, end with the process.
         """
@@ -5720,7 +5744,7 @@ class DebuggedApplication:
         return remembered
 
     def recall(self, remembered: Iterable[Any]) -> None:
-        """Take up what the process before has remembered."""
+        """Store again the crashes that the process before has passed on by `remember`."""
         for id, moment, seconds, kind, message, text, *recorded in reversed(list(remembered)):
             request = _RecordedRequest(*recorded)
             environ = request.environ({})
@@ -5773,7 +5797,7 @@ class DebuggedApplication:
     # -- what a page needs to know
 
     def shown(self, crash: Crash, kind: str, environ: Mapping[str, Any], nonce: str, stored: str = "") -> str:
-        """Return a crash that was read in one of our types, for the visitor whose environ this is."""
+        """Return a crash as a text of type `kind`, for the client of this request; its report has been read."""
         assert crash.report is not None
         if kind != "text/html":
             return _WRITERS[kind](crash.report)
@@ -5781,14 +5805,14 @@ class DebuggedApplication:
         return write_page(crash.report, state, stored, self.terminal.editor, self.terminal.path_map)
 
     def page_state(self, environ: Mapping[str, Any], nonce: str) -> PageState:
-        """Return what a page needs to know that is written for the client of this request."""
+        """Return the state of a page for the client of this request."""
         state, refusal = self.console_state(environ), self.guard.refuses_script(environ)
         if refusal:
             state = PageState("closed", "", f"The console is closed: {refusal.reason}", refusal.remedy)
         return state._replace(prefix=_prefix_from(environ), reload_id=self.reload_id, nonce=nonce)
 
     def console_state(self, environ: Mapping[str, Any]) -> PageState:
-        """Return what the client of this request may do with consoles, and why not more."""
+        """Return the state of a page with what this client may do with consoles, and why not more."""
         refusal = self.guard.refuses_host(environ)
         if environ.get("wsgi.multiprocess"):
             reason = "The server runs several processes, and only one of them has the frames."
@@ -5797,7 +5821,7 @@ class DebuggedApplication:
             return PageState("closed", "", refusal.reason, refusal.remedy)
         if self.guard.knows(environ):
             return PageState("open", self.guard.secret)
-        refusal = self.guard.shut(environ)
+        refusal = self.guard.refuses_pin(environ)
         if refusal:  # no code is run, but the values of library frames can be asked for
             return PageState("closed", self.guard.secret, refusal.reason, refusal.remedy)
         return PageState("locked", self.guard.secret)
@@ -5821,12 +5845,12 @@ _NO_CHUNKS: Iterator[Any] = iter(())
 
 
 class _Exchange:
-    """One request and its response, which is iterated over as the application's own would be.
+    """One request and its response: the iterable that the server gets in place of the application's own.
 
     Its life: `begin` calls the application, `__next__` asks it for each chunk, `close` ends it.  The first exception
-    in any of them becomes the error page, whose text then is the only chunk, or, when something was sent already, goes
-    on to the server.  After that (`has_failed`) whatever else is raised goes through.  Used by one thread, the one
-    that serves the request.
+    in any of them becomes the error page, whose text is then the only chunk; if something has been sent already, the
+    exception goes on to the server.  From then on (`has_failed`) every exception goes on.  Only the thread that serves
+    the request uses it.
     """
 
     def __init__(self, debugger: DebuggedApplication, environ: Environ, start_response: StartResponse) -> None:
@@ -5838,7 +5862,7 @@ class _Exchange:
         self.body = _record_body(environ)
         self.contexts: list[Any] = []
         self.head: tuple[str, list[tuple[str, str]]] = ("", [])  # the application's own
-        self.handed: list[BaseException] = []  # what a framework has caught, and answers with our text
+        self.handed: list[BaseException] = []  # exceptions that a framework has caught and passed to `hand_over`
         self.began = time.monotonic()
         self.started = self.sent = self.has_failed = False
         self.app_iter: Any = ()
@@ -5847,7 +5871,7 @@ class _Exchange:
             debugger.crashes.let_go(_page_key(environ))
 
     def begin(self) -> Iterable[bytes]:
-        """Call the application; return its iterable itself where nothing can fail in it any more, else this one."""
+        """Call the application; return its iterable if that cannot fail any more, else this exchange."""
         response = self.guarded(self.call)
         return self if response is None else response
 
@@ -5888,10 +5912,10 @@ class _Exchange:
         return write(data)
 
     def raise_handed(self, chunk: Optional[bytes]) -> None:
-        """Raise what a framework has handed over, when its answer has arrived; `chunk` is None at the end.
+        """Raise the exception that a framework has handed over, once `chunk` is the answer to it; None is the end.
 
-        To a HEAD no body comes.  When the answer became another, that is the application's will: the crash is
-        printed on the terminal, and stored.
+        A HEAD has no body, so there the end counts.  If the application has replaced the answer by another, that is
+        sent, and the crash is only printed and stored.
         """
         if not self.handed or (chunk is not None and HANDED_OVER.encode() not in chunk):
             return
@@ -5900,7 +5924,7 @@ class _Exchange:
         self.keep(self.handed.pop(), is_printed=True)
 
     def check_started(self) -> None:
-        """Raise what a server would say about a response without headers, unless a WebSocket has the connection."""
+        """Raise the error of a response without headers, as a server would, unless a WebSocket has the connection."""
         if not self.started and not is_taken_over(self.environ):
             raise _NotWSGI("the application returned a response without having called start_response")
 
@@ -5908,9 +5932,9 @@ class _Exchange:
         return self
 
     def __next__(self) -> bytes:
-        """Return the next chunk: the application's, or, once that has failed or ended, what `chunks` then holds.
+        """Return the application's next chunk; once it has failed or ended, the next of `chunks`.
 
-        That is the page, the line with which a stream ends, or nothing.
+        These are the page, or the line with which a stream ends, or nothing.
         """
         chunk = self.guarded(self.next_chunk)
         return next(self.chunks) if chunk is None else chunk
@@ -5929,7 +5953,7 @@ class _Exchange:
         return chunk  # type: ignore[no-any-return]
 
     def close(self) -> None:
-        """Close the application's iterable, as a server must; let go of contexts that refer to the environ."""
+        """Close the application's iterable, as a server must, and drop contexts that refer to the environ."""
         self.contexts.clear()
         close = getattr(self.app_iter, "close", None)
         if close is not None:
@@ -5937,10 +5961,10 @@ class _Exchange:
             self.guarded(close)
 
     def guarded(self, step: Callable[[], Outcome]) -> Optional[Outcome]:
-        """Take a step of the application's.
+        """Call `step`, which runs the application's code, and return its result.
 
-        When it fails and nothing is sent yet, return None, and let the page be the response.  Later it is too late for
-        a page: the exception goes on, once it is stored.
+        If it fails before anything is sent, make the page the response, and return None.  If it fails later, store the
+        crash, and raise the exception again.
         """
         try:
             return step()
@@ -5970,7 +5994,7 @@ class _Exchange:
         self.chunks = iter(() if self.environ.get("REQUEST_METHOD") == "HEAD" else (page,))
 
     def end_stream(self, error: BaseException) -> bool:
-        """Store a crash of which the client cannot be shown a page; return whether a last line is the next chunk.
+        """Store a crash that comes too late for a page; return whether a last line for the client is the next chunk.
 
         Our own server prints the crash, with the link that it finds in the environ, when the exception reaches it.
         """
@@ -5986,9 +6010,10 @@ class _Exchange:
         return bool(line)
 
     def keep(self, error: BaseException, *, is_printed: bool) -> tuple[Crash, Optional[BaseException]]:
-        """Print an exception of this request, read it and store it; return it, and what went wrong in reading it.
+        """Print an exception of this request, read it and store it; return the crash, and any error in reading it.
 
-        The environ gets the link for the terminal, and is replaced by one that shows what the server had sent.
+        The environ gets the link for the terminal, and is replaced by a copy with the server's own SCRIPT_NAME and
+        PATH_INFO, which the application may have changed.
         """
         environ = {**self.environ, "SCRIPT_NAME": self.script_name, "PATH_INFO": self.path}
         for key in (PRESERVE_CONTEXT, ON_EXCEPTION):
@@ -6021,7 +6046,7 @@ class _Exchange:
         return [*headers, ("Content-Length", str(len(page)))], page
 
     def text_about(self, crash: Crash, kind: str, nonce: str, is_fragment: bool) -> str:
-        """Return what the client is shown of a crash that was read."""
+        """Return the text of the response about a crash; its report has been read."""
         refusal = self.debugger.guard.refuses_reading(self.environ)
         if refusal:
             reason = f"The application failed, and the terminal shows how. {refusal.reason}"
@@ -6036,7 +6061,7 @@ class _Exchange:
 
 
 def _take_cookies(environ: Environ) -> str:
-    """Return the Cookie header; in the environ none that opens a console is left."""
+    """Return the Cookie header as it came; remove from the environ the cookies that open a console."""
     cookies = str(environ.get("HTTP_COOKIE", ""))
     if COOKIE_PREFIX in cookies:
         environ["HTTP_COOKIE"] = without_our_cookies(cookies)
@@ -6046,17 +6071,17 @@ def _take_cookies(environ: Environ) -> str:
 
 
 def _check_chunk(chunk: object) -> None:
-    """Raise what a server would say about a chunk that is not bytes, where it can still be shown."""
+    """Raise an error for a chunk that is not bytes, here and not in the server, so that it gets a page."""
     if not isinstance(chunk, bytes):
         raise _NotWSGI(f"the application sends {type(chunk).__name__}, not bytes: text must be encoded")
 
 
 class _NotWSGI(TypeError):
-    """The application breaks PEP 3333, in a way that none of its frames shows."""
+    """The application breaks PEP 3333 in a way that is noticed only after its code has returned."""
 
 
 def _last_line(error: BaseException, link: str, headers: Mapping[str, str]) -> bytes:
-    """Return the line with which a stream of text ends; nothing where a line would do harm, or has no room."""
+    """Return the last line of a stream of text that has failed; b"" if a line would do harm, or does not fit."""
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if not kind.startswith("text/") or not {"content-length", "content-encoding"}.isdisjoint(headers):
         return b""
@@ -6069,7 +6094,7 @@ def _last_line(error: BaseException, link: str, headers: Mapping[str, str]) -> b
 
 
 def _chunk_then_raise(chunk: bytes, error: BaseException) -> Iterator[bytes]:
-    """Return the rest of a stream that fails: the server must still see the exception, and cut the connection."""
+    """Yield a last chunk, then raise: the server must see the exception, so that it cuts the connection."""
     yield chunk
     raise error
 
@@ -6078,7 +6103,7 @@ def _chunk_then_raise(chunk: bytes, error: BaseException) -> Iterator[bytes]:
 
 
 def _page_key(environ: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return what makes a request the same page as another."""
+    """Return a key that two requests for the same page have in common."""
     return tuple(environ.get(name, "") for name in ("REQUEST_METHOD", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING"))
 
 
@@ -6104,7 +6129,7 @@ class _RecordedRequest(NamedTuple):
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What makes it the same page as another."""
+        """The key that it has in common with other requests for the same page."""
         return _page_key(self.variables)
 
     def line(self) -> str:
@@ -6113,7 +6138,7 @@ class _RecordedRequest(NamedTuple):
         return f"{method} {mount}{path}"
 
     def environ(self, like: Environ) -> Environ:
-        """Return an environ for the request, from the server of another one."""
+        """Return an environ for the request, with the server's variables of the environ `like`."""
         servers = {name: value for name, value in like.items() if name.startswith(("wsgi.", "SERVER_", "REMOTE_"))}
         wsgi_input = {"wsgi.input": io.BytesIO(self.body), "wsgi.input_terminated": True}
         return {**servers, "SCRIPT_NAME": "", "PATH_INFO": "", **self.variables, **wsgi_input}
@@ -6122,8 +6147,8 @@ class _RecordedRequest(NamedTuple):
 class _RecordedBody:
     """The request's body, as `wsgi.input`; `kept` has the beginning and the end of what the application has read.
 
-    In between is, in a form, the content of a large file; the fields may come before or after it.  Whichever way the
-    application reads, each byte passes `record` once.
+    The middle of a long body is not kept: in a form it is a large file, with the fields before or after it.  Whichever
+    way the application reads, each byte passes `record` once.
     """
 
     def __init__(self, stream: Any, length: Optional[int]) -> None:
@@ -6137,11 +6162,11 @@ class _RecordedBody:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all that the client has sent was read, and is kept."""
+        """Whether `kept` is the whole body."""
         return self.size == len(self.kept) and self.length in (None, self.size)
 
     def finish(self) -> None:
-        """Read what a small body holds beyond what the application has read."""
+        """Read the rest of a small body that the application has not read to its end."""
         if self.length is not None and self.size < self.length <= _RECORDED_BODY:
             self.record(self.stream.read(self.length - self.size))
 
@@ -6172,7 +6197,7 @@ class _RecordedBody:
 
 
 def _record_body(environ: Environ) -> Optional[_RecordedBody]:
-    """Have what the application reads of the request's body recorded; None when there is no body."""
+    """Replace `wsgi.input` by a `_RecordedBody` and return that; None if the request has no body."""
     length = str(environ.get("CONTENT_LENGTH") or "")
     if length in ("", "0") and not environ.get("wsgi.input_terminated"):
         return None
@@ -6201,19 +6226,20 @@ def _preferred_type(accept: str, default: str = "text/plain") -> str:
 
 
 _WRITERS: dict[str, Callable[[Report], str]] = {
-    "text/html": write_text,  # stands here for its name: the page needs to know more than the report
+    "text/html": write_text,  # only its name is used: the page needs more than the report, see `write_page`
     "text/plain": write_text,
     "text/markdown": write_markdown,
     "application/json": write_json,
 }
-# Headers by which libraries say that they put the answer into their page: htmx, Turbo, unpoly, jQuery and others.
+# Request headers of libraries that put the answer into their page: htmx, Turbo, unpoly, jQuery and others.
 _FRAGMENT_HEADERS = ("HTTP_HX_REQUEST", "HTTP_TURBO_FRAME", "HTTP_X_UP_VERSION", "HTTP_X_REQUESTED_WITH")
 
 
 def _wants_fragment(environ: Mapping[str, Any]) -> bool:
-    """Return whether the answer lands inside of another document.
+    """Return whether the answer will be put into another document.
 
-    A browser says so of a script's fetch, a frame or an image; only what a service worker passes on is a document.
+    A browser tells so of a script's fetch, a frame or an image.  A service worker that fetches a document is an
+    exception: what it passes on is shown by itself.
     """
     kind, mode = environ.get("HTTP_SEC_FETCH_DEST"), environ.get("HTTP_SEC_FETCH_MODE")
     return (
@@ -6224,11 +6250,11 @@ def _wants_fragment(environ: Mapping[str, Any]) -> bool:
 
 
 def _page_headers(kind: str, nonce: str, *, is_fragment: bool = False) -> list[tuple[str, str]]:
-    """Return the headers of all that the debugger sends: nothing is kept, framed, guessed or loaded from elsewhere.
+    """Return the headers of whatever the debugger sends: no caching, framing, sniffing, or loading from elsewhere.
 
-    Forms and referrers of the same origin are let be: a browser that sends a failed POST again counts it as a form of
-    the page, and without a referrer it would send `Origin: null`, which frameworks refuse.  A fragment may be framed
-    by its own site, and brings its style along; it has nothing to click but a link.
+    Forms to, and referrers for, the same origin are allowed: a browser that sends a failed POST again treats it as a
+    form of our page, and without a referrer it would send `Origin: null`, which frameworks refuse.  A fragment may be
+    framed by its own site, and has a style of its own; it has nothing to click but a link.
     """
     policy = (
         f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data:; "
@@ -6269,8 +6295,8 @@ class _Refused(Exception):
 class _DebuggerEndpoint:
     """One request for an endpoint, answered by the thread that serves it.
 
-    `reply` finds its line in _ENDPOINTS, and has the guard asked as the line says before anything else happens.  The
-    line's method returns the reply, or raises _Refused, which `answer` turns into one.
+    `reply` finds its row in _ENDPOINTS, and asks the guard's method that stands there before anything else happens.
+    The endpoint's method returns the reply, or raises _Refused, which `answer` turns into one.
     """
 
     def __init__(self, debugger: DebuggedApplication, environ: Environ) -> None:
@@ -6299,7 +6325,7 @@ class _DebuggerEndpoint:
         return [] if self.environ.get("REQUEST_METHOD") == "HEAD" else [body]
 
     def reply(self) -> _Reply:
-        """Find the endpoint, have the guard asked, and call it."""
+        """Find the endpoint, ask the guard, and call the endpoint's method."""
         if self.name not in _ENDPOINTS:
             raise _Refused(Refusal("unknown", "There is nothing at this address.", "Load the page again."))
         method, refuses, endpoint = _ENDPOINTS[self.name]
@@ -6311,7 +6337,7 @@ class _DebuggerEndpoint:
         return endpoint(self)
 
     def refuse(self, no: Optional[Refusal]) -> None:
-        """End with a refusal, if it is one."""
+        """Raise _Refused for a refusal; go on for None."""
         if no:
             raise _Refused(no)
 
@@ -6322,7 +6348,7 @@ class _DebuggerEndpoint:
 
     @property
     def kind(self) -> str:
-        """The type in which a crash is asked for: programs that have no wish get Markdown, which says most."""
+        """The type in which a crash is asked for; a program that accepts anything gets Markdown, the most complete."""
         return _preferred_type(self.accept, "text/markdown")
 
     def read_payload(self) -> dict[str, Any]:
@@ -6351,7 +6377,7 @@ class _DebuggerEndpoint:
 
     @property
     def wait(self) -> float:
-        """The seconds that the page has this endpoint wait, bounded."""
+        """The seconds for which the page asks this endpoint to wait, at most `_EVALUATION_WAIT`."""
         value = self.payload.get("wait")
         return min(max(value, 0.0), _EVALUATION_WAIT) if isinstance(value, (int, float)) else 0.0
 
@@ -6385,7 +6411,7 @@ class _DebuggerEndpoint:
             raise _Refused(Refusal("gone", reason, "Make the request again.")) from None
 
     def last(self) -> _Reply:
-        """Return the newest crash, to a browser under its own address."""
+        """Return the newest crash; redirect a browser to the crash's own address."""
         newest = next(iter(self.debugger.crashes.all()), None)
         if newest is None:
             raise _Refused(Refusal("unknown", NO_CRASH, "Make it fail."))
@@ -6478,7 +6504,7 @@ class _DebuggerEndpoint:
         return _as_json(self.lookup(self.debugger.console).output(self.wait)._asdict())
 
     def complete(self) -> _Reply:
-        """Return what is being typed before the caret may become."""
+        """Return the completions of the word that ends at the caret."""
         start, matches = self.lookup(self.debugger.console).complete(self.text_field("code"))
         return _as_json({"start": start, "matches": matches})
 
@@ -6500,7 +6526,7 @@ class _DebuggerEndpoint:
         return _as_json(self.debugger.replay(request, self.environ))
 
     def lookup(self, find: Callable[[str], Outcome]) -> Outcome:
-        """Return what the frame's id leads to."""
+        """Return what `find` returns for the frame's id in the payload; refuse an id that is unknown."""
         try:
             return find(self.text_field("frame"))
         except KeyError:
@@ -6523,17 +6549,17 @@ _ENDPOINTS: dict[
     "console": ("GET", Guard.refuses_console, _DebuggerEndpoint.console),
     "unlock": ("GET", Guard.refuses_host, _DebuggerEndpoint.unlock),  # with the token
     "alive": ("GET", lambda guard, environ: None, _DebuggerEndpoint.alive),
-    "pin": ("POST", Guard.refuses_asking, _DebuggerEndpoint.pin),
-    "variables": ("POST", Guard.refuses_asking, _DebuggerEndpoint.variables),
-    "members": ("POST", Guard.refuses_asking, _DebuggerEndpoint.members),
-    "source": ("POST", Guard.refuses_asking, _DebuggerEndpoint.source),
+    "pin": ("POST", Guard.refuses_acting, _DebuggerEndpoint.pin),
+    "variables": ("POST", Guard.refuses_acting, _DebuggerEndpoint.variables),
+    "members": ("POST", Guard.refuses_acting, _DebuggerEndpoint.members),
+    "source": ("POST", Guard.refuses_acting, _DebuggerEndpoint.source),
     "eval": ("POST", Guard.refuses_running, _DebuggerEndpoint.eval),
     "output": ("POST", Guard.refuses_running, _DebuggerEndpoint.output),
     "complete": ("POST", Guard.refuses_running, _DebuggerEndpoint.complete),
     "interrupt": ("POST", Guard.refuses_running, _DebuggerEndpoint.interrupt),
     "again": ("POST", Guard.refuses_running, _DebuggerEndpoint.again),
 }
-# What an open page asks by itself, or while a person reads it, is worth no line of the log.
+# Requests that an open page sends by itself, or while a person reads it, are left out of the log.
 _UNLOGGED = {"alive", *(name for name, (method, *_) in _ENDPOINTS.items() if method == "POST")} - {"pin", "again"}
 
 
@@ -6568,11 +6594,11 @@ LIVE_FILES = re.compile(  # of a project: what pages are made of, and no module
 class LivePages:
     """WSGI middleware that has each open page of the application follow a save.
 
-    It adds one small script to complete, unencoded pages that a browser navigates to, which asks again and again
-    whether the process is another, or a file has changed.  Those are short requests: no thread is held for a page that
-    waits.  What it changes of a response it changes in the headers as well: Content-Length counts the script, and the
-    ETag is another, or a browser would take a page without the script for the one with it.  Any thread may call any
-    method: the watcher's calls `changed`, those of the requests everything else.
+    It adds one small script to complete, unencoded pages that a browser navigates to.  The script asks again and again
+    whether there is a new process, or a file has changed; these are short requests, so that no thread waits for a
+    page. The headers of the response follow: Content-Length counts the script, and the ETag is another, or a browser
+    would take a page without the script for the one with it.  Any thread may call any method: the watcher's calls
+    `changed`, those of the requests everything else.
     """
 
     def __init__(
@@ -6585,7 +6611,7 @@ class LivePages:
         self.app = app
         self.reload_id = reload_id
         self.warn = warn
-        self.refuses = refuses  # the guard's say about who may read
+        self.refuses = refuses  # a method of the guard: who may not read
         self.changes: deque[str] = deque(maxlen=_LIVE_CHANGES)
         self.count = 0
         self.has_warned = False
@@ -6607,7 +6633,7 @@ class LivePages:
         return self._follow(environ, start_response)
 
     def _answer(self, environ: Environ, start_response: StartResponse) -> list[bytes]:
-        """Answer the script: itself, or what has changed since a count."""
+        """Answer a request for the script, or the script's question what has changed since a count."""
         import json
         from urllib.parse import parse_qs
 
@@ -6665,8 +6691,8 @@ class LivePages:
 class _WithLastChunk:
     """A response with a last chunk added.
 
-    Whether there is to be one is known only when the application, which may do so with its first chunk, has called
-    start_response; so `added` is looked at last.
+    Whether there is one is known only when the application has called start_response, which it may do as late as with
+    its first chunk; so `added` is read at the end.
     """
 
     def __init__(self, app_iter: Iterable[bytes], added: Sequence[bytes]) -> None:
