@@ -12107,41 +12107,61 @@ def _end_with_parent(line: _socket.socket) -> None:
 # =====================================================================================================================
 # 14. Runner
 #
-# Brings the machines together: the loader's application goes into the debugger, the debugger into the server, and the
-# watcher's word closes the server's gate and starts the process again.  The only room that knows them all.
+# This room brings the machines together.  It puts the loaded application into the debugger and the debugger into the
+# server; when the watcher finds a change, it closes the server's gate and starts the process again.  It is the only
+# room that may know all the others.
 #
-# `_start` reads the configuration and makes a `_Runner`, whose `serve` is the life of one process.  The threads are
-# these.  The main thread imports the application, then runs the event loop of an ASGI application, or only waits, so
-# that signals find it; among greenlets, "devserve errands" is one that does what the watcher asks.  "devserve watcher"
-# looks at files, and runs `_Runner.reload` or `show_broken` itself.  "devserve acceptor" is in
-# `DevServer.serve_forever`.  "devserve import" says where an import stands that takes long (on the command line
-# alone), and when a reload's takes very long, has clients answered so.  Each connection has its thread, and a signal
-# that ends the process starts one more.
+# `_start` reads the configuration and makes a `_Runner`, whose `serve` is the life of one process:
 #
-# Since three threads may end the loading (the main thread, the one that watches the import, the watcher after a
-# further save), and two may end the process, each asks `_Runner._enter` whether it may; only the first gets a yes.
+# 1. `_Runner.__init__` takes over the listening sockets of the process before, or opens them, and makes the server,
+#    the guard and the watcher.  `serve` then puts the signal handlers in place and starts the watcher.
+# 2. `load` imports the application.  Clients that connect meanwhile wait in the kernel's queue.
+# 3. `install` puts the application into the debugger and the server.  `_begin_serving` starts to accept connections,
+#    beginning with those that the process before has handed over.
+# 4. The main thread runs the event loop of an ASGI application, or only waits, until a signal ends the process.
+# 5. When a file was saved, `reload` closes the gate and waits for the requests that run, shuts an ASGI application
+#    down, and calls `restart_process`, whose exec replaces the process.  The new process begins at 1.
 #
-# Invariants: a process goes through its phases in one direction, from loading to its end, and whoever is first to
-# move it on does so alone.  The socket listens before the application is imported, and no request is taken before.
-# What a process says at its start it says once, whatever reloads follow.
+# These are the threads:
+# - The main thread does 1 to 4.  It never accepts connections itself, because Python runs signal handlers there.
+# - "devserve watcher" looks at files.  It calls `reload` and `show_broken` itself, so that a reload needs no other
+#   thread; an import that never ends, or an event loop that hangs, cannot prevent it.
+# - "devserve acceptor" runs `DevServer.serve_forever`.  Each connection is then served in a thread of its own.
+# - "devserve import", on the command line alone, watches how long the import takes.  It shows the banner when that is
+#   more than a moment, then says on the terminal where the import is, and after a reload tells clients too.
+# - "devserve end" is started by a signal that ends the process.
+# - "devserve errands" is a greenlet, where gevent or eventlet have replaced threads.  It calls what the watcher asks
+#   for, because only the greenlets' own thread may touch the server.
+#
+# Three threads may end the loading: the main thread, "devserve import", and the watcher after a further save.  Two may
+# end the process.  So each asks `_Runner._enter` whether it may, and only the first is told yes.
+#
+# Invariants: a process goes through its phases in one direction, from loading to its end, and the thread that is first
+# to begin a phase does so alone.  The socket listens before the application is imported, and no connection is accepted
+# before the import has ended or has been given up.  What is said at the start, such as the banner and warnings about
+# options, is said once and not again after a reload.
+#
+# How to change: what the next process must know goes into `_Runner._notes`, as values that `marshal` can write, and is
+# read from `self.notes` with a default, since the first process finds none.
 #
 # Doors: run, make_server, serve_command, DebuggedASGI.
 #
 # Read first: run, _Runner.serve, _Runner.load, _Runner.reload.
 # =====================================================================================================================
 
-_BY_HAND = "SIGHUP"  # instead of the path that changed
-_PORT_IN_CODE = "port={}".format  # what to write in code for another port
+_BY_HAND = "SIGHUP"  # stands where the changed path would, in a reload that a person has asked for
+_PORT_IN_CODE = "port={}".format  # how code names another port; the error for a port in use proposes it
 _LOADING, _SERVING, _RESTARTING, _ENDING = "loading", "serving", "restarting", "ending"  # phases of a process
-_MAIN_THREAD_PATIENCE = 0.2  # seconds for the main thread to come out of foreign C code before an exec
-_UNWIND_SECONDS = 2.0  # for a program around ours to end as it always does
+_MAIN_THREAD_PATIENCE = 0.2  # seconds that an exec waits for the main thread to come out of foreign C code
+_UNWIND_SECONDS = 2.0  # that a program around ours has to end in its own way; coverage writes its data then
 _GRACE = 5.0  # seconds from its own start that a request may take while a reload waits for it
-_WAKE_INTERVAL = 0.5  # seconds; a signal that comes just before the main thread falls asleep is handled no later
-_GREEN_INTERVAL = 0.05  # seconds between two looks at what other threads would have the greenlets' thread do
-_BANNER_PATIENCE = 1.0  # seconds of importing before the banner; a mistake in the command shows in less, alone
+_WAKE_INTERVAL = 0.5  # seconds after which a signal is handled that came just before the main thread fell asleep
+_GREEN_INTERVAL = 0.05  # seconds after which the greenlets' thread looks again whether another thread wants a call
+_BANNER_PATIENCE = 1.0  # seconds of importing before the banner; most mistakes in a command show earlier, without it
 _IMPORT_WARNING = 3.0  # seconds of importing before the terminal says where the import is
-_IMPORT_PATIENCE = 10.0  # seconds of it, after a reload, before clients are told too; few libraries take as long
-# More objects than any import makes: a threshold that no application sets, and may multiply by ten.
+_IMPORT_PATIENCE = 10.0  # seconds of importing, after a reload, before clients are told; few libraries take as long
+# More objects than any import makes.  No application sets this very number, so that we can tell ours from one of its
+# own; and an application that multiplies the threshold by ten stays within a C int.
 _NO_COLLECTION = 100_000_007
 
 
@@ -12154,8 +12174,8 @@ def run(
         if __name__ == "__main__":
             devserve.run(app, debug=True)
 
-    The keywords are the command line's options.  What none of them says, a DEVSERVE_* variable may say, also one from
-    `.env` or `.flaskenv`, which are read as the command line reads them.
+    The keywords are the command line's options.  An option that is not given here is taken from its DEVSERVE_*
+    variable, which may also stand in `.env` or `.flaskenv`; these are read as the command line reads them.
 
     host (str, "127.0.0.1")         an address, a name, or unix:PATH
     port (int, 5000)                0 takes a free one
@@ -12175,8 +12195,8 @@ def run(
     path_map (list, [])             "HERE=THERE", where the editor has the folder that is HERE for the server
 
     The code that calls this runs again at each reload, so an exception in it ends the process.  Raises TypeError for
-    an unknown keyword or a value of the wrong type.  What the person can mend, such as a port in use or an `app` that
-    is no WSGI application, ends the process with one line and exit status 2.
+    an unknown keyword or a value of the wrong type.  A mistake that the person can mend, such as a port in use or an
+    `app` that is no application, ends the process with one line and exit status 2.
     """
     terminal = Terminal(quiet=bool(options.get("quiet")))
     if _imported_by_devserve():
@@ -12197,7 +12217,10 @@ def run(
 
 
 def serve_command(read: Callable[[Callable[[str], None]], Config]) -> int:
-    """Serve what a command line asks for, as `read` understands it; return the exit status."""
+    """Serve with the options that `read` returns for a command line; return the exit status.
+
+    Where devserve.py itself is the program, the process ends here.
+    """
     terminal = Terminal()
     launch = Launch.capture(early=True)
 
@@ -12206,7 +12229,7 @@ def serve_command(read: Callable[[Callable[[str], None]], Config]) -> int:
             return load_app(config.app, debug=config.debug, debugger=config.debugger)
 
     status = _start(read, load, launch, terminal, in_code=False)
-    if launch.is_plain:  # else whatever is around us ends in its own way, and waits for the application's threads
+    if launch.is_plain:  # else the program around us ends in its own way, and waits for the application's threads
         end_process(status)
     return status
 
@@ -12219,10 +12242,11 @@ def _start(
     *,
     in_code: bool,
 ) -> int:
-    """Live one process's life; return its exit status: 2 after a mistake that the person can mend.
+    """Configure, and serve until the process ends; return its exit status: 2 after a mistake that can be mended.
 
-    Options that were wrong at a reload, as of an environment file, are such an error as new code may have: it is shown
-    until the next save, and what was asked for before holds.
+    `configure` returns the options and `load` the application; `in_code` says that `run` was called, not a command.
+    If options are wrong after a reload, as an environment file was edited, that is shown until the next save, like an
+    error in new code; until then the options of the process before hold.
     """
     notes = launch.handover.notes if launch.handover else {}
     warnings: list[str] = []
@@ -12237,7 +12261,7 @@ def _start(
                 raise
             config, mistake = Config(**notes["config"]), error
             tls = _tls_of(config, terminal)
-        pin = os.environ.pop("DEVSERVE_PIN", None)  # it is known now: no child of the application's shall inherit it
+        pin = os.environ.pop("DEVSERVE_PIN", None)  # so that no child process of the application inherits it
         terminal.quiet, terminal.editor, terminal.path_map = config.quiet, config.editor, config.path_map
         if config.reload and not launch.can_repeat:
             terminal.warn(
@@ -12248,7 +12272,7 @@ def _start(
         if config.reload and launch.must_supervise:
             listeners, notes = _listen_for(config, in_code=in_code)
             return supervise(launch, Handover({"listener": [sock.detach() for sock in listeners]}, notes))
-        for warning in warnings:  # by whoever serves, and once
+        for warning in warnings:  # a parent has returned above, as its child prints the same; and each is printed once
             if warning not in notes.get("warnings", ()):
                 terminal.warn(warning)
         runner = _Runner(config, terminal, launch, tls, warnings, in_code=in_code)
@@ -12268,12 +12292,12 @@ def _start(
     except KeyboardInterrupt:
         return 0
     finally:
-        if pin is not None:  # for another call of `run`
+        if pin is not None:  # another call of `run` reads it again
             os.environ["DEVSERVE_PIN"] = pin
 
 
 def make_server(app: WSGIApplication, host: str = "127.0.0.1", port: int = 0, **options: Any) -> DevServer:
-    """Return a server for `app` that listens already.  It is made for tests, and reads no variables and no files:
+    """Return a server for `app` that already listens.  It is meant for tests, and reads no variables and no files:
 
         with devserve.make_server(app) as server:
             threading.Thread(target=server.serve_forever).start()
@@ -12305,7 +12329,7 @@ def make_server(app: WSGIApplication, host: str = "127.0.0.1", port: int = 0, **
         server.streams = True
         try:
             server.at_close = bridge.start_in_thread()
-        except BaseException:  # raised again: whatever a startup raises, the port is given back
+        except BaseException:  # raised again: whatever a startup raises, the port must not stay in use
             server.server_close()
             raise
     if config.debugger:
@@ -12327,19 +12351,19 @@ def _tls_of(config: Config, terminal: Terminal) -> Optional[Callable[[socket.soc
 
 
 def _bound_hosts(config: Config, listeners: Sequence[socket.socket]) -> list[str]:
-    """Return name and address that the listeners are bound to, whose pages may use the console."""
+    """Return the host's name and address, if there is one: pages under these may use the console."""
     address = listeners[0].getsockname()
     bound = [config.host, str(address[0])] if isinstance(address, tuple) else []
     return [host for host in bound if host not in ("0.0.0.0", "::", "")]
 
 
 def _imported_by_devserve() -> bool:
-    """Return whether the caller is a module that the loader is importing, which calls `run` without a main guard."""
+    """Return whether a module that the loader imports has called `run`, as it has no `if __name__ == "__main__"`."""
     return any(frame.f_code is _Runner.load.__code__ for frame in outer_frames(sys._getframe()))
 
 
 def _listen_for(config: Config, *, in_code: bool) -> tuple[list[socket.socket], dict[str, Any]]:
-    """Return the sockets that listen where the configuration says, and a note of the socket file that is ours."""
+    """Return listening sockets, and a note for the `_Runner` of the socket file that was made for them."""
     listeners = listen(config.host, config.port, again=_PORT_IN_CODE if in_code else _command_for_port)
     path = socket_path(config.host)
     return listeners, {"socket_file": os.path.abspath(path) if listeners[0].getsockname() == path else ""}
@@ -12348,14 +12372,15 @@ def _listen_for(config: Config, *, in_code: bool) -> tuple[list[socket.socket], 
 class _Runner:
     """The life of one process: it takes over what the last one left, loads, serves, and leaves to the next.
 
-    Its phases: _LOADING from the start on, while the application is imported and clients wait in the kernel's queue;
-    _SERVING from `_begin_serving` on; then, or from _LOADING directly, either _RESTARTING (`reload`), in which the
-    process is replaced, or _ENDING (`_end` by a signal, `close` when `serve` returns or raises).  A restart that fails
-    goes back to the phase before it, and the old code serves on.
+    It has these phases.  _LOADING: the application is imported, and clients wait in the kernel's queue.  _SERVING:
+    begun by `_begin_serving`.  _RESTARTING: begun by `reload`, from either of these; the process is replaced.
+    _ENDING: begun by `_end` after a signal, or by `close` when `serve` returns or raises.  When a restart fails, the
+    phase before it comes back, and the old code serves on.
 
-    The main thread makes it and calls `serve`.  `reload` and `show_broken` run in the watcher's thread, or for it
-    among greenlets; `_end` in a thread of its own; `_hang_up` in a signal handler, so it only asks the watcher to
-    reload soon.  `lock` guards the phase and the banner, `adopting` the waiting connections.
+    The thread that calls `run`, as a rule the main one, makes it and calls `serve`.  The watcher's thread calls
+    `reload` and `show_broken`, or has the greenlets' thread call them (`_in_step`).  The import's thread calls
+    `_watch_import`.  `_end` has a thread of its own.  `_hang_up` runs in a signal handler, so it only asks the watcher
+    to reload soon.  `lock` guards the phase and the banner, `adopting` the waiting connections.
     """
 
     def __init__(
@@ -12363,18 +12388,18 @@ class _Runner:
         tls: Optional[Callable[[socket.socket], socket.socket]], warnings: list[str], *, in_code: bool,
     ) -> None:  # fmt: skip
         self.config = config
-        self.warnings = warnings  # about the options, which were told
+        self.warnings = warnings  # about the options; they have been printed, and the next process leaves them out
         self.terminal = terminal
         self.launch = launch
         self.in_code = in_code
         self.handover = launch.handover
         self.notes = self.handover.notes if self.handover else {}
-        self.reloaded = "since" in self.notes
-        self.socket_file = self.notes.get("socket_file", "")  # ours to remove at the end
+        self.reloaded = "since" in self.notes  # a parent gives its first child notes too, without this one
+        self.socket_file = self.notes.get("socket_file", "")  # is removed at the end, as we have made it
         self.listeners = self._listeners()
         self.tls = tls
-        self.thread = native_threading.get_ident()  # that of the greenlets, if there are any
-        self.errands: Optional[deque[Callable[[], object]]] = None  # for `_run_errands`
+        self.thread = native_threading.get_ident()  # greenlets run in this thread, if there are any
+        self.errands: Optional[deque[Callable[[], object]]] = None  # calls for `_run_errands`; None without greenlets
         self._make_server()
         self.scheme = "https" if config.cert else "http"
         self.guard = self._guard() if config.debugger else None
@@ -12382,15 +12407,16 @@ class _Runner:
         self.signals = _Signals(
             self._end, self._hang_up, at_once=launch.is_plain, in_code=in_code, reloads=config.reload
         )
-        self.bridge: Optional[AsgiBridge] = None  # to an ASGI application
-        self.debugged: Optional[DebuggedApplication] = None  # with the debugger
-        self.live: Optional[LivePages] = None  # with --live
+        self.bridge: Optional[AsgiBridge] = None  # if the application is one of ASGI
+        self.debugged: Optional[DebuggedApplication] = None  # if there is a debugger
+        self.live: Optional[LivePages] = None  # if --live was given
         self.phase = _LOADING
         self.lock = native_threading.Lock()  # held to change the phase
-        self.adopting = native_threading.Lock()  # held by whoever hands waiting connections to the server, or over
-        self.loaded = native_threading.Event()  # the application is, or has failed to
+        # Held while waiting connections are given to the server or to the next process, so that none goes to both.
+        self.adopting = native_threading.Lock()
+        self.loaded = native_threading.Event()  # set when the application has been loaded, or has failed to load
         self.banner_shown = self.reloaded
-        self.status = 1  # until the server has ended as it should
+        self.status = 1  # becomes 0 when `serve_forever` returns without an exception
 
     # -- what the machines are made from
 
@@ -12402,14 +12428,18 @@ class _Runner:
         return listeners
 
     def _make_server(self) -> None:
-        """Make the server; once more when the application has put greenlets in the place of threads."""
+        """Make the server from the listeners.
+
+        It is made again when the import has put greenlets in the place of threads: locks, sockets and threads of the
+        first server are the real ones, on which a greenlet would block all others.
+        """
         self.listeners = [
             sock if isinstance(sock, socket.socket) else socket.socket(fileno=sock.detach()) for sock in self.listeners
         ]
         config = self.config
         self.server = DevServer(
             self.listeners,
-            _import_error_app(DevserveError("it is being imported")),  # no request comes before `install`
+            _import_error_app(DevserveError("it is being imported")),  # a placeholder: no request precedes `install`
             self.terminal,
             threads=config.threads,
             tls=self.tls,
@@ -12417,7 +12447,7 @@ class _Runner:
             hands_over=self.launch.passes_sockets,
         )
         self.server.is_paused = is_debugged
-        self.ended = threading.Event()  # no connection is accepted any more
+        self.ended = threading.Event()  # set when no connection is accepted any more
 
     def _guard(self) -> Guard:
         notes = self.notes if self.reloaded else {}
@@ -12452,7 +12482,7 @@ class _Runner:
         if app is None:
             return 1
         if self.notes.get("by_hand") and self.launch.terminal_is_gone():
-            return 0  # SIGHUP came from a shell, which tells its jobs before it ends itself
+            return 0  # the SIGHUP came from a shell that was about to end: it tells its jobs first
         if has_green_threads():
             self._make_server()
             self.errands = deque()
@@ -12478,7 +12508,11 @@ class _Runner:
         return self.status
 
     def load(self, load: Callable[[], WSGIApplication]) -> Optional[WSGIApplication]:
-        """Return the application, or one that shows what broke it.  At the first start a failure is the end: None."""
+        """Return the application, or after a failed reload one that shows the error, until the next save.
+
+        At the first start, or without a watcher, an error is printed and None returned, which ends the process.
+        Raises an exception after a signal, and DevserveError at the first start, which `_start` prints.
+        """
         try:
             try:
                 app: WSGIApplication = _without_collections(load)
@@ -12498,6 +12532,7 @@ class _Runner:
             return BrokenApp(error)
 
     def _show_failure(self, error: BaseException) -> None:
+        """Print why the import has failed, with what would help if that is known."""
         if isinstance(error, DevserveError):
             self.terminal.error(str(error))
         else:
@@ -12507,7 +12542,10 @@ class _Runner:
                 self.terminal.warn(remedy)
 
     def install(self, app: WSGIApplication) -> None:
-        """Let requests from now on go to `app`, through the debugger when there is one."""
+        """Have the server call `app` from the next request on, through the debugger and the live pages if there are.
+
+        Each call makes a new reload id, by which an open page learns that it shows an older application.
+        """
         reload_id = os.urandom(8).hex()
         if self.guard:
             base_url = urls(self.listeners, self.scheme)[0]
@@ -12528,11 +12566,11 @@ class _Runner:
         self.server.streams = self.bridge is not None
 
     def _notify_pages(self, paths: list[str]) -> bool:
-        """Have open pages follow a change that needs no reload."""
+        """Have open pages show a change that needs no reload; return whether that is enough."""
         return self.live.changed(paths) if self.live else True
 
     def _watch_framework_files(self, watcher: Watcher, app: WSGIApplication) -> None:
-        """Watch what the framework reads besides modules; what it takes note of by itself needs no reload."""
+        """Watch the files that the framework reads besides modules; where it notices a change itself, none reloads."""
         files, error = call_safely(lambda: framework_files(app))
         if files is None:
             self.terminal.warn(f"what the framework reads is not watched: {type_name(type(error))}")
@@ -12541,7 +12579,8 @@ class _Runner:
             watcher.watch_data(folders, lambda paths: heed(paths) and self._notify_pages(paths), wants)
 
     def _begin_serving(self) -> None:
-        """Accept connections from now on, those first that the process before handed over."""
+        """Accept connections from now on, first those that the process before handed over; do nothing when called
+        again, or when a reload or the end came first."""
         with self.adopting:
             if self._enter(_SERVING, only_from=_LOADING):
                 if self.handover:
@@ -12549,6 +12588,7 @@ class _Runner:
                 threading.Thread(target=self._serve, name="devserve acceptor", daemon=True).start()
 
     def _serve(self) -> None:
+        """Accept connections until the end (the thread "devserve acceptor")."""
         try:
             self.server.serve_forever()
             self.status = 0
@@ -12556,17 +12596,21 @@ class _Runner:
             self.ended.set()
 
     def _enter(self, phase: str, only_from: str = "") -> bool:
-        """Begin a phase of this process's life; return whether it may: a process ends or restarts only once."""
+        """Begin a phase, unless the process restarts or ends already, or is not in `only_from`; return whether it did.
+
+        Whoever gets False leaves the process to the thread that was first.
+        """
         with self.lock:
             may = self.phase not in (_RESTARTING, _ENDING) and only_from in ("", self.phase)
             self.phase = phase if may else self.phase
             return may
 
     def _watch_import(self) -> None:
-        """While the import lasts, greet, and say where it is: on the terminal once, and not again after each reload.
+        """While the import takes long, show the banner, then say where the import is (the thread "devserve import").
 
-        After a reload pages say it too, until its own end replaces them; at the first start clients wait, as the
-        import of a large library may well take that long.
+        The terminal says it once, and not again after each reload.  After a reload that takes very long, requests are
+        answered so too, until the import ends after all.  At the first start clients go on waiting, as a large library
+        may well take that long.
         """
         if not self.loaded.wait(min(_BANNER_PATIENCE, _IMPORT_PATIENCE)):
             self._show_banner()
@@ -12582,7 +12626,11 @@ class _Runner:
     # -- reloading
 
     def _in_step(self, call: Callable[[], None], seconds: Optional[float] = None) -> None:
-        """Call what touches the server.  Among greenlets, which may be stuck, only their thread may do so."""
+        """Call something that touches the server, and wait until it returns, for at most `seconds`.
+
+        Among greenlets their own thread calls it, as only that may touch the server; a greenlet that blocks may hold
+        that up without end, hence `seconds`.
+        """
         if self.errands is None or native_threading.get_ident() == self.thread:
             call()
         else:
@@ -12591,13 +12639,18 @@ class _Runner:
             done.wait(seconds)
 
     def _run_errands(self) -> None:
-        """As a greenlet, call what native threads ask for, while the main thread waits or runs an event loop."""
+        """Call what native threads ask for, as a greenlet beside the one that waits or runs an event loop."""
         while not self.ended.wait(_GREEN_INTERVAL):
             while self.errands:
                 self.errands.popleft()()
 
     def reload(self, paths: list[str]) -> None:
-        """Close the gate and let a new process take over; returns only when that cannot be done."""
+        """Close the gate and let a new process take over; returns only when that cannot be done.
+
+        The order matters.  No request may run while the ASGI application is shut down, and both must have ended before
+        the exit handlers run.  `adopting` is held throughout, so that `_begin_serving` gives no connection to a server
+        whose connections have been collected.
+        """
         if not os.path.isdir(self.launch.folder):
             self.terminal.warn(f"the folder {self.launch.folder} is gone; the old code serves on")
             return
@@ -12624,15 +12677,15 @@ class _Runner:
                 if self.bridge:
                     self.bridge.resume()
                 self.terminal.error(f"cannot start Python again ({error}); the old code serves on")
-            finally:  # reached only when it failed; whatever the reason, requests must not hang
+            finally:  # reached only when the restart failed: requests must not hang, whatever the reason was
                 self.server.open_gate()
 
     def _notes(self, since: float) -> dict[str, Any]:
-        """Return what the next process is to know; the reload began at `since`."""
+        """Return what the next process is to know; the reload began at `since`, by the wall clock."""
         notes: dict[str, Any] = {"since": since, "socket_file": self.socket_file}
         notes["import_warned"] = self.notes.get("import_warned", False)
         notes.update(config=self.config._asdict(), warnings=self.warnings)
-        if self.guard:  # no request is answered any more, in which a PIN could be guessed
+        if self.guard:  # the gate is closed, so that no more guesses at the PIN come after this count of them
             notes.update(self.guard.remember())
             notes["crashes"] = self.debugged.remember() if self.debugged else self.notes.get("crashes", [])
         if self.watcher:
@@ -12640,21 +12693,24 @@ class _Runner:
         return notes
 
     def _give_way(self) -> None:
-        """Have signals end the process from now on, as the next one is not there yet; end when one came before."""
+        """Have a signal end the process at once from now on, and end it now if one came before.
+
+        It is called right before the exec, when our handlers would not be reached and the next process has none yet.
+        """
         self.signals.pause()
         if self.signals.stopped:
             self._tidy_up()
             os._exit(0)
 
     def show_broken(self, error: SyntaxError) -> None:
-        """Show the mistake in a file that was just saved; the process lives on until a save mends it."""
+        """Answer requests with the mistake in a file that was just saved; the process lives until a save mends it."""
         self.terminal.crash(error)
         self.install(BrokenApp(error))
 
     # -- the person at the keyboard
 
     def _show_banner(self) -> None:
-        """Say what is served and where: once, when it is loaded, or while that takes its time."""
+        """Say what is served and where, once: when the application is loaded, or earlier if that takes long."""
         with self.lock:
             banner_shown, self.banner_shown = self.banner_shown, True
         if banner_shown:
@@ -12671,14 +12727,14 @@ class _Runner:
             say(f"  {self.guard.banner_line(addresses[0])}")
 
     def _served_name(self) -> str:
-        """Return what was asked for, or found without being asked for."""
+        """Return the name of the application as the banner shows it: the one that was given, or the file found."""
         if not self.in_code:
             with contextlib.suppress(DevserveError):
                 return app_spec(self.config.app) or default_file(os.curdir)
         return "the application"
 
     def _open_browser(self) -> None:
-        """Show the application; in a thread of its own, since some browsers return when they are closed."""
+        """Show the application (in the thread "devserve browser", since some commands return when it is closed)."""
         import webbrowser
 
         url = urls(self.listeners, self.scheme)[0]
@@ -12686,17 +12742,23 @@ class _Runner:
             self.terminal.warn(f"--open finds no browser that shows {url}")
 
     def _end(self) -> None:
-        """End the process at once: whatever the application does, one signal is enough."""
+        """End the process at once (in the thread "devserve end"): one signal is enough, whatever the application does.
+
+        An ASGI application is shut down, but its requests are not waited for.
+        """
         self._tidy_up()
         if not self._enter(_ENDING):
-            os._exit(0)  # a restart has run the exit handlers
+            os._exit(0)  # a restart is under way and runs the exit handlers, or the main thread ends the process
         if self.bridge:
             bridge = self.bridge
             self._in_step(lambda: bridge.stop(0.0), _GRACE)
-        end_process(0)  # which writes the rest of the log, but does not wait for it without end
+        end_process(0)  # it flushes the log, and waits for a full pipe only for a while
 
     def close(self) -> None:
-        """Stop serving and watching, for a program that goes on.  One that is being restarted ends instead."""
+        """Stop serving and watching when `serve` has returned or raised: the program that called `run` may go on.
+
+        If the process restarts meanwhile, or a signal ends it, nothing goes on: it ends here.
+        """
         served = self.phase == _SERVING
         if not self._enter(_ENDING):
             self._tidy_up()
@@ -12713,20 +12775,20 @@ class _Runner:
         self.signals.give_back()
 
     def _after_fork(self) -> None:
-        """In a child of the application, let go of what is the parent's."""
+        """In a child that the application has forked, give up handlers, log and sockets, which are its parent's."""
         self.signals.give_back()
         self.terminal.after_fork()
         self.server.after_fork()
 
     def _tidy_up(self) -> None:
-        """Remove our socket file, and restore the terminal."""
+        """Remove our socket file, and restore the terminal.  It may be called more than once, by any thread."""
         self.launch.restore_terminal()
         if self.socket_file:
             with contextlib.suppress(OSError):  # somebody else has removed it, or put something in its place
                 os.unlink(self.socket_file)
 
     def _hang_up(self) -> None:
-        """Reload by hand; but a terminal that was closed sends SIGHUP too, and then there is nobody to serve."""
+        """Reload after SIGHUP; but end if the closing of the terminal has sent it, as nobody is there then."""
         if self.launch.terminal_is_gone():
             self.signals.stop()
         elif self.watcher:
@@ -12734,15 +12796,17 @@ class _Runner:
 
 
 class _Signals:
-    """What SIGTERM, SIGINT and SIGHUP do: end, end and reload.
+    """What SIGTERM, SIGINT and SIGHUP do: the first two end the process, the third reloads.
 
     Where devserve.py is the program (`at_once`), a signal ends the process whatever runs.  Under somebody else's
     program, such as coverage, a profiler or the application's own script, it raises SystemExit or KeyboardInterrupt
     in the main thread, so that this program ends as it always does and writes what it has to; if that takes too long,
     the process ends all the same.  Only after Ctrl-C in code may the program go on for as long as it likes.
 
-    The handlers run in the main thread, between two steps of whatever it does; `pause` and `resume` may be called from
-    any thread.  When `run` is called in another thread than the main one, signals are left alone.
+    `end` is called in a thread of its own, `hang_up` in the signal handler.  The handlers run in the main thread,
+    between two steps of whatever it does.  `take`, `give_back` and `check` are for the thread that calls `run`,
+    `stop`, `pause` and `resume` for any.  When `run` is called in another thread than the main one, signals are left
+    alone.
     """
 
     def __init__(
@@ -12752,14 +12816,14 @@ class _Signals:
         self.hang_up = hang_up
         self.at_once = at_once
         self.in_code = in_code
-        self.stopped = False  # a signal has asked for the end
-        # Raised once more by `check`, as an exception in a destructor or in a greenlet comes no further.
+        self.stopped = False  # whether a signal has asked for the end
+        # Raised once more by `check`, as an exception that a handler raises in a destructor or a greenlet is lost.
         self.raised: Optional[BaseException] = None
         self.pid = os.getpid()
         self.main_ident = native_threading.get_ident() if is_main_thread() else 0
         self.before: dict[int, Any] = {}  # handlers that ours replaced
-        self.paused: dict[int, Any] = {}  # handlers that are away during a restart
-        self.errands: deque[Callable[[], None]] = deque()  # for the main thread
+        self.paused: dict[int, Any] = {}  # handlers that `_resume` is to put back
+        self.errands: deque[Callable[[], None]] = deque()  # calls for the main thread, see `_run_in_main_thread`
         self.wanted = {signal.SIGTERM: self._on_stop, signal.SIGINT: self._on_stop}
         if sys.platform != "win32" and reloads:
             self.wanted[signal.SIGHUP] = self._on_hang_up
@@ -12782,9 +12846,9 @@ class _Signals:
                 signal.signal(number, handler or signal.SIG_DFL)  # None: not set by Python
 
     def pause(self) -> None:
-        """Let SIGTERM and SIGINT end the process as they do by default: no handler would be reached any more.
+        """Let the kernel end the process by SIGTERM and SIGINT, because no handler of Python's runs during an exec.
 
-        The interpreter acts on signals that came before this first, so that `stopped` is true when one did.
+        The interpreter first handles signals that came before, so that `stopped` is true afterwards if one did.
         """
         self._run_in_main_thread(self._pause)
 
@@ -12793,9 +12857,10 @@ class _Signals:
         self._run_in_main_thread(self._resume)
 
     def stop(self, delay: float = 0.0) -> None:
-        """End the process, in a thread, as the main thread may be in the middle of a line for the terminal.
+        """Call `end` after `delay` seconds, in a thread, as the main thread may be in the middle of a line of output.
 
-        Not when devserve is `__main__` to pdb, which empties that once the program has ended, and begins it anew.
+        If devserve is `__main__` under pdb and the program has ended meanwhile, pdb has emptied that module and runs
+        the program anew; then the process is not to end.
         """
 
         def end(names: dict[str, Any]) -> None:
@@ -12811,14 +12876,14 @@ class _Signals:
                 self.end()
 
     def check(self) -> None:
-        """Raise what a signal has asked for; the main thread calls it while it waits."""
+        """Raise the exception by which a signal ends the program; the main thread calls this while it waits."""
         if self.raised:
             raise self.raised
 
     def _pause(self) -> None:
         if sys.platform != "win32":
-            # Inside a handler, a signal that has come meanwhile is not noticed before the next one, and would find
-            # its handler gone.  Raise one more, for an errand of nothing.
+            # We are in a handler.  Python looks for another signal that has come only when one more arrives, and that
+            # one's handler would be gone by then.  So we raise one more now, with a call that does nothing.
             self.errands.append(lambda: None)
             signal.raise_signal(signal.SIGHUP)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -12831,9 +12896,9 @@ class _Signals:
             signal.signal(number, handler or signal.SIG_DFL)
 
     def _run_in_main_thread(self, errand: Callable[[], None]) -> None:
-        """Run an errand in the main thread, which alone may set handlers.  It is woken by a SIGHUP.
+        """Call `errand` in the main thread, since only that may set signal handlers; a SIGHUP interrupts it.
 
-        When it does not come soon, it is in foreign C code, and signals would have to wait for it as well.
+        If it does not respond soon, it is in foreign C code.  We go on then, as a signal would wait for it as well.
         """
         if native_threading.get_ident() == self.main_ident:
             errand()
@@ -12845,6 +12910,7 @@ class _Signals:
             done.wait(_MAIN_THREAD_PATIENCE)
 
     def _on_stop(self, number: int, frame: Any) -> None:
+        """Handle SIGTERM and SIGINT, as the class says."""
         if not self._is_ours(number):
             return
         if self.at_once or number != signal.SIGINT or not self.in_code:
@@ -12852,10 +12918,11 @@ class _Signals:
         self.stopped = True
         if not self.at_once:
             self.raised = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(0)
-            if not has_green_threads():  # else it would end the greenlet that happens to run
+            if not has_green_threads():  # else it would end only the greenlet that happens to run; `check` raises it
                 raise self.raised
 
     def _on_hang_up(self, number: int, frame: Any) -> None:
+        """Make the calls that other threads have asked for; a SIGHUP without any comes from a person, or a shell."""
         if self._is_ours(number):
             if not self.errands:
                 self.hang_up()
@@ -12863,7 +12930,8 @@ class _Signals:
                 self.errands.pop()()  # the last one first: the event of `_run_in_main_thread` follows its errand
 
     def _is_ours(self, number: int) -> bool:
-        """Return whether this is the process that serves; a child of the application gets its signal once more."""
+        """Return whether this process serves.  If it is a child that the application has forked, and has our handlers
+        still, they are taken away and the signal is sent once more."""
         if os.getpid() == self.pid:
             return True
         self.give_back()
@@ -12872,9 +12940,10 @@ class _Signals:
 
 
 def _without_collections(load: Callable[[], Any]) -> Any:
-    """Call what imports, without a look for garbage meanwhile: hardly anything that is imported becomes garbage.
+    """Call `load` while the garbage collector rests, because hardly anything that is imported becomes garbage.
 
-    What is there afterwards is never looked at again.  An application's own `gc.disable()` or thresholds are kept.
+    What exists afterwards is frozen, and not looked at by any later collection.  If the application itself has called
+    `gc.disable()` or set thresholds, that holds.
     """
     if not hasattr(gc, "freeze"):  # PyPy
         return load()
@@ -12889,7 +12958,10 @@ def _without_collections(load: Callable[[], Any]) -> Any:
 
 
 def _thread_place(ident: int) -> str:
-    """Return where a thread is: in the application's own code, which may have called a library that waits."""
+    """Return where a thread is: its innermost line in the application's own code, or else in whatever runs.
+
+    An import that does not end is often one that serves; if an event loop is running, the remedy is added.
+    """
     innermost = sys._current_frames().get(ident)
     library = f"{innermost.f_code.co_filename}, line {innermost.f_lineno}" if innermost else "an unknown place"
     place = thread_position(ident) or library
@@ -12899,9 +12971,10 @@ def _thread_place(ident: int) -> str:
 
 
 def _import_error_app(error: BaseException) -> WSGIApplication:
-    """Return an application that says in one line why there is none; the traceback is the terminal's.
+    """Return an application that says in one line why there is none, for when there is no debugger.
 
-    A browser gets it as HTML, so that with --live the page follows the save that mends it.
+    The traceback is on the terminal only.  A browser gets the line as HTML, so that with --live the page is shown anew
+    after the save that mends it.
     """
     import traceback
     from html import escape
@@ -12923,7 +12996,7 @@ def _import_error_app(error: BaseException) -> WSGIApplication:
 
 
 def _summarize_paths(paths: list[str]) -> str:
-    """Return the first changed path, relative where that is shorter, and how many more there are."""
+    """Return the first changed path, relative to the folder if that is shorter, and how many more there are."""
     first = paths[0]
     try:
         first = min(first, os.path.relpath(first), key=len)
@@ -12933,7 +13006,7 @@ def _summarize_paths(paths: list[str]) -> str:
 
 
 def _command_for_port(port: int) -> str:
-    """Return the command line of this process with another port."""
+    """Return the command line of this process with another port, which the error for a port in use proposes."""
     import shlex
 
     words, skip = [], False
@@ -12955,13 +13028,14 @@ class DebuggedASGI:
 
         app = devserve.DebuggedASGI(app, pin="123-456")  # and then: uvicorn main:app
 
-    The keywords, and what they raise, are those of `DebuggedApplication`.  Under devserve with its own debugger it
-    only passes on.  The server must run one process, as only that has the frames.
+    The keywords, and the errors they raise, are those of `DebuggedApplication`.  Under devserve with its own debugger
+    it only passes requests on.  The server must run one process, as the frames of an exception are in one only.
 
-    A `DebuggedApplication` answers for it in a thread, both the debugger's own addresses and, by an application that
-    fails in the same way, each request that has failed.  A 500 that is complete waits for the application's end, as
-    most frameworks send theirs and raise the exception afterwards.  Once an answer has begun, and in a WebSocket, the
-    crash gets an address, and the exception goes on to the server.  It belongs to the loop.
+    Inside there is a `DebuggedApplication`, which is called in a thread.  It answers at the debugger's own addresses.
+    It also answers each request that has failed: the application that it calls is a `_Failing`, which raises the same
+    exception again.  A response with status 500 is held until the application ends, as most frameworks send theirs and
+    raise the exception afterwards.  Once a response has begun, and in a WebSocket, the terminal shows the address of
+    the crash, and the exception goes on to the server.  All methods run in the server's event loop.
     """
 
     def __init__(self, app: Any, **options: Any) -> None:
@@ -12988,12 +13062,12 @@ class DebuggedASGI:
         await self._answer(environ, send)
 
     async def _pass_on(self, scope: Any, receive: Any, send: Any, environ: Environ) -> bool:
-        """Have the application answer; return whether it did, and else leave in the environ how it failed."""
+        """Have the application answer; return whether it did.  If not, the environ holds the exception (`_CAUGHT`)."""
         import asyncio
 
-        is_late = scope["type"] == "websocket"  # for a page
-        held: list[Any] = []  # messages of an answer that an exception may follow
-        caught: list[BaseException] = []  # what a framework has handed over
+        is_late = scope["type"] == "websocket"  # whether it is too late to send a page
+        held: list[Any] = []  # messages of a response that an exception may follow
+        caught: list[BaseException] = []  # exceptions that the framework has handled and handed over to us
 
         async def holding_send(message: Any) -> None:
             nonlocal is_late
@@ -13024,7 +13098,7 @@ class DebuggedASGI:
         return _CAUGHT not in environ
 
     async def _answer(self, environ: Environ, send: Any) -> None:
-        """Send what the debugger answers."""
+        """Call the debugger in a thread, and send its response."""
         import asyncio
 
         head: list[Any] = []
@@ -13039,13 +13113,16 @@ class DebuggedASGI:
 
 
 class _Failing:
-    """A WSGI application that fails as an ASGI application has failed, in the thread that answers for it."""
+    """A WSGI application that raises the exception that an ASGI application has raised for the same request.
+
+    It is called by the debugger, in the thread that answers the request.
+    """
 
     def __init__(self, served: Any) -> None:
-        self.served = served  # which the console shows in its place
+        self.served = served  # the ASGI application, which the console shows in the place of this object
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        if _CAUGHT not in environ:  # a page wants its request sent again, for which the server would be needed
+        if _CAUGHT not in environ:  # a page asks to send its request again, which only devserve's own server can do
             start_response("501 Not Implemented", [*PLAIN_TEXT])
             return [b"Only under devserve itself can a request be sent to an ASGI application again.\n"]
         error, context = environ.pop(_CAUGHT)
@@ -13054,7 +13131,7 @@ class _Failing:
 
 
 def _environ_of(scope: Any) -> Environ:
-    """Return a request of ASGI, without its body, in WSGI's terms."""
+    """Return the environ of WSGI for an ASGI request, with an empty body."""
     root, server = scope.get("root_path", ""), scope.get("server") or ("localhost", 80)
     environ: Environ = {
         "REQUEST_METHOD": scope.get("method", "WEBSOCKET"),
