@@ -3613,7 +3613,10 @@ def _steps_of(text: str) -> tuple[str, list[tuple[str, str]]]:
 
 def _last_name(text: str) -> str:
     """Return the last name of an expression, by which its value may be a secret: `password` of `row["password"]`."""
-    return re.findall(r"\w+|$", text)[-2] if re.search(r"\w", text) else text
+    if not _EXPRESSION.fullmatch(text):  # a key, or an attribute's name
+        return text
+    first, steps = _steps_of(text)
+    return [first, *(name.strip("'\"") for sign, name in steps if sign == "." or name[0] in "'\"")][-1]
 
 
 # -- what was probably meant
@@ -3735,7 +3738,7 @@ def _text_or_why(text: Any, error: Optional[BaseException]) -> str:
         return str.__str__(text)
     if isinstance(error, TooLate):
         return f"(not read: {error})"
-    message = _mask(_first_text(error)[:NAME_LIMIT])
+    message = _mask(_first_text(error))[:NAME_LIMIT]
     return shown_text(f"(reading it raised {type_name(type(error))}{message and ': '}{message})", _TEXT_LIMIT)
 
 
@@ -3745,9 +3748,11 @@ def _describe(value: Any, limit: int = _VALUE_LIMIT, name: str = "", depth: int 
     if _is_secret(name) and not _is_harmless(value, name):
         return _MASK
     if kind in (str, bytes, bytearray):
-        head = value[: limit + _PAST_LIMIT] if kind is str else value[:limit]
+        head = value[: limit + _PAST_LIMIT]
         text = repr(_mask(head)[:limit]) if kind is str else _mask(repr(head))
-        return text + (f"… ({len(value):,} in all)" if len(value) > limit else "")
+        if len(value) > limit:
+            text = f"{text[: len(repr(value[:limit]))]}… ({len(value):,} in all)"
+        return text
     if kind is int and value.bit_length() > 4_000:  # the interpreter refuses digits beyond 4,300 (CVE-2020-10735)
         return f"(an int of {value.bit_length():,} bits)"
     if kind.__repr__ is object.__repr__ and depth <= 1 and not _is_secret(name) and _is_app_class(kind):
@@ -3787,7 +3792,7 @@ def _named_members(base: Any, value: Any, limit: int, depth: int) -> Iterator[tu
     """Yield what is written before each member of a builtin container, the member's name, and the member.
 
     The name of an element is what stands before it, in a pair such as ("password", "…"), or an option in the arguments
-    of a command: "--password", "…".
+    of a command: "--password", "…".  The lines of a key are named by its first, "-----BEGIN PRIVATE KEY-----".
     """
     if issubclass(base, dict):
         for key, each in base.items(value):
@@ -3796,7 +3801,8 @@ def _named_members(base: Any, value: Any, limit: int, depth: int) -> Iterator[tu
     is_pair, before = base in (tuple, list) and base.__len__(value) == 2, ""
     for each in base.__iter__(value):
         yield "", before if is_pair or before[:1] == "-" else "", each
-        before = _key_name(each)
+        if not before.startswith("-----BEGIN") or _key_name(each)[:1] == "-":
+            before = _key_name(each)
 
 
 def _is_app_class(kind: type) -> bool:
@@ -3878,23 +3884,27 @@ def _is_harmless(value: object, name: str) -> bool:
 
 _QUOTED = r"""'(?:[^'\\]|\\.)*'?|"(?:[^"\\]|\\.)*"?"""
 _LISTED = r"""[\[(]\s*(?:b?(?:'[^'\s]*'|"[^"\s]*")[,\s]*)+[\])]?"""  # with a space it is what is wrong with a password
+_TOKEN_STARTS = (  # of GitHub, GitLab, Stripe, OpenAI, Slack, Google, PyPI and others; of plain words is a CSS class
+    r"gh[a-z]_|github_pat_|glpat-|[rs]k_(?:live|test)_|sk-(?!(?:[a-z]{1,12}-)+[a-z]{1,12}(?![\w-]))|xox[a-z]-|AIza|whsec_"
+    r"|GOCSPX-|ya29\.|pypi-Ag|hf_(?=[a-zA-Z0-9]{32})|SG\.[\w-]{20,24}\."
+    r"|bot[0-9]{6,12}:|services/T[A-Z0-9]{8,}/B[A-Z0-9]{8,}/"  # in the paths of requests to Telegram and Slack
+)
 _SECRET_TEXTS = (  # what the text must contain, and a pattern: see "How to change" in the banner
     # Of a URL, of a database; what stands in angle brackets is a repr
-    ("=", r"""(?:^|[?&#;\s'"(,])([\w.\-\[\]]{1,60})=('[^']*'?|"[^"]*"?|(?!<\w[^<>]*>)[^&;#\s'"]+)"""),
+    ("=", r"""(?:^|[?&#;:\s'"(,])([\w.\-\[\]]{1,60})=('[^']*'?|"[^"]*"?|(?!<\w[^<>]*>)[^&;#\s'"]+)"""),
     ("= ", rf"""\b([\w.\-]{{1,60}}) ?= ({_QUOTED}|(?=[^\s;,]*[0-9])[^\s;,'"?%:$@({{]+)"""),  # INI, TOML, SQL
     (":", rf"""(['"])([\w.\-]{{1,60}})\1\s*:\s*({_QUOTED}|{_LISTED}|[^\s,}}\](\[{{][^\s,}}\]]*)"""),  # JSON
     ("value", rf"""['"](?:name|key)['"]:\s*['"]([\w.\-]{{1,60}})['"],\s*['"]value['"]:\s*({_QUOTED})"""),  # HAR
+    (": ", rf"""\b([\w.\-]{{1,60}}): (?=.[^\s'"]*[0-9])({_QUOTED})"""),  # JavaScript, GraphQL
+    ("input_value=", rf"(?m)^([\w.]{{1,60}})\n  .*\[type=\w+, input_value=({_QUOTED})"),  # pydantic's field
     ('\\"', r"""\\"([\w.\-]{1,60})\\"\s*:\s*(\\"[^\\"]*|[^\s,}\]\\"]+)"""),  # JSON as a text in JSON
     (": ", rf"""(?m)^[ \t-]*([\w.\-]{{1,60}}): +({_QUOTED}|(?=\S*[0-9])[^\s'"]+)(?=\s*$)"""),  # YAML, a header
     ("</", r"<([\w.\-:]{1,60})>([^<]{1,200})</\1>"),  # XML
     # A password may hold an @ or a slash, but what begins as a port and a path is none: http://localhost:5173/@vite
     ("://", r"""://[^\s:/?#@\['"]*:(?![0-9]*/)([^\s@'"]{1,200}(?:@[^\s@/'"]{1,200})*)(?=@)"""),
+    ("netloc=", r"""netloc=b?['"][^\s:'"]*:([^\s'"]+)(?=@)"""),  # as urllib takes a URL apart
     ("://", r"://([\w\-]{20,})(?=@)"),  # a token in the place of the name, as hosts of git take it
-    # GitHub, GitLab, Stripe, OpenAI, Slack and Google begin their tokens so; with plain words it is a CSS class.
-    (
-        "",
-        r"\b(?:gh[a-z]_|github_pat_|glpat-|[rs]k_(?:live|test)_|sk-(?!(?:[a-z]{1,12}-)+[a-z]{1,12}(?![\w-]))|xox[a-z]-|AIza)([\w\-]{16,})",
-    ),
+    ("", rf"\b(?:{_TOKEN_STARTS})([\w\-]{{16,}})"),
     # A hashed password, by bcrypt, Argon2, Django's or Werkzeug's: who has it can try passwords against it.
     ("$", r"(?:\$(?:2[abxy]|argon2\w+)|\b(?:argon2|bcrypt\w*|pbkdf2[\w:]*|scrypt[\w:]*))\$([\w$=,+./-]{20,})"),
     ("-----BEGIN", r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----(.*?)(?=-----END|\Z)"),  # RFC 7468
@@ -3930,7 +3940,8 @@ def _hide_value(match: re.Match[str]) -> str:
         value = value if value[:1] in ("[", "(") else value.rstrip(",)]}")
         is_plain = re.fullmatch(r"(?i)-?[\d.]{1,12}|none|true|false|null", value) and "pass" not in name.lower()
         if is_plain or not (_is_secret(name) or is_web_key):
-            return match.group()
+            quoted = start + 1 if value[:1] in ("'", '"') else match.end()  # in it may be another: url='/?token=…'
+            return match.group()[:quoted] + match.re.sub(_hide_value, match.group()[quoted:])
     return match.group()[:start] + _MASK + match.group()[start + len(value) :]
 
 

@@ -4617,6 +4617,14 @@ class ReadingSecrets(Reading):
             f"$2b$12${SECRET}{SECRET}",
             f"pbkdf2_sha256$600000${SECRET}${SECRET}=",
             f"scrypt:32768:8:1${SECRET}${SECRET}",
+            f"Client(url='/x?token={SECRET}', dsn='host=h password={SECRET}')",
+            urllib.parse.urlsplit(f"postgres://user:{SECRET}@host/name"),
+            f"//registry.npmjs.org/:_authToken={SECRET}",
+            f"mutation {{ login(user: 'me', password: '{SECRET}9') {{ id }} }}",
+            f"user.password\n  Should be longer [type=string_too_short, input_value='{SECRET}', input_type=str]",
+            ["-----BEGIN EC PRIVATE KEY-----\n", f"{SECRET}\n", f"{SECRET}\n", "-----END EC PRIVATE KEY-----\n"],
+            f"Max retries exceeded with url: /bot123456789:AA{SECRET}{SECRET}/getMe",
+            f"GOCSPX-{SECRET}{SECRET}",
             *(
                 {name: SECRET}
                 for name in "Passwort contraseña Senha mot_de_passe пароль パスワード DB_PSWD passkey".split()
@@ -4628,6 +4636,18 @@ class ReadingSecrets(Reading):
                 self.assertIn(devserve._MASK, text)
         self.assertEqual(devserve._safe_repr(SECRET, name="password"), devserve._MASK)
         self.assertEqual(devserve._safe_repr([SECRET], name="tokens"), devserve._MASK)
+
+    def test_masks_what_a_subscript_or_a_member_names(self) -> None:
+        error = self.crash(f"""\
+            def view():
+                headers, tokens = {{"X-Api-Key": "{SECRET}"}}, ["{SECRET}"]
+                return headers["X-Api-Key"] / tokens[0]
+            """)
+        shown = values(devserve.read_report(error).problems[-1].frames[-1])
+        self.assertEqual(shown["tokens[0]"], devserve._MASK)
+        self.assertEqual(shown['headers["X-Api-Key"]'], devserve._MASK)
+        position = devserve._positions_of(error, None)[-1]
+        self.assertEqual([v.value for v in devserve.members_at(position, ["headers"])], [devserve._MASK])
 
     def test_leaves_alone_what_only_looks_like_a_secret(self) -> None:
         for text in (
@@ -4672,10 +4692,12 @@ class ReadingSecrets(Reading):
             "y" * 50,
         ):  # the one is cut before the @ that tells the secret
             text = f"{head} postgres://user:{SECRET}@host/name" + "z" * 2000
-            for value in (text, type("Foreign", (), {"__repr__": lambda self: text})()):
+            for value in (text, text.encode(), type("Foreign", (), {"__repr__": lambda self: text})()):
                 shown = devserve._safe_repr(value)
                 self.assertNotIn(SECRET[:6], shown)
                 self.assertRegex(shown, r"… \([1-3],[0-9]{3} (in all|more characters)\)$")
+        bad = ValueError("x" * (devserve.NAME_LIMIT - 25) + f" postgres://user:{SECRET}@host/name")
+        self.assertNotIn(SECRET[:6], devserve._text_or_why(None, bad))
         error = ConnectionError(f"cannot connect: host=h password={SECRET}")
         error.__notes__ = [f"postgres://user:{SECRET}@host/name"]  # type: ignore[attr-defined]
         problem = devserve.read_report(error).problems[-1]
