@@ -11269,57 +11269,77 @@ def _places_of_missing(error: Optional[BaseException], cwd: str) -> Iterator[str
 # =====================================================================================================================
 # 13. Restart
 #
-# A reload replaces the running process by a new one with the same pid.  `Launch` is how this process was started,
-# `Handover` what it leaves to the next: open sockets and notes.  `restart_process` puts back what the start found and
-# calls `os.execve`.  Where that does not replace a process (Windows), or a debugger would lose it, `supervise` is a
-# parent that starts one child after the other.  May know the configuration, foreign code and the terminal; who is
-# served, and what, it never learns.
+# A reload replaces the running process by a new one with the same pid.  `Launch` describes how the process was
+# started, and `Handover` what it leaves to the next: open sockets and notes.  `restart_process` restores what the
+# first start found and calls `os.execve`.  On Windows that does not replace a process, and an editor's debugger would
+# lose it; there `supervise` makes this process a parent that starts one child after the other.  The room may know the
+# configuration, foreign code and the terminal.  It does not know what is served, nor to whom.
 #
-# A reload by exec goes so.  The process runs its exit handlers and starts a store: another process, of a few lines of
-# Python (`_STORE`), which listens on a Unix socket.  It sends the store one message with the sockets and the notes,
-# and does not wait, as the message lies in the kernel's buffer.  It puts back what the application has changed of the
-# process, and calls `os.execve` with the store's address in the variable `_HANDOVER_ENV`.  In the new process,
-# `Launch.capture` finds the address, fetches the message, and the store ends.  The listeners lie in that message, so
-# the port never closes: clients that connect meanwhile stay in the kernel's queue.  If the exec fails, the store is
-# killed and all is as before.
+# A reload by exec takes these steps:
 #
-# The store costs 20 ms of another core.  A descriptor that simply stays open across the exec would be cheaper; but in
-# code the application runs before us, and each child that it starts then would inherit it, with the port, the clients
-# and the PIN.  A fork in the place of the store would run the application's own fork handlers and hold its locks.
+# 1. `_run_exit_handlers` runs what would run at the interpreter's end.
+# 2. `_start_store` starts a store: another process, of a few lines of Python (`_STORE`), which listens on a Unix
+#    socket.  `_send` sends it one message with the sockets and the notes, and does not wait for the store, as the
+#    message lies in the kernel's buffer.
+# 3. `_restore` puts back what the application has changed of the process (`_KEPT`).
+# 4. `os.execve` replaces the process.  The variable `_HANDOVER_ENV` holds the store's address.
+# 5. In the new process `Launch.capture` finds the address and fetches the message, and the store ends.
 #
-# Under `supervise` the parent is the store: a child sends it the same message and ends with `_RELOAD_STATUS`; the
-# parent gives the message to the next child.
+# If the exec fails, the store is killed and `_KEPT` is as before.  The store costs 20 ms of another core.  It would be
+# cheaper to leave a descriptor open across the exec; but when `run` is called in code, the application runs before us,
+# and each child that it starts then would inherit the descriptor, and with it the port, the clients and the PIN.  A
+# fork in the place of the store would run the application's own fork handlers and hold its locks.
+#
+# Under `supervise` the parent does what the store does.  A child sends it the same message and ends with
+# `_RELOAD_STATUS`, and the parent gives the message to the next child.  This is handed over, by exec, by a parent, and
+# by a parent on Windows:
+#
+#   listening sockets        in the message       the parent keeps them      the parent keeps them
+#                                                 and sends copies           and children inherit them
+#   waiting connections      in the message       in the message             are answered by the old child, then closed
+#   notes of `Handover`      in the message       in the message             in the message, on a pair of sockets
+#   command, environment     in the message       in the message             in the message
+#   folder, umask, terminal  exec keeps them,     as the parent has them     as the parent has them
+#     and others (`_KEPT`)   once restored
+#
+# In all cases a listening socket is open at any moment, so the port never closes: clients that connect during a
+# reload wait in the kernel's queue.
 #
 # Invariants:
-# - No descriptor of ours is inheritable at any moment, and what listens at an address gives a message to the one pid
-#   that it is for.  (Windows cannot pass sockets so; there children inherit them.)
-# - The command of the first start is repeated word for word, whoever's program it names (coverage, a profiler, the
-#   application's own script).  Only where devserve.py itself is the program, a `-c` line imports it instead, as Python
-#   compiles a script at each start, but not a module.
-# - What an exec would carry along is a line in `_KEPT`: saved at the first start, restored before each exec.
-# - `restart_process` and `end_process` may be called from any thread, but only by one: their caller sees to that.
+# - No descriptor of ours is inheritable at any moment, and whatever listens at an address gives the message only to
+#   the pid that it is for.  (Windows cannot send sockets; there children inherit them.)
+# - The command of the first start is repeated word for word, whatever program it names (coverage, a profiler, the
+#   application's own script).  Only where devserve.py itself is the program, a `-c` line imports it instead, because
+#   Python compiles a script at each start, but a module once.
+# - `restart_process` and `end_process` may be called from any thread, but only by one; the caller sees to that.
+#
+# How to change: if an application can change something that an exec carries into the next process, add a row to
+# `_KEPT`.  It is saved at the first start and restored before each exec.
 #
 # Doors: Handover, Launch, restart_process, end_process, supervise.
 #
 # Read first: Launch.capture, restart_process, _exec, _start_store, _receive, _Supervisor.run.
 # =====================================================================================================================
 
-_HANDOVER_ENV = "DEVSERVE_HANDOVER"  # "PID:ADDRESS", who may fetch the handover and where; a child has another pid
-# What prompts call the file of what is typed: Python's own, ptpython's and pdb's; `code`'s, PyCharm's, bpython's.
+# "PID:ADDRESS", where the message is and who may fetch it: the process with this pid after an exec, or a child of the
+# parent with this pid.
+_HANDOVER_ENV = "DEVSERVE_HANDOVER"
+# File names of code that was typed at a prompt: Python's own, ptpython's and pdb's; `code`'s, PyCharm's, bpython's.
 _PROMPTS = ("<stdin>", "<python-input-", "<console>", "<input>", "<bpython-input-")
 _PIPES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")  # as a shell's `<(curl ...)`: none can be read a second time
-_RELOAD_STATUS = 75  # the exit status that asks `supervise` for the next child; EX_TEMPFAIL, "try again"
-_EXIT_SECONDS = 2.0  # for exit handlers: one that joins a child that never ends must not hold a reload
-_FETCH_SECONDS = 10.0  # for the store to start and answer; it takes 0.02 on an idle machine
-_STORE_INTERVAL = 0.05  # between two looks of the store whether this process lives; a port stays in use so long
-_PARENT_INTERVAL = 0.1  # between two looks of the parent whether its child lives
-_ORPHAN_SECONDS = 5.0  # from the death of the parent to the unasked end of the child
+_RELOAD_STATUS = 75  # the exit status by which a child asks `supervise` for the next; EX_TEMPFAIL, "try again"
+_EXIT_SECONDS = 2.0  # that exit handlers may take: one that joins a child that never ends must not hold a reload
+_FETCH_SECONDS = 10.0  # that the store may take to start and answer; it takes 0.02 on an idle machine
+_STORE_INTERVAL = 0.05  # seconds after which the store looks whether we live; if not, it keeps the port so long
+_PARENT_INTERVAL = 0.1  # seconds after which the parent looks again whether its child lives
+_ORPHAN_SECONDS = 5.0  # that a child has to end after SIGTERM, when its parent has died
 _LISTED_DESCRIPTORS = 1024  # looked at one by one where nothing lists the open ones; the usual limit of a process
 _PASSED_LIMIT = 250  # descriptors in one message; Linux takes 253
-_AF_UNIX: int = getattr(socket, "AF_UNIX", 1)  # nothing asks for it on Windows, whose Pythons have no name for it
+_AF_UNIX: int = getattr(socket, "AF_UNIX", 1)  # Pythons for Windows lack the name, and nothing uses it there
 _ADDRESS_LIMIT = 103  # bytes in the path of a socket on macOS and the BSDs
 
-# Continues a start of devserve.py as a program.  The words after it are the first entry of sys.path and sys.argv.
+# The `-c` line that starts devserve.py as a program again.  The words after it are the first entry of sys.path, and
+# then those of sys.argv.
 _IMPORT_AND_RUN = (
     "import sys; del sys.argv[0]; sys.path[0] = sys.argv.pop(0); import devserve; "
     "sys.modules['__main__'] = devserve; sys.exit(devserve.main())"
@@ -11327,7 +11347,10 @@ _IMPORT_AND_RUN = (
 
 
 class Handover(NamedTuple):
-    """What one process leaves to the next: descriptors of open sockets by role, and notes that `marshal` can write."""
+    """What one process leaves to the next: the descriptors of open sockets, and notes that `marshal` can write.
+
+    The sockets have the roles "listener" and "waiting", which are connections without a request in progress.
+    """
 
     sockets: dict[str, list[int]]
     notes: dict[str, Any]
@@ -11336,25 +11359,25 @@ class Handover(NamedTuple):
 class _Parent(NamedTuple):
     """What a child under `supervise` knows of its parent."""
 
-    line: _socket.socket  # ends when the parent does
-    address: str  # takes the handover; "" where the line does
+    line: _socket.socket  # a connection to the parent; it is closed when the parent ends
+    address: str  # where the parent accepts the handover; "" if it is sent on the line (Windows)
 
 
 class Launch(NamedTuple):
     """How this program was started, so that it can be started the same way again.
 
     `capture` makes it at the start of a process, in the main thread.  It never changes, so any thread may use it.
-    Command, environment and what `_KEPT` saved are those of the first start: they go from process to process.
+    `command`, `is_plain`, `environ` and `kept` are those of the first start: each process passes them to the next.
     """
 
     command: list[str]
-    is_plain: bool  # the program is devserve.py itself, so that none of the application's code runs before it
+    is_plain: bool  # whether devserve.py itself is the program, so that no code of the application runs before it
     environ: dict[str, str]
-    kept: dict[str, Any]
-    started: float  # wall clock; the files were loaded after this
-    can_repeat: bool  # not at a prompt, in a notebook or from standard input: what was entered would be lost
-    parent: Optional[_Parent]  # under `supervise`
-    handover: Optional[Handover]  # what the process before has left
+    kept: dict[str, Any]  # by names of `_KEPT`, and the folder
+    started: float  # by the wall clock; every file of the application was loaded after this
+    can_repeat: bool  # False at a prompt, in a notebook and for standard input, as what was entered would be lost
+    parent: Optional[_Parent]  # if this is a child under `supervise`
+    handover: Optional[Handover]  # what the process before has left; None at the first start
 
     @classmethod
     def capture(cls, *, early: bool = False) -> Launch:
@@ -11389,7 +11412,7 @@ class Launch(NamedTuple):
         return launch
 
     def message(self, handover: Handover) -> tuple[dict[str, Any], list[int]]:
-        """Return what the next process is to fetch, and the descriptors that go with it."""
+        """Return the message that the next process's `capture` reads, and the descriptors that go with it."""
         roles = {role: len(fds) for role, fds in handover.sockets.items()}
         fds = [fd for group in handover.sockets.values() for fd in group]
         first = {"command": self.command, "is_plain": self.is_plain, "environ": self.environ, "kept": self.kept}
@@ -11400,14 +11423,15 @@ class Launch(NamedTuple):
     def must_supervise(self) -> bool:
         """Return whether this process should only `supervise` a child that does the work.
 
-        Where an exec would do, a debugger needs it all the same: it follows each child, but no second exec.
+        That is so on Windows, when DEVSERVE_RELOADER=spawn is set, and under pydevd, which follows each child process
+        but not a second exec.
         """
         wished = sys.platform == "win32" or self.environ.get("DEVSERVE_RELOADER") == "spawn"
         return (wished or _under_pydevd()) and self.parent is None
 
     @property
     def passes_sockets(self) -> bool:
-        """Return whether the next process can have connections too; under a parent on Windows it only can listen."""
+        """Return whether connections can be handed to the next process too: not under a parent on Windows."""
         return self.parent is None or bool(self.parent.address)
 
     @property
@@ -11416,12 +11440,12 @@ class Launch(NamedTuple):
         return str(self.kept["folder"])
 
     def terminal_is_gone(self) -> bool:
-        """Return whether the terminal that this was started on has been closed, or the shell that had it has ended."""
+        """Return whether the terminal of the first start has been closed, or the shell that had it has ended."""
         terminals = self.kept.get("terminal", {"fds": []})["fds"]
         return bool(terminals) and not any(map(_is_our_terminal, terminals))
 
     def restore_terminal(self) -> None:
-        """Give the terminal back as it was, though somebody sat at the prompt of a debugger, which has no echo."""
+        """Give the terminal back as it was at the start, for when somebody was at pdb's prompt, which has no echo."""
         _restore(self.kept, "terminal")
 
     def release_signals(self) -> None:
@@ -11430,9 +11454,9 @@ class Launch(NamedTuple):
 
 
 def _open_standard_streams() -> None:
-    """Open what is closed of the standard streams, so that no socket takes a number to which libraries in C write.
+    """Open the standard streams that are closed: else a socket would get their number, and libraries in C write there.
 
-    Launchers close them, and an exec closes what the application has opened in their place.
+    Some launchers close them, and an exec closes what the application has opened in their place.
     """
     if sys.platform != "win32":
         with contextlib.suppress(OSError):  # a container without devices
@@ -11451,10 +11475,10 @@ def _start_thread(target: Callable[..., object], *args: object) -> None:
 def _start_command() -> tuple[list[str], bool]:
     """Return the command that starts this program again, and whether devserve.py itself is the program.
 
-    Then the command imports devserve instead; it has the interpreter's flags, the first entry of `sys.path`, which
-    was the script's folder, and `sys.argv`.
+    If it is, the command imports devserve instead of running it as a script.  It then consists of the interpreter's
+    flags, the line to run, the first entry of `sys.path`, which was the script's folder, and `sys.argv`.
     """
-    # Python does not know its own file when it was named by a word that PATH does not find, as by circus.
+    # `sys.executable` is empty if a launcher (circus) named the interpreter by a word that PATH does not find.
     words = [sys.executable or os.path.realpath("/proc/self/exe"), *_original_command()[1:]]
     if not _is_program():
         return words, False
@@ -11467,8 +11491,8 @@ def _start_command() -> tuple[list[str], bool]:
 def _is_program() -> bool:
     """Return whether the interpreter itself runs devserve.py, as a script or by `-m`, and would find it by import.
 
-    Then no frames stand around ours but those of `runpy`, by which `-m` works; under `coverage run devserve.py` there
-    are coverage's.  With `-I` and `-P` an import would not find the file, as its folder is not in `sys.path`.
+    If so, the only frames besides ours are those of `runpy`, which implements `-m`; under `coverage run devserve.py`
+    there are coverage's.  With `-I` and `-P` an import would not find the file, as its folder is not in `sys.path`.
     """
     owners = [frame.f_globals for frame in outer_frames(sys._getframe())]
     is_alone = all(owner is globals() or owner.get("__name__") == "runpy" for owner in owners)
@@ -11480,14 +11504,15 @@ def _is_program() -> bool:
 
 
 def _under_pydevd() -> bool:
-    """Return whether an editor debugs this program by pydevd, which debugpy and PyCharm are made of."""
+    """Return whether an editor debugs this program with pydevd, on which debugpy and PyCharm's debugger are built."""
     return "pydevd" in sys.modules
 
 
 def _original_command() -> list[str]:
     """Return the words that the interpreter was started with: Python knows them since 3.10, Linux always.
 
-    pydevd puts itself into the command of each child anew, so that under it the program alone is wanted.
+    Where neither does, they are made up from the flags, `__main__` and `sys.argv`.  Under pydevd they always are: it
+    adds itself to the command of each child, so that our command must name the program without pydevd.
     """
     words: list[str] = list(getattr(sys, "orig_argv", ()))
     if not words:
@@ -11502,7 +11527,7 @@ def _original_command() -> list[str]:
     name = name[: -len(".__main__")] if name.endswith(".__main__") else name
     program = ["-m", name] if name else [os.path.abspath(getattr(main, "__file__", sys.argv[0]))]
     if sys.argv[:1] == ["-c"]:
-        program = words[-len(sys.argv) - 1 :][:2]  # and its text, before what else is in `sys.argv`
+        program = words[-len(sys.argv) - 1 :][:2]  # "-c" and its text; `sys.argv` has the words that follow
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     return [sys.executable, *flags, *program, *sys.argv[1:]]
 
@@ -11515,7 +11540,10 @@ def _is_at_prompt() -> bool:
 
 
 def _first_folder(early: bool) -> str:
-    """Return the working directory at the start, also when the script, named relative to it, has left it since."""
+    """Return the working directory at the start, even if the application has called `os.chdir` before us.
+
+    That can be told if its script was named relative to that folder and is not found under that name any more.
+    """
     main_file = str(getattr(sys.modules["__main__"], "__file__", None) or "")
     named = os.sep + sys.argv[0] if sys.argv and sys.argv[0] else ""
     if not early and named and main_file.endswith(named) and not os.path.exists(sys.argv[0]):
@@ -11529,8 +11557,9 @@ def _first_folder(early: bool) -> str:
 def _first_environ(early: bool) -> dict[str, str]:
     """Return the environment at the start.
 
-    In code the application has run before, and may have read a `.env` that is edited later.  Linux still knows what
-    was there, unless a program that sets its title has written over it.
+    If `run` was called in code, the application has run before us, and may have put into `os.environ` the values of a
+    `.env`, which may be edited later.  Linux still has the first environment in /proc, unless a program that sets its
+    title has written over it.
     """
     environ = dict(os.environ)
     with contextlib.suppress(OSError):
@@ -11542,18 +11571,18 @@ def _first_environ(early: bool) -> dict[str, str]:
     return environ
 
 
-# -- what an exec would carry along
+# -- what an exec would carry into the next process
 
 
 class _Kept(NamedTuple):
-    """One thing that an exec, or a terminal, carries into the next process though the application changed it."""
+    """A property of the process or its terminal that an exec preserves, also when the application has changed it."""
 
-    save: Callable[[], Any]
-    restore: Callable[[Any], object] = lambda value: None  # only the next process can
+    save: Callable[[], Any]  # returns its present value
+    restore: Callable[[Any], object] = lambda value: None  # the default leaves it to the next process
 
 
 def _save() -> dict[str, Any]:
-    """Return the present value of all that is kept, but for what a sandbox forbids, or this Python lacks."""
+    """Return the present values of all rows of `_KEPT`, without those that a sandbox forbids or this Python lacks."""
     values: dict[str, Any] = {}
     for name, kept in _KEPT.items():
         with contextlib.suppress(AttributeError, OSError):
@@ -11562,7 +11591,7 @@ def _save() -> dict[str, Any]:
 
 
 def _restore(values: dict[str, Any], *names: str) -> None:
-    """Put back what `_save` returned, or these of it; what cannot be put back any more stays as it is."""
+    """Restore values that `_save` returned, all or those named; one that cannot be restored any more is left out."""
     for name in names or _KEPT:
         with contextlib.suppress(OSError):  # the folder, the descriptor or the terminal has gone
             if name in values:
@@ -11581,7 +11610,7 @@ def _is_open(fd: int) -> bool:
 def _is_our_terminal(fd: int) -> bool:
     """Return whether a descriptor is the terminal that controls this process.
 
-    None is any more when the leader of the session, as a rule a shell, has ended, be the terminal still open.
+    When the leader of the session, as a rule a shell, has ended, no descriptor is, even if the terminal is still open.
     """
     try:
         return sys.platform != "win32" and os.tcgetpgrp(fd) >= 0
@@ -11595,16 +11624,17 @@ def _save_ignored() -> list[int]:
 
 
 def _restore_ignored(ignored: Optional[list[int]]) -> None:
-    """Ignore these signals alone.  Only the main thread can, so it is done on arrival in the next process."""
+    """Ignore only these signals.  The main thread alone can do that, so the next process does it at its start."""
     if ignored is not None and is_main_thread():
         for number in set(_save_ignored()) - set(ignored):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def _allow_new_session(led: Optional[bool]) -> None:
-    """Let `os.setsid` of a module pass in silence when the process before, with the same pid, has called it already.
+    """Have `os.setsid` do nothing when the application has already called it in the process before, with this pid.
 
-    A process that leads a session cannot begin another (EPERM), and cannot give the first one up.
+    A process that leads a session cannot begin another (EPERM), and cannot give the first one up.  `led` says whether
+    it led one at the first start.
     """
     if sys.platform != "win32" and led is False and os.getsid(0) == os.getpid():
         os.setsid = lambda: None
@@ -11637,7 +11667,7 @@ if sys.platform != "win32":
         return {"fds": list(filter(_is_our_terminal, blocking)), "blocking": blocking, "attributes": attributes}
 
     def _restore_terminal(value: dict[str, Any]) -> None:
-        """Restore the terminal, unless it is another job's now, when writing to it would stop this one."""
+        """Restore the terminal, unless another job has it now: to change it would then stop this process (SIGTTOU)."""
         for fd in filter(_is_open, value["blocking"]):
             os.set_blocking(fd, value["blocking"][fd])
         if value["attributes"]:
@@ -11648,7 +11678,7 @@ if sys.platform != "win32":
                     termios.tcsetattr(0, termios.TCSANOW, value["attributes"])
 
     def _descriptors() -> Iterable[int]:
-        """Return the numbers above the standard streams that may be in use, though nothing lists those that are."""
+        """Return the open descriptors above the standard streams, or all that may be open if nothing lists them."""
         for folder in ("/proc/self/fd", "/dev/fd"):
             with contextlib.suppress(OSError):  # a sandbox without /proc, into which Linux's /dev/fd leads as well
                 return [fd for fd in map(int, os.listdir(folder)) if fd > 2]
@@ -11668,7 +11698,7 @@ if sys.platform != "win32":
             os.set_inheritable(fd, fd in fds)
 
     _KEPT = {
-        # The command names its script relative to the folder.
+        # The command may name its script relative to the folder.
         "folder": _Kept(_save_folder, os.chdir),
         "umask": _Kept(_save_umask, os.umask),
         # A signal that a module blocks would never reach the next process.
@@ -11676,7 +11706,7 @@ if sys.platform != "win32":
             lambda: list(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ()))),
             partial(signal.pthread_sigmask, signal.SIG_SETMASK),
         ),
-        # An exec gives each signal with a handler its default back, but one that is ignored stays so.
+        # An exec resets a signal that has a handler to its default, but one that is ignored stays ignored.
         "ignored": _Kept(_save_ignored),
         # Whether the process leads a session, see `_allow_new_session`.
         "leads": _Kept(lambda: os.getsid(0) == os.getpid()),
@@ -11691,17 +11721,18 @@ if sys.platform != "win32":
         "inheritable": _Kept(_save_inheritable, _restore_inheritable),
     }
 else:
-    _KEPT: dict[str, _Kept] = {}  # a process that is started anew has nothing of the one before
+    _KEPT: dict[str, _Kept] = {}  # there is no exec, and a child has these properties from its parent
 
 
 # -- the end of a process
 
 
 def restart_process(launch: Launch, handover: Handover, ready: Callable[[], object] = lambda: None) -> NoReturn:
-    """Run this program anew in this process, from any thread.  All that lives in it ends without a further word.
+    """Run this program anew in this process; all its threads end without notice.  It may be called in any thread.
 
-    Exit handlers run first, and the streams are flushed; `ready` is called last.  Raises OSError when the program
-    cannot be started; the process is then as it was, but for the exit handlers.
+    Exit handlers run first, and the streams are flushed; `ready` is called last.  Under a parent, the handover goes
+    there and the process ends.  Raises OSError when the program cannot be started; then the process is as it was
+    before, except that its exit handlers have run.
     """
     if not os.access(launch.command[0] or os.devnull, os.X_OK):
         raise FileNotFoundError(errno.ENOENT, "the interpreter is gone", launch.command[0])
@@ -11721,10 +11752,13 @@ def end_process(status: int) -> NoReturn:
 
 
 def _run_exit_handlers() -> None:
-    """Run what would run at the interpreter's end, then flush the streams, each for `_EXIT_SECONDS` at most."""
+    """Run what would run at the interpreter's end, then flush the streams, each for `_EXIT_SECONDS` at most.
+
+    If the exit handlers take longer, they may be waiting for processes of `multiprocessing`, which are ended then.
+    """
 
     def exit_handlers() -> None:
-        if "concurrent.futures.process" in sys.modules:  # the interpreter would do so before its exit handlers
+        if "concurrent.futures.process" in sys.modules:  # the interpreter calls this before its exit handlers
             sys.modules["concurrent.futures.process"]._python_exit()
         atexit._run_exitfuncs()
 
@@ -11736,17 +11770,17 @@ def _run_exit_handlers() -> None:
     if not _ends_in_time(exit_handlers) and "multiprocessing.process" in sys.modules:
         for worker in sys.modules["multiprocessing.process"].active_children():
             worker.terminate()
-    _ends_in_time(flush)  # a thread that writes to a full pipe has the stream's lock
+    _ends_in_time(flush)  # it may never end: a thread that writes to a full pipe holds the stream's lock
 
 
 def _ends_in_time(job: Callable[[], None]) -> bool:
-    """Call a job in a thread of its own; return whether it has ended within `_EXIT_SECONDS`."""
+    """Call a job in a thread of its own, or here if there can be none; return whether it ends in `_EXIT_SECONDS`."""
     done = native_threading.Event()
 
     def call() -> None:
         try:
             job()
-        finally:  # Python 3.9 raises the last exit handler's error, which has been printed
+        finally:  # Python 3.9 raises the last exit handler's error here, which it has printed already
             done.set()
 
     try:
@@ -11770,7 +11804,7 @@ def _exec(launch: Launch, message: dict[str, Any], fds: list[int], ready: Callab
         ready()
         _hold_signals(launch)
         environ = {**launch.environ, _HANDOVER_ENV: f"{os.getpid()}:{address}"}
-        import posix  # pydevd replaces what `os` has by what loses the handover, once an application is debugged
+        import posix  # once an application is debugged, pydevd has replaced `os.execve` by one that loses the handover
 
         posix.execve(launch.command[0], launch.command, environ)
     except OSError:
@@ -11781,10 +11815,10 @@ def _exec(launch: Launch, message: dict[str, Any], fds: list[int], ready: Callab
 
 
 def _hold_signals(launch: Launch) -> None:
-    """Block signals, as a new process inherits it, until that has its handlers.
+    """Block signals in the next process, which inherits this, until it has its handlers in place.
 
-    In a process that runs other people's code before, none may be blocked, as it might start children.  There a signal
-    in this moment does what it does to any program: it ends the process.
+    If the program is another than devserve.py, its code runs before us and may start children, which would have the
+    signals blocked for ever.  So none is blocked then, and a signal in this moment ends the process.
     """
     if sys.platform != "win32" and launch.is_plain:
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
@@ -11792,8 +11826,9 @@ def _hold_signals(launch: Launch) -> None:
 
 # -- the store: a process that keeps the handover during an exec
 
-# It listens on its standard input.  The first connection of its parent brings the messages, the second fetches them.
-# It imports no more than it needs, and starts in the time in which the next process starts anyway.
+# It listens on its standard input.  On the first connection of its parent it receives the messages, and on the second,
+# which comes after the exec from the same pid, it sends them.  When the parent has died, it ends.  It imports no more
+# than it needs, and starts while the next process starts too.
 _STORE = """
 import os, struct, sys, _socket as s
 listener, parent = s.socket(fileno=0), int(sys.argv[1])
@@ -11826,7 +11861,7 @@ os._exit(0)
 
 
 def _start_store(launch: Launch) -> tuple[int, str]:
-    """Start the store's process; return its pid and address.  Ctrl-C at the terminal does not reach its group."""
+    """Start the store's process; return its pid and address.  Ctrl-C does not reach it, as it has its own group."""
     listener, address = _listen_for_handover()
     with contextlib.closing(listener):
         command = [launch.command[0], "-I", "-S", "-c", _STORE, str(os.getpid()), str(_STORE_INTERVAL)]
@@ -11835,7 +11870,7 @@ def _start_store(launch: Launch) -> tuple[int, str]:
 
             process = subprocess.Popen(command, env=launch.environ, stdin=listener.fileno(), start_new_session=True)
             return process.pid, address
-        import posix  # gevent replaces what `os` has by what no thread but the greenlets' may call
+        import posix  # gevent replaces functions of `os` by some that only the greenlets' thread may call
 
         actions = [(os.POSIX_SPAWN_DUP2, listener.fileno(), 0)]
         pid = posix.posix_spawn(command[0], command, launch.environ, file_actions=actions, setpgroup=0, setsigmask=())
@@ -11843,7 +11878,10 @@ def _start_store(launch: Launch) -> tuple[int, str]:
 
 
 def _listen_for_handover() -> tuple[_socket.socket, str]:
-    """Return a socket that listens on an address which nobody can guess, and the address."""
+    """Return a Unix socket that listens on an address that nobody can guess, and the address ("@" for a NUL).
+
+    On Linux the address is an abstract one, which has no file to remove; elsewhere it is a path.
+    """
     name = f"devserve-{os.urandom(16).hex()}"
     folder = os.environ.get("TMPDIR", "")  # macOS makes a private one
     if not os.path.isdir(folder) or len(os.fsencode(folder)) > _ADDRESS_LIMIT - len(name) - 1:
@@ -11856,7 +11894,7 @@ def _listen_for_handover() -> tuple[_socket.socket, str]:
 
 
 def _remove_address(address: str) -> None:
-    """Remove the file of an address, on systems where one has a file."""
+    """Remove the file of an address, if it is a path."""
     if address.startswith(os.sep):
         with contextlib.suppress(OSError):
             os.unlink(address)
@@ -11873,7 +11911,10 @@ def _connect(address: str) -> _socket.socket:
 
 
 def _send(sock: _socket.socket, message: dict[str, Any], fds: list[int]) -> None:
-    """Send a message, and descriptors along with its first bytes where the system can pass them."""
+    """Send a message, and the descriptors along with its first bytes where the system can pass them.
+
+    The length of the message and the number of descriptors come first.
+    """
     data = marshal.dumps(message)
     data = struct.pack(">II", len(data), len(fds)) + data
     if sys.platform != "win32":
@@ -11885,7 +11926,7 @@ def _send(sock: _socket.socket, message: dict[str, Any], fds: list[int]) -> None
 
 
 def _receive(sock: _socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """Return a message and its descriptors; empty ones when none comes.  Nobody inherits the descriptors."""
+    """Return a message and its descriptors, which are not inheritable; both are empty if the connection ends first."""
     data = b""
     fds: list[int] = []
     while len(data) < 8 or len(data) < 8 + int.from_bytes(data[:4], "big"):
@@ -11914,8 +11955,8 @@ def _by_role(roles: dict[str, int], fds: list[int]) -> dict[str, list[int]]:
 def _fetch() -> tuple[Optional[_Parent], dict[str, Any], list[int]]:
     """Return the parent, if there is one, and the message and descriptors that the process before has left.
 
-    The environment of a child of the application may hold the variable too; the child's pid is another, and what
-    listens at the address knows it.
+    A child of the application may have the variable in its environment too.  It gets nothing: the pid in the variable
+    is neither its own nor its parent's, or whatever listens at the address sees that the child's pid is another.
     """
     pid, _, address = os.environ.pop(_HANDOVER_ENV, "").partition(":")
     if not address or (sys.platform != "win32" and pid not in (str(os.getpid()), str(os.getppid()))):
@@ -11953,42 +11994,47 @@ def _children() -> list[int]:
 
 
 def _reap_child(pid: int) -> None:
-    """Reap a child of an earlier process when it ends; all others belong to the application."""
+    """Wait for a child that an earlier process has started, so that it leaves no zombie.
+
+    The application does not know these children; it waits for its own.
+    """
     with contextlib.suppress(ChildProcessError):  # the application has waited for any child, or it was the parent's
         os.waitpid(pid, 0)
 
 
-# -- where exec does not replace: a parent that starts children
+# -- where an exec does not do: a parent that starts children
 
 
 def supervise(launch: Launch, handover: Handover) -> int:
-    """Run this program as a child, again for as long as it ends with `_RELOAD_STATUS`; return its last status.
+    """Run this program as a child, and again as long as it ends with `_RELOAD_STATUS`; return the last child's status.
 
-    The parent owns the listener: each child is given it with what the child before has left.  SIGTERM, SIGHUP and an
-    interrupt that the terminal did not send to the child as well are relayed.
+    The parent owns the listener, and gives it to each child, with what the child before has left.  SIGTERM and SIGHUP
+    are passed on to the child, and so is SIGINT unless the terminal has sent it to the child as well.
     """
     return _Supervisor(launch, handover).run()
 
 
 class _Supervisor:
-    """A parent that keeps the listener, and what its children leave for each other.  It has one thread.
+    """A parent that keeps the listener and what its children leave for each other.
 
-    A child connects twice: at its start, when `_give` sends it what there is, and before it ends for a reload, when
-    `_take` receives what it leaves.  On Windows, where sockets cannot be sent so, one pair of connected sockets, which
-    the child inherits, serves for both, and connections are not handed over: each has one request, and a reload waits
-    for that of a new one.
+    The thread that calls `run`, as a rule the main one, does everything; `_relay` is called there as a signal handler.
+
+    A child connects twice: at its start, when `_give` sends it the message, and before it ends for a reload, when
+    `_take` receives the message for the next.  Windows cannot send sockets.  There one pair of connected sockets,
+    which the child inherits, takes the place of both connections, and no client's connection is handed over: each has
+    one request, and a reload waits for the request of a new connection.
     """
 
     def __init__(self, launch: Launch, handover: Handover) -> None:
         self.launch = launch
         self.child: Any = None
-        self.stopped_by = 0  # the signal that asked for the end
+        self.stopped_by = 0  # the signal that has asked for the end
         self.listeners = [socket.socket(fileno=fd) for fd in handover.sockets["listener"]]
-        self.waiting: list[int] = []
-        self.message, _ = launch.message(handover)  # for the next child
+        self.waiting: list[int] = []  # descriptors of connections, for the next child
+        self.message, _ = launch.message(handover)  # for the next child too
 
     def run(self) -> int:
-        """Run children until one is the last."""
+        """Run one child after the other, until one ends without asking for the next; return its status."""
         if is_main_thread():
             for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
                 if hasattr(signal, name):
@@ -11996,22 +12042,23 @@ class _Supervisor:
         while True:
             status = self._run_child()
             if self.stopped_by and status in (_RELOAD_STATUS, -self.stopped_by):
-                return 0  # the child was in a reload, or not far enough for a status of its own
+                return 0  # the signal came during a reload, or before the child had handlers
             if status != _RELOAD_STATUS:
                 return 128 - status if status < 0 else status  # a negative status is the signal that killed it
 
     def _relay(self, number: int, frame: object) -> None:
+        """Pass a signal on to the child, if it has not got it from the terminal (as a signal handler)."""
         if number != getattr(signal, "SIGHUP", None):
             self.stopped_by = number
         if self.child is not None and not (number == signal.SIGINT and _reaches_children()):
             self._signal_child(number)
 
     def _signal_child(self, number: int) -> None:
-        if sys.platform != "win32":  # where the console tells each process, and `send_signal` refuses most numbers
+        if sys.platform != "win32":  # there the console tells every process, and `send_signal` refuses most numbers
             self.child.send_signal(number)
 
     def _run_child(self) -> int:
-        """Run one child to its end; return its status."""
+        """Run one child to its end, giving and taking messages; return its status."""
         if sys.platform == "win32":
             line, theirs = socket.socketpair()
             with line, theirs:
@@ -12024,7 +12071,7 @@ class _Supervisor:
                     self._take(line)
                 return int(self.child.wait())
         listener, address = _listen_for_handover()
-        with contextlib.closing(listener), contextlib.ExitStack() as lines:  # a child ends when its line does
+        with contextlib.closing(listener), contextlib.ExitStack() as lines:  # a child ends when its line is closed
             self._start(address)
             for step in (self._give, self._take):
                 accepted = self._wait(listener, lambda: self._accepted(listener))
@@ -12046,17 +12093,17 @@ class _Supervisor:
             self._signal_child(self.stopped_by)
 
     def _wait(self, sock: _socket.socket, look: Callable[[], Outcome]) -> Optional[Outcome]:
-        """Return what `look` finds at a socket, or None when the child ends first."""
+        """Call `look` until it finds something at a socket, and return that, or None when the child ends first."""
         ended = False
         while not ended:
-            ended = self.child.poll() is not None  # before the last look, so that nothing is overlooked
+            ended = self.child.poll() is not None  # asked first: what the child has sent is found by one more look
             sock.settimeout(0.0 if ended else _PARENT_INTERVAL)
             with contextlib.suppress(OSError):  # nothing yet
                 return look()
         return None
 
     def _accepted(self, listener: _socket.socket) -> _socket.socket:
-        """Return the child's connection; children of the application may know the address too."""
+        """Return the child's connection; one of the application's children, which may know the address, is refused."""
         sock = _socket.socket(fileno=listener._accept()[0])  # type: ignore[attr-defined]
         if _peer_pid(sock) not in (self.child.pid, 0):
             sock.close()
@@ -12065,7 +12112,7 @@ class _Supervisor:
         return sock
 
     def _give(self, line: _socket.socket) -> None:
-        """Give the child the listener and what is left to it."""
+        """Send the child the message, the listeners and the waiting connections, of which no copy is kept here."""
         fds = [*(listener.fileno() for listener in self.listeners), *self.waiting]
         self.message["roles"] = {"listener": len(self.listeners), "waiting": len(self.waiting)}
         if sys.platform == "win32":
@@ -12077,14 +12124,14 @@ class _Supervisor:
         self.waiting = []
 
     def _take(self, line: _socket.socket) -> None:
-        """Take what the child leaves for the next."""
+        """Receive the message and the connections that the child leaves for the next, if it does."""
         message: dict[str, Any] = {}
         with contextlib.suppress(OSError):
             message, fds = _receive(line)
         if message:
             sockets = _by_role(message["roles"], fds)
             self.message, self.waiting = message, sockets.get("waiting", [])
-            for fd in sockets["listener"]:  # a second descriptor of ours
+            for fd in sockets["listener"]:  # second descriptors of the sockets that we keep
                 os.close(fd)
 
 
@@ -12097,7 +12144,7 @@ def _peer_pid(sock: _socket.socket) -> int:
 
 
 def _reaches_children() -> bool:
-    """Return whether an interrupt came from the terminal, which sends it to every process of the job."""
+    """Return whether SIGINT seems to come from the terminal, which sends it to every process of the job."""
     if sys.platform == "win32":
         return True
     with contextlib.suppress(OSError):  # the terminal is not ours
@@ -12106,7 +12153,7 @@ def _reaches_children() -> bool:
 
 
 def _end_with_parent(line: _socket.socket) -> None:
-    """End this process soon after its parent has died, so that no orphan keeps the port."""
+    """End this process when its parent has died, so that no orphan keeps the port (in a thread of its own)."""
     with contextlib.suppress(OSError):
         while line.recv(1):
             pass
