@@ -445,7 +445,9 @@ def _values_of_environment(names: Iterable[str]) -> dict[str, Any]:
 
 
 def split_host(text: str) -> dict[str, str]:
-    """Return the host and the port that stand in one text, as in 0.0.0.0:8000, [::1]:8000 or :8000; else nothing."""
+    """Return the host and the port that stand in one text, as 0.0.0.0:8000, [::1]:8000, :80 or 8000; else nothing."""
+    if re.fullmatch("[0-9]{2,5}", text):  # no host, as 0 is
+        return {"port": text}
     match = re.fullmatch(r"(?!unix:)(?:http://)?(?:\[([^\]]+)\]|([^:\[\]/]*)):([0-9]+)/?", text)
     if match is None:
         return {}
@@ -1601,7 +1603,7 @@ def _split_spec(spec: str) -> tuple[str, str]:
     colons = [i for i, letter in enumerate(spec) if letter == ":" and spec[i + 1 : i + 2] not in ("\\", "/")]
     ends = [*colons, len(spec)]
     end = next((end for end in ends if os.path.isfile(spec[:end])), ends[0])
-    return spec[:end].strip(), spec[end + 1 :].strip()
+    return spec[:end].strip(), spec[end + 1 :].strip(" :")
 
 
 def default_file(folder: str) -> str:
@@ -1637,7 +1639,8 @@ def _folder_remedy(folder: str, otherwise: str, *, any_file: bool = False) -> st
 
     files = [name for name in _names_in(folder) if name.endswith(".py") and not _NO_APP_FILES.match(name)]
     usual = [f"{stem}.py" for stem in ("manage", *_DEFAULT_MODULES)]
-    likely = [path for pattern in (*map(glob.escape, files), "*/__init__.py") for path in offers(pattern)]
+    patterns = (*map(glob.escape, files), "__init__.py", "*/__init__.py")
+    likely = [path for pattern in patterns for path in offers(pattern)]
     for below in ("*", "*/*"):
         likely = likely or sorted(path for file in (*usual, "__init__.py") for path in offers(f"{below}/{file}"))
     likely = likely or [os.path.join(folder, name[:-3]) for name in files if any_file]
@@ -1729,11 +1732,12 @@ def _is_module_at(path: str) -> bool:
 
 
 def _module_below(path: str) -> str:
-    """Return the path of a module whose path is this one, from here or from up to two folders below (src); else ""."""
+    """Return the path of a module whose path is this one from here, from up to two folders below (src) or from the
+    folder above; else ""."""
     import glob
 
     folders = [folder for below in ("*", "*/*") for folder in sorted(glob.glob(below))]
-    paths = [os.path.normpath(os.path.join(folder, path)) for folder in ("", *folders)]
+    paths = [os.path.normpath(os.path.join(folder, path)) for folder in ("", *folders, os.pardir)]
     return next(filter(_is_module_at, paths), "")
 
 
@@ -1858,7 +1862,9 @@ def _module_hint(name: str, missing: str) -> str:
     if near:
         return f"did you mean {missing[: len(missing) - len(last)] + near + rest!r}?"
     otherwise = "start devserve in the folder that holds it, or give the path of its file"
-    return _folder_remedy(folders[0], otherwise) if folders else otherwise
+    if not folders:
+        return f"{parent!r} is a module{_name_remedy(sys.modules.get(parent), parent, inside)}"
+    return _folder_remedy(folders[0], otherwise)
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
@@ -2043,7 +2049,7 @@ def _named_app(module: ModuleType, target: str, name: str) -> Any:
             if _raised_inside(error) and hasattr(type(thing), part):  # by a property, and not by `__getattr__`
                 raise
             holder = ":".join(filter(None, (target, ".".join(parts[:index]))))
-            raise DevserveError(f"no {part!r} in {holder!r}; {_name_remedy(thing, holder, part)}") from None
+            raise DevserveError(f"no {part!r} in {holder!r}{_name_remedy(thing, holder, part)}") from None
     return _app_or_made(thing, target, ".".join(parts), arguments)
 
 
@@ -2074,15 +2080,17 @@ def _name_remedy(thing: Any, holder: str, name: str) -> str:
     """Return the remedy if `thing`, which APP calls `holder`, has no such name: the most similar one, or the names of
     what is probably an application."""
     if any(_is_module_at(os.path.join(folder, name)) for folder in getattr(thing, "__path__", ())):
-        return f"did you mean {_submodule(holder, name)!r}?"
+        return f"; did you mean {_submodule(holder, name)!r}?"
     likely, imported = _candidates(thing)
     near = _nearest(name, [each for each in dir(thing) if each not in imported])
     if not near and _may_be_app(thing):
-        return f"that is an application itself, so leave .{name} out"
+        return f"; that is an application itself, so leave .{name} out"
     if not near and len(likely) > 1:
-        return f"it has {', '.join(likely)}"
+        return f"; it has {', '.join(likely)}"
     near = near or "".join(likely) or _nearest(name, imported)
-    return f"did you mean '{holder}{'.' if ':' in holder else ':'}{near}'?" if near else "check the spelling"
+    if near:
+        return f"; did you mean '{holder}{'.' if ':' in holder else ':'}{near}'?"
+    return _module_remedy(thing, holder) if isinstance(thing, ModuleType) else "; check the spelling"
 
 
 def _submodule(package: str, name: str) -> str:
@@ -2158,7 +2166,7 @@ def _module_remedy(module: ModuleType, target: str) -> str:
     if type(named) is str:
         return f", which has the settings of Django; did you mean {':'.join(named.rsplit('.', 1))!r}?"
     folder = next(iter(getattr(module, "__path__", ())), "")
-    files = [name for name in _names_in(folder) if name.endswith(".py")]
+    files = [name for name in _names_in(folder) if name.endswith(".py") and not is_library(folder, os.getcwd())]
     stems = [file[:-3] for file in files if _offers_app(os.path.join(folder, file))]
     if stems:
         near = next((stem for stem in _DEFAULT_MODULES if stem in stems), stems[0])
@@ -2175,7 +2183,10 @@ def _module_remedy(module: ModuleType, target: str) -> str:
         return f"; {used.elsewhere.replace('FILE', os.path.basename(path))}"
     if re.search(r"^if +__name__ *==", text, re.MULTILINE):
         return f", which makes it under if __name__ == '__main__' only; make it above: {used.example or 'app = ...'}"
-    return f"; make one: {used.example}" if used.example else f"; name the object: '{target}:NAME'"
+    if used.example:
+        return f"; make one: {used.example}"
+    nearby = "" if _offers_app(path) else _folder_remedy(os.curdir, "")
+    return f"; name the object: '{target}:NAME'{nearby and '; or '}{nearby}"
 
 
 def _app_or_made(thing: Any, target: str, name: str, arguments: Optional[_Arguments] = None) -> Any:
@@ -13274,10 +13285,10 @@ _MISTAKES = (
         "{0} is the server; name the application that it shall serve, or try: {server} devserve:demo --debug",
     ),
     (r"(?:.*[/\\])?manage\.py(?:\n.+)+", "devserve only serves; for the rest type: python {0}"),
-    (r"(?P<word>db|routes|shell)", "devserve only serves; for {word} type: flask {word}"),
+    (r"(?P<word>db|init-db|routes|shell)(?:\n.+)*", "devserve only serves; for {word} type: {manager} {0}"),
     (
-        r"(?P<word>collectstatic|createsuperuser|makemigrations|migrate|startapp|startproject)",
-        "devserve only serves; for {word} type: python manage.py {word}",
+        r"(?P<word>collectstatic|createsuperuser|makemigrations|migrate|startapp|startproject)(?:\n.+)*",
+        "devserve only serves; for {word} type: python manage.py {0}",
     ),
     (rf"(?P<word>{'|'.join(_OTHER_PROGRAMS)})", "{word} is another program; leave it out: {rest}"),
     (r"[a-z]+://.*", "{0} is a URL; name the application, and the address by --host and --port"),
@@ -13293,6 +13304,7 @@ _MISTAKES = (
         r"\A([^:\n]+):?\n(?P<word>[^\W\d]\w*)\Z",
         "more than one application: {1} and {word}; did you mean {1}:{word}?",
     ),
+    (r"\A(\w[\w.]*)[ ,;]:?(\w[\w.]*)\Z", "{0} names no application; did you mean {1}:{2}?"),
 )
 _DESCRIPTION = """\
 The development server for Python web applications: it reloads on a save, and
@@ -13400,12 +13412,13 @@ def _parse_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 def _flag_remedy(flag: str, value: str) -> str:
     """Return what to write instead of a flag that is none, and its value."""
+    import shlex
     from difflib import get_close_matches
 
     for option in OPTIONS.values():
         if {flag, flag.strip("-").replace("-", "_")} & {*option.others.split()}:
             alike = [each for each in option.flags if is_negative(each) == flag.startswith("--no")] or option.flags
-            return f"here it is {alike[-1]}" + (f" {value}" if option.metavar and value else "")
+            return f"here it is {alike[-1]}" + (f" {shlex.quote(value)}" if option.metavar and value else "")
     for flags, remedy in _NOT_HERE.items():
         if flag in flags.split():
             return remedy
@@ -13423,6 +13436,8 @@ def _check_apps(apps: Sequence[str], argv: Sequence[str]) -> None:
 
     rest = [word for word in argv if word not in (*_OTHER_PROGRAMS, *_RUN_COMMANDS)]
     commands = {"server": shlex.join(own_command()), "rest": shlex.join([*own_command(), *rest])}
+    flask = "flask" + f" --app {apps[0]}" * _is_there(apps[0].partition(":")[0])
+    commands["manager"] = "python manage.py" if _is_there("manage.py") else flask
     for pattern, answer in _MISTAKES:
         for match in re.finditer(f"^(?:{pattern})$", "\n".join(apps), re.MULTILINE):
             if not _is_there(match.groupdict().get("word", "")):

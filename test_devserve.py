@@ -2208,7 +2208,8 @@ class FindingMistakes(FindingFolder):
         self.refused("helo:app", "no module 'helo'", "did you mean 'hello'?")
         self.refused("pakc.sub", "no module 'pakc.sub'", "did you mean 'pack.sub'?")
         self.refused("pack.subb", "no module 'pack.subb'", "did you mean 'pack.sub'?")
-        self.refused("hello.app", "no module 'hello.app'", "did you mean 'hello:app'?")
+        for dotted in ("hello.app", "hello.wsgi", "hello.txt"):
+            self.refused(dotted, f"no module '{dotted}'", "did you mean 'hello:app'?")
         self.refused("quite_different", "no module 'quite_different'", "did you mean 'hello'?")
         self.write("hello.py", "")
         self.write("other.py", "")
@@ -2216,6 +2217,27 @@ class FindingMistakes(FindingFolder):
         self.refused("pack.quite_different", "give the path")
         for odd in ("..hello", ".hello", "hello.", "hello..x", "."):
             self.refused(odd)
+
+    def test_what_the_folder_above_has_is_named(self) -> None:
+        self.app_file("hello.py")
+        self.write("manage.py", "from django.core.management import execute_from_command_line")
+        self.write("shop/asgi.py", "")
+        os.chdir("shop")
+        for spec, path in {"hello": "hello", "hello.py": "hello", "manage.py": "manage"}.items():
+            self.refused(spec, f"did you mean '{os.path.join(os.pardir, path)}'?")
+
+    def test_where_a_module_has_no_application_what_the_folder_has_is_named(self) -> None:
+        self.write("shop/__init__.py", "def create_app(): pass")
+        self.write("shop/views.py", "view = 5")
+        self.write("bare/__init__.py", "")
+        for spec in ("shop.views", "shop/views.py", "bare", "bare:app", "json"):
+            self.refused(spec, "name the object: '", "or did you mean 'shop'?")
+        self.write("bare/main.py", "app = make()")
+        self.refused("bare:app", "no 'app' in 'bare'; did you mean 'bare.main'?")
+        self.write("guarded.py", "if __name__ == '__main__':\n    app = make()")
+        self.refused("guarded:app", "no 'app' in 'guarded', which makes it under if __name__ == '__main__' only")
+        os.chdir("shop")
+        self.refused("", f"did you mean {os.getcwd()!r}?")
 
     def test_no_such_file_with_the_nearest(self) -> None:
         self.app_file("src/hello.py")
@@ -15623,6 +15645,7 @@ class CommandLineOptions(Folder):
             ("runserver", "0:8000"): "0:8000 is taken as --host 0 --port 8000",
             ("--host", "[::1]:80"): "--host [::1]:80 is taken as --host ::1 --port 80",
             ("127.0.0.1",): "127.0.0.1 is taken as --host 127.0.0.1",
+            ("--host", "8000"): "--host 8000 is taken as --port 8000",
             ("hello:app:8000",): "hello:app:8000 is taken as hello:app --port 8000",
         }.items():
             self.assertEqual(devserve._read_command(arguments)[1], [note])
@@ -15756,8 +15779,12 @@ class CommandLineMistakes(InEmptyEnvironment):
         "manage.py migrate": "devserve only serves; for the rest type: python manage.py migrate",
         "./manage.py test shop": "type: python ./manage.py test shop",
         "migrate": "for migrate type: python manage.py migrate",
-        "--app hello shell": "for shell type: flask shell",
-        "flask hello routes": "for routes type: flask routes",
+        "makemigrations shop": "type: python manage.py makemigrations shop",
+        "--app hello shell": "for shell type: flask --app hello shell",
+        "--app hello init-db": "type: flask --app hello init-db",
+        "db upgrade": "type: flask db upgrade",
+        "hello,app": "did you mean hello:app?",
+        "flask --app hello routes": "for routes type: flask --app hello routes",
         "hello other third": "more than one application: hello and other and third; name one",
         "--app hello other.thing": "more than one application: hello and other.thing; name one",
         "hello.py app": "did you mean hello.py:app?",
@@ -15777,6 +15804,11 @@ class CommandLineMistakes(InEmptyEnvironment):
         "http://localhost:5000/hello": "name the application, and the address by --host and --port",
     }
 
+    def test_what_another_program_is_to_do_is_typed_for_the_one_that_the_folder_has(self) -> None:
+        self.write("manage.py", "")
+        self.assertIn("type: python manage.py shell", self.refused("shell"))
+        self.assertIn("here it is --extra-files '*.yml'", self.refused("hello", "--reload-include", "*.yml"))
+
     def refused(self, *arguments: str) -> str:
         with self.assertRaises(devserve.DevserveError) as caught:
             read_command(*arguments)
@@ -15790,6 +15822,7 @@ class CommandLineMistakes(InEmptyEnvironment):
                 self.assertIn(remedy, self.refused("hello", *words.split()))
 
     def test_a_command_of_another_program_is_answered_by_the_one_to_type(self) -> None:
+        self.write("hello.py", "")
         for words, remedy in self.WORDS.items():
             with self.subTest(words):
                 self.assertIn(remedy.format(" ".join(devserve.own_command())), self.refused(*words.split()))
