@@ -4988,11 +4988,6 @@ class ReadingCost(Reading):
         with mock.patch.object(devserve, "traceback_text", side_effect=AssertionError):
             self.assertEqual(devserve.read_report(error, text="as printed").text, "as printed")
 
-    def test_room_5_holds_no_less_than_sign(self) -> None:
-        text = SCRIPT.read_text(encoding="utf-8")
-        room = text[text.index("\n# 5. Traceback") : text.index("\n# 6. ")]
-        self.assertNotIn("<", room)
-
 
 # =====================================================================================================================
 # 6. Traceback pages
