@@ -8968,7 +8968,7 @@ class AsgiBridge:
 
     @functools.cached_property
     def reader(self) -> _WebSocketReader:
-        """What reads the WebSockets; it begins with the first."""
+        """What reads the WebSockets; it begins with the first, on the loop, lest two threads make two of them."""
         return _WebSocketReader()
 
     # -- the end
@@ -9120,9 +9120,9 @@ class _Jobs:
             self.wake()
 
     def run(self) -> None:
-        """Do all that waits, in the thread that was woken."""
+        """Do all that waits, in the thread that was woken; what it posts itself has its turn after other events."""
         self.is_woken = False  # before the look, so that nothing is overlooked
-        while self.waiting:
+        for _ in range(len(self.waiting)):
             self.waiting.popleft()()
 
 
@@ -9539,6 +9539,7 @@ _MESSAGE_LIMIT = 16 * 1024 * 1024  # bytes of a message, inflated; a longer one 
 _MESSAGE_COST = 64  # bytes that a message in the queue counts besides its own
 _PING_SECONDS = 20.0  # from a ping to the next, and for a client to say anything in answer
 _ANSWER_SECONDS = 1.0  # to answer what came before the frame that breaks the protocol
+_SMALL_FRAMES = 2048  # bytes of them in one turn: thousands of empty pings would keep the reader from other clients
 _CLOSE_SECONDS = 10.0  # for the client's part of the closing handshake
 _DEFLATED_FROM = 128  # bytes; deflating a smaller message costs more than it saves
 _KEY_SUFFIX = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # section 1.3
@@ -9591,6 +9592,7 @@ class _WebSocket(_HttpRequest):
         self.failure: Optional[BaseException] = None  # of the application
         self.code, self.reason = 0, ""  # of the end, for the application
         # The loop's
+        self.reader: _WebSocketReader  # once it is open
         self.is_announced = False  # the application knows of the connection
 
     # -- in the thread
@@ -9602,7 +9604,7 @@ class _WebSocket(_HttpRequest):
         self.connection.leave = partial(self.leave, _SERVICE_RESTART)
         self.socket.settimeout(0.0)
         try:
-            self.bridge.reader.carry(self)
+            self.reader.carry(self)
         except OSError:
             pass  # the client has left without a close frame
         finally:
@@ -9640,7 +9642,7 @@ class _WebSocket(_HttpRequest):
     def receive_frames(self) -> bool:
         """Take what the client has sent; return whether there was something."""
         try:
-            data = self.socket.recv(_LOW_WATER)
+            data = self.socket.recv(min(max(self.frames.wanted, _SMALL_FRAMES), _LOW_WATER))
         except BlockingIOError:
             return False
         if not data:
@@ -9710,7 +9712,7 @@ class _WebSocket(_HttpRequest):
             self.unsent += frame
             if is_first:
                 self.send_unsent()
-            if self.unsent or self.is_closing:
+            if (is_first and self.unsent) or self.is_closing:  # else the reader knows that something waits
                 self.wake()
 
     def send_unsent(self) -> int:
@@ -9782,6 +9784,7 @@ class _WebSocket(_HttpRequest):
         elif self.phase == _NOT_STARTED and kind == "websocket.accept":
             head = _handshake(self.environ["HTTP_SEC_WEBSOCKET_KEY"], message, self.deflate)
             self.phase = _OPEN
+            self.reader = self.bridge.reader
             self.unsent += head  # the thread sends it, and until then all that comes waits behind it
             self.sent += len(head)
             self.put(None)
@@ -9841,6 +9844,8 @@ class _WebSocketReader:
                 now = time.monotonic()
                 for websocket in [each for each in self.events if each.deadline <= now]:
                     self.advance(websocket)
+        self.jobs.wake = self.jobs.run  # whoever comes too late does himself what is left to do
+        self.jobs.run()
 
     def look(self) -> None:
         """Do what others want to be done."""
@@ -9850,6 +9855,8 @@ class _WebSocketReader:
     def begin(self, websocket: _WebSocket) -> None:
         """Take up a WebSocket."""
         self.events[websocket] = 0
+        if self.is_stopped:
+            self.end(websocket, ConnectionAbortedError("the server has ended"))
         self.advance(websocket)
 
     def advance(self, websocket: _WebSocket) -> None:
@@ -9994,6 +10001,7 @@ class _MessageReader:
     def __init__(self, *, may_deflate: bool) -> None:
         self.may_deflate = may_deflate
         self.data = bytearray()  # what has come and not been taken
+        self.wanted = 0  # bytes that may come at once, as they belong to the same frame
         self.found = self.find()
 
     def feed(self, data: bytes) -> Iterator[tuple[int, Any]]:
@@ -10031,6 +10039,7 @@ class _MessageReader:
     def take(self, least: int, most: int) -> Generator[None, None, bytes]:
         """Return the next bytes of the stream, from `least` to `most` of them."""
         while len(self.data) < least:
+            self.wanted = most
             yield
         piece = bytes(self.data[:most])
         del self.data[:most]

@@ -12253,6 +12253,91 @@ class AsgiWebSockets(AsgiCase):
         self.doCleanups()
         eventually(lambda: not self.readers() - before, "the end of the thread")
 
+    def test_the_thread_that_reads_them_is_made_by_the_loop_so_that_there_is_one(self) -> None:
+        makers, make = [], devserve._WebSocketReader
+
+        def note_maker() -> Any:
+            makers.append(threading.current_thread().name)
+            return make()
+
+        self.serve_asgi(self.echo)
+        with mock.patch.object(devserve, "_WebSocketReader", note_maker):
+            for _ in range(2):
+                self.opened()
+        self.assertEqual(makers, ["devserve loop"])
+
+    def test_one_that_is_opened_while_the_server_ends_does_not_wait_for_ever(self) -> None:
+        before, reader = self.readers(), devserve._WebSocketReader()
+        reader.jobs.post(reader.stop)
+        eventually(lambda: not self.readers() - before, "the end of the thread")
+        ended: list[BaseException] = []
+
+        def carry() -> None:
+            try:
+                reader.carry(mock.Mock())
+            except ConnectionAbortedError as error:
+                ended.append(error)
+
+        threading.Thread(target=carry, daemon=True).start()
+        eventually(lambda: ended, "the end of a WebSocket that came too late")
+
+    def test_a_client_that_floods_the_server_with_small_frames_leaves_others_their_turns(self) -> None:
+        self.serve_asgi(self.echo)
+        client, turns, take, receive = self.opened(), [0], devserve._WebSocket.take, devserve._WebSocket.receive_frames
+
+        def note_frame(*args: Any) -> None:
+            turns[-1] += 1
+            take(*args)
+
+        def note_turn(websocket: Any) -> bool:
+            turns.append(0)
+            return receive(websocket)
+
+        with mock.patch.multiple(devserve._WebSocket, take=note_frame, receive_frames=note_turn):
+            client.send(client_frame(9) * 5000)
+            self.assertEqual([client.frame() for _ in range(5000)], [(0x8A, b"")] * 5000)
+            self.assertLess(max(turns), 500)
+            del turns[1:]
+            client.send(client_frame(2, bytes(2_000_000)))
+            self.assertEqual(len(client.frame()[1]), 2_000_000)
+            self.assertGreater(2_000_000 / len(turns), 4096)
+
+    def test_the_reader_is_not_woken_for_each_frame_that_waits_behind_others(self) -> None:
+        ready = threading.Event()
+
+        async def view(scope: Any, receive: App, send: App) -> None:
+            import asyncio
+
+            await receive()
+            await send(self.ACCEPT)
+            await asyncio.get_running_loop().run_in_executor(None, ready.wait)
+            await send({"type": "websocket.send", "bytes": bytes(8_000_000)})
+            for _ in range(100):
+                await send({"type": "websocket.send", "text": "x"})
+
+        self.serve_asgi(view)
+        client, advance = self.opened(), devserve._WebSocket.advance
+        drains = mock.patch.object(devserve._HttpRequest, "drain", return_value=None)
+        advances = mock.patch.object(devserve._WebSocket, "advance", autospec=True, side_effect=advance)
+        with drains as drain, advances as advanced:
+            ready.set()
+            eventually(lambda: drain.call_count > 100, "the last message")
+            self.assertLess(advanced.call_count, 20)
+            self.assertEqual(len(client.frame()[1]), 8_000_000)
+            self.assertEqual([client.frame() for _ in range(100)], [(0x81, b"x")] * 100)
+
+    def test_what_a_job_posts_has_its_turn_after_other_events(self) -> None:
+        woken: list[None] = []
+        jobs = devserve._Jobs(lambda: woken.append(None))
+
+        def go_on() -> None:
+            jobs.post(go_on)
+
+        jobs.post(go_on)
+        for rounds in (1, 2, 3):
+            self.assertEqual((len(woken), len(jobs.waiting)), (rounds, 1))
+            jobs.run()
+
     def readers(self) -> set[int]:
         return {thread.native_id or 0 for thread in threading.enumerate() if thread.name == "devserve WebSockets"}
 
