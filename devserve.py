@@ -11503,9 +11503,11 @@ def _start_command() -> tuple[list[str], bool]:
     if not _is_program():
         return words, False
     flags = words[1 : len(words) - len(sys.argv)]
-    if flags[-1:] == ["-m"]:
-        flags.pop()
-    return [words[0], *flags, "-c", _IMPORT_AND_RUN, sys.path[0], *sys.argv], True
+    if re.fullmatch(r"-[^-WX]*m", "".join(flags[-1:])):  # `-m`, or what ends by it, as `-um`
+        flags[-1] = flags[-1][:-1] + "c"
+    else:
+        flags.append("-c")
+    return [words[0], *flags, _IMPORT_AND_RUN, sys.path[0], *sys.argv], True
 
 
 def _is_program() -> bool:

@@ -18059,6 +18059,7 @@ class ReloadIsTheSameProcess(Reload):
             "a console script": {"script": ["start.py"]},
             "in code": {"script": ["app.py"], "port": False},
             "a module beside the application": {"script": ["-m", "devserve"]},
+            "a module beside the application, behind a flag in one word": {"script": ["-um", "devserve"]},
         }
         for name, options in ways.items():
             if "beside" in name:
