@@ -37,6 +37,12 @@ A room names only rooms with a smaller number, and the paper.  5 to 9 are the de
 13 the reloader; each can be lifted out and used alone.  Each room begins with a banner: what it does, what it may
 know, what always holds in it (its invariants), which of its names others use (its doors), and where to start reading.
 
+Words.  "The person" is whoever has started devserve and reads its terminal; "the client" is what sends a request.  A
+"crash" is an exception that the application has let out of a request, together with what is kept of it; a "report" is
+what has been read of a crash, as plain data.  A file or a frame is "own", or the application's, if it belongs to the
+project and to no library.  A "reload" is what a save causes; it replaces the "process", and the one that was replaced,
+which had the same pid, is "the process before".
+
 Seven stories.  Each names functions in the order in which they run; a search finds every one.
 
 A start:    main reads the command, and serve_command calls Launch.capture, which notes how the program was started and
@@ -61,7 +67,10 @@ A save:     Watcher.run finds the file changed.  Watcher._settle holds new reque
             the requests that run and returns the connections that wait; AsgiBridge.stop shuts an ASGI application
             down.  restart_process runs the exit handlers; _exec leaves listener, connections and notes with another
             process (_start_store) and calls os.execve.  The new process starts as above: its Launch.capture fetches
-            what was left, and DevServer.adopt serves the connections on.
+            what was left, and DevServer.adopt serves the connections on.  Meanwhile new clients wait in the kernel's
+            queue at the listener, which the old process, the store and the new process hold open in turn.  A signal
+            that comes before os.execve ends the process (_Runner._give_way); one that comes afterwards waits until the
+            new process has its handlers (Launch.release_signals).
 A bad save: when a changed file does not compile, _Runner.show_broken prints the error, and a BrokenApp answers with it
             until the next save.  _Runner.load does the same when the import fails after a reload.
 ASGI:       AsgiBridge.__call__ stands where the user's WSGI application would.  In the connection's thread
@@ -160,7 +169,7 @@ else:
         def __new__(cls, *values, **named):
             rest = cls._fields[len(values) :]
             given = {**cls._field_defaults, **named}
-            # Too many values, a name that is none of the rest, or a field left without a value:
+            # Too many values, a name that is no field or was given by position, or a field without a value:
             if len(values) > len(cls._fields) or not named.keys() <= set(rest) <= given.keys():
                 raise TypeError(f"{cls.__name__} takes {', '.join(cls._fields)}")
             return tuple.__new__(cls, (*values, *(given[name] for name in rest)))
@@ -204,21 +213,24 @@ _NO = frozenset({"0", "false", "f", "no", "n", "off"})
 
 
 class DevserveError(Exception):
-    """A mistake that the person at the keyboard can mend: one line that names the value and the remedy."""
+    """A mistake that the person can mend; its text is one line that names the wrong value and the remedy.
+
+    The command line and `run` print it and exit with status 2; `make_server`, `load_app` and the middleware raise it.
+    """
 
 
 class _Option(NamedTuple):
     """A row of the table: all that is known of one option."""
 
     field: str  # its name in `Config`, and as a keyword
-    default: Any  # its type tells what a text means: a bool is a yes or no, an int a port, a tuple a list
-    flags: tuple[str, ...]  # on the command line; those of two hyphens name the DEVSERVE_* variables too
+    default: Any  # by its type a text is read: a bool as yes or no, an int as a port, a tuple as a list
+    flags: tuple[str, ...]  # on the command line; each with two hyphens also makes a DEVSERVE_* variable
     topic: str  # the heading in --help
     help: str
     metavar: Optional[str] = None
     separator: str = os.pathsep  # between the parts of a list that is given as one text
-    flask: str = ""  # the variable in which Flask looks for the same
-    others: str = ""  # what other servers call it, for those who come from them
+    flask: str = ""  # the variable that Flask reads for the same option
+    others: str = ""  # what other servers call it, for the remedy when somebody uses that name
     run_only: bool = False  # has no effect on `make_server`, whose server neither reloads nor reads files
 
     def variables(self) -> Iterator[tuple[str, str]]:
@@ -262,7 +274,7 @@ OPTIONS: dict[str, _Option] = {}  # by field; complete when `Config` is
 
 
 def _option(default: Any, flags: str, *row: Any, field: str = "", **rest: Any) -> Any:
-    """Enter a row in OPTIONS; return the default.  Unless `field` names the field, the first long flag does."""
+    """Add a row to OPTIONS; return the default.  The field's name is `field`, or else that of the first long flag."""
     words = tuple(flags.split())
     field = field or next(flag for flag in words if flag.startswith("--"))[2:].replace("-", "_")
     OPTIONS[field] = _Option(field, default, words, *row, **rest)
@@ -559,7 +571,7 @@ _ESCAPED = dict(zip("abfnrtv", "\a\b\f\n\r\t\v"))
 
 
 def _env_entries(text: str) -> Iterator[tuple[int, str, Optional[str]]]:
-    """Yield (position, key, value) of each entry, as python-dotenv 1.2 reads it; a line that is none has the key "".
+    """Yield (position, key, value) of each entry, as python-dotenv 1.2 reads it; an invalid line has the key "".
 
     A quoted value may span lines, a bare one ends at " #".  A key without "=" has the value None, and sets nothing.
     """
@@ -634,7 +646,7 @@ _MESSAGES_SECONDS = 0.3  # for `__str__` of an exception and its causes, which m
 _FORMAT_SECONDS = 2.0  # to format a traceback once those have not hung: a thousand frames on a slow machine
 _STUCK_LIMIT = 16  # threads for foreign code at once; more than this hang only when something is badly wrong
 _STACK_SIZE = 8 * 1024**2  # of a thread, as glibc has it by default
-_ROUNDS = 3  # threads for one `call_each_bounded`: each goes on after the call in which the one before it hung
+_CALL_THREADS = 3  # of one `call_each_bounded`: each goes on after the call in which the one before it hung
 _PROMPT = re.compile(r"<(stdin|i?python-input-.*)>|.*[\\/]ipykernel_\d+[\\/]\d+\.py")  # a REPL's, a notebook's
 _DEBUGGERS = re.compile(  # modules in which a thread stands at a prompt, or waits for the client that shows it one
     r"(bdb|\w*pdb|pudb|debugpy|code|IPython|celery\.contrib\.rdb)(\.|$)"
@@ -717,11 +729,11 @@ def call_each_bounded(
 
     They run in a copy of `context` (the caller's unless given), all in one thread, and have `seconds` together.  When
     half of the time has gone, the call that has not returned is abandoned, and another thread makes the other calls in
-    half of the time that is left; so up to `_ROUNDS` threads.
+    half of the time that is left, up to `_CALL_THREADS` threads.
     """
     outcomes: dict[str, _Called[Outcome]] = {}
     until = time.monotonic() + seconds
-    for _ in range(_ROUNDS):
+    for _ in range(_CALL_THREADS):
         todo = {name: job for name, job in jobs.items() if name not in outcomes}
         if not todo:
             break
@@ -1262,7 +1274,7 @@ class Terminal:
         self.quiet = quiet
         self.editor, self.path_map = editor, path_map
         self.is_colored = _wants_color(self.stream)
-        # Lines, and events, each set when what precedes it is written.
+        # Lines to write, and events; an event is set when all lines before it are written.
         self._unwritten: deque[Union[str, native_threading.Event]] = deque()
         self._dropped = 0  # lines beyond `_UNWRITTEN_LIMIT`
         self._lock = native_threading.RLock()  # guards `_writer`; a signal handler may say something while it is held
@@ -1340,15 +1352,17 @@ class Terminal:
             pass
 
     def warn(self, text: str) -> None:
-        """Write one line about something that was left undone or looks wrong."""
+        """Write a warning: one line about something that looks wrong, or that devserve has not done."""
         self.say(self.color(f"devserve: warning: {text}", "33"))
 
     def error(self, text: str) -> None:
-        """Write the one line that says what the person at the keyboard can mend."""
+        """Write an error: the one line of a DevserveError, or another that the person can mend."""
         self.say(self.color(f"devserve: error: {text}", "1;31"))
 
     def crash(self, error: BaseException, context: str = "", link: str = "") -> str:
-        """Write the traceback of `error` without devserve's own frames, and return it; `context` says what was done.
+        """Write the traceback of `error` without devserve's own frames, and return it.
+
+        `context` is a line above it that says what was being done, such as the request.
 
         With a `link` to a page that shows the rest, library frames are counted only.
         """
@@ -1391,7 +1405,7 @@ class Terminal:
             self._wake(_LOG_INTERVAL)
 
     def after_fork(self) -> None:
-        """In a child of the application, leave to the parent what is unwritten, and the lock that its thread holds."""
+        """In a child that the application forked, drop unwritten lines and the lock, which are the parent's."""
         atexit.unregister(self.flush)
         self._unwritten.clear()
         self._lock, self._writer, self._is_stuck, self._dropped = native_threading.RLock(), None, False, 0
@@ -1491,17 +1505,17 @@ def _editor_link(editor: str, path: str, line: int, column: int = 1, path_map: S
 # =====================================================================================================================
 
 _DEFAULT_MODULES = ("app", "wsgi", "main")  # where an application is looked for when none is named
-_DEFAULT_NAMES = ("app", "application")  # what it is called there: Flask's habit, then PEP 3333's and mod_wsgi's
+_DEFAULT_NAMES = ("app", "application")  # and its name in it: Flask's habit, then PEP 3333's and mod_wsgi's
 _FACTORIES = ("create_app", "make_app")  # Flask's and Pyramid's habit
-_WRAPPED_NAMES = ("wsgi_app", "asgi_app", "app", "application")  # what middleware calls the application inside
+_WRAPPED_NAMES = ("wsgi_app", "asgi_app", "app", "application")  # attributes in which middleware keeps the application
 _NO_APP_FILES = re.compile(r"(devserve|setup|conftest|manage|noxfile|fabfile|tasks|test_.*|.*_test|tests|__.*)\.py$")
-_VIRTUAL_ENVIRONMENTS = (".venv", "venv", "env", ".env")  # what they are called beside a project
+_VIRTUAL_ENVIRONMENTS = (".venv", "venv", "env", ".env")  # their usual names beside a project
 _LOCK_FILES = {"uv.lock": "uv", "poetry.lock": "poetry", "pdm.lock": "pdm", "Pipfile.lock": "pipenv"}  # and the tool
 _DECORATED = (FunctionType, functools._lru_cache_wrapper)  # types whose `__wrapped__` is the function inside
 _COMMANDS = frozenset(["click.core.Command", "typer.main.Typer"])  # often called `app` too, and take any arguments
 _CO_ASYNC = 0x80 | 0x200  # inspect.CO_COROUTINE and CO_ASYNC_GENERATOR, without the cost of importing inspect
 _CO_VARARGS = 0x04
-_WALK_LIMIT = 2_000  # objects that are looked at for the applications inside of one; a project has some dozens
+_WALK_LIMIT = 2_000  # objects in which we look for applications inside of one; a project has some dozens
 
 # The names of the files that are run as Python: with a suffix of its own, or with none.
 _PYTHON_NAME = re.compile(r"(?!(?:Docker|Make|Pip|Proc)file$)[^.]+|.*\.(?:py|pyw|wsgi|cgi|fcgi)", re.IGNORECASE)
@@ -1599,7 +1613,7 @@ def app_spec(spec: str) -> str:
 
 
 def _split_spec(spec: str) -> tuple[str, str]:
-    """Return `spec` as (module or file, name); a drive letter's colon and one in a file's own name divide nothing."""
+    """Return `spec` as (module or file, name).  A colon of a drive letter, or in a file's name, divides nothing."""
     colons = [i for i, letter in enumerate(spec) if letter == ":" and spec[i + 1 : i + 2] not in ("\\", "/")]
     ends = [*colons, len(spec)]
     end = next((end for end in ends if os.path.isfile(spec[:end])), ends[0])
@@ -1654,7 +1668,7 @@ def _folder_remedy(folder: str, otherwise: str, *, any_file: bool = False) -> st
 
 
 def _not_python(path: str) -> str:
-    """Return what to do with a file that is no Python, as Pyramid's and TurboGears' configurations; "" for Python."""
+    """Return the remedy for a file that is not Python, such as a PasteDeploy configuration; "" for a Python file."""
     folder, name = os.path.split(path)
     if _PYTHON_NAME.fullmatch(name):
         return ""
@@ -1680,7 +1694,7 @@ def _text_of(path: str) -> str:
 
 
 def _names_in(folder: str) -> list[str]:
-    """Return the names of what a folder has, in order; none where there is no folder."""
+    """Return the sorted names of the entries of a folder; none if it cannot be read."""
     try:
         return sorted(os.listdir(folder))
     except (OSError, ValueError):  # a null byte in the name
@@ -1697,12 +1711,12 @@ def _names_in(folder: str) -> list[str]:
 def _import_target(target: str) -> ModuleType:
     """Import the module or the file that `target` names."""
     if not _is_path(target):
-        _heed_manage_py(os.getcwd(), target.replace(".", os.sep))
+        _set_django_variables(os.getcwd(), target.replace(".", os.sep))
         return _import_module(target)
     path = _existing_file(target)
     root, name = _importable_name(path)
     _put_first_on_path(root)
-    _heed_manage_py(root, os.path.relpath(path, root))
+    _set_django_variables(root, os.path.relpath(path, root))
     if path.endswith(".py") and "." not in os.path.basename(path)[:-3]:
         module = _import_module(name)
         if os.path.realpath(getattr(module, "__file__", None) or "") == os.path.realpath(path):
@@ -1785,7 +1799,7 @@ def _put_first_on_path(folder: str) -> None:
     sys.path[:] = [folder, *(entry for entry in sys.path if entry not in same)]
 
 
-def _heed_manage_py(root: str, inside: str) -> None:
+def _set_django_variables(root: str, inside: str) -> None:
     """Set the DJANGO_ variables that manage.py sets, as its runserver would, before wsgi.py names those of production.
 
     manage.py stands in `root` or in a folder between it and the module, whose path from there is `inside`.  What it
@@ -1868,7 +1882,7 @@ def _module_hint(name: str, missing: str) -> str:
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
-    """Return the one of `names` that looks most like `name`, in whatever case, or ""."""
+    """Return the one of `names` that is most similar to `name`, upper and lower case being equal; "" if none is."""
     import difflib
 
     by_lower = {each.lower(): each for each in names}
@@ -1881,7 +1895,7 @@ def import_remedy(error: BaseException) -> str:
     An installed library is not found when a file of the application's has its name, or when the project's virtual
     environment (beside it, above it, or where a tool such as poetry keeps it) is not the one that runs.
     """
-    if isinstance(error, SystemExit) and type(error.code) is not str:  # a text would say what is the matter
+    if isinstance(error, SystemExit) and type(error.code) is not str:  # with a text it would say the reason itself
         return "the program ends itself while it is imported: let it do so under if __name__ == '__main__': only"
     if type(error).__name__ == "AppRegistryNotReady":
         return "Django is not set up yet when this is imported: serve the project's wsgi.py, or import it later"
@@ -1926,7 +1940,7 @@ def _remedy_outside_environment() -> str:
 #
 # Many first examples end with a line that starts a server and does not return, outside of a main guard.  Such a call
 # is left out for as long as the import lasts.  It can only be replaced once the server's module has been executed,
-# which as a rule the application's import causes; hence a finder, which sees each module before its execution.
+# which as a rule the application's import causes.  So we add a finder, which sees each module before its execution.
 
 # Where a module that starts a server comes to stay, by the module that defines it.  Each is left out during an import.
 _SERVERS = {
@@ -1964,7 +1978,7 @@ def servers_left_out(warn: Callable[[str], None]) -> Iterator[None]:
     module starts in another thread is started, since it may well be wanted.
     """
     flask_knows = "FLASK_RUN_FROM_CLI" in os.environ
-    os.environ.setdefault("FLASK_RUN_FROM_CLI", "true")  # by which Flask leaves its own out, with a warning
+    os.environ.setdefault("FLASK_RUN_FROM_CLI", "true")  # then Flask's `app.run` only warns
     finder = _ServerFinder(warn)
     sys.meta_path.insert(0, finder)
     try:
@@ -2030,7 +2044,7 @@ class _ServerFinder:
 
 
 async def _no_server() -> None:
-    """Return at once to whoever awaits a server."""
+    """Do nothing, in place of a coroutine that would run a server."""
 
 
 # -- the application in a module
@@ -2054,7 +2068,7 @@ def _named_app(module: ModuleType, target: str, name: str) -> Any:
 
 
 def _parse_name(name: str) -> tuple[list[str], Optional[_Arguments]]:
-    """Return `name` as its dotted parts and, when it is a call, the arguments; spaces around them mean nothing."""
+    """Return the dotted parts of `name` and, if it is a call, its arguments; spaces between them are ignored."""
     path, parenthesis, _ = name.strip().partition("(")
     path = path.strip()
     parts = path.split(".")
@@ -2094,7 +2108,7 @@ def _name_remedy(thing: Any, holder: str, name: str) -> str:
 
 
 def _submodule(package: str, name: str) -> str:
-    """Return how APP names a module in a package that it names by a path, or by its name."""
+    """Return the APP for a module in a package; `package` is as APP has it, a path or a dotted name."""
     return os.path.join(package, name) if re.search(r"[/\\]", package) else f"{package}.{name}"
 
 
@@ -2119,8 +2133,8 @@ def _candidates(holder: Any) -> tuple[list[str], list[str]]:
 
 
 def _discovered_app(module: ModuleType, target: str) -> Any:
-    """Return `app`, `application`, the one framework object, what a factory makes, or what is ASGI by its form; in
-    this order.  Raises the DevserveError that names what comes nearest."""
+    """Return the application in a module, looked for in this order: `app`, `application`, the only object of a
+    framework, what a factory makes, an object that is ASGI by its form.  Else raises DevserveError."""
     for name in _DEFAULT_NAMES:
         thing = getattr(module, name, None)
         stack = getattr(sys.modules.get("bottle"), "app", None)  # `from bottle import *` defines it; it is none itself
@@ -2131,7 +2145,7 @@ def _discovered_app(module: ModuleType, target: str) -> Any:
     for outer in (default, *(vars(module)[name] for name in found.values())):
         for inner in _frameworks_in(outer):
             if inner is not outer:
-                found.pop(id(inner), None)  # it is served with the one that it is mounted in
+                found.pop(id(inner), None)  # it is served by the application in which it is mounted
     if len(found) > 1:
         names = list(found.values())
         raise DevserveError(f"{target!r} holds the applications {', '.join(names)}; choose one: '{target}:{names[0]}'")
@@ -2148,7 +2162,7 @@ def _discovered_app(module: ModuleType, target: str) -> Any:
 
 
 def _framework_default() -> Any:
-    """Return the application that a framework keeps for those who make none of their own; None when it is unused."""
+    """Return the application that a framework's package itself keeps (Bottle, CherryPy); None if it is unused."""
     for name, framework in _FRAMEWORKS.items():
         package = sys.modules.get(name.partition(".")[0])
         app = framework.default(package) if package else None
@@ -2158,7 +2172,7 @@ def _framework_default() -> Any:
 
 
 def _module_remedy(module: ModuleType, target: str) -> str:
-    """Return what to do about a module without an application, in the words of the framework that it uses."""
+    """Return the remedy for a module without an application, with an example for the framework that it uses."""
     likely = [name for name in _candidates(module)[0] if name not in _DEFAULT_NAMES]  # those were tried already
     if likely:
         return f"; did you mean '{target}:{likely[0]}'?"
@@ -2190,7 +2204,7 @@ def _module_remedy(module: ModuleType, target: str) -> str:
 
 
 def _app_or_made(thing: Any, target: str, name: str, arguments: Optional[_Arguments] = None) -> Any:
-    """Return the application itself or, with arguments or where the name is a factory's, what it makes."""
+    """Return `thing`, or the application that it makes, if there are arguments or it is a factory."""
     label = f"'{target}:{name}'"
     if arguments is None:
         if _framework_of(thing) or not _is_factory(thing, name):
@@ -2234,7 +2248,7 @@ def checked(thing: Any, label: str) -> Any:
 
 
 def _objection(thing: Any) -> str:
-    """Return why a thing is no application, and what to do; "" for an application."""
+    """Return why a thing is no application, with the remedy; "" for an application."""
     name = _framework_of(thing)
     if not _COMMANDS.isdisjoint(_class_names(thing)):
         return "is a command line, not an application; name the application"
@@ -2268,10 +2282,10 @@ def _objection(thing: Any) -> str:
 
 
 def _objection_inside(app: Any, *, asynchronous: bool) -> str:
-    """Return what is wrong with middleware of WSGI around an ASGI application, or the reverse.
+    """Return what is wrong with WSGI middleware around an ASGI application, or the reverse; "" if nothing is.
 
-    What has the other interface's word in its name, as a2wsgi's and Starlette's adapters do, is made for just that;
-    and what holds an ASGI application beside the WSGI one, as Connexion's, has adapted it.
+    An adapter is no mistake.  It is known by the other interface's name in its own (a2wsgi's and Starlette's), or by
+    holding an application of each kind (Connexion's).
     """
     name = f"{type(app).__module__}.{type(app).__name__}".lower()
     held = own_dict(app)
@@ -2362,7 +2376,7 @@ def _class_names(thing: Any) -> list[str]:
 
 
 def _frameworks_in(app: Any) -> list[Any]:
-    """Return the frameworks' applications among `app` and all that it hands requests on to, each once."""
+    """Return the frameworks' applications among `app` and all that it may pass requests on to, each once."""
     found: dict[int, Any] = {}
     ahead = [app]
     while ahead and len(found) < _WALK_LIMIT:
@@ -2391,7 +2405,7 @@ def _held_by(app: Any) -> list[Any]:
 
 
 def _unpacked(value: Any, depth: int) -> Iterator[Any]:
-    """Yield what dicts, lists and tuples hold, some levels deep: as PasteDeploy's and web.py's lists of mounts."""
+    """Yield the members of dicts, lists and tuples, some levels deep: PasteDeploy and web.py list their mounts so."""
     if depth and type(value) in (dict, list, tuple):
         items = list(value.values()) if type(value) is dict else value
         for item in items[:_WALK_LIMIT]:
@@ -2401,7 +2415,7 @@ def _unpacked(value: Any, depth: int) -> Iterator[Any]:
 
 
 def _may_be_app(thing: Any) -> bool:
-    """Return whether a thing looks like an application or like middleware, judged by how it is called."""
+    """Return whether a thing looks like an application or like middleware, by the parameters it takes."""
     kind = type(thing)
     if kind is MethodType or _framework_of(thing):
         return True
@@ -2412,7 +2426,7 @@ def _may_be_app(thing: Any) -> bool:
 # -- frameworks
 
 
-if TYPE_CHECKING:  # folders, what is told of changed files there, and which files are meant (None: all)
+if TYPE_CHECKING:  # folders, the function that is told of changed files there, and which files count (None: all)
     _FrameworkFiles = tuple[list[str], Callable[[list[str]], bool], Optional[Callable[[str], Any]]]
 
 
@@ -2444,7 +2458,7 @@ def _open_flask(app: Any) -> None:
 
 
 def _flask_files(app: Any) -> _FrameworkFiles:
-    """Name what may come into the instance folder: `from_pyfile(..., silent=True)` does without it until then."""
+    """Return the instance folder, where a file for `from_pyfile(..., silent=True)` may appear after the start."""
     folder = app.instance_path.replace(os.sep, "/")
     return [app.instance_path], lambda paths: False, re.compile(re.escape(folder) + r"/[^/]+\.(py|cfg)").fullmatch
 
@@ -2475,7 +2489,7 @@ def _open_litestar(app: Any) -> None:
 
 
 def _open_blacksheep(app: Any) -> None:
-    """Let exceptions through where BlackSheep would log and answer them, which is outside of all its middleware."""
+    """Let exceptions through at the place where BlackSheep logs and answers them, outside of all its middleware."""
 
     async def log_unhandled_exc(request: Any, error: BaseException) -> None:
         raise error
@@ -2628,7 +2642,7 @@ def _keep_tracebacks_once() -> None:
 
 
 def _wrap_django(app: Any) -> Any:
-    """Return the application inside of one that serves the project's static files in debug mode, as runserver does."""
+    """Return `app` wrapped so that the project's static files are served in debug mode, as runserver does."""
     settings = sys.modules["django.conf"].settings
     if not settings.DEBUG or "django.contrib.staticfiles" not in settings.INSTALLED_APPS:
         return app
@@ -2665,7 +2679,7 @@ def _notify_django(file_changed: Any, asked: list[tuple[str, str]], paths: list[
     return all(answers)
 
 
-# By the class of their applications, with its module; those that have no class of application by their package.
+# By the full name of the class of their applications; those that have no such class by the name of their package.
 _FRAMEWORKS: dict[str, _Framework] = {
     "flask.app.Flask": _Framework(_open_flask, _debug_flask, "FLASK_DEBUG", files=_flask_files),
     "django.core.handlers.wsgi.WSGIHandler": _Framework(_open_django, wrap=_wrap_django, files=_django_files),
@@ -2766,19 +2780,19 @@ _REPORT_SECONDS = 0.7  # of foreign code: with the text on the terminal a hostil
 _VALUES_SECONDS = 0.5  # for the values of one frame
 _QUICK_SECONDS = 0.1  # for a message, a hint, the values of a frame further out
 _FRAME_SIZE = 1_000  # characters of an average frame, or of an exception without any, for how many there is room
-LINES_AROUND = 5  # source lines on each side of an application's line; what a person takes in at a glance
+LINES_AROUND = 5  # source lines on each side of a line of the application's; a person sees so many at a glance
 _LIBRARY_LINES_AROUND = 2  # and of a library's: folded on the page, and most of its weight
 _LINE_LIMIT = 400  # characters of a source line; only generated code is longer
 _TEXT_LIMIT = 10_000  # characters of a message or a note; enough for a compiler's, harmless to a browser
 _MASK_LIMIT = 5 * _TEXT_LIMIT  # characters searched for secrets: one may begin before the cut and be known only after
 _PAST_LIMIT = 250  # characters past a limit that are masked, too: a password in a URL is known by the @ after it
 _VALUE_LIMIT = 800  # characters of a value: ten lines of the page; what is inside a longer one can be unfolded
-_LIST_LIMIT = 60  # variables of a frame, fields of a form, members of a value; who has more has generated them
+_LIST_LIMIT = 60  # variables of a frame, fields of a form, members of a value; only generated code has more
 _DEPTH_LIMIT = 6  # containers within containers, groups within groups
-_ROUNDS_FOLDED = 4  # rounds of a recursion from which it is folded; fewer are as soon read as the line about them
+_ROUNDS_FOLDED = 4  # rounds from which a recursion is folded; fewer are read as fast as the line that counts them
 _NEAR_LIMIT = 5_000  # names that are compared with a wrong one; so many take 20 ms of `_QUICK_SECONDS`
 _NEAR_FRAMES = 8  # frames, from the innermost, in which we look for the mapping that lacks a key
-_NEARNESS = 0.7  # of names that are suggested; difflib's own 0.6 would have `local` for `total`
+_NEARNESS = 0.7  # similarity from which a name is suggested; with difflib's own 0.6, `local` would be for `total`
 _MASK = "••••••••"
 _SEQUENCES = (dict, list, tuple, set, frozenset, deque)  # whose members are elements
 
@@ -2812,11 +2826,11 @@ class Variable(NamedTuple):
 class FrameView(NamedTuple):
     """One place of a traceback: a Python frame, a template's line, or where a SyntaxError points."""
 
-    id: str  # by which the console and the endpoints find the frame; "" when there is none behind it
+    id: str  # by which the console and the endpoints find the frame; "" for a place that has no frame
     kind: str  # "python", "template" or "syntax"
     filename: str  # as the code object has it: usually absolute; in angle brackets when there is no file
     lineno: int  # 0 when unknown
-    name: str  # the function's qualified name; for a template what the engine calls it
+    name: str  # the function's qualified name; for a template, the name that its engine uses
     module: str = ""  # "" when unknown
     app: bool = False  # the application's own code, neither the standard library nor an installed package
     source: tuple[_SourceLine, ...] = ()  # a window around lineno; empty when there is none to show
@@ -2824,8 +2838,8 @@ class FrameView(NamedTuple):
     marks: tuple[_Mark, ...] = ()  # the failing expression; none before Python 3.11, and when it is the line
     variables: tuple[Variable, ...] = ()  # of the failing line, then arguments, then other locals; none before reading
     unlisted: int = 0  # variables beyond `_LIST_LIMIT`
-    is_read: bool = False  # its values were read, be there none
-    signature: str = ""  # beside a TypeError of a call made here: what the called function takes
+    is_read: bool = False  # its values were read, even if it has none
+    signature: str = ""  # of the called function, if a call in this frame raised a TypeError about its arguments
     skipped: int = 0  # frames after this one that are not listed: rounds of a recursion, or the middle of too many
     path: str = ""  # of the file as people name it: below the working directory, the packages or the library
 
@@ -2841,7 +2855,7 @@ class ExceptionView(NamedTuple):
     frames: tuple[FrameView, ...]  # the outermost call first; a SyntaxError's or template's own place comes last
     members: tuple[tuple[ExceptionView, ...], ...] = ()  # of a group: each member is a chain like `Report.problems`
     unlisted: int = 0  # members that are not shown
-    skipped: int = 0  # exceptions of the chain between the one before it and this one, not shown
+    skipped: int = 0  # exceptions of the chain between the one before it and this one that are not shown
 
 
 class _Request(NamedTuple):
@@ -2855,7 +2869,7 @@ class _Request(NamedTuple):
 
 
 class Report(NamedTuple):
-    """A whole crash.  `problems` is the chain, the oldest cause first; the last is what was raised at the end."""
+    """A whole crash.  `problems` is the chain of exceptions, the first cause first, the one that came out last."""
 
     problems: tuple[ExceptionView, ...]
     request: Optional[_Request]
@@ -2866,12 +2880,12 @@ class Report(NamedTuple):
 
 
 class FramePosition(NamedTuple):
-    """Where a frame was when the exception passed; the frame itself may have moved on since."""
+    """A frame, and where it was when the exception passed; the frame itself may have moved on since."""
 
     frame: FrameType
     lineno: int
     lasti: int
-    context: Optional[Context] = None  # in which its values mean something, such as Flask's `request`
+    context: Optional[Context] = None  # in which its values are read, so that Flask's `request` is that of the crash
 
 
 if TYPE_CHECKING:
@@ -2889,13 +2903,14 @@ def read_report(
 ) -> Report:
     """Return all that is known about `error`.
 
-    `keep` is called for each frame that the report lists.  `context` is the one in which the frameworks' proxies mean
-    the request that failed; the present one unless given.  `text` is the traceback where it was printed already.
+    `request` is what `read_request` returned.  `keep` is called for each frame that the report lists, and returns the
+    frame's id.  `context` (the present one unless given) is the one in which a framework's proxies stand for the
+    request that failed.  `text` is the traceback, if it was printed already.
     """
     problems = _ReportBuilder(keep, context).chain(error)
     text = text or traceback_text(error, folded=True)
     cut = len(text) - 2 * _TEXT_LIMIT
-    if cut > 0:  # of a long one the root of all and what failed last are worth most
+    if cut > 0:  # of a long text, its beginning (the first cause) and its end are worth most
         head, tail = _mask_messages(text[:_MASK_LIMIT]), _mask_messages(text[-_MASK_LIMIT:])
         text = f"{head[:_TEXT_LIMIT]}\n… ({cut:,} more characters)\n{tail[-_TEXT_LIMIT:]}"
     else:
@@ -2944,8 +2959,8 @@ class _ReportBuilder:
         message = self.spend(_message_of(error, self.seconds()))
         hint = call_bounded(partial(_hint_for, error, positions), self.seconds())[0] or ""
         notes = tuple(map(self.spend, (*self.notes(error), *_django_origins(error))))
-        own_places, _ = call_safely(lambda: list(_own_places(error, self.seconds())))
-        frames = (*self.frames(error, positions), *(own_places or ()))
+        named_places, _ = call_safely(lambda: list(_named_places(error, self.seconds())))
+        frames = (*self.frames(error, positions), *(named_places or ()))
         members, listed = _group_members(error), []
         for member in members if depth < _DEPTH_LIMIT else ():
             if self.size > 0:
@@ -3210,7 +3225,7 @@ def _characters(line: str, offset: int) -> int:
 # becomes a view without an id, and comes last, where a reader looks first.
 
 
-def _own_places(error: BaseException, seconds: float) -> Iterator[FrameView]:
+def _named_places(error: BaseException, seconds: float) -> Iterator[FrameView]:
     """Yield the place that an exception names itself: a SyntaxError's, or one in a template."""
     if isinstance(error, SyntaxError) and isinstance(error.filename, str) and isinstance(error.lineno, int):
         yield _syntax_place(error, error.filename, max(error.lineno, 1))  # an unknown encoding is on line 0
@@ -3224,19 +3239,19 @@ def _own_places(error: BaseException, seconds: float) -> Iterator[FrameView]:
 
 
 def _syntax_place(error: SyntaxError, filename: str, lineno: int) -> FrameView:
-    """Return where a SyntaxError points, with its caret; the text that it carries stands in for a missing file."""
+    """Return the view of the line of a SyntaxError, with its caret; for a missing file, of the text in the error."""
     text = error.text.rstrip("\n") if isinstance(error.text, str) else ""
     lines, missing = _read_source(filename)
     if not lines and text and lineno < 100_000:  # it may be any number, and so many lines are made
         lines = [""] * (lineno - 1) + [text]
     line = lines[lineno - 1] if len(lines) >= lineno else ""
-    # An expression in an f-string before Python 3.12, or another version of the file, is not what stands in the line:
+    # Before Python 3.12 the text of an error in an f-string is not the line; nor is it after the file was changed.
     marks = [] if text and text.strip() != line.strip() else [_caret(error, lineno, line)]
     return _view_at("syntax", filename, lineno, "", (lines, missing), marks)
 
 
 def _caret(error: SyntaxError, lineno: int, line: str) -> _Mark:
-    """Return the part of the line that a SyntaxError points at."""
+    """Return the mark for the part of the line that a SyntaxError points at."""
     start = error.offset - 1 if isinstance(error.offset, int) else -1
     start = min(start, len(line) - 1)  # an unexpected end of the line: point at its last character
     last, stop = getattr(error, "end_lineno", None), getattr(error, "end_offset", None)  # from Python 3.10 on
@@ -3280,7 +3295,7 @@ def _django_place(debug: dict[str, Any], error: BaseException, seconds: float) -
 
 
 class _TemplateLine(NamedTuple):
-    """The line of a template that a frame of generated code stands for, and what the template was given."""
+    """The line of a template that a frame of generated code belongs to, and the values that it was given."""
 
     filename: str
     lineno: int
@@ -3289,7 +3304,7 @@ class _TemplateLine(NamedTuple):
     mark: tuple[int, int] = (0, 0)  # columns
 
 
-_TEMPLATE_NAMES = frozenset(  # what Jinja2, Flask, Mako, Bottle, Django and Chameleon give to every template
+_TEMPLATE_NAMES = frozenset(  # names that Jinja2, Flask, Mako, Bottle, Django and Chameleon give to every template
     "range dict lipsum cycler joiner namespace config g request session url_for get_flashed_messages"
     " context pageargs caller capture self next parent UNDEFINED include rebase get setdefault defined"
     " True False None csrf_token target_language repeat".split()
@@ -3439,7 +3454,9 @@ def _read_scope(view: FrameView, scope: _Scope, seconds: float, context: Optiona
             value = scope.values[name]
             jobs[name] = value, partial(_read_value, name, value, argument=name in scope.arguments)
     variables = []
-    for name, (variable, why) in _do_each(dict(itertools.islice(jobs.items(), _LIST_LIMIT)), seconds, context).items():
+    for name, (variable, why) in _run_jobs(
+        dict(itertools.islice(jobs.items(), _LIST_LIMIT)), seconds, context
+    ).items():
         if isinstance(why, TooLate):
             variable = Variable(shown_text(name, NAME_LIMIT), "", f"(not read: {why})")
         variables += [variable] if variable is not None else []
@@ -3450,8 +3467,8 @@ def _read_scope(view: FrameView, scope: _Scope, seconds: float, context: Optiona
     return view._replace(variables=tuple(variables), unlisted=unlisted, is_read=True)
 
 
-def _do_each(jobs: Mapping[str, _Job], seconds: float, context: Optional[Context] = None) -> dict[str, Any]:
-    """Run the jobs and return what each returns or raises; those that look at plain data run without a thread."""
+def _run_jobs(jobs: Mapping[str, _Job], seconds: float, context: Optional[Context] = None) -> dict[str, Any]:
+    """Run the jobs and return what each returns or raises; those that look at plain data need no thread."""
     plain = {name: call_safely(job) for name, (value, job) in jobs.items() if type(value) in PLAIN_TYPES}
     foreign = {name: job for name, (_, job) in jobs.items() if name not in plain}
     outcomes = {**plain, **call_each_bounded(foreign, seconds, context)}
@@ -3484,7 +3501,7 @@ def _expressions_used(view: FrameView) -> list[str]:
 
 
 def _is_failing(view: FrameView, text: str) -> bool:
-    """Return whether an expression is the one that failed, and so has no value."""
+    """Return whether an expression is the one that failed; so it has no value."""
     lines = dict(view.source)
     marked = "".join(lines[number][start:end] for number, start, end in view.marks if number in lines)
     return text == (marked or lines.get(view.lineno, "").strip())
@@ -3542,7 +3559,7 @@ def members_at(position: FramePosition, path: Sequence[Any], seconds: float = _V
 
 
 def _members_of(name: str, value: Any) -> list[tuple[str, Any]]:
-    """Return the members of a value with their names; for a framework's proxy, those of the object behind it."""
+    """Return name and value of the members of a value; for a framework's proxy, of the object behind it."""
     value = behind_proxy(value)
     if value is MISSING or (_is_secret(_last_name(name)) and not _is_harmless(value, name)):
         raise LookupError(name)
@@ -3632,15 +3649,15 @@ def _last_name(text: str) -> str:
 
 # -- what was probably meant
 #
-# One sentence beside the message: the nearest name, attribute, module or key to a wrong one.  And beside the failing
-# line, when a call had the wrong arguments, what the called function takes.
+# Below the message comes one sentence, with the name, attribute, module or key that is most similar to the wrong one;
+# and below the failing line, when a call had the wrong arguments, the signature of the called function.
 
 
 def _hint_for(error: BaseException, positions: list[FramePosition]) -> str:
     """Return a sentence that names the nearest name or key.
 
-    The interpreter has such sentences too (bpo-38530), but gives them to programs from 3.12 on only, runs the
-    `__dir__` of the application's objects for them, and knows no keys.
+    The interpreter has such sentences too (bpo-38530), but programs can get them from 3.12 on only, they run the
+    `__dir__` of the application's objects, and there are none about keys.
     """
     from difflib import get_close_matches
 
@@ -3662,7 +3679,7 @@ def _hint_for(error: BaseException, positions: list[FramePosition]) -> str:
 
 
 def _names_meant(error: BaseException, positions: list[FramePosition]) -> Iterator[Any]:
-    """Yield the names among which the wrong one was looked for."""
+    """Yield the names that existed where the wrong one was looked up."""
     if isinstance(error, KeyError):
         yield from _keys_near(positions)
     elif isinstance(error, ModuleNotFoundError):
@@ -3740,7 +3757,7 @@ def _safe_repr(value: object, limit: int = _VALUE_LIMIT, seconds: float = _VALUE
 
     Never raises, and takes `seconds` at most; if there is no repr by then, return why in brackets.
     """
-    return _text_or_why(*_do_each({"": (value, partial(_describe, value, limit, name))}, seconds)[""])
+    return _text_or_why(*_run_jobs({"": (value, partial(_describe, value, limit, name))}, seconds)[""])
 
 
 def _text_or_why(text: Any, error: Optional[BaseException]) -> str:
@@ -3824,7 +3841,7 @@ def _is_app_class(kind: type) -> bool:
 
 
 def _key_name(key: object) -> str:
-    """Return a key as the name of what it leads to."""
+    """Return the key of a mapping as the name of its value."""
     return key[:NAME_LIMIT] if type(key) is str else key[:NAME_LIMIT].decode("latin-1") if type(key) is bytes else ""
 
 
@@ -3846,19 +3863,19 @@ _CONTAINERS: dict[Any, tuple[Any, str, str]] = {  # by their repr, which subclas
 # the name, and `_describe` masks the value unless it is harmless (None, a flag, a number, code).  Or inside of a text:
 # `_mask` searches messages, URLs and reprs for the patterns of `_SECRET_TEXTS`.
 
-_SECRET_WORD = re.compile(  # with what is often written together with it: dbpassword, csrftoken, sessionid
+_SECRET_WORD = re.compile(  # a word of a secret's name, some with what is often joined to them: dbpassword, sessionid
     r"\w*(passw(or)?d|pass(phrase|code|key)|secret|token|credential|api_?key|(secret|priv|private|access)key"
     r"|sessi?onid|sessid)s?|authoriz\w*|cookies?|signatures?|pass|pwd|pswd|pw|auth|session|private|csrf|xsrf|jwt|otp"
     r"|totp|pin|sid|bearer|creds|cv[cv]"
     r"|passwort|kennwort|(motde)?passe|contrase[ñn]a|senha|wachtwoord|has[łl]o|heslo|пароль|密码|パスワード|비밀번호"
 )
-_ABOUT_SECRETS = frozenset(  # last words of names of what is only about a secret
+_ABOUT_SECRETS = frozenset(  # last words of a name whose value is only about a secret: password_length
     "count counts rate ratio type types name names length len size limit max min num url uri path file dir field"
     " fields form expiry expires expiration ttl timeout age at date version validators hasher hashers policy index"
     " enabled disabled required valid invalid scheme backend class domain samesite httponly prefix model engine"
     " provider method mode manager storage serializer start started changed created updated status".split()
 )
-_PLAIN_KEYS = frozenset(  # the words before `key` in names of keys that lock nothing
+_PLAIN_KEYS = frozenset(  # words before `key` in the name of a key that is no secret: primary_key
     "primary foreign sort sorting cache partition group grouping public dict lookup unique row index column natural"
     " order ordering translation field object map item json kw param parameter data config setting next prev previous"
     " first last current old new left right parent child root node event message msg hot short shortcut arrow any each"
@@ -3916,7 +3933,7 @@ _SECRET_TEXTS = (  # what the text must contain, and a pattern: see "How to chan
     ("netloc=", r"""netloc=b?['"][^\s:'"]*:([^\s'"]+)(?=@)"""),  # as urllib takes a URL apart
     ("://", r"://([\w\-]{20,})(?=@)"),  # a token in the place of the name, as hosts of git take it
     ("", rf"\b(?:{_TOKEN_STARTS})([\w\-]{{16,}})"),
-    # A hashed password, by bcrypt, Argon2, Django's or Werkzeug's: who has it can try passwords against it.
+    # A hashed password, by bcrypt, Argon2, Django or Werkzeug: passwords can be tried against it.
     ("$", r"(?:\$(?:2[abxy]|argon2\w+)|\b(?:argon2|bcrypt\w*|pbkdf2[\w:]*|scrypt[\w:]*))\$([\w$=,+./-]{20,})"),
     ("-----BEGIN", r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----(.*?)(?=-----END|\Z)"),  # RFC 7468
     ("-", r"""(?:^|[^\w-])--?([a-zA-Z][\w-]{1,40})(?: |=|'?, ')([^\s'"]+)"""),  # of a command line
@@ -3927,7 +3944,7 @@ _SECRET_TEXTS = (  # what the text must contain, and a pattern: see "How to chan
     ("eyJ", r"\beyJ([\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?)"),  # RFC 7519: how JSON begins in base64
     ("uthorization", r"""(?i)authorization['"]?\s*[:=]\s*['"]?(?:\w+ +)?([^\s,;'"]+)"""),  # the scheme is no secret
 )
-_IN_REPR = (  # what is masked besides in the repr of a foreign object: User(password='…'), ('cookie', '…')
+_IN_REPR = (  # masked only in the repr of a foreign object: User(password='…'), ('cookie', '…')
     rf"""([\[(]b?['"])?([\w\-]{{1,60}})(?(1)['"],\s*(?=b?['"])|['"]?\s*[=:]\s*)"""
     rf"""(b?(?:{_QUOTED})|{_LISTED}|(?:(?:Bearer|Basic|Digest|Token) )?[^\s,;&)}}\]'"(\[{{<][^\s,;&)}}\]'"]*)"""
 )
@@ -3980,7 +3997,7 @@ def read_request(environ: Mapping[str, Any], body: bytes = b"") -> _Request:
             headers.append((key.replace("HTTP_", "", 1).replace("_", "-").title(), value))
         else:
             rest[key] = value, partial(_describe, value, name=key)
-    outcomes = _do_each(rest, _QUICK_SECONDS)
+    outcomes = _run_jobs(rest, _QUICK_SECONDS)
     return _Request(
         shown_text(str(environ.get("REQUEST_METHOD", "")), NAME_LIMIT),
         _request_url(environ),
@@ -4038,7 +4055,7 @@ def _multipart_fields(content_type: str, text: str) -> Iterator[tuple[str, str]]
 
 
 def _versions() -> tuple[tuple[str, str], ...]:
-    """Return what ran: Python, the system, devserve, and those frameworks that are loaded."""
+    """Return names and versions of Python, the system, devserve, and the frameworks that are loaded."""
     python = f"{sys.version.split()[0]} ({sys.implementation.name})"
     found = [("Python", python), ("System", sys.platform), ("devserve", __version__)]
     names = "Flask Werkzeug Django Starlette FastAPI Quart bottle pyramid falcon CherryPy Jinja2 Mako SQLAlchemy"
@@ -4335,7 +4352,7 @@ def _fold_run(run: Sequence[FrameView]) -> _Markup:
 def _write_frame(frame: FrameView, *, opened: bool, hot: bool = False) -> _Markup:
     """Return one frame: its line, its source, and its values beside that.
 
-    If its values have not been read, the page asks for them when the frame comes into view, unless it was let go.
+    If its values have not been read and it has an id, the page asks for them when the frame comes into view.
     """
     folder, file = os.path.split(frame.path)
     source = body = write_source(frame)
@@ -4667,17 +4684,17 @@ _COMPLETED_TAIL = 500  # characters before the caret that are looked at
 CRASH_LIMIT = 10  # crashes that are kept: enough to compare, few enough for memory
 _COLLECT_EVERY = 10  # crashes: an exception and its frames are often a cycle, as a connection of sqlite3 always is
 _INTERRUPT_SECONDS = 2.0  # after an interrupt; what runs longer is in C code, and is abandoned
-_TURN_SECONDS = 5.0  # that an evaluation waits for another one in the same console
+_TURN_SECONDS = 5.0  # for which an evaluation waits for another one in the same console
 _CONTEXT_SECONDS = 2.0  # for entering a framework's contexts, or leaving them
 _CO_COROUTINE = 0x80  # inspect.CO_COROUTINE: of code that awaits
-# A statement that contains this runs on the loop, as these calls need one.  No other does, as it might block the loop.
+# Statements with this text run on the loop, since these calls need one.  No other does, as it might block the loop.
 _NEEDS_LOOP = re.compile(r"asyncio (?:create_task|ensure_future|gather|shield|get_running_loop|current_task)\b").search
 _CONSOLE_FILE = "<console>"  # what its code calls its file, as at every prompt
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]?|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_]?)")  # ECMA-48, and OSC
 
 
 class _Evaluation(NamedTuple):
-    """What an evaluation has printed; `more` when the statement is not complete and nothing was run."""
+    """What an evaluation has printed; `more` if the statement is incomplete and nothing was run."""
 
     output: str
     more: bool = False
@@ -4689,7 +4706,7 @@ class Busy(Exception):
 
 
 class EnteredContexts:
-    """A context (contextvars) that has entered the contexts of a framework in which it failed, such as Flask's.
+    """A context (contextvars) in which the contexts of the framework are entered that were active at the failure.
 
     In it Flask's `request` stands for the request that failed.  The values of frames are read in it, and each console
     begins with a copy.  One thread makes it, any thread may close it.
@@ -4732,7 +4749,7 @@ class Console:
         self.namespace = namespace  # one dictionary: functions and comprehensions see what is defined at the prompt
         entered = entered or EnteredContexts()
         self.context = entered.context.copy()
-        self.run_coroutine = entered.run_coroutine  # awaits what the code awaits
+        self.run_coroutine = entered.run_coroutine  # runs code with `await` to its end, on the right loop
         self.turn = threading.Lock()
         self.thread: Optional[_Evaluator] = None
 
@@ -4783,7 +4800,7 @@ class Console:
         return False
 
     def _run_steps(self, steps: list[tuple[CodeType, bool]]) -> None:
-        """Run statements one by one; the value of an expression is shown and named `_`."""
+        """Run statements one by one; print the value of an expression, and assign it to `_`."""
         for code, shown in steps:
             if self.run_coroutine is not _run_coroutine and _NEEDS_LOOP(" ".join(code.co_names)):
                 value = self.run_coroutine(_evaluate_on_loop(code, self.namespace))
@@ -4817,7 +4834,7 @@ def _plain_code(code: str) -> str:
 
 
 def _compile_statements(code: str) -> Optional[list[tuple[CodeType, bool]]]:
-    """Return the statements, each with whether its value is to be shown; None when the last one goes on.
+    """Return the statements, each with whether its value is to be printed; None if the last one is incomplete.
 
     A block goes on until an empty line, as at a prompt, unless several statements come at once, as by pasting.
     """
@@ -4855,7 +4872,7 @@ def _console_traceback(error: BaseException) -> str:
 
 # -- completion
 
-_CLOSED = re.compile(  # code up to the text or comment that has not ended; a text in one line ends with the line
+_CLOSED = re.compile(  # code up to a string or comment that has not ended; a string in one line ends with the line
     r"""(?sx) (?: [^'"\#]+ | \#[^\n]*\n | '''(?:[^\\]|\\.)*?''' | \"{3}(?:[^\\]|\\.)*?\"{3}
         | '(?!'')(?:[^'\\\n]|\\.)*['\n] | "(?!"")(?:[^"\\\n]|\\.)*["\n] )*"""
 )
@@ -4919,7 +4936,7 @@ def _value_of(namespace: dict[str, Any], path: list[str]) -> Any:
         if value is MISSING:
             break
         kinds = type(static_attributes(value).get(name)).__mro__
-        is_cached = "cached_property" in [kind.__name__ for kind in kinds]  # which is meant to be cheap
+        is_cached = "cached_property" in [kind.__name__ for kind in kinds]  # as a rule its value is there already
         value = behind_proxy(getattr(value, name) if is_cached else static_attribute(value, name))
     return value
 
@@ -5058,7 +5075,7 @@ class Crash:
         contexts: Iterable[contextlib.AbstractContextManager[Any]] = (),
         id: str = "",
     ) -> None:
-        self.id = id or os.urandom(8).hex()  # nobody may guess it: who has it may read the page
+        self.id = id or os.urandom(8).hex()  # cannot be guessed, since whoever has it may read the page
         self.what = what  # what was being done, such as GET /path
         self.request = request  # as it was recorded, to be sent again; its `key` is the same for the same page
         self.time = time.time()
@@ -5077,7 +5094,7 @@ class Crash:
         return f"{self.id}-{len(self.positions) - 1}"
 
     def let_go(self) -> None:
-        """Let go of the frames, and so of all that they hold; what was read of them stays."""
+        """Let go of the frames and consoles, and so of all that they refer to; the report stays."""
         with self.opening:
             self.is_let_go = True
             for console in self.consoles.values():
@@ -5166,8 +5183,8 @@ class CrashStore:
 # =====================================================================================================================
 # 8. Guard
 #
-# Decides who may use the console, which is to say: run any code as the person at the keyboard.  It makes decisions
-# only; what is answered is written elsewhere.  May know the configuration (1).
+# Decides who may use the console, that is, run any code as the person at the keyboard.  It makes decisions only; room
+# 9 writes the answers.  May know the configuration (1).
 #
 # The rules for a request that acts (POST), and the way in that each closes:
 #
@@ -5182,37 +5199,39 @@ class CrashStore:
 # | X-Devserve-Secret is the process's secret             | whoever has not read one of our pages, CORS preflights    |
 # | the cookie, for what runs code                        | whoever has read a page, but neither PIN nor link         |
 # | X-Devserve-Key, beside a browser's cookie             | servers on other ports, whom browsers send our cookie     |
-# | ten wrong PINs and it is shut until a restart         | guessing, also in parallel and across reloads             |
-# | PIN off holds for clients of this machine only, that  | everybody on the network of `--host 0.0.0.0`, or behind a |
-# |   speak HTTP/1.1, without a header of any proxy       |   proxy or a tunnel on this machine                       |
+# | no PIN is taken after ten wrong ones, until a restart | guessing, also in parallel and across reloads             |
+# | with the PIN off, only clients of this machine are    | everybody on the network of `--host 0.0.0.0`, or behind a |
+# |   let in, which speak HTTP/1.1 without a header of    |   proxy or a tunnel on this machine                       |
+# |   any proxy                                           |                                                           |
 #
 # The rules for what is read (GET), whatever its form:
 #
 # | rule                                                  | closes                                                    |
 # |-------------------------------------------------------|-----------------------------------------------------------|
 # | a Host that is a name is loopback, bound, or trusted; | a rebound name that reads source and values; an address   |
-# |   an address may be any                               |   is what it says, nobody can rebind it                   |
-# | Origin, if there is one, is Host's, of this machine,  | script of another site, where the application's CORS      |
-# |   or trusted                                          |   headers let it read answers                             |
-# | the secret is only in a document: Sec-Fetch-Dest says | script in the application's own page: fetch, XHR, iframe, |
-# |   so, or is not there, and Host is trusted            |   object, service worker                                  |
-# | no Service-Worker-Navigation-Preload; and Cache-      | a service worker that is handed the document itself, also |
-# |   Control: no-cache, as with Shift held down, once a  |   by the routes that it has registered, which no header   |
-# |   service worker was asked for, which takes another   |   tells from its absence                                  |
-# |   secret                                              |                                                           |
-# | Cross-Origin-Opener-Policy is same-origin, together   | the same script by window.open, also where the            |
-# |   with Cross-Origin-Embedder-Policy require-corp      |   application's page has the former (as Django's has)     |
-# | Document-Isolation-Policy, which Chromium knows       |   or both                                                 |
-# | our script asks nothing under a service worker        | one that reads our requests with the secret in them       |
-# | what it keeps in the session is encrypted, by the     | the same: commands that are planted into the console's    |
-# |   secret                                              |   history, or read from it                                |
-# | a crash's page under its address: the same, and the   | whoever was not shown the link                            |
-# |   address (64 random bits) cannot be guessed          |                                                           |
-# | the list and the last crash: the browser is unlocked, | others on the network, and behind a tunnel, to whom the   |
-# |   or the client is on this machine, not behind a proxy|   crashes of other people are not told                    |
-# | all stacks: unlocked                                  | everybody else                                            |
-# | a link on the terminal has a trusted Host, or our own | a stranger's Host, by which a click on the crash's link   |
-# |                                                       |   opens the stranger's page, and that asks for the PIN    |
+# |   any address will do                                 |   cannot be rebound                                       |
+# | Origin, if there is one, is Host's, of this machine,  | script of another site, if the application's CORS headers |
+# |   or trusted                                          |   let it read answers                                     |
+# | the secret is only in a document: Sec-Fetch-Dest is   | script in the application's own page: fetch, XHR, iframe, |
+# |   "document" or absent, and Host is trusted           |   object, service worker                                  |
+# | a request with Service-Worker-Navigation-Preload gets | a service worker that is given the document itself, also  |
+# |   no secret; once a service worker was asked for, the |   one that fetches it by a registered route, which no     |
+# |   secret is replaced, and only a request with         |   header of the request shows                             |
+# |   Cache-Control: no-cache gets it (Shift held down)   |                                                           |
+# | Cross-Origin-Opener-Policy is same-origin, and with   | script in the application's own page by window.open, even |
+# |   it Cross-Origin-Embedder-Policy is require-corp     |   if that page has the former, as Django's has            |
+# | Document-Isolation-Policy, which Chromium knows       | the same, if the application's page has both              |
+# | our script sends nothing while a service worker       | one that reads our requests with the secret in them       |
+# |   controls the page                                   |                                                           |
+# | what our script keeps in sessionStorage is encrypted  | script of the application that reads the console's        |
+# |   by the secret                                       |   history, or plants commands in it                       |
+# | a crash's page under its address: all of the above,   | whoever was not shown the link                            |
+# |   and the address (64 random bits) cannot be guessed  |                                                           |
+# | the list and the last crash: the browser is unlocked, | others on the network or behind a tunnel, who are not     |
+# |   or the client is on this machine, behind no proxy   |   told of other people's crashes                          |
+# | all stacks: the browser is unlocked                   | everybody else                                            |
+# | a link on the terminal has a trusted Host, or our own | a stranger's Host: a click on the link of a crash would   |
+# |                                                       |   open the stranger's page, which asks for the PIN        |
 #
 # How to change: a rule is a line of a table above, a condition in the method that decides for all requests of its kind
 # (`refuses_acting`, or `refuses_running` for what runs code; `refuses_reading`, or `refuses_script` for what contains
@@ -5233,8 +5252,8 @@ class CrashStore:
 #
 # Known gaps, which no rule here can close:
 # - On plain HTTP to an address that is not loopback, browsers send no Sec-Fetch-Dest and ignore the opener policy; and
-# where the application is cross-origin isolated, the policy does not help in any browser but Chromium.  There, script
-# in the application's own page can do what the debugger's page can.
+#   where the application is cross-origin isolated, the policy helps in no browser but Chromium.  There, script in the
+#   application's own page can do what the debugger's page can.
 # - A browser whose developer tools disable the cache looks as if Shift were held down.  There a service worker with
 #   routes can do the same, and so can one that was registered while an earlier server had the port, until the browser
 #   asks for its script anew.
@@ -5371,7 +5390,7 @@ class Guard:
             return Refusal("script", reason, "")
         return None
 
-    def heed_worker(self, environ: Mapping[str, Any]) -> None:
+    def note_worker(self, environ: Mapping[str, Any]) -> None:
         """Notice a browser's request for a service worker, or for news of an old one: it may have read the secret."""
         if environ.get("HTTP_SERVICE_WORKER") == "script":
             with self.lock:
@@ -5699,7 +5718,7 @@ class DebuggedApplication:
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request for an endpoint of the debugger; give any other to the application, by an `_Exchange`."""
         path = environ.get("PATH_INFO", "")
-        self.guard.heed_worker(environ)
+        self.guard.note_worker(environ)
         if self.owns(path):
             return _DebuggerEndpoint(self, environ).answer(start_response)
         return _Exchange(self, environ, start_response).begin()
@@ -6820,14 +6839,14 @@ def _live_tag(place: str, reload_id: str, seen: int) -> bytes:
 # Read first: DevServer, DevServer.close_gate, _Connection.serve, _parse_head, _Body, _Response.write.
 # =====================================================================================================================
 
-# Sizes, in bytes.  A peer that goes past one with a status is answered so, and the connection is closed.
+# Sizes, in bytes.  A client that exceeds one is answered with the status in brackets, and the connection is closed.
 _MAX_REQUEST_LINE = 64 * 1024  # as Werkzeug and waitress; DataTables, SAML and GraphQL send 20 kB by GET (414)
 _MAX_HEADERS = 64 * 1024  # cookies of a whole localhost pile up to 30 kB (431)
 _MAX_FIELDS = 200  # header lines; browsers send about 20 (431)
 _MAX_CHUNK_LINE = 1024  # a chunk's size and its extensions, which nobody uses (400)
-_SPOOL_LIMIT = 64 * 1024**2  # of a chunked body is stored before the application is called; more it reads as it comes
-_SPOOL_RATE = 4 * 1024**2  # a second: a slower client makes its body while it sends it, and is heard at once
-_DRAIN_LIMIT = 1024**2  # of an unread body is read away to keep the connection; past it, closing is cheaper
+_SPOOL_LIMIT = 64 * 1024**2  # of a chunked body stored before the application is called; it reads the rest as it comes
+_SPOOL_RATE = 4 * 1024**2  # a second: a slower client makes its body while it sends it, and must not be waited for
+_DRAIN_LIMIT = 1024**2  # of an unread body read and dropped to keep the connection; past it, closing is cheaper
 _LOGGED_LINE = 120  # of a head that was refused: enough to recognise who sent it
 _READ_SIZE = 64 * 1024  # a loopback socket hands over about this much at once
 _JOIN_LIMIT = 64 * 1024  # head and body up to here are joined into one send; past it the copy costs more than a send
@@ -6843,7 +6862,7 @@ _SPOOL_PAUSE = 0.25  # in a chunked body, after which the client is not sending 
 _SECURED_MOMENT = 1.0  # to the first request, which a reload waits for: it comes in milliseconds
 _LINGER_TIMEOUT = 5.0  # reading away what a client still sends, so that the answer is not lost in a reset
 _LINGER_MOMENT = 0.2  # the same when a reload waits: an answer crosses this machine in less
-_HANG_SECONDS = (10.0, 60.0, float("inf"))  # when the terminal says where a request stands: when one wonders, twice
+_HANG_SECONDS = (10.0, 60.0, float("inf"))  # after which the terminal says where a request hangs: twice, then no more
 _HANG_INTERVAL = 1.0  # seconds between two looks for such requests
 _IDLE_THREAD_TIMEOUT = 10.0  # a thread without a connection waits so long for the next one
 _PAUSED_INTERVAL = 0.5  # between two looks at a request that is stopped in a debugger
@@ -6858,8 +6877,11 @@ _AT_REST, _SECURED, _BUSY, _ENDLESS, _ANSWERED = range(5)  # the phases of a con
 class DevServer:
     """A threaded WSGI server on one or several listening sockets; `make_server` makes one.
 
+        with devserve.make_server(app) as server:
+            server.serve_forever()
+
     `serve_forever` takes connections until `shutdown`, as in socketserver.  `app` may be replaced at any time; each
-    request takes the one that is there when it has been read.  Used as a context manager it closes the listeners and
+    request takes the one that is there when it has been read.  At the end of a `with` it closes the listeners and
     every connection.
 
     Threads: one is in `serve_forever`.  Each connection belongs to one other, which alone reads, writes and closes its
@@ -6889,8 +6911,8 @@ class DevServer:
         self.tls = tls
         self.hands_over = hands_over  # whether another process can have the connections that wait
         self.keeps_alive = hands_over and (tls is None or tls_keep_alive)  # one inside of TLS can never be handed over
-        # An ASGI bridge is the application: it gets the connection itself, and bodies as they come, whatever their
-        # framing, since it waits for body and client at the same time.
+        # True if the application is an ASGI bridge.  It then gets the connection itself, and bodies as they come,
+        # whatever their framing, since it waits for body and client at the same time.
         self.streams = False
         self.at_close: Callable[[], object] = lambda: None  # ends what lives as long as the server
         self.is_paused: Callable[[int], bool] = lambda thread_id: False  # whether a debugger has stopped a thread
@@ -6899,7 +6921,7 @@ class DevServer:
         self.turn: Any = contextlib.nullcontext() if threads else threading.Lock()  # held by the one request that runs
         self.gate = threading.Event()  # open: requests may begin
         self.gate.set()
-        self._changed = threading.Event()  # with the gate closed: some connection has come to rest or ended
+        self._changed = threading.Event()  # set when, with the gate closed, a connection has come to rest or ended
         self._accepting = threading.Lock()  # held while a connection is between the kernel's queue and `connections`
         self._work = threading.Condition(threading.Lock())  # held for the three below
         self._given: deque[_Connection] = deque()  # connections for threads that have none
@@ -6956,7 +6978,7 @@ class DevServer:
             self._work.notify_all()
 
     def after_fork(self) -> None:
-        """In a child of the application, close its copies of our sockets; they would keep port and clients."""
+        """In a child that the application forked, close our sockets, whose copies would keep port and clients."""
         for sock in [*self.listeners, *(connection.sock for connection in self.connections)]:
             sock.close()
 
@@ -6977,14 +6999,14 @@ class DevServer:
         return True
 
     def _shed_load(self) -> None:
-        """Close the connection that has waited longest, since no descriptor is left for a new one."""
+        """Close the connection that has waited longest for a request, as no descriptor is left for a new one."""
         waiting = [c for c in list(self.connections) if c.phase == _AT_REST]
         if waiting:
             min(waiting, key=lambda c: c.started).cut()
         time.sleep(_OUT_OF_DESCRIPTORS_PAUSE)
 
     def _report_hangs(self) -> None:
-        """Say where each request stands that has not been answered for long, when that is in the application."""
+        """Say on the terminal where each request hangs that has run for long, if that is in the application's code."""
         self.hangs_looked_for = now = time.perf_counter()
         for connection in list(self.connections):
             seconds = now - connection.started
@@ -6996,7 +7018,7 @@ class DevServer:
                     self.terminal.warn(f"{name} has not been answered after {seconds:.0f} s; it is at {position}")
 
     def warn_once(self, text: str) -> None:
-        """Write a warning about what the application does with many a response, the first time only."""
+        """Write a warning about a mistake that the application makes in many responses, the first time only."""
         if text not in self._warned:
             self._warned.add(text)
             self.terminal.warn(text)
@@ -7004,9 +7026,9 @@ class DevServer:
     # -- threads
 
     def _give_to_thread(self, connection: _Connection) -> None:
-        """Have a thread serve a connection: one that has none, or else a new one.
+        """Have an idle thread serve a connection, or else a new one.
 
-        A client that makes a connection for each request is served 3 times as fast as by new threads alone.
+        With idle threads, a client that makes a connection for each request is served 3 times as fast.
         """
         with self._work:
             if self._idle_threads > len(self._given):
@@ -7022,7 +7044,7 @@ class DevServer:
             self._forget(connection)
 
     def _run_thread(self, connection: Optional[_Connection]) -> None:
-        """Serve one connection after another; end when for a while there is none, or when the server is closed."""
+        """Serve one connection after another; end when none has come for a while, or the server is closed."""
         while connection is not None:
             _, error = call_safely(connection.serve)
             if error is not None:
@@ -7048,15 +7070,15 @@ class DevServer:
             self.gate.clear()
 
     def open_gate(self) -> None:
-        """Let requests begin again, as there was nothing to hold them for, or no hand-over."""
+        """Let requests begin again, since nothing has changed, or the reload has failed."""
         self.gate.set()
 
     def close_gate(self, grace: float) -> list[socket.socket]:
         """Let no further request begin, wait for those that have, and return the sockets of the connections that wait.
 
-        A request may take `grace` seconds from its own start, one without foreseeable end none, and one that is
-        stopped in a debugger as long as it likes; what takes longer is cut, and the log says so.  Of the returned
-        sockets no byte has been read that was not answered.
+        A request may take `grace` seconds from its own start.  One that has no foreseeable end is cut at once, and one
+        that is stopped in a debugger is waited for.  Whatever takes longer is cut, and the log says so.  From the
+        returned sockets nothing has been read that was not answered.
         """
         self.hold()
         closed = time.perf_counter()
@@ -7090,7 +7112,7 @@ class DevServer:
             self._changed.wait(min(ends.values()) - now)
 
     def _is_stopped(self, connection: _Connection) -> bool:
-        """Return whether a debugger has stopped its thread, or one that may work for it: an event loop's, a pool's."""
+        """Return whether a debugger has stopped its thread, or one that may run its code (a loop's, a pool's)."""
         others = sys._current_frames().keys() - {each.thread_id for each in list(self.connections)}
         return any(map(self.is_paused, (connection.thread_id, *others)))
 
@@ -7116,9 +7138,9 @@ class DevServer:
 
 
 class _ClientGone(ConnectionError):
-    """The client left, or was silent for too long, in the middle of a request: as a rule nobody awaits an answer."""
+    """The client left, or was silent for too long, in the middle of a request; as a rule nobody awaits an answer."""
 
-    nobody_listens = True  # which a debugger in between, who does not know this class, goes by
+    nobody_listens = True  # by this attribute the debugger knows it, which may not know this room
 
     def __init__(self, reason: str, *, unsent: int = 0, has_ended: bool = False) -> None:
         super().__init__(reason)
@@ -7127,9 +7149,9 @@ class _ClientGone(ConnectionError):
 
 
 class _BadRequest(Exception):
-    """What the client sent is not HTTP as the RFCs have it; the connection ends after the answer."""
+    """What the client sent is not valid HTTP; the connection ends after the answer."""
 
-    nobody_listens = True  # it is no mistake of an application that reads such a body
+    nobody_listens = True  # not a failure of the application, which may get it while it reads the body
 
     def __init__(self, reason: str, status: str = "400 Bad Request") -> None:
         super().__init__(reason)
@@ -7167,12 +7189,12 @@ class _Connection:
         self.request_line = _NO_LINE  # method and target of the request in hand, for the log
         self.head = b""  # of the request in hand as it came, and its body, for a bridge
         self.body: Optional[_Body] = None
-        self.leave: Optional[Callable[[], object]] = None  # asks who has taken it over to end it by its own rules
-        self.waits = True  # a read waits for the client; otherwise it raises BlockingIOError
+        self.leave: Optional[Callable[[], object]] = None  # asks an open WebSocket to end the connection by itself
+        self.waits = True  # whether a read waits for the client, or raises BlockingIOError
         self.position: Callable[[], str] = str  # where the application stands with the request in hand
         self.hangs_reported = 0  # how often the terminal has said that the request in hand hangs
         self.keep_alive = True
-        self.input_left = False  # the client may have sent, or still be sending, what nobody will read
+        self.input_left = False  # the client may have sent, or still be sending, something that nobody will read
         self.is_cut = False
         sock.setblocking(False)
         self.environ = dict(server.base_environ)
@@ -7194,7 +7216,7 @@ class _Connection:
     def _await_request(self) -> bool:
         """Wait until a request begins, and return whether one does."""
         while True:
-            while self.buffer.startswith(b"\r\n"):  # empty lines, which old clients send after a body, are none
+            while self.buffer.startswith(b"\r\n"):  # empty lines, which old clients send after a body, are skipped
                 del self.buffer[:2]
             if self.buffer:
                 return True
@@ -7230,7 +7252,8 @@ class _Connection:
     def _do_handshake(self) -> bool:
         """Do the TLS handshake in this connection's own thread, so that a silent client holds up nobody else.
 
-        Whoever speaks plain HTTP is answered in plain HTTP: so we look at the first byte before OpenSSL takes it.
+        We look at the first byte before OpenSSL takes it, so that a client that speaks plain HTTP gets an answer in
+        plain HTTP.
         """
         assert self.server.tls is not None
         if self.sock.recv(1, socket.MSG_PEEK) not in (_TLS_HANDSHAKE, b""):
@@ -7262,7 +7285,7 @@ class _Connection:
             self.input_left = not self.keep_alive  # the rest of it, or the empty line that old clients send after one
 
     def _run(self, head: _Head, environ: Environ, body: Optional[_Body]) -> None:
-        """Call the application and send what it answers; whatever goes wrong, the log gets its line."""
+        """Call the application and send its answer; whatever goes wrong, write the line of the log."""
         self.position, self.hangs_reported = partial(thread_position, self.thread_id), 0
         response = _Response(self, head, environ, body)
         method, target = head.request_line
@@ -7278,7 +7301,7 @@ class _Connection:
         response.log()
 
     def refuse(self, error: _BadRequest) -> None:
-        """Answer a request that was not understood, or not accepted, and end the connection."""
+        """Answer a request that is not valid or not accepted, and end the connection."""
         self.keep_alive = False
         if self.request_line is _NO_LINE:
             self.request_line = _first_line(self.buffer)
@@ -7330,10 +7353,11 @@ class _Connection:
             self.buffer += more
 
     def _open_body(self, environ: Environ, length: int, expected: bool) -> _Body:
-        """Offer the body as `wsgi.input`, as it comes; a chunked one that comes in one go is stored first.
+        """Put the body into the environ as `wsgi.input`, to be read as it comes; return it.
 
-        So that one gets a CONTENT_LENGTH, which many applications need.  `wsgi.input_terminated` is set only for what
-        has none: by the length Werkzeug tells a body that broke off from a short one, and answers 400 by itself.
+        A chunked body that comes in one go is stored first, so that it gets a CONTENT_LENGTH, which many applications
+        need.  `wsgi.input_terminated` is set only for a body without one: by the length Werkzeug tells a body that
+        broke off from a short one, and answers 400 by itself.
         """
         self.body = body = _ChunkedBody(self, expected) if length == _CHUNKED else _Body(self, length, expected)
         if self.server.streams or not isinstance(body, _ChunkedBody):
@@ -7351,7 +7375,7 @@ class _Connection:
     # -- receiving and sending
 
     def readable(self, seconds: float) -> bool:
-        """Return whether the socket has something within so many seconds, or decrypted bytes, which no poll sees."""
+        """Return whether something can be read within `seconds`; decrypted bytes, which no poll sees, count."""
         return bool(getattr(self.sock, "pending", int)()) or wait_until_ready([self.sock], seconds)
 
     def receive_into(self, buffer: Any) -> int:
@@ -7395,7 +7419,7 @@ class _Connection:
     def send_file(self, file: Any, offset: int, count: int) -> int:
         """Have the kernel send some of `count` bytes of `file`; return how many it did, -1 when it cannot do that.
 
-        Not by `socket.sendfile`, which polls before each of hundreds of pieces, or else waits for ever for a client
+        `socket.sendfile` would poll before each of hundreds of pieces, or without a timeout wait for ever for a client
         that reads nothing.
         """
         if sys.platform == "win32":
@@ -7412,9 +7436,10 @@ class _Connection:
     # -- the end
 
     def close(self) -> None:
-        """End the connection so that what was sent arrives: a socket closed with input unread sends a reset.
+        """End the connection so that everything that was sent arrives.
 
-        So what the client still sends is read away until it has seen the end (RFC 9112 section 9.6).
+        A socket that is closed with unread input sends a reset, which may destroy the answer.  So first end our side,
+        and read and drop what the client still sends until it ends its own (RFC 9112 section 9.6).
         """
         self.phase = _ANSWERED
         self.server.look_again()
@@ -7441,7 +7466,7 @@ class _Connection:
             pass  # as a rule the client's has not come yet; or ours has been sent before
 
     def abort(self) -> None:
-        """End the connection by a reset, when no other thread uses it: the client sees a break and not an end."""
+        """End the connection by a reset, so that the client sees a failure; no other thread may be using it."""
         linger = struct.pack("=HH" if sys.platform == "win32" else "=ii", 1, 0)
         try:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
@@ -7452,7 +7477,7 @@ class _Connection:
     # -- for other threads
 
     def note_endless(self) -> None:
-        """Note that what the request in hand waits for has no foreseeable end, so that no reload waits for it."""
+        """Note that the request has no foreseeable end, so that no reload waits for it."""
         self.phase = _ENDLESS
         self.server.look_again()
 
@@ -7465,7 +7490,7 @@ class _Connection:
             pass
 
     def deadline(self, phase: int, closed: float, grace: float) -> float:
-        """Return until when a reload waits for what is in that phase; the gate closed at `closed`."""
+        """Return until when a reload waits for this connection, if it is in `phase`; the gate closed at `closed`."""
         if phase == _ANSWERED or self.leave is not None:
             return closed + _LINGER_MOMENT
         if phase == _ENDLESS:
@@ -7495,7 +7520,7 @@ _CHUNKED = -1  # as a body's length
 
 
 class _Head(NamedTuple):
-    """What the head of a request says; the defaults are for one that was not understood."""
+    """The parsed head of a request; the defaults stand for one that is not valid."""
 
     request_line: tuple[str, str]  # method, and target as it was sent
     http11: bool = True
@@ -7503,11 +7528,11 @@ class _Head(NamedTuple):
     length: int = 0  # of the body in bytes, or _CHUNKED
     expects: bool = False  # the client waits for `100 Continue`
     upgrades: bool = False  # the client asks for another protocol on this connection, as for a WebSocket
-    environ: Mapping[str, str] = {}  # what it gives to the environ
+    environ: Mapping[str, str] = {}  # its part of the environ
 
 
 def _parse_head(raw: bytes) -> _Head:
-    """Return what a head says, without the empty line at its end.  Raises `_BadRequest`."""
+    """Parse a head, given without the empty line at its end.  Raises `_BadRequest`."""
     _check_controls(raw, raw.count(b"\r\n"))
     lines = raw.decode("latin-1").split("\r\n")
     if len(lines) > _MAX_FIELDS + 1:
@@ -7565,7 +7590,7 @@ def _parse_request_line(line: str) -> tuple[str, str, bool]:
 
 
 def _parse_fields(lines: list[str]) -> dict[str, str]:
-    """Return header lines under their environ keys."""
+    """Return the headers by their environ keys."""
     fields: dict[str, str] = {}
     for line in lines:
         name, colon, value = line.partition(":")
@@ -7650,7 +7675,7 @@ def _expects(expectation: str) -> bool:
 
 
 def _check_beginning(data: bytearray) -> None:
-    """Refuse the beginning of a head that can no longer become a good one, instead of waiting for the rest."""
+    """Refuse the beginning of a head that cannot become a valid one, instead of waiting for the rest."""
     if data.startswith(_TLS_HANDSHAKE):
         raise _BadRequest("a TLS handshake on a port that speaks plain HTTP: write http:// in the address")
     _check_controls(data[:-1] if data.endswith(b"\r") else data, data.count(b"\r\n"))
@@ -7664,7 +7689,7 @@ def _check_beginning(data: bytearray) -> None:
 
 
 def _first_line(data: bytearray) -> tuple[str, str]:
-    """Return what stands for method and target in a head that was refused, for the log; not too much of it."""
+    """Return method and target, as far as they can be told, of a head that was refused, for the log."""
     if data.startswith(_TLS_HANDSHAKE):
         return _NO_LINE
     method, _, rest = data[:_LOGGED_LINE].partition(b"\r\n")[0].decode("latin-1").partition(" ")
@@ -7678,11 +7703,11 @@ def _first_line(data: bytearray) -> tuple[str, str]:
 
 
 class _Body(io.RawIOBase):
-    """The body of a request on its connection: it ends where it ends, and nothing past that is waited for.
+    """The body of a request, read from its connection; at its end a read returns b"" and does not wait.
 
-    `unread` counts the bytes that are still to come, -1 when nobody knows.  A client that waits for `100 Continue` is
-    sent it when the first byte is asked for, once.  It belongs to the thread of its connection, as long as the
-    application does not read it elsewhere.
+    `unread` counts the bytes that are still to come, -1 if that is not known.  A client that waits for `100 Continue`
+    gets it when the application first reads.  It belongs to the thread of its connection; an application that reads it
+    in another thread must have one read at a time.
     """
 
     def __init__(self, connection: _Connection, length: int, expected: bool) -> None:
@@ -7705,7 +7730,7 @@ class _Body(io.RawIOBase):
         if size == 0:
             return 0
         self.invite()
-        # Released at once: whoever gave the buffer may resize it next, as PyPy's own `read` does.
+        # The views are released at once, since the caller may resize the buffer next, as PyPy's own `read` does.
         with memoryview(buffer) as whole, whole[:size] as piece:
             return self.connection.receive_into(piece)
 
@@ -7716,16 +7741,17 @@ class _Body(io.RawIOBase):
             self.connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def closes_connection(self) -> bool:
-        """Return, as the response begins, whether what is left of the body makes the connection end after it.
+        """Return, as the response begins, whether the connection must end after it because of the unread body.
 
-        It does when it is too much to be read away, and when the client was never asked to send it: an interim
-        response cannot follow a final one (RFC 9110 section 15.2), and it may send the body all the same.
+        It must if the rest is too much to be read and dropped, and if the client was never asked to send it: `100
+        Continue` cannot follow a final response (RFC 9110 section 15.2), and the client may send the body all the
+        same.
         """
         uninvited, self.expected = self.expected, False
         return self.unread > _DRAIN_LIMIT or (uninvited and self.unread != 0)
 
     def drain(self, limit: int) -> bool:
-        """Read away what the application left, up to `limit` bytes; return whether the next request can follow."""
+        """Read and drop what the application has not read, up to `limit` bytes; return whether that was all."""
         piece = bytearray(_READ_SIZE)
         try:
             while self.unread and limit > 0:
@@ -7735,7 +7761,7 @@ class _Body(io.RawIOBase):
         return not self.unread
 
     def discard(self) -> None:
-        """Let go of what was stored of the body: the exchange is over, and a crash that is kept keeps no upload."""
+        """Drop the stored part of the body at the end of the request, so that a stored crash keeps no upload."""
 
 
 _HEXADECIMAL = re.compile(rb"[0-9A-Fa-f]{1,15}")  # a size of 60 bits: nobody has more
@@ -7753,10 +7779,10 @@ class _ChunkedBody(_Body):
     def __init__(self, connection: _Connection, expected: bool) -> None:
         super().__init__(connection, -1, expected)
         self.left = 0  # bytes of the present chunk
-        self.awaits = "size"  # once these are read: a chunk's "size", the "end" of a chunk, or the "trailer"
+        self.awaits = "size"  # what comes after these bytes: the "size" or the "end" of a chunk, or the "trailer"
         self.stored = io.BytesIO()
         self.stored_left = 0  # bytes of it that have not been read
-        self.is_ignored = False  # the application could read it as it comes, and has not
+        self.is_ignored = False  # the application could have read the rest as it came, and has not
 
     def store(self) -> bool:
         """Store the body while it comes in one go; return whether that was all of it.  Raises `_BadRequest`.
@@ -7823,7 +7849,7 @@ class _ChunkedBody(_Body):
             self.unread = 0
 
     def _skip_trailer(self) -> None:
-        """Read the fields after the last chunk; nothing in them may change a request that has been framed."""
+        """Read and drop the fields after the last chunk; they must not change a request that has been framed."""
         for _ in range(_MAX_FIELDS):
             line = self._line(_MAX_REQUEST_LINE)
             if not line:
@@ -7850,9 +7876,9 @@ class _ChunkedBody(_Body):
 
 
 class _LiveInput(io.BufferedReader):
-    """A chunked body that is not whole yet, as `wsgi.input`: `read` returns what has come, and does not wait for more.
+    """A chunked body that is not whole yet, as `wsgi.input`: `read(size)` returns what has come, and does not wait.
 
-    So does Werkzeug's; who reads lines, or everything, waits for them.
+    Werkzeug's does the same.  Reading lines, or everything, waits.
     """
 
     def read(self, size: Optional[int] = -1) -> bytes:
@@ -7861,13 +7887,12 @@ class _LiveInput(io.BufferedReader):
 
 # -- a response
 #
-# What the application may do wrong is refused where it does it, so that its traceback shows the line.  What it does
-# wrong after the head is out can only be shown to the client by a connection that breaks: an orderly end would pass a
-# part for the whole.
+# A mistake of the application raises where it is made, so that the traceback shows the line.  After the head has been
+# sent, the client can only be told by a broken connection: after an orderly end it would take a part for the whole.
 
 # How the end of a response's body is known (RFC 9112 section 6.3); before the first piece nobody knows yet.
 _UNDECIDED = 0
-_BY_LENGTH = 1  # what is longer is left out, and what is shorter is a failure
+_BY_LENGTH = 1  # a longer body is cut off, and a shorter one is a failure
 _BY_CHUNKS = 2
 _BY_CLOSE = 3  # by the end of the connection, for HTTP/1.0
 _NO_BODY = 4  # as in the answer to HEAD, a 204 and a 304; what the application sends is left out
@@ -7876,7 +7901,7 @@ _ENDED = 6  # what the application writes now would garble the next response
 
 
 class _Response:
-    """One answer on its way: its head as the application gave it, and what of it has been sent.
+    """One response: its head as the application gave it, and how much of it has been sent.
 
     `run` calls the application and passes each piece to `_write`; the first one makes `_begin` choose the framing and
     write the head, `_finish` ends the body, and when the application raises, `fail` answers instead.  Last comes
@@ -7981,7 +8006,7 @@ class _Response:
             raise
 
     def _admitted(self, data: bytes) -> bytes:
-        """Return what of a piece may be sent; what goes past the declared length would pass for the next response."""
+        """Return the part of a piece that may be sent; bytes past the declared length would be read as a response."""
         if self.discards:
             return b""
         if self.framing == _BY_LENGTH:
@@ -8106,7 +8131,7 @@ class _Response:
             self._replace("500 Internal Server Error", "Internal Server Error\n")
 
     def _replace(self, status: str, text: str) -> None:
-        """Answer so instead; once the application's head is out, the cut connection is the answer."""
+        """Send this response instead of the application's; if its head has been sent, cut the connection."""
         if self.framing == _BY_CLOSE:  # for HTTP/1.0, the end of the connection would be the body's
             self.connection.abort()
         elif not self.framing:
@@ -8159,7 +8184,7 @@ def check_response_head(status: str, headers: Iterable[tuple[str, str]]) -> _Res
 
 
 def _checked_head(status: str, headers: tuple[tuple[str, str], ...]) -> _ResponseHead:
-    """Do what `check_response_head` says.  What belongs to the connection is left out (PEP 3333, "hop-by-hop")."""
+    """See `check_response_head`.  Headers that belong to the connection are left out (PEP 3333, "hop-by-hop")."""
     if not isinstance(status, str) or not _STATUS.fullmatch(status):
         raise ValueError(f"{status!r} is no status; PEP 3333 wants a code, a space and a reason, as in '200 OK'")
     length, closes = -1, False
@@ -8222,9 +8247,9 @@ def _date_line(now: int) -> bytes:
 class _UpgradedSocket:
     """The connection of a request that asks to upgrade, for the application that speaks another protocol on it.
 
-    It is used like the socket that Werkzeug gives, plain or TLS: blocking, without our timeouts.  The application has
-    taken the connection over once it receives or sends: then nothing else is written, and the connection ends when the
-    application returns.  An application that only answers the request has not.
+    It is used like the socket that Werkzeug gives, plain or TLS: blocking, without our timeouts.  Once the application
+    receives or sends on it, the connection is taken over: we write nothing more, and it ends when the application
+    returns.  If the application only answers the request, the connection is not taken over.
 
     Any thread may call anything; what one thread sends arrives in one piece.  Before Python 3.13, OpenSSL must not
     read and write in two threads at once: so each call of the socket holds `_calling`, and since the socket itself
@@ -8284,7 +8309,7 @@ class _UpgradedSocket:
                 view = view[self.send_some(view, self._timeout) :]
 
     def send_some(self, data: Any, seconds: Optional[float]) -> int:
-        """Send what the socket takes, waiting for so long until it takes anything; return how many bytes that are."""
+        """Wait up to `seconds` until the socket takes something; return how many bytes of `data` it has taken."""
         self._take_over()
         response = self._response
         if not response.sent:
@@ -8328,10 +8353,10 @@ class _UpgradedSocket:
 
 
 def _attempt(sock: Any, call: Callable[..., Any], *args: Any, seconds: Optional[float], writing: bool = False) -> Any:
-    """Return what a call of a socket returns, tried anew each time that the socket is ready for it.
+    """Make a call of a socket, again each time that the socket is ready for it; return its result.
 
-    Each wait is of so many seconds, and raises socket.timeout; with 0 there is none, but BlockingIOError.  What is
-    waited for is known by the failure: TLS may have to read in order to write, and the reverse.
+    Each wait is of `seconds`, after which socket.timeout is raised; with 0, BlockingIOError is raised without a wait.
+    The failed call tells what to wait for: TLS may have to read in order to write, and the reverse.
     """
     while True:
         try:
@@ -8352,10 +8377,10 @@ def _attempt(sock: Any, call: Callable[..., Any], *args: Any, seconds: Optional[
 def wait_until_ready(
     reading: Sequence[socket.socket], seconds: Optional[float], writing: Sequence[socket.socket] = ()
 ) -> bool:
-    """Return whether within so many seconds a socket can be read, or has ended, or one can be written.
+    """Return whether within `seconds` one of the sockets can be read (or has ended) or written.
 
-    Windows has no poll, and greenlets only wait by the `select` that they patch.  Elsewhere `select` would take no
-    descriptor past 1023.
+    We use `poll`, since `select` takes no descriptor above 1023; but `select` on Windows, which has no poll, and among
+    greenlets, which patch it.
     """
     seconds = None if seconds is None else max(0, seconds)
     if sys.platform == "win32" or not hasattr(select, "poll") or has_green_threads():
@@ -8386,7 +8411,8 @@ def _base_environ(address: Any, listeners: int, *, threads: bool, https: bool) -
 
 # -- listening
 #
-# Whatever keeps an address from being bound becomes one line: what is wrong, who has the port, a command that works.
+# If an address cannot be bound, a DevserveError says in one line what is wrong, who has the port, and which command
+# works.
 
 _BACKLOG = 1024  # connections that the kernel keeps while a reload replaces the process; Linux caps it by somaxconn
 _DOCUMENTATION_ADDRESS = "192.0.2.1"  # RFC 5737: nobody has it, so the way there is the way to the world
@@ -8493,7 +8519,7 @@ def _remove_stale_socket(path: str, family: int) -> None:
 
 
 def _bind_error(error: OSError, host: str, port: int, again: Callable[[int], str]) -> DevserveError:
-    """Turn a failed bind into the line that says what to do; Windows refuses access to a port that is in use."""
+    """Return the DevserveError for a failed bind; Windows refuses access to a port that is in use."""
     host = host.strip("[]")
     problem = f"cannot bind {f'[{host}]' if ':' in host else host}:{port}"
     holder = _port_holder(port)
@@ -8597,7 +8623,7 @@ def urls(listeners: Sequence[socket.socket], scheme: str) -> list[str]:
 
 
 def _network_address() -> str:
-    """Return this machine's address on its network, "" without one.  To connect UDP chooses it, and sends nothing."""
+    """Return this machine's address on its network, "" without one: connecting UDP chooses it, and sends nothing."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:
             sock.connect((_DOCUMENTATION_ADDRESS, 9))
@@ -8608,10 +8634,10 @@ def _network_address() -> str:
 
 
 def tls_from_files(cert: str, key: str) -> Callable[[socket.socket], socket.socket]:
-    """Return the function that puts TLS on a server's connection, by a certificate and its key (PEM files).
+    """Return a function that wraps a server's connection in TLS, with a certificate and its key (PEM files).
 
-    Whoever calls it does the handshake.  Raises `DevserveError` for files that are missing or do not fit each other,
-    and under a Python that was built without ssl.
+    The function does no handshake.  Raises `DevserveError` for files that are missing or do not fit each other, and
+    under a Python that was built without ssl.
     """
     try:
         import ssl
@@ -8656,7 +8682,7 @@ def adhoc_certificate(host: str, say: Callable[[str], None]) -> str:
     if until > time.time() + _CERTIFICATE_REST:
         if names <= kept:
             return path
-        names |= kept  # so that two projects on different addresses do not take turns
+        names |= kept  # so that two projects on different addresses do not replace it by turns
     head = f"devserve {int(time.time()) + _CERTIFICATE_DAYS * 86400} {' '.join(sorted(names))}\n"
     try:
         text = head + _certificate_by_cryptography(sorted(names))
@@ -8691,7 +8717,7 @@ def _certificate_names(host: str) -> set[str]:
 
 
 def _kept_certificate(path: str) -> tuple[set[str], float]:
-    """Return the names of the certificate in a file, and until when it is valid.  One that others read is none."""
+    """Return the names of the certificate in a file, and until when it is valid; none if others can read the file."""
     try:
         status = os.stat(path)
         is_private = sys.platform == "win32" or (status.st_uid == os.geteuid() and not status.st_mode & 0o077)
@@ -8739,8 +8765,8 @@ def _certificate_by_cryptography(names: Sequence[str]) -> str:
 def _certificate_by_openssl(names: Sequence[str]) -> str:
     """Return a certificate for these names, after its key, as PEM.
 
-    Made by the program openssl, which Linux and macOS have, and Git brings along on Windows.  A file of settings tells
-    it what is wanted, as LibreSSL, which is macOS's, lacks some of the options.
+    The program openssl makes it, which Linux and macOS have, and which Git installs on Windows.  Its settings go into
+    a file, since LibreSSL, which macOS has, lacks some of the options.
     """
     import shutil
     import subprocess
@@ -13233,34 +13259,35 @@ def _environ_of(scope: Any) -> Environ:
 # =====================================================================================================================
 # 15. Command line
 #
-# The words of a command become values of the options, by their table; what is wrong with them becomes one line and
-# exit status 2.  This is the only room that knows argparse.  It may know the configuration, the terminal and the
-# runner.  At its end stands the demo, an application to try devserve with.
+# The words of a command become values of the options in OPTIONS; a mistake in them becomes one line and exit status 2.
+# Words that other servers would understand are understood where that is safe, or answered with what to write instead.
+# This is the only room that knows argparse.  It may know the configuration, the terminal and the runner.  At its end
+# is the demo, an application to try devserve with.
 #
-# Invariants: --help, --version and a mistake in the command change nothing of the process, whose start is noted later.
-# A word that names something in the current folder is an application, whatever else it might mean.
+# How to change: a flag of another server goes into `others` of the row in OPTIONS that means the same, or into
+# _NOT_HERE, with what to do instead.  Another mistake in the words of a command is a row of _MISTAKES.
+#
+# Invariants: --help, --version and a mistake in the command change nothing of the process, since `serve_command` takes
+# over later.  A word that names something in the current folder is an application, whatever else it might mean.
 #
 # Doors: main, demo.
 #
 # Read first: main, _read_command, _command_parser.
-#
-# To teach it another server's flag, name it in `others` of its row in OPTIONS, or in _NOT_HERE; another mistake in the
-# words, in _MISTAKES.
 # =====================================================================================================================
 
 if TYPE_CHECKING:
     import argparse
 
 _FLAGS = {flag: option for option in OPTIONS.values() for flag in option.flags}
-_HELP_WIDTH = 98  # columns of --help where there is no terminal, as on one of 100
+_HELP_WIDTH = 98  # columns of --help without a terminal, as if there were one of 100
 _HELP_INDENT = 28  # columns: nearly all flags fit in before their help
-_RUN_COMMANDS = ("run", "runserver", "dev", "serve", "start")  # what is the only command here, in others' words
+_RUN_COMMANDS = ("run", "runserver", "dev", "serve", "start")  # of other programs; to serve is the only command here
 _OTHER_PROGRAMS = frozenset(
     "daphne django-admin fastapi flask granian gunicorn hypercorn litestar pserve py python python3 quart sanic "
     "uvicorn uwsgi waitress-serve".split()
 )
 _BARE_HOST = re.compile(r"localhost|[0-9]+(\.[0-9]+){3}|\[?::1?\]?")  # a host that is known as such without a port
-_NOT_HERE = {  # flags of other servers that are no option here, and what to do instead
+_NOT_HERE = {  # flags of other servers that have no option here, and what to do instead
     "--workers -w --processes --threads --worker-class -k --worker-connections": (
         "one process serves requests at the same time, in threads: leave it out"
     ),
@@ -13287,9 +13314,9 @@ _NOT_HERE = {  # flags of other servers that are no option here, and what to do 
     "--no-color --no-use-colors": "set NO_COLOR=1",
 }
 _LONG_FLAGS = "|".join(flag[2:] for flag in (*_FLAGS, "--help", "--version") if flag.startswith("--"))
-# What is typed beside or in place of an application, and the answer.  The words of a command, each a line, are
-# searched for the patterns in this order; what is found is told, with the groups.  What a group `word` has matched is
-# no mistake if the current folder has it.
+# Mistakes in place of an application: a pattern, and the answer.  The patterns are searched in this order in the words
+# of the command, one to a line; {0} in the answer is the match, {1} and {word} are its groups.  If the current folder
+# has something with the name in the group `word`, it is no mistake.
 _MISTAKES = (
     (
         r"(?:.*[/\\])?devserve(?:\.py)?",
@@ -13385,7 +13412,7 @@ def _read_command(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _app_and_address(word: str) -> tuple[str, dict[str, str]]:
-    """Return the application that a word names, or "", and the address in it, as in 8000, localhost or hello:8000."""
+    """Return the application in a word, or "", and the address in it, as in 8000, localhost or hello:8000."""
     app, _, port = word.rpartition(":")
     if _is_there(word):
         return word, {}
@@ -13422,7 +13449,7 @@ def _parse_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _flag_remedy(flag: str, value: str) -> str:
-    """Return what to write instead of a flag that is none, and its value."""
+    """Return the remedy for an unknown flag: what to write instead of it and its value."""
     import shlex
     from difflib import get_close_matches
 
@@ -13440,7 +13467,7 @@ def _flag_remedy(flag: str, value: str) -> str:
 
 
 def _check_apps(apps: Sequence[str], argv: Sequence[str]) -> None:
-    """Raise DevserveError unless a command names one application, and no mistake of the table."""
+    """Raise DevserveError unless a command names a single application, which is none of _MISTAKES."""
     if len(apps) == 1 and _is_there(apps[0].partition(":")[0]) and "devserve" not in apps[0]:
         return  # without the patterns, which take milliseconds to compile
     import shlex
@@ -13464,10 +13491,10 @@ def _is_there(word: str) -> bool:
 
 
 def _mask_pin(pin: str) -> None:
-    """Overwrite the PIN of the command line where other users read it, as `ps` does.
+    """Overwrite the PIN in the command line that other users can read, for instance by `ps`.
 
-    Linux shows them the memory that `main` was given, which the interpreter has copied long ago.  Elsewhere, and in
-    the moments before this, the PIN can be read: the help says what is better.
+    Linux shows them the process's own memory, from which the interpreter has copied its arguments long ago.  On other
+    systems, and until this is called, the PIN can be read; so --help recommends DEVSERVE_PIN.
     """
     if not pin or sys.platform != "linux":
         return
@@ -13485,7 +13512,7 @@ def _mask_pin(pin: str) -> None:
 
 
 def _command_parser() -> argparse.ArgumentParser:
-    """Return the parser that the table of options makes; its values are those that are given, and no defaults."""
+    """Return the parser for the rows of OPTIONS.  Its result has only values that were given, no defaults."""
     import argparse
 
     class Flag(argparse.Action):
@@ -13524,7 +13551,7 @@ def _command_parser() -> argparse.ArgumentParser:
 
 
 def _terminal_width() -> int:
-    """Return the columns for the help.  Left alone, argparse imports shutil and all its compressors for this: 5 ms."""
+    """Return the columns for the help.  By itself, argparse would import shutil and its compressors for this: 5 ms."""
     try:
         return os.get_terminal_size(1).columns - 2
     except (OSError, ValueError):  # not a terminal
@@ -13557,7 +13584,7 @@ def _demo_stream() -> Iterator[bytes]:
 
 
 def _demo_price(query: str) -> str:
-    """Look up a price, and fail for the reason that everybody knows."""
+    """Look up a price; a fruit that has none raises KeyError."""
     prices = {"apples": 120, "pears": 180, "plums": 90}
     wanted = query.partition("=")[2] or "peers"
     return f"{wanted} cost {prices[wanted]} a kilo"
@@ -13566,13 +13593,18 @@ def _demo_price(query: str) -> str:
 # =====================================================================================================================
 # 16. Paper
 #
-# What a browser is sent, as plain text: the templates, STYLE, SCRIPT, LIVE_SCRIPT, the demo's page.  A word in braces
-# is filled in by room 6, which escapes it, and a backslash at the end of a line joins it with the next.  Nobody needs
-# to read Python to redesign the page.
+# Everything that a browser is sent, as plain text: the templates, STYLE, SCRIPT, LIVE_SCRIPT, the demo's page.  Nobody
+# needs to read Python to redesign the page.  A backslash at the end of a line joins it with the next.
+#
+# How to change: in a template, room 6 replaces each word in braces by a value, which it escapes; the values are the
+# keywords of the call of `_fill_template` that names the template.  STYLE and the scripts are sent as they are, so
+# their braces are plain.  A class in a template is one in STYLE, and the script finds elements by `id`, class and
+# `data-` attributes, so that a name is changed in all three.
 #
 # Invariants: there is no Python here.  The page's Content-Security-Policy allows one style and one script, by nonce,
-# so neither style="" nor onclick="" works in it; a fragment, which brings its style along, has no script.  Without the
-# script the page still shows everything but the values of library frames; the class `js` marks what needs it.
+# so that style="" and onclick="" have no effect.  A fragment has its style in style="", as it has no document of its
+# own, and no script.  Without the script the page still shows everything but the values of library frames; what needs
+# the script has the class `js`.
 # =====================================================================================================================
 
 # Any page, and what the body knows of one with a script; then the body of such a page, and of one without.
@@ -13615,7 +13647,7 @@ NOTICE = """<main>
 {content}
 </main>"""
 
-# What stands on the page of a crash, and on that of the console for the application alone.
+# The content of the page of a crash, and of the page with the console for the application alone.
 CRASH = """<header>
 <div class="bar">
 <p class="request">{request}</p>
@@ -13675,7 +13707,7 @@ CRASH_LIST = """<table class="crashes"><thead><tr><th>Time</th><th>Request</th><
 CRASH_ROW = """<tr><td>{time}</td><td>{request}</td><td><a href="{prefix}/crash/{id}">{message}</a></td></tr>"""
 STACKS = """<pre class="stacks">{text}</pre>"""
 
-# What a script of the application's, or a frame, shows of a crash inside of another page.
+# What is shown of a crash inside of another page, by a script of the application's or in a frame.
 FRAGMENT = """<div style="all:initial;display:block;margin:8px 0;padding:12px 14px;border-left:4px solid #b3261e;\
 background:#fff;color:#1d1e20;font:14px/1.5 system-ui,sans-serif;text-align:left">
 <div style="max-height:200px;overflow:auto;overflow-wrap:anywhere;white-space:pre-wrap" tabindex="0">\
@@ -13689,7 +13721,7 @@ white-space:pre-wrap;overflow-wrap:anywhere" tabindex="0">{text}</pre>
 
 EDITOR = """<option value="{link}"{selected}>{name}</option>"""
 
-# What kind of exception, its module quieter; its message, which scrolls in its place when it is long.
+# The exception's type, its module in a quieter color; its message, which scrolls in its place if it is long.
 TYPE = """<span class="type"><span>{module}</span>{name}</span>"""
 MESSAGE = """<span class="message">{text}</span>"""
 TALL_MESSAGE = """<span class="message tall" tabindex="0">{text}</span>"""
@@ -13700,7 +13732,8 @@ NOTE = """<p class="note">{text}</p>"""
 LINKS = """<ul class="links">{links}</ul>"""
 LINK = """<li>{wording} <a href="#{anchor}">{type} {message}</a></li>"""
 
-# One exception: the newest has the page's heading; its causes have their own, members of a group a line that opens.
+# One exception.  The newest has the page's heading, each cause a heading of its own, a group's member a line that
+# opens.
 EXCEPTION = """<section class="exception" id="{anchor}">
 {heading}{members}{stack}
 </section>"""
@@ -13740,7 +13773,7 @@ UNFOLD = """<button type="button" class="unfold js" aria-expanded="false" data-p
 <span class="unseen">What is inside {name}</span></button>"""
 INSIDE = """<dl class="inside">{rows}</dl>"""
 
-# Any text that is long: its beginning, and all of it when opened.
+# A long text: its beginning, and the whole text when it is opened.
 LONG = """<details class="long"><summary><span class="start">{start}…</span><span class="more">{size}</span></summary>\
 {text}</details>"""
 
@@ -13938,7 +13971,7 @@ SCRIPT = r"""
 (() => {
 "use strict";
 const page = document.body.dataset;
-// The page does nothing in a document of somebody else's, into which a script or a frame has put it.
+// When a script or a frame has put this page into another document, it does nothing.
 if (page.prefix === undefined || window !== window.top) return;
 const find = (selector, within = document) => within.querySelector(selector);
 const all = (selector, within = document) => [...within.querySelectorAll(selector)];
@@ -13946,7 +13979,7 @@ const on = (element, event, action) => element?.addEventListener(event, action);
 const stamp = id => find("#" + id).content.firstElementChild.cloneNode(true);
 document.documentElement.classList.add("js");
 
-// What the browser keeps; one that keeps nothing, or whose storage the application has filled: while the page is open.
+// What is kept in the browser; in the page alone, if storage is forbidden or the application has filled it.
 const unkept = {};
 function store(name, value) {
   try { localStorage.setItem("devserve." + name, value); } catch { unkept[name] = value; }
@@ -13955,7 +13988,8 @@ function stored(name) {
   try { return unkept[name] ?? localStorage.getItem("devserve." + name); } catch { return null; }
 }
 
-// The key that unlocks, beside a cookie: it comes behind the # of the terminal's link, or with the answer to the PIN.
+// The key, which opens the console together with the cookie.  The terminal's link leads to an address with the key
+// after its #; otherwise it comes with the answer to the PIN.
 const keyName = "key " + new URL(page.prefix, location).pathname;  // this debugger's: a site may have several
 const keep = key => store(keyName, key);
 const key = () => stored(keyName) || "";
@@ -13964,12 +13998,12 @@ if (/^#[0-9a-f]{64}$/.test(location.hash)) {
   history.replaceState(null, "", location.pathname);
 }
 
-// A service worker of the application's reads what the pages send that it controls.
+// A service worker of the application's reads all requests of the pages that it controls.
 const workerRefusal = {reason: "The console is closed: A service worker of this site could read this page; " +
   "reload it with Shift held down."};
 const isControlled = () => Boolean(navigator.serviceWorker?.controller);
 
-// Asking the server: a refusal throws what it says.
+// A request to an endpoint: returns the reply, or throws the refusal.
 async function ask(what, message) {
   if (isControlled()) throw workerRefusal;
   const answer = await fetch(page.prefix + "/" + what, {method: "POST", body: JSON.stringify(message), headers:
@@ -14030,8 +14064,8 @@ if (editor) {
   });
 }
 
-// Values are read when they come into view, since reading them may take long and run code of the application's; more
-// source when asked.  A frame that is folded is never in view.
+// Values are asked for when they come into view, since reading them may take long and run code of the application's;
+// more source is asked for at a click.  A frame that is folded is never in view.
 const viewer = new IntersectionObserver(seen => {
   for (const {isIntersecting, target} of seen) if (isIntersecting) readValues(target);
 });
@@ -14084,13 +14118,13 @@ on(document, "click", async event => {
 });
 
 // The console.
-// What was typed is kept for the session, encrypted by the secret: other pages of this site read and write there, too.
+// What was typed is kept in sessionStorage, encrypted by the secret, as other pages of this site can reach it too.
 // GCM shows whether it was changed.  Without TLS, an address that is not loopback has no `crypto.subtle`.
 async function cipher(work, iv, data) {
   const secret = await crypto.subtle.importKey("raw", new TextEncoder().encode(page.secret), "AES-GCM", false, [work]);
   return crypto.subtle[work]({name: "AES-GCM", iv: new Uint8Array(iv)}, secret, new Uint8Array(data));
 }
-// Commands, and for each frame of each page what is half typed in it.
+// The commands, and for each frame of each page the text in its prompt that has not been sent.
 let past = [], drafts = {}, keeping = Promise.resolve();
 async function recollect() {
   const kept = JSON.parse(sessionStorage.getItem("devserve.typed"));
@@ -14194,7 +14228,7 @@ function makePrompt(element) {
 
   on(form, "submit", event => event.preventDefault());
   on(stop, "click", interrupt);
-  // Tab leaves a prompt that the focus has just come to, or those who have no mouse would be caught in a draft.
+  // In a prompt that has just got the focus Tab moves on, so that people without a mouse can get past typed text.
   let completes = false;
   for (const event of ["input", "pointerdown"]) on(input, event, () => { completes = true; });
   on(input, "blur", () => { completes = false; });
@@ -14243,7 +14277,7 @@ function makeLock() {
   return box;
 }
 
-// Give each frame the console of a state; where it is closed, say why once.
+// Give each frame a console that is open, locked or closed; if closed, say why once.
 function setConsole(state, why) {
   const isFirst = !find(".console");
   if (state === page.console && !isFirst) return;
@@ -14285,7 +14319,7 @@ on(document, "keydown", event => {
   action();
 });
 
-// Mending: when another version of the code answers, this page has had its day.
+// After a save another process answers, and this page is out of date: reload it, or say so.
 const [storedId, firstSeconds] = page.stored.split(" ");
 const milliseconds = seconds => `${(1000 * seconds).toFixed(seconds < 0.01 ? 1 : 0)} ms`;
 async function sendAgain() {
@@ -14307,7 +14341,8 @@ async function sendAgain() {
     answers.textContent = explain(refusal);
   }
 }
-// The browser itself sends a POST again as it was, and asks first; under a crash's own address the server has it.
+// To repeat a POST, the browser reloads the page that was its answer, after asking.  The page under a crash's own
+// address was not; there the server repeats the request that it has recorded.
 const again = () => storedId ? sendAgain() : location.reload();
 const state = find("#state"), news = find("#news");
 on(find("#again"), "click", again);
@@ -14338,7 +14373,7 @@ async function watch() {
   state.textContent = failures > 10 ? "The server does not answer" : failures ? "Reloading…" : "";
   timer = setTimeout(watch, document.hidden ? 2000 : failures > 10 ? 1000 : 300);
 }
-// In a hidden tab the browser lets a timer wait for a minute; the person who comes back sees the new code at once.
+// In a hidden tab a browser may delay timers by a minute: look at once when the tab is shown again.
 on(document, "visibilitychange", () => { if (!document.hidden && news.hidden) watch(); });
 recollect().catch(() => {}).then(() => {  // what was kept is another run's, or somebody has changed it
   // Whether the key opens the console is known only when `watch` has asked.
@@ -14349,7 +14384,8 @@ recollect().catch(() => {}).then(() => {  // what was kept is another run's, or 
 """
 
 
-# What `LivePages` adds to a page of the application's: it swaps what can be swapped, else loads the page anew.
+# What `LivePages` adds to a page of the application's: it replaces a changed style sheet or image in the page, and for
+# any other change loads the page anew.
 LIVE_SCRIPT = r"""
 (() => {
 "use strict";

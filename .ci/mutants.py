@@ -42,7 +42,7 @@ DEADLINE = 10.0  # seconds in place of the tests' own, since most mutants are no
 
 # (function, what was changed): why it behaves no otherwise
 EQUIVALENT: dict[tuple[str, str], str] = {
-    ("heed_worker", "one more: 16"): ("the secret is a byte longer"),
+    ("note_worker", "one more: 16"): ("the secret is a byte longer"),
     ("__init__", "another comparison: {'pin', 'secret', 'token'} <= notes.keys()"): (
         "the PIN configured is there, too"
     ),
