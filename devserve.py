@@ -1232,7 +1232,7 @@ native_sleep: Callable[[float], None] = _fresh_module("time").sleep
 # Read first: Terminal.say, Terminal.flush, Terminal._write_all, Terminal.crash.
 # =====================================================================================================================
 
-# SGR codes by the class of a status: what went well stays quiet, what failed is seen from the other end of the room.
+# SGR codes by the first digit of a status: quiet ones for what went well, so that what failed is seen at once.
 _STATUS_COLORS = {"1": "2", "2": "", "3": "36", "4": "33", "5": "1;31"}
 
 CRASH_LINK = "devserve.crash"  # in the environ: the address of the page of a crash that goes on to the server
@@ -1393,7 +1393,7 @@ class Terminal:
         if self.quiet:
             return
         if "unlock" in target:  # the debugger's link: logs are pasted into issues, and its token opens the console
-            target = re.sub(r"((?:/|%2[Ff])unlock/?[?;&%]).*", r"\1token=…", target)  # also as chats may change it
+            target = re.sub(r"((?:/|%2[Ff])unlock/?[?;&%]).*", r"\1token=…", target)  # chat programs change its "?"
         clock, milliseconds = time.strftime("%H:%M:%S"), f"{seconds * 1_000:.1f}ms"
         line = f"{clock} {method} {escape_controls(target)} {status} {size} {milliseconds}"
         self._add(self.color(line, _STATUS_COLORS.get(status[:1], "")))
@@ -1425,7 +1425,7 @@ def _wants_color(stream: TextIO) -> bool:
 
 
 def _obeys_escapes(stream: TextIO) -> bool:
-    """Return whether a terminal obeys escape sequences; the classic console of Windows is switched to that."""
+    """Return whether a terminal obeys escape sequences; switch them on in the classic console of Windows."""
     if sys.platform != "win32":
         return True
     import ctypes
@@ -1517,7 +1517,7 @@ _CO_ASYNC = 0x80 | 0x200  # inspect.CO_COROUTINE and CO_ASYNC_GENERATOR, without
 _CO_VARARGS = 0x04
 _WALK_LIMIT = 2_000  # objects in which we look for applications inside of one; a project has some dozens
 
-# The names of the files that are run as Python: with a suffix of its own, or with none.
+# The names of files that are run as Python: with one of Python's suffixes, or with none.
 _PYTHON_NAME = re.compile(r"(?!(?:Docker|Make|Pip|Proc)file$)[^.]+|.*\.(?:py|pyw|wsgi|cgi|fcgi)", re.IGNORECASE)
 _PASTE = re.compile(r"^\[(?:app|composite|pipeline)\b", re.MULTILINE)  # a section of PasteDeploy's
 _NOT_PYTHON = {  # by suffix, what to do instead; for any other suffix, the message names what else could be served
@@ -5320,7 +5320,7 @@ class Guard:
             self.pin, self.secret, self.token = notes["pin"], notes["secret"], notes["token"]
             self.failures = int(notes.get("failures", _PIN_FAILURES))
             self.has_worker = notes.get("worker") == "yes"
-            self.is_announced = pin != _PIN_OFF  # that nothing is asked for is said at each reload
+            self.is_announced = pin != _PIN_OFF  # if no PIN is asked for, the terminal says so at each reload
 
     def remember(self) -> dict[str, str]:
         """Return what must survive a reload: open pages stay unlocked, and guesses stay counted.
@@ -5340,7 +5340,7 @@ class Guard:
         self.trusted_origins = frozenset(named)
 
     def banner_line(self, url: str) -> str:
-        """Return how the console is opened, for the terminal."""
+        """Return the line for the terminal that says how the console is opened."""
         if self.pin == _PIN_OFF:
             return "the debugger asks for no PIN, and opens its console to clients on this machine only"
         link = f", or open {self.unlock_url(url)}" if url.startswith("http") else ""  # no browser opens a socket file
@@ -5391,7 +5391,7 @@ class Guard:
         return None
 
     def note_worker(self, environ: Mapping[str, Any]) -> None:
-        """Notice a browser's request for a service worker, or for news of an old one: it may have read the secret."""
+        """Replace the secret at the first request for the script of a service worker, which may have read it."""
         if environ.get("HTTP_SERVICE_WORKER") == "script":
             with self.lock:
                 if not self.has_worker:
@@ -5564,7 +5564,7 @@ def without_our_cookies(header: str) -> str:
 
 
 def _is_local(environ: Mapping[str, Any]) -> bool:
-    """Return whether the client is on this machine, and no proxy has spoken for one that may be elsewhere.
+    """Return whether the client is on this machine, and is no proxy that speaks for one elsewhere.
 
     A client of a socket file has an empty REMOTE_ADDR; if a server gives none at all, we cannot know.  nginx adds no
     header unless it is told to, but it speaks HTTP/1.0, which no browser does.
@@ -5590,7 +5590,7 @@ _BYTE = "(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])"
 
 
 def _is_address(name: str) -> bool:
-    """Return whether a name of `_host_name` is an address, which no name server decides about."""
+    """Return whether a name of `_host_name` is an address, for which no name server is asked."""
     return ":" in name or bool(re.fullmatch(rf"{_BYTE}(?:\.{_BYTE}){{3}}", name))
 
 
@@ -5607,7 +5607,7 @@ def check_pin(pin: str) -> None:
 
 
 def _plain_pin(pin: str) -> str:
-    """Return a PIN without what people type between its digits."""
+    """Return a PIN without the hyphens and spaces that people type between its digits."""
     return pin.replace("-", "").replace(" ", "")
 
 
@@ -5998,7 +5998,7 @@ class _Exchange:
         self.contexts.clear()
         close = getattr(self.app_iter, "close", None)
         if close is not None:
-            self.sent, self.head = True, ("", [])  # whatever was: nothing can be sent any more
+            self.sent, self.head = True, ("", [])  # from here on nothing can be sent any more
             self.guarded(close)
 
     def guarded(self, step: Callable[[], Outcome]) -> Optional[Outcome]:
@@ -6410,7 +6410,7 @@ class _DebuggerEndpoint:
         return payload
 
     def text_field(self, name: str) -> str:
-        """Return a text of the payload."""
+        """Return a text of the payload; refuse a payload without it."""
         value = self.payload.get(name)
         if not isinstance(value, str):
             raise _Refused(Refusal("body", f"The request has no text named {name}.", "Use the console on the page."))
@@ -6436,7 +6436,7 @@ class _DebuggerEndpoint:
 
         token = parse_qs(self.environ.get("QUERY_STRING", "")).get("token", [""])[0]
         self.refuse(self.guard.refuses_token(token))
-        there = ("Location", f"console#{self.guard.key()}")  # the part behind # is the script's to keep and to hide
+        there = ("Location", f"console#{self.guard.key()}")  # our script keeps what follows the #, and hides it
         return _Reply("", "text/plain", "303 See Other", (there, ("Set-Cookie", self.guard.cookie(self.environ))))
 
     def console(self) -> _Reply:
@@ -6578,7 +6578,8 @@ class _DebuggerEndpoint:
             raise _Refused(Refusal("gone", reason, "Load the page again to make a new one.")) from None
 
 
-# name: method, what the guard is asked first, answer.  POST is what our script sends, with a JSON object as payload.
+# By name: the HTTP method, the guard's method that is asked first, and the endpoint.  Only our script sends POST, with
+# a JSON object as payload.
 _ENDPOINTS: dict[
     str,
     tuple[str, Callable[[Guard, Mapping[str, Any]], Optional[Refusal]], Callable[[_DebuggerEndpoint], _Reply]],
@@ -6627,7 +6628,7 @@ def _as_json(value: Any) -> _Reply:
 _LIVE = _PREFIX + "/live"
 _LIVE_MARK = "-live"  # at the end of an ETag's text: the page with our script is another representation
 _LIVE_CHANGES = 100  # names of changed files that are remembered; a page asks several times a second
-LIVE_FILES = re.compile(  # of a project: what pages are made of, and no module
+LIVE_FILES = re.compile(  # files of a project that its pages are made of and that are no modules
     r".*\.(?:css|html?|xhtml|xml|jinja2?|j2|mako|pt|tpl|js|mjs|md|png|jpe?g|gif|svg|webp|avif|ico|woff2?|ttf)"
 ).fullmatch
 
@@ -6658,7 +6659,7 @@ class LivePages:
         self.has_warned = False
 
     def changed(self, paths: Iterable[str]) -> bool:
-        """Tell open pages of changed files that need no restart; return True, for the watcher's sake."""
+        """Tell open pages of changed files; return True, by which the watcher knows that no reload is needed."""
         for path in paths:
             self.changes.append(os.path.basename(path))
             self.count += 1
@@ -6763,7 +6764,7 @@ def _is_whole_page(status: str, headers: Mapping[str, str]) -> bool:
 
 
 def _marked(name: str, value: str, more: int = 0) -> tuple[str, str]:
-    """Return a header of a page as it is with the script: its length with so many bytes `more`, and its own ETag."""
+    """Return a header of a page as it is with the script: Content-Length plus `more` bytes, and an ETag of its own."""
     if name.lower() == "content-length" and value.isdecimal():
         return name, str(int(value) + more)
     if name.lower() == "etag" and value.endswith('"'):
