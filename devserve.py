@@ -2004,7 +2004,7 @@ class _ServerFinder:
         self.importer: Optional[threading.Thread] = threading.current_thread()
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """Have the other finders find one of `_SERVERS`, and its loader call `leave_out` at the end."""
+        """Return the other finders' spec of a module in `_SERVERS`, whose loader calls `leave_out` at the end."""
         finders = sys.meta_path if name in _SERVERS else []
         specs = (finder.find_spec(name, path, target) for finder in finders if finder is not self)
         spec: Any = next(filter(None, specs), None)
@@ -2438,7 +2438,7 @@ class _Framework(NamedTuple):
     variable: str = ""  # of the environment; turns its debug mode on while it is imported
     wrap: Callable[[Any], Any] = lambda app: app  # returns what is to be called in place of the object that was found
     default: Callable[[Any], Any] = lambda package: None  # returns the application that the package itself keeps
-    mounted: Callable[[Any], Iterable[Any]] = lambda app: ()  # applications inside that no attribute holds
+    mounted: Callable[[Any], Iterable[Any]] = lambda app: ()  # returns applications inside that no attribute holds
     files: Callable[[Any], Optional[_FrameworkFiles]] = lambda app: None  # see `framework_files`
     is_asgi: bool = False
     example: str = ""  # how to make an application that an import finds, if the framework's tutorials do not show it
@@ -2522,7 +2522,7 @@ def _open_bottle(app: Any) -> None:
                 return callback(*args, **kwargs)
             except (bottle.HTTPResponse, bottle.RouteReset):
                 raise
-            except Exception as error:  # what Bottle itself would catch; without a debugger it goes on
+            except Exception as error:  # as Bottle itself does; without a debugger it is raised again
                 text = hand_over(bottle.request.environ, error)
                 if not text:
                     raise
@@ -2702,7 +2702,7 @@ _FRAMEWORKS: dict[str, _Framework] = {
         wrap=lambda app: app.wsgifunc() if hasattr(app, "wsgifunc") else app,  # what is called is a function
         example="app = web.application(urls, globals())",
     ),
-    "starlette.applications.Starlette": _Framework(is_asgi=True),  # FastAPI's is one; it raises after it has answered
+    "starlette.applications.Starlette": _Framework(is_asgi=True),  # FastAPI's too; it raises after it has answered
     "quart.app.Quart": _Framework(_open_flask, _debug_flask, "QUART_DEBUG", files=_flask_files, is_asgi=True),
     "django.core.handlers.asgi.ASGIHandler": _Framework(
         _open_django, wrap=_wrap_django, files=_django_files, is_asgi=True
@@ -2748,7 +2748,7 @@ def framework_files(app: Any) -> _FrameworkFiles:
 # holds no markup; a room that makes a page of it only escapes it.  May know foreign code (2) alone.
 #
 # Three things stand for a frame.  A `FramePosition` is the live frame with the line and the instruction that it had
-# when the exception passed; it is kept for consoles and read no further.  `view_position` makes a `FrameView` of it,
+# when the exception passed; it is kept for consoles, and nothing is read.  `view_position` makes a `FrameView` of it,
 # with source and marks but no values, which is cheap.  `with_values` adds the values, which runs foreign code; for the
 # frames of libraries that happens when somebody opens them on the page.
 #
@@ -2767,7 +2767,7 @@ def framework_files(app: Any) -> _FrameworkFiles:
 # `_TEMPLATE_ENGINES`, and a new kind of "Did you mean" a branch of `_names_meant`.
 #
 # Invariants: every text in a report is bounded, printable and encodable, and the secrets in it are masked.  An
-# object's own code runs only in a bounded call.  Of one bad object only its own text is lost.
+# object's own code runs only in a bounded call.  If one object misbehaves, only its own text is lost.
 #
 # Doors: LINES_AROUND, Variable, FrameView, ExceptionView, Report, FramePosition, read_report, view_position,
 # with_values, members_at, behind_proxy, code_tokens, expressions_in, read_request.
@@ -2779,7 +2779,7 @@ _REPORT_SIZE = 60_000  # characters; a page of them weighs less than 100 kB
 _REPORT_SECONDS = 0.7  # of foreign code: with the text on the terminal a hostile crash takes about a second
 _VALUES_SECONDS = 0.5  # for the values of one frame
 _QUICK_SECONDS = 0.1  # for a message, a hint, the values of a frame further out
-_FRAME_SIZE = 1_000  # characters of an average frame, or of an exception without any, for how many there is room
+_FRAME_SIZE = 1_000  # characters of an average frame, or an exception without any, to see how many fit
 LINES_AROUND = 5  # source lines on each side of a line of the application's; a person sees so many at a glance
 _LIBRARY_LINES_AROUND = 2  # and of a library's: folded on the page, and most of its weight
 _LINE_LIMIT = 400  # characters of a source line; only generated code is longer
@@ -2835,8 +2835,8 @@ class FrameView(NamedTuple):
     app: bool = False  # the application's own code, neither the standard library nor an installed package
     source: tuple[_SourceLine, ...] = ()  # a window around lineno; empty when there is none to show
     missing: str = ""  # why `source` is empty: a whole sentence; "" otherwise
-    marks: tuple[_Mark, ...] = ()  # the failing expression; none before Python 3.11, and when it is the line
-    variables: tuple[Variable, ...] = ()  # of the failing line, then arguments, then other locals; none before reading
+    marks: tuple[_Mark, ...] = ()  # the failing expression; none before Python 3.11, and if it is the whole line
+    variables: tuple[Variable, ...] = ()  # of the failing line, then arguments, then other locals, by `with_values`
     unlisted: int = 0  # variables beyond `_LIST_LIMIT`
     is_read: bool = False  # its values were read, even if it has none
     signature: str = ""  # of the called function, if a call in this frame raised a TypeError about its arguments
@@ -2845,7 +2845,7 @@ class FrameView(NamedTuple):
 
 
 class ExceptionView(NamedTuple):
-    """One exception."""
+    """One exception of a chain, with the members of a group."""
 
     type: str  # qualified by its module unless builtin
     message: str  # "" when it has none; several lines when it has them
@@ -2891,7 +2891,7 @@ class FramePosition(NamedTuple):
 if TYPE_CHECKING:
     _Keep = Callable[[FramePosition], str]  # keeps a position and returns the id under which it can be asked for
     _Source = tuple[list[str], str]  # the lines of a file, and why there are none
-    _Job = tuple[Any, Callable[[], Any]]  # a value, or MISSING, and what looks at it
+    _Job = tuple[Any, Callable[[], Any]]  # a value, or MISSING, and the call that reads it
 
 
 def read_report(
@@ -3096,7 +3096,7 @@ def view_position(position: FramePosition, *, id: str = "", around: int = 0) -> 
         source = [], "The file has changed since it was loaded."
     marks = _marks_of(position, source[0]) if template is None else [_Mark(lineno, *template.mark)]
     view, module = _view_at(kind, filename, lineno, name, source, marks, around), frame.f_globals.get("__name__")
-    app = view.app and (template is not None or is_app_code(code))  # devserve may lie in the project
+    app = view.app and (template is not None or is_app_code(code))  # devserve.py itself may lie in the project
     return view._replace(id=id, app=app, module=shown_text(module, NAME_LIMIT) if isinstance(module, str) else "")
 
 
@@ -3785,7 +3785,7 @@ def _describe(value: Any, limit: int = _VALUE_LIMIT, name: str = "", depth: int 
         return f"(an int of {value.bit_length():,} bits)"
     if kind.__repr__ is object.__repr__ and depth <= 1 and not _is_secret(name) and _is_app_class(kind):
         members = [(f"{shown_text(key, NAME_LIMIT)}=", key, each) for key, each in _attributes_of(value).items()]
-        if members:  # the objects in it are not opened, and fewer containers
+        if members:  # objects inside of it are not opened, and containers less deep
             text = _describe_members(members, len(members), limit, depth + _DEPTH_LIMIT // 2)
             return f"<{type_name(kind)} object: {text}>"
     if kind.__repr__ not in _CONTAINERS:
@@ -3911,7 +3911,7 @@ def _is_harmless(value: object, name: str) -> bool:
 
 
 _QUOTED = r"""'(?:[^'\\]|\\.)*'?|"(?:[^"\\]|\\.)*"?"""
-_LISTED = r"""[\[(]\s*(?:b?(?:'[^'\s]*'|"[^"\s]*")[,\s]*)+[\])]?"""  # with a space it is what is wrong with a password
+_LISTED = r"""[\[(]\s*(?:b?(?:'[^'\s]*'|"[^"\s]*")[,\s]*)+[\])]?"""  # with a space it is a message about a password
 _TOKEN_STARTS = (  # of GitHub, GitLab, Stripe, OpenAI, Slack, Google, PyPI and others; of plain words is a CSS class
     r"gh[a-z]_|github_pat_|glpat-|[rs]k_(?:live|test)_|sk-(?!(?:[a-z]{1,12}-)+[a-z]{1,12}(?![\w-]))|xox[a-z]-|AIza|whsec_"
     r"|GOCSPX-|ya29\.|pypi-Ag|hf_(?=[a-zA-Z0-9]{32})|SG\.[\w-]{20,24}\."
@@ -3940,7 +3940,7 @@ _SECRET_TEXTS = (  # what the text must contain, and a pattern: see "How to chan
     ("curl", r"""\bcurl\b[^\n]{0,200}?['"\s]-u(?: |', ')['"]?[^\s:'"]+:([^\s'"]+)"""),
     (" '", r"(?i)\b(?:identified (?:with \S{1,60} )?by|with password) '([^']*)"),  # SQL that makes a user
     ("earer ", r"(?i)\bbearer +(?!authenti|authori|credential|challenge|realm)([\w.~+/=-]{8,})"),  # RFC 6750
-    ("asic ", r"\b[Bb]asic +(?=\S*[A-Z0-9+/=]\S*[A-Z0-9+/=])([A-Za-z0-9+/]{6,}={0,2})"),  # RFC 7617; no prose is so
+    ("asic ", r"\b[Bb]asic +(?=\S*[A-Z0-9+/=]\S*[A-Z0-9+/=])([A-Za-z0-9+/]{6,}={0,2})"),  # RFC 7617; no words are so
     ("eyJ", r"\beyJ([\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?)"),  # RFC 7519: how JSON begins in base64
     ("uthorization", r"""(?i)authorization['"]?\s*[:=]\s*['"]?(?:\w+ +)?([^\s,;'"]+)"""),  # the scheme is no secret
 )
@@ -4342,7 +4342,7 @@ def _write_stack(frames: Sequence[FrameView]) -> _Markup:
 
 
 def _fold_run(run: Sequence[FrameView]) -> _Markup:
-    """Return library frames behind one line that names their packages."""
+    """Return a line that names the packages of library frames, and unfolds into the frames."""
     frames = _joined(_write_frame(frame, opened=False) for frame in run)
     packages = dict.fromkeys(".".join(frame.module.split(".")[:2]) or frame.filename for frame in run)
     count, modules = _counted(len(run), "frame"), _one_line(", ".join(packages), 160)
@@ -4525,7 +4525,7 @@ def _one_line(text: str, limit: int) -> str:
 
 
 def _is_short(text: str) -> bool:
-    """Return whether a message is shown whole by its one line."""
+    """Return whether one line of a heading shows the whole message."""
     return len(text) <= _SHORT_TEXT and "\n" not in text
 
 
@@ -4614,7 +4614,7 @@ def _longest_ticks(text: str) -> int:
 
 
 def write_json(report: Report) -> str:
-    """Return the report as JSON, in ASCII: the names of a `Report`, nothing left out."""
+    """Return the report as JSON, in ASCII, with all fields of `Report` by their names."""
     import json
 
     return json.dumps(_as_plain(report), indent=1)
@@ -4650,8 +4650,8 @@ def write_fragment(report: Report) -> str:
 # =====================================================================================================================
 # 7. Console
 #
-# A Python prompt in the namespace of a frame, and the store that keeps the last crashes with their frames.  Who may
-# use them is decided elsewhere.  May know foreign code (2) and how tracebacks are read (5).
+# A Python prompt in the namespace of a frame, and the store that keeps the last crashes with their frames.  Room 8
+# decides who may use them.  May know foreign code (2) and how tracebacks are read (5).
 #
 # A crash keeps its frames from `Crash.keep` to `Crash.let_go`, which is called when the same request is made again, or
 # when CRASH_LIMIT later crashes have replaced it; a reload ends them too.  Its report, which is plain data, stays when
