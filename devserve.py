@@ -1899,6 +1899,8 @@ def import_remedy(error: BaseException) -> str:
         return "the program ends itself while it is imported: let it do so under if __name__ == '__main__': only"
     if type(error).__name__ == "AppRegistryNotReady":
         return "Django is not set up yet when this is imported: serve the project's wsgi.py, or import it later"
+    if "null bytes" in str(error) and isinstance(error, (SyntaxError, ValueError)):
+        return "a file is saved as UTF-16, as PowerShell's > does it: save it as UTF-8"
     if not isinstance(error, ImportError):
         return ""
     if "no known parent package" in str(error):
@@ -2273,7 +2275,8 @@ def _objection(thing: Any) -> str:
             "is a coroutine function; an ASGI application takes (scope, receive, send), a factory is a plain function"
         )
     if shape is not None and not shape.takes(2):
-        arguments = ", ".join(f"{name}=..." for name in shape.names[: shape.required])
+        required = shape.names[: shape.required]
+        arguments = ", ".join("{}" if name == "global_config" else f"{name}=..." for name in required)
         if shape.names == ("scope",):
             return "is an ASGI 2 application; asgiref.compatibility.guarantee_single_callable makes it one of ASGI 3"
         known = "name its parameters (scope, receive, send) if it is an ASGI application; " if shape.takes(3) else ""
@@ -12471,7 +12474,9 @@ def _imported_by_devserve() -> bool:
 
 def _listen_for(config: Config, *, in_code: bool) -> tuple[list[socket.socket], dict[str, Any]]:
     """Return listening sockets, and a note for the `_Runner` of the socket file that was made for them."""
-    listeners = listen(config.host, config.port, again=_PORT_IN_CODE if in_code else _command_for_port)
+    listeners = listen(
+        config.host, config.port, again=_PORT_IN_CODE if in_code else partial(_command_for_port, config.port)
+    )
     path = socket_path(config.host)
     return listeners, {"socket_file": os.path.abspath(path) if listeners[0].getsockname() == path else ""}
 
@@ -13112,17 +13117,13 @@ def _summarize_paths(paths: list[str]) -> str:
     return escape_controls(first) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
 
 
-def _command_for_port(port: int) -> str:
-    """Return the command line of this process with another port, which the error for a port in use proposes."""
+def _command_for_port(taken: int, port: int) -> str:
+    """Return the command line of this process with another port than the taken one, as the error for that proposes."""
     import shlex
 
-    words, skip = [], False
-    for word in sys.argv[1:]:
-        if skip or word.startswith("--port=") or word in ("-p", "--port"):
-            skip = word in ("-p", "--port")
-        elif not (word.startswith("-p") and word[2:].isdigit()):
-            words.append(word)
-    return shlex.join([*own_command(), *words, "--port", str(port)])
+    given = sys.argv[1:]  # with the port in a word of its own, or at the end of another, as of 0.0.0.0:8000
+    words = [re.sub(rf"(^|[:=]|^-p){taken}(?=/?$)", rf"\g<1>{port}", word) for word in given]
+    return shlex.join([*own_command(), *words, *(["--port", str(port)] if words == given else [])])
 
 
 # -- the debugger under somebody else's ASGI server

@@ -2105,6 +2105,7 @@ class FindingMistakes(FindingFolder):
         "APP": ":app'?",
         "app.wsgi": "leave .wsgi out",
         "build": "give its arguments: (config=...)",
+        "main": "give its arguments: ({})",
         "make_task()": "a factory is a plain function",
         "site()": "leave the arguments out",
         "os.path": "is a module",
@@ -2123,6 +2124,7 @@ class FindingMistakes(FindingFolder):
             async def make_task(): return app
             async def site(scope, receive, send): pass
             def build(config): return app
+            def main(global_config, **settings): return app
             def create_app(*words, **more): return app
             def make_app(config): return app
         """
@@ -2595,6 +2597,12 @@ class FindingMistakes(FindingFolder):
         self.write("shop/__init__.py", "")
         os.chdir("shop")
         self.assertEqual(devserve.import_remedy(missing), "shop is in the folder above: start devserve there")
+
+    def test_remedy_for_a_file_of_utf_16(self) -> None:
+        (self.folder / "hello.py").write_text("app = 5", encoding="utf-16")
+        with self.assertRaises((SyntaxError, ValueError)) as caught:
+            self.load("hello")
+        self.assertIn("save it as UTF-8", devserve.import_remedy(caught.exception))
 
     def test_remedy_for_what_an_import_cannot_do(self) -> None:
         for text, remedy in {
@@ -15039,6 +15047,24 @@ class RunnerPortInUse(RunnerCase):
         for port in (1, 80, 443, 1023, 60_000, 65_535):
             suggested = re.search(r"COMMAND (\d+)", self.error(errno.EACCES, port=port))
             self.assertTrue(suggested is None or 1024 <= int(suggested[1]) <= 65_535, suggested)
+
+    def test_the_command_that_is_proposed_names_one_port_wherever_the_taken_one_stood(self) -> None:
+        for words, proposed in {
+            "hello": "hello --port 8001",
+            "hello -p 8000 --debug": "hello -p 8001 --debug",
+            "hello -p8000": "hello -p8001",
+            "hello --port=8000": "hello --port=8001",
+            "manage.py runserver 8000": "manage.py runserver 8001",
+            "0.0.0.0:8000 hello8000": "0.0.0.0:8001 hello8000",
+            "hello --host http://localhost:8000/": "hello --host http://localhost:8001/",
+            "hello:app:8000": "hello:app:8001",
+            "hello --port 08000": "hello --port 08000 --port 8001",
+        }.items():
+            with self.subTest(words), mock.patch.object(sys, "argv", ["devserve.py", *words.split()]):
+                command = devserve._command_for_port(8000, 8001)
+                self.assertTrue(command.endswith(f"devserve.py {proposed}"), command)
+                given = devserve._read_command(shlex.split(command.partition("devserve.py ")[2]))[0]
+                self.assertEqual(given["port"], 8001)
 
     def test_the_airplay_hint_for_port_5000_on_macos(self) -> None:
         with (
