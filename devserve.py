@@ -10405,33 +10405,51 @@ class _StartupFailed(Exception):
 # =====================================================================================================================
 # 12. File watcher
 #
-# A thread looks at files again and again, and says which of them a save has changed.  The room gets paths and
-# callbacks; who is served, and what, it never learns.  May know foreign code (2).
+# A thread looks at files again and again, and tells its caller which of them a save has changed.  It polls, because
+# polling sees every kind of save on every file system, also on a network's and on one that a container has from its
+# host.  The room may know foreign code (2).  It is given paths and callbacks; it does not know what is served.
 #
-# It polls, since that sees every kind of save on every file system, those of a network and of a container's host
-# included.  A round comes every `_INTERVAL`; `_Rounds` says what it looks at: the files edited last, as many of the
-# project's others as `_SHARE` of a core pays for, and a few of the installed packages'.
+# Files come to be watched in three ways.  `_ImportRecorder` notes each Python file when the process reads it, and
+# `_Files.adopt` takes over these notes.  `_Files.add_places` adds files, folders and globs that were asked for.
+# `Watcher.watch_data` adds the folders that a framework reads, each with a function that may deal with a change so
+# that no reload is needed.  A module that was looked for in vain has no file yet; it is awaited in the folders where
+# it would have been found.
 #
-# Which files these are it learns in three ways.  `_ImportRecorder` notes each Python file as the process reads it, and
-# `_Files.adopt` takes these over; `_Files.add_places` takes the files, folders and globs that were asked for; and
-# `Watcher.watch_data` the folders that a framework reads, each with a function that may deal with a change by itself.
-# What cannot be watched by its file, a module that was looked for in vain, is awaited in the folders where it may
-# come.
+# `Watcher.run` makes a round every `_INTERVAL`.  In a round it adds what was loaded since the last one, lists some
+# folders, and calls `os.stat` for some files.  `_Rounds` chooses these, so that all rounds together cost a small share
+# of a core:
 #
-# A difference is not yet a save.  Editors write in several steps and formatters write again, so `Watcher._settle`
-# looks until all is at rest, and has the server hold new requests meanwhile: they wait for the new code instead of
-# getting the old.  Then `Watcher._accept` drops what is no edit: the same bytes again (`_Contents`), and files that
-# the application itself writes over and over (`_Overwritten`).  `Watcher._deliver` hands on the rest.
+#   the ten files edited last            in every round
+#   the project's other files            in every round if there are few; else as many as `_SHARE` of a core pays for,
+#                                        the next ones in each round
+#   folders that are watched             like the project's files; one whose time has changed is listed again
+#   files of installed packages          once in `_PERIOD`
 #
-# Invariants: the following hold whatever is edited when.
-# - The state that a file is compared with is the one in which this process loaded it (`_ImportRecorder`), or in which
-#   the process before left it (`remember`).  So an edit is seen at whatever moment it is made, an import included.
-# - A change is reported when nothing has been written for a moment, when the bytes are others than before, and when
-#   each changed Python file compiles.
-# - The next process compiles what may have been edited since this one began: bytecode is told from its source by whole
-#   seconds and size alone (PEP 3147 and 552), so that of two edits within a second either may be loaded.
-# - `_Files` and all that begins with an underscore in `Watcher` belong to the watcher's thread.  The public methods of
-#   `Watcher` are for any thread, `reload_now` for a signal handler too.  Callbacks are called in the watcher's thread.
+# A file that differs from its known state is not yet a save: editors write in several steps, and formatters write once
+# more.  So these steps follow:
+#
+# 1. `Watcher._settle` has the server hold new requests, so that they get the new code and not the old.  It looks again
+#    and again until nothing has changed for `_SETTLE`, or for `_SETTLE_DOUBTFUL` when a file is gone or empty, as it
+#    may be about to be written.  After `_SETTLE_LIMIT` it waits no longer.
+# 2. `Watcher._accept` makes the states that it has found the known ones.  It drops what is no edit: a file with the
+#    same bytes as before (`_Contents`), and one that the application itself writes over and over (`_Overwritten`).
+# 3. `Watcher._not_handled` lets a framework's function deal with its own files.
+# 4. `Watcher._deliver` compiles the changed Python files.  It calls `changed`, or `broken` when one does not compile.
+#
+# Invariants:
+# - The known state of a file is the one in which this process loaded it (`_ImportRecorder`), or in which the process
+#   before left it (`remember`).  So an edit is seen at whatever moment it is made, also during an import.
+# - A change is reported only when nothing has been written for a moment, the bytes differ from those before, and each
+#   changed Python file compiles.
+# - The next process compiles each file that may have been edited since this one began.  Python compares bytecode with
+#   its source by whole seconds and size alone (PEP 3147 and 552), so that after two edits within a second it may load
+#   the bytecode of the first.
+# - `_Files` and all names of `Watcher` that begin with an underscore belong to the watcher's thread.  The public
+#   methods of `Watcher` are for any thread, except where one says otherwise; `reload_now` is for a signal handler too.
+#   Callbacks are called in the watcher's thread, but for one call of `settling` by `import_ended`.
+#
+# How to change: files that editors or tools leave behind go into `_LITTER`, and folders without project files into
+# `_NOT_WALKED`.  How soon an edit is seen, and at what cost, the constants below decide, each with its reason.
 #
 # Doors: Watcher.
 #
@@ -10440,22 +10458,22 @@ class _StartupFailed(Exception):
 
 _INTERVAL = 0.045  # seconds between two rounds: with _SETTLE a save is noticed after 40 ms on average
 _SHARE = 0.006  # of a core, for looking at files; waking up 22 times a second costs another 0.1 to 0.3 %
-_SHARE_WHEN_BUSY = 0.1  # the same for a while after a reload, since whoever has just saved will save again
-_BUSY_SECONDS = 60.0  # that while; afterwards, idle means idle
+_SHARE_WHEN_BUSY = 0.1  # the same for _BUSY_SECONDS after a reload, since whoever has just saved will save again
+_BUSY_SECONDS = 60.0
 _HOT = 10  # the files edited last are looked at in each round, since the next edit is most likely to one of them
 _PERIOD = 4.0  # seconds in which each file of an installed package is looked at once; the project's should take less
-_CHORES = 0.005  # seconds of a round that may go into listing folders and reading files; requests wait meanwhile
+_CHORES = 0.005  # seconds of a round for listing folders, and for reading files; other threads wait meanwhile
 _SETTLE = 0.015  # seconds without a further change that end a save: editors write in a few milliseconds
-_SETTLE_DOUBTFUL = 0.2  # the same for what is gone or empty, as editors rename or truncate first, and for installers
+_SETTLE_DOUBTFUL = 0.2  # the same if a file is gone or empty, as editors rename or truncate first, and for installers
 _SETTLE_LIMIT = 1.0  # a file that is written without end must not hold a reload for ever
-_COMPILE_SECONDS = 0.1  # a switch of branches that changes hundreds of files leaves the rest to the import itself
-_CONTENT_LIMIT = 1 << 20  # bytes; larger files are known by size and time alone
+_COMPILE_SECONDS = 0.1  # that the compile check takes at most; the import finds what it has not reached
+_CONTENT_LIMIT = 1 << 20  # bytes; a larger file is never read, and compared by its state alone
 _FILES_LIMIT = 100_000  # watched files; at about 300 bytes each this bounds the memory at 30 MB
 _YOUNG = 2.0  # seconds after its last edit in which a source may be edited again within the same second
-_REPEATED = 20  # changes of one file in a row, each at the heels of the one before, that no person makes
-_HEELS = 2.0  # seconds after a reload, or after its last change, in which such a change comes
-_RESTLESS = 5  # how many of them one counts for that does not come to rest within _SETTLE_LIMIT
-_REMEMBERED = 200  # files that are described to the next process; a path and five numbers each, in one message
+_REPEATED = 20  # changes of one file in a row, each during an import or within _HEELS after it, that no person makes
+_HEELS = 2.0  # seconds after an import; also seconds without a change after which a file is no longer left out
+_RESTLESS = 5  # a file that does not come to rest within _SETTLE_LIMIT counts as so many changes
+_REMEMBERED = 200  # files that are described to the next process, of either kind; a path and five numbers each
 
 _NOT_WALKED = frozenset(
     "__pycache__ node_modules bower_components site-packages dist-packages .git .hg .svn .bzr .jj .tox .nox .eggs"
@@ -10466,19 +10484,22 @@ _NOT_WALKED_ENDINGS = (".dist-info", ".egg-info")
 _LITTER = re.compile(  # of Emacs, Vim (which tries a folder with 4913), JetBrains, macOS, Python, flycheck and GTK
     r"\.#|#.*#$|.*~$|.*\.sw[a-z]$|.*___jb_\w+___$|4913$|\.DS_Store$|.*\.py[co]$|flycheck_|\.goutputstream"
 )
-_compile = compile  # the interpreter's own, also while `_ImportRecorder` stands before it
+_compile = compile  # the interpreter's own, also while `_ImportRecorder` has replaced it
 
 if TYPE_CHECKING:
     _State = Optional[tuple[int, int, int, int]]  # mtime, size, inode, ctime (in ns); None when there is no such file
     _Digest = Optional[tuple[int, int]]  # size and CRC of a file's bytes; None when they are not known
     _Content = tuple[_State, _Digest]  # a file's bytes, and the state in which it had them
-    # See `Watcher.remember`: what was asked for, and by path: whether it was, the state, the content, the row.
+    # See `Watcher.remember`: what was asked for; and by path: whether it was, state, content, changes in a row.
     _Memory = tuple[tuple[tuple[str, ...], ...], dict[str, tuple[bool, _State, Optional[_Content], int]]]
     _Wants = Callable[[str], Any]  # whether a path found in a folder is to be watched
 
 
 def _state(path: str) -> _State:
-    """Return what tells one state of a file (of a link's target) from another.  Compare with `!=`, never with `>`."""
+    """Return what distinguishes the states of a file (of a link's target), or None if there is none.
+
+    Compare states with `!=`, never with `>`: a restored or checked out file may well be older than before.
+    """
     try:
         status = os.stat(path)
     except (OSError, ValueError):  # ValueError: a module's __file__ may be any text, one with a NUL included
@@ -10487,7 +10508,7 @@ def _state(path: str) -> _State:
 
 
 def _content(path: str) -> Optional[bytes]:
-    """Return the bytes of a regular file of bearable size, or None."""
+    """Return the bytes of a regular file of at most `_CONTENT_LIMIT`, or None."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode) or status.st_size > _CONTENT_LIMIT:
@@ -10499,13 +10520,16 @@ def _content(path: str) -> Optional[bytes]:
 
 
 def _digest(path: str) -> _Digest:
-    """Return size and CRC of a file's bytes: cheap, no import, and one chance in 4e9 to take an edit for none."""
+    """Return size and CRC of a file's bytes, or None.
+
+    A CRC is cheap and needs no import, and there is one chance in 4e9 that an edit is taken for none.
+    """
     data = _content(path)
     return None if data is None else (len(data), binascii.crc32(data))
 
 
 def _syntax_error(path: str) -> Optional[SyntaxError]:
-    """Return why `path` does not compile, or None.  What only the import can tell is left to the import."""
+    """Return why a Python file does not compile, or None, also when the compiler itself gives up."""
     data = _content(path) if path.endswith(".py") else None
     try:
         _compile(data or b"", path, "exec", dont_inherit=True)
@@ -10524,21 +10548,23 @@ def _syntax_error(path: str) -> Optional[SyntaxError]:
 class _ImportRecorder:
     """Notes each Python file right before this process reads it, and each module that was looked for in vain.
 
-    It stands in three places, where whichever thread imports something comes by:
-    `SourceFileLoader.path_stats`, which importlib asks before it reads a source or its bytecode; the end of
-    `sys.meta_path`, which only a search arrives at that has found nothing; and, while the application is imported,
-    `builtins.compile`, through which files go that are executed without an import, as Flask's `from_pyfile` does.
+    It is called in three places, in whatever thread imports something.  It replaces `SourceFileLoader.path_stats`,
+    which importlib calls before it reads a source or its bytecode.  It is the last finder in `sys.meta_path`, which is
+    asked only when no other has found a module.  And while the application is imported, it replaces
+    `builtins.compile`, which is called for files that are executed without an import, as by Flask's `from_pyfile`.
     An audit hook would see all that, but can never be removed: with one, `copy.deepcopy` takes 1.8 times as long.
+
+    The watcher's thread empties `loaded` and `missed`; appending to a deque needs no lock.
     """
 
     def __init__(self, cwd: str) -> None:
         self.loaded: deque[tuple[str, _State, bool]] = deque()  # path, state, and whether importlib reads it now
         self.missed: deque[tuple[str, Optional[list[str]]]] = deque()  # a module's last name, and its package's path
         self._cwd = cwd
-        self._replaced: dict[str, tuple[Any, Any, Any]] = {}  # by name: where, what was there, and what is instead
+        self._replaced: dict[str, tuple[Any, Any, Any]] = {}  # by name: owner, what was there, and what replaces it
 
     def begin(self) -> None:
-        """Take the three places."""
+        """Put the replacements and the finder in place."""
         from importlib.machinery import SourceFileLoader
 
         path_stats = SourceFileLoader.path_stats
@@ -10546,9 +10572,9 @@ class _ImportRecorder:
         def noted_path_stats(loader: SourceFileLoader, path: str) -> Mapping[str, Any]:
             self.loaded.append((os.path.join(self._cwd, path), _state(path), True))
             stats = path_stats(loader, path)
-            for_import = sys._getframe(1).f_code.co_name == "get_code"  # `py_compile` asks too, and is to write it
+            for_import = sys._getframe(1).f_code.co_name == "get_code"  # `py_compile` calls us too, to write bytecode
             if for_import and stats["mtime"] > time.time() - _YOUNG and not is_library(path, self._cwd):
-                raise OSError("too young to be told from its bytecode")  # so none is read, and none is written
+                raise OSError("too young to be told from its bytecode")  # so importlib neither reads nor writes any
             return stats
 
         self._replace(SourceFileLoader, "path_stats", noted_path_stats)
@@ -10560,11 +10586,11 @@ class _ImportRecorder:
         setattr(owner, name, new)
 
     def import_ended(self) -> None:
-        """Give `compile` back; what is compiled for a request is a template engine's affair."""
+        """Put `compile` back: what is compiled for a request is a template, after which its engine looks."""
         self._give_back("compile")
 
     def end(self) -> None:
-        """Give all three places back."""
+        """Put everything back, except where others have replaced ours since."""
         for name in [*self._replaced]:
             self._give_back(name)
         if self in sys.meta_path:
@@ -10572,11 +10598,11 @@ class _ImportRecorder:
 
     def _give_back(self, name: str) -> None:
         owner, old, new = self._replaced.pop(name, (None, None, None))
-        if owner is not None and getattr(owner, name) is new:  # else somebody stands before us, and calls us
+        if owner is not None and getattr(owner, name) is new:  # else others have replaced ours since, and call it
             setattr(owner, name, old)
 
     def find_spec(self, name: str, path: Optional[Iterable[str]] = None, target: Any = None) -> None:
-        """Find nothing, and note what nobody before could find either (the protocol of `sys.meta_path`)."""
+        """Find nothing, and note the module, which no finder before has found (the protocol of `sys.meta_path`)."""
         self.missed.append((name.rpartition(".")[2], None if path is None else list(path)))
 
     def _note_compiled(self, filename: Any) -> None:
@@ -10587,7 +10613,10 @@ class _ImportRecorder:
 
 
 def _with_notes(note: Callable[[Any], None]) -> Callable[..., Any]:
-    """Return what does as `compile` does, its caller's `from __future__ import` included, and notes the filename."""
+    """Return a function that notes the filename and then does what `compile` does.
+
+    `compile` takes over the caller's `from __future__ import`; for that its caller's flags are passed on.
+    """
     import __future__
 
     flags_of_future = sum({getattr(__future__, name).compiler_flag for name in __future__.all_feature_names})
@@ -10606,10 +10635,11 @@ def _with_notes(note: Callable[[Any], None]) -> Callable[..., Any]:
 
 
 class _Files:
-    """Every path that is watched, with the state of it that this process has loaded or accepted.
+    """Every path that is watched, with its known state: the one that this process has loaded or accepted.
 
-    `own` are the project's files and folders, `installed` those of the standard library and of installed packages.
-    A state of None for a file that exists makes the next look report it.  For the watcher's thread alone.
+    `own` are the project's files and folders, `installed` the files of the standard library and of installed packages.
+    When the known state is None, no file is expected, so that the next look reports one that is there.  Only the
+    watcher's thread uses it, except for the `recorder`.
     """
 
     def __init__(self, warn: Callable[[str], None], since: float, exclude_patterns: Iterable[str]) -> None:
@@ -10620,26 +10650,29 @@ class _Files:
         self.states: dict[str, _State] = {}
         self.own: list[str] = []
         self.installed: list[str] = []
-        self.data: dict[str, None] = {}  # of `own` those that were asked for by name or folder, in that order
-        self.trees: dict[str, list[_Wants]] = {}  # by the folder that is listed: what is wanted of it
-        self.awaited: dict[str, set[str]] = {}  # by the folder: modules that were looked for there in vain
-        self.full = False
+        self.data: dict[str, None] = {}  # those of `own` that were asked for by name or folder, in that order
+        self.trees: dict[str, list[_Wants]] = {}  # by folder: which of its files are watched
+        self.awaited: dict[str, set[str]] = {}  # by folder: modules that were looked for there in vain
+        self.full = False  # whether `_FILES_LIMIT` has been reached
         globs = [os.path.abspath(each) if re.match(r"\.{1,2}[/\\]", each) else each for each in exclude_patterns]
         self._excludes = [re.compile(f"(?:^|(?<=/)){_glob(each, '.*')}(?:/|$)") for each in globs]
         self._running = _files_on_the_stack()
         self._modules: set[str] = set()  # names of those that have been adopted
-        self._scanned = since  # when that was, by the wall clock
-        self._linked: set[tuple[str, _Wants]] = set()  # folders that a link has led to
-        self._queue: deque[tuple[str, _Wants, bool]] = deque()  # folders to be listed
+        self._scanned = since  # when `sys.modules` was last looked through, by the wall clock
+        self._linked: set[tuple[str, _Wants]] = set()  # folders that were reached by a link
+        self._queue: deque[tuple[str, _Wants, bool]] = deque()  # folders to list; True: what is new there has changed
 
     def add(self, path: str, state: _State) -> None:
-        """Watch one path, which need not exist.  It has changed if it is in any other state than this one."""
+        """Watch one path, which need not exist; `state` becomes its known state, if it is not watched already."""
         if path not in self.states and not self.excluded(path) and not self._is_full():
             self.own.append(path)
             self.states[path] = state
 
     def add_data(self, paths: Iterable[str], *, new: bool = False) -> None:
-        """Watch files that were asked for by name or folder; the next process will learn of them."""
+        """Watch files that were asked for by name or folder; the next process is told of them.
+
+        With `new` they have appeared in a watched folder, so that they are reported as changed.
+        """
         for path in paths:
             self.add(path, None if new else self._first_state(path, self.since))
             self.data[path] = None
@@ -10651,33 +10684,35 @@ class _Files:
         return self.full
 
     def _first_state(self, path: str, since: float) -> _State:
-        """Return the state of a path that this process may have read at any time since `since`.
+        """Return the known state for a path that this process may have read at any time since `since`.
 
-        It is None, which makes it a change, when the file was written since then.  A time in the future says nothing.
+        If the file was written since then, we cannot know which version was read.  The state is None then, which makes
+        the file a changed one.  A time in the future tells nothing.
         """
         state = _state(path)
         written = state[0 if sys.platform == "win32" else 3] / 1e9 if state else 0.0  # nobody can set the ctime back
         return None if since <= written <= time.time() and not os.path.isdir(path) else state
 
     def excluded(self, path: str) -> bool:
-        """Return whether an exclude pattern names the path, its name or a folder that it lies in."""
+        """Return whether an exclude pattern matches the path, its name, or a folder that it lies in."""
         return any(exclude.search(path.replace(os.sep, "/")) for exclude in self._excludes)
 
     def adopt(self) -> None:
-        """Watch what was loaded since the last call, and wait for what was looked for in vain."""
+        """Watch the files that were loaded since the last call, and await the modules that were looked for in vain."""
         while self.recorder.missed:
             self._await(*self.recorder.missed.popleft())
         while self.recorder.loaded:
             path, state, again = self.recorder.loaded.popleft()
             path = os.path.normpath(path)
             self._add_loaded(path, state)
-            if path in self.states and (again or self.states[path] is None):  # it was made anew, and is loaded as such
+            # When importlib reads it now, or the application has just made it, what was read is the known state.
+            if path in self.states and (again or self.states[path] is None):
                 self.states[path] = state
         if len(sys.modules) != len(self._modules):
             self._adopt_modules()
 
     def _adopt_modules(self) -> None:
-        """Watch modules that the recorder has not met: loaded before it, from a zip file, or written in C."""
+        """Watch modules that the recorder has not seen: loaded before it began, from a zip file, or written in C."""
         now = time.time() - _INTERVAL  # kernels stamp files with their last tick, up to 10 ms before the clock
         modules = sys.modules.copy()  # one step for the interpreter, so that imports in other threads do no harm
         paths = self._running | {_module_file(modules[name]) for name in modules.keys() - self._modules}
@@ -10688,6 +10723,7 @@ class _Files:
         self._scanned = now
 
     def _add_loaded(self, path: str, state: _State) -> None:
+        """Watch a file that was loaded, among the project's or the installed ones."""
         if not is_library(path, self.cwd):
             self.add(path, state)
         elif path not in self.states and not self.excluded(path):
@@ -10695,7 +10731,7 @@ class _Files:
             self.states[path] = state
 
     def _await(self, name: str, places: Optional[list[str]]) -> None:
-        """Watch the project's folders in which a module would have been found for it to appear."""
+        """Watch the project's folders in which a module would have been found, so that it is seen when it appears."""
         for folder in self._project_folders(sys.path if places is None else places):
             if name not in self.awaited.setdefault(folder, set()):
                 self._add_folder(folder)
@@ -10710,7 +10746,10 @@ class _Files:
                     yield folder
 
     def _look_for(self, folder: str, name: str) -> None:
-        """Report a module that has appeared.  A package does when it has its `__init__` or any other, maybe later."""
+        """Have an awaited module reported if it is in `folder` now.
+
+        A package is reported when there is any module in it, which may come later than its folder.
+        """
         path = os.path.join(folder, name)
         if os.path.isfile(path + ".py"):
             self.add(path + ".py", None)
@@ -10732,14 +10771,14 @@ class _Files:
                 self.add_data([path])
 
     def add_whatever_mends(self, error: BaseException) -> None:
-        """Watch the places where a module would appear that an import has missed, and every module of the project."""
+        """Watch all modules of the project, and all paths where a module would appear that an import has not found."""
         for path in _places_of_missing(error, self.cwd):
             self.add(path, self._first_state(path, self.since))
         for folder in self._project_folders([self.cwd, *sys.path]):
             self.add_tree(folder, _is_module)
 
     def add_tree(self, folder: str, wants: _Wants, new: bool = False) -> None:
-        """Watch what is wanted of a folder and of those in it.  They are listed later, a little in each round."""
+        """Watch the files in a folder and its subfolders for which `wants` is true.  Later rounds list them."""
         trees = self.trees.setdefault(folder, [])
         if wants not in trees and not self.excluded(folder):
             trees.append(wants)
@@ -10751,7 +10790,7 @@ class _Files:
             self.states[folder] = _state(folder)
 
     def list_again(self, folder: str) -> None:
-        """Look for what is new in a folder whose own time changed."""
+        """Look for new files in a folder whose state has changed, which it does when an entry comes or goes."""
         self.states[folder] = _state(folder)
         for name in self.awaited.get(folder, ()):
             self._look_for(folder, name)
@@ -10759,7 +10798,7 @@ class _Files:
         self.list_folders(_CHORES)
 
     def list_folders(self, seconds: float) -> bool:
-        """List folders that wait for it, for about so long; return whether all have been listed."""
+        """List queued folders, for about so many seconds; return whether all have been listed."""
         end = time.monotonic() + seconds
         while self._queue and not self.full:
             if time.monotonic() > end:
@@ -10786,7 +10825,7 @@ class _Files:
             self.add_data([entry.path], new=new)
 
     def _is_known_link(self, entry: os.DirEntry[str], wants: _Wants) -> bool:
-        """Return whether this is a link to a folder that was already walked by a link: so loops come to an end."""
+        """Return whether this is a link to a folder that another link has led to, so that loops come to an end."""
         if not entry.is_symlink():
             return False
         key = os.path.realpath(entry.path), wants
@@ -10802,12 +10841,12 @@ def _is_module(path: str) -> bool:
 
 
 def _is_wanted(path: str) -> bool:
-    """Return whether `path` is a file that somebody keeps, not one that an editor leaves behind for a while."""
+    """Return whether `path` is a file to keep, and not one that an editor or a tool leaves behind for a while."""
     return not _LITTER.match(os.path.basename(path))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry is a folder or a link to one; a link in a circle is none."""
+    """Return whether an entry is a folder or a link to one; a link that leads to itself is none."""
     try:
         return entry.is_dir()
     except OSError:
@@ -10822,9 +10861,10 @@ def _is_walked(entry: os.DirEntry[str]) -> bool:
 
 
 def _module_file(module: Any) -> str:
-    """Return the absolute path of what a module was loaded from (for one in a zip file, the zip file), or "".
+    """Return the absolute path of the file that a module was loaded from, or "".
 
-    For a namespace package it is the `__init__` that would end its being one.
+    For a module in a zip file it is the zip file; for a namespace package, the `__init__.py` that would make it a
+    regular one when it appears.
     """
     try:
         names = object.__getattribute__(module, "__dict__")  # plain getattr would load a lazy module
@@ -10840,15 +10880,15 @@ def _module_file(module: Any) -> str:
 
 
 def _files_on_the_stack() -> set[str]:
-    """Return the files whose code runs now: under a profiler, the application's own script is no module."""
+    """Return the files whose code runs now, because under a profiler the application's own script is no module."""
     paths = {os.path.abspath(frame.f_code.co_filename) for frame in outer_frames(sys._getframe())}
     return set(filter(os.path.isfile, paths))
 
 
 def _glob(pattern: str, star: str) -> str:
-    """Return a regular expression for the paths, with `/`, that a glob names; `star` says what `*` stands for.
+    """Return a regular expression for the paths, with `/`, that a glob matches; `star` is the expression for `*`.
 
-    `**/` stands for any folders.  A range that ends before it begins, as [9-0], stands for nothing.
+    `**/` matches any folders.  A range that ends before it begins, as [9-0], matches nothing.
     """
     words = {"**/": "(?:.*/)?", "**": ".*", "*": star, "?": "." if star == ".*" else "[^/]"}
     tokens = re.split(r"(\*\*/|\*\*|\*|\?|\[!?\]?[^]]*\])", pattern.replace(os.sep, "/").rstrip("/"))
@@ -10869,37 +10909,38 @@ def _glob_token(token: str) -> str:
 
 
 class _Contents:
-    """What the files hold, each in the state that stands beside it: who saves the same bytes again has edited nothing.
+    """The bytes of the files, as size and CRC: a save that writes the same bytes again is no edit.
 
-    For the watcher's thread alone.
+    They are read after the import, a few files in each round, as they must be known before a save.  Only the watcher's
+    thread uses it.
     """
 
     def __init__(self, states: dict[str, _State]) -> None:
-        self.seen: dict[str, _Content] = {}
+        self.seen: dict[str, _Content] = {}  # by path: the digest, and the state that the file had then
         self._states = states
         self._unread: list[str] = []
 
     def read_later(self, paths: Iterable[str]) -> None:
-        """Take up files whose content is to be learnt when there is time."""
+        """Queue files whose bytes are not known, for `read_some`."""
         self._unread += [path for path in paths if path not in self.seen]
 
     def read_some(self) -> None:
-        """Learn what some files hold whose turn has come."""
+        """Read queued files, for about `_CHORES` seconds."""
         end = time.monotonic() + _CHORES
         while self._unread and time.monotonic() < end:
             self.learn(self._unread.pop())
 
     def learn(self, path: str) -> None:
-        """Note what a file holds, if it is still in the state that was accepted."""
+        """Note the bytes of a file, if it is still in its known state."""
         digest = _digest(path)
         if self._states[path] == _state(path):
             self.seen[path] = self._states[path], digest
 
     def is_same(self, path: str, state: _State) -> bool:
-        """Return whether a file holds what it held, though its state is another.
+        """Return whether a file in a new state has the same bytes as in its known state.
 
-        By its ctime alone differs what was copied together with its times (`cp -p`), but also what has got another
-        mode or link, as by a package manager.  Bytes that are not known count as the same then.
+        If only the ctime differs, the file may have been copied together with its times (`cp -p`), or it may have got
+        another mode or link, as from a package manager.  If its bytes are not known, they count as the same then.
         """
         before = self._states[path]
         seen, digest = self.seen.get(path, (None, None))
@@ -10909,27 +10950,30 @@ class _Contents:
 
 
 class _Overwritten:
-    """Files that the application itself writes over and over, as a log in a watched folder: each would reload it.
+    """Files that the application itself writes over and over, such as a log in a watched folder.
 
-    For the watcher's thread alone.
+    Each would reload the application without end.  So changes are counted that come during an import or soon after,
+    when hardly any person makes them.  After `_REPEATED` in a row the file is left out, until it rests.  Only the
+    watcher's thread uses it.
     """
 
     def __init__(self, warn: Callable[[str], None]) -> None:
-        self.rows: dict[str, int] = {}  # how many changes of a file in a row no person has made
+        self.rows: dict[str, int] = {}  # by path: the number of such changes in a row
         self._warn = warn
-        self._left_out: dict[str, float] = {}  # files that reload nothing, and when each last changed
+        self._left_out: dict[str, float] = {}  # by path: when a file that is left out has last changed
 
     def is_left_out(self, path: str) -> bool:
-        """Return whether a change of this file reloads nothing, since it has not rested since it was left out."""
+        """Return whether a file that has changed is left out; one that has rested for `_HEELS` no longer is."""
         if time.monotonic() > self._left_out.pop(path, -_HEELS) + _HEELS:
             return False
         self._left_out[path] = time.monotonic()
         return True
 
     def is_one_too_many(self, path: str, weight: int) -> bool:
-        """Count a change, by a weight of 0 if a person may have made it; return whether the file is left out now.
+        """Count a change; return whether the file is left out now.  A `weight` of 0 says a person may have made it.
 
-        A person who saves one file may well have made the changes of others just before: these rows begin anew.
+        If a person has saved one file, changes of others just before may have been a person's too.  So their rows
+        begin anew as well, except those that have reached `_REPEATED`.
         """
         before = self.rows.get(path, 0)
         if not weight:
@@ -10947,12 +10991,12 @@ class _Overwritten:
 
 
 class _Rounds:
-    """What each round looks at, so that all of them cost a small share of a core, however many files there are.
+    """Chooses what each round looks at, so that it costs a small share of a core, however many files there are.
 
-    The files edited last are in every round, as the next edit is most likely to one of them.  Of the project's others
-    there are as many as the share pays for, half of them in Python, so that thousands of assets do not hold these up;
-    and of the installed ones so few that all have had their turn in `_PERIOD`.  Each list is gone through again and
-    again.  For the watcher's thread alone.
+    The files edited last are in every round, as the next edit is most likely to one of them.  Of the project's other
+    files a round has as many as the share pays for.  Half of these are Python files, so that thousands of assets do
+    not delay them.  Of the installed files it has so many that each has its turn once in `_PERIOD`.  Each list is gone
+    through again and again.  Only the watcher's thread uses it.
     """
 
     def __init__(self, files: _Files, *, busy: bool) -> None:
@@ -10960,13 +11004,13 @@ class _Rounds:
         self.busy_until = time.monotonic() + _BUSY_SECONDS if busy else 0.0
         self._files = files
         self._hot: list[str] = []  # the files edited last
-        self._python: list[str] = []  # of the project's files and folders, those with this suffix
-        self._others: list[str] = []
+        self._python: list[str] = []  # the project's Python files
+        self._others: list[str] = []  # its other files, and its folders
         self._turns = {"python": 0, "others": 0, "installed": 0}  # how far each list has been gone through
         self._warned = False
 
     def next(self) -> list[str]:
-        """Return what the next round looks at: all of the project's files, if the share suffices for them."""
+        """Return the paths that the next round looks at: all of the project's, if the share pays for them."""
         own, installed = self._files.own, self._files.installed
         share = _SHARE_WHEN_BUSY if time.monotonic() < self.busy_until else _SHARE
         count = max(int(share * _INTERVAL / self.cost), 2 * _HOT)
@@ -10988,12 +11032,15 @@ class _Rounds:
         return paths[start : start + count] + paths[: max(0, start + count - len(paths))]
 
     def edited(self, paths: Iterable[str]) -> None:
-        """Choose anew which of the project's files were edited last; some of these may be."""
+        """Choose again which files were edited last, by their times, from those before and these."""
         states = self._files.states
         self._hot = sorted({*self._hot, *paths}, key=lambda path: states[path] or (0, 0, 0, 0))[-_HOT:]
 
     def took(self, count: int, seconds: float) -> None:
-        """Measure what a file costs: the least of late, as other threads may have taken any part of the time."""
+        """Note what looking at one file costs, at most twice what it did before.
+
+        Other threads may have taken any part of the time, so that a low measurement is more likely to be true.
+        """
         self.cost = max(1e-7, min(seconds / max(count, 1), 2 * self.cost))
 
     def warn_if_late(self) -> None:
@@ -11009,20 +11056,22 @@ class _Rounds:
 
 
 class Watcher(native_threading.Thread):
-    """The thread that watches.  Anybody may name it files to watch; the modules that are loaded it finds by itself.
+    """The thread that watches.  It finds the modules that are loaded by itself; other files are named to it.
 
-    Its life: `record_imports` and `start` come before the application is imported, `failed` and `import_ended` after.
-    Then `run` goes its rounds: it looks at some files (`_look`), waits until those that differ are at rest
-    (`_settle`), drops what is no edit (`_accept`), lets handlers take what needs no reload (`_not_handled`), and hands
-    on the rest (`_deliver`).  As a rule the call of `changed` replaces the process, and the thread ends in it.
+    Call `record_imports` and `start` before the application is imported, and `import_ended` after that, also when it
+    has failed; then call `failed` first.  `run` makes rounds from `start` on: it looks at some files (`_look`), waits
+    until those that differ are at rest (`_settle`), drops what is no edit (`_accept`), lets handlers deal with what
+    needs no reload (`_not_handled`), and reports the rest (`_deliver`).  As a rule the call of `changed` replaces the
+    process, and the thread ends in it.
 
     `changed` is called with the paths that changed, or with the reason given to `reload_now`; it returns only when the
     old code goes on.  `broken` is called with the SyntaxError of a file that was saved, instead of `changed`, until
-    all changed files compile; `settling` with True when a change was seen and with False when all is said of it;
-    `warn` with a line for the person.  Each is called in this thread.
+    all changed files compile.  `settling` is called with True when a change was seen, and with False when it has been
+    dealt with; `warn` with a line for the person.  All are called in this thread, but for a first `settling(True)` in
+    `import_ended`.
 
-    `extra_files` are files, folders and globs, `exclude_patterns` globs; `also` are the paths of files that count from
-    `since` on, a moment of the wall clock; `memory` is what `remember` returned in the process before.
+    `extra_files` are files, folders and globs, `exclude_patterns` globs.  `also` are paths of files that the process
+    has read since `since`, a moment of the wall clock.  `memory` is what `remember` returned in the process before.
     """
 
     def __init__(
@@ -11045,19 +11094,19 @@ class Watcher(native_threading.Thread):
         self.warn = warn
         self._asked = tuple(extra_files), tuple(exclude_patterns), tuple(map(os.path.abspath, also))
         self.files = _Files(warn, time.time() if since is None else since, self._asked[1])
-        self._errands: deque[Callable[[], None]] = deque()  # what other threads would have this one do
+        self._errands: deque[Callable[[], None]] = deque()  # calls that other threads want made in this one
         self._contents = _Contents(self.files.states)
         self._overwritten = _Overwritten(warn)
         self._rounds = _Rounds(self.files, busy=memory is not None)
-        self._recent: dict[str, None] = {}  # files that a reload was for, the last one last
+        self._recent: dict[str, None] = {}  # files that have caused a reload, the last one last
         self._recall(memory)
         self._errands.append(partial(self.files.add_places, self._asked[0]))
         self.watch(self._asked[2])
         self._handlers: list[tuple[str, _Wants, Callable[[list[str]], bool]]] = []  # see `watch_data`
-        self._known = 0  # of the project's files, so many have been taken up
-        self._pending: set[str] = set()  # what has changed while a file did not compile
+        self._known = 0  # how many of `files.own` earlier rounds have seen
+        self._pending: set[str] = set()  # paths that have changed, kept while one of them does not compile
         self._demand = ""  # the reason given to `reload_now`
-        self._woken = native_threading.Event()  # not to sleep until the next round
+        self._woken = native_threading.Event()  # set to begin the next round at once
         self._importing = True
         self._rested = 0.0  # by the monotonic clock: when the import, or the last reload that came to nothing, ended
         self._stopped = False
@@ -11065,11 +11114,11 @@ class Watcher(native_threading.Thread):
     # for any thread
 
     def record_imports(self) -> None:
-        """Take note of what is loaded from now on.  Call it before the application is imported."""
+        """Record what is loaded from now on.  Call it before the application is imported."""
         self.files.recorder.begin()
 
     def import_ended(self) -> None:
-        """Hold requests until all that was imported has been looked at; take later changes for a person's edits.
+        """Hold requests until all that was imported has been looked at; from then on, changes count as a person's.
 
         Call it before requests are answered, as a file that is just being saved may have been imported half written.
         """
@@ -11080,7 +11129,7 @@ class Watcher(native_threading.Thread):
         self._woken.set()
 
     def failed(self, error: BaseException) -> None:
-        """Watch whatever could mend an import that ended in `error`.  What it has loaded is watched already."""
+        """Watch whatever could mend an import that ended in `error`; the files that it has loaded already are."""
         self._errands.append(partial(self.files.add_whatever_mends, error))
 
     def watch(self, paths: Iterable[str]) -> None:
@@ -11090,17 +11139,17 @@ class Watcher(native_threading.Thread):
     def watch_data(
         self, folders: Iterable[str], handle: Callable[[list[str]], bool], wants: Optional[_Wants] = None
     ) -> None:
-        """Watch all files in these folders, or those that are wanted, and let `handle` deal with what was edited.
+        """Watch all files in these folders, or those that `wants` accepts, and call `handle` with the edited ones.
 
-        It is called in this thread, must not raise, and returns False when a reload is needed all the same.  For a
-        module of the application that lies in such a folder there is a reload as for any other.
+        `handle` is called in the watcher's thread, must not raise, and returns False when a reload is needed all the
+        same.  It is not called for a module that the application has loaded from such a folder: that is reloaded.
         """
         for folder in map(os.path.abspath, folders):
             self._handlers.append((os.path.join(folder, ""), wants or _is_wanted, handle))
             self._errands.append(partial(self.files.add_tree, folder, wants or _is_wanted))
 
     def reload_now(self, reason: str) -> None:
-        """Call `changed([reason])` soon, whether or not anything changed."""
+        """Have `changed([reason])` called in the next round, whether or not anything has changed."""
         self._demand = reason
 
     def stop(self) -> None:
@@ -11112,11 +11161,11 @@ class Watcher(native_threading.Thread):
     # for this thread alone
 
     def remember(self) -> _Memory:
-        """Return what the next process's watcher is to get as `memory`; to be called in `changed`.
+        """Return the `memory` for the next process's watcher.  Call it inside of `changed`.
 
-        By the states of data files it sees what was edited or removed before it first looked at them; by those of
-        the last saves, what may come back; by contents and rows, which files the application itself writes whenever
-        it is imported.
+        By the known states of data files the next watcher sees what was edited or removed before its first look.  By
+        the files of the last saves it knows which may come back after they were removed.  By contents and rows it
+        knows files that the application itself writes whenever it is imported.
         """
         files = self.files
         remembered = dict.fromkeys([*list(files.data)[:_REMEMBERED], *list(self._recent)[-_REMEMBERED:]])
@@ -11127,11 +11176,12 @@ class Watcher(native_threading.Thread):
         }
 
     def _recall(self, memory: Optional[_Memory]) -> None:
+        """Take over what the watcher before remembered; its data files only if the same ones are asked for."""
         asked, remembered = memory or (self._asked, {})
         for path, (is_data, state, content, row) in remembered.items():
             if not is_data:
                 self._recent[path] = None
-                if state is None:  # whoever does without it will not wait for it, as Flask's `from_pyfile`
+                if state is None:  # the import may pass over a missing file (`from_pyfile`), and not have it awaited
                     self.files.add(path, None)
             elif asked == self._asked:
                 self.files.add(path, state)
@@ -11141,6 +11191,7 @@ class Watcher(native_threading.Thread):
                 self._contents.seen[path] = content
 
     def run(self) -> None:
+        """Make rounds until `stop`, or until `changed` replaces the process."""
         while not self._stopped:
             self._woken.clear()
             while self._errands:
@@ -11164,7 +11215,10 @@ class Watcher(native_threading.Thread):
             self._woken.wait(_INTERVAL)
 
     def _look_at_imported(self) -> None:
-        """Settle what has changed since it was imported, and modules that were written, or emptied, right before."""
+        """Settle files that have changed since they were imported, or were written right before, and let requests in.
+
+        One that was written right before may have been imported half written, and go on changing.
+        """
         files, now = self.files, time.time()
         files.adopt()
         imported = [path for path in files.own if path not in files.data]
@@ -11187,11 +11241,14 @@ class Watcher(native_threading.Thread):
         return different
 
     def _different(self, paths: Iterable[str]) -> set[str]:
-        """Return those that differ from their states, but for those left out; for a folder, what is new in it."""
+        """Return the paths that differ from their known states, without those left out.
+
+        A folder that differs is listed again, and its new files are returned in its place.
+        """
         files, states = self.files, self.files.states
         known = len(files.own)
         found = set()
-        for path in paths:  # `_state`, written out: most of what the watcher costs is this loop
+        for path in paths:  # `_state` is written out here, as this loop is most of what the watcher costs
             try:
                 status = os.stat(path)
                 state = status.st_mtime_ns, status.st_size, status.st_ino, status.st_ctime_ns
@@ -11212,7 +11269,11 @@ class Watcher(native_threading.Thread):
         return found
 
     def _settle(self, suspects: set[str]) -> None:
-        """Look again until nothing changes any more; then accept the new states and deliver what is a change."""
+        """Look again and again until nothing changes any more; then have the new states accepted.
+
+        New requests are held meanwhile if a file of the project is among the suspects; for installed packages the wait
+        is the longer one, as an installer writes many files.
+        """
         first_seen = time.monotonic()
         own = not suspects.isdisjoint(self.files.own)
         if own:
@@ -11229,18 +11290,22 @@ class Watcher(native_threading.Thread):
                 weight = 1
                 break
             native_sleep(_SETTLE)
-            # Once more than one file has changed, it may be anything, as when branches are switched.
+            # When more than one file has changed, any other may have too, as when branches are switched.
             suspects |= self._different(self.files.own if len(suspects) > 1 else self._rounds.next())
-        self.files.adopt()  # what the application has written by itself to load it, it has loaded by now
+        self.files.adopt()  # a file that the application has written and then loaded is known by what was loaded
         news = {path: state for path, state in last.items() if state != self.files.states[path]}
-        if weight > 1:  # one file never rests; another that is gone or empty may be being saved: the next look tells
+        if weight > 1:  # some file never rests; but one that is gone or empty may be about to be written: look later
             news = {path: state for path, state in news.items() if state and state[1]}
         self._accept(news, hasty=first_seen < self._rested + _HEELS, weight=weight)
         if own:
             self.settling(False)
 
     def _accept(self, news: dict[str, _State], hasty: bool, weight: int) -> None:
-        """Compare with these states from now on, and deliver those whose bytes are others than before."""
+        """Make these states the known ones, and report the files whose bytes are others than before.
+
+        `hasty` says that the change was seen within `_HEELS` of an import or a reload; `weight` is what it counts for
+        in `_Overwritten`.
+        """
         changed = []
         for path, state in news.items():
             is_same = self._contents.is_same(path, state)
@@ -11256,7 +11321,7 @@ class Watcher(native_threading.Thread):
             self._deliver(changed)
 
     def _not_handled(self, changed: list[str]) -> list[str]:
-        """Let those who asked for it deal with changes; return the paths of the others."""
+        """Call the functions given to `watch_data` with their files; return the paths that still need a reload."""
         for folder, wants, handle in self._handlers:
             theirs = [path for path in changed if path.startswith(folder) and path in self.files.data]
             theirs = [path for path in theirs if wants(path.replace(os.sep, "/"))]
@@ -11265,7 +11330,7 @@ class Watcher(native_threading.Thread):
         return changed
 
     def _deliver(self, paths: list[str]) -> None:
-        """Hand on what changed, unless one of the files does not compile and nobody insists."""
+        """Report these paths and those pending; if one does not compile, report that, unless a person insists."""
         self._pending.update(paths)
         error = None if self._demand else self._first_error()
         if error is not None:
@@ -11289,9 +11354,10 @@ class Watcher(native_threading.Thread):
         return None
 
     def _forget_bytecode(self, changed: list[str]) -> None:
-        """Leave no bytecode behind of what has just been edited, nor of what was when this process may have loaded it.
+        """Remove the bytecode of files that were just edited, or were edited about when this process began.
 
-        The recorder sees to the latter where it stands; but not before `run` was called in code.
+        The banner says why.  For files that are loaded later the recorder prevents bytecode; but it has not seen those
+        that the program loaded before it called `run`.
         """
         from importlib.util import cache_from_source
 
@@ -11304,7 +11370,10 @@ class Watcher(native_threading.Thread):
 
 
 def _places_of_missing(error: Optional[BaseException], cwd: str) -> Iterator[str]:
-    """Yield the paths where the modules would appear, installed ones too, for which an import has failed."""
+    """Yield the paths where a module would appear that an import has not found, in installed packages too.
+
+    The exceptions that led to this one are read as well, since an application may handle the first and raise another.
+    """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
