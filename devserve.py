@@ -2034,7 +2034,8 @@ class _ServerFinder:
 
         @functools.wraps(start)
         def stand_in(*args: Any, **kwargs: Any) -> Any:
-            if threading.current_thread() is not self.importer:
+            # Not by identity, as eventlet's `monkey_patch` makes another object for the main thread.
+            if self.importer is None or threading.current_thread().name != self.importer.name:
                 return start(*args, **kwargs)
             what = f"the server that the import starts ({name.partition('.')[0]}) is left out"
             self.warn(f"{what}; start it under if __name__ == '__main__':")

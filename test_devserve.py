@@ -2694,6 +2694,8 @@ class FindingServers(FindingFolder):
         "cheroot": "from cheroot import wsgi\nwsgi.Server(('127.0.0.1', 0), app).start()",
         "gevent": "from gevent.pywsgi import WSGIServer\nWSGIServer(('127.0.0.1', 0), app).serve_forever()",
         "eventlet": "import eventlet, eventlet.wsgi\neventlet.wsgi.server(eventlet.listen(('127.0.0.1', 0)), app)",
+        "eventlet.patcher": "import eventlet, eventlet.wsgi\neventlet.monkey_patch()\n"
+        "eventlet.wsgi.server(eventlet.listen(('127.0.0.1', 0)), app)",
         "waitress": "from waitress import serve\nserve(app)",
         "aiohttp": "from aiohttp import web\nweb.run_app(app)",
         "gunicorn": "from gunicorn.app.base import BaseApplication as Base\nBase().run()",
