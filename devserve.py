@@ -35,7 +35,8 @@ The house.  Machines that do not know each other, and one room where they meet.
 
 A room names only rooms with a smaller number, and the paper.  5 to 9 are the debugger, 10 and 11 the server, 12 and
 13 the reloader; each can be lifted out and used alone.  Each room begins with a banner: what it does, what it may
-know, what always holds in it (its invariants), which of its names others use (its doors), and where to start reading.
+know, how to change it where that is not plain, what always holds in it (its invariants), which of its names others use
+(its doors), and where to start reading.
 
 Words.  "The person" is whoever has started devserve and reads its terminal; "the client" is what sends a request.  A
 "crash" is an exception that the application has let out of a request, together with what is kept of it; a "report" is
@@ -50,7 +51,7 @@ A start:    main reads the command, and serve_command calls Launch.capture, whic
             opens the socket before the application is imported, so that a used port is reported at once and browsers
             wait, and makes the DevServer, the Guard and the Watcher.  _Runner.serve starts the Watcher; _Runner.load
             calls load_app.  _Runner.install puts a DebuggedApplication around the application, and from
-            _Runner._begin_serving on DevServer.serve_forever accepts connections.  Who calls devserve.run in code
+            _Runner._begin_serving on DevServer.serve_forever accepts connections.  A call of devserve.run in code
             makes the same _Runner, by way of _start.
 A request:  DevServer.serve_forever gives each connection to a thread of its own, in which _Connection.serve reads a
             request (_parse_head, _Body) and _Response.run calls the application: DebuggedApplication.__call__, which
@@ -1478,9 +1479,9 @@ def _editor_link(editor: str, path: str, line: int, column: int = 1, path_map: S
 # 4. App loading
 #
 # `pkg.mod:app` becomes a callable.  `load_app` splits APP into a module (or a file) and a name, and imports the
-# module. It takes the application that the name stands for or, without a name, the one that `_discovered_app` finds in
-# the module; both go through `checked`.  Last, `prepared` does what the row of its framework in _FRAMEWORKS says, so
-# that its exceptions reach the debugger.  May know the configuration and foreign code.
+# module.  It takes the application that the name stands for or, without a name, the one that `_discovered_app` finds
+# in the module; both go through `checked`.  Last, `prepared` does what the row of its framework in _FRAMEWORKS says,
+# so that its exceptions reach the debugger.  May know the configuration and foreign code.
 #
 # Invariants: a mistake of the person at the keyboard is a DevserveError of one line that names the remedy.  What the
 # application's own code raises comes out as it is, with no frame of importlib in its traceback.  Finding an
@@ -5634,7 +5635,7 @@ def _is_equal(given: object, expected: str) -> bool:
 # A request under _PREFIX is for us: a `_DebuggerEndpoint` finds its row in _ENDPOINTS, asks the guard's method that
 # the row names, and answers.  Any other request is the application's.  For it we make an `_Exchange`, which is an
 # application to the server, and a server to the application: so it has a `start`, a `write`, an iterator and a
-# `close`. Each step that may run the application's code goes through `_Exchange.guarded`, which alone decides what an
+# `close`.  Each step that may run the application's code goes through `_Exchange.guarded`, which alone decides what an
 # exception becomes.  A list or tuple of chunks is checked at once and then given to the server as it is.
 #
 # Many frameworks catch exceptions themselves and answer with a 500 of their own.  Room 4 has them call
@@ -5642,10 +5643,9 @@ def _is_equal(given: object, expected: str) -> bool:
 # that text arrives, and from there on it is a crash like any other.
 #
 # With --live another middleware, `LivePages`, is around the debugger.  It adds a script to each page of the
-# application. The script asks for `reload_id` again and again, and loads the page anew when that has changed, or when
+# application.  The script asks for `reload_id` again and again, and loads the page anew when that has changed, or when
 # a file has (if it is a style sheet or an image, only the file).  The pages of crashes do so by their own script, with
-# or without
-# --live.
+# or without --live.
 #
 # How to change: an endpoint is a method of `_DebuggerEndpoint` and a row of _ENDPOINTS, which names the rule of the
 # guard that is asked first.  Another form of a report is a function in room 6 and a row of `_WRITERS`.
@@ -6642,7 +6642,7 @@ class LivePages:
 
     It adds one small script to complete, unencoded pages that a browser navigates to.  The script asks again and again
     whether there is a new process, or a file has changed; these are short requests, so that no thread waits for a
-    page. The headers of the response follow: Content-Length counts the script, and the ETag is another, or a browser
+    page.  The headers of the response follow: Content-Length counts the script, and the ETag is another, or a browser
     would take a page without the script for the one with it.  Any thread may call any method: the watcher's calls
     `changed`, those of the requests everything else.
     """
