@@ -1918,7 +1918,9 @@ def import_remedy(error: BaseException) -> str:
         if is_absent and _is_module_at(os.path.join(os.pardir, name)):
             return f"{name} is in the folder above: start devserve there"
         below = os.path.dirname(_module_below(name)) if is_absent else ""
-        return f"{name} is in the folder {below}: set PYTHONPATH={below}" if below else _remedy_outside_environment()
+        set_variable = "set" if sys.platform == "win32" else "export"
+        remedy = f"{name} is in the folder {below}: type {set_variable} PYTHONPATH={below}"
+        return remedy if below else _remedy_outside_environment()
     return ""
 
 
@@ -13147,7 +13149,8 @@ def _thread_place(ident: int) -> str:
     innermost = sys._current_frames().get(ident)
     library = f"{innermost.f_code.co_filename}, line {innermost.f_lineno}" if innermost else "an unknown place"
     place = thread_position(ident) or library
-    if any(str(frame.f_globals.get("__name__")).startswith("asyncio.") for frame in outer_frames(innermost)):
+    running = [frame for frame in outer_frames(innermost) if frame.f_code.co_name.startswith("run")]
+    if any(str(frame.f_globals.get("__name__")).startswith("asyncio.") for frame in running):  # and is not imported
         place += ", in an event loop; one that serves belongs under if __name__ == '__main__':"
     return place
 

@@ -2592,7 +2592,10 @@ class FindingMistakes(FindingFolder):
     def test_remedy_for_a_module_that_lies_where_no_import_looks(self) -> None:
         missing = ModuleNotFoundError("No module named 'shop.models'", name="shop")
         self.write("src/shop/__init__.py", "")
-        self.assertEqual(devserve.import_remedy(missing), "shop is in the folder src: set PYTHONPATH=src")
+        for platform, verb in {"linux": "export", "win32": "set"}.items():
+            with unittest.mock.patch.object(sys, "platform", platform):
+                remedy = f"shop is in the folder src: type {verb} PYTHONPATH=src"
+                self.assertEqual(devserve.import_remedy(missing), remedy)
         self.assertEqual(devserve.import_remedy(ModuleNotFoundError("without a name")), "")
         self.write("shop/__init__.py", "")
         os.chdir("shop")
@@ -15181,6 +15184,12 @@ class RunnerImport(RunnerCase):
     def test_import_that_stays_in_an_event_loop_is_told_the_remedy(self) -> None:
         self.module("import asyncio\nasyncio.new_event_loop().run_forever()")
         self.served("unguarded").wait_for(r"line \d+, in an event loop; one that serves belongs under if __name__ ==")
+
+    def test_import_of_asyncio_that_takes_long_is_taken_for_no_event_loop(self) -> None:
+        places: list[str] = []
+        names = {"__name__": "asyncio.events", "places": places, "ident": threading.get_ident(), "devserve": devserve}
+        exec("places.append(devserve._thread_place(ident))", names)
+        self.assertNotIn("event loop", places[0])
 
     @unittest.skipUnless(hasattr(gc, "freeze"), "PyPy collects otherwise")
     def test_no_garbage_is_collected_while_the_application_is_imported(self) -> None:
