@@ -4695,7 +4695,9 @@ _TURN_SECONDS = 5.0  # for which an evaluation waits for another one in the same
 _CONTEXT_SECONDS = 2.0  # for entering a framework's contexts, or leaving them
 _CO_COROUTINE = 0x80  # inspect.CO_COROUTINE: of code that awaits
 # Statements with this text run on the loop, since these calls need one.  No other does, as it might block the loop.
-_NEEDS_LOOP = re.compile(r"asyncio (?:create_task|ensure_future|gather|shield|get_running_loop|current_task)\b").search
+_CALLS_LOOP = re.compile(
+    r"(^|asyncio )(create_task|ensure_future|gather|shield|get_running_loop|current_task)\b"
+).search
 _CONSOLE_FILE = "<console>"  # what its code calls its file, as at every prompt
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]?|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_]?)")  # ECMA-48, and OSC
 
@@ -4809,7 +4811,7 @@ class Console:
     def _run_steps(self, steps: list[tuple[CodeType, bool]]) -> None:
         """Run statements one by one; print the value of an expression, and assign it to `_`."""
         for code, shown in steps:
-            if self.run_coroutine is not _run_coroutine and _NEEDS_LOOP(" ".join(code.co_names)):
+            if self.run_coroutine is not _run_coroutine and _needs_loop(code):
                 value = self.run_coroutine(_evaluate_on_loop(code, self.namespace))
             else:
                 value = eval(code, self.namespace)
@@ -4823,6 +4825,14 @@ class Console:
         """Return the index in `code` where the word that is being typed at its end begins, and its completions."""
         found, _ = call_bounded(partial(_complete, code, self.namespace), _COMPLETION_SECONDS, self.context)
         return found or (len(code), [])
+
+
+def _needs_loop(code: CodeType) -> bool:
+    """Return whether a statement, or a comprehension in it (a function before Python 3.12), needs the loop."""
+    inner = (
+        each for each in code.co_consts if isinstance(each, CodeType) and each.co_name.endswith(("comp>", "expr>"))
+    )
+    return _CALLS_LOOP(" ".join(code.co_names)) is not None or any(map(_needs_loop, inner))
 
 
 async def _evaluate_on_loop(code: CodeType, namespace: dict[str, Any]) -> Any:
@@ -5259,8 +5269,9 @@ class CrashStore:
 #
 # Known gaps, which no rule here can close:
 # - On plain HTTP to an address that is not loopback, browsers send no Sec-Fetch-Dest and ignore the opener policy; and
-#   where the application is cross-origin isolated, the policy helps in no browser but Chromium.  There, script in the
-#   application's own page can do what the debugger's page can.
+#   where the application is cross-origin isolated, the policy helps in no browser but Chromium, and not in that if
+#   the application sends a Document-Isolation-Policy besides.  There, script in the application's own page can do
+#   what the debugger's page can.
 # - A browser whose developer tools disable the cache looks as if Shift were held down.  There a service worker with
 #   routes can do the same, and so can one that was registered while an earlier server had the port, until the browser
 #   asks for its script anew.

@@ -12500,6 +12500,11 @@ class AsgiPages(AsgiCase):
             ("await asyncio.gather(f(), f())", "on devserve loop\non devserve loop\n[7, 7]\n"),
             ("task = asyncio.create_task(inner(4))", ""),
             ("await task", "0.25\n"),
+            ("tasks = [asyncio.create_task(inner(n)) for n in (1, 2)]", ""),
+            ("[await each for each in tasks]", "[1.0, 0.5]\n"),
+            ("from asyncio import create_task", ""),
+            ("await create_task(inner(4))", "0.25\n"),
+            ("task = create_task(inner(4))", ""),
             ("threading.current_thread().name == 'devserve loop'", "False\n"),
         ):
             self.assertEqual(console.run(code).output, output, code)
