@@ -6937,6 +6937,7 @@ class DevServer:
         self.connections: set[_Connection] = set()
         self.base_environ = _base_environ(self.server_address, len(listeners), threads=threads, https=tls is not None)
         self.turn: Any = contextlib.nullcontext() if threads else threading.Lock()  # held by the one request that runs
+        self.turn_ended = 0.0  # when the last one ended, on `time.perf_counter`
         self.gate = threading.Event()  # open: requests may begin
         self.gate.set()
         self._changed = threading.Event()  # set when, with the gate closed, a connection has come to rest or ended
@@ -7094,9 +7095,9 @@ class DevServer:
     def close_gate(self, grace: float) -> list[socket.socket]:
         """Let no further request begin, wait for those that have, and return the sockets of the connections that wait.
 
-        A request may take `grace` seconds from its own start.  One that has no foreseeable end is cut at once, and one
-        that is stopped in a debugger is waited for.  Whatever takes longer is cut, and the log says so.  From the
-        returned sockets nothing has been read that was not answered.
+        A request may take `grace` seconds from its own start, or from its turn.  One that has no foreseeable end is
+        cut at once, and one that is stopped in a debugger is waited for.  Whatever takes longer is cut, and the log
+        says so.  From the returned sockets nothing has been read that was not answered.
         """
         self.hold()
         closed = time.perf_counter()
@@ -7130,8 +7131,12 @@ class DevServer:
             self._changed.wait(min(ends.values()) - now)
 
     def _is_stopped(self, connection: _Connection) -> bool:
-        """Return whether a debugger has stopped its thread, or one that may run its code (a loop's, a pool's)."""
-        others = sys._current_frames().keys() - {each.thread_id for each in list(self.connections)}
+        """Return whether a debugger has stopped its thread, or one that may run its code (a loop's, a pool's).
+
+        Without threads also the one whose turn it is.
+        """
+        taken = {each.thread_id for each in list(self.connections)} if self.base_environ["wsgi.multithread"] else set()
+        others = sys._current_frames().keys() - taken
         return any(map(self.is_paused, (connection.thread_id, *others)))
 
     def look_again(self) -> None:
@@ -7295,6 +7300,7 @@ class _Connection:
             return
         with contextlib.nullcontext() if self.server.streams else self.server.turn:  # a bridge takes turns by itself
             self._run(head, environ, body)
+            self.server.turn_ended = time.perf_counter()
         self.timeout = _IDLE_TIMEOUT
         if body is not None:
             self.phase = _ANSWERED
@@ -7516,7 +7522,9 @@ class _Connection:
         if phase == _SECURED:
             return self.started + _SECURED_MOMENT
         # From the closing at the latest: a client that pipelines without end begins one request after the other.
-        return min(self.started, closed) + grace
+        if self.started > closed or self.environ["wsgi.multithread"]:
+            return min(self.started, closed) + grace
+        return max(self.started, self.server.turn_ended) + grace  # it has had to wait for its turn
 
     def describe(self) -> str:
         return escape_controls(" ".join(self.request_line))
@@ -8204,7 +8212,7 @@ def check_response_head(status: str, headers: Iterable[tuple[str, str]]) -> _Res
 def _checked_head(status: str, headers: tuple[tuple[str, str], ...]) -> _ResponseHead:
     """See `check_response_head`.  Headers that belong to the connection are left out (PEP 3333, "hop-by-hop")."""
     if not isinstance(status, str) or not _STATUS.fullmatch(status):
-        raise ValueError(f"{status!r} is no status; PEP 3333 wants a code, a space and a reason, as in '200 OK'")
+        raise ValueError(f"{status!r} is no status; PEP 3333 wants a code from 200 on, a space and a reason: '200 OK'")
     length, closes = -1, False
     values, lines, dropped = {"content-type": "", "content-disposition": ""}, [], []
     for name, value in headers:
@@ -8232,9 +8240,8 @@ def _checked_head(status: str, headers: tuple[tuple[str, str], ...]) -> _Respons
     if "server" not in values:
         lines.append(f"Server: {_SERVER_NAME}\r\n")
     block = _encoded_head(f"HTTP/1.1 {status}\r\n{''.join(lines)}", len(lines) + 1)
-    is_finite = length >= 0 or values["content-disposition"].startswith(
-        "attachment"
-    )  # a file is saved when it is whole
+    # A file is saved when it is whole.
+    is_finite = length >= 0 or values["content-disposition"].startswith("attachment")
     is_endless = not is_finite and _ENDLESS_TYPE(values["content-type"]) is not None
     return _ResponseHead(block, "date" not in values, length, is_endless, closes, tuple(dropped))
 

@@ -9102,6 +9102,38 @@ class ServerGate(ServerCase):
         self.assertIn("grace", self.log)
         self.server.open_gate()
 
+    def test_a_request_that_waits_for_its_turn_has_its_grace_from_then_on(self) -> None:
+        self.patch("_PAUSED_INTERVAL", 0.02)
+        for is_stopped in (False, True):
+            with self.subTest(is_stopped=is_stopped):
+                entered: queue.Queue[int] = queue.Queue()
+                go_on: queue.Queue[None] = queue.Queue()
+
+                def app(environ: dict[str, Any], start_response: App, e: Any = entered, g: Any = go_on) -> list[bytes]:
+                    e.put(threading.get_ident())
+                    g.get(timeout=DEADLINE)
+                    return hello(environ, start_response)
+
+                server = self.serve(app, threads=False)
+                clients = [self.connect(GET) for _ in range(3)]
+                entered.get(timeout=DEADLINE)
+                eventually(lambda: [c.request_line[0] for c in self.server.connections] == ["GET"] * 3, "two wait")
+                for connection in server.connections:
+                    connection.started -= 600.0
+                go_on.put(None)
+                holder = entered.get(timeout=DEADLINE)
+                server.is_paused = ({holder} if is_stopped else set()).__contains__
+                gate = threading.Thread(target=server.close_gate, args=(0.1 if is_stopped else DEADLINE,))
+                gate.start()
+                if is_stopped:
+                    eventually(lambda: self.log.count("stopped in a debugger") == 2, "it, and the one behind it")
+                for _ in range(2):
+                    go_on.put(None)
+                self.assertEqual([client.answer().body for client in clients], [b"hello"] * 3)
+                gate.join(DEADLINE)
+                self.assertFalse(gate.is_alive())
+                server.open_gate()
+
     def test_a_response_without_end_gets_no_grace(self) -> None:
         for kind in (
             "text/event-stream", "multipart/x-mixed-replace; boundary=x", "Multipart/Mixed; subscriptionSpec=1.0",
@@ -10029,7 +10061,7 @@ class ServerResponses(ServerCase):
             with self.subTest(status):
                 self.crash(answering([b"hello"], status=status))
         self.crash(answering([b"hello"], status="420"))  # as Werkzeug and gunicorn take it, but not wsgiref
-        self.assertIn("'420' is no status; PEP 3333 wants a code, a space and a reason, as in '200 OK'", self.log)
+        self.assertIn("'420' is no status; PEP 3333 wants a code from 200 on, a space and a reason", self.log)
 
     def test_a_reason_may_be_empty_or_any_text(self) -> None:
         for status in ("200 ", "404 Nicht gefunden", "299 \xe9\t!"):
