@@ -9451,6 +9451,7 @@ class _HttpRequest:
         finally:
             del self.bridge.requests[self]
         self.finish(error)
+        error = None  # else it keeps itself, by its traceback, and with it a generator whose clean-up is due
 
     def finish(self, error: Optional[BaseException]) -> None:
         """Have the thread learn how the application ended, or the terminal when the thread has gone on already."""

@@ -11539,6 +11539,35 @@ class AsgiReceiving(AsgiCase):
                 self.assertEqual(len(client.answer().body), 2_000_000)
                 self.assertEqual(self.lines(1)[0][2], "200")
 
+    @unittest.skipUnless(sys.implementation.name == "cpython", "PyPy frees nothing without a collection")
+    def test_what_a_generator_has_to_clean_up_is_cleaned_up_when_its_client_has_left(self) -> None:
+        cleaned_up = threading.Event()
+
+        async def pieces() -> Any:
+            import asyncio
+
+            try:
+                while True:
+                    yield bytes(1000)
+                    await asyncio.sleep(0.001)
+            finally:
+                cleaned_up.set()
+
+        async def view(scope: Any, receive: App, send: App) -> None:
+            assert scope["type"] == "http"
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            body = pieces()  # a variable of a frame that the exception leads to
+            async for piece in body:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+
+        self.serve(view)
+        self.addCleanup(gc.enable)
+        gc.disable()  # nothing is to wait for a collection, which may be minutes away
+        client = self.connect(GET)
+        client.line()
+        client.close()
+        self.assertTrue(cleaned_up.wait(DEADLINE))
+
     def test_what_fails_after_the_client_has_left_is_told_all_the_same(self) -> None:
         async def view(scope: Any, receive: App, send: App) -> None:
             while (await receive())["type"] != "http.disconnect":
@@ -12376,6 +12405,7 @@ class AsgiWebSockets(AsgiCase):
         jobs = devserve._Jobs(lambda: woken.append(None))
 
         def go_on() -> None:
+            self.assertLess(len(woken), 10)
             jobs.post(go_on)
 
         jobs.post(go_on)
