@@ -8839,34 +8839,42 @@ def _is_ip(name: str) -> bool:
 # =====================================================================================================================
 # 11. ASGI and WebSockets
 #
-# Serves an ASGI 3 application on the server of room 10.  `AsgiBridge` is a WSGI callable, so that the server and the
-# debugger treat it as any other: a request comes in the thread of its connection, and the exception that ends it goes
-# out there.  In between stands one event loop, in the main thread, on which the application runs.  asyncio is
-# imported when a bridge is started, since a WSGI application must not pay for it.  May know foreign code (2), the
+# This room serves an ASGI 3 application on the server of room 10.  `AsgiBridge` is a WSGI callable, so the server and
+# the debugger treat it like any other: they call it in the thread of a connection, and an exception that ends the
+# request is raised there.  The application itself runs on one event loop, in the main thread.  asyncio is imported
+# when a bridge is started, because a WSGI application must not pay for that.  The room may know foreign code (2), the
 # terminal (3) and the server (10).
 #
-# A request is one `_HttpRequest` with two sides.  The thread's side reads the body from the socket into `inbox`, takes
-# what the application sends out of `outbox`, and lets the server write it.  The loop's side is a task that runs the
-# application; its `receive` takes from `inbox`, its `send` puts into `outbox`.  So a request that is answered in one
-# piece wakes the loop once and the thread once, and neither takes a lock of ours: each side only adds to a queue and
-# wakes the other (`notify` the loop's, `wake` the thread's).  What waits in a queue is bounded by counting, in one
-# direction by `handed` less `taken`, in the other by `sent` less `written`; past its limit whoever fills it waits.
+# A request is one `_HttpRequest`, which is used from two sides.  The connection's thread reads the body from the
+# socket into `inbox`, takes what the application has sent out of `outbox`, and lets the server write it.  A task on
+# the loop runs the application, whose `receive` takes from `inbox` and whose `send` puts into `outbox`.  Each side
+# only adds to a queue and wakes the other: `notify` wakes the application's task, `wake` the thread.  So a request
+# that is answered in one piece wakes the loop once and the thread once, and neither takes a lock of ours.  The bytes
+# in a queue are counted, as `handed` less `taken` in one direction and `sent` less `written` in the other; above a
+# limit, the side that fills the queue waits.
 #
-# While the thread waits for the application it watches its socket, which is how a disconnect is noticed.  A client
-# that has ended its side may have gone, or may wait for its answer: the application learns of it when it calls
-# `receive`, and one that only sends is heard out.  With a debugger a framework's own 500 is held back for a moment
-# (`held`): most frameworks send it and raise the exception afterwards, and then the page takes its place.
+# While the thread waits for the application it watches its socket, and so notices when the client disconnects.  A
+# client that has ended its side of the connection may have gone, or may still wait for its response.  So it is taken
+# for gone only when the application calls `receive`; an application that only sends can finish.  With a debugger, a
+# framework's own 500 is held for a moment (`held`), because most frameworks send it and raise the exception
+# afterwards; then the debugger's page takes its place.
 #
-# A `_WebSocket` begins as such a request.  Once it is accepted, its thread only waits for its end: one thread, the
-# `_WebSocketReader`, reads the messages of all of them into their `inbox`, and whoever sends a frame tries the socket
-# itself, without waiting.  What the client does not take at once waits in `unsent` for the reader.
+# A `_WebSocket` begins as such a request.  Once the application has accepted it, its thread only waits for its end.
+# One thread, the `_WebSocketReader`, reads the messages of all WebSockets into their `inbox`.  Whoever sends a frame
+# writes to the socket directly, without waiting; what the client does not take at once waits in `unsent` for the
+# reader.
 #
-# Invariants: the thread of a connection alone reads its socket, waits for it and closes it, but for an open WebSocket,
-# which the reader reads and waits for.  The loop owns none, and waits neither for a client nor for a thread: a lock
-# that both take is held for a call that does not block.  So an application that blocks the loop holds up itself, and
-# neither a reload nor a page; and a client that takes nothing holds up the `send` of its own WebSocket alone.  What
-# the loop is to do goes through `AsgiBridge.post`, what the reader is to do through its `jobs`, and what a thread is
-# to do through the `outbox` of its request.
+# Invariants:
+# - Only the thread of a connection reads its socket, waits for it and closes it, except that the reader reads an open
+#   WebSocket and waits for it.
+# - The loop waits neither for a client nor for a thread.  A lock that the loop takes is held by others only for calls
+#   that do not block.  So an application that blocks the loop delays neither a reload nor a page, and a client that
+#   takes nothing delays only the `send` of its own WebSocket.
+# - A call that the loop is to make goes through `AsgiBridge.post`, and one for the reader through its `jobs`.  What a
+#   connection's thread is to do goes through the `outbox` of its request.
+#
+# How to change: a message that an application may send is a branch in a `send`, and one that it may get is made in a
+# `receive`.  An extension of ASGI is offered in the scope, by `_http_scope` or `_WebSocket.__init__`.
 #
 # Doors: AsgiBridge, RequestContext, is_disconnect.
 #
@@ -8885,18 +8893,18 @@ if TYPE_CHECKING:
 # mark and goes on at the low one, as with asyncio's transports, so that a stream wakes the loop once for four pieces.
 _LOW_WATER = 64 * 1024
 _HIGH_WATER = 4 * _LOW_WATER
-_FIRST_LOOK = 0.02  # seconds: most answers come sooner, and until then nobody looks whether the client has gone
-_HOLD_SECONDS = 0.5  # an exception follows the 500 that a framework sent for it at once, background work does not
-_INTERRUPT_LOOK = 0.05  # between two moments in which a console's interrupt can hit the thread that waits for the loop
-_BEAT_SECONDS = 0.5  # between two looks at the loop; a signal that just missed the main thread waits no longer
-_BLOCKED_SECONDS = 1.0  # that the loop may take for its next step until the terminal warns
-_SHUTDOWN_SECONDS = 5.0  # for the application's lifespan shutdown
-_CANCEL_SECONDS = 0.5  # for the end of what was cancelled
-_LEAVE_SECONDS = 0.1  # for what a reload has cut to end by itself; one that sleeps does not know of it
+_FIRST_LOOK = 0.02  # seconds before the thread watches the client too; most responses come sooner and need no watch
+_HOLD_SECONDS = 0.5  # that a framework's 500 is held: its exception follows at once, unlike that of background work
+_INTERRUPT_LOOK = 0.05  # seconds between moments in which an interrupt can reach a console that waits for the loop
+_BEAT_SECONDS = 0.5  # seconds between two looks at the loop; a signal that just missed the main thread waits so long
+_BLOCKED_SECONDS = 1.0  # that the loop may take for one step before the terminal warns
+_SHUTDOWN_SECONDS = 5.0  # that the application's lifespan shutdown may take
+_CANCEL_SECONDS = 0.5  # that a cancelled task may take to end
+_LEAVE_SECONDS = 0.1  # that a request which a reload has cut has to end by itself, before it is cancelled
 
 
 class _ClientDisconnected(ConnectionError):
-    """What `send` raises once the client has gone (ASGI 2.4); it is nobody's mistake and is not reported."""
+    """Raised by `send` once the client has gone (ASGI 2.4); it is nobody's mistake and is not reported."""
 
     nobody_listens = True
 
@@ -8905,32 +8913,32 @@ class _ClientDisconnected(ConnectionError):
 
 
 class _BrokenProtocol(RuntimeError):
-    """The application breaks ASGI; as a rule raised where it calls `send`."""
+    """The application breaks the ASGI protocol.  As a rule it is raised where the application calls `send`."""
 
 
 class AsgiBridge:
     """An ASGI application as a WSGI application.
 
-    Its life: `start` makes the loop and runs the application's lifespan startup; `run_until` runs the loop in the same
-    thread; `stop` waits for requests, cancels what is left and runs the lifespan shutdown; `resume` starts anew after
-    a restart that failed.  Any thread may call `post`, `stop`, `resume`, `report_later` and the bridge itself;
-    everything else belongs to the loop.
+    `start` makes the loop and runs the application's lifespan startup; `run_until` runs the loop in the same thread;
+    `stop` waits for requests, cancels the tasks that are left and runs the lifespan shutdown; `resume` starts the
+    application again after a restart that failed.  Any thread may call `post`, `stop`, `resume`, `report_later` and
+    the bridge itself; everything else is for the loop's thread alone.
     """
 
     def __init__(self, app: Any, terminal: Terminal) -> None:
-        self.served = app  # so called for the console, which shows it and not the bridge
+        self.served = app  # the console looks for this name, and shows the application in the place of the bridge
         self.terminal = terminal
         self.report: Callable[[BaseException, Optional[Environ], str], str] = lambda *_: ""  # stores, returns a link
         self.loop: asyncio.AbstractEventLoop
-        self.thread = 0  # the loop's
-        self.state: dict[str, Any] = {}  # the lifespan's, of which each request gets a copy
+        self.thread = 0  # in which the loop runs
+        self.state: dict[str, Any] = {}  # the lifespan's state; each request gets a copy of it
         self.lifespan = _Lifespan(self)
         self.requests: dict[_HttpRequest, asyncio.Task[None]] = {}
-        self._loop_wakeup = _Wakeup()  # half as dear as `call_soon_threadsafe`
+        self._loop_wakeup = _Wakeup()  # costs half as much as `call_soon_threadsafe`
         self._jobs = _Jobs(self._loop_wakeup.wake)
-        self.new_queue: Any  # of `queue`, which a WSGI application need not import
-        self.nothing_there: Any
-        self.request_id: ContextVar[object]  # of the request that a task serves, and what it has called elsewhere
+        self.new_queue: Any  # `queue.SimpleQueue`; a WSGI application need not import `queue`
+        self.nothing_there: Any  # `queue.Empty`
+        self.request_id: ContextVar[object]  # of the request that runs in a context, also in a copy in another thread
 
     # -- the loop
 
@@ -8955,15 +8963,15 @@ class AsgiBridge:
             beat = self.loop.call_later(_BEAT_SECONDS, self.loop.stop)
             try:
                 self.loop.run_forever()
-            except SystemExit as error:  # asyncio lets it through from any task; the request has failed, not we
+            except SystemExit as error:  # asyncio lets it through from any task; only that task is to fail
                 check()
                 self.terminal.crash(error)
             finally:
-                beat.cancel()  # later the loop runs for `stop` alone, which nothing may cut short
+                beat.cancel()  # else it would later end the loop while that runs for `stop`
             check()
 
     def start_in_thread(self) -> Callable[[], None]:
-        """Start in a thread of its own; return the function that stops it.  Raises what `start` raises."""
+        """Start the loop in a thread of its own; return the function that stops both.  Raises what `start` raises."""
         from concurrent.futures import Future
 
         started: Future[None] = Future()
@@ -8995,7 +9003,7 @@ class AsgiBridge:
         return stop
 
     def _watch_loop(self, ended: threading.Event) -> None:
-        """Wake the loop every now and then; warn where it stands when it does not wake."""
+        """Have the loop make a call every now and then; if it does not, warn where it is (in a thread of its own)."""
         awake = threading.Event()
         while not ended.wait(_BEAT_SECONDS):
             awake.clear()
@@ -9019,16 +9027,16 @@ class AsgiBridge:
 
     @functools.cached_property
     def reader(self) -> _WebSocketReader:
-        """What reads the WebSockets; it begins with the first, on the loop, lest two threads make two of them."""
+        """The reader of the WebSockets.  The loop makes it for the first one, so that two threads cannot make two."""
         return _WebSocketReader()
 
     # -- the end
 
     def stop(self, grace: float) -> None:
-        """Wait for what still runs, at most `grace` seconds from its start, cancel it; shut the application down.
+        """Wait for each request, at most `grace` seconds from its start; cancel the rest; shut the application down.
 
-        Called from another thread than the loop's, or when the loop has ended.  Returns in a bounded time, whatever
-        the application does.
+        It is called in another thread than the loop's, or in that when the loop has ended.  It returns in a bounded
+        time, whatever the application does.
         """
         import asyncio
 
@@ -9043,17 +9051,17 @@ class AsgiBridge:
                 return
             stopping = asyncio.run_coroutine_threadsafe(self._stop(grace), self.loop)
             stopping.result(grace + 2 * _CANCEL_SECONDS + _SHUTDOWN_SECONDS)
-        except BaseException as error:  # noqa: BLE001 - a loop that is blocked or closed is let be
+        except BaseException as error:  # noqa: BLE001 - the process ends or restarts, also if the loop is blocked
             self.terminal.warn(f"the application did not shut down: {type(error).__name__}")
 
     def resume(self) -> None:
-        """Start the application again, as what it was stopped for did not happen."""
+        """Start the application again, as it was stopped for a restart that has failed."""
         import asyncio
 
         asyncio.run_coroutine_threadsafe(self.lifespan.start(), self.loop)
 
     async def _stop(self, grace: float) -> None:
-        """Do so on the loop: WebSockets are closed, requests get their grace, then all that is left is cancelled."""
+        """Do what `stop` says, on the loop: close WebSockets, give requests their grace, then cancel what is left."""
         import asyncio
 
         tasks, end = dict(self.requests), time.perf_counter() + _LEAVE_SECONDS
@@ -9062,12 +9070,13 @@ class AsgiBridge:
         for request, task in tasks.items():
             last = end if request.is_endless else request.started + grace
             await asyncio.wait([task], timeout=max(0.0, last - time.perf_counter()))
-            is_told = request.is_endless or (request.connection.is_cut and request.phase != _COMPLETE)  # by the server
+            # The server has warned of a request that it has cut.
+            is_told = request.is_endless or (request.connection.is_cut and request.phase != _COMPLETE)
             if grace and not task.done() and not is_told:
                 self.terminal.warn(f"cancelled {request.name}: still running after its grace")
         await _cancel({*self.requests.values()})
         await self.lifespan.stop()
-        # What the application has left running beside its requests is ended last, as by asyncio.run.
+        # The application's other tasks are cancelled last, as `asyncio.run` does.
         await _cancel(asyncio.all_tasks() - {asyncio.current_task(), *self.requests.values()})
 
     # -- requests
@@ -9082,11 +9091,11 @@ class AsgiBridge:
         return _WebSocket(self, environ).respond(start_response)
 
     def app_context(self) -> RequestContext:
-        """Return what the console of the application needs; so called since it is Flask's word for it."""
+        """Return the context that a console on the application needs; the name is Flask's, by which it is found."""
         return RequestContext(self.loop)
 
     def report_later(self, error: BaseException, environ: Optional[Environ], what: str) -> None:
-        """Print and store a failure that no answer can show; in a thread, as an exception's text may take its time."""
+        """Print and store a failure that no response can show; in a thread, as an exception's text may be slow."""
 
         def report() -> None:
             link, _ = call_safely(lambda: self.report(error, environ, what))
@@ -9096,7 +9105,7 @@ class AsgiBridge:
 
 
 async def _cancel(tasks: set[asyncio.Task[Any]]) -> None:
-    """Cancel tasks, and wait a moment for their end; one that swallows it is left behind."""
+    """Cancel tasks, and wait a moment for their end; one that catches the cancellation and goes on is left behind."""
     import asyncio
 
     for task in tasks:
@@ -9106,12 +9115,12 @@ async def _cancel(tasks: set[asyncio.Task[Any]]) -> None:
 
 
 def _loop_of_thread() -> asyncio.AbstractEventLoop:
-    """Return the loop that the application has set in this thread while it was imported, else one by its policy."""
+    """Return the loop that the application has set in this thread during its import, or make one by its policy."""
     import asyncio
     import warnings
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of the policies, which Python 3.14 begins to leave
+        warnings.simplefilter("ignore", DeprecationWarning)  # about policies, which Python 3.14 deprecates
         try:
             loop = asyncio.get_event_loop()
         except RuntimeError:
@@ -9123,9 +9132,10 @@ def _loop_of_thread() -> asyncio.AbstractEventLoop:
 
 
 class _Wakeup:
-    """Wakes a thread that watches a socket: two sockets, since Windows can wait for nothing else.
+    """Wakes a thread that waits for a socket.  It is a pair of sockets, since Windows can wait for nothing else.
 
-    The thread that waits makes it, waits for `here` beside its own socket, and closes it; any thread may `wake` it.
+    The thread that waits makes it, waits for `here` together with its own socket, and closes it.  Any thread may call
+    `wake`.
     """
 
     def __init__(self) -> None:
@@ -9148,20 +9158,23 @@ class _Wakeup:
             pass  # it has been woken often enough, or waits no more
 
     def clear(self) -> None:
-        """Forget what woke the thread."""
+        """Read what `wake` has sent, so that the next wait does not end at once."""
         try:
             self.here.recv(4096)
         except BlockingIOError:
-            pass  # nothing did
+            pass  # nothing has been sent
 
 
 class _Jobs:
-    """What others want a thread to do, which is woken once for all that comes until it looks.  Any thread may post."""
+    """Calls that other threads want a thread to make.  It is woken once for all that are posted until it looks.
+
+    Any thread may `post`; the thread itself calls `run`.
+    """
 
     def __init__(self, wake: Callable[[], object]) -> None:
         self.wake = wake
         self.waiting: deque[Callable[[], object]] = deque()
-        self.is_woken = False  # the thread is going to look
+        self.is_woken = False  # whether the thread has been woken and will look
 
     def post(self, job: Callable[[], object]) -> None:
         """Have the thread call `job`."""
@@ -9171,14 +9184,14 @@ class _Jobs:
             self.wake()
 
     def run(self) -> None:
-        """Do all that waits, in the thread that was woken; what it posts itself has its turn after other events."""
-        self.is_woken = False  # before the look, so that nothing is overlooked
+        """Make all calls that wait, in the thread that was woken.  Calls that these post come after other events."""
+        self.is_woken = False  # reset before the look: a call that is posted meanwhile wakes the thread again
         for _ in range(len(self.waiting)):
             self.waiting.popleft()()
 
 
 class RequestContext:
-    """What a console needs of a request: its context variables, and the loop for what it awaits.
+    """What a console needs of a request: its context variables, and the loop on which to run what is awaited.
 
     `keep` is called on the loop, everything else by the threads of consoles.
     """
@@ -9199,7 +9212,7 @@ class RequestContext:
         pass
 
     def run_coroutine(self, coroutine: Any) -> Any:
-        """Run what a console awaits on the loop, in the console's own context; an interrupt cancels it."""
+        """Run a coroutine that a console awaits on the loop, in the console's context; an interrupt cancels it."""
         import asyncio
         from concurrent.futures import wait
 
@@ -9212,7 +9225,7 @@ class RequestContext:
             future.cancel()
 
 
-# -- where a request stands, for the terminal's line about one that hangs
+# -- where in its code a request is, for the terminal's line about one that hangs
 
 
 def _task_position(task: asyncio.Task[None]) -> str:
@@ -9229,7 +9242,7 @@ def _task_position(task: asyncio.Task[None]) -> str:
     return app_position(reversed(frames))
 
 
-# Through which attributes a call that a pool's thread makes leads to the context that it makes it in
+# By the type of a call that a pool's thread makes: the attribute that leads to the context in which it is made.
 _TO_CONTEXT = {
     "concurrent.futures.thread._WorkItem": "fn",
     "functools.partial": "func",
@@ -9239,10 +9252,11 @@ _TO_CONTEXT = {
 
 
 def _pool_position(is_wanted: Callable[[Context], bool]) -> str:
-    """Return where a thread stands in the application's own code that makes a call in a wanted context.
+    """Return where in the application's own code a thread is that makes a call in a wanted context.
 
-    So frameworks run what is no coroutine (by anyio, asgiref, or an executor): in a thread of a pool, in a copy of the
-    request's context.  Another thread's context cannot be asked for, but is a variable of the frame that entered it.
+    Frameworks run functions that are no coroutines in a thread of a pool (by anyio, asgiref, or an executor), in a
+    copy of the request's context.  Python tells no other thread's context, but a frame of that thread has it as a
+    variable.
     """
     for ident, frame in sys._current_frames().items():
         position = thread_position(ident)
@@ -9257,63 +9271,64 @@ def _pool_position(is_wanted: Callable[[Context], bool]) -> str:
 
 # -- a request
 
-_NOT_STARTED, _STARTED, _COMPLETE = range(3)  # phases of an answer, as the application has sent it
+_NOT_STARTED, _STARTED, _COMPLETE = range(3)  # phases of a response, by what the application has sent of it
 _EXPECTED = ("'http.response.start'", "'http.response.body'", "nothing, as the answer is complete")  # by phase
 
 
 class _HttpRequest:
-    """One HTTP request: the thread of its connection on one side, the application on the loop on the other.
+    """One HTTP request, with the thread of its connection on one side and the application on the loop on the other.
 
-    The thread calls `respond` and what stands under it, the loop everything else; the attributes say whose they are.
+    The thread calls `respond` and the methods up to `disconnect`, the loop the others.  An attribute is written by the
+    side under whose comment it stands; those of both sides are written in one step, so that they need no lock.
     """
 
     def __init__(self, bridge: AsgiBridge, environ: Environ) -> None:
         self.bridge = bridge
         self.connection = environ.pop(CONNECTION)
-        self.started = self.connection.started  # which is another request's once this one has been answered
+        self.started = self.connection.started  # noted here, as the connection may go on to another request
         self.environ = environ
         self.scope = _http_scope(environ, self.connection.head, bridge.state)
         # The thread's
         self.body = self.connection.body
-        self.has_more = self.body is not None  # of the body to hand over
+        self.has_more = self.body is not None  # whether some of the body has not been given to the loop
         self.record: Callable[[bytes], object] = getattr(environ["wsgi.input"], "record", bytes)  # for the debugger
         self.handed = 0  # bytes of the body that have been given to the loop
-        self.written = 0  # bytes of the answer that the connection has taken
-        self.wake: Callable[[], object] = bool  # wakes it while it watches the socket; otherwise of no effect
+        self.written = 0  # bytes of the response that the connection has taken
+        self.wake: Callable[[], object] = bool  # wakes the thread while it watches its socket; else it does nothing
         # Both sides'
-        self.inbox: deque[Any] = deque() if self.has_more else deque([(b"", False)])  # bytes of the body, and more
-        self.outbox: queue.SimpleQueue[Any] = bridge.new_queue()  # (bytes, more), or what failed
-        self.has_ended = False  # the client sends no more, and has gone or waits for the answer; set by the thread
-        self.is_gone = False  # the client has gone, or is taken for gone since the application knows that it has ended
-        self.is_wanted = not self.has_more or not self.body.expected  # the application wants the body: no 100 before
-        self.is_full = False  # `send` waits for the thread, or did since that last wrote
+        self.inbox: deque[Any] = deque() if self.has_more else deque([(b"", False)])  # (bytes of the body, more)
+        self.outbox: queue.SimpleQueue[Any] = bridge.new_queue()  # (bytes, more), or an exception
+        self.has_ended = False  # the client sends no more: it has gone, or waits for the response; set by the thread
+        self.is_gone = False  # the client has gone, or is taken for gone as the application has called `receive`
+        self.is_wanted = not self.has_more or not self.body.expected  # else no 100 Continue is sent before `receive`
+        self.is_full = False  # `send` waits for the thread, or has waited since the thread last wrote
         # The loop's
         self.id = object()
-        self.has_debugger = ON_EXCEPTION in environ  # whose page would take the place of a framework's own 500
+        self.has_debugger = ON_EXCEPTION in environ  # its page takes the place of a framework's own 500
         self.context = RequestContext(bridge.loop)
         if self.has_debugger:
             environ[PRESERVE_CONTEXT](self.context)
         self.phase = _NOT_STARTED
-        self.head: _ResponseStart  # of the answer
-        self.is_bodiless = False  # the answer has no body, whatever the application sends
-        self.sent = 0  # bytes of the body that it has sent
-        self.taken = 0  # bytes of the request's body that it has received
-        self.held: Optional[list[tuple[Any, bool]]] = None  # an answer that an exception may follow
-        self.changed: Optional[asyncio.Event] = None  # set when `receive` or `send` have something to look at
+        self.head: _ResponseStart  # of the response
+        self.is_bodiless = False  # the response has no body, whatever the application sends
+        self.sent = 0  # bytes of the response's body that the application has sent
+        self.taken = 0  # bytes of the request's body that the application has received
+        self.held: Optional[list[tuple[Any, bool]]] = None  # pieces of a response that an exception may follow
+        self.changed: Optional[asyncio.Event] = None  # set when `receive` and `send` are to look again
 
     @property
     def name(self) -> str:
-        """What the terminal calls it."""
+        """The name of the request on the terminal."""
         return f"{self.environ['REQUEST_METHOD']} {escape_controls(self.environ['REQUEST_URI'])}"
 
     # -- in the thread
 
     def respond(self, start_response: StartResponse) -> Iterable[bytes]:
-        """Have the application called, and return its answer as soon as something of it is to be sent."""
+        """Have the application called, and return its response as soon as there is something to send."""
         return self.answer(self.first_message(), start_response)
 
     def first_message(self) -> Any:
-        """Have the application called, with what has come of the body; return the first that it sends."""
+        """Have the application called, with what has come of the body; return the first piece that it sends."""
         self.connection.waits = False
         if self.has_more and self.is_wanted and self.connection.buffer:
             self.take_in()
@@ -9321,7 +9336,7 @@ class _HttpRequest:
         return self.next_message()
 
     def answer(self, first: tuple[Any, bool], start_response: StartResponse) -> Iterable[bytes]:
-        """Return the answer as an iterable of WSGI, `first` being its first piece, and whether more follow."""
+        """Return the response as an iterable of WSGI; `first` is its first piece, and whether more follow."""
         piece, more = first
         write = start_response(self.head.status, [*self.head.headers])
         if more:
@@ -9329,11 +9344,11 @@ class _HttpRequest:
         return [piece]
 
     def pieces(self, piece: bytes, write: Callable[[bytes], object]) -> Iterator[bytes]:
-        """Yield the pieces of an answer.  When nobody takes them, the client has gone, or asked for none (HEAD)."""
+        """Yield the pieces of a response.  It is closed early when the client has gone, or wants none (HEAD)."""
         more = True
         try:
             if not piece:
-                write(b"")  # the head alone: what the client waits for may be a while
+                write(b"")  # sends the head alone, as the first piece may take a while
             while True:
                 yield piece
                 self.note_written(len(piece))
@@ -9342,7 +9357,7 @@ class _HttpRequest:
                 piece, more = self.next_message()
         finally:
             try:
-                # What nobody asked for goes on while the client waits for nothing else, as if it were sent.
+                # If the client wants no body, the application sends on all the same, until the client asks for more.
                 while more and self.is_bodiless and not (self.has_ended or self.connection.buffer):
                     piece, more = self.next_message()
                     self.note_written(len(piece))
@@ -9353,7 +9368,7 @@ class _HttpRequest:
                     self.disconnect()
 
     def next_message(self) -> Any:
-        """Return the next piece of the answer, and whether more follow.  Raises what ended the application.
+        """Return the next piece of the response, and whether more follow.  Raises the application's exception.
 
         Meanwhile the body is read as the application takes it, and the client is watched.
         """
@@ -9366,17 +9381,17 @@ class _HttpRequest:
         return message
 
     def watch_client(self) -> Any:
-        """Return what comes next from the loop; meanwhile take what comes from the client.  Raises ConnectionError."""
+        """Return the next item of `outbox`; meanwhile take what comes from the client.  Raises ConnectionError."""
         sock = self.connection.sock
         try:
             with _Wakeup() as wakeup:
                 self.wake = wakeup.wake
                 while self.outbox.empty():
                     if self.is_gone:
-                        self.connection.read_ahead()  # raises what the end of the connection is
+                        self.connection.read_ahead()  # raises the error that stands for the connection's end
                     reads = self.may_read()
                     if not (reads and self.take_in()):
-                        # Unless it reads, the connection's end would wake it again and again.
+                        # If it waited for the socket without reading, the connection's end would wake it without end.
                         wait_until_ready([wakeup.here, sock] if reads else [wakeup.here], None)
                         wakeup.clear()
             return self.outbox.get()
@@ -9387,7 +9402,7 @@ class _HttpRequest:
             self.wake = bool
 
     def may_read(self) -> bool:
-        """Return whether more is to be read: of the body as the application takes it, then to see the client's end."""
+        """Return whether to read: the body as fast as the application takes it, then to see the client's end."""
         if self.has_more:
             return self.is_wanted and self.handed - self.taken < _HIGH_WATER
         return not self.has_ended and len(self.connection.buffer) < _LOW_WATER
@@ -9396,7 +9411,7 @@ class _HttpRequest:
         """Take what the client has sent; return whether there was something.  Raises ConnectionError at its end."""
         try:
             if not self.has_more:
-                self.connection.read_ahead()  # the next request, if any: the end may come after it
+                self.connection.read_ahead()  # the next request, if there is one; the client's end may come after it
                 return True
             piece = self.body.read(min(self.body.unread, _HIGH_WATER) if self.body.unread > 0 else _LOW_WATER)
         except BlockingIOError:
@@ -9414,14 +9429,14 @@ class _HttpRequest:
         return True
 
     def note_written(self, size: int) -> None:
-        """Note that the connection has taken a piece of the answer."""
+        """Note that the connection has taken a piece of the response; have `send` go on if it waits for that."""
         self.written += size
         if self.is_full and self.sent - self.written <= _LOW_WATER:
             self.is_full = False
             self.bridge.post(self.notify)
 
     def disconnect(self) -> None:
-        """Have the application learn that the client has gone."""
+        """Note that the client has gone, and have the application told at its next `receive` or `send`."""
         if not self.is_gone:
             self.is_gone = True
             self.bridge.post(self.notify)
@@ -9429,7 +9444,7 @@ class _HttpRequest:
     # -- on the loop
 
     def begin(self) -> None:
-        """Start the application for this request."""
+        """Start a task that calls the application for this request."""
         self.bridge.requests[self] = task = self.bridge.loop.create_task(self.run())
         self.connection.position = lambda: _task_position(task) or _pool_position(self.is_own_context)
 
@@ -9438,7 +9453,7 @@ class _HttpRequest:
         return context.get(self.bridge.request_id) is self.id
 
     async def run(self) -> None:
-        """Call the application."""
+        """Call the application, and report how it has ended."""
         error: Optional[BaseException] = None
         self.bridge.request_id.set(self.id)
         try:
@@ -9454,7 +9469,7 @@ class _HttpRequest:
         error = None  # else it keeps itself, by its traceback, and with it a generator whose clean-up is due
 
     def finish(self, error: Optional[BaseException]) -> None:
-        """Have the thread learn how the application ended, or the terminal when the thread has gone on already."""
+        """Tell the thread how the application has ended, or the terminal when the thread no longer waits for that."""
         if self.held is not None and error is None:
             self.release()
         is_answered = self.phase == _COMPLETE and self.held is None
@@ -9469,10 +9484,10 @@ class _HttpRequest:
             self.put(_BrokenProtocol(f"the application returned {what}: no send of {_EXPECTED[self.phase]}"))
 
     async def next_incoming(self) -> Any:
-        """Return what comes next from the client, None when nothing more comes."""
+        """Wait for the next item of `inbox` and return it; None when the client has gone or the response is sent."""
         while not self.inbox:
             if self.has_ended and self.phase != _COMPLETE:
-                self.is_gone = True  # who asks for more is not about to answer
+                self.is_gone = True  # an application that asks for more is not about to respond
                 self.wake()
             if self.is_gone or self.phase == _COMPLETE:
                 return None
@@ -9483,7 +9498,7 @@ class _HttpRequest:
         return self.inbox.popleft()
 
     async def receive(self) -> _Message:
-        """Be the application's `receive`."""
+        """Serve as the application's `receive`."""
         incoming = await self.next_incoming()
         if incoming is None:
             return {"type": "http.disconnect"}
@@ -9492,14 +9507,17 @@ class _HttpRequest:
         return {"type": "http.request", "body": body, "more_body": more}
 
     def note_taken(self, size: int) -> None:
-        """Note that the application has taken something; wake the thread if it may have stopped to read."""
+        """Note that the application has taken something; wake the thread if it may have stopped reading."""
         left = self.handed - self.taken
         self.taken += size
         if left - size < _LOW_WATER <= left:
             self.wake()
 
     async def send(self, message: _Message) -> None:
-        """Be the application's `send`; what breaks the protocol is raised here, where the traceback shows who did."""
+        """Serve as the application's `send`.
+
+        A message that breaks the protocol raises an error here, so that the traceback shows who has sent it.
+        """
         if self.is_gone:
             raise _ClientDisconnected
         kind = message["type"]
@@ -9513,7 +9531,7 @@ class _HttpRequest:
             await self.drain()
 
     def start(self, message: _Message) -> None:
-        """Begin the answer; nothing of it is sent before the first piece of its body is known."""
+        """Begin the response; nothing of it is sent before the first piece of its body is known."""
         self.head = _response_start(message["status"], _header_pairs(message))
         self.is_bodiless = self.scope.get("method") == "HEAD" or message["status"] in (204, 304)
         if self.has_debugger:
@@ -9524,7 +9542,7 @@ class _HttpRequest:
         self.phase = _STARTED
 
     def add(self, body: bytes, more: bool) -> None:
-        """Send a piece of the answer's body; one that does not fit the declared length is refused."""
+        """Send a piece of the response's body.  Raises an error if it does not fit the declared length."""
         size, length = self.sent + len(body), -1 if self.is_bodiless else self.head.length
         if 0 <= length < size or (size < length and not more):
             raise _BrokenProtocol(f"the application sent {size} bytes and declared a Content-Length of {length}")
@@ -9540,14 +9558,15 @@ class _HttpRequest:
         self.held.append((body, more))
 
     def release(self) -> None:
-        """Send what was held back, since no exception has followed."""
+        """Send the response that was held, since no exception has followed."""
         held, self.held = self.held, None
         for item in held or ():
             self.put(item)
 
     async def drain(self) -> None:
         """Wait until the connection has taken most of what was sent."""
-        self.is_full = True  # before each look, as the thread looks here after each write; there may be several tasks
+        # Set before each look at the counts, as the thread resets it when it has written; several tasks may wait here.
+        self.is_full = True
         while self.sent - self.written > _LOW_WATER and self.held is None:
             if self.is_gone:
                 raise _ClientDisconnected
@@ -9555,17 +9574,17 @@ class _HttpRequest:
             self.is_full = True
 
     def put(self, item: Any) -> None:
-        """Give something to the thread."""
+        """Put an item into `outbox`, and wake the thread if it watches its socket."""
         self.outbox.put(item)
         self.wake()
 
     def notify(self) -> None:
-        """Have `receive` and `send` look again."""
+        """Have the `receive` and `send` that wait look again."""
         if self.changed is not None:
             self.changed.set()
 
     async def change(self) -> None:
-        """Wait until something has changed."""
+        """Wait until `notify` is called."""
         import asyncio
 
         if self.changed is None:
@@ -9574,47 +9593,47 @@ class _HttpRequest:
         await self.changed.wait()
 
     def leave(self, code: int) -> None:
-        """End what has no end of its own, as the application is to be shut down."""
+        """End a response that has no foreseeable end, as the application is to be shut down."""
         if self.is_endless:
             self.disconnect()
             self.wake()
 
     @property
     def is_endless(self) -> bool:
-        """Whether nothing is to be waited for but the application's own clean-up, as the server has cut it."""
+        """Whether the response has no foreseeable end, so that a reload does not wait for it but cuts it."""
         return self.phase == _STARTED and self.head.is_endless
 
 
 # -- a WebSocket (RFC 6455)
 
 _MESSAGE_LIMIT = 16 * 1024 * 1024  # bytes of a message, inflated; a longer one is refused (1009)
-_MESSAGE_COST = 64  # bytes that a message in the queue counts besides its own
-_PING_SECONDS = 20.0  # from a ping to the next, and for a client to say anything in answer
-_ANSWER_SECONDS = 1.0  # to answer what came before the frame that breaks the protocol
-_SMALL_FRAMES = 2048  # bytes of them in one turn: thousands of empty pings would keep the reader from other clients
-_CLOSE_SECONDS = 10.0  # for the client's part of the closing handshake
+_MESSAGE_COST = 64  # bytes that a message in the queue counts for besides its own, as many may be empty
+_PING_SECONDS = 20.0  # from one ping to the next, in which the client must have sent or taken something
+_ANSWER_SECONDS = 1.0  # that the application has to answer what came before a frame that breaks the protocol
+_SMALL_FRAMES = 2048  # bytes read in one turn: thousands of empty pings would keep the reader from other clients
+_CLOSE_SECONDS = 10.0  # that the client has for its part of the closing handshake
 _DEFLATED_FROM = 128  # bytes; deflating a smaller message costs more than it saves
 _KEY_SUFFIX = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # section 1.3
 _CONTINUATION, _TEXT_FRAME, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10  # opcodes, section 5.2
 _NORMAL, _GOING_AWAY, _PROTOCOL_ERROR, _NO_CODE, _ABNORMAL = 1000, 1001, 1002, 1005, 1006  # section 7.4.1
 _BAD_DATA, _TOO_BIG, _INTERNAL_ERROR, _SERVICE_RESTART = 1007, 1009, 1011, 1012
-_OPEN = 3  # besides the phases of an answer: the application has accepted
+_OPEN = 3  # a phase besides those of a response: the application has accepted the WebSocket
 
 
 class _WebSocketError(Exception):
-    """The client breaks the protocol: the code and the reason with which the connection is closed."""
+    """The client breaks the protocol.  The arguments are code and reason with which the connection is closed."""
 
 
 class _WebSocket(_HttpRequest):
-    """A request that becomes a WebSocket once the application accepts it, and is answered as any other if it does not.
+    """A request that becomes a WebSocket if the application accepts it; if not, it has a response like any other.
 
-    From then on the reader calls `advance`, which reads messages into `inbox` and writes what waits in `unsent`.  A
-    frame is sent by `write`, from any thread: at once if nothing waits, else behind what does.  The head that accepts
-    the WebSocket is the first to wait, so that no frame can overtake it.
+    Once it is accepted, the reader calls `advance`, which reads messages into `inbox` and writes what waits in
+    `unsent`.  A frame is sent by `write`, in any thread: at once if nothing waits in `unsent`, otherwise after that.
+    The head that accepts the WebSocket is put into `unsent` first, so that no frame can overtake it.
 
-    Its end: whoever wants it calls `close`, from any thread, and no frame is sent after the first close frame.  Then
-    the client's is waited for, unless it has come before, or the client is not to be waited for.  The application
-    learns of the end by `end`, which keeps the first code.
+    To end it, any thread calls `close`; no frame is sent after the first close frame.  Then the reader waits for the
+    client's close frame, unless that has come already, the client has broken the protocol, or the application has
+    failed.  `end` tells the application of the end, with the code of the first call.
     """
 
     def __init__(self, bridge: AsgiBridge, environ: Environ) -> None:
@@ -9629,23 +9648,23 @@ class _WebSocket(_HttpRequest):
         del self.scope["method"]
         self.deflate = _negotiate_deflate(environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", ""))
         # The reader's
-        self.ended: Future[None]  # for its thread
+        self.ended: Future[None]  # for which the connection's thread waits
         self.socket = environ[SOCKET_KEY]
         self.frames = _MessageReader(may_deflate=self.deflate is not None)
-        self.deadline = time.monotonic() + _PING_SECONDS  # for the next ping; later for what ends the connection
-        self.refusal: Optional[_WebSocketError] = None  # of what the client has sent
+        self.deadline = time.monotonic() + _PING_SECONDS  # when to ping next, or when to end the connection
+        self.refusal: Optional[_WebSocketError] = None  # set when the client has broken the protocol
         # Both sides'
-        self.inbox.clear()  # for messages, and last a refusal
+        self.inbox.clear()  # holds messages, and as the last item perhaps a `_WebSocketError`
         self.sending = threading.Lock()  # held while something is sent or put into `unsent`, and never while waiting
         self.unsent = bytearray()  # what the client has not taken yet
         self.is_silent = False  # the client has neither sent nor taken anything since the last ping
-        self.is_closing = False  # our close frame is sent, or the last in `unsent`
+        self.is_closing = False  # our close frame has been sent, or is the last in `unsent`
         self.reads_no_more = False  # the client has closed, or has broken the protocol, or the application has failed
-        self.failure: Optional[BaseException] = None  # of the application
-        self.code, self.reason = 0, ""  # of the end, for the application
+        self.failure: Optional[BaseException] = None  # the exception that has ended the application
+        self.code, self.reason = 0, ""  # why the connection has ended, for the application
         # The loop's
-        self.reader: _WebSocketReader  # once it is open
-        self.is_announced = False  # the application knows of the connection
+        self.reader: _WebSocketReader  # set when the WebSocket is open
+        self.is_announced = False  # the application has received "websocket.connect"
 
     # -- in the thread
 
@@ -9662,17 +9681,17 @@ class _WebSocket(_HttpRequest):
         finally:
             self.connection.leave = None
             with self.sending:
-                self.is_closing = True  # nobody touches the socket any more, which the server is about to close
+                self.is_closing = True  # so that nobody uses the socket any more: the server is about to close it
             self.end(_ABNORMAL)
         if self.failure is not None:
-            del self.environ[SOCKET_KEY]  # so that a ConnectionError of a database's is not taken for the client's
+            del self.environ[SOCKET_KEY]  # so that the ConnectionError of a database is not taken for this client's
             raise self.failure
         return []
 
     # -- in the reader
 
     def advance(self) -> Optional[tuple[bool, bool]]:
-        """Do what can be done without waiting; return whether to wait until it can read, and until it can write.
+        """Read and write what is possible without waiting; return whether to wait for reading, and for writing.
 
         Returns None when both sides have closed.  Raises OSError.
         """
@@ -9682,13 +9701,13 @@ class _WebSocket(_HttpRequest):
             with self.sending:
                 self.is_silent = not self.send_unsent() and self.is_silent
         if self.may_receive() and self.receive_frames() and self.socket.has_input:
-            self.wake()  # no selector sees what is decrypted already
+            self.wake()  # a selector does not see what TLS has decrypted already
         if self.is_closing and self.reads_no_more and not self.unsent:
             return None
         return self.may_receive(), bool(self.unsent)
 
     def may_receive(self) -> bool:
-        """Return whether to read: the application has taken most of what came before, or only a close frame counts."""
+        """Return whether to read: when the application has taken most of what came, or only a close frame counts."""
         return not self.reads_no_more and (self.is_closing or self.handed - self.taken < _LOW_WATER)
 
     def receive_frames(self) -> bool:
@@ -9714,13 +9733,13 @@ class _WebSocket(_HttpRequest):
         return True
 
     def take(self, opcode: int, payload: Any) -> None:
-        """Take a message or a control frame.  After our close frame nothing counts but the client's."""
+        """Take a message or a control frame.  After our close frame, only the client's close frame counts."""
         if opcode == _CLOSE:
             self.reads_no_more = True
             code, reason = _parse_close(payload)
             self.end(code, reason)
             self.close(code)
-        elif opcode == _PING and len(self.unsent) < _LOW_WATER:  # otherwise its sender reads nothing
+        elif opcode == _PING and len(self.unsent) < _LOW_WATER:  # above that its sender reads nothing, no pong either
             self.write(_PONG, payload)
         elif opcode in (_TEXT_FRAME, _BINARY) and not self.is_closing:
             self.inbox.append(payload)
@@ -9736,7 +9755,7 @@ class _WebSocket(_HttpRequest):
             self.end(*self.refusal.args)
             self.close(*self.refusal.args)
         elif self.is_silent and (self.unsent or (self.may_receive() and not self.receive_frames())):
-            # We have looked once more, as we may have slept, and not the client.
+            # We have looked for input once more, as it may be this machine that slept, and not the client.
             self.end(_INTERNAL_ERROR, "no pong has come")
             self.close(_INTERNAL_ERROR, "no pong has come")
         else:
@@ -9746,9 +9765,9 @@ class _WebSocket(_HttpRequest):
     # -- in any thread
 
     def write(self, opcode: int, payload: bytes) -> None:
-        """Send a frame, a long message deflated; nothing follows a close frame.  Never waits.
+        """Send a frame without waiting, a long message deflated; after a close frame, send nothing.
 
-        What the client does not take at once is left to the thread, and so is all that comes while something waits.
+        What the client does not take at once is left to the reader, and so is every frame while something is left.
         """
         if self.deflate and opcode in (_TEXT_FRAME, _BINARY) and len(payload) >= _DEFLATED_FROM:
             frame = _frame(opcode, _deflated(payload, self.deflate.window), 0xC0)
@@ -9764,11 +9783,11 @@ class _WebSocket(_HttpRequest):
             self.unsent += frame
             if is_first:
                 self.send_unsent()
-            if (is_first and self.unsent) or self.is_closing:  # else the reader knows that something waits
+            if (is_first and self.unsent) or self.is_closing:  # else nothing is left, or the reader knows of it
                 self.wake()
 
     def send_unsent(self) -> int:
-        """Send what the client takes of what waits, and return how much that is; its caller holds `sending`."""
+        """Send as much of `unsent` as the client takes, and return the number of bytes; the caller holds `sending`."""
         sent = 0
         try:
             while self.unsent:
@@ -9777,7 +9796,7 @@ class _WebSocket(_HttpRequest):
                 sent += count
         except BlockingIOError:
             pass
-        except OSError:  # it has gone
+        except OSError:  # the client has gone
             self.unsent.clear()
             self.is_closing = self.reads_no_more = True
         self.note_written(sent)
@@ -9788,7 +9807,7 @@ class _WebSocket(_HttpRequest):
         self.write(_CLOSE, _close_payload(code, reason))
 
     def end(self, code: int, reason: str = "") -> None:
-        """Have the application learn that the connection has ended, and why."""
+        """Tell the application, at its next `receive` or `send`, that the connection has ended, and why."""
         if not self.is_gone:
             self.code, self.reason = code, reason
             self.disconnect()
@@ -9798,7 +9817,7 @@ class _WebSocket(_HttpRequest):
         return self.phase == _OPEN or super().is_endless
 
     def leave(self, code: int) -> None:
-        """Close an open connection by a code of our own."""
+        """Close an open connection with this code, as the application or the process is to end."""
         if self.phase == _OPEN:
             self.end(code)
             self.close(code)
@@ -9837,7 +9856,7 @@ class _WebSocket(_HttpRequest):
             head = _handshake(self.environ["HTTP_SEC_WEBSOCKET_KEY"], message, self.deflate)
             self.phase = _OPEN
             self.reader = self.bridge.reader
-            self.unsent += head  # the thread sends it, and until then all that comes waits behind it
+            self.unsent += head  # the reader sends it; every frame until then waits behind it
             self.sent += len(head)
             self.put(None)
         elif self.phase == _NOT_STARTED and kind == "websocket.close":
@@ -9858,11 +9877,11 @@ class _WebSocket(_HttpRequest):
 
 
 class _WebSocketReader:
-    """The thread that reads the open WebSockets, and writes what waits for their clients.
+    """The thread that reads all open WebSockets, and writes what waits for their clients.
 
-    It is one for all.  With a thread for each, every message would take the interpreter's lock from the loop several
-    times, which costs three times the processor's time where thirty clients talk at once.  Any thread may `carry` and
-    post `jobs`; everything else is the reader's own.
+    With a thread for each, every message would take the interpreter's lock from the loop several times, which costs
+    three times the processor's time when thirty clients talk at once.  Any thread may call `carry` and post `jobs`;
+    everything else is for the reader's own thread.
     """
 
     def __init__(self) -> None:
@@ -9872,12 +9891,12 @@ class _WebSocketReader:
         self.jobs = _Jobs(self.wakeup.wake)
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.wakeup.here, selectors.EVENT_READ, self.look)
-        self.events: dict[_WebSocket, int] = {}  # of those that are open, what the selector waits for
+        self.events: dict[_WebSocket, int] = {}  # the open WebSockets, and what the selector waits for of each
         self.is_stopped = False
         threading.Thread(target=self.run, name="devserve WebSockets", daemon=True).start()
 
     def carry(self, websocket: _WebSocket) -> None:
-        """Carry a WebSocket until it has ended.  Raises what ended it, as OSError when the client has gone."""
+        """Read and write a WebSocket until it has ended.  Raises the error that has ended it, as OSError."""
         from concurrent.futures import Future
 
         ended: Future[None] = Future()
@@ -9887,7 +9906,7 @@ class _WebSocketReader:
         ended.result()
 
     def run(self) -> None:
-        """Wait for what comes first: something from a client, a job, or a deadline."""
+        """Wait for what comes first, a client, a job or a deadline, and deal with it."""
         with self.wakeup, self.selector:
             while not self.is_stopped:
                 first = min((websocket.deadline for websocket in self.events), default=None)
@@ -9896,23 +9915,23 @@ class _WebSocketReader:
                 now = time.monotonic()
                 for websocket in [each for each in self.events if each.deadline <= now]:
                     self.advance(websocket)
-        self.jobs.wake = self.jobs.run  # whoever comes too late does himself what is left to do
+        self.jobs.wake = self.jobs.run  # from now on, a thread that posts a job makes the call itself
         self.jobs.run()
 
     def look(self) -> None:
-        """Do what others want to be done."""
+        """Make the calls that others have posted."""
         self.wakeup.clear()
         self.jobs.run()
 
     def begin(self, websocket: _WebSocket) -> None:
-        """Take up a WebSocket."""
+        """Begin to read a WebSocket."""
         self.events[websocket] = 0
         if self.is_stopped:
             self.end(websocket, ConnectionAbortedError("the server has ended"))
         self.advance(websocket)
 
     def advance(self, websocket: _WebSocket) -> None:
-        """Do for a WebSocket what can be done, and wait for more."""
+        """Have a WebSocket read and write what is possible, and wait for what it says."""
         if websocket not in self.events:
             return  # it was woken after its end
         try:
@@ -9940,7 +9959,7 @@ class _WebSocketReader:
         self.events[websocket] = events
 
     def end(self, websocket: _WebSocket, error: Optional[BaseException] = None) -> None:
-        """Let go of a WebSocket, and its thread go on."""
+        """Read a WebSocket no more, and let its connection's thread go on."""
         self.wait_for(websocket, reads=False, writes=False)
         del self.events[websocket]
         if error is None:
@@ -9949,7 +9968,7 @@ class _WebSocketReader:
             websocket.ended.set_exception(error)
 
     def stop(self) -> None:
-        """End all that are open, as the server has, and the thread."""
+        """End all open WebSockets and the thread, as the server has ended."""
         self.is_stopped = True
         for websocket in [*self.events]:
             self.end(websocket, ConnectionAbortedError("the server has ended"))
@@ -10040,7 +10059,10 @@ def _frame(opcode: int, payload: bytes, first: int = 0x80) -> bytes:
 
 
 def _unmask(data: bytes, mask: bytes, start: int) -> bytes:
-    """Return payload without its mask; `start` is its position in its frame.  As one number, since a loop is slow."""
+    """Return payload without its mask; `start` is its position in its frame.
+
+    It is computed as one large number, since a loop over bytes is slow.
+    """
     mask = mask[start % 4 :] + mask[: start % 4]
     size = len(data)
     whole = int.from_bytes((mask * (size // 4 + 1))[:size], "little")
@@ -10048,12 +10070,15 @@ def _unmask(data: bytes, mask: bytes, start: int) -> bytes:
 
 
 class _MessageReader:
-    """Takes a stream of frames apart.  What is wrong is refused at the first byte that shows it (_WebSocketError)."""
+    """Divides a stream of bytes into messages and control frames.
+
+    A mistake raises `_WebSocketError` at the first byte that shows it.  Only the reader's thread uses it.
+    """
 
     def __init__(self, *, may_deflate: bool) -> None:
         self.may_deflate = may_deflate
-        self.data = bytearray()  # what has come and not been taken
-        self.wanted = 0  # bytes that may come at once, as they belong to the same frame
+        self.data = bytearray()  # bytes that have come and are not parsed yet
+        self.wanted = 0  # bytes that belong to the same frame, so that they may be read at once
         self.found = self.find()
 
     def feed(self, data: bytes) -> Iterator[tuple[int, Any]]:
@@ -10062,10 +10087,10 @@ class _MessageReader:
         return iter(lambda: next(self.found), None)
 
     def find(self) -> Iterator[Optional[tuple[int, Any]]]:
-        """Yield what `feed` does, and None when more bytes are needed.
+        """Yield what `feed` yields, and None whenever more bytes are needed.
 
-        A control frame may come between the fragments of a message, so that `message` outlives it.  The payload of a
-        message is taken as it comes, whatever its frame's length, since a text that is not UTF-8 must be refused
+        A control frame may come between the fragments of a message, so `message` is kept over it.  The payload of a
+        message is taken as it comes, before its frame is complete, since a text that is not UTF-8 must be refused
         early.
         """
         message: Optional[_IncomingMessage] = None
@@ -10098,7 +10123,7 @@ class _MessageReader:
         return piece
 
     def take_head(self, message: Optional[_IncomingMessage]) -> Generator[None, None, tuple[int, int, bytes]]:
-        """Return the first byte of the next frame, its length and its mask; `message` is the one in hand."""
+        """Return the first byte of the next frame, its length and its mask; `message` is incomplete, if any."""
         first, second = yield from self.take(2, 2)
         self.check_head(first, second, is_within=message is not None)
         length, count = second & 127, {126: 2, 127: 8}.get(second & 127, 0)
@@ -10126,14 +10151,14 @@ class _MessageReader:
 
 
 class _IncomingMessage:
-    """A message of which frames are still to come: it inflates and decodes each piece, and counts what it holds."""
+    """A message that is not complete yet.  It inflates and decodes each piece, and refuses more than the limit."""
 
     def __init__(self, opcode: int, *, is_deflated: bool) -> None:
         import codecs
         import zlib
 
         self.opcode = opcode
-        self.size = 0  # of what it has so far, inflated
+        self.size = 0  # bytes that it has so far, inflated
         self.parts: list[Any] = []
         self.decoder = codecs.getincrementaldecoder("utf-8")() if opcode == _TEXT_FRAME else None
         self.inflater = zlib.decompressobj(-15) if is_deflated else None
@@ -10170,15 +10195,15 @@ class _IncomingMessage:
 
 # -- permessage-deflate (RFC 7692)
 #
-# Each message is deflated by itself, in both directions: the answer to an offer asks for that ("no context takeover"),
-# and may do so whatever the offer was (section 7.1.1).  So nothing is kept from one message to the next.
+# Each message is deflated by itself, in both directions, so that nothing is kept from one message to the next.  Our
+# answer to an offer asks for that ("no context takeover"), as it may whatever the offer says (section 7.1.1).
 
 
 class _DeflateTerms(NamedTuple):
-    """What client and server have agreed on."""
+    """What client and server have agreed on for deflating."""
 
     answer: str  # the server's part of the negotiation
-    window: int  # by which the server deflates: so many bits
+    window: int  # the size of the server's window, as a number of bits
 
 
 _OFFERED = {  # the parameters of an offer and their values (section 7.1); zlib has no window of 8 bits to deflate by
@@ -10211,11 +10236,11 @@ def _deflated(payload: bytes, window: int) -> bytes:
     return (deflater.compress(payload) + deflater.flush(zlib.Z_SYNC_FLUSH))[:-4]
 
 
-# -- what ASGI and WSGI call the same thing
+# -- from ASGI's terms to WSGI's, and back
 
 
 class _ResponseStart(NamedTuple):
-    """A `http.response.start`, checked."""
+    """A `http.response.start` that has been checked, in WSGI's terms."""
 
     status: str
     headers: list[tuple[str, str]]
@@ -10224,7 +10249,7 @@ class _ResponseStart(NamedTuple):
 
 
 def _header_pairs(message: _Message) -> tuple[tuple[bytes, bytes], ...]:
-    """Return the headers that an application sends, as what can be looked up."""
+    """Return the headers that an application sends, as a tuple that `_response_start` can keep in its cache."""
     return tuple(
         (name, value) if type(name) is type(value) is bytes else (_frozen(name), _frozen(value))
         for name, value in message.get("headers") or ()
@@ -10232,15 +10257,16 @@ def _header_pairs(message: _Message) -> tuple[tuple[bytes, bytes], ...]:
 
 
 def _frozen(text: Any) -> Any:
-    """Return bytes for a bytearray, which servers take in a header; `_response_start` refuses what is left."""
+    """Return bytes for a bytearray, which other servers accept in a header; `_response_start` refuses other types."""
     return bytes(text) if isinstance(text, (bytearray, memoryview)) else text
 
 
-@functools.lru_cache(maxsize=256)  # as in the server: most answers begin alike
+@functools.lru_cache(maxsize=256)  # as in the server: most responses begin alike
 def _response_start(status: int, headers: tuple[tuple[bytes, bytes], ...]) -> _ResponseStart:
-    """Return the beginning of an answer in WSGI's terms.  Raises TypeError or ValueError for what is no HTTP.
+    """Return the beginning of a response in WSGI's terms.  Raises TypeError or ValueError if it is not valid HTTP.
 
-    What belongs to the connection is left out, as a framework may send its Transfer-Encoding; but it may end it.
+    Headers of the connection are left out, such as a Transfer-Encoding that a framework sends; except that
+    "Connection: close" is kept.
     """
     from http.client import responses
 
@@ -10257,7 +10283,7 @@ def _response_start(status: int, headers: tuple[tuple[bytes, bytes], ...]) -> _R
 
 
 def _checked_bytes(message: _Message) -> bytes:
-    """Return the body of a message."""
+    """Return the body of a message.  Raises TypeError if it is not bytes."""
     body = message.get("body", b"")
     if not isinstance(body, (bytes, bytearray, memoryview)):
         what = f"not {type(body).__name__}: text must be encoded"
@@ -10292,7 +10318,7 @@ def _http_scope(environ: Environ, head: bytes, state: dict[str, Any]) -> dict[st
 
 
 def _path_of_target(path: str) -> str:
-    """Return a path as a target has it, for one that came in absolute form."""
+    """Return a path, percent-encoded, for a request whose target came in absolute form."""
     from urllib.parse import quote
 
     return quote(path, encoding="latin-1")
@@ -10300,10 +10326,10 @@ def _path_of_target(path: str) -> str:
 
 @functools.lru_cache(maxsize=256)  # clients repeat their heads to the byte
 def _scope_headers(head: bytes, cookies: str, host: str) -> tuple[tuple[bytes, bytes], ...]:
-    """Return the header lines of a request as they came, but for names in lower case.
+    """Return the header lines of a request as they came, with names in lower case.
 
-    In two things the environ knows better: the debugger has taken its own cookies away, and the host of a target in
-    absolute form counts in place of the Host header's.
+    Two headers are taken from the environ: from the cookies the debugger has removed its own, and the host of a target
+    in absolute form takes the place of the Host header (RFC 9112 section 3.2.2).
     """
     lines = (line.partition(b":") for line in head.split(b"\r\n")[1:])
     pairs = [(name.lower(), value.strip(b" \t")) for name, _, value in lines]
@@ -10315,14 +10341,16 @@ def _scope_headers(head: bytes, cookies: str, host: str) -> tuple[tuple[bytes, b
     return tuple((name, host.encode("latin-1") if host and name == b"host" else value) for name, value in pairs)
 
 
-# What frameworks call it; a ServerDisconnectedError is another server's, and the application's own failure
+# Names of frameworks' exceptions for a client that has gone.  A ServerDisconnectedError is none of them: then another
+# server has gone, and the application has failed.
 _DISCONNECTS = re.compile("_?(Client|WebSocket)Disconnect")
 
 
 def is_disconnect(error: Optional[BaseException], depth: int = 20) -> bool:
-    """Return whether an exception says no more than that the client has gone, as frameworks wrap it.
+    """Return whether an exception says only that the client has gone, also if a framework has wrapped it.
 
-    A task that was cancelled is no failure either; but what comes of that in it is: a TimeoutError, as a rule.
+    A task that was cancelled has not failed either.  But an exception that the cancellation has caused in it, as a
+    rule a TimeoutError, is a failure.
     """
     if error is None or not depth:
         return False
@@ -10340,9 +10368,9 @@ def is_disconnect(error: Optional[BaseException], depth: int = 20) -> bool:
 class _Lifespan:
     """The `lifespan` scope: the application's startup before the first request, its shutdown after the last.
 
-    One call of the application serves for both, in a task of its own.  An application that raises before it has asked
-    for its startup has no lifespan, as the specification has it; what it raises later is a failure of its startup, and
-    after that one of its own, to be reported.  Everything here belongs to the loop.
+    The application is called once for both, in a task of its own.  If it raises an exception before it has called
+    `receive`, it has no lifespan (so says the specification).  If it raises one later, its startup has failed; after
+    the startup, the exception is reported.  Everything here runs on the loop.
     """
 
     def __init__(self, bridge: AsgiBridge) -> None:
@@ -10351,18 +10379,18 @@ class _Lifespan:
         self.error: Optional[BaseException] = None
 
     async def start(self) -> None:
-        """Start the application; an application that knows no lifespan is fine.  Raises what its startup raises."""
+        """Start the application, which need not have a lifespan.  Raises what its startup raises."""
         import asyncio
 
         self.is_started, self.is_stopping, self.is_stopped = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self.asked = 0  # times that the application has called `receive`
+        self.asked = 0  # how often the application has called `receive`
         self.task = asyncio.ensure_future(self.run())
         await self.is_started.wait()
         if self.error is not None:
             raise self.error
 
     async def run(self) -> None:
-        """Call the application, and let go of whoever waits for it, however it ends."""
+        """Call the application; when it ends, in whatever way, let `start` and `stop` go on."""
         scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.bridge.state}
         try:
             await self.bridge.served(scope, self.receive, self.send)
@@ -10378,19 +10406,19 @@ class _Lifespan:
         self.is_stopped.set()
 
     async def receive(self) -> _Message:
-        """Be the application's `receive`: the startup first, the shutdown when it is time."""
+        """Serve as the application's `receive`: return the startup first, and the shutdown when it is time."""
         self.asked += 1
         if self.asked == 1:
             return {"type": "lifespan.startup"}
         if self.error is not None:
-            self.is_started.set()  # it has said that it failed, and no exception follows: Quart waits for the shutdown
+            self.is_started.set()  # Quart has sent that its startup failed, and waits for the shutdown: none is raised
         await self.is_stopping.wait()
         if self.asked > 2:
             await self.bridge.loop.create_future()  # nothing comes after the shutdown
         return {"type": "lifespan.shutdown"}
 
     async def send(self, message: _Message) -> None:
-        """Be the application's `send`."""
+        """Serve as the application's `send`."""
         kind = message["type"]
         if kind == "lifespan.startup.complete":
             self.is_started.set()
@@ -10402,7 +10430,7 @@ class _Lifespan:
                 self.bridge.terminal.warn(f"the application's shutdown failed: {message.get('message', '')}")
             self.is_stopped.set()
         else:
-            self.asked = 0  # it takes every scope for a request, and so has not asked for its startup
+            self.asked = 0  # it takes the lifespan for a request, so that this counts as having none
             raise _BrokenProtocol(f"the application sent {kind!r} in its lifespan")
 
     async def stop(self) -> None:
