@@ -13067,8 +13067,19 @@ class _Signals:
             is_programs = self.in_code and signal.getsignal(number) not in (signal.default_int_handler, signal.SIG_DFL)
             if number != signal.SIGINT or not is_programs:
                 self.before[number] = signal.signal(number, handler)
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=after_fork)
+        if sys.platform != "win32":
+            # After a fork the interpreter forgets signals for which Python has a handler: a worker that its pool ends
+            # at once would live on, and the pool wait for it.  So they are held up until the child has its own handlers.
+            masks = threading.local()
+
+            def before() -> None:
+                masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, self.before)
+
+            def after() -> None:
+                signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
+
+            os.register_at_fork(before=before, after_in_parent=after, after_in_child=after_fork)
+            os.register_at_fork(after_in_child=after)
 
     def give_back(self) -> None:
         """Put the handlers back that were there before, except where the application has set others since."""

@@ -14775,6 +14775,26 @@ class RunnerSignals(RunnerCase):
         return status
 
     @posix_signals
+    def test_a_child_of_the_application_hears_a_signal_that_comes_right_after_its_fork(self) -> None:
+        self.write(
+            "pools.py",
+            """
+            import os, signal, time
+            def app(environ, start_response):
+                start_response("200 OK", [])
+                for _ in range(300):
+                    child = os.fork()
+                    if not child:
+                        time.sleep(600)
+                        os._exit(0)
+                    os.kill(child, signal.SIGTERM)
+                    os.waitpid(child, 0)
+                return [str(signal.pthread_sigmask(signal.SIG_BLOCK, [])).encode()]
+            """,
+        )
+        self.assertEqual(Client(self.served("pools").port).request("/").answer().body, b"set()")
+
+    @posix_signals
     def test_ctrl_c_ends_it_at_once_with_status_0_whatever_is_running(self) -> None:
         self.write("stubborn.py", self.STUBBORN)
         for number in (signal.SIGINT, signal.SIGTERM):
