@@ -2110,7 +2110,9 @@ def _name_remedy(thing: Any, holder: str, name: str) -> str:
     near = near or "".join(likely) or _nearest(name, imported)
     if near:
         return f"; did you mean '{holder}{'.' if ':' in holder else ':'}{near}'?"
-    return _module_remedy(thing, holder) if isinstance(thing, ModuleType) else "; check the spelling"
+    if not isinstance(thing, ModuleType):
+        return "; check the spelling"
+    return f"; did you mean {holder!r}?" if _framework_default() is not None else _module_remedy(thing, holder)
 
 
 def _submodule(package: str, name: str) -> str:
@@ -13416,8 +13418,8 @@ _HELP_WIDTH = 98  # columns of --help without a terminal, as if there were one o
 _HELP_INDENT = 28  # columns: nearly all flags fit in before their help
 _RUN_COMMANDS = ("run", "runserver", "dev", "serve", "start")  # of other programs; to serve is the only command here
 _OTHER_PROGRAMS = frozenset(
-    "daphne django-admin fastapi flask granian gunicorn hypercorn litestar pserve py python python3 quart sanic "
-    "uvicorn uwsgi waitress-serve".split()
+    "bottle cherryd daphne django-admin fastapi flask granian gunicorn hypercorn litestar pserve py python python3 "
+    "quart sanic uvicorn uwsgi waitress-serve".split()
 )
 _BARE_HOST = re.compile(r"localhost|[0-9]+(\.[0-9]+){3}|\[?::1?\]?")  # a host that is known as such without a port
 _NOT_HERE = {  # flags of other servers that have no option here, and what to do instead

@@ -15250,6 +15250,7 @@ class RunnerImport(RunnerCase):
             bottle.run(port=0, quiet=True)
         """)
         self.assertEqual(self.served("unguarded").get(), "bottle")
+        self.served("unguarded:app", port=False).wait_for("no 'app' in 'unguarded'; did you mean 'unguarded'?")
 
     def test_import_that_takes_long_is_told_with_its_place_and_clients_wait(self) -> None:
         self.module("import socket\nlisten = socket.create_server(('127.0.0.1', 0))\nprint(listen.getsockname())")
@@ -15977,6 +15978,7 @@ class CommandLineMistakes(InEmptyEnvironment):
         "flask --app hello run --debug": "leave it out: {} --app hello --debug",
         "gunicorn hello:app --debug": "leave it out: {} hello:app --debug",
         "uvicorn hello:app": "leave it out: {} hello:app",
+        "bottle hello:app": "leave it out: {} hello:app",
         "fastapi dev hello.py": "leave it out: {} hello.py",
         "python manage.py runserver 8000": "leave it out: {} manage.py 8000",
         "manage.py migrate --fake": "no option --fake; see --help",
