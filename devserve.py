@@ -10622,10 +10622,12 @@ class _ImportRecorder:
         path_stats = SourceFileLoader.path_stats
 
         def noted_path_stats(loader: SourceFileLoader, path: str) -> Mapping[str, Any]:
-            self.loaded.append((os.path.join(self._cwd, path), _state(path), True))
+            state = _state(path)
+            self.loaded.append((os.path.join(self._cwd, path), state, True))
             stats = path_stats(loader, path)
             for_import = sys._getframe(1).f_code.co_name == "get_code"  # `py_compile` calls us too, to write bytecode
-            if for_import and stats["mtime"] > time.time() - _YOUNG and not is_library(path, self._cwd):
+            edited = max(stats["mtime"], state[3] / 1e9 if state else 0.0)  # as `cp -p` keeps an old mtime
+            if for_import and edited > time.time() - _YOUNG and not is_library(path, self._cwd):
                 raise OSError("too young to be told from its bytecode")  # so importlib neither reads nor writes any
             return stats
 
@@ -11386,7 +11388,8 @@ class Watcher(native_threading.Thread):
         self._pending.update(paths)
         error = None if self._demand else self._first_error()
         if error is not None:
-            self.broken(error)
+            if not self._different(self._pending):  # else it is being saved again: the next look tells
+                self.broken(error)
             return
         pending, self._demand = sorted(self._pending), ""
         self._pending.clear()
@@ -11414,7 +11417,7 @@ class Watcher(native_threading.Thread):
         from importlib.util import cache_from_source
 
         young = (self.files.since - _YOUNG) * 1e9
-        edited = [path for path in self.files.own if (self.files.states[path] or (0,))[0] > young]
+        edited = [path for path in self.files.own if max((self.files.states[path] or (0,))[::3]) > young]
         for path in {*changed, *edited}:
             if path.endswith(".py"):
                 with contextlib.suppress(OSError, ValueError, NotImplementedError):

@@ -13507,11 +13507,13 @@ class ReloaderImports(ReloaderWatching):
         os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
         stale = self.cached("young_a.py").read_bytes()
         self.write("young_b.py", "x = 1")
+        os.utime(self.write("young_e.py", "x = 1"), (1e9, 1e9))  # as `cp -p` and `rsync -a` bring an older file
         self.make()
         self.assertEqual(__import__("young_a").x, "B")
         self.assertEqual(self.cached("young_a.py").read_bytes(), stale)
-        __import__("young_b")
-        self.assertFalse(self.cached("young_b.py").exists())
+        for name in ("young_b", "young_e"):
+            __import__(name)
+            self.assertFalse(self.cached(f"{name}.py").exists(), name)
 
     def test_whoever_compiles_a_young_source_himself_gets_its_bytecode(self) -> None:
         path = self.write("young_d.py", "x = 1")  # as Chameleon does with each template
@@ -13519,28 +13521,34 @@ class ReloaderImports(ReloaderWatching):
         self.assertEqual(py_compile.compile(str(path), doraise=True), str(self.cached("young_d.py")))
 
     def test_bytecode_of_an_older_source_is_written_and_read(self) -> None:
-        path = self.write("aged_a.py", "x = 1")
-        os.utime(path, (1e9, 1e9))
+        os.utime(self.write("aged_a.py", "x = 1"), (1e9, 1e9))
         self.make()
-        __import__("aged_a")
+        with mock.patch.object(devserve, "_YOUNG", 0.0):  # nobody can set the ctime back
+            __import__("aged_a")
         self.assertTrue(self.cached("aged_a.py").exists())
 
     def test_a_reload_leaves_no_bytecode_of_what_was_edited(self) -> None:
-        for name in ("changed_a.py", "young_c.py", "aged_b.py"):
-            path = self.write(name, "x = 1")
-            if name != "young_c.py":
-                os.utime(path, (1e9, 1e9))
-            self.cached(name).parent.mkdir(exist_ok=True)
+        names = ("changed_a.py", "aged_b.py", "young_c.py", "young_f.py")
+        paths = [self.write(name, "x = 1") for name in names]
+        for path in paths[:2]:
+            os.utime(path, (1e9, 1e9))
+        aged = os.stat(paths[1]).st_ctime
+
+        def is_later() -> bool:  # nobody can set the ctime back
+            paths[2].write_text("x = 1")
+            paths[3].write_text("x = 1")
+            return os.stat(paths[3]).st_mtime > aged + 0.1
+
+        eventually(is_later, "younger files")
+        os.utime(paths[3], (1e9, 1e9))
+        self.cached("aged_b.py").parent.mkdir(exist_ok=True)
+        for path in paths:
             py_compile.compile(str(path), doraise=True)
-        for name in ("changed_a", "young_c", "aged_b"):
-            __import__(name)  # as code that calls `run` has done before
-        seen = ["changed_a.py", "young_c.py", "aged_b.py"]
-        self.start(since=time.time() + 1, seen=seen)  # the edits came before
+            __import__(path.stem)  # as code that calls `run` has done before
+        self.start(since=aged + devserve._YOUNG + 0.05, seen=names)  # the edits came before
         self.write("changed_a.py", "x = 2")
         self.assertEqual(self.said(), [["changed_a.py"]])
-        self.assertEqual(
-            [self.cached(name).exists() for name in ("changed_a.py", "young_c.py", "aged_b.py")], [False, False, True]
-        )
+        self.assertEqual([self.cached(name).exists() for name in names], [False, True, False, not EXECS])
 
     def test_compile_does_what_it_does_otherwise(self) -> None:
         self.make()
@@ -13844,6 +13852,23 @@ class ReloaderBrokenFiles(ReloaderWatching):
         self.assertIsInstance(self.said(2)[1], SyntaxError)
         self.write("broken_c.py", "x = 3")
         self.assertEqual(self.said(3)[2], ["broken_c.py", "broken_d.py"])
+
+    def test_a_file_that_is_being_saved_again_while_it_is_compiled_is_not_broken(self) -> None:
+        path = self.write("broken_g.py", "x = 1")
+        self.start("broken_g")
+        compiled = devserve._syntax_error
+
+        def compiled_half(name: str) -> Optional[SyntaxError]:
+            text = path.read_text()
+            path.write_text("x = (")
+            error = compiled(name)
+            path.write_text(text + "0")
+            return error
+
+        first = iter([compiled_half])
+        with mock.patch.object(devserve, "_syntax_error", lambda name: next(first, compiled)(name)):
+            self.write("broken_g.py", "x = 2")
+            self.assertEqual(self.said(), [["broken_g.py"]])
 
     def test_bytes_that_are_no_text_are_a_syntax_error(self) -> None:
         self.write("broken_e.py", "x = 1")
