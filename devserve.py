@@ -13074,7 +13074,7 @@ class _Signals:
                 self.before[number] = signal.signal(number, handler)
         if sys.platform != "win32":
             # After a fork the interpreter forgets signals for which Python has a handler: a worker that its pool ends
-            # at once would live on, and the pool wait for it.  So they are held up until the child has its own handlers.
+            # at once would live on, and the pool wait for it.  So they wait until the child has handlers of its own.
             masks = threading.local()
 
             def before() -> None:
