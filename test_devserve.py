@@ -2088,7 +2088,7 @@ class FindingMistakes(FindingFolder):
         "": "",
         "ap": ":app'?",
         "holder.ap": ":holder.app'?",
-        "nosuchthing": "it has app, create_app, make_app",
+        "nosuchthing": "it has app, main({}), create_app, make_app",
         "number": "name an application",
         "os": "name the object in it: 'os:app'",
         "Site": "call it: Site()",
