@@ -17446,10 +17446,14 @@ class ReloadLosesNothing(Reload):
 
     def test_no_request_is_answered_by_what_has_changed_while_it_was_imported(self) -> None:
         self.write("part.py", 'version = "v1"')
-        late = 'import part\nif part.version == "v1":\n    open("part.py", "w").write("version = \'v22\'")\n'
+        late = """
+            import pathlib, part
+            if part.version == "v1":
+                pathlib.Path("part.py").write_text("version = 'v22'")
+        """
         self.save("v1", '{"part": part.version}')
         app = self.folder / "app.py"
-        app.write_text(late + app.read_text())
+        app.write_text(textwrap.dedent(late) + app.read_text())
         served = self.serve(script=self.patched(_INTERVAL=1000.0))
         self.assertEqual(self.connect(served).ask().json["part"], "v22")
 
