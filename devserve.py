@@ -1262,10 +1262,10 @@ EDITORS = {  # links by which an editor opens a file; the first is what a page o
 class Terminal:
     """What the person at the keyboard reads.  Any thread may call anything here, a signal handler too.
 
-    A thread writes what was said, and ends when there is nothing more.  A line of the request log that follows
-    another within `_LOG_INTERVAL` is written a moment later, together with its neighbors: a write to a terminal or a
-    file costs as much as the rest of a small request.  That thread and its lock are native (2), since threads that are
-    no greenlets call `say` too.  `editor` and `path_map` are those of `_editor_link`.
+    A thread writes what was said, and ends when for `_LOG_INTERVAL` nothing more has come.  A line of the request log
+    that follows another sooner is written a moment later, together with its neighbors: a write to a terminal or a file
+    costs as much as the rest of a small request.  That thread and its locks are native (2), since threads that are no
+    greenlets call `say` too.  `editor` and `path_map` are those of `_editor_link`.
     """
 
     def __init__(
@@ -1280,13 +1280,13 @@ class Terminal:
         self._dropped = 0  # lines beyond `_UNWRITTEN_LIMIT`
         self._lock = native_threading.RLock()  # guards `_writer`; a signal handler may say something while it is held
         self._writer: Optional[native_threading.Thread] = None
-        self._written_at = 0.0
+        self._unhurried = native_threading.Lock()  # released by whoever waits until his line is written
         self._is_stuck = False  # somebody has waited in vain: nobody waits again before a write has ended
 
     def say(self, text: str) -> None:
         """Write a line of information.  If standard error is closed or full, serving goes on without the line."""
         self._add(text)
-        self._wake(0.0)
+        self._hurry()
         if is_main_thread():
             self.flush()
 
@@ -1296,7 +1296,7 @@ class Terminal:
         if writer is None or writer.ident != native_threading.get_ident():
             is_written = native_threading.Event()
             self._unwritten.append(is_written)
-            self._wake(0.0)
+            self._hurry()
             self._is_stuck = not is_written.wait(0.0 if self._is_stuck else seconds)
 
     def _add(self, text: str) -> None:
@@ -1306,29 +1306,28 @@ class Terminal:
         else:
             self._unwritten.append(text)
 
-    def _wake(self, delay: float) -> Optional[native_threading.Thread]:
-        """Return the thread that writes; if there is none, start one, which waits `delay` seconds before it writes."""
+    def _hurry(self) -> None:
+        """Have the lines written now, by a new thread if there is none."""
+        with contextlib.suppress(RuntimeError):  # it is released already
+            self._unhurried.release()
         with self._lock:
             if self._writer is not None:
-                return self._writer
-            self._writer = native_threading.Thread(
-                target=self._write_all, args=(delay,), name="devserve terminal", daemon=True
-            )
+                return
+            self._writer = native_threading.Thread(target=self._write_all, name="devserve terminal", daemon=True)
             atexit.register(self.flush)  # the interpreter does not wait for the thread
         try:
             self._writer.start()
         except RuntimeError:  # the system has no thread left, or the interpreter is at its end
-            self._write_all(0.0)
-        return self._writer
+            self._write_all()
 
-    def _write_all(self, delay: float) -> None:
-        """Write the lines of the queue every `_LOG_INTERVAL`; return when no line has come for as long."""
+    def _write_all(self) -> None:
+        """Write the lines of the queue every `_LOG_INTERVAL`, or when somebody waits; return when none has come."""
         while True:
-            native_sleep(delay)
-            if self._unwritten:  # not "while": under load each line would be a write of its own
-                gathered = [self._unwritten.popleft() for _ in range(len(self._unwritten))]
+            self._unhurried.acquire(timeout=_LOG_INTERVAL)
+            gathered = [self._unwritten.popleft() for _ in range(len(self._unwritten))]
+            if gathered:  # not "while": under load each line would be a write of its own
                 self._write("".join(f"{text}\n" for text in gathered if isinstance(text, str)))
-                self._is_stuck, self._written_at = False, time.monotonic()
+                self._is_stuck = False
                 for is_written in gathered:
                     if not isinstance(is_written, str):
                         is_written.set()
@@ -1337,11 +1336,10 @@ class Terminal:
                 self._dropped = 0
             with self._lock:
                 writer, self._writer = self._writer, None  # before the last look: a later line starts another thread
-                if not self._unwritten:
+                if not gathered and not self._unwritten:
                     atexit.unregister(self.flush)
                     return
                 self._writer = writer
-            delay = _LOG_INTERVAL
 
     def _write(self, text: str) -> None:
         try:
@@ -1398,18 +1396,15 @@ class Terminal:
         clock, milliseconds = time.strftime("%H:%M:%S"), f"{seconds * 1_000:.1f}ms"
         line = f"{clock} {method} {escape_controls(target)} {status} {size} {milliseconds}"
         self._add(self.color(line, _STATUS_COLORS.get(status[:1], "")))
-        if self._writer is not None:
-            return  # under load: the thread is about to write, and takes this line along
-        if time.monotonic() - self._written_at > _LOG_INTERVAL:  # whoever gets this answer looks at the log next
+        if self._writer is None:  # not under load, when it takes this line along: whoever gets this answer looks next
             self.flush(_LONE_LINE_SECONDS)
-        else:
-            self._wake(_LOG_INTERVAL)
 
     def after_fork(self) -> None:
         """In a child that the application forked, drop unwritten lines and the lock, which are the parent's."""
         atexit.unregister(self.flush)
         self._unwritten.clear()
         self._lock, self._writer, self._is_stuck, self._dropped = native_threading.RLock(), None, False, 0
+        self._unhurried = native_threading.Lock()
 
     def color(self, text: str, code: str) -> str:
         """Return `text` in the color of an SGR `code` where the terminal shows colors."""

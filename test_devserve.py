@@ -1487,6 +1487,15 @@ class TerminalLines(unittest.TestCase):
             terminal.access("GET", f"/{number}", "200", 0, 0)
         eventually(lambda: "/19 " in stream.getvalue(), "the last line", 2.0)
 
+    def test_lines_that_follow_one_another_are_written_by_one_thread(self) -> None:
+        """Whoever starts a thread waits until it runs: under load that was more work than the requests."""
+        terminal = devserve.Terminal(io.StringIO())
+        with mock.patch("devserve.native_threading.Thread", wraps=threading.Thread) as started:
+            for number in range(40):
+                terminal.access("GET", f"/{number}", "200", 0, 0)
+                terminal.flush()
+        self.assertLess(started.call_count, 20)  # one, but on a busy machine some may come late
+
     def test_lines_keep_their_order(self) -> None:
         def act(terminal: Any) -> None:
             terminal.access("GET", "/1", "200", 0, 0)
