@@ -4667,8 +4667,8 @@ def write_fragment(report: Report) -> str:
 # else writes.  What the code awaits runs on the application's loop, if there is one, and so does a statement that
 # starts a task.
 #
-# `_complete` looks at the end of the typed code alone, which is an import, a key in brackets, or a dotted path.  It
-# finds the object that the path stands for without running code, and proposes its names.
+# `_complete` looks at the end of the typed code alone, which is an import, a key in brackets, or a dotted path: each is
+# a row of _COMPLETED.  It finds the object that the path stands for without running code, and proposes its names.
 #
 # Invariants: a console evaluates one piece of code at a time, each in a thread of its own, all in one context
 # (contextvars) that lasts as long as the console; by that context, what an evaluation prints is kept apart from what
@@ -4686,7 +4686,6 @@ _COMPLETIONS_LIMIT = 200  # more than anybody reads
 _COMPLETION_SECONDS = 0.5  # for all foreign code that one completion may run; a person waits no longer for a Tab
 _COMPLETED_TAIL = 500  # characters before the caret that are looked at
 CRASH_LIMIT = 10  # crashes that are kept: enough to compare, few enough for memory
-_COLLECT_EVERY = 10  # crashes: an exception and its frames are often a cycle, as a connection of sqlite3 always is
 _INTERRUPT_SECONDS = 2.0  # after an interrupt; what runs longer is in C code, and is abandoned
 _TURN_SECONDS = 5.0  # for which an evaluation waits for another one in the same console
 _CONTEXT_SECONDS = 2.0  # for entering a framework's contexts, or leaving them
@@ -4794,20 +4793,19 @@ class Console:
 
     def _evaluate(self, code: str) -> bool:
         """Run `code` in this thread, print what a prompt prints; return True if it is incomplete and was not run."""
-        steps, error = call_safely(lambda: _compile_statements(code))
-        if error is None and steps is None:
-            return True
-        if error is None:
-            _, error = call_safely(lambda: self._run_steps(steps or []))
+        is_incomplete, error = call_safely(lambda: self._run_statements(_compile_statements(code)))
         if error is not None:
             _, worse = call_safely(lambda: print(_console_traceback(error), end=""))
             if worse is not None:
                 print(type_name(type(error)), "(and its traceback cannot be shown)")
-        return False
+        return is_incomplete is True
 
-    def _run_steps(self, steps: list[tuple[CodeType, bool]]) -> None:
-        """Run statements one by one; print the value of an expression, and assign it to `_`."""
-        for code, shown in steps:
+    def _run_statements(self, statements: Optional[list[tuple[CodeType, bool]]]) -> bool:
+        """Run statements one by one, print the value of an expression, and assign it to `_`.
+
+        Returns whether there are none, as the last one is incomplete.
+        """
+        for code, shown in statements or ():
             if self.run_coroutine is not _run_coroutine and _needs_loop(code):
                 value = self.run_coroutine(_evaluate_on_loop(code, self.namespace))
             else:
@@ -4817,6 +4815,7 @@ class Console:
             if shown and value is not None:
                 self.namespace["_"] = value
                 print(repr(value))
+        return statements is None
 
     def complete(self, code: str) -> tuple[int, list[str]]:
         """Return the index in `code` where the word that is being typed at its end begins, and its completions."""
@@ -4890,57 +4889,45 @@ _CLOSED = re.compile(  # code up to a string or comment that has not ended; a st
     r"""(?sx) (?: [^'"\#]+ | \#[^\n]*\n | '''(?:[^\\]|\\.)*?''' | \"{3}(?:[^\\]|\\.)*?\"{3}
         | '(?!'')(?:[^'\\\n]|\\.)*['\n] | "(?!"")(?:[^"\\\n]|\\.)*["\n] )*"""
 )
-_KEY = re.compile(r"""((?:[^\W\d]\w*\.)*[^\W\d]\w*)\[((['"])[^'"\\\n]*|\w*)$""")
-_PATH = re.compile(r"(?:[^\W\d]\w*\.)*(?:[^\W\d]\w*)?$")
-_IMPORT = re.compile(r"\s*(?:import\s+(?:[^;]*,\s*)?|from\s+)([\w.]*)$")
-_FROM_IMPORT = re.compile(r"\s*from\s+([\w.]+)\s+import\s+\(?(?:[^;()]*,\s*)?(\w*)$")
 
 
 def _complete(code: str, namespace: dict[str, Any]) -> tuple[int, list[str]]:
-    """Return what `Console.complete` does, for a module in an import, a key, an attribute or a name.
+    """Return what `Console.complete` does, by the first row of _COMPLETED whose pattern fits.
 
     Nothing is proposed in a string or a comment, nor for an attribute of an expression that would have to be
     evaluated.
     """
     literal = _CLOSED.match(code).end()  # type: ignore[union-attr]
-    tail = code[-_COMPLETED_TAIL:]
-    key = _KEY.search(tail)
-    if key and literal in (len(code), len(code) - len(tail) + key.start(2)):
-        typed, quote = key.group(2, 3)
-        texts = [repr(key) for key in _keys_of(_value_of(namespace, key.group(1).split(".")))]
-        if quote:  # with the quotes that were typed, where the key allows it
-            texts = [quote + t[1:-1] + quote if t[:1] in "'\"" and quote not in t[1:-1] else t for t in texts]
-        return len(code) - len(typed), sorted({text for text in texts if text.startswith(typed)})[:_COMPLETIONS_LIMIT]
-    path = _PATH.search(tail)
-    start = len(code) - len(path.group()) if path else 0
-    if path is None or literal < len(code) or code[start - 1 : start] == ".":
-        return len(code), []
-    line = re.split(r"[\n;]", tail)[-1]
-    for pattern, names_for in ((_FROM_IMPORT, _names_in_module), (_IMPORT, _module_names)):
-        found = pattern.match(line)
-        if found:
-            typed = found.groups()[-1]
-            return len(code) - len(typed), _beginning_with(typed, names_for(found.group(1)))
-    *above, typed = path.group().split(".")
-    return start, [".".join([*above, name]) for name in _beginning_with(typed, _names_below(namespace, above))]
+    for pattern, candidates in _COMPLETED:
+        found = pattern.search(code, max(0, len(code) - _COMPLETED_TAIL))
+        if found and literal in (len(code), found.start("typed")):  # the latter where a key's quote has been typed
+            typed = found["typed"]
+            hides_private = typed.rpartition(".")[2] == ""  # until an underscore is typed
+            names = {name for name in candidates(namespace, found["base"], typed) if name.startswith(typed)}
+            shown = (name for name in names if not (hides_private and name[len(typed) :].startswith("_")))
+            return found.start("typed"), sorted(shown)[:_COMPLETIONS_LIMIT]
+    return len(code), []
 
 
-def _beginning_with(typed: str, names: Iterable[str]) -> list[str]:
-    """Return the names that begin with what was typed; private ones not before an underscore is typed."""
-    hidden = typed.rpartition(".")[2] == ""
-    found = {name for name in map(str, names) if name.startswith(typed)}
-    return sorted(name for name in found if not (hidden and name[len(typed) :].startswith("_")))[:_COMPLETIONS_LIMIT]
+def _keys_below(namespace: dict[str, Any], path: str, typed: str) -> list[str]:
+    """Return the keys of the object at a dotted path, in the quotes that were typed where the key allows it."""
+    texts = [repr(key) for key in _keys_of(_value_of(namespace, path.split(".")))]
+    quote = typed[:1]
+    if quote not in ("'", '"'):
+        return texts
+    return [quote + t[1:-1] + quote if t[:1] in "'\"" and quote not in t[1:-1] else t for t in texts]
 
 
-def _names_below(namespace: dict[str, Any], path: list[str]) -> Iterable[str]:
-    """Return the attributes of the object at a dotted path; for an empty path, all names."""
-    if not path:
-        return {*namespace, *vars(builtins), *keyword.kwlist}
-    value = _value_of(namespace, path)
+def _names_below(namespace: dict[str, Any], base: str, typed: str) -> list[str]:
+    """Return the attributes of the object at a dotted path, with the path before each; for no path, all names."""
+    if not base:
+        return [*map(str, namespace), *vars(builtins), *keyword.kwlist]
+    value = _value_of(namespace, base.split(".")[:-1])
     if value is MISSING:
-        return ()
+        return []
     columns = _keys_of(value) if "_ipython_key_completions_" in static_attributes(value) else ()
-    return {*static_attributes(value), *(key for key in columns if isinstance(key, str) and key.isidentifier())}
+    names = [*static_attributes(value), *(key for key in columns if isinstance(key, str) and key.isidentifier())]
+    return [f"{base}{name}" for name in names]
 
 
 def _value_of(namespace: dict[str, Any], path: list[str]) -> Any:
@@ -4966,22 +4953,40 @@ def _keys_of(value: Any) -> list[Any]:
     return list(value.keys()) if "keys" in static_attributes(value) and not issubclass(type(value), type) else []
 
 
-def _module_names(typed: str) -> list[str]:
-    """Return the completions of a dotted module name whose last part is being typed; none is imported."""
+def _modules_below(base: str) -> list[str]:
+    """Return the dotted names of the modules in a package, given with a dot after it, or of all; none is imported."""
     import pkgutil
 
-    package = typed.rpartition(".")[0]
-    if not package:
-        return [*sys.builtin_module_names, *(module.name for module in pkgutil.iter_modules())]
-    folders = getattr(sys.modules.get(package), "__path__", ())
-    return [f"{package}.{module.name}" for module in pkgutil.iter_modules(list(folders))]
+    folders = list(getattr(sys.modules.get(base[:-1]), "__path__", ())) if base else None
+    names = [base + module.name for module in pkgutil.iter_modules(folders)]
+    return names if base else [*sys.builtin_module_names, *names]
 
 
 def _names_in_module(name: str) -> list[str]:
     """Return the names in a module, and its submodules; of one that is not imported yet, the latter alone."""
     module = sys.modules.get(name)
-    submodules = [name.rpartition(".")[2] for name in _module_names(name + ".")]
+    submodules = [each.rpartition(".")[2] for each in _modules_below(name + ".")]
     return [*static_attributes(module), *submodules] if module is not None else submodules
+
+
+_DOTTED = r"(?:[^\W\d]\w*\.)*"  # what stands before the last name of a dotted path
+# What may stand at the end of code: the pattern of what is being typed, which says what that belongs to, and the
+# function from the namespace and these two to all texts that may be meant.
+_COMPLETED: list[tuple[re.Pattern[str], Callable[[dict[str, Any], str, str], Iterable[str]]]] = [
+    (
+        re.compile(r"(?m)(?:^|;)\s*from\s+(?P<base>[\w.]+)\s+import\s+\(?(?:[^;()\n]*,\s*)?(?P<typed>\w*)\Z"),
+        lambda namespace, base, typed: _names_in_module(base),
+    ),
+    (
+        re.compile(r"(?m)(?:^|;)\s*(?:import\s+(?:[^;\n]*,\s*)?|from\s+)(?P<typed>(?P<base>(?:\w+\.)*)\w*)\Z"),
+        lambda namespace, base, typed: _modules_below(base),
+    ),
+    (
+        re.compile(rf"""(?<![\w.])(?P<base>{_DOTTED}[^\W\d]\w*)\[(?P<typed>['"][^'"\\\n]*|\w*)\Z"""),
+        _keys_below,
+    ),
+    (re.compile(rf"(?<![\w.])(?P<typed>(?P<base>{_DOTTED})(?:[^\W\d]\w*)?)\Z"), _names_below),
+]
 
 
 # -- what an evaluation prints
@@ -5097,24 +5102,27 @@ class Crash:
         self.report: Optional[Report] = None
         self.text: Optional[str] = None  # the traceback as it was printed on the terminal
         self.entered = EnteredContexts(contexts)
-        self.positions: list[FramePosition] = []
-        self.consoles: dict[int, Console] = {}
+        self.positions: dict[str, FramePosition] = {}  # by the id of the frame
+        self.consoles: dict[str, Console] = {}  # by the same
         self.opening = threading.Lock()  # held while a console is made or all are closed
         self.is_let_go = False
 
     def keep(self, position: FramePosition) -> str:
         """Keep a position; return the id under which it is found."""
-        self.positions.append(position)
-        return f"{self.id}-{len(self.positions) - 1}"
+        id = f"{self.id}-{len(self.positions)}"
+        self.positions[id] = position
+        return id
 
     def let_go(self) -> None:
         """Let go of the frames and consoles, and so of all that they refer to; the report stays."""
         with self.opening:
-            self.is_let_go = True
+            had_frames, self.is_let_go = bool(self.positions), True
             for console in self.consoles.values():
                 console.close()
-            self.consoles, self.positions = {}, []
+            self.consoles, self.positions = {}, {}
             self.entered.close()
+        if had_frames:
+            gc.collect()  # an exception and its frames are often a cycle, as a connection of sqlite3 always is
 
     def title(self) -> str:
         """Return type and message in one line; "" for a crash that could not be read."""
@@ -5131,22 +5139,17 @@ class CrashStore:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.crashes: dict[str, Crash] = {}  # the oldest first
-        self.count = 0
 
     def add(self, crash: Crash) -> Crash:
         """Keep a new crash, and return it."""
+        dropped = None
         with self.lock:
             self.crashes[crash.id] = crash
-            self.count += 1
-            is_time_to_collect = self.count % _COLLECT_EVERY == 0
-            dropped = None
             if len(self.crashes) > CRASH_LIMIT:
                 dropped = min(self.crashes.values(), key=lambda each: not each.is_let_go)  # the oldest of those first
                 del self.crashes[dropped.id]
         if dropped:
             dropped.let_go()
-        if is_time_to_collect:
-            gc.collect()
         return crash
 
     def all(self) -> list[Crash]:
@@ -5161,37 +5164,24 @@ class CrashStore:
 
     def position(self, frame_id: str) -> FramePosition:
         """Return the frame that has an id.  Raises KeyError as `find` does, and when the frame was let go."""
-        return self._find_frame(frame_id)[2]
+        return self.find(frame_id.partition("-")[0]).positions[frame_id]
 
     def console(self, frame_id: str) -> Console:
         """Return the console of a frame, the same one each time.  Raises KeyError as `position` does."""
-        crash, number, position = self._find_frame(frame_id)
+        crash = self.find(frame_id.partition("-")[0])
         with crash.opening:
-            if number not in crash.consoles:
-                names = {**position.frame.f_globals, **locals_of(position.frame)}
-                crash.consoles[number] = Console(names, crash.entered)
-            return crash.consoles[number]
+            if frame_id not in crash.consoles:
+                frame = crash.positions[frame_id].frame
+                crash.consoles[frame_id] = Console({**frame.f_globals, **locals_of(frame)}, crash.entered)
+            return crash.consoles[frame_id]
 
     def let_go(self, key: object) -> None:
         """Let go of the frames of earlier crashes of the same request, as they may hold what it needs now."""
         with self.lock:
-            same = [
-                each for each in self.crashes.values() if each.positions and each.request and each.request.key == key
-            ]
+            crashes = [*self.crashes.values()]
+            same = [each for each in crashes if each.positions and each.request and each.request.key == key]
         for crash in same:
             crash.let_go()
-        if same:
-            gc.collect()
-
-    def _find_frame(self, frame_id: str) -> tuple[Crash, int, FramePosition]:
-        """Return the crash, the number and the position that `Crash.keep` has made an id for.  May raise KeyError."""
-        crash_id, _, number = frame_id.partition("-")
-        crash = self.find(crash_id)
-        positions = crash.positions
-        known = number.isdecimal() and len(number) <= 9  # int() refuses digits beyond 4,300 (CVE-2020-10735)
-        if not known or int(number) >= len(positions):
-            raise KeyError(frame_id)
-        return crash, int(number), positions[int(number)]
 
 
 # =====================================================================================================================
