@@ -4667,8 +4667,8 @@ def write_fragment(report: Report) -> str:
 # else writes.  What the code awaits runs on the application's loop, if there is one, and so does a statement that
 # starts a task.
 #
-# `_complete` looks at the end of the typed code alone, which is an import, a key in brackets, or a dotted path: each is
-# a row of _COMPLETED.  It finds the object that the path stands for without running code, and proposes its names.
+# `_complete` looks at the end of the typed code alone, which is an import, a key in brackets, or a dotted path: one of
+# the rows of _COMPLETED.  It finds the object that the path stands for without running code, and proposes its names.
 #
 # Invariants: a console evaluates one piece of code at a time, each in a thread of its own, all in one context
 # (contextvars) that lasts as long as the console; by that context, what an evaluation prints is kept apart from what
@@ -5738,18 +5738,15 @@ class DebuggedApplication:
         """
         request = _RecordedRequest.of(environ) if environ else None
         crash = Crash(what or (request.line() if request else "outside of a request"), request)
-        self.read(error, crash, environ)
+        self.read(error, crash, environ or {})
         return self.link(crash, environ or {}, self.guard.refuses_host)
 
-    def read(self, error: BaseException, crash: Crash, environ: Optional[Environ]) -> None:
+    def read(self, error: BaseException, crash: Crash, environ: Environ) -> None:
         """Read the report of a crash, and store the crash."""
-        request = None
-        if environ:
-            body = crash.request.body if crash.request else b""
-            request, _ = call_safely(lambda: read_request(environ, body))
+        request, _ = call_safely(lambda: read_request(environ, crash.request.body) if crash.request else None)
         self.crashes.add(crash)
         report = read_report(error, request, crash.keep, crash.entered.context, crash.text or "")
-        crash.report = report._replace(link=self.link(crash, environ or {}, self.guard.refuses_reading))
+        crash.report = report._replace(link=self.link(crash, environ, self.guard.refuses_reading))
 
     def link(
         self, crash: Crash, environ: Mapping[str, Any], refuses: Callable[[Mapping[str, Any]], Optional[Refusal]]
@@ -5909,7 +5906,7 @@ class _Exchange:
         self.head: tuple[str, list[tuple[str, str]]] = ("", [])  # the application's own
         self.handed: list[BaseException] = []  # exceptions that a framework has caught and passed to `hand_over`
         self.began = time.monotonic()
-        self.started = self.sent = self.has_failed = False
+        self.sent = self.has_failed = False
         self.app_iter: Any = ()
         self.chunks: Iterator[Any] = _NO_CHUNKS
         if debugger.crashes.crashes:
@@ -5925,14 +5922,6 @@ class _Exchange:
         self.environ[PRESERVE_CONTEXT] = self.contexts.append
         self.environ[ON_EXCEPTION] = self.handed.append
         self.app_iter = self.debugger.app(self.environ, self.start)
-        if getattr(type(self.app_iter), "__iter__", None) in (list.__iter__, tuple.__iter__):
-            for chunk in self.app_iter:
-                _check_chunk(chunk)
-                self.raise_handed(chunk)
-            self.raise_handed(None)
-            self.check_started()
-            self.contexts.clear()
-            return self.app_iter  # type: ignore[no-any-return]
         wrapper = self.environ.get("wsgi.file_wrapper")
         if isinstance(wrapper, type) and isinstance(self.app_iter, wrapper):  # the server has a faster way to send it
             return self.app_iter  # type: ignore[return-value]
@@ -5943,12 +5932,17 @@ class _Exchange:
                 f"the application returned {kind}, not a list of bytes or another iterable of bytes{forgotten}"
             )
         self.chunks = iter(self.app_iter)
-        return self
+        if type(self.app_iter).__iter__ not in (list.__iter__, tuple.__iter__):
+            return self
+        while self.next_chunk() is not None:
+            pass
+        self.contexts.clear()
+        return self.app_iter  # type: ignore[no-any-return]
 
     def start(self, status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
         """Be the application's start_response; the `write` that it returns sends the headers."""
         write = self.start_response(status, headers, *exc_info)
-        self.started, self.head = True, (status, headers)
+        self.head = (status, headers)
         return partial(self.write, write)
 
     def write(self, write: Callable[[bytes], object], data: bytes) -> object:
@@ -5968,11 +5962,6 @@ class _Exchange:
             raise self.handed[-1]
         self.keep(self.handed.pop(), is_printed=True)
 
-    def check_started(self) -> None:
-        """Raise the error of a response without headers, as a server would, unless a WebSocket has the connection."""
-        if not self.started and not is_taken_over(self.environ):
-            raise _NotWSGI("the application returned a response without having called start_response")
-
     def __iter__(self) -> Iterator[bytes]:
         return self
 
@@ -5982,19 +5971,22 @@ class _Exchange:
         These are the page, or the line with which a stream ends, or nothing.
         """
         chunk = self.guarded(self.next_chunk)
+        self.sent = self.sent or bool(chunk)
         return next(self.chunks) if chunk is None else chunk
 
     def next_chunk(self) -> Optional[bytes]:
-        """Return the application's next chunk, or None at the end."""
-        chunk = next(self.chunks, MISSING)
-        self.check_started()
+        """Return the application's next chunk, or None at the end.
+
+        A mistake that a server would notice is raised here, so that it gets a page.
+        """
+        chunk: Any = next(self.chunks, MISSING)
+        if not self.head[0] and not is_taken_over(self.environ):
+            raise _NotWSGI("the application returned a response without having called start_response")
         if chunk is MISSING:
-            self.chunks = _NO_CHUNKS
-            self.raise_handed(None)
-            return None
-        _check_chunk(chunk)
+            chunk, self.chunks = None, _NO_CHUNKS
+        elif not isinstance(chunk, bytes):
+            raise _NotWSGI(f"the application sends {type(chunk).__name__}, not bytes: text must be encoded")
         self.raise_handed(chunk)
-        self.sent = self.sent or bool(chunk)
         return chunk  # type: ignore[no-any-return]
 
     def close(self) -> None:
@@ -6035,7 +6027,7 @@ class _Exchange:
         ours = {name.lower() for name, _ in headers}
         headers += [(name, value) for name, value in kept if name.lower() not in ours | _ABOUT_CONTENT]
         self.start_response(status, headers, sys.exc_info())
-        self.started = True
+        self.head = (status, headers)
         self.chunks = iter(() if self.environ.get("REQUEST_METHOD") == "HEAD" else (page,))
 
     def end_stream(self, error: BaseException) -> bool:
@@ -6086,9 +6078,7 @@ class _Exchange:
             plain, _ = call_safely(lambda: traceback_text(error))
             why = f"devserve could not write the page of this crash ({type_name(type(trouble or error))})."
             text = f"{why} The crash:\n\n{plain or type_name(type(error))}\n"
-        page = text.encode("utf-8", "backslashreplace")
-        headers = _page_headers(kind, nonce, is_fragment=is_fragment)
-        return [*headers, ("Content-Length", str(len(page)))], page
+        return _headers_and_body(text, kind, nonce, is_fragment=is_fragment)
 
     def text_about(self, crash: Crash, kind: str, nonce: str, is_fragment: bool) -> str:
         """Return the text of the response about a crash; its report has been read."""
@@ -6113,12 +6103,6 @@ def _take_cookies(environ: Environ) -> str:
         if not environ["HTTP_COOKIE"]:
             del environ["HTTP_COOKIE"]
     return cookies
-
-
-def _check_chunk(chunk: object) -> None:
-    """Raise an error for a chunk that is not bytes, here and not in the server, so that it gets a page."""
-    if not isinstance(chunk, bytes):
-        raise _NotWSGI(f"the application sends {type(chunk).__name__}, not bytes: text must be encoded")
 
 
 class _NotWSGI(TypeError):
@@ -6294,8 +6278,10 @@ def _wants_fragment(environ: Mapping[str, Any]) -> bool:
     )
 
 
-def _page_headers(kind: str, nonce: str, *, is_fragment: bool = False) -> list[tuple[str, str]]:
-    """Return the headers of whatever the debugger sends: no caching, framing, sniffing, or loading from elsewhere.
+def _headers_and_body(
+    text: str, kind: str, nonce: str = "", *, is_fragment: bool = False
+) -> tuple[list[tuple[str, str]], bytes]:
+    """Return what the debugger sends, under headers for no caching, framing, sniffing, or loading from elsewhere.
 
     Forms to, and referrers for, the same origin are allowed: a browser that sends a failed POST again treats it as a
     form of our page, and without a referrer it would send `Origin: null`, which frameworks refuse.  A fragment may be
@@ -6307,7 +6293,8 @@ def _page_headers(kind: str, nonce: str, *, is_fragment: bool = False) -> list[t
     )
     if is_fragment:
         policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'self'"
-    return [
+    body = text.encode("utf-8", "backslashreplace")
+    headers = [
         *([] if is_fragment else [("Document-Isolation-Policy", "isolate-and-require-corp")]),
         ("Content-Type", f"{kind}; charset=utf-8"),
         ("Cache-Control", "no-store"),
@@ -6318,7 +6305,9 @@ def _page_headers(kind: str, nonce: str, *, is_fragment: bool = False) -> list[t
         ("Cross-Origin-Opener-Policy", "same-origin"),
         ("Cross-Origin-Embedder-Policy", "require-corp"),
         ("Cross-Origin-Resource-Policy", "same-origin"),
+        ("Content-Length", str(len(body))),
     ]
+    return headers, body
 
 
 # -- the endpoints
@@ -6334,7 +6323,7 @@ class _Reply(NamedTuple):
 
 
 class _Refused(Exception):
-    """Ends an endpoint with a Refusal."""
+    """Ends an endpoint with a Refusal, whose parts are the arguments."""
 
 
 class _DebuggerEndpoint:
@@ -6357,34 +6346,32 @@ class _DebuggerEndpoint:
         """Answer the request, as an application of WSGI does."""
         try:
             reply = self.reply()
-        except _Refused as no:
-            refusal: Refusal = no.args[0]
+        except _Refused as error:
+            refusal = Refusal(*error.args)
             kind = "text/html" if _preferred_type(self.accept) == "text/html" else "application/json"
             status = _STATUSES.get(refusal.error, "403 Forbidden")
             reply = _Reply(_write_refusal(refusal, kind, self.nonce), kind, status)
         if reply.status == "200 OK" and self.name in _UNLOGGED:
             self.environ[UNLOGGED] = True
-        body = reply.body.encode("utf-8", "backslashreplace")
-        headers = [*_page_headers(reply.kind, self.nonce), *reply.headers, ("Content-Length", str(len(body)))]
-        start_response(reply.status, headers)
+        headers, body = _headers_and_body(reply.body, reply.kind, self.nonce)
+        start_response(reply.status, [*headers, *reply.headers])
         return [] if self.environ.get("REQUEST_METHOD") == "HEAD" else [body]
 
     def reply(self) -> _Reply:
         """Find the endpoint, ask the guard, and call the endpoint's method."""
         if self.name not in _ENDPOINTS:
-            raise _Refused(Refusal("unknown", "There is nothing at this address.", "Load the page again."))
+            raise _Refused("unknown", "There is nothing at this address.", "Load the page again.")
         method, refuses, endpoint = _ENDPOINTS[self.name]
         if method == "GET" and self.environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
-            raise _Refused(Refusal("method", "This address takes GET only.", "Follow the link or load the page."))
+            raise _Refused("method", "This address takes GET only.", "Follow the link or load the page.")
         self.refuse(refuses(self.guard, self.environ))
-        if method == "POST":
-            self.payload = self.read_payload()
+        self.payload = self.read_payload() if method == "POST" else {"crash": self.id}
         return endpoint(self)
 
-    def refuse(self, no: Optional[Refusal]) -> None:
+    def refuse(self, refusal: Optional[Refusal]) -> None:
         """Raise _Refused for a refusal; go on for None."""
-        if no:
-            raise _Refused(no)
+        if refusal:
+            raise _Refused(*refusal)
 
     @property
     def accept(self) -> str:
@@ -6410,14 +6397,14 @@ class _DebuggerEndpoint:
             payload = None
         if not isinstance(payload, dict):
             remedy = f"Send at most {REQUEST_LIMIT:,} bytes."
-            raise _Refused(Refusal("body", "The request holds no JSON object of a sensible size.", remedy))
+            raise _Refused("body", "The request holds no JSON object of a sensible size.", remedy)
         return payload
 
     def text_field(self, name: str) -> str:
         """Return a text of the payload; refuse a payload without it."""
         value = self.payload.get(name)
         if not isinstance(value, str):
-            raise _Refused(Refusal("body", f"The request has no text named {name}.", "Use the console on the page."))
+            raise _Refused("body", f"The request has no text named {name}.", "Use the console on the page.")
         return value
 
     @property
@@ -6449,17 +6436,13 @@ class _DebuggerEndpoint:
 
     def crash(self) -> _Reply:
         """Return the crash whose address was asked for."""
-        try:
-            return self.shown(self.debugger.crashes.find(self.id))
-        except KeyError:
-            reason = f"This crash is gone: devserve was reloaded, or {CRASH_LIMIT} others came after it."
-            raise _Refused(Refusal("gone", reason, "Make the request again.")) from None
+        return self.shown(self.lookup(self.debugger.crashes.find, "crash"))
 
     def last(self) -> _Reply:
         """Return the newest crash; redirect a browser to the crash's own address."""
         newest = next(iter(self.debugger.crashes.all()), None)
         if newest is None:
-            raise _Refused(Refusal("unknown", NO_CRASH, "Make it fail."))
+            raise _Refused("unknown", NO_CRASH, "Make it fail.")
         if self.kind == "text/html":
             return _Reply("", "text/plain", "303 See Other", (("Location", _CRASH + newest.id),))
         return self.shown(newest)
@@ -6467,7 +6450,7 @@ class _DebuggerEndpoint:
     def shown(self, crash: Crash) -> _Reply:
         """Return a stored crash in the type that is asked for."""
         if crash.report is None:  # it could not be read, or is being read
-            raise _Refused(Refusal("gone", "There is no page of this crash.", "The terminal shows it."))
+            raise _Refused("gone", "There is no page of this crash.", "The terminal shows it.")
         stored = f"{crash.id} {crash.seconds:.3f}"
         return _Reply(self.debugger.shown(crash, self.kind, self.environ, self.nonce, stored), self.kind)
 
@@ -6518,11 +6501,11 @@ class _DebuggerEndpoint:
         """Return what is inside a value of a frame."""
         position, path = self.lookup(self.debugger.crashes.position), self.payload.get("path")
         if not (isinstance(path, list) and path and all(isinstance(step, (str, int)) for step in path)):
-            raise _Refused(Refusal("body", "The request has no path of a value.", "Use the buttons on the page."))
+            raise _Refused("body", "The request has no path of a value.", "Use the buttons on the page.")
         try:
             return _as_json({"html": str(write_members(members_at(position, path), path))})
         except LookupError as error:
-            raise _Refused(Refusal("gone", f"It cannot be opened: {error}.", "Use the console.")) from None
+            raise _Refused("gone", f"It cannot be opened: {error}.", "Use the console.") from None
 
     def source(self) -> _Reply:
         """Return more of the source around a frame's line."""
@@ -6535,14 +6518,12 @@ class _DebuggerEndpoint:
 
     def eval(self) -> _Reply:
         """Evaluate code in the console of a frame; with `wait`, answer after so many seconds even when it goes on."""
-        console = self.lookup(self.debugger.console)
+        console, seconds = self.lookup(self.debugger.console), self.wait if "wait" in self.payload else None
         try:
-            return _as_json(
-                console.run(self.text_field("code"), self.wait if "wait" in self.payload else None)._asdict()
-            )
+            return _as_json(console.run(self.text_field("code"), seconds)._asdict())
         except Busy:
             reason = "Another evaluation is still running in this frame."
-            raise _Refused(Refusal("busy", reason, "Interrupt it, or wait for its end.")) from None
+            raise _Refused("busy", reason, "Interrupt it, or wait for its end.") from None
 
     def output(self) -> _Reply:
         """Return what an evaluation that goes on has printed by now."""
@@ -6559,27 +6540,19 @@ class _DebuggerEndpoint:
 
     def again(self) -> _Reply:
         """Send the recorded request of a crash again."""
-        try:
-            request = self.debugger.crashes.find(self.text_field("crash")).request
-        except KeyError:
-            request = None
-        if request is None:
-            raise _Refused(Refusal("gone", "The request is not kept any more.", "Have its client send it again."))
-        if not request.is_whole:
+        request = self.lookup(self.debugger.crashes.find, "crash").request
+        if request is None or not request.is_whole:
             reason = f"The request is not known whole: only {_RECORDED_BODY:,} bytes of a body are kept."
-            raise _Refused(Refusal("gone", reason, "Have its client send it again."))
+            raise _Refused("gone", reason, "Have its client send it again.")
         return _as_json(self.debugger.replay(request, self.environ))
 
-    def lookup(self, find: Callable[[str], Outcome]) -> Outcome:
-        """Return what `find` returns for the frame's id in the payload; refuse an id that is unknown."""
+    def lookup(self, find: Callable[[str], Outcome], kind: str = "frame") -> Outcome:
+        """Return what `find` returns for the id of a frame, or a crash, in the payload; refuse one that is unknown."""
         try:
-            return find(self.text_field("frame"))
+            return find(self.text_field(kind))
         except KeyError:
-            reason = (
-                "This frame is gone: devserve was reloaded, the page was asked for again, "
-                f"or {CRASH_LIMIT} other crashes came after it."
-            )
-            raise _Refused(Refusal("gone", reason, "Load the page again to make a new one.")) from None
+            ends = f"devserve was reloaded, the same request came again, or {CRASH_LIMIT} other crashes came after it"
+            raise _Refused("gone", f"This {kind} is gone: {ends}.", "Make the request again.") from None
 
 
 # By name: the HTTP method, the guard's method that is asked first, and the endpoint.  Only our script sends POST, with
@@ -6694,9 +6667,9 @@ class LivePages:
             names = list(self.changes)[-(self.count - number) :] if self.count > number else []
             reply = {"reload_id": self.reload_id, "count": self.count, "changes": names}
             kind, text = "application/json", json.dumps(reply)
-        headers = [*_page_headers(kind, ""), ("Content-Length", str(len(text)))]
+        headers, body = _headers_and_body(text, kind)
         start_response("200 OK", headers)
-        return [text.encode()]
+        return [body]
 
     def _follow(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Call the application; add the script to its page."""
