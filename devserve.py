@@ -1515,7 +1515,6 @@ _WALK_LIMIT = 2_000  # objects in which we look for applications inside of one; 
 
 # The names of files that are run as Python: with one of Python's suffixes, or with none.
 _PYTHON_NAME = re.compile(r"(?!(?:Docker|Make|Pip|Proc)file$)[^.]+|.*\.(?:py|pyw|wsgi|cgi|fcgi)", re.IGNORECASE)
-_PASTE = re.compile(r"^\[(?:app|composite|pipeline)\b", re.MULTILINE)  # a section of PasteDeploy's
 _NOT_PYTHON = {  # by suffix, what to do instead; for any other suffix, the message names what else could be served
     ".ini": "write a file app.py with `from paste.deploy import loadapp; app = loadapp({config!r})`, or use pserve",
     ".py.txt": "rename it to {stem}",  # as Windows shows it, this one is called app.py
@@ -1525,12 +1524,13 @@ _NOT_PYTHON = {  # by suffix, what to do instead; for any other suffix, the mess
     ".pyz": "unpack it, and name the file that has the application",
 }
 
-# By these lines we guess that a file, which nobody named, makes an application, or is a Django project's manage.py.
+# By these lines we guess that a file, which nobody named, makes an application, or is a Django project's manage.py or
+# a configuration of PasteDeploy.
 _OFFER = re.compile(
     r"^(?:async )?(?:def|class) +(?:app|application|create_app|make_app)\b"
     r"|^(?:app|application|create_app|make_app)\b[^=\n]*=(?!=)"
     r"|^from .* import .*\b(?:app|application|create_app|make_app)\b"
-    r"|\bstart_response\b|\bexecute_from_command_line\b",
+    r"|\bstart_response\b|\bexecute_from_command_line\b|^\[(?:app|composite|pipeline)\b",
     re.MULTILINE,
 )
 
@@ -1643,23 +1643,20 @@ def _folder_remedy(folder: str, otherwise: str, *, any_file: bool = False) -> st
     layout.  If nothing does, return `otherwise`, or with `any_file` name each of its modules."""
     import glob
 
-    def offers(pattern: str) -> list[str]:
-        found = sorted(glob.glob(os.path.join(glob.escape(folder), pattern)))
-        return [re.sub(r"[/\\]__init__\.py$|\.py$", "", path) for path in found if _offers_app(path)]
+    def found(*patterns: str) -> list[str]:
+        root = glob.escape(folder)
+        return [path for pattern in patterns for path in sorted(glob.glob(os.path.join(root, pattern)))]
 
-    files = [name for name in _names_in(folder) if name.endswith(".py") and not _NO_APP_FILES.match(name)]
-    usual = [f"{stem}.py" for stem in ("manage", *_DEFAULT_MODULES)]
-    patterns = (*map(glob.escape, files), "__init__.py", "*/__init__.py")
-    likely = [path for pattern in patterns for path in offers(pattern)]
-    for below in ("*", "*/*"):
-        likely = likely or sorted(path for file in (*usual, "__init__.py") for path in offers(f"{below}/{file}"))
-    likely = likely or [os.path.join(folder, name[:-3]) for name in files if any_file]
-    names = [os.path.abspath(path).removeprefix(os.path.join(os.getcwd(), "")) for path in likely]
+    files = [path for path in found("*.py") if not _NO_APP_FILES.match(os.path.basename(path))]
+    usual = [f"{stem}.py" for stem in ("manage", "__init__", *_DEFAULT_MODULES)]
+    levels = [[*files, *found("__init__.py", "*/__init__.py")]]
+    levels += [sorted(found(*(f"{below}/{name}" for name in usual))) for below in ("*", "*/*")]
+    levels.append(found("*.ini"))
+    likely = next(filter(None, ([*filter(_offers_app, paths)] for paths in levels)), files * any_file)
+    paths = [re.sub(r"[/\\]__init__\.py$|\.py$", "", os.path.abspath(path)) for path in likely]
+    names = [path.removeprefix(os.path.join(os.getcwd(), "")) for path in paths]
     if len(names) == 1:
         return f"did you mean {names[0]!r}?"
-    for name in _names_in(folder):
-        if name.endswith(".ini") and _PASTE.search(_text_of(os.path.join(folder, name))):
-            return _not_python(os.path.join(folder, name))
     return f"say what to serve, one of: {', '.join(names)}" if 1 < len(names) < 6 else otherwise
 
 
@@ -1670,7 +1667,7 @@ def _not_python(path: str) -> str:
         return ""
     stem, suffix = os.path.splitext(name)
     remedy = next((remedy for ending, remedy in _NOT_PYTHON.items() if name.lower().endswith(ending)), "")
-    if not remedy or (suffix == ".ini" and not _PASTE.search(_text_of(path))):
+    if not remedy or (suffix == ".ini" and not _offers_app(path)):
         remedy = _folder_remedy(folder, "name the module or the file that has the application")
     return f"{name} is no Python; {remedy.format(name=name, stem=stem, config='config:' + os.path.abspath(path))}"
 
@@ -1755,7 +1752,7 @@ def _existing_file(target: str) -> str:
     """Return the absolute path of the file that `target` means: the file itself, with .py added, a package's, or what
     `default_file` finds in a folder.  Raises DevserveError if there is none, or it is no Python file."""
     path = os.path.abspath(target)
-    folder, name = os.path.split(path)
+    folder = os.path.dirname(path)
     found = next(filter(os.path.isfile, (os.path.join(path, "__init__.py"), path, f"{path}.py")), "")
     if os.path.basename(found) == "manage.py":
         return default_file(folder)
@@ -1763,16 +1760,12 @@ def _existing_file(target: str) -> str:
         raise DevserveError(_not_python(found))
     if found or os.path.isdir(path):
         return found or default_file(path)
-    near = _nearest(name, _names_in(folder))
-    stem = target.removesuffix(".py")
-    below = _module_below(stem if re.search(r"[/\\]", stem) else stem.replace(".", os.sep))
-    if os.path.isfile(f"{folder}.py"):
-        hint = f"did you mean '{os.path.dirname(target)}:{name}'?"
-    elif near or below:
-        hint = f"did you mean {below or os.path.join(os.path.dirname(target), near)!r}?"
+    parent, name = os.path.split(target)
+    if os.path.isfile(f"{parent}.py"):
+        remedy = f"did you mean '{parent}:{name}'?"
     else:
-        hint = _folder_remedy(os.curdir, "check the path")
-    raise DevserveError(f"no file {target!r}; {hint}")
+        remedy = _absent_remedy(target, name, {each: os.path.join(parent, each) for each in _names_in(folder)})
+    raise DevserveError(f"no file {target!r}; {remedy}")
 
 
 def _importable_name(path: str) -> tuple[str, str]:
@@ -1822,7 +1815,15 @@ def _import_module(name: str) -> ModuleType:
         missing = error.name or ""
         if not (name + ".").startswith(missing + ".") or _raised_inside(error):
             raise
-        raise DevserveError(f"no module {name!r}; {_module_hint(name, missing)}") from None
+        parent, _, last = missing.rpartition(".")
+        rest = name[len(missing) :]
+        if parent in sys.modules:
+            remedy = _name_remedy(sys.modules[parent], parent, (last + rest).removeprefix("py."))
+        else:
+            stems = [os.path.splitext(file) for file in _names_in(os.getcwd())]
+            near = {stem: stem + rest for stem, suffix in stems if suffix in ("", "" if rest else ".py")}
+            remedy = f"; {_absent_remedy(name, last, near)}"
+        raise DevserveError(f"no module {name!r}{remedy}") from None
     return sys.modules[name]
 
 
@@ -1856,32 +1857,21 @@ def _raised_inside(error: BaseException) -> bool:
     return inner is not None
 
 
-def _module_hint(name: str, missing: str) -> str:
-    """Return the remedy for a module that does not exist: where the colon belongs, the nearest one, or what to try."""
-    parent, _, last = missing.rpartition(".")
-    rest = name[len(missing) :]
-    inside = (last + rest).removeprefix("py.")
-    if parent in sys.modules and hasattr(sys.modules[parent], inside.partition(".")[0]):
-        return f"did you mean '{parent}:{inside}'?"
-    below = _module_below(name.replace(".", os.sep))
-    if below:
-        return f"did you mean {below!r}?"
-    folders = list(getattr(sys.modules.get(parent), "__path__", ())) if parent else [os.getcwd()]
-    stems = [os.path.splitext(file) for folder in folders for file in _names_in(folder)]
-    near = _nearest(last, [stem for stem, suffix in stems if suffix in ("", "" if rest else ".py")])
-    if near:
-        return f"did you mean {missing[: len(missing) - len(last)] + near + rest!r}?"
-    otherwise = "start devserve in the folder that holds it, or give the path of its file"
-    if not folders:
-        return f"{parent!r} is a module{_name_remedy(sys.modules.get(parent), parent, inside)}"
-    return _folder_remedy(folders[0], otherwise)
+def _absent_remedy(target: str, name: str, near: Mapping[str, str]) -> str:
+    """Return the remedy for a module or a file that does not exist: the same path in another folder, the target in
+    `near` whose name is most similar to `name`, or what the current folder has."""
+    stem = target.removesuffix(".py")
+    below = _module_below(stem if re.search(r"[/\\]", stem) else stem.replace(".", os.sep))
+    meant = below or _nearest(name, near)
+    otherwise = "check its spelling, or start devserve in the folder that holds it"
+    return f"did you mean {meant!r}?" if meant else _folder_remedy(os.curdir, otherwise)
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
-    """Return the one of `names` that is most similar to `name`, upper and lower case being equal; "" if none is."""
+def _nearest(name: str, apps: Mapping[str, str]) -> str:
+    """Return the value of the key that is most similar to `name`, upper and lower case being equal; "" if none is."""
     import difflib
 
-    by_lower = {each.lower(): each for each in names}
+    by_lower = {each.lower(): app for each, app in apps.items()}
     return next((by_lower[near] for near in difflib.get_close_matches(name.lower(), by_lower, 1)), "")
 
 
@@ -1895,7 +1885,7 @@ def import_remedy(error: BaseException) -> str:
         return "the program ends itself while it is imported: let it do so under if __name__ == '__main__': only"
     if type(error).__name__ == "AppRegistryNotReady":
         return "Django is not set up yet when this is imported: serve the project's wsgi.py, or import it later"
-    if "null bytes" in str(error) and isinstance(error, (SyntaxError, ValueError)):
+    if "null bytes" in str(error):
         return "a file is saved as UTF-16, as PowerShell's > does it: save it as UTF-8"
     if not isinstance(error, ImportError):
         return ""
@@ -1909,10 +1899,7 @@ def import_remedy(error: BaseException) -> str:
         if PathFinder.find_spec(name, [entry for entry in sys.path if entry not in ("", folder)]):
             return f"your {file} hides the library {name}, since it is found first: give it another name"
     if isinstance(error, ModuleNotFoundError):
-        is_absent = bool(name) and name not in sys.modules
-        if is_absent and _is_module_at(os.path.join(os.pardir, name)):
-            return f"{name} is in the folder above: start devserve there"
-        below = os.path.dirname(_module_below(name)) if is_absent else ""
+        below = os.path.dirname(_module_below(name)) if name and name not in sys.modules else ""
         set_variable = "set" if sys.platform == "win32" else "export"
         remedy = f"{name} is in the folder {below}: type {set_variable} PYTHONPATH={below}"
         return remedy if below else _remedy_outside_environment()
@@ -2091,28 +2078,27 @@ def _parse_name(name: str) -> tuple[list[str], Optional[_Arguments]]:
         raise DevserveError(f'cannot read {name!r}; arguments must be literals: {path}("text", key=1)') from None
 
 
-def _name_remedy(thing: Any, holder: str, name: str) -> str:
-    """Return the remedy if `thing`, which APP calls `holder`, has no such name: the most similar one, or the names of
-    what is probably an application."""
-    if any(_is_module_at(os.path.join(folder, name)) for folder in getattr(thing, "__path__", ())):
-        return f"; did you mean {_submodule(holder, name)!r}?"
+def _name_remedy(thing: Any, holder: str, name: str = "") -> str:
+    """Return the remedy if `thing`, which APP calls `holder`, has no such name or, without one, no application: the
+    most similar name or submodule, what is probably an application, or what the framework in use needs."""
+    folder = next(iter(getattr(thing, "__path__", ())), "")
+    separator = os.sep if re.search(r"[/\\]", holder) else "."
+    stems = [file.removesuffix(".py") for file in _names_in(folder) if not file.startswith("_")]
+    modules = {stem: f"{holder}{separator}{stem}" for stem in stems if _is_module_at(os.path.join(folder, stem))}
     likely, imported = _candidates(thing)
-    near = _nearest(name, [each for each in dir(thing) if each not in imported])
+    apps = {each: f"{holder}{'.' if ':' in holder else ':'}{each}" for each in (*dir(thing), *likely)}
+    near = _nearest(name, {each: app for each, app in apps.items() if each not in imported} | modules)
     if not near and _may_be_app(thing):
         return f"; that is an application itself, so leave .{name} out"
     if not near and len(likely) > 1:
         return f"; it has {', '.join(likely)}"
-    near = near or "".join(likely) or _nearest(name, imported)
+    near = near or "".join(apps[each] for each in likely) or _nearest(name, apps)
+    stems = [] if near or is_library(folder, os.getcwd()) else [*_DEFAULT_MODULES, *modules]
+    offering = (stem for stem in stems if stem in modules and _offers_app(os.path.join(folder, f"{stem}.py")))
+    near = near or modules.get(next(offering, ""), holder if _framework_default() is not None else "")
     if near:
-        return f"; did you mean '{holder}{'.' if ':' in holder else ':'}{near}'?"
-    if not isinstance(thing, ModuleType):
-        return "; check the spelling"
-    return f"; did you mean {holder!r}?" if _framework_default() is not None else _module_remedy(thing, holder)
-
-
-def _submodule(package: str, name: str) -> str:
-    """Return the APP for a module in a package; `package` is as APP has it, a path or a dotted name."""
-    return os.path.join(package, name) if re.search(r"[/\\]", package) else f"{package}.{name}"
+        return f"; did you mean {near!r}?"
+    return _module_remedy(thing, holder) if isinstance(thing, ModuleType) else "; check the spelling"
 
 
 def _candidates(holder: Any) -> tuple[list[str], list[str]]:
@@ -2121,16 +2107,15 @@ def _candidates(holder: Any) -> tuple[list[str], list[str]]:
     held, imported = own_dict(holder), []
     found: tuple[list[str], list[str]] = ([], [])
     for name, thing in held.items():
-        kind = type(thing)
-        is_module = issubclass(kind, ModuleType)
-        is_foreign = is_module or (kind in (FunctionType, type) and thing.__module__ != held.get("__name__"))
+        kind, shape = type(thing), _shape_of(thing)
+        module = getattr(thing, "__module__", None) if kind in (FunctionType, type) else held.get("__name__")
+        is_foreign = issubclass(kind, ModuleType) or module != held.get("__name__")
         imported += [name] * is_foreign
-        shape = None if is_module or issubclass(kind, type) else _shape_of(thing)
         names = shape.names if shape else ()
         is_wsgi = len(names) == 2 and names[0] in ("environ", "env") and names[1].startswith("s")  # start_response, sr
         if names[:1] == ("global_config",):  # PasteDeploy's factory, as Pyramid's projects have it
             found[is_foreign].append(f"{name}({{}})")
-        elif is_wsgi or name in _DEFAULT_NAMES + _FACTORIES or _framework_of(thing):
+        elif is_wsgi or (shape and name in _DEFAULT_NAMES + _FACTORIES) or _framework_of(thing):
             found[is_foreign].append(name)
     return found[0] or found[1], imported
 
@@ -2161,7 +2146,7 @@ def _discovered_app(module: ModuleType, target: str) -> Any:
         kind = type(thing)  # isinstance would ask a lazy object, as Django's settings are, for its class
         if not issubclass(kind, (type, FunctionType, ModuleType)) and is_asgi(thing):
             return checked(thing, f"'{target}:{name}'")
-    raise DevserveError(f"no application in {target!r}{_module_remedy(module, target)}")
+    raise DevserveError(f"no application in {target!r}{_name_remedy(module, target)}")
 
 
 def _framework_default() -> Any:
@@ -2176,26 +2161,18 @@ def _framework_default() -> Any:
 
 def _module_remedy(module: ModuleType, target: str) -> str:
     """Return the remedy for a module without an application, with an example for the framework that it uses."""
-    likely = [name for name in _candidates(module)[0] if name not in _DEFAULT_NAMES]  # those were tried already
-    if likely:
-        return f"; did you mean '{target}:{likely[0]}'?"
     named = getattr(module, "WSGI_APPLICATION", None) or getattr(module, "ASGI_APPLICATION", None)
     if type(named) is str:
         return f", which has the settings of Django; did you mean {':'.join(named.rsplit('.', 1))!r}?"
-    folder = next(iter(getattr(module, "__path__", ())), "")
-    files = [name for name in _names_in(folder) if name.endswith(".py") and not is_library(folder, os.getcwd())]
-    stems = [file[:-3] for file in files if _offers_app(os.path.join(folder, file))]
-    if stems:
-        near = next((stem for stem in _DEFAULT_MODULES if stem in stems), stems[0])
-        return f"; did you mean {_submodule(target, near)!r}?"
     path = getattr(module, "__file__", None) or ""
     text = _text_of(path)
-    used = _Framework()
-    for name, row in _FRAMEWORKS.items():  # a row in lower case and served elsewhere stands for that module alone
-        package = name if name.islower() and row.elsewhere else name.partition(".")[0]
-        if (row.example or row.elsewhere) and re.search(rf"^\s*(import|from) {package}\b", text, re.MULTILINE):
-            used = row
-            break
+    rows = [  # a row in lower case and served elsewhere stands for that module alone
+        (name if name.islower() and row.elsewhere else name.partition(".")[0], row)
+        for name, row in _FRAMEWORKS.items()
+        if row.example or row.elsewhere
+    ]
+    found = (row for package, row in rows if re.search(rf"^\s*(import|from) {package}\b", text, re.MULTILINE))
+    used = next(found, _Framework())
     if used.elsewhere:
         return f"; {used.elsewhere.replace('FILE', os.path.basename(path))}"
     if re.search(r"^if +__name__ *==", text, re.MULTILINE):
