@@ -2775,7 +2775,7 @@ _NEAR_LIMIT = 5_000  # names that are compared with a wrong one; so many take 20
 _NEAR_FRAMES = 8  # frames, from the innermost, in which we look for the mapping that lacks a key
 _NEARNESS = 0.7  # similarity from which a name is suggested; with difflib's own 0.6, `local` would be for `total`
 _MASK = "••••••••"
-_SEQUENCES = (dict, list, tuple, set, frozenset, deque)  # whose members are elements
+_SEQUENCES = (OrderedDict, dict, list, tuple, set, frozenset, deque)  # whose members are items or elements
 
 
 class _SourceLine(NamedTuple):
@@ -2873,6 +2873,7 @@ if TYPE_CHECKING:
     _Keep = Callable[[FramePosition], str]  # keeps a position and returns the id under which it can be asked for
     _Source = tuple[list[str], str]  # the lines of a file, and why there are none
     _Job = tuple[Any, Callable[[], Any]]  # a value, or MISSING, and the call that reads it
+    _Member = tuple[Any, str, Any]  # its key, the name by which it may be a secret, and the member
 
 
 def read_report(
@@ -3033,18 +3034,16 @@ def _django_origins(error: BaseException) -> list[str]:
 
 
 def _positions_of(error: BaseException, context: Optional[Context]) -> list[FramePosition]:
-    """Return the positions of the traceback, outermost first, without machinery and frames that ask to be hidden."""
+    """Return the positions of the traceback, outermost first, without machinery and frames that ask to be hidden.
+
+    They ask by a local that pytest, Werkzeug and others read.
+    """
     positions, tb = [], application_traceback(error)
     while tb is not None:
         positions.append(FramePosition(tb.tb_frame, tb.tb_lineno or 0, tb.tb_lasti, context))
         tb = tb.tb_next
-    return [position for position in positions if not _asks_to_be_hidden(position.frame)] or positions[-1:]
-
-
-def _asks_to_be_hidden(frame: FrameType) -> bool:
-    """Return whether the frame asks to be left out of tracebacks, by a local that pytest, Werkzeug and others read."""
-    name, code = "__traceback_hide__", frame.f_code
-    return name in code.co_varnames + code.co_names and locals_of(frame).get(name) not in (None, False)
+    hides = [locals_of(position.frame).get("__traceback_hide__", False) for position in positions]
+    return [each for each, hidden in zip(positions, hides) if hidden is False or hidden is None] or positions[-1:]
 
 
 def _fold_recursion(positions: list[FramePosition], most: int) -> list[tuple[FramePosition, int]]:
@@ -3084,34 +3083,27 @@ def view_position(position: FramePosition, *, id: str = "", around: int = 0) -> 
 def _view_at(
     kind: str, filename: str, lineno: int, name: str, source: _Source, marks: Sequence[_Mark] = (), around: int = 0
 ) -> FrameView:
-    """Return the view of a line of a source.  A template counts as the application's by its path alone."""
+    """Return the view of a line of a source: the lines around it and the marks, in characters of what is shown.
+
+    A template counts as the application's by its path alone.
+    """
     lines, missing = source
     app = not is_library(filename, "") if kind == "template" else is_app_file(filename)
     around = around or (LINES_AROUND if app else _LIBRARY_LINES_AROUND)
-    window, shown_marks = _source_window(lines, lineno, around, marks)
+    spans = {mark.number: (mark.start, mark.end) for mark in marks}
+    window, shown_marks = [], []
+    first = max(1, lineno - around)
+    for number, line in enumerate(lines[first - 1 : lineno + around] if len(lines) >= lineno >= 1 else [], first):
+        text, start, end = _shown_line(line, *spans.get(number, (0, 0)))
+        window.append(_SourceLine(number, text))
+        shown_marks += [_Mark(number, start, end)] if end > start else []
+    while window and window[-1].number > lineno and not window[-1].text.strip():
+        window.pop()
     if lines and not window:
         missing = f"The file has {len(lines)} lines: it has changed since it was loaded."
     path, filename = (shown_text(text, _TEXT_LIMIT) for text in (short_path(filename), filename))
     view = FrameView("", kind, filename, lineno, shown_text(name, NAME_LIMIT), app=app, path=path)
-    return view._replace(source=window, marks=shown_marks, missing="" if window else missing)
-
-
-def _source_window(
-    lines: list[str], lineno: int, around: int, marks: Sequence[_Mark]
-) -> tuple[tuple[_SourceLine, ...], tuple[_Mark, ...]]:
-    """Return the lines around `lineno` as they can be shown, and the marks in characters of what is shown."""
-    spans = {mark.number: mark for mark in marks}
-    window, shown_marks = [], []
-    first = max(1, lineno - around)
-    for number, line in enumerate(lines[first - 1 : lineno + around] if len(lines) >= lineno >= 1 else [], first):
-        _, start, end = spans.get(number, (0, 0, 0))
-        text, start, end = _shown_line(line, start, end)
-        window.append(_SourceLine(number, text))
-        if end > start:
-            shown_marks.append(_Mark(number, start, end))
-    while window and window[-1].number > lineno and not window[-1].text.strip():
-        window.pop()
-    return tuple(window), tuple(shown_marks)
+    return view._replace(source=tuple(window), marks=tuple(shown_marks), missing="" if window else missing)
 
 
 def _is_source_of(code: CodeType, lines: list[str]) -> bool:
@@ -3426,14 +3418,15 @@ def _read_scope(view: FrameView, scope: _Scope, seconds: float, context: Optiona
     for text in _expressions_used(view):
         value = scope.find(text)
         if value is not MISSING:
-            jobs[text] = value, partial(_read_value, text, value, used=True, argument=text in scope.arguments)
+            argument = text in scope.arguments
+            jobs[text] = value, partial(_read_value, text, value, _last_name(text), used=True, argument=argument)
         elif not _is_failing(view, text):
             jobs[text] = MISSING, partial(_read_expression, text, scope)
     jobs = {text: job for text, job in jobs.items() if not issubclass(type(job[0]), CODE_TYPES)}
     for name in [*(name for name in scope.arguments if name in scope.values), *scope.values]:
         if name not in jobs and scope.shows(name):
             value = scope.values[name]
-            jobs[name] = value, partial(_read_value, name, value, argument=name in scope.arguments)
+            jobs[name] = value, partial(_read_value, name, value, name, argument=name in scope.arguments)
     variables = []
     for name, (variable, why) in _run_jobs(
         dict(itertools.islice(jobs.items(), _LIST_LIMIT)), seconds, context
@@ -3456,18 +3449,18 @@ def _run_jobs(jobs: Mapping[str, _Job], seconds: float, context: Optional[Contex
     return {name: outcomes[name] for name in jobs}
 
 
-def _read_value(name: str, value: object, *, used: bool = False, argument: bool = False) -> Variable:
-    """Return one variable.  This runs the repr of `value`."""
-    text = _describe(value, name=_last_name(name))
-    opens = text != _MASK and next(_inside(value), None) is not None
-    return Variable(shown_text(name, NAME_LIMIT), type_name(type(value)), text, argument, used, opens)
+def _read_value(text: str, value: object, name: str, *, used: bool = False, argument: bool = False) -> Variable:
+    """Return the variable for the value of `text`, masked if `name` is a secret's.  This runs the repr of `value`."""
+    shown = _describe(value, name=name)
+    opens = shown != _MASK and next(_members_of(value), None) is not None
+    return Variable(shown_text(text, NAME_LIMIT), type_name(type(value)), shown, argument, used, opens)
 
 
 def _read_expression(text: str, scope: _Scope) -> Optional[Variable]:
     """Return the variable for an expression on the failing line.  Raises what the application's code raises."""
     value = scope.find(text, runs_code=True)
     is_shown = value is not MISSING and not issubclass(type(value), CODE_TYPES)
-    return _read_value(text, value, used=True) if is_shown else None
+    return _read_value(text, value, _last_name(text), used=True) if is_shown else None
 
 
 def _expressions_used(view: FrameView) -> list[str]:
@@ -3488,20 +3481,6 @@ def _is_failing(view: FrameView, text: str) -> bool:
     return text == (marked or lines.get(view.lineno, "").strip())
 
 
-def _inside(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield name and value of each member that can be shown by itself: items, elements, or else attributes."""
-    if type(value) in PLAIN_TYPES or issubclass(type(value), CODE_TYPES):
-        return
-    kind: Any = next((base for base in _SEQUENCES if issubclass(type(value), base)), None)
-    if kind is dict:
-        for key, each in dict.items(value):
-            yield key if type(key) is str else _describe(key, NAME_LIMIT), each
-    elif kind is not None:
-        yield from ((str(number), each) for number, each in enumerate(kind.__iter__(value)))
-    else:
-        yield from _attributes_of(value).items()
-
-
 def behind_proxy(value: Any) -> Any:
     """Return the object behind a proxy of Werkzeug's or a lazy object of Django's that has been made, or `value`."""
     held = static_attributes(value)
@@ -3511,12 +3490,29 @@ def behind_proxy(value: Any) -> Any:
     return value if made is MISSING or type(made) is object else made
 
 
-def _attributes_of(value: object) -> dict[str, Any]:
-    """Return the attributes that an object itself has, in its `__dict__` or in slots; private ones come last."""
-    held = static_attributes(value).items()
-    slots = {name: static_attribute(value, name) for name, kept in held if type(kept) is MemberDescriptorType}
-    found = {str(name): each for name, each in {**own_dict(value), **slots}.items() if each is not MISSING}
-    return {name: found[name] for name in sorted(found, key=lambda name: name[:1] == "_") if name[:2] != "__"}
+def _members_of(value: Any) -> Iterator[_Member]:
+    """Yield the members of a value: the items of a mapping, the elements of a sequence, or else the attributes.
+
+    The name of an element is what stands before it, in a pair such as ("password", "…"), or an option in the arguments
+    of a command: "--password", "…".  The lines of a key are named by its first, "-----BEGIN PRIVATE KEY-----".
+    Attributes are those in the `__dict__` or in slots; private ones come last.
+    """
+    base: Any = next((base for base in _SEQUENCES if issubclass(type(value), base)), object)
+    if issubclass(base, dict):
+        yield from ((key, _key_name(key), each) for key, each in base.items(value))
+    elif base is not object:
+        is_pair, before = base in (list, tuple) and base.__len__(value) == 2, ""
+        for number, each in enumerate(base.__iter__(value)):
+            yield number, before if is_pair or before[:1] == "-" else "", each
+            if not before.startswith("-----BEGIN") or _key_name(each)[:1] == "-":
+                before = _key_name(each)
+    elif type(value) not in PLAIN_TYPES and not issubclass(type(value), CODE_TYPES):
+        held = static_attributes(value).items()
+        slots = {name: static_attribute(value, name) for name, kept in held if type(kept) is MemberDescriptorType}
+        found = {str(name): each for name, each in {**own_dict(value), **slots}.items() if each is not MISSING}
+        for name in sorted(found, key=lambda name: name[:1] == "_"):
+            if name[:2] != "__":
+                yield name, name, found[name]
 
 
 def members_at(position: FramePosition, path: Sequence[Any], seconds: float = _VALUES_SECONDS) -> tuple[Variable, ...]:
@@ -3528,10 +3524,13 @@ def members_at(position: FramePosition, path: Sequence[Any], seconds: float = _V
     scope = _Scope.of(position)
 
     def read() -> list[Variable]:
-        name, value = str(path[0]), scope.find(str(path[0]), runs_code=True)
+        name, value = _last_name(str(path[0])), scope.find(str(path[0]), runs_code=True)
         for number in path[1:]:
-            name, value = _members_of(name, value)[int(number)]
-        return [_read_value(name, member) for name, member in _members_of(name, value)]
+            _, name, value = _open_value(name, value)[int(number)]
+        return [
+            _read_value(key if type(key) is str else _describe(key, NAME_LIMIT), each, secret_name)
+            for key, secret_name, each in _open_value(name, value)
+        ]
 
     members, why = call_bounded(read, seconds, position.context)
     if members is None:
@@ -3539,12 +3538,12 @@ def members_at(position: FramePosition, path: Sequence[Any], seconds: float = _V
     return tuple(members)
 
 
-def _members_of(name: str, value: Any) -> list[tuple[str, Any]]:
-    """Return name and value of the members of a value; for a framework's proxy, of the object behind it."""
+def _open_value(name: str, value: Any) -> list[_Member]:
+    """Return the members of a value that is no secret; for a framework's proxy, of the object behind it."""
     value = behind_proxy(value)
-    if value is MISSING or (_is_secret(_last_name(name)) and not _is_harmless(value, name)):
+    if value is MISSING or (_is_secret(name) and not _is_harmless(value, name)):
         raise LookupError(name)
-    return list(itertools.islice(_inside(value), _LIST_LIMIT))
+    return list(itertools.islice(_members_of(value), _LIST_LIMIT))
 
 
 # -- source, looked at as text
@@ -3765,9 +3764,9 @@ def _describe(value: Any, limit: int = _VALUE_LIMIT, name: str = "", depth: int 
     if kind is int and value.bit_length() > 4_000:  # the interpreter refuses digits beyond 4,300 (CVE-2020-10735)
         return f"(an int of {value.bit_length():,} bits)"
     if kind.__repr__ is object.__repr__ and depth <= 1 and not _is_secret(name) and _is_app_class(kind):
-        members = [(f"{shown_text(key, NAME_LIMIT)}=", key, each) for key, each in _attributes_of(value).items()]
+        members = list(_members_of(value))
         if members:  # objects inside of it are not opened, and containers less deep
-            text = _describe_members(members, len(members), limit, depth + _DEPTH_LIMIT // 2)
+            text = _describe_members(members, "=", len(members), limit, depth + _DEPTH_LIMIT // 2)
             return f"<{type_name(kind)} object: {text}>"
     if kind.__repr__ not in _CONTAINERS:
         most = limit + _PAST_LIMIT  # beyond it nothing is shown, but counted
@@ -3780,38 +3779,23 @@ def _describe(value: Any, limit: int = _VALUE_LIMIT, name: str = "", depth: int 
     if depth > _DEPTH_LIMIT:
         return "…"
     base, opening, closing = _CONTAINERS[kind.__repr__]
-    comma = "," if base is tuple and base.__len__(value) == 1 else ""
-    text = _describe_members(_named_members(base, value, limit, depth), base.__len__(value), limit, depth)
+    count, sign = base.__len__(value), ": " if issubclass(base, dict) else ""
+    comma = "," if base is tuple and count == 1 else ""
+    text = _describe_members(_members_of(value), sign, count, limit, depth)
     return f"{opening}{text}{comma}{closing}"
 
 
-def _describe_members(members: Iterable[tuple[str, str, Any]], count: int, limit: int, depth: int) -> str:
-    """Return the text of members, given as (what to write before it, name, value); past the limit they are counted."""
+def _describe_members(members: Iterable[_Member], sign: str, count: int, limit: int, depth: int) -> str:
+    """Return the text of members, each after its key and `sign` unless that is ""; past the limit they are counted."""
     texts: list[str] = []
-    for before, name, value in members:
+    for key, name, value in members:
         if limit <= 0:
             texts.append(f"… ({count:,} items)")
             break
-        texts.append(before + _describe(value, limit, name, depth + 1))
+        before = shown_text(key, NAME_LIMIT) if sign == "=" else _describe(key, limit, "", depth + 1) if sign else ""
+        texts.append(before + sign + _describe(value, limit, name, depth + 1))
         limit -= len(texts[-1]) + 2
     return ", ".join(texts)
-
-
-def _named_members(base: Any, value: Any, limit: int, depth: int) -> Iterator[tuple[str, str, Any]]:
-    """Yield what is written before each member of a builtin container, the member's name, and the member.
-
-    The name of an element is what stands before it, in a pair such as ("password", "…"), or an option in the arguments
-    of a command: "--password", "…".  The lines of a key are named by its first, "-----BEGIN PRIVATE KEY-----".
-    """
-    if issubclass(base, dict):
-        for key, each in base.items(value):
-            yield f"{_describe(key, limit, '', depth + 1)}: ", _key_name(key), each
-        return
-    is_pair, before = base in (tuple, list) and base.__len__(value) == 2, ""
-    for each in base.__iter__(value):
-        yield "", before if is_pair or before[:1] == "-" else "", each
-        if not before.startswith("-----BEGIN") or _key_name(each)[:1] == "-":
-            before = _key_name(each)
 
 
 def _is_app_class(kind: type) -> bool:

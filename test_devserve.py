@@ -4686,13 +4686,15 @@ class ReadingSecrets(Reading):
         error = self.crash(f"""\
             def view():
                 headers, tokens = {{"X-Api-Key": "{SECRET}"}}, ["{SECRET}"]
+                pair, command = ("password", "{SECRET}"), ["mysql", "--password", "{SECRET}"]
                 return headers["X-Api-Key"] / tokens[0]
             """)
         shown = values(devserve.read_report(error).problems[-1].frames[-1])
         self.assertEqual(shown["tokens[0]"], devserve._MASK)
         self.assertEqual(shown['headers["X-Api-Key"]'], devserve._MASK)
         position = devserve._positions_of(error, None)[-1]
-        self.assertEqual([v.value for v in devserve.members_at(position, ["headers"])], [devserve._MASK])
+        for name in ("headers", "pair", "command"):
+            self.assertEqual(devserve.members_at(position, [name])[-1].value, devserve._MASK)
 
     def test_leaves_alone_what_only_looks_like_a_secret(self) -> None:
         for text in (
