@@ -634,10 +634,10 @@ def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
 # Doors: NAME_LIMIT, CODE_TYPES, PLAIN_TYPES, MISSING, Outcome, escape_controls, escape_unprintable, shown_text,
 # type_name, TooLate, call_safely, call_bounded, call_each_bounded, ForeignCalls, interrupt_thread, enlarge_stacks,
 # is_library, is_app_file, is_app_code, outer_frames, thread_position, app_position, is_below, short_path,
-# application_traceback, linked_exceptions, has_plain_text, traceback_text, raw_slot, own_dict, static_attributes,
-# static_attribute, locals_of, SOCKET_KEY, is_taken_over, broken_request, nobody_listens, PRESERVE_CONTEXT,
-# ON_EXCEPTION, HANDED_OVER, hand_over, is_debugged, is_main_thread, has_green_threads, native_threading,
-# native_sleep.
+# application_traceback, linked_exceptions, group_members, has_plain_text, traceback_text, raw_slot, own_dict,
+# static_attributes, static_attribute, locals_of, SOCKET_KEY, is_taken_over, broken_request, nobody_listens,
+# PRESERVE_CONTEXT, ON_EXCEPTION, HANDED_OVER, hand_over, is_debugged, is_main_thread, has_green_threads,
+# native_threading, native_sleep.
 #
 # Read first: call_safely, call_each_bounded, is_app_file, static_attribute.
 # =====================================================================================================================
@@ -836,10 +836,7 @@ def is_app_file(filename: str) -> bool:
     """
     if filename[:1] == "<" or not os.path.isfile(filename):
         return _PROMPT.fullmatch(filename) is not None
-    try:
-        cwd = os.getcwd()
-    except OSError:  # it was removed
-        cwd = os.sep
+    cwd = call_safely(os.getcwd)[0] or os.sep  # there is none when it was removed
     path = os.path.join(cwd, filename)
     folders = [cwd, *(folder for folder in sys.path if type(folder) is str and os.path.isabs(folder))]
     homes = [folder for folder in folders if is_below(path, folder) and not is_library(folder, cwd)]
@@ -884,8 +881,7 @@ def short_path(filename: str) -> str:
     _, *inside = re.split(r"[\\/](?:site|dist)-packages[\\/]", filename, maxsplit=1)  # Windows has paths with either
     if inside:
         return inside[0]
-    cwd, _ = call_safely(os.getcwd)  # there is none when it was removed
-    for root in (_STDLIB, cwd):
+    for root in (_STDLIB, call_safely(os.getcwd)[0]):
         if root and is_below(filename, root):
             return os.path.relpath(filename, root)
     return filename
@@ -972,6 +968,26 @@ def linked_exceptions(error: BaseException) -> list[tuple[BaseException, str]]:
     return found
 
 
+def group_members(error: BaseException) -> tuple[BaseException, ...]:
+    """Return the members of an exception group, the interpreter's or the backport's; none of any other exception."""
+    if not any(base.__name__ == "BaseExceptionGroup" for base in type(error).__mro__):
+        return ()
+    members, _ = call_safely(lambda: tuple(getattr(error, "exceptions", ())))
+    return tuple(each for each in members or () if isinstance(each, BaseException))
+
+
+def _exceptions_in(error: BaseException) -> list[BaseException]:
+    """Return `error`, what led to it, and the members of groups among these with what led to them."""
+    found: dict[int, BaseException] = {}
+    todo = [error]
+    while todo:
+        for each, _ in linked_exceptions(todo.pop()):
+            if id(each) not in found:
+                found[id(each)] = each
+                todo += group_members(each)
+    return list(found.values())
+
+
 def has_plain_text(error: BaseException) -> bool:
     """Return whether the text of an exception is made without running anybody's code, and so cannot hang."""
     is_builtin, _ = call_safely(lambda: type(error).__str__ in (BaseException.__str__, KeyError.__str__))
@@ -986,8 +1002,8 @@ def traceback_text(error: BaseException, *, folded: bool = False) -> str:
     """
     import traceback
 
-    linked = [each for each, _ in linked_exceptions(error) if not has_plain_text(each)]
-    texts = {str(number): partial(str, each) for number, each in enumerate(linked)}
+    foreign = [each for each in _exceptions_in(error) if not has_plain_text(each)]
+    texts = {str(number): partial(str, each) for number, each in enumerate(foreign)}
     late = [why for _, why in call_each_bounded(texts, _MESSAGES_SECONDS).values() if isinstance(why, TooLate)]
     text, why = (None, late[0]) if late else call_bounded(partial(_format_traceback, error, folded), _FORMAT_SECONDS)
     if text is not None:
@@ -1054,40 +1070,29 @@ def own_dict(value: object) -> dict[str, Any]:
 
 def static_attributes(value: object) -> dict[str, Any]:
     """Return what a value, its class and its bases hold, as it is stored; no descriptor and no __dir__ is run."""
-    held: dict[str, Any] = {}
-    for each in reversed(_bases_of(value)):
-        held.update(type.__dict__["__dict__"].__get__(each))
-    held.update(own_dict(value))
-    return held
+    return {**_class_attributes(value), **own_dict(value)}
 
 
 def static_attribute(value: object, name: str) -> Any:
     """Return an attribute if it can be read without running code; MISSING for others, such as a property."""
-    held = MISSING
-    for each in _bases_of(value):
-        held = type.__dict__["__dict__"].__get__(each).get(name, MISSING)
-        if held is not MISSING:
-            break
+    held = _class_attributes(value).get(name, MISSING)
     if type(held) is MemberDescriptorType:  # a slot
         found, error = call_safely(lambda: held.__get__(value))
         return MISSING if error else found
-    if _has_method(held, "__set__"):  # a property comes before what the object holds
+    methods = _class_attributes(type(held))
+    if "__set__" in methods:  # a property comes before what the object holds
         return MISSING
-    own = own_dict(value).get(name, MISSING)
-    if own is not MISSING:
-        return own
-    return held if issubclass(type(held), CODE_TYPES) or not _has_method(held, "__get__") else MISSING
+    is_readable = issubclass(type(held), CODE_TYPES) or "__get__" not in methods
+    return own_dict(value).get(name, held if is_readable else MISSING)
 
 
-def _bases_of(value: Any) -> tuple[type, ...]:
-    """Return the MRO of a value's class, whatever a metaclass says."""
+def _class_attributes(value: Any) -> dict[str, Any]:
+    """Return what the class of a value, or the class that it is, and the bases hold, whatever a metaclass says."""
     kind = value if issubclass(type(value), type) else type(value)
-    bases: tuple[type, ...] = type.__dict__["__mro__"].__get__(kind)
-    return bases
-
-
-def _has_method(value: object, name: str) -> bool:
-    return any(name in type.__dict__["__dict__"].__get__(each) for each in _bases_of(type(value)))
+    held: dict[str, Any] = {}
+    for each in reversed(type.__dict__["__mro__"].__get__(kind)):
+        held.update(type.__dict__["__dict__"].__get__(each))
+    return held
 
 
 def locals_of(frame: FrameType) -> dict[Any, Any]:
@@ -2943,7 +2948,7 @@ class _ReportBuilder:
         notes = tuple(map(self.spend, (*self.notes(error), *_django_origins(error))))
         named_places, _ = call_safely(lambda: list(_named_places(error, self.seconds())))
         frames = (*self.frames(error, positions), *(named_places or ()))
-        members, listed = _group_members(error), []
+        members, listed = group_members(error), []
         for member in members if depth < _DEPTH_LIMIT else ():
             if self.size > 0:
                 listed.append(self.chain(member, depth + 1))
@@ -2998,14 +3003,6 @@ def _first_text(error: Optional[BaseException]) -> str:
     """Return the first argument of an exception if it is a text, else ""."""
     args = raw_slot(error, "args") if error is not None else ()
     return args[0] if args and type(args[0]) is str else ""
-
-
-def _group_members(error: BaseException) -> tuple[BaseException, ...]:
-    """Return the members of an exception group, the interpreter's or the backport's; none of any other exception."""
-    if not any(base.__name__ == "BaseExceptionGroup" for base in type(error).__mro__):
-        return ()
-    members, _ = call_safely(lambda: tuple(getattr(error, "exceptions", ())))
-    return tuple(each for each in members or () if isinstance(each, BaseException))
 
 
 def _message_of(error: BaseException, seconds: float) -> str:

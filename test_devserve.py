@@ -5007,6 +5007,10 @@ class ReadingCost(Reading):
         self.assertLess(clock.now - 100.0, 1.3)
         self.assertIn("takes too long", text)
         self.assertEqual(report.problems[-1].message, "(not read: it hangs)")
+        group: Any = type("BaseExceptionGroup", (Exception,), {"exceptions": (Hangs(), error)})()
+        with mock.patch.object(devserve, "call_each_bounded", side_effect=hang) as calls:
+            devserve.traceback_text(group)
+        self.assertEqual(len(calls.call_args_list[0].args[0]), 2 + 11, "with its members, and what led to them")
 
     def test_a_traceback_that_was_printed_is_not_written_again(self) -> None:
         error = self.crash("def view():\n    1 / 0\n")
