@@ -10391,7 +10391,8 @@ class _StartupFailed(Exception):
 #   the project's other files            in every round if there are few; else as many as `_SHARE` of a core pays for,
 #                                        the next ones in each round
 #   folders that are watched             like the project's files; one whose time has changed is listed again
-#   files of installed packages          once in `_PERIOD`
+#   paths where no file is               in each tenth round (`_SLOW`)
+#   files of installed packages          the next ones in each tenth round, so that each has its turn once in `_PERIOD`
 #
 # A file that differs from its known state is not yet a save: editors write in several steps, and formatters write once
 # more.  So these steps follow:
@@ -10425,11 +10426,12 @@ class _StartupFailed(Exception):
 # =====================================================================================================================
 
 _INTERVAL = 0.045  # seconds between two rounds: with _SETTLE a save is noticed after 40 ms on average
-_SHARE = 0.006  # of a core, for looking at files; waking up 22 times a second costs another 0.1 to 0.3 %
+_SHARE = 0.004  # of a core, for looking at the project's files; waking up 22 times a second costs another 0.2 to 0.4 %
 _SHARE_WHEN_BUSY = 0.1  # the same for _BUSY_SECONDS after a reload, since whoever has just saved will save again
 _BUSY_SECONDS = 60.0
 _HOT = 10  # the files edited last are looked at in each round, since the next edit is most likely to one of them
 _PERIOD = 4.0  # seconds in which each file of an installed package is looked at once; the project's should take less
+_SLOW = 10  # in every tenth round it is their turn, as the caches are cold: a few files cost as much as many
 _CHORES = 0.005  # seconds of a round for listing folders, and for reading files; other threads wait meanwhile
 _SETTLE = 0.015  # seconds without a further change that end a save: editors write in a few milliseconds
 _SETTLE_DOUBTFUL = 0.2  # the same if a file is gone or empty, as editors rename or truncate first, and for installers
@@ -10965,8 +10967,9 @@ class _Rounds:
 
     The files edited last are in every round, as the next edit is most likely to one of them.  Of the project's other
     files a round has as many as the share pays for.  Half of these are Python files, so that thousands of assets do
-    not delay them.  Of the installed files it has so many that each has its turn once in `_PERIOD`.  Each list is gone
-    through again and again.  Only the watcher's thread uses it.
+    not delay them.  Files that do not exist, as `.env` in most folders, and the installed ones wait for each tenth
+    round, which looks at so many of the latter that each has its turn once in `_PERIOD`.  Each list is gone through
+    again and again.  Only the watcher's thread uses it.
     """
 
     def __init__(self, files: _Files, *, busy: bool) -> None:
@@ -10976,22 +10979,28 @@ class _Rounds:
         self._hot: list[str] = []  # the files edited last
         self._python: list[str] = []  # the project's Python files
         self._others: list[str] = []  # its other files, and its folders
+        self._missing: list[str] = []  # its paths where no file is
         self._turns = {"python": 0, "others": 0, "installed": 0}  # how far each list has been gone through
+        self._round = 0  # the number of this round
         self._warned = False
 
     def next(self) -> list[str]:
         """Return the paths that the next round looks at: all of the project's, if the share pays for them."""
-        own, installed = self._files.own, self._files.installed
         share = _SHARE_WHEN_BUSY if time.monotonic() < self.busy_until else _SHARE
-        count = max(int(share * _INTERVAL / self.cost), 2 * _HOT)
-        for path in own[len(self._python) + len(self._others) :]:
-            (self._python if path.endswith(".py") else self._others).append(path)
+        slow: list[str] = []
+        self._round += 1
+        if self._round % _SLOW == 0:
+            installed = self._files.installed
+            share_of_period = _SLOW * _INTERVAL / _PERIOD
+            slow = self._missing + self._some("installed", installed, int(len(installed) * share_of_period) + 1)
+        count = max(int(share * _INTERVAL / self.cost) - len(slow), 2 * _HOT)
+        own = self._python + self._others
         if len(own) > count:
             count -= _HOT
             part = min(len(self._python), max(count // 2, count - len(self._others)))
             own = self._hot + self._some("python", self._python, part)
             own += self._some("others", self._others, count - part)
-        return own + self._some("installed", installed, int(len(installed) * _INTERVAL / _PERIOD) + 1)
+        return own + slow
 
     def _some(self, name: str, paths: list[str], count: int) -> list[str]:
         """Return the next `count` of these paths, and after the last ones the first again."""
@@ -11002,9 +11011,13 @@ class _Rounds:
         return paths[start : start + count] + paths[: max(0, start + count - len(paths))]
 
     def edited(self, paths: Iterable[str]) -> None:
-        """Choose again which files were edited last, by their times, from those before and these."""
+        """Choose again which files were edited last, from those before and these, and where there is no file."""
         states = self._files.states
         self._hot = sorted({*self._hot, *paths}, key=lambda path: states[path] or (0, 0, 0, 0))[-_HOT:]
+        self._python, self._others, self._missing = [], [], []
+        for path in self._files.own:
+            kind = self._python if path.endswith(".py") else self._others
+            (kind if states[path] else self._missing).append(path)
 
     def took(self, count: int, seconds: float) -> None:
         """Note what looking at one file costs, at most twice what it did before.
@@ -11175,7 +11188,7 @@ class Watcher(native_threading.Thread):
                 self._contents.read_later(new)
                 self._rounds.edited(new)
                 self._rounds.warn_if_late()
-            suspects = self._look()
+            suspects = self._look([path for path in new if files.states[path] is None])
             if suspects:
                 self._settle(suspects)
             if self._demand:
@@ -11202,9 +11215,9 @@ class Watcher(native_threading.Thread):
         self.settling(False)
         self._importing = False
 
-    def _look(self) -> set[str]:
-        """Look at the files of a round and return those that differ."""
-        paths = self._rounds.next()
+    def _look(self, new: list[str]) -> set[str]:
+        """Look at the files of a round, and at these new ones, and return those that differ."""
+        paths = new + self._rounds.next()
         began = time.perf_counter()
         different = self._different(paths)
         self._rounds.took(len(paths), time.perf_counter() - began)
@@ -11228,6 +11241,8 @@ class Watcher(native_threading.Thread):
                 if states[path] is None:
                     continue
             found.add(path)
+        if not found:
+            return found
         for folder in [path for path in found if path in files.trees or path in files.awaited]:
             if os.path.isdir(folder) or not os.path.exists(folder):  # else a package has become a module
                 found.discard(folder)

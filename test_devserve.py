@@ -14191,7 +14191,7 @@ class ReloaderTiers(ReloaderWatching):
             self.assertEqual(len(next(turns)), 100)
 
     def test_of_many_files_those_edited_last_are_in_each_round_and_all_in_a_while(self) -> None:
-        cost = 1e-5
+        cost = 5e-6
         turns = self.turns(1000, 0, cost)
         rounds = [next(turns) for _ in range(70)]
         for paths in rounds:
@@ -14200,7 +14200,7 @@ class ReloaderTiers(ReloaderWatching):
         self.assertEqual(len(set().union(*rounds)), 1000)
 
     def test_python_files_take_half_of_a_round_however_many_other_files_there_are(self) -> None:
-        cost = 1e-5
+        cost = 5e-6
         turns = self.turns(10_000, 0, cost, python=10)
         rounds = [next(turns) for _ in range(3)]
         for paths in rounds:
@@ -14209,8 +14209,8 @@ class ReloaderTiers(ReloaderWatching):
         self.assertLessEqual({f"own{n}" for n in range(10, 30)}, set().union(*rounds))
 
     def test_a_round_costs_the_same_however_many_files_there_are(self) -> None:
-        looks = [len(next(self.turns(count, 0, 2e-6))) for count in (100, 1000, 10_000, 100_000)]
-        self.assertEqual(looks, [100, *[int(devserve._SHARE * devserve._INTERVAL / 2e-6)] * 3])
+        looks = [len(next(self.turns(count, 0, 1e-6))) for count in (100, 1000, 10_000, 100_000)]
+        self.assertEqual(looks, [100, *[int(devserve._SHARE * devserve._INTERVAL / 1e-6)] * 3])
 
     def test_after_a_reload_more_are_looked_at(self) -> None:
         turns = self.turns(1000, 0, 4e-6)
@@ -14218,11 +14218,24 @@ class ReloaderTiers(ReloaderWatching):
         self.watcher._rounds.busy_until = float("inf")
         self.assertEqual([before < 1000, len(next(turns))], [True, 1000])
 
-    def test_installed_files_are_all_looked_at_within_the_period_a_few_in_each_round(self) -> None:
+    def test_installed_files_are_all_looked_at_within_the_period_some_in_each_tenth_round(self) -> None:
         turns = self.turns(1, 1500, 1e-6)
-        rounds = [next(turns) for _ in range(int(devserve._PERIOD / devserve._INTERVAL) + 1)]
-        self.assertLess(max(map(len, rounds)), 20)
+        rounds = [next(turns) for _ in range(int(devserve._PERIOD / devserve._INTERVAL) + devserve._SLOW)]
+        self.assertLess(max(map(len, rounds)), 200)
+        self.assertEqual([len(paths) > 1 for paths in rounds[:20]], [False, *[False] * 8, True] * 2)
         self.assertEqual(len(set().union(*rounds)), 1501)
+
+    def test_files_that_do_not_exist_are_looked_at_in_each_tenth_round(self) -> None:
+        turns = self.turns(100, 0, 1e-6)
+        next(turns)
+        states = self.watcher.files.states
+        for gone in ("own7", "own8"):
+            states[gone] = None
+        self.watcher._rounds.edited(["own7", "own8"])
+        self.assertEqual([len(next(turns)) for _ in range(20)], [98, *[98] * 7, 100, 98, 98, *[98] * 7, 100, 98])
+        states["own7"] = states["own6"]
+        self.watcher._rounds.edited(["own7"])
+        self.assertEqual(len(next(turns)), 99)
 
     def test_what_a_look_costs_is_the_least_of_late(self) -> None:
         self.write("a.txt", "")
@@ -14231,7 +14244,7 @@ class ReloaderTiers(ReloaderWatching):
         self.stop()
         self.watcher._rounds.cost = 1e-5
         with mock.patch("time.perf_counter", side_effect=[0.0, 1000.0]):
-            self.watcher._look()
+            self.watcher._look([])
         self.assertEqual(self.watcher._rounds.cost, 2e-5)
 
 
