@@ -91,6 +91,7 @@ import _socket
 import atexit
 import binascii
 import builtins
+import codecs
 import contextlib
 import errno
 import functools
@@ -8220,13 +8221,10 @@ class _UpgradedSocket:
         with self._calling:
             return bool(self._connection.buffer or getattr(self._connection.sock, "pending", int)())
 
-    def _take_over(self) -> None:
-        if not self.is_taken_over:
-            self._response.hand_over()
-
     def recv(self, size: int, flags: int = 0) -> bytes:
         """Return up to `size` bytes, and nothing when the client has ended the connection."""
-        self._take_over()
+        if not self.is_taken_over:
+            self._response.hand_over()
         data = bytes(self._connection.buffer[:size])  # sent together with the request's head
         if not data:
             return bytes(_attempt(self._connection.sock, self._call, "recv", size, flags, seconds=self._timeout))
@@ -8253,8 +8251,9 @@ class _UpgradedSocket:
 
     def send_some(self, data: Any, seconds: Optional[float]) -> int:
         """Wait up to `seconds` until the socket takes something; return how many bytes of `data` it has taken."""
-        self._take_over()
         response = self._response
+        if not self.is_taken_over:
+            response.hand_over()
         if not response.sent:
             first = bytes(data[:12])
             response.status = first[9:].decode("latin-1") if first.startswith(b"HTTP/1.") else "-"
@@ -8802,7 +8801,7 @@ def _is_ip(name: str) -> bool:
 if TYPE_CHECKING:
     import asyncio
     import queue
-    from collections.abc import Generator, MutableMapping
+    from collections.abc import MutableMapping
     from concurrent.futures import Future
 
     _Message = MutableMapping[str, Any]
@@ -8876,7 +8875,11 @@ class AsgiBridge:
 
     def run_until(self, ended: threading.Event, check: Callable[[], object] = lambda: None) -> None:
         """Run the loop in this thread until `ended` is set; call `check`, which may raise, every now and then."""
-        threading.Thread(target=self._watch_loop, args=(ended,), name="devserve loop watch", daemon=True).start()
+        beaten = threading.Event()
+        watch = threading.Thread(
+            target=self._watch_loop, args=(ended, beaten), name="devserve loop watch", daemon=True
+        )
+        watch.start()
         while not ended.is_set():
             beat = self.loop.call_later(_BEAT_SECONDS, self.loop.stop)
             try:
@@ -8886,6 +8889,7 @@ class AsgiBridge:
                 self.terminal.crash(error)
             finally:
                 beat.cancel()  # else it would later end the loop while that runs for `stop`
+                beaten.set()
             check()
 
     def start_in_thread(self) -> Callable[[], None]:
@@ -8920,24 +8924,25 @@ class AsgiBridge:
         started.result()
         return stop
 
-    def _watch_loop(self, ended: threading.Event) -> None:
-        """Have the loop make a call every now and then; if it does not, warn where it is (in a thread of its own)."""
-        awake = threading.Event()
-        while not ended.wait(_BEAT_SECONDS):
-            awake.clear()
-            self.post(awake.set)
-            if not awake.wait(_BLOCKED_SECONDS):
-                position = thread_position(self.thread)
-                if position:
-                    self.terminal.warn(
-                        f"the event loop has been blocked for {_BLOCKED_SECONDS:.0f} s; it is at {position}"
-                    )
-                awake.wait()
+    def _watch_loop(self, ended: threading.Event, beaten: threading.Event) -> None:
+        """Warn where the loop is when `run_until` does not set `beaten` in time (in a thread of its own)."""
+        while not ended.is_set():
+            beaten.clear()
+            if beaten.wait(_BEAT_SECONDS + _BLOCKED_SECONDS) or ended.is_set():
+                continue
+            position = thread_position(self.thread)
+            if position:
+                self.terminal.warn(
+                    f"the event loop has been blocked for {_BLOCKED_SECONDS:.0f} s; it is at {position}"
+                )
+            beaten.wait()
 
     def post(self, job: Callable[[], object]) -> None:
         """Have the loop call `job`."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the process is about to end
+        try:
             self._jobs.post(job)
+        except RuntimeError:
+            pass  # the loop is closed: the process is about to end
 
     def _run_posted(self) -> None:
         self._loop_wakeup.clear()
@@ -9232,7 +9237,7 @@ class _HttpRequest:
         self.sent = 0  # bytes of the response's body that the application has sent
         self.taken = 0  # bytes of the request's body that the application has received
         self.held: Optional[list[tuple[Any, bool]]] = None  # pieces of a response that an exception may follow
-        self.changed: Optional[asyncio.Event] = None  # set when `receive` and `send` are to look again
+        self.waiters: list[asyncio.Future[None]] = []  # of each `receive` and `send` that waits for `notify`
 
     @property
     def name(self) -> str:
@@ -9498,17 +9503,15 @@ class _HttpRequest:
 
     def notify(self) -> None:
         """Have the `receive` and `send` that wait look again."""
-        if self.changed is not None:
-            self.changed.set()
+        for waiter in self.waiters:
+            if not waiter.done():  # else it was cancelled, or has been notified before
+                waiter.set_result(None)
 
     async def change(self) -> None:
         """Wait until `notify` is called."""
-        import asyncio
-
-        if self.changed is None:
-            self.changed = asyncio.Event()
-        self.changed.clear()
-        await self.changed.wait()
+        waiter = self.bridge.loop.create_future()
+        self.waiters = [waiter, *(other for other in self.waiters if not other.done())]
+        await waiter
 
     def leave(self, code: int) -> None:
         """End a response that has no foreseeable end, as the application is to be shut down."""
@@ -9531,6 +9534,7 @@ _ANSWER_SECONDS = 1.0  # that the application has to answer what came before a f
 _SMALL_FRAMES = 2048  # bytes read in one turn: thousands of empty pings would keep the reader from other clients
 _CLOSE_SECONDS = 10.0  # that the client has for its part of the closing handshake
 _DEFLATED_FROM = 128  # bytes; deflating a smaller message costs more than it saves
+_UTF8_DECODER = codecs.getincrementaldecoder("utf-8")
 _KEY_SUFFIX = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # section 1.3
 _CONTINUATION, _TEXT_FRAME, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10  # opcodes, section 5.2
 _NORMAL, _GOING_AWAY, _PROTOCOL_ERROR, _NO_CODE, _ABNORMAL = 1000, 1001, 1002, 1005, 1006  # section 7.4.1
@@ -9631,7 +9635,7 @@ class _WebSocket(_HttpRequest):
     def receive_frames(self) -> bool:
         """Take what the client has sent; return whether there was something."""
         try:
-            data = self.socket.recv(min(max(self.frames.wanted, _SMALL_FRAMES), _LOW_WATER))
+            data = self.socket.recv(min(max(self.frames.left, _SMALL_FRAMES), _LOW_WATER))
         except BlockingIOError:
             return False
         if not data:
@@ -9996,64 +10000,58 @@ class _MessageReader:
     def __init__(self, *, may_deflate: bool) -> None:
         self.may_deflate = may_deflate
         self.data = bytearray()  # bytes that have come and are not parsed yet
-        self.wanted = 0  # bytes that belong to the same frame, so that they may be read at once
-        self.found = self.find()
+        self.first, self.mask = 0, b""  # of the frame whose head came last: its first byte and its mask
+        self.position = 0  # bytes of its payload that have been taken
+        self.left = -1  # bytes of its payload that are still to come; -1 when a head comes next
+        self.message: Optional[_IncomingMessage] = None  # control frames may come between its fragments
 
     def feed(self, data: bytes) -> Iterator[tuple[int, Any]]:
-        """Yield opcode and payload of each message and control frame that is whole with `data`; a text is a str."""
-        self.data += data
-        return iter(lambda: next(self.found), None)
+        """Yield opcode and payload of each message and control frame that is whole with `data`; a text is a str.
 
-    def find(self) -> Iterator[Optional[tuple[int, Any]]]:
-        """Yield what `feed` yields, and None whenever more bytes are needed.
-
-        A control frame may come between the fragments of a message, so `message` is kept over it.  The payload of a
-        message is taken as it comes, before its frame is complete, since a text that is not UTF-8 must be refused
-        early.
+        The payload of a message is taken as it comes, before its frame is complete, since a text that is not UTF-8
+        must be refused early.
         """
-        message: Optional[_IncomingMessage] = None
-        while True:
-            first, length, mask = yield from self.take_head(message)
-            opcode, is_last = first & 15, bool(first & 0x80)
+        self.data += data
+        while self.left >= 0 or self.take_head():
+            opcode = self.first & 15
+            if len(self.data) < (self.left if opcode & 8 else min(1, self.left)):
+                break
+            piece = _unmask(bytes(self.data[: self.left]), self.mask, self.position)
+            del self.data[: self.left]
+            self.position += len(piece)
+            self.left = self.left - len(piece) or -1
             if opcode & 8:
-                payload = yield from self.take(length, length)
-                yield opcode, _unmask(payload, mask, 0)
+                yield opcode, piece
                 continue
-            message = message or _IncomingMessage(opcode, is_deflated=bool(first & 0x40))
-            position = 0
-            while True:
-                piece = yield from self.take(min(1, length), length - position)
-                message.add(_unmask(piece, mask, position), ends=is_last and position + len(piece) == length)
-                position += len(piece)
-                if position == length:
-                    break
-            if is_last:
+            message = self.message = self.message or _IncomingMessage(opcode, is_deflated=bool(self.first & 0x40))
+            ends = self.left < 0 and self.first >= 0x80
+            message.add(piece, ends=ends)
+            if ends:
+                self.message = None
                 yield message.opcode, message.whole()
-                message = None
 
-    def take(self, least: int, most: int) -> Generator[None, None, bytes]:
-        """Return the next bytes of the stream, from `least` to `most` of them."""
-        while len(self.data) < least:
-            self.wanted = most
-            yield
-        piece = bytes(self.data[:most])
-        del self.data[:most]
-        return piece
-
-    def take_head(self, message: Optional[_IncomingMessage]) -> Generator[None, None, tuple[int, int, bytes]]:
-        """Return the first byte of the next frame, its length and its mask; `message` is incomplete, if any."""
-        first, second = yield from self.take(2, 2)
-        self.check_head(first, second, is_within=message is not None)
-        length, count = second & 127, {126: 2, 127: 8}.get(second & 127, 0)
-        if count:
-            length = int.from_bytes((yield from self.take(count, count)), "big")
-            if length < (126 if count == 2 else 65536) or length >> 63:
+    def take_head(self) -> bool:
+        """Take the head of the next frame, and return whether it has come."""
+        if len(self.data) < 2:
+            return False
+        first, second = self.data[:2]
+        self.check_head(first, second)
+        length, end = second & 127, {126: 4, 127: 10}.get(second & 127, 2)
+        if len(self.data) < end:
+            return False
+        if end > 2:
+            length = int.from_bytes(self.data[2:end], "big")
+            if length < (126 if end == 4 else 65536) or length >> 63:
                 raise _WebSocketError(_PROTOCOL_ERROR, "a length that is not written in the shortest way")
-        if length + (message.size if message else 0) > _MESSAGE_LIMIT:
+        if length + (self.message.size if self.message else 0) > _MESSAGE_LIMIT:
             raise _WebSocketError(_TOO_BIG, f"a message of over {_MESSAGE_LIMIT:,} bytes")
-        return first, length, (yield from self.take(4, 4))
+        if len(self.data) < end + 4:
+            return False
+        self.first, self.mask, self.left, self.position = first, bytes(self.data[end : end + 4]), length, 0
+        del self.data[: end + 4]
+        return True
 
-    def check_head(self, first: int, second: int, *, is_within: bool) -> None:
+    def check_head(self, first: int, second: int) -> None:
         """Refuse a frame by its first two bytes (RFC 6455 section 5.2, RFC 7692 section 6)."""
         opcode = first & 15
         if first & 0x30 or (first & 0x40 and not (self.may_deflate and opcode in (_TEXT_FRAME, _BINARY))):
@@ -10064,7 +10062,7 @@ class _MessageReader:
             raise _WebSocketError(_PROTOCOL_ERROR, "a frame without a mask")
         if opcode & 8 and (second & 127 > 125 or not first & 0x80):
             raise _WebSocketError(_PROTOCOL_ERROR, "a control frame that is too long or fragmented")
-        if not opcode & 8 and (opcode == _CONTINUATION) != is_within:
+        if not opcode & 8 and (opcode == _CONTINUATION) != (self.message is not None):
             raise _WebSocketError(_PROTOCOL_ERROR, "fragments of two messages")
 
 
@@ -10072,14 +10070,15 @@ class _IncomingMessage:
     """A message that is not complete yet.  It inflates and decodes each piece, and refuses more than the limit."""
 
     def __init__(self, opcode: int, *, is_deflated: bool) -> None:
-        import codecs
-        import zlib
-
         self.opcode = opcode
         self.size = 0  # bytes that it has so far, inflated
         self.parts: list[Any] = []
-        self.decoder = codecs.getincrementaldecoder("utf-8")() if opcode == _TEXT_FRAME else None
-        self.inflater = zlib.decompressobj(-15) if is_deflated else None
+        self.decoder = _UTF8_DECODER() if opcode == _TEXT_FRAME else None
+        self.inflater = None
+        if is_deflated:
+            import zlib
+
+            self.inflater = zlib.decompressobj(-15)
 
     def add(self, piece: bytes, *, ends: bool) -> None:
         """Add a piece of payload, the last one if it `ends` the message."""

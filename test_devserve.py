@@ -11956,8 +11956,8 @@ class AsgiWebSockets(AsgiCase):
             loop, size = asyncio.get_running_loop(), devserve._LOW_WATER + 1
             request = object.__new__(devserve._HttpRequest)
             request.sent, request.written, request.is_full, request.is_gone = size, 0, False, False
-            request.held = request.changed = None
-            request.bridge = mock.Mock(post=loop.call_soon)
+            request.held, request.waiters = None, []
+            request.bridge = mock.Mock(post=loop.call_soon, loop=loop)
 
             async def first() -> None:
                 await request.drain()
