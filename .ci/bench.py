@@ -1,8 +1,8 @@
 """Measures devserve beside every server that a person would use instead, and writes the tables of BENCHMARK.md.
 
-    python3 .ci/bench.py                  everything, into .ci/BENCHMARK.md: about ten minutes on two cores
+    python3 .ci/bench.py                  everything, into .ci/BENCHMARK.md: a quarter of an hour on two cores
     python3 .ci/bench.py --quick          fewer peers and rounds: under three minutes, to see whether something broke
-    python3 .ci/bench.py --only hello,save    the rows whose names begin so; --list names them all
+    python3 .ci/bench.py --only hello,save    the rows whose names begin so (asgi: all of ASGI); --list names them
     python3 .ci/bench.py --devserve PATH  another devserve.py than the repository's
     python3 .ci/bench.py --before PATH    an earlier devserve.py as well, side by side
 
@@ -23,6 +23,7 @@ import os
 import platform
 import random
 import re
+import select
 import selectors
 import shlex
 import shutil
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 
 PACKAGES = tuple(
     "flask werkzeug django bottle waitress hupper gunicorn cheroot uvicorn watchfiles a2wsgi"
-    " uvloop httptools h11 websockets hypercorn granian daphne".split()
+    " uvloop httptools h11 websockets hypercorn granian daphne fastapi fastapi-cli sqlalchemy".split()
 )
 DEADLINE = 30.0  # seconds until a server must answer its first request; 1,800 modules take a slow machine a while
 SOCKET_TIMEOUT = 10.0  # seconds that one answer may take
@@ -110,23 +111,44 @@ SERVERS = (
     Server("wsgiref", "{python} peer.py wsgiref {port} {module}", ""),
 )
 UVICORN_ASGI = "{python} -m uvicorn --port {port} {module}:app"
+UVICORN_STANDARD = UVICORN_ASGI + " --loop uvloop --http httptools"
+UVICORN_H11 = UVICORN_ASGI + " --loop asyncio --http h11"
 HYPERCORN = "{python} -m hypercorn --bind 127.0.0.1:{port} {module}:app"
+GRANIAN = "{python} -m granian --interface asgi --port {port} {module}:app"
+FASTAPI = "{python} -m fastapi dev --port {port} {module}_in_fastapi.py"
 ASGI_SERVERS = (
     Server("devserve", DEVSERVE, DEVSERVE + " --reload", quick=True),
+    BEFORE,
     Server(
         "uvicorn[standard]",
-        UVICORN_ASGI + " --loop uvloop --http httptools",
-        UVICORN_ASGI + " --loop uvloop --http httptools --reload",
+        UVICORN_STANDARD,
+        UVICORN_STANDARD + " --reload",
         ("uvicorn", "uvloop", "httptools", "websockets", "watchfiles"),
         quick=True,
     ),
     Server(
-        "uvicorn h11", UVICORN_ASGI + " --loop asyncio --http h11", "", ("uvicorn", "h11", "websockets"), quick=True
+        "uvicorn h11",
+        UVICORN_H11,
+        UVICORN_H11 + " --reload",
+        ("uvicorn", "h11", "websockets", "watchfiles"),
     ),
+    Server("fastapi dev", FASTAPI + " --no-reload", FASTAPI, ("fastapi", "fastapi-cli", "uvloop", "httptools")),
     Server("hypercorn", HYPERCORN, HYPERCORN + " --reload", ("hypercorn",)),
-    Server("granian", "{python} -m granian --interface asgi --port {port} {module}:app", "", ("granian",)),
+    Server("granian", GRANIAN, GRANIAN + " --reload", ("granian", "watchfiles")),
     Server("daphne", "{python} -m daphne --port {port} {module}:app", "", ("daphne",)),
 )
+
+
+class Interface(NamedTuple):
+    """What applications are written to: who serves them, and who is to be beaten."""
+
+    name: str
+    servers: tuple[Server, ...]
+    rival: str = ""  # "" is the best of all
+
+
+WSGI = Interface("WSGI", SERVERS)
+ASGI = Interface("ASGI", ASGI_SERVERS, "uvicorn[standard]")
 WERKZEUG = ("flask --debug", "run_simple")  # the bars that name Werkzeug mean the faster of the two
 YARDSTICK = "raw socket"
 
@@ -143,7 +165,7 @@ FILE_SIZE = 50 * 1024 * 1024
 UPLOAD_SIZE = 1024 * 1024
 
 HELLO = """\
-import os
+import os, sys
 from wsgiref.util import FileWrapper
 
 VERSION = 0
@@ -165,6 +187,8 @@ def app(environ, start_response):
     body = b"Hello, world!"
     if path == "/version":
         body = b"version %d." % VERSION
+    elif path == "/modules":
+        body = " ".join(sys.modules).encode()
     elif path == "/big":
         body = BIG
     elif path == "/upload":
@@ -221,12 +245,180 @@ def hello():
 def version():
     return "version %d." % VERSION
 """
+STARLETTE_HELLO = """\
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+VERSION = 0
+
+
+async def hello(request):
+    return PlainTextResponse("Hello, world!")
+
+
+async def version(request):
+    return PlainTextResponse("version %d." % VERSION)
+
+
+app = Starlette(routes=[Route("/", hello), Route("/version", version)])
+"""
+FASTAPI_HELLO = """\
+import fastapi
+
+VERSION = 0
+app = fastapi.FastAPI()
+
+
+@app.get("/")
+async def hello():
+    return {"message": "Hello, world!"}
+
+
+@app.get("/version")
+async def version():
+    return "version %d." % VERSION
+"""
+FASTAPI_PROJECT = {  # a small one as people have it: its modules, the first of which holds the application
+    "fastapi_project": """\
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from sqlalchemy import func, select
+
+import database, models, routes
+
+VERSION = 0
+
+
+@asynccontextmanager
+async def lifespan(app):
+    models.Base.metadata.create_all(database.engine)
+    yield
+
+
+app = FastAPI(lifespan=lifespan)
+app.include_router(routes.router)
+
+
+@app.get("/version")
+def version(session: database.SessionDependency) -> str:
+    return "version %d. %d notes" % (VERSION, session.scalar(select(func.count(models.Note.id))))
+""",
+    "database": """\
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import Depends
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
+
+engine = create_engine(f"sqlite:///{Path(__file__).with_name('notes.sqlite')}")
+
+
+def get_session():
+    with Session(engine) as session:
+        yield session
+
+
+SessionDependency = Annotated[Session, Depends(get_session)]
+""",
+    "models": """\
+from sqlalchemy import ForeignKey, String
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Author(Base):
+    __tablename__ = "authors"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(80), unique=True)
+    notes: Mapped[list["Note"]] = relationship(back_populates="author")
+
+
+class Note(Base):
+    __tablename__ = "notes"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str]
+    author_id: Mapped[int] = mapped_column(ForeignKey("authors.id"))
+    author: Mapped[Author] = relationship(back_populates="notes")
+""",
+    "schemas": """\
+from pydantic import BaseModel, ConfigDict
+
+
+class NewNote(BaseModel):
+    text: str
+    author: str
+
+
+class AuthorOut(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+    id: int
+    name: str
+
+
+class NoteOut(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+    id: int
+    text: str
+    author: AuthorOut
+""",
+    "routes": """\
+from fastapi import APIRouter, HTTPException
+from sqlalchemy import select
+
+from database import SessionDependency
+from models import Author, Note
+from schemas import NewNote, NoteOut
+
+router = APIRouter()
+
+
+@router.get("/", response_model=list[NoteOut])
+def notes(session: SessionDependency):
+    return session.scalars(select(Note).order_by(Note.id)).all()
+
+
+@router.get("/notes/{note_id}", response_model=NoteOut)
+def note(note_id: int, session: SessionDependency):
+    found = session.get(Note, note_id)
+    if found is None:
+        raise HTTPException(404)
+    return found
+
+
+@router.post("/notes", response_model=NoteOut, status_code=201)
+def add(given: NewNote, session: SessionDependency):
+    author = session.scalar(select(Author).where(Author.name == given.author)) or Author(name=given.author)
+    session.add(made := Note(text=given.text, author=author))
+    session.commit()
+    return made
+""",
+}
 IN_FLASK = """\
 import flask
 import {module}
 
 app = flask.Flask(__name__)
 app.wsgi_app = {module}.app
+"""
+IN_FASTAPI = """\
+import fastapi
+import {module}
+
+
+class App(fastapi.FastAPI):
+    async def __call__(self, scope, receive, send):
+        await {module}.app(scope, receive, send)
+
+
+app = App()
 """
 MODULE = '''\
 """Module {number} of a generated project."""
@@ -311,6 +503,9 @@ def write_project(folder: Path) -> None:
         "hello": HELLO,
         "asgi_hello": ASGI_HELLO,
         "flask_hello": FLASK_HELLO,
+        "starlette_hello": STARLETTE_HELLO,
+        "fastapi_hello": FASTAPI_HELLO,
+        **FASTAPI_PROJECT,
         "raw": RAW,
         "peer": PEER,
         "django_settings": DJANGO_SETTINGS,
@@ -319,6 +514,8 @@ def write_project(folder: Path) -> None:
         large=project_of("large_parts", MODULES), mixed=project_of("mixed_parts", PROJECT_FILES, "bench_library")
     )
     texts.update({f"{m}_in_flask": IN_FLASK.format(module=m) for m in ("hello", "flask_hello", "large", "mixed")})
+    asgi_modules = ("asgi_hello", "starlette_hello", "fastapi_hello", "fastapi_project")
+    texts.update({f"{module}_in_fastapi": IN_FASTAPI.format(module=module) for module in asgi_modules})
     texts["django_urls"] = "urlpatterns = []\n"
     for name, text in texts.items():
         (folder / f"{name}.py").write_text(text, "utf-8")
@@ -437,7 +634,7 @@ class Running:
         self.folder = folder
         self.version = 0  # of the application, raised by each save
         self.began = time.perf_counter()
-        self.log = folder / f"log-{port}.txt"
+        self.log = folder.with_name(f"log-{port}.txt")  # beside the folder: granian reloads for any file in it
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
                 command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -650,11 +847,18 @@ class Load(NamedTuple):
     connections: int = 1
     close: bool = False  # a connection a request
     upload: bool = False
+    websocket: bool = False  # messages that are echoed, not requests
+    share: float = 1.0  # of the rival's rate, that is to be reached
 
 
 def put_load(port: int, load: Load, seconds: int, folder: Path) -> Sample:
     """Load a server for some seconds.  Raises `Failed` when it answers with errors only."""
-    sample = load_by_wrk(port, load, seconds, folder) if shutil.which("wrk") else load_by_threads(port, load, seconds)
+    if load.websocket:
+        sample = load_by_websocket(port, load, seconds)
+    elif shutil.which("wrk"):
+        sample = load_by_wrk(port, load, seconds, folder)
+    else:
+        sample = load_by_threads(port, load, seconds)
     if sample.rate <= 0:
         raise Failed("no good answer")
     return sample
@@ -707,6 +911,29 @@ def load_by_threads(port: int, load: Load, seconds: int) -> Sample:
     return Sample(len(times) / seconds, times[int(len(times) * 0.99)] * 1000) if times else Sample(0, 0)
 
 
+def load_by_websocket(port: int, load: Load, seconds: int) -> Sample:
+    """Let small messages be echoed, on each connection one after the other."""
+    head = "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    frame = b"\x81\x85" + bytes(4) + b"hello"  # a mask of zeros leaves the payload as it is
+    with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
+        for _ in range(load.connections):
+            sock = stack.enter_context(connect(port))
+            sock.sendall(f"{head}Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode())
+            if b" 101 " not in sock.recv(65536):
+                raise Failed("no WebSocket")
+            selector.register(sock, selectors.EVENT_READ, sock)
+        for key in [*selector.get_map().values()]:
+            key.data.sendall(frame)
+        count, began = 0, time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            for key, _ in selector.select(SOCKET_TIMEOUT):
+                if key.data.recv(65536) != b"\x81\x05hello":
+                    raise Failed("a message came back as another")
+                key.data.sendall(frame)
+                count += 1
+    return Sample(count / seconds, math.nan)
+
+
 # =====================================================================================================================
 # 6. The bench
 #
@@ -736,7 +963,11 @@ class Bench:
         self.folder = Path(tempfile.mkdtemp(prefix="devserve-bench-"))
         self.stack = contextlib.ExitStack()
         self.stack.callback(shutil.rmtree, self.folder, True)
-        self.results: dict[str, dict[str, float]] = {}  # of the table of all servers: column, server, median
+        self.interface = WSGI  # of the row that is being measured
+        self.results: dict[Interface, dict[str, dict[str, float]]] = {
+            WSGI: {},
+            ASGI: {},
+        }  # measurement, server, median
         self.notes: dict[str, str] = {}  # server, and why something of it is n/a
         self.project = self.new_project("all")
         with open(self.project / "large.bin", "wb") as file:
@@ -748,14 +979,16 @@ class Bench:
 
     def _options(self) -> str:
         command = [self.python, "-m", "devserve", "--help"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=self.variables())
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, cwd=self.folder, env=self.variables()
+        )
         if done.returncode:
             raise SystemExit(f"bench: {self.devserve} --help fails: {done.stderr.strip()[-300:]}")
         return done.stdout
 
     def new_project(self, name: str, module: str = "") -> Path:
-        """Write a project folder; the packages of the large projects are written for those alone."""
-        folder = self.folder / name
+        """Write a new project folder; the packages of the large projects are written for those alone."""
+        folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder))
         write_project(folder)
         counts = {"large": MODULES, "mixed": PROJECT_FILES}
         if module in counts:
@@ -792,12 +1025,10 @@ class Bench:
         finally:
             self.stack = outer
 
-    def peers(
-        self, *, reload: bool, leave_out: tuple[str, ...] = (), servers: tuple[Server, ...] = SERVERS
-    ) -> list[tuple[str, str]]:
+    def peers(self, *, reload: bool, leave_out: tuple[str, ...] = ()) -> list[tuple[str, str]]:
         """Return name and command of the servers that take part."""
         found = []
-        for server in servers:
+        for server in self.interface.servers:
             command = server.reload if reload else server.plain
             is_meant = server.quick or not self.quick if server is not BEFORE else self.before is not None
             if command and server.name not in leave_out and is_meant:
@@ -808,21 +1039,12 @@ class Bench:
                     found.append((server.name, command))
         return found
 
-    def start_all(
-        self,
-        *,
-        reload: bool,
-        module: str = "hello",
-        leave_out: tuple[str, ...] = (),
-        servers: tuple[Server, ...] = SERVERS,
-    ) -> list[Running]:
+    def start_all(self, *, reload: bool, module: str = "hello", leave_out: tuple[str, ...] = ()) -> list[Running]:
         """Start every server, each in a folder of its own when it reloads; wait until all answer."""
         started = []
-        for name, command in self.peers(reload=reload, leave_out=leave_out, servers=servers):
+        for name, command in self.peers(reload=reload, leave_out=leave_out):
             with self.forgiving(name):
-                folder = (
-                    self.new_project(f"{module}-{len(os.listdir(self.folder))}", module) if reload else self.project
-                )
+                folder = self.new_project(module, module) if reload else self.project
                 started.append(self.start(name, command, folder, module))
         answering = []
         for running in started:
@@ -864,8 +1086,13 @@ class Bench:
     def medians(self, column: str, found: dict[str, list[float]]) -> dict[str, float]:
         """Take the medians, for the table of all servers too."""
         medians = {name: statistics.median(values) for name, values in found.items() if values}
-        self.results[column] = medians
+        self.results[self.interface][column] = medians
         return medians
+
+    def rivals(self, medians: dict[str, float], *, least: bool = False) -> list[tuple[str, float]]:
+        """Return the server that is to be beaten, and the best one where that is another."""
+        rival, best = self.interface.rival, best_peer(medians, least=least)
+        return [best] if rival in ("", best[0]) else [(rival, medians.get(rival, math.nan)), best]
 
     def rounds(self, full: int, quick: int = 1) -> int:
         return quick if self.quick else full
@@ -897,11 +1124,29 @@ HELLO_LOADS = (
     Load("hello-1", "hello, keep-alive, 1 connection"),
     Load("hello-32", "hello, keep-alive, 32 connections", connections=32),
 )
-OTHER_LOADS = (
-    Load("close", "hello, a connection a request", connections=8, close=True),
-    Load("big", "a 100 kB response", "/big", 4),
-    Load("upload", "a 1 MB upload", "/upload", 2, upload=True),
-)
+LOADS: dict[Interface, dict[str, tuple[Load, ...]]] = {
+    WSGI: {
+        "hello": (
+            Load("close", "hello, a connection a request", connections=8, close=True),
+            Load("big", "a 100 kB response", "/big", 4),
+            Load("upload", "a 1 MB upload", "/upload", 2, upload=True),
+        )
+    },
+    ASGI: {
+        "asgi_hello": (
+            Load("hello-1", "ASGI hello, 1 connection"),
+            Load("hello-32", "ASGI hello, 32 connections", connections=32),
+            Load("upload", "ASGI, a 1 MB upload", "/upload", 2, upload=True),
+            Load("stream", "ASGI, a streamed response of 100 MB", "/stream", share=0.5),
+            Load("websocket-1", "WebSocket echo, 1 connection", websocket=True, share=0.5),
+            Load("websocket-32", "WebSocket echo, 32 connections", connections=32, websocket=True, share=0.5),
+        ),
+        "fastapi_hello": (
+            Load("fastapi-1", "FastAPI hello, 1 connection"),
+            Load("fastapi-32", "FastAPI hello, 32 connections", connections=32),
+        ),
+    },
+}
 
 
 def hello(bench: Bench) -> list[Line]:
@@ -936,14 +1181,20 @@ def tail_line(title: str, tails: dict[str, float]) -> Line:
 
 
 def loads(bench: Bench) -> list[Line]:
-    """Short connections, and large bodies in both directions."""
+    """Whole applications under load: connections, bodies in both directions, WebSocket messages."""
     lines = []
-    with bench.servers():
-        servers = bench.start_all(reload=False, leave_out=(YARDSTICK,))
-        for load in OTHER_LOADS:
-            samples = bench.in_turns(servers, lambda s: put_load(s.port, load, 1, bench.folder), bench.rounds(3))  # noqa: B023
-            rates = bench.medians(f"{load.name}, req/s", {n: [s.rate for s in v] for n, v in samples.items()})
-            lines.append(as_good(f"{load.title}, requests/s", rates))
+    for module, module_loads in LOADS[bench.interface].items():
+        with bench.servers():
+            servers = bench.start_all(reload=False, module=module, leave_out=(YARDSTICK,))
+            for load in module_loads:
+                found = bench.in_turns(
+                    servers,
+                    lambda s: put_load(s.port, load, 1, bench.folder).rate,  # noqa: B023
+                    bench.rounds(3),
+                )
+                unit = "messages/s" if load.websocket else "requests/s"
+                rates = bench.medians(f"{load.name}, {unit.replace('requests', 'req')}", found)
+                lines.append(as_good(bench, f"{load.title}, {unit}", rates, share=load.share))
     return lines
 
 
@@ -954,7 +1205,7 @@ def download(bench: Bench) -> list[Line]:
         found = bench.in_turns(
             servers, lambda s: FILE_SIZE / 1e6 / timed(lambda: drain(s.port, "/file")), bench.rounds(31, 3)
         )
-        return [as_good("a 50 MB file by wsgi.file_wrapper", bench.medians("file, MB/s", found), " MB/s")]
+        return [as_good(bench, "a 50 MB file by wsgi.file_wrapper", bench.medians("file, MB/s", found), " MB/s")]
 
 
 def drain(port: int, path: str) -> None:
@@ -970,11 +1221,19 @@ def drain(port: int, path: str) -> None:
             left -= count
 
 
-def as_good(title: str, medians: dict[str, float], unit: str = "", *, least: bool = False) -> Line:
-    """Hold a value against the best peer's."""
-    mine, (name, peer) = medians.get("devserve", math.nan), best_peer(medians, least=least)
-    ratio = f"{mine / peer:.2f} x {name} ({number(peer)}{unit})"
-    return Line(title, f"{number(mine)}{unit}", ratio, "best peer", mine <= peer if least else mine >= peer)
+def as_good(
+    bench: Bench, title: str, medians: dict[str, float], unit: str = "", *, least: bool = False, share: float = 1.0
+) -> Line:
+    """Hold a value, of which the most or the least is the best, against a share of the rival's."""
+    mine, rivals = medians.get("devserve", math.nan), bench.rivals(medians, least=least)
+    others = ", ".join(f"{mine / value:.2f} x {name} ({number(value)}{unit})" for name, value in rivals)
+    wanted, target = rivals[0][1] * share, share_of(bench.interface.rival or "best peer", share)
+    return Line(title, f"{number(mine)}{unit}", others, target, mine <= wanted if least else mine >= wanted)
+
+
+def share_of(name: str, share: float) -> str:
+    """Return a target as the table tells it."""
+    return name if share == 1 else f"{share} x {name}"
 
 
 def static(bench: Bench) -> list[Line]:
@@ -985,6 +1244,7 @@ def static(bench: Bench) -> list[Line]:
         found = bench.in_turns(servers, lambda s: load_page(s.port, paths) * 1000, bench.rounds(9, 3))
         return [
             as_good(
+                bench,
                 f"a page of {SMALL_FILES} small files, 6 connections",
                 bench.medians("page, ms", found),
                 " ms",
@@ -1096,22 +1356,28 @@ def help_text(bench: Bench) -> list[Line]:
 
 
 BARE = "bare import"
-SAVES = (  # module, title, files that are edited in turn, rounds, rounds of --quick
-    ("hello", "hello", "hello.py", 4, 2),
-    ("flask_hello", "Flask", "flask_hello.py", 4, 0),
-    ("large", f"{MODULES:,} modules", "large.py", 4, 2),
-    ("large", f"{MODULES:,} modules, another file each time", "large_parts/m{n}.py", 3, 0),
-)
+SAVES = {  # module, title, files that are edited in turn, rounds, rounds of --quick
+    WSGI: (
+        ("hello", "hello", "hello.py", 4, 2),
+        ("flask_hello", "Flask", "flask_hello.py", 4, 0),
+        ("large", f"{MODULES:,} modules", "large.py", 4, 2),
+        ("large", f"{MODULES:,} modules, another file each time", "large_parts/m{n}.py", 3, 0),
+    ),
+    ASGI: (
+        ("starlette_hello", "Starlette", "starlette_hello.py", 4, 2),
+        ("fastapi_project", "FastAPI with SQLAlchemy", "fastapi_project.py", 4, 1),
+    ),
+}
 
 
 def save(bench: Bench) -> list[Line]:
     """From a save to the first answer of the new code, a request every few milliseconds."""
     lines = []
-    for module, title, file, full, quick in SAVES:
+    for module, title, file, full, quick in SAVES[bench.interface]:
         if bench.rounds(full, quick):
             with bench.servers():
                 found = save_in_turns(bench, module, file, bench.rounds(full, quick))
-            lines.append(save_line(title, bench.medians(f"save, {title}, ms", found)))
+            lines.append(save_line(bench, title, bench.medians(f"save, {title}, ms", found)))
     return lines
 
 
@@ -1128,13 +1394,14 @@ def save_in_turns(bench: Bench, module: str, file: str, rounds: int) -> dict[str
     return {**bench.in_turns(servers, measure, rounds), BARE: bare}
 
 
-def save_line(title: str, medians: dict[str, float]) -> Line:
+def save_line(bench: Bench, title: str, medians: dict[str, float]) -> Line:
     bare, mine = medians.pop(BARE, math.nan), medians.get("devserve", math.nan)
-    name, peer = best_peer(medians, least=True)
-    others = f"{number(mine - bare)} ms above a bare import ({number(bare)} ms); {name} {number(peer)} ms"
-    is_reached = mine <= bare + 90 and mine < peer
-    target = "import + 90 ms, best peer"
-    return Line(f"save to new response, {title}", f"{number(mine)} ms", others, target, is_reached)
+    rivals = bench.rivals(medians, least=True)
+    others = [f"{number(mine - bare)} ms above a bare import ({number(bare)} ms)"]
+    others += [", ".join(f"{name} {number(value)} ms" for name, value in rivals)]
+    target = f"import + 90 ms, {bench.interface.rival or 'best peer'}"
+    is_reached = mine <= bare + 90 and mine < rivals[0][1]
+    return Line(f"save to new response, {title}", f"{number(mine)} ms", "; ".join(others), target, is_reached)
 
 
 def save_to_answer(running: Running, file: str) -> float:
@@ -1163,92 +1430,33 @@ def save_version(running: Running, file: str) -> bytes:
     return b"version %d." % running.version
 
 
-ASGI_LOADS = (
-    Load("asgi hello-1", "ASGI hello, 1 connection"),
-    Load("asgi hello-32", "ASGI hello, 32 connections", connections=32),
-    Load("asgi upload", "ASGI, a 1 MB upload", "/upload", 2, upload=True),
-    Load("asgi stream", "ASGI, a streamed response of 100 MB", "/stream"),
-)
-
-
-def asgi(bench: Bench) -> list[Line]:
-    """An ASGI application: small requests, bodies both ways, WebSocket messages, and a save."""
-    lines = []
-    with bench.servers():
-        servers = bench.start_all(reload=False, module="asgi_hello", servers=ASGI_SERVERS)
-        for load in ASGI_LOADS:
-            samples = bench.in_turns(servers, lambda s: put_load(s.port, load, 1, bench.folder).rate, bench.rounds(4))  # noqa: B023
-            lines.append(
-                asgi_line(load.title, bench.medians(f"{load.name}, req/s", samples), half="stream" in load.name)
-            )
-        for count, title in ((1, "1 connection"), (32, "32 connections")):
-            echoes = bench.in_turns(servers, lambda s: websocket_echoes(s.port, 1.0, count), bench.rounds(4))  # noqa: B023
-            medians = bench.medians(f"websocket-{count}, messages/s", echoes)
-            lines.append(asgi_line(f"WebSocket echo, {title}", medians, half=True))
-    with bench.servers():
-        servers = bench.start_all(reload=True, module="asgi_hello", servers=ASGI_SERVERS)
-        found = bench.in_turns(servers, lambda s: save_to_answer(s, "asgi_hello.py") * 1000, bench.rounds(4, 2))
-        medians = bench.medians("asgi save, ms", found)
-        mine, (name, peer) = medians.get("devserve", math.nan), best_peer(medians, least=True)
-        lines.append(Line("ASGI, save to new response", f"{number(mine)} ms", f"{name} {number(peer)} ms", "", None))
-    return lines
-
-
-def asgi_line(title: str, rates: dict[str, float], *, half: bool) -> Line:
-    mine, best = rates.get("devserve", math.nan), rates.get("uvicorn[standard]", math.nan)
-    others = ", ".join(f"{name} {number(rate)}" for name, rate in rates.items() if name != "devserve")
-    target = "half of uvicorn[standard]" if half else "uvicorn[standard]"
-    return Line(f"{title}, /s", number(mine), others, target, mine >= best * (0.5 if half else 1))
-
-
-def websocket_echoes(port: int, seconds: float, connections: int) -> float:
-    """Return how many small messages a second come back, on each connection one after the other."""
-    head = "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-    frame = b"\x81\x85" + bytes(4) + b"hello"  # a mask of zeros leaves the payload as it is
-    with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
-        for _ in range(connections):
-            sock = stack.enter_context(connect(port))
-            sock.sendall(f"{head}Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode())
-            if b" 101 " not in sock.recv(65536):
-                raise Failed("no WebSocket")
-            selector.register(sock, selectors.EVENT_READ, sock)
-        for key in [*selector.get_map().values()]:
-            key.data.sendall(frame)
-        count, began = 0, time.perf_counter()
-        while time.perf_counter() - began < seconds:
-            for key, _ in selector.select(SOCKET_TIMEOUT):
-                if key.data.recv(65536) != b"\x81\x05hello":
-                    raise Failed("a message came back as another")
-                key.data.sendall(frame)
-                count += 1
-    return count / seconds
-
-
 CLIENTS = 4
+FAILURES = ("refused", "reset or cut", "answered with an error")
+AT_REST = "closed at rest"  # a kept connection between two requests: no request is lost
+RELOADED = {WSGI: ("hello", "hello"), ASGI: ("starlette_hello", "Starlette")}  # module, title
 
 
 def reloads(bench: Bench) -> list[Line]:
     """Clients that ask without pause while the application is saved again and again."""
     found: dict[str, dict[str, int]] = {}
-    mine, theirs = bench.rounds(10, 3), 3
+    (module, title), saves = RELOADED[bench.interface], bench.rounds(10, 3)
     for name, command in bench.peers(reload=True):
         with bench.servers(), bench.forgiving(name):
-            running = bench.start(name, command, bench.new_project(f"reloads-{len(os.listdir(bench.folder))}"))
+            running = bench.start(name, command, bench.new_project("reloads"), module)
             running.wait()
-            found[name] = fail_counts(bench, running, mine if name == "devserve" else theirs)
-    failed = {name: float(sum(counts.values()) - counts["answered"]) for name, counts in found.items()}
-    bench.results[f"failed in {theirs} reloads"] = {n: v for n, v in failed.items() if n != "devserve"}
-    counts, (name, peer) = found.get("devserve", {}), best_peer(failed, least=True)
-    outcome = ", ".join(f"{count:,} {kind}" for kind, count in counts.items()) or "n/a"
-    title = f"requests across {mine} reloads, {CLIENTS} clients"
-    return [
-        Line(title, outcome, f"{name}: {number(peer)} failed in {theirs}", "0 failed", failed.get("devserve") == 0)
-    ]
+            found[name] = fail_counts(bench, running, f"{module}.py", saves)
+    title = f"{saves} reloads, {title}"
+    failed = bench.medians(f"failed in {title}", {n: [float(sum(c[f] for f in FAILURES))] for n, c in found.items()})
+    bench.medians(f"{AT_REST} in {title}", {name: [float(counts[AT_REST])] for name, counts in found.items()})
+    outcome = ", ".join(f"{count:,} {kind}" for kind, count in found.get("devserve", {}).items()) or "n/a"
+    others = ", ".join(f"{name} {value:,.0f} failed" for name, value in bench.rivals(failed, least=True))
+    is_reached = failed.get("devserve") == 0
+    return [Line(f"requests of {CLIENTS} clients across {title}", outcome, others, "0 failed", is_reached)]
 
 
-def fail_counts(bench: Bench, running: Running, saves: int) -> dict[str, int]:
+def fail_counts(bench: Bench, running: Running, file: str, saves: int) -> dict[str, int]:
     """Save so often under load; count what became of the requests."""
-    counts = {"answered": 0, "refused": 0, "reset or cut": 0, "answered with an error": 0}
+    counts = dict.fromkeys(("answered", *FAILURES, AT_REST), 0)
     lock, stop = threading.Lock(), threading.Event()
     clients = [threading.Thread(target=keep_asking, args=(running.port, counts, lock, stop)) for _ in range(CLIENTS)]
     for client in clients:
@@ -1256,7 +1464,7 @@ def fail_counts(bench: Bench, running: Running, saves: int) -> dict[str, int]:
     try:
         with bench.forgiving(running.name):
             for _ in range(saves):
-                save_to_answer(running, "hello.py")
+                save_to_answer(running, file)
     finally:
         stop.set()
         for client in clients:
@@ -1265,25 +1473,44 @@ def fail_counts(bench: Bench, running: Running, saves: int) -> dict[str, int]:
 
 
 def keep_asking(port: int, counts: dict[str, int], lock: threading.Lock, stop: threading.Event) -> None:
-    """One client: requests over a persistent connection, as fast as they are answered but for a millisecond."""
+    """One client: requests over a persistent connection, as fast as they are answered but for a millisecond.
+
+    Before each it looks whether the server has closed the connection, as urllib3, curl and browsers do.
+    """
     sock: Optional[socket.socket] = None
     while not stop.is_set():
-        kind = "answered"
+        kinds = []
+        if sock is not None and select.select([sock], [], [], 0)[0]:
+            kinds.append(AT_REST)
+            sock.close()
+            sock = None
         try:
             sock = sock or connect(port)
             answer = exchange(sock, request("/version"))
-            kind = "answered" if answer.status == 200 else "answered with an error"
+            kinds.append("answered" if answer.status == 200 else "answered with an error")
             keep = answer.persistent
         except ConnectionRefusedError:
-            kind, keep = "refused", False
+            kinds.append("refused")
+            keep = False
         except OSError:
-            kind, keep = "reset or cut", False
+            kinds.append("reset or cut")
+            keep = False
         if sock is not None and not keep:
             sock.close()
             sock = None
         with lock:
-            counts[kind] += 1
+            for kind in kinds:
+                counts[kind] += 1
         time.sleep(0.001)
+
+
+RESTS = {  # module, title, most percents of a core, target
+    WSGI: (
+        ("hello", "hello", 0.5, "0.5 %, least of all that poll"),
+        ("mixed", f"{MODULES:,} modules, {PROJECT_FILES} files", 1.0, "1.0 %, least of all that poll"),
+    ),
+    ASGI: (("fastapi_project", "FastAPI with SQLAlchemy", math.inf, ASGI.rival),),
+}
 
 
 def rest(bench: Bench) -> list[Line]:
@@ -1292,10 +1519,7 @@ def rest(bench: Bench) -> list[Line]:
         return [Line("idle CPU and memory", "n/a", "Linux alone tells them", "", None)]
     lines = []
     watch = bench.rounds(16, 6)
-    for module, title, most in (
-        ("hello", "hello", 0.5),
-        ("mixed", f"{MODULES:,} modules, {PROJECT_FILES} files", 1.0),
-    ):
+    for module, title, most, target in RESTS[bench.interface]:
         with bench.servers():
             servers = bench.start_all(reload=True, module=module)
             time.sleep(3)  # what a start leaves to be done
@@ -1304,36 +1528,55 @@ def rest(bench: Bench) -> list[Line]:
             used = {r.name: [100 * r.cpu_since(before[r.name]) / watch] for r in servers}
             cpu = bench.medians(f"idle CPU, {title}, %", used)
             bench.medians(f"memory, {title}, MB", {r.name: [r.memory()] for r in servers})
-        mine, (name, peer) = (
-            cpu.get("devserve", math.nan),
-            best_peer({n: v for n, v in cpu.items() if n != "uvicorn"}, least=True),
-        )
-        others = f"{name} {peer:.2f} % (uvicorn, which does not poll: {cpu.get('uvicorn', math.nan):.2f} %)"
-        target = f"{most} %, least of all that poll"
-        is_reached = mine <= most and mine <= peer
+        mine, told = cpu.get("devserve", math.nan), cpu.get("uvicorn")
+        rivals = bench.rivals({name: value for name, value in cpu.items() if name != "uvicorn"}, least=True)
+        others = ", ".join(f"{name} {value:.2f} %" for name, value in rivals)
+        others += f" (uvicorn, which does not poll: {told:.2f} %)" if told is not None else ""
+        is_reached = mine <= most and mine <= rivals[0][1]
         lines.append(Line(f"idle CPU, {title}", f"{mine:.2f} % of a core", others, target, is_reached))
     return [*lines, *memory(bench)]
 
 
+MEMORIES = {  # module, title, peer, share of its memory
+    WSGI: ("flask_hello", "Flask", "flask --debug", 0.5),
+    ASGI: ("fastapi_project", "FastAPI with SQLAlchemy", ASGI.rival, 1.0),
+}
+
+
 def memory(bench: Bench) -> list[Line]:
-    """The memory of both commands with everything on, for the same Flask application, after some requests."""
-    commands = {"devserve": DEVSERVE + " --debug", AS_MODULE: DEVSERVE_MODULE + " --debug", "flask": FLASK}
+    """The memory of both commands with everything on, beside a peer for the same application, after some requests."""
+    module, title, peer_name, share = MEMORIES[bench.interface]
+    commands = {"devserve": DEVSERVE + " --debug", AS_MODULE: DEVSERVE_MODULE + " --debug"}
+    commands.update((name, command) for name, command in bench.peers(reload=True) if name == peer_name)
     sizes: dict[str, tuple[float, float]] = {}
     with bench.servers():
         for name, command in commands.items():
-            running = bench.start(name, command, bench.project, "flask_hello")
+            running = bench.start(name, command, bench.project, module)
             running.wait()
             for _ in range(20):
                 ask(running.port, "/")
             sizes[name] = running.memory("Rss:"), running.memory("Pss:")
-    peer, lines = sizes.pop("flask"), []
+    peer, lines = sizes.pop(peer_name), []
     for name, mine in sizes.items():
-        others = f"{mine[0] / peer[0]:.2f} x flask --debug ({number(peer[0])} MB); proportional set size "
+        others = f"{mine[0] / peer[0]:.2f} x {peer_name} ({number(peer[0])} MB); proportional set size "
         others += f"{number(mine[1])} MB, {mine[1] / peer[1]:.2f} x ({number(peer[1])} MB)"
+        target, is_reached = share_of(peer_name, share), mine[0] <= share * peer[0]
         lines.append(
-            Line(f"memory with --debug, {name}", f"{number(mine[0])} MB", others, "0.5 x", mine[0] <= 0.5 * peer[0])
+            Line(f"memory with --debug, {title}, {name}", f"{number(mine[0])} MB", others, target, is_reached)
         )
     return lines
+
+
+def no_asyncio(bench: Bench) -> list[Line]:
+    """A WSGI application pays nothing for ASGI: asyncio is not imported, with everything on and after a reload."""
+    with bench.servers():
+        running = bench.start("devserve", DEVSERVE + " --debug", bench.new_project("no-asyncio"))
+        running.wait()
+        save_to_answer(running, "hello.py")
+        modules = ask(running.port, "/modules").body.decode().split()
+    is_reached = "wsgiref.util" in modules and "asyncio" not in modules
+    outcome = "not imported" if is_reached else "imported"
+    return [Line("asyncio, in a process that serves WSGI", outcome, "", "not imported", is_reached)]
 
 
 def growth(bench: Bench) -> list[Line]:
@@ -1415,20 +1658,24 @@ def watched_files(bench: Bench) -> Line:
     return growth_line("watched files", sizes, used, "% of a core", 100)
 
 
-ROWS: dict[str, Callable[[Bench], list[Line]]] = {
-    "hello": hello,
-    "loads": loads,
-    "file": download,
-    "page": static,
-    "debugger": debugger,
-    "idle": idle,
-    "start": start,
-    "help": help_text,
-    "save": save,
-    "reloads": reloads,
-    "asgi": asgi,
-    "rest": rest,
-    "growth": growth,
+ROWS: dict[str, tuple[Interface, Callable[[Bench], list[Line]]]] = {
+    "hello": (WSGI, hello),
+    "loads": (WSGI, loads),
+    "file": (WSGI, download),
+    "page": (WSGI, static),
+    "debugger": (WSGI, debugger),
+    "idle": (WSGI, idle),
+    "start": (WSGI, start),
+    "help": (WSGI, help_text),
+    "save": (WSGI, save),
+    "reloads": (WSGI, reloads),
+    "rest": (WSGI, rest),
+    "asyncio": (WSGI, no_asyncio),
+    "growth": (WSGI, growth),
+    "asgi-loads": (ASGI, loads),
+    "asgi-save": (ASGI, save),
+    "asgi-reloads": (ASGI, reloads),
+    "asgi-rest": (ASGI, rest),
 }
 
 # =====================================================================================================================
@@ -1467,16 +1714,23 @@ def main_table(lines: list[Line]) -> str:
     return "\n".join(rows)
 
 
-def table_of_all(bench: Bench) -> str:
-    """Return everything that was measured of every server: a row each, what it cannot do left empty."""
-    columns = [column for column, medians in bench.results.items() if medians]
-    names = [s.name for s in SERVERS if any(s.name in bench.results[c] for c in columns) or s.name in bench.notes]
-    rows = ["| server | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
-    for name in names:
-        cells = [number(bench.results[c][name]) if name in bench.results[c] else "" for c in columns]
-        rows.append(f"| {name} | " + " | ".join(cells) + " |")
-    notes = [f"{name}: n/a where empty because of: {text}" for name, text in bench.notes.items()]
-    return "\n".join([*(rows if columns else []), *(["", *notes] if notes else [])])
+def table_of_all(bench: Bench, interface: Interface) -> str:
+    """Return everything that was measured of every server: a row a measurement; what a server cannot do is n/a."""
+    results = {measurement: medians for measurement, medians in bench.results[interface].items() if medians}
+    names = [s.name for s in interface.servers if any(s.name in medians for medians in results.values())]
+    rows = [f"| {interface.name} | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    for measurement, medians in results.items():
+        cells = [number(medians.get(name, math.nan)) for name in names]
+        rows.append(f"| {measurement} | " + " | ".join(cells) + " |")
+    return "\n".join(rows) if results else ""
+
+
+def tables(bench: Bench, lines: list[Line]) -> list[str]:
+    """Return the tables and what else is to be told, without what is empty."""
+    of_all = [table_of_all(bench, interface) for interface in (WSGI, ASGI)]
+    notes = "\n".join(f"- {name}: {text}" for name, text in bench.notes.items())
+    parts = [heading(bench), main_table(lines), "## Every server", *of_all, notes and f"n/a because of:\n\n{notes}"]
+    return [part for part in parts if part]
 
 
 REPORT = Path(__file__).resolve().with_name("BENCHMARK.md")
@@ -1492,8 +1746,7 @@ def write_report(bench: Bench, lines: list[Line]) -> None:
     """Replace the tables of the report; what was written by hand below them is kept."""
     old = REPORT.read_text("utf-8") if REPORT.exists() else ""
     explanation = old[old.find(EXPLANATION) :] if EXPLANATION in old else f"{EXPLANATION}\n"
-    tables = [heading(bench), main_table(lines), "## Every server", table_of_all(bench)]
-    REPORT.write_text("\n\n".join([INTRODUCTION, *tables, explanation]), "utf-8")
+    REPORT.write_text("\n\n".join([INTRODUCTION, *tables(bench, lines), explanation]), "utf-8")
 
 
 def raise_descriptor_limit() -> None:
@@ -1528,10 +1781,11 @@ def main() -> int:
     with bench.stack:
         for name in chosen:
             began = time.perf_counter()
+            bench.interface, row = ROWS[name]
             with bench.forgiving("devserve"):
-                lines += ROWS[name](bench)
+                lines += row(bench)
             tell(f"{name}: {time.perf_counter() - began:.0f} s")
-    print(heading(bench), main_table(lines), table_of_all(bench), sep="\n\n")
+    print(*tables(bench, lines), sep="\n\n")
     if not given.only and not given.quick:
         write_report(bench, lines)
     return 0
