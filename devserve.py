@@ -2118,10 +2118,9 @@ def _candidates(holder: Any) -> tuple[list[str], list[str]]:
         is_foreign = issubclass(kind, ModuleType) or module != held.get("__name__")
         imported += [name] * is_foreign
         names = shape.names if shape else ()
-        is_wsgi = len(names) == 2 and names[0] in ("environ", "env") and names[1].startswith("s")  # start_response, sr
         if names[:1] == ("global_config",):  # PasteDeploy's factory, as Pyramid's projects have it
             found[is_foreign].append(f"{name}({{}})")
-        elif is_wsgi or (shape and name in _DEFAULT_NAMES + _FACTORIES) or _framework_of(thing):
+        elif (shape and (shape.is_wsgi or name in _DEFAULT_NAMES + _FACTORIES)) or _framework_of(thing):
             found[is_foreign].append(name)
     return found[0] or found[1], imported
 
@@ -2192,21 +2191,20 @@ def _module_remedy(module: ModuleType, target: str) -> str:
 def _app_or_made(thing: Any, target: str, name: str, arguments: Optional[_Arguments] = None) -> Any:
     """Return `thing`, or the application that it makes, if there are arguments or it is a factory."""
     label = f"'{target}:{name}'"
-    if arguments is None:
-        if _framework_of(thing) or not _is_factory(thing, name):
-            return checked(thing, label)
-        arguments = ([], {})
     shape = _shape_of(_undecorated(thing))
-    if not callable(thing) or is_asgi(thing) or (shape is not None and shape.is_async):
+    is_known = bool(_framework_of(thing) or is_asgi(thing) or (shape and (shape.is_async or shape.is_wsgi)))
+    if is_known or not callable(thing) or (arguments is None and not _is_factory(thing, name)):
         checked(thing, label)
-        raise DevserveError(f"{label} is an application, and no factory; leave the arguments out")
+        if arguments is not None:
+            raise DevserveError(f"{label} is an application, and no factory; leave the arguments out")
+        return thing
+    positional, keywords = arguments or ([], {})
     try:
-        app = thing(*arguments[0], **arguments[1])
+        app = thing(*positional, **keywords)
     except TypeError as error:
         if _raised_inside(error):
             raise
-        is_app = _framework_of(thing) or (shape is not None and shape.names[:1] in (("environ",), ("env",)))
-        remedy = "it is no factory, leave them out" if is_app else f"""write '{target}:{name}("text", key=1)'"""
+        remedy = f"""write '{target}:{name}("text", key=1)'"""
         raise DevserveError(f"wrong arguments for {label}: {error}; {remedy}") from None
     return checked(app, f"what '{target}:{name}()' returned")
 
@@ -2310,6 +2308,10 @@ class _Shape(NamedTuple):
     required: int
     variable: bool  # it takes *args
     is_async: bool
+
+    @property
+    def is_wsgi(self) -> bool:
+        return re.fullmatch("env(iron)? (start_response|start|sr)", " ".join(self.names)) is not None
 
     def takes(self, count: int) -> bool:
         return self.required <= count and (self.variable or count <= len(self.names))
@@ -2450,11 +2452,6 @@ def _flask_files(app: Any) -> _FrameworkFiles:
     return [app.instance_path], lambda paths: False, re.compile(re.escape(folder) + r"/[^/]+\.(py|cfg)").fullmatch
 
 
-def _debug_flask(app: Any) -> None:
-    """Turn the debug mode on; an application that was made before `run` was called has not seen FLASK_DEBUG."""
-    app.debug = True
-
-
 def _open_litestar(app: Any) -> None:
     """Have Litestar answer with our page what nothing in the application handles, and let it out of a WebSocket.
 
@@ -2579,7 +2576,7 @@ def _open_webpy(app: Any) -> None:
 
 
 def _open_django(app: Any) -> None:
-    """Have Django's exception reporter, which makes its error page, hand the exception to the debugger instead.
+    """Have Django's function that makes its error page hand the exception to the debugger instead.
 
     So signals are sent once, and every middleware gets a response, as under runserver.  If the project's settings have
     DEBUG_PROPAGATE_EXCEPTIONS, True or False, we change nothing.
@@ -2587,32 +2584,21 @@ def _open_django(app: Any) -> None:
     settings = sys.modules["django.conf"].settings
     if not settings.DEBUG or settings.is_overridden("DEBUG_PROPAGATE_EXCEPTIONS"):
         return
-    base: Any = _import_module("django.views.debug").ExceptionReporter
+    debug: Any = _import_module("django.views.debug")
+    own = debug.technical_500_response
 
-    class Reporter(base):  # type: ignore[misc]
-        def get_traceback_html(self) -> str:
-            return _hand_over_django(self) or str(super().get_traceback_html())
-
-        def get_traceback_text(self) -> str:
-            return _hand_over_django(self) or str(super().get_traceback_text())
-
-    app.request_class.exception_reporter_class = Reporter
-    _keep_tracebacks_once()
-
-
-def _hand_over_django(reporter: Any) -> str:
-    """Return the text that takes the place of Django's page; "" if Django is to make its own, as for a mail."""
-    request, error = reporter.request, reporter.exc_value
-    if request is None or error is None or getattr(reporter, "is_email", False):
-        return ""
-    tried = [place for missing in (*getattr(error, "chain", ()), error) for place in getattr(missing, "tried", ())]
-    text = hand_over(getattr(request, "environ", None) or getattr(request, "scope", {}), error)
-    if text:
+    def technical_500_response(request: Any, kind: Any, error: Any, traceback: Any, status_code: int = 500) -> Any:
+        text = hand_over(getattr(request, "environ", None) or getattr(request, "scope", {}), error)
+        if not text:
+            return own(request, kind, error, traceback, status_code)
         request.devserve_has_told = True
-        notes = [f"Django tried {origin} ({status})" for origin, status in tried]
-        if notes and not hasattr(error, "__notes__"):
-            error.__notes__ = notes  # PEP 678
-    return text
+        tried = [place for missing in (*getattr(error, "chain", ()), error) for place in getattr(missing, "tried", ())]
+        if tried and not hasattr(error, "__notes__"):
+            error.__notes__ = [f"Django tried {origin} ({status})" for origin, status in tried]  # PEP 678
+        return sys.modules["django.http"].HttpResponse(text, status=status_code)
+
+    debug.technical_500_response = technical_500_response
+    _keep_tracebacks_once()
 
 
 def _keep_tracebacks_once() -> None:
@@ -2666,10 +2652,13 @@ def _notify_django(file_changed: Any, asked: list[tuple[str, str]], paths: list[
     return all(answers)
 
 
+# An application that was made before `run` was called has not seen FLASK_DEBUG.
+_FLASK = _Framework(_open_flask, lambda app: setattr(app, "debug", True), "FLASK_DEBUG", files=_flask_files)
+_DJANGO = _Framework(_open_django, wrap=_wrap_django, files=_django_files)
 # By the full name of the class of their applications; those that have no such class by the name of their package.
 _FRAMEWORKS: dict[str, _Framework] = {
-    "flask.app.Flask": _Framework(_open_flask, _debug_flask, "FLASK_DEBUG", files=_flask_files),
-    "django.core.handlers.wsgi.WSGIHandler": _Framework(_open_django, wrap=_wrap_django, files=_django_files),
+    "flask.app.Flask": _FLASK,
+    "django.core.handlers.wsgi.WSGIHandler": _DJANGO,
     "bottle.Bottle": _Framework(
         _open_bottle,
         debug=lambda app: sys.modules["bottle"].debug(True),
@@ -2690,10 +2679,8 @@ _FRAMEWORKS: dict[str, _Framework] = {
         example="app = web.application(urls, globals())",
     ),
     "starlette.applications.Starlette": _Framework(is_asgi=True),  # FastAPI's too; it raises after it has answered
-    "quart.app.Quart": _Framework(_open_flask, _debug_flask, "QUART_DEBUG", files=_flask_files, is_asgi=True),
-    "django.core.handlers.asgi.ASGIHandler": _Framework(
-        _open_django, wrap=_wrap_django, files=_django_files, is_asgi=True
-    ),
+    "quart.app.Quart": _FLASK._replace(variable="QUART_DEBUG", is_asgi=True),
+    "django.core.handlers.asgi.ASGIHandler": _DJANGO._replace(is_asgi=True),
     "channels.routing.URLRouter": _Framework(
         mounted=lambda app: [getattr(route, "callback", None) for route in app.routes], is_asgi=True
     ),

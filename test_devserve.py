@@ -2110,7 +2110,7 @@ class FindingMistakes(FindingFolder):
         "a b": "write NAME",
         "number()": "name an application",
         "app.zzz": "leave .zzz out",
-        "app()": "leave them out",
+        "app()": "leave the arguments out",
         "APP": ":app'?",
         "app.wsgi": "leave .wsgi out",
         "build": "give its arguments: (config=...)",
