@@ -6774,6 +6774,7 @@ _DRAIN_LIMIT = 1024**2  # of an unread body read and dropped to keep the connect
 _LOGGED_LINE = 120  # of a head that was refused: enough to recognise who sent it
 _READ_SIZE = 64 * 1024  # a loopback socket hands over about this much at once
 _JOIN_LIMIT = 64 * 1024  # head and body up to here are joined into one send; past it the copy costs more than a send
+_IDLE_THREADS = 32  # threads that wait for a connection; as many as a browser or a load test opens at once
 _REMEMBERED_SIZE = 4 * 1024  # of a request's head that is remembered; with the number below, half a megabyte in all
 _REMEMBERED_HEADS = 128  # of requests, and as many of responses; clients and applications repeat theirs to the byte
 
@@ -6788,7 +6789,6 @@ _LINGER_TIMEOUT = 5.0  # reading away what a client still sends, so that the ans
 _LINGER_MOMENT = 0.2  # the same when a reload waits: an answer crosses this machine in less
 _HANG_SECONDS = (10.0, 60.0, float("inf"))  # after which the terminal says where a request hangs: twice, then no more
 _HANG_INTERVAL = 1.0  # seconds between two looks for such requests
-_IDLE_THREAD_TIMEOUT = 10.0  # a thread without a connection waits so long for the next one
 _PAUSED_INTERVAL = 0.5  # between two looks at a request that is stopped in a debugger
 _OUT_OF_DESCRIPTORS_PAUSE = 0.05  # before accepting again when the process has no descriptor left
 
@@ -6811,7 +6811,7 @@ class DevServer:
     Threads: one is in `serve_forever`.  Each connection belongs to one other, which alone reads, writes and closes its
     socket.  Any thread may call what has no underscore, and may look at another's connection (`phase`, `started`) or
     `cut` it.  `gate`, `hold`, `open_gate`, `close_gate` and `adopt` are for whoever replaces the process.
-    `_accepting` and `_work` are held for moments, and never both.
+    `_accepting` is held for moments.
     """
 
     def __init__(
@@ -6829,6 +6829,10 @@ class DevServer:
         self.listeners = tuple(listeners)
         for listener in self.listeners:
             listener.setblocking(False)  # a client may be gone before it is accepted
+            if isinstance(listener.getsockname(), tuple):
+                # What is accepted inherits this.  With Nagle's algorithm the last segment of a response would wait for
+                # the client's delayed ACK.
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.server_address = listeners[0].getsockname()
         self.app = app
         self.terminal = terminal
@@ -6848,10 +6852,8 @@ class DevServer:
         self.gate.set()
         self._changed = threading.Event()  # set when, with the gate closed, a connection has come to rest or ended
         self._accepting = threading.Lock()  # held while a connection is between the kernel's queue and `connections`
-        self._work = threading.Condition(threading.Lock())  # held for the three below
-        self._given: deque[_Connection] = deque()  # connections for threads that have none
-        self._idle_threads = 0
-        self._is_closed = False
+        self.idle_threads: list[_ConnectionThread] = []
+        self.is_closed = False
         self._shutting_down = False
         self._stopped = threading.Event()  # no thread is in `serve_forever`
         self._stopped.set()
@@ -6878,8 +6880,7 @@ class DevServer:
             while not self._shutting_down:
                 if self.gate.wait(poll_interval) and wait_until_ready(self.listeners, poll_interval):
                     for listener in self.listeners:
-                        while self._accept(listener):
-                            pass
+                        self._accept(listener)
                 if time.perf_counter() > self.hangs_looked_for + _HANG_INTERVAL:
                     self._report_hangs()
         finally:
@@ -6898,30 +6899,29 @@ class DevServer:
             listener.close()
         for connection in list(self.connections):
             connection.cut()
-        with self._work:
-            self._is_closed = True
-            self._work.notify_all()
+        self.is_closed = True
+        while self.idle_threads:
+            self.idle_threads.pop().give(None)
 
     def after_fork(self) -> None:
         """In a child that the application forked, close our sockets, whose copies would keep port and clients."""
         for sock in [*self.listeners, *(connection.sock for connection in self.connections)]:
             sock.close()
 
-    def _accept(self, listener: socket.socket) -> bool:
-        """Take one connection from the kernel's queue; return whether there was one."""
+    def _accept(self, listener: socket.socket) -> None:
+        """Take a connection from the kernel's queue, if there is one."""
         try:
             with self._accepting:
                 if not self.gate.is_set():  # it has been closed since `serve_forever` looked
-                    return False
+                    return
                 # Registered before the lock is free: whoever closes the gate then sees every connection taken.
                 connection = _Connection(*listener.accept(), self)
                 self.connections.add(connection)
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 self._shed_load()
-            return False
+            return
         self._give_to_thread(connection)
-        return True
 
     def _shed_load(self) -> None:
         """Close the connection that has waited longest for a request, as no descriptor is left for a new one."""
@@ -6948,41 +6948,22 @@ class DevServer:
             self._warned.add(text)
             self.terminal.warn(text)
 
-    # -- threads
-
     def _give_to_thread(self, connection: _Connection) -> None:
         """Have an idle thread serve a connection, or else a new one.
 
         With idle threads, a client that makes a connection for each request is served 3 times as fast.
         """
-        with self._work:
-            if self._idle_threads > len(self._given):
-                self._given.append(connection)
-                self._work.notify()
-                return
-        thread = threading.Thread(target=self._run_thread, args=(connection,), name="devserve connection", daemon=True)
         try:
-            thread.start()
+            with contextlib.suppress(IndexError):
+                self.idle_threads.pop().give(connection)
+                return
+            _ConnectionThread(self, connection).start()
         except (RuntimeError, MemoryError) as error:  # the system has no thread left; those that run serve on
             self.terminal.warn(f"closed a connection: {error}")
             connection.abort()
-            self._forget(connection)
+            self.forget(connection)
 
-    def _run_thread(self, connection: Optional[_Connection]) -> None:
-        """Serve one connection after another; end when none has come for a while, or the server is closed."""
-        while connection is not None:
-            _, error = call_safely(connection.serve)
-            if error is not None:
-                self.terminal.crash(error, "devserve itself failed; the connection is closed")
-            connection.close()
-            self._forget(connection)
-            with self._work:
-                self._idle_threads += 1
-                self._work.wait_for(lambda: self._given or self._is_closed, _IDLE_THREAD_TIMEOUT)
-                self._idle_threads -= 1
-                connection = self._given.popleft() if self._given else None
-
-    def _forget(self, connection: _Connection) -> None:
+    def forget(self, connection: _Connection) -> None:
         """Note that a connection has ended, which `close_gate` may wait for."""
         self.connections.discard(connection)
         self.look_again()
@@ -7063,6 +7044,41 @@ class DevServer:
             self._give_to_thread(connection)
 
 
+class _ConnectionThread(threading.Thread):
+    """A thread that serves one connection after another, and ends with the server, or when enough others are idle.
+
+    Between two it stands in `DevServer.idle_threads`.  Whoever takes it from there calls `give`, once.
+    """
+
+    def __init__(self, server: DevServer, connection: _Connection) -> None:
+        super().__init__(name="devserve connection", daemon=True)
+        self._server = server
+        self._connection: Optional[_Connection] = connection
+        self._given = threading.Lock()  # released when it has another one
+        self._given.acquire()
+
+    def give(self, connection: Optional[_Connection]) -> None:
+        """Have it serve a connection; None has it end."""
+        self._connection = connection
+        self._given.release()
+
+    def run(self) -> None:
+        server = self._server
+        while self._connection is not None:
+            _, error = call_safely(self._connection.serve)
+            if error is not None:
+                server.terminal.crash(error, "devserve itself failed; the connection is closed")
+            self._connection.close()
+            server.forget(self._connection)
+            self._connection = None
+            if len(server.idle_threads) >= _IDLE_THREADS:
+                break
+            server.idle_threads.append(self)
+            if server.is_closed:  # `server_close` sets it and then takes the threads, so one of us sees the other
+                break
+            self._given.acquire()
+
+
 # -- a connection
 
 
@@ -7130,8 +7146,6 @@ class _Connection:
         self.environ["REMOTE_ADDR"] = self.environ["REMOTE_PORT"] = ""  # a client of a socket file has neither
         if isinstance(address, tuple):
             self.environ["REMOTE_ADDR"], self.environ["REMOTE_PORT"] = address[0], str(address[1])
-            # With Nagle's algorithm the last segment of a response waits for the client's delayed ACK.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def serve(self) -> None:
         """Answer requests until either side wants no more."""
@@ -7376,8 +7390,8 @@ class _Connection:
         try:
             if self.is_secured and self.server.tls is not None:
                 self.close_tls()
-            self.sock.shutdown(socket.SHUT_WR)
             if self.input_left or self.buffer or self.readable(0):
+                self.sock.shutdown(socket.SHUT_WR)
                 end = time.perf_counter() + _LINGER_TIMEOUT
                 while time.perf_counter() < end and _attempt(
                     self.sock, self.sock.recv, _READ_SIZE, seconds=end - time.perf_counter()
@@ -7655,6 +7669,10 @@ class _Body(io.RawIOBase):
         count = self._read_into(buffer, self.unread)
         self.unread -= count
         return count
+
+    def readall(self) -> bytes:
+        """Read the rest; the method that we inherit does so in pieces of 8 kB, each a call of the socket."""
+        return b"".join(iter(partial(self.read, _READ_SIZE), b""))
 
     def _read_into(self, buffer: Any, limit: int) -> int:
         """Read up to `limit` bytes from the connection."""
@@ -8315,8 +8333,10 @@ def wait_until_ready(
     if sys.platform == "win32" or not hasattr(select, "poll") or has_green_threads():
         return any(select.select(reading, writing, [], seconds)[:2])
     poller = select.poll()
-    for sock in {*reading, *writing}:
-        poller.register(sock, select.POLLIN * (sock in reading) | select.POLLOUT * (sock in writing))
+    for sock in reading:
+        poller.register(sock, select.POLLIN)
+    for sock in writing:
+        poller.register(sock, select.POLLOUT)
     return bool(poller.poll(None if seconds is None else seconds * 1000))
 
 

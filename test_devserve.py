@@ -8578,7 +8578,7 @@ class ServerConnections(ServerCase):
         for _ in range(3):
             with Client(self.server.server_port) as client:
                 self.assertEqual(client.send(GET).answer().body, b"hello")
-            eventually(lambda: self.server._idle_threads == 1, "the thread is free")
+            eventually(lambda: len(self.server.idle_threads) == 1, "the thread is free")
         self.assertEqual(len(used), 1)
 
     def test_threads_end_with_their_server(self) -> None:
@@ -9639,6 +9639,19 @@ class ServerInput(ServerCase):
                         self.assertEqual(client.answer().status, 200, self.log[-2000:])
                         expected = operation(io.BytesIO(body))
                         self.assertTrue(results.pop() == expected, "not what io.BytesIO gives")
+
+    def test_a_body_that_is_read_whole_is_asked_for_in_large_pieces(self) -> None:
+        sizes: list[int] = []
+        receive_into = devserve._Connection.receive_into
+
+        def noted(connection: Any, buffer: Any) -> int:
+            sizes.append(len(buffer))
+            return receive_into(connection, buffer)
+
+        with mock.patch.object(devserve._Connection, "receive_into", noted):
+            self.serve(echo)
+            self.connect(post("Content-Length: 200000"), b"x" * 200_000).answer()
+        self.assertEqual(sizes[0], devserve._READ_SIZE)
 
     def test_a_read_past_the_length_does_not_wait(self) -> None:
         self.serve(lambda environ, sr: hello(environ, sr) and [b"%r" % environ["wsgi.input"].read(100)])
