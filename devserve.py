@@ -13872,11 +13872,11 @@ STYLE = """
 * { box-sizing: border-box }
 body { margin: 0 auto; max-width: 1360px; padding: 14px 28px 28px; background: var(--desk); color: var(--ink);
   font: 14px/1.5 var(--sans) }
-p, h1, h2, dl, dd, pre { margin: 0; padding: 0; font: inherit }
+p, h1, h2, dl, dd, pre, code { margin: 0; padding: 0; font: inherit }
 a { color: var(--link); text-decoration-color: color-mix(in srgb, currentColor 40%, transparent);
   text-underline-offset: 3px }
 :focus-visible { outline: 2px solid var(--link); outline-offset: 1px; border-radius: 3px }
-html:not(.js) .js, [hidden] { display: none !important }
+html:not(.js) .js, [hidden], #state:empty, .choices:empty, .long[open] > summary > .start { display: none !important }
 .unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%) }
 button, select, input, .menu > summary { font: inherit; font-size: 13px; color: var(--ink); background: var(--paper);
   border: 1px solid var(--rule); border-radius: 5px; padding: 2px 9px; min-height: 26px }
@@ -13891,7 +13891,6 @@ button:hover, .menu > summary:hover { border-color: var(--soft) }
 .request b { color: var(--ink) }
 .tools { display: flex; flex-wrap: wrap; gap: 6px; align-items: center; position: relative }
 #state { color: var(--soft); font-size: 13px; margin-right: 6px }
-#state:empty { display: none }
 .stack, .stacks, .crashes, .menu > div { background: var(--paper); border: 1px solid var(--rule); border-radius: 7px }
 .menu > div { position: absolute; z-index: 2; right: 0; top: 32px; width: min(340px, 90vw); padding: 12px;
   display: grid; gap: 10px; box-shadow: 0 8px 30px #0003 }
@@ -13902,7 +13901,6 @@ h1 { margin: 20px 0 14px; font: 19px/1.45 var(--mono); overflow-wrap: anywhere }
 .message { white-space: pre-wrap }
 .tall { display: block; max-height: 34vh; overflow: auto; padding: 4px 10px; margin-top: 4px;
   border: 1px solid var(--rule); border-radius: 5px; background: var(--paper); font-size: 14px }
-.long[open] > summary > .start { display: none }
 html:not(.js) .later:empty::before { content: "Reading the values needs scripts"; color: var(--soft) }
 .more { margin-left: 8px; color: var(--link); font: 13px var(--sans); white-space: nowrap }
 .hint, .note { margin: -6px 0 14px; max-width: 110ch; white-space: pre-wrap; overflow-wrap: anywhere }
@@ -13923,32 +13921,27 @@ h2 { margin: 22px 0 8px; font: 15px/1.5 var(--mono); overflow-wrap: anywhere }
 .frame > summary, .fold > summary { padding: 5px 160px 5px 30px; position: relative; display: flex; flex-wrap: wrap;
   gap: 0 14px; align-items: baseline }
 .frame > summary, .place { font: 13px/1.55 var(--mono); overflow-wrap: anywhere }
-.frame > summary::before, .fold > summary::before, .member > summary::before, .table > summary::before {
-  content: ""; position: absolute; left: 13px; top: 12px; width: 5px; height: 5px; border: solid var(--soft);
-  border-width: 0 1.5px 1.5px 0; transform: rotate(-45deg) }
-.frame[open] > summary::before, .fold[open] > summary::before, .member[open] > summary::before,
-.table[open] > summary::before { transform: rotate(45deg); top: 10px }
+details:not(.menu, .long) > summary::before { content: ""; position: absolute; left: 13px; top: 12px; width: 5px;
+  height: 5px; border: solid var(--soft); border-width: 0 1.5px 1.5px 0; transform: rotate(-45deg) }
+details[open]:not(.menu, .long) > summary::before { transform: rotate(45deg); top: 10px }
 summary:hover::before { border-color: var(--ink) }
-.folder, .line { color: var(--soft) }
-.ours > summary .place { font-weight: 600 }
-.ours > summary .folder, .ours > summary .line { font-weight: 400 }
 .function { color: var(--name) }
-.foreign > summary .place, .foreign > summary .function { color: var(--soft) }
-.fold > summary, .repeat { color: var(--soft); font-size: 13px }
+.ours > summary .place { font-weight: 600 }
+.place .folder, .place .line, .foreign > summary > span { color: var(--soft); font-weight: 400 }
+.fold > summary, .repeat, .count { color: var(--soft); font-size: 13px }
 .fold > summary span { font: 12.5px/1.6 var(--mono) }
 .fold > .frame { background: color-mix(in srgb, var(--desk) 55%, var(--paper)) }
 .repeat { padding: 5px 30px }
 .acts { position: absolute; right: 12px; top: 3px; font-size: 13px; display: flex; gap: 14px }
-.acts button { border: 0; background: none; padding: 0; color: var(--link) }
+.acts button, .unfold, button.sign { border: 0; background: none; padding: 0 }
+.acts button { color: var(--link) }
 .acts > * { min-height: 24px; line-height: 24px }
 .acts button:hover { text-decoration: underline }
 .nothing { padding: 6px 0; color: var(--soft); font-size: 13px }
 .body { padding: 0 0 2px }
 .halves { display: grid; grid-template-columns: minmax(0, 1.55fr) minmax(0, 1fr) }
 .code { padding: 1px 0 6px }
-.source { tab-size: 4 }
-.source code { font: inherit }
-.l { display: block; position: relative; padding: 0 12px 0 calc(var(--gutter) + var(--hang));
+.l { display: block; position: relative; tab-size: 4; padding: 0 12px 0 calc(var(--gutter) + var(--hang));
   text-indent: calc(0ch - var(--hang)); min-height: 1.6em; white-space: pre-wrap; overflow-wrap: anywhere;
   --gutter: 64px; --hang: 4ch }
 .l::before { content: attr(data-n); position: absolute; left: 0; width: calc(var(--gutter) - 16px); text-indent: 0;
@@ -13965,7 +13958,7 @@ i { font-style: normal }
 .k { color: var(--keyword) } .s { color: var(--string) } .n { color: var(--number) } .d { color: var(--name) }
 .c { color: var(--comment); font-style: italic }
 .values { padding: 0 14px 10px; border-left: 1px solid var(--rule); font-size: 13px; min-width: 0 }
-.kind { font: 12px/1.6 var(--sans); color: var(--soft) }
+.kind, .crashes th { font: 12px/1.6 var(--sans); color: var(--soft) }
 dl + .kind { margin-top: 8px }
 .values dl { display: grid; grid-template-columns: fit-content(40%) minmax(0, 1fr) }
 .values dl > div { display: contents }
@@ -13977,8 +13970,7 @@ dt { color: var(--soft); overflow-wrap: anywhere }
 dd { white-space: pre-wrap; overflow-wrap: anywhere }
 .values .used dt, .values .used > dd { color: var(--ink); font-weight: 600 }
 .values .inside { margin-left: 14px; font-weight: 400 }
-.unfold { position: absolute; left: -25px; top: 0; width: 24px; min-height: 24px; padding: 0; border: 0;
-  background: none; color: var(--soft) }
+.unfold { position: absolute; left: -25px; top: 0; width: 24px; min-height: 24px; color: var(--soft) }
 .unfold::before { content: "▸" }
 .unfold[aria-expanded="true"]::before { content: "▾" }
 .has-value { text-decoration: underline dotted color-mix(in srgb, currentColor 45%, transparent);
@@ -13986,7 +13978,6 @@ dd { white-space: pre-wrap; overflow-wrap: anywhere }
 
 /* Groups */
 .members { margin: 10px 0 0 6px; padding-left: 20px; border-left: 2px solid var(--rule) }
-.count { color: var(--soft); font-size: 13px }
 .members > .count { margin-bottom: 6px }
 .member { margin-bottom: 8px }
 .member > summary { position: relative; padding: 3px 0 3px 30px; font: 14px/1.5 var(--mono); overflow-wrap: anywhere }
@@ -13998,20 +13989,15 @@ dd { white-space: pre-wrap; overflow-wrap: anywhere }
 .console textarea { flex: 1; min-width: 0; padding: 0 4px; border: 0; resize: none; background: none; color: inherit;
   font: inherit; overflow: hidden; outline: none }
 .console:focus-within { box-shadow: inset 3px 0 var(--link) }
-.choices { color: var(--soft); white-space: pre-wrap }
-.choices:empty { display: none }
-.sign { color: var(--soft); font: inherit }
-button.sign { border: 0; background: none; padding: 0 }
+.choices, .printed .typed, .sign { color: var(--soft); font: inherit; white-space: pre-wrap }
 .sign span, .why { font: 13px/1.6 var(--sans) }
 .why { color: var(--soft); align-self: center }
 .printed { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 420px; overflow-y: auto }
-.printed .typed { color: var(--soft) }
 .printed .failed { color: var(--red) }
 
 /* Around it */
 .crashes { border-spacing: 0 }
 .crashes th, .crashes td { padding: 3px 14px; text-align: left; vertical-align: top }
-.crashes th { font: 12px/1.6 var(--sans); color: var(--soft) }
 .crashes td + td { min-width: 110px; overflow-wrap: anywhere }
 .stacks { padding: 10px 14px; font: 13px/1.5 var(--mono); white-space: pre-wrap; overflow-wrap: anywhere }
 .table { background: var(--paper); border: 1px solid var(--rule); margin-top: -1px }
@@ -14052,6 +14038,7 @@ const find = (selector, within = document) => within.querySelector(selector);
 const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 const on = (element, event, action) => element?.addEventListener(event, action);
 const stamp = id => find("#" + id).content.firstElementChild.cloneNode(true);
+const make = (tag, className, textContent) => Object.assign(document.createElement(tag), {className, textContent});
 document.documentElement.classList.add("js");
 
 // What is kept in the browser; in the page alone, if storage is forbidden or the application has filled it.
@@ -14074,21 +14061,22 @@ if (/^#[0-9a-f]{64}$/.test(location.hash)) {
 }
 
 // A service worker of the application's reads all requests of the pages that it controls.
-const workerRefusal = {reason: "The console is closed: A service worker of this site could read this page; " +
-  "reload it with Shift held down."};
+const workerRefusal = {error: "script", reason: "The console is closed: A service worker of this site could read " +
+  "this page; reload it with Shift held down.", remedy: ""};
 const isControlled = () => Boolean(navigator.serviceWorker?.controller);
 
-// A request to an endpoint: returns the reply, or throws the refusal.
+// A request to an endpoint: returns the reply, which is a refusal if it has an `error`.
 async function ask(what, message) {
-  if (isControlled()) throw workerRefusal;
-  const answer = await fetch(page.prefix + "/" + what, {method: "POST", body: JSON.stringify(message), headers:
-    {"Content-Type": "application/json", "X-Devserve-Secret": page.secret, "X-Devserve-Key": key()}});
-  const reply = await answer.json();
-  if (!answer.ok) throw reply;
-  return reply;
+  if (isControlled()) return workerRefusal;
+  const headers = {"Content-Type": "application/json", "X-Devserve-Secret": page.secret, "X-Devserve-Key": key()};
+  const options = {method: "POST", body: JSON.stringify(message), headers};
+  try {
+    return await (await fetch(page.prefix + "/" + what, options)).json();
+  } catch {
+    return {error: "silence", reason: "The server does not answer.", remedy: ""};
+  }
 }
-const explain = refusal =>
-  refusal.reason ? `${refusal.reason} ${refusal.remedy || ""}` : "The server does not answer.";
+const explain = refusal => `${refusal.reason} ${refusal.remedy}`;
 
 // Copying.
 for (const button of all("[data-copy]")) on(button, "click", async () => {
@@ -14107,7 +14095,6 @@ for (const button of all("[data-copy]")) on(button, "click", async () => {
 
 // The editor: chosen once, kept by the browser.
 const editor = find("#editor"), ownLink = find("#own-link"), folders = find("#folders");
-const choices = {editor, link: ownLink, folders};
 function aimLinks() {
   const link = editor.value || ownLink.value;
   const pairs = folders.value.split(",").map(pair => pair.split("=").map(side => side.trim().replace(/[/\\]+$/, "")));
@@ -14124,7 +14111,7 @@ function aimLinks() {
   }
 }
 if (editor) {
-  for (const [name, field] of Object.entries(choices)) {
+  for (const [name, field] of Object.entries({editor, link: ownLink, folders})) {
     const kept = stored(name);
     if (kept !== null) field.value = kept;
     on(field, "change", () => { store(name, field.value); aimLinks(); });
@@ -14147,11 +14134,9 @@ const viewer = new IntersectionObserver(seen => {
 const frameOf = element => element.closest(".frame").dataset.frame;
 async function readValues(values) {
   viewer.unobserve(values);
-  try {
-    values.innerHTML = (await ask("variables", {frame: frameOf(values)})).html;
-  } catch (refusal) {
-    values.textContent = explain(refusal);
-  }
+  const reply = await ask("variables", {frame: frameOf(values)});
+  if (reply.error) values.textContent = explain(reply);
+  else values.innerHTML = reply.html;
 }
 for (const values of all(".values.later")) {
   if (page.secret) viewer.observe(values);
@@ -14163,13 +14148,10 @@ for (const button of all(".widen")) {
   button.hidden = !page.secret;
   on(button, "click", async () => {
     lines *= 5;
-    try {
-      const reply = await ask("source", {frame: frame.dataset.frame, lines});
-      find(".source", frame).outerHTML = reply.html;
-      button.hidden = reply.all;
-    } catch (refusal) {
-      button.replaceWith(explain(refusal));
-    }
+    const reply = await ask("source", {frame: frame.dataset.frame, lines});
+    if (reply.error) return button.replaceWith(explain(reply));
+    find(".source", frame).outerHTML = reply.html;
+    button.hidden = reply.all;
   });
 }
 
@@ -14181,15 +14163,9 @@ on(document, "click", async event => {
   const open = button.getAttribute("aria-expanded") !== "true";
   button.setAttribute("aria-expanded", open);
   if (inside) return inside.hidden = !open;
-  try {
-    const reply = await ask("members", {frame: frameOf(button), path: JSON.parse(button.dataset.path)});
-    cell.insertAdjacentHTML("beforeend", reply.html);
-  } catch (refusal) {
-    const note = document.createElement("p");
-    note.className = "nothing";
-    note.textContent = explain(refusal);
-    cell.append(note);
-  }
+  const reply = await ask("members", {frame: frameOf(button), path: JSON.parse(button.dataset.path)});
+  if (reply.error) cell.append(make("p", "nothing", explain(reply)));
+  else cell.insertAdjacentHTML("beforeend", reply.html);
 });
 
 // The console.
@@ -14227,8 +14203,7 @@ function makePrompt(element) {
   let place = past.length, draft = "", busy = false;
 
   function print(text, kind) {
-    const line = document.createElement("div");
-    line.className = kind;
+    const line = make("div", kind, "");
     printed.append(line);
     while (printed.childElementCount > 400) printed.firstChild.remove();  // more makes each keystroke slow
     fill(line, text);
@@ -14254,41 +14229,35 @@ function makePrompt(element) {
     const code = input.value.replace(/\n[ \t]+$/, "\n");  // a line with nothing but indentation ends a block, too
     if (busy || !code.trim()) return;
     work(true);
-    try {
-      let reply = await ask("eval", {frame, code, wait: 0.3});
-      if (reply.more) {
-        const last = code.split("\n").pop();
-        const deeper = last.trimEnd().endsWith(":") ? "    " : "";
-        return write("\n" + last.match(/^[ \t]*/)[0] + deeper, input.value.length);
-      }
+    let reply = await ask("eval", {frame, code, wait: 0.3});
+    if (reply.more) {
+      const last = code.split("\n").pop();
+      const deeper = last.trimEnd().endsWith(":") ? "    " : "";
+      write("\n" + last.match(/^[ \t]*/)[0] + deeper, input.value.length);
+    } else if (!reply.error) {
       print(code.trimEnd().replace(/^/gm, "... ").replace("...", ">>>"), "typed");
       remember(code.trimEnd());
       const line = print(reply.output, "");
       while (reply.running) {
         reply = await ask("output", {frame, wait: 0.3});
-        fill(line, reply.output);
+        if (!reply.error) fill(line, reply.output);
       }
       place = past.length;
       write("");
-    } catch (refusal) {
-      print(explain(refusal), "failed");
-      if (refusal.error === "cookie") setConsole("locked");
-    } finally {
-      work(false);
     }
+    if (reply.error) print(explain(reply), "failed");
+    if (reply.error === "cookie") setConsole("locked");
+    work(false);
   }
   async function interrupt() {
-    try {
-      const reply = await ask("interrupt", {frame});
-      if (!reply.interrupted && busy) setTimeout(interrupt, 100);  // it came before the evaluation had begun
-    } catch (refusal) {
-      print(explain(refusal), "failed");
-    }
+    const reply = await ask("interrupt", {frame});
+    if (reply.error) print(explain(reply), "failed");
+    else if (!reply.interrupted && busy) setTimeout(interrupt, 100);  // it came before the evaluation had begun
   }
   async function complete() {
     const caret = input.selectionStart;
-    const reply = await ask("complete", {frame, code: input.value.slice(0, caret)}).catch(() => ({matches: []}));
-    if (!reply.matches.length || input.selectionStart !== caret) return;
+    const reply = await ask("complete", {frame, code: input.value.slice(0, caret)});
+    if (!reply.matches?.length || input.selectionStart !== caret) return;
     let common = reply.matches[0];
     for (const match of reply.matches) while (!match.startsWith(common)) common = common.slice(0, -1);
     if (common.length >= caret - reply.start) write(common, reply.start, caret);
@@ -14338,16 +14307,14 @@ function makeLock() {
   on(form, "keydown", event => { if (event.key === "Escape") show(false); });
   on(form, "submit", async event => {
     event.preventDefault();
-    const frame = box.closest(".frame");
-    try {
-      const reply = await ask("pin", {pin: input.value});
-      keep(reply.key);
-      setConsole(reply.console);
-      find("textarea", frame).focus();
-    } catch (refusal) {
-      why.textContent = explain(refusal);
-      input.select();
+    const frame = box.closest(".frame"), reply = await ask("pin", {pin: input.value});
+    if (reply.error) {
+      why.textContent = explain(reply);
+      return input.select();
     }
+    keep(reply.key);
+    setConsole(reply.console);
+    find("textarea", frame).focus();
   });
   return box;
 }
@@ -14402,19 +14369,11 @@ async function sendAgain() {
   const answers = find("#answers");
   answers.hidden = false;
   answers.textContent = "Sending…";
-  try {
-    const reply = await ask("again", {crash: storedId});
-    answers.textContent = `The first answer: 500 after ${milliseconds(firstSeconds)}. ` +
-      `The second: ${reply.status} after ${milliseconds(reply.seconds)}. `;
-    if (reply.crash) {
-      const link = document.createElement("a");
-      link.href = page.prefix + "/crash/" + reply.crash;
-      link.textContent = "Its page";
-      answers.append(link);
-    }
-  } catch (refusal) {
-    answers.textContent = explain(refusal);
-  }
+  const reply = await ask("again", {crash: storedId});
+  answers.textContent = reply.error ? explain(reply) : `The first answer: 500 after ${milliseconds(firstSeconds)}. ` +
+    `The second: ${reply.status} after ${milliseconds(reply.seconds)}. `;
+  if (reply.crash) answers.append(make("a", "", "Its page"));
+  if (reply.crash) answers.lastChild.href = page.prefix + "/crash/" + reply.crash;
 }
 // To repeat a POST, the browser reloads the page that was its answer, after asking.  The page under a crash's own
 // address was not; there the server repeats the request that it has recorded.

@@ -708,6 +708,15 @@ class House(unittest.TestCase):
             if self.room_of(node.lineno) == PAPER and node.lineno < self.rooms[PAPER].last - 5:
                 self.assertIsInstance(node, (ast.Assign, ast.AnnAssign, ast.Expr, ast.If), f"line {node.lineno}")
 
+    @unittest.skipUnless(shutil.which("node") or REQUIRE_ALL, "needs the program node")
+    def test_the_scripts_on_paper_can_be_parsed(self) -> None:
+        for name in ("SCRIPT", "LIVE_SCRIPT"):
+            text = getattr(devserve, name)
+            done = subprocess.run(
+                ["node", "--check", "-"], input=text, capture_output=True, text=True, timeout=DEADLINE
+            )
+            self.assertEqual((name, done.returncode, done.stderr), (name, 0, ""))
+
     def test_there_is_no_global_state(self) -> None:
         for node in ast.walk(self.tree):
             self.assertNotIsInstance(node, ast.Global, f"line {getattr(node, 'lineno', 0)}")
