@@ -13212,11 +13212,10 @@ class DebuggedASGI:
     The keywords, and the errors they raise, are those of `DebuggedApplication`.  Under devserve with its own debugger
     it only passes requests on.  The server must run one process, as the frames of an exception are in one only.
 
-    Inside there is a `DebuggedApplication`, which is called in a thread.  It answers at the debugger's own addresses.
-    It also answers each request that has failed: the application that it calls is a `_Failing`, which raises the same
-    exception again.  A response with status 500 is held until the application ends, as most frameworks send theirs and
-    raise the exception afterwards.  Once a response has begun, and in a WebSocket, the terminal shows the address of
-    the crash, and the exception goes on to the server.  All methods run in the server's event loop.
+    Inside, a `DebuggedApplication` answers in a thread: at the debugger's own addresses, and for each request that has
+    failed, for which its application, a `_Failing`, raises the exception again.  A response with status 500 is held
+    until the application ends, as most frameworks raise their exception after it.  Once a response has begun, and in a
+    WebSocket, the terminal shows the crash's address, and the server gets the exception.
     """
 
     def __init__(self, app: Any, **options: Any) -> None:
@@ -13227,23 +13226,23 @@ class DebuggedASGI:
         if scope["type"] == "lifespan" or ON_EXCEPTION in scope:
             await self.app(scope, receive, send)
             return
-        environ, body = _environ_of(scope), bytearray()
+        environ = _environ_of(scope)
+        body = environ["wsgi.input"]
 
         async def recording_receive() -> Any:
             message = await receive()
-            body.extend(message.get("body", b"")[: REQUEST_LIMIT - len(body)])
+            body.write(message.get("body", b"")[: REQUEST_LIMIT - body.tell()])
             return message
 
         if scope["type"] == "http" and self.debugger.owns(environ["PATH_INFO"]):
             while (await recording_receive()).get("more_body"):
                 pass
-        elif await self._pass_on(scope, recording_receive, send, environ):
-            return
-        environ["wsgi.input"] = io.BytesIO(body)
-        await self._answer(environ, send)
+            await self._answer(environ, send)
+        else:
+            await self._pass_on(scope, recording_receive, send, environ)
 
-    async def _pass_on(self, scope: Any, receive: Any, send: Any, environ: Environ) -> bool:
-        """Have the application answer; return whether it did.  If not, the environ holds the exception (`_CAUGHT`)."""
+    async def _pass_on(self, scope: Any, receive: Any, send: Any, environ: Environ) -> None:
+        """Have the application answer; if it fails before its response begins, have the debugger answer."""
         import asyncio
 
         is_late = scope["type"] == "websocket"  # whether it is too late to send a page
@@ -13271,36 +13270,34 @@ class DebuggedASGI:
             if is_disconnect(error):
                 raise
             if is_late:
+                what = f"{environ['REQUEST_METHOD']} {escape_unprintable(scope['path'])} failed"
                 link = await asyncio.to_thread(self.debugger.report, error, environ)
-                what = f"{environ['REQUEST_METHOD']} {escape_unprintable(scope['path'])}"
-                self.debugger.terminal.say(f"devserve: {what} failed: {link}")
+                self.debugger.terminal.say(f"devserve: {what}: {link}")
                 raise
             environ[_CAUGHT] = error, RequestContext(asyncio.get_running_loop())
-        return _CAUGHT not in environ
+            await self._answer(environ, send)
 
     async def _answer(self, environ: Environ, send: Any) -> None:
-        """Call the debugger in a thread, and send its response."""
         import asyncio
 
         head: list[Any] = []
 
-        def start_response(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
-            head[:] = int(status[:3]), [(name.lower().encode(), value.encode("latin-1")) for name, value in headers]
+        def start_response(*args: Any) -> Callable[[bytes], object]:
+            head[:] = args
             return len
 
+        environ["wsgi.input"].seek(0)
         body = await asyncio.to_thread(lambda: b"".join(self.debugger(environ, start_response)))
-        await send({"type": "http.response.start", "status": head[0], "headers": head[1]})
+        headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in head[1]]
+        await send({"type": "http.response.start", "status": int(head[0][:3]), "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
 
 class _Failing:
-    """A WSGI application that raises the exception that an ASGI application has raised for the same request.
-
-    It is called by the debugger, in the thread that answers the request.
-    """
+    """A WSGI application, for the debugger, that raises what an ASGI application has raised for the same request."""
 
     def __init__(self, served: Any) -> None:
-        self.served = served  # the ASGI application, which the console shows in the place of this object
+        self.served = served  # the ASGI application; the console looks for this name
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         if _CAUGHT not in environ:  # a page asks to send its request again, which only devserve's own server can do
@@ -13313,14 +13310,14 @@ class _Failing:
 
 def _environ_of(scope: Any) -> Environ:
     """Return the environ of WSGI for an ASGI request, with an empty body."""
-    root, server = scope.get("root_path", ""), scope.get("server") or ("localhost", 80)
+    root, (host, port) = scope.get("root_path", ""), scope.get("server") or ("localhost", 80)
     environ: Environ = {
         "REQUEST_METHOD": scope.get("method", "WEBSOCKET"),
         "SCRIPT_NAME": root.encode().decode("latin-1"),
         "PATH_INFO": scope["path"].removeprefix(root).encode().decode("latin-1"),  # some servers leave the root out
         "QUERY_STRING": scope["query_string"].decode("latin-1"),
-        "SERVER_NAME": str(server[0]),
-        "SERVER_PORT": str(server[1]),
+        "SERVER_NAME": host,
+        "SERVER_PORT": str(port),
         "SERVER_PROTOCOL": f"HTTP/{scope['http_version']}",
         "REMOTE_ADDR": (scope.get("client") or ("", 0))[0],
         "wsgi.url_scheme": scope.get("scheme", "http").replace("ws", "http"),
