@@ -146,7 +146,9 @@ __all__ = [
     "run",
 ]
 
-TYPE_CHECKING = False  # type checkers take it for True; importing `typing` and using it would be 12 of a start's 42 ms
+# Patterns that not every request needs are plain texts, which `re` compiles at their first use and keeps: to compile
+# all of them would be 8 of the 42 ms in which a start, and each reload, imports this file.
+TYPE_CHECKING = False  # type checkers take it for True; importing `typing` and using it would be 12 of these 42 ms
 
 if TYPE_CHECKING:
     from typing import Any, Callable, NamedTuple, NoReturn, Optional, TextIO, TypeVar, Union
@@ -649,8 +651,8 @@ _FORMAT_SECONDS = 2.0  # to format a traceback once those have not hung: a thous
 _STUCK_LIMIT = 16  # threads for foreign code at once; more than this hang only when something is badly wrong
 _STACK_SIZE = 8 * 1024**2  # of a thread, as glibc has it by default
 _CALL_THREADS = 3  # of one `call_each_bounded`: each goes on after the call in which the one before it hung
-_PROMPT = re.compile(r"<(stdin|i?python-input-.*)>|.*[\\/]ipykernel_\d+[\\/]\d+\.py")  # a REPL's, a notebook's
-_DEBUGGERS = re.compile(  # modules in which a thread stands at a prompt, or waits for the client that shows it one
+_PROMPT = r"<(stdin|i?python-input-.*)>|.*[\\/]ipykernel_\d+[\\/]\d+\.py"  # a REPL's, a notebook's
+_DEBUGGERS = (  # modules in which a thread stands at a prompt, or waits for the client that shows it one
     r"(bdb|\w*pdb|pudb|debugpy|code|IPython|celery\.contrib\.rdb)(\.|$)"
 )
 _STDLIB = os.path.dirname(os.__file__)
@@ -836,7 +838,7 @@ def is_app_file(filename: str) -> bool:
     not the application's; only what was typed at a prompt is, without a file.
     """
     if filename[:1] == "<" or not os.path.isfile(filename):
-        return _PROMPT.fullmatch(filename) is not None
+        return re.fullmatch(_PROMPT, filename) is not None
     cwd = call_safely(os.getcwd)[0] or os.sep  # there is none when it was removed
     path = os.path.join(cwd, filename)
     folders = [cwd, *(folder for folder in sys.path if type(folder) is str and os.path.isabs(folder))]
@@ -1182,7 +1184,8 @@ def is_debugged(ident: int) -> bool:
 
 def _is_debuggers(frame: FrameType) -> bool:
     """Return whether a debugger waits in this frame; other frames of pydevd are in every thread that it traces."""
-    return bool(_DEBUGGERS.match(str(frame.f_globals.get("__name__")))) or frame.f_code.co_name == "do_wait_suspend"
+    module = str(frame.f_globals.get("__name__"))
+    return bool(re.match(_DEBUGGERS, module)) or frame.f_code.co_name == "do_wait_suspend"
 
 
 def is_main_thread() -> bool:
@@ -1510,7 +1513,7 @@ _DEFAULT_MODULES = ("app", "wsgi", "main")  # where an application is looked for
 _DEFAULT_NAMES = ("app", "application")  # and its name in it: Flask's habit, then PEP 3333's and mod_wsgi's
 _FACTORIES = ("create_app", "make_app")  # Flask's and Pyramid's habit
 _WRAPPED_NAMES = ("wsgi_app", "asgi_app", "app", "application")  # attributes in which middleware keeps the application
-_NO_APP_FILES = re.compile(r"(devserve|setup|conftest|manage|noxfile|fabfile|tasks|test_.*|.*_test|tests|__.*)\.py$")
+_NO_APP_FILES = r"(devserve|setup|conftest|manage|noxfile|fabfile|tasks|test_.*|.*_test|tests|__.*)\.py$"
 _VIRTUAL_ENVIRONMENTS = (".venv", "venv", "env", ".env")  # their usual names beside a project
 _LOCK_FILES = {"uv.lock": "uv", "poetry.lock": "poetry", "pdm.lock": "pdm", "Pipfile.lock": "pipenv"}  # and the tool
 _DECORATED = (FunctionType, functools._lru_cache_wrapper)  # types whose `__wrapped__` is the function inside
@@ -1520,7 +1523,7 @@ _CO_VARARGS = 0x04
 _WALK_LIMIT = 2_000  # objects in which we look for applications inside of one; a project has some dozens
 
 # The names of files that are run as Python: with one of Python's suffixes, or with none.
-_PYTHON_NAME = re.compile(r"(?!(?:Docker|Make|Pip|Proc)file$)[^.]+|.*\.(?:py|pyw|wsgi|cgi|fcgi)", re.IGNORECASE)
+_PYTHON_NAME = r"(?i)(?!(?:Docker|Make|Pip|Proc)file$)[^.]+|.*\.(?:py|pyw|wsgi|cgi|fcgi)"
 _NOT_PYTHON = {  # by suffix, what to do instead; for any other suffix, the message names what else could be served
     ".ini": "write a file app.py with `from paste.deploy import loadapp; app = loadapp({config!r})`, or use pserve",
     ".py.txt": "rename it to {stem}",  # as Windows shows it, this one is called app.py
@@ -1532,17 +1535,15 @@ _NOT_PYTHON = {  # by suffix, what to do instead; for any other suffix, the mess
 
 # By these lines we guess that a file, which nobody named, makes an application, or is a Django project's manage.py or
 # a configuration of PasteDeploy.
-_OFFER = re.compile(
-    r"^(?:async )?(?:def|class) +(?:app|application|create_app|make_app)\b"
+_OFFER = (
+    r"(?m)^(?:async )?(?:def|class) +(?:app|application|create_app|make_app)\b"
     r"|^(?:app|application|create_app|make_app)\b[^=\n]*=(?!=)"
     r"|^from .* import .*\b(?:app|application|create_app|make_app)\b"
-    r"|\bstart_response\b|\bexecute_from_command_line\b|^\[(?:app|composite|pipeline)\b",
-    re.MULTILINE,
+    r"|\bstart_response\b|\bexecute_from_command_line\b|^\[(?:app|composite|pipeline)\b"
 )
 
-_DJANGO_VARIABLE = re.compile(  # as it is set in a manage.py: its indentation, name and value
-    r"""^( *)(?:os\.)?environ(?:\.setdefault\(|\[)\s*["'](DJANGO_\w+)["']\s*(?:,|\]\s*=)\s*["']([^"'\n]+)["']""",
-    re.MULTILINE,
+_DJANGO_VARIABLE = (  # as it is set in a manage.py: its indentation, name and value
+    r"""(?m)^( *)(?:os\.)?environ(?:\.setdefault\(|\[)\s*["'](DJANGO_\w+)["']\s*(?:,|\]\s*=)\s*["']([^"'\n]+)["']"""
 )
 
 if TYPE_CHECKING:
@@ -1653,7 +1654,7 @@ def _folder_remedy(folder: str, otherwise: str, *, any_file: bool = False) -> st
         root = glob.escape(folder)
         return [path for pattern in patterns for path in sorted(glob.glob(os.path.join(root, pattern)))]
 
-    files = [path for path in found("*.py") if not _NO_APP_FILES.match(os.path.basename(path))]
+    files = [path for path in found("*.py") if not re.match(_NO_APP_FILES, os.path.basename(path))]
     usual = [f"{stem}.py" for stem in ("manage", "__init__", *_DEFAULT_MODULES)]
     levels = [[*files, *found("__init__.py", "*/__init__.py")]]
     levels += [sorted(found(*(f"{below}/{name}" for name in usual))) for below in ("*", "*/*")]
@@ -1669,7 +1670,7 @@ def _folder_remedy(folder: str, otherwise: str, *, any_file: bool = False) -> st
 def _not_python(path: str) -> str:
     """Return the remedy for a file that is not Python, such as a PasteDeploy configuration; "" for a Python file."""
     folder, name = os.path.split(path)
-    if _PYTHON_NAME.fullmatch(name):
+    if re.fullmatch(_PYTHON_NAME, name):
         return ""
     stem, suffix = os.path.splitext(name)
     remedy = next((remedy for ending, remedy in _NOT_PYTHON.items() if name.lower().endswith(ending)), "")
@@ -1680,7 +1681,7 @@ def _not_python(path: str) -> str:
 
 def _offers_app(path: str) -> bool:
     """Return whether the text of a file looks as if it made an application."""
-    return bool(_OFFER.search(_text_of(path)))
+    return bool(re.search(_OFFER, _text_of(path)))
 
 
 def _text_of(path: str) -> str:
@@ -1803,7 +1804,7 @@ def _set_django_variables(root: str, inside: str) -> None:
     folders = inside.split(os.sep)[:-1]
     for depth in range(len(folders), -1, -1):
         folder = os.path.join(root, *folders[:depth])
-        found = _DJANGO_VARIABLE.findall(_text_of(os.path.join(folder, "manage.py")))
+        found = re.findall(_DJANGO_VARIABLE, _text_of(os.path.join(folder, "manage.py")))
         for _, variable, value in sorted(found, key=lambda match: len(match[0])):
             os.environ.setdefault(variable, value)
         if found:
@@ -3537,7 +3538,7 @@ def _open_value(name: str, value: Any) -> list[_Member]:
 # So one regular expression finds strings, comments, numbers and words, for the colors of the page and for the
 # expressions whose values are shown.  Where it errs, a color is wrong or a value is missing, but no text is lost.
 
-_TOKEN = re.compile(  # of Python, as much as its colors and its expressions need
+_TOKEN = (  # of Python, as much as its colors and its expressions need
     r"""(?sx) (\#[^\n]*)
     | ([rRbBuUfFtT]{0,2} (?: \"{3} (?:[^\\]|\\.)*? (?:\"{3}|\Z) | '{3} (?:[^\\]|\\.)*? (?:'{3}|\Z)
         | " (?:[^"\\\n]|\\.)* "? | ' (?:[^'\\\n]|\\.)* '? ) )
@@ -3545,7 +3546,7 @@ _TOKEN = re.compile(  # of Python, as much as its colors and its expressions nee
     | ([^\W\d]\w*)"""
 )
 _STEP = r"""\.([^\W\d]\w*)|\[("[^"\\\n\]]*"|'[^'\\\n\]]*'|-?\d+|[^\W\d]\w*)\]"""  # an attribute, a simple subscript
-_EXPRESSION = re.compile(rf"(?<![\w.])[^\W\d]\w*(?:{_STEP})*")
+_EXPRESSION = rf"(?<![\w.])[^\W\d]\w*(?:{_STEP})*"
 
 if TYPE_CHECKING:
     _Span = tuple[int, int, str]  # the columns from and to, and what stands there
@@ -3559,7 +3560,7 @@ def code_tokens(lines: Sequence[str]) -> list[list[_Span]]:
     """
     tokens: list[list[_Span]] = [[] for _ in lines]
     row = line_start = 0
-    for match in _TOKEN.finditer("\n".join(lines)):
+    for match in re.finditer(_TOKEN, "\n".join(lines)):
         while match.start() > line_start + len(lines[row]):
             line_start += len(lines[row]) + 1
             row += 1
@@ -3577,7 +3578,7 @@ def expressions_in(line: str, is_template: bool = False) -> Iterator[_Span]:
     between the braces of an f-string.
     """
     quoted = [] if is_template else [span for span in code_tokens([line])[0] if span[2] in "cs"]
-    for match in _EXPRESSION.finditer(line):
+    for match in re.finditer(_EXPRESSION, line):
         around = next((span for span in quoted if span[1] > match.start() >= span[0]), None)
         first = re.match(r"\w+", match.group())
         if first is None or keyword.iskeyword(first.group()):
@@ -3606,7 +3607,7 @@ def _steps_of(text: str) -> tuple[str, list[tuple[str, str]]]:
 
 def _last_name(text: str) -> str:
     """Return the last name of an expression, by which its value may be a secret: `password` of `row["password"]`."""
-    if not _EXPRESSION.fullmatch(text):  # a key, or an attribute's name
+    if not re.fullmatch(_EXPRESSION, text):  # a key, or an attribute's name
         return text
     first, steps = _steps_of(text)
     return [first, *(name.strip("'\"") for sign, name in steps if sign == "." or name[0] in "'\"")][-1]
@@ -3813,7 +3814,7 @@ _CONTAINERS: dict[Any, tuple[Any, str, str]] = {  # by their repr, which subclas
 # the name, and `_describe` masks the value unless it is harmless (None, a flag, a number, code).  Or inside of a text:
 # `_mask` searches messages, URLs and reprs for the patterns of `_SECRET_TEXTS`.
 
-_SECRET_WORD = re.compile(  # a word of a secret's name, some with what is often joined to them: dbpassword, sessionid
+_SECRET_WORD = (  # a word of a secret's name, some with what is often joined to them: dbpassword, sessionid
     r"\w*(passw(or)?d|pass(phrase|code|key)|secret|token|credential|api_?key|(secret|priv|private|access)key"
     r"|sessi?onid|sessid)s?|authoriz\w*|cookies?|signatures?|pass|pwd|pswd|pw|auth|session|private|csrf|xsrf|jwt|otp"
     r"|totp|pin|sid|bearer|creds|cv[cv]"
@@ -3844,7 +3845,7 @@ def _is_secret(name: str) -> bool:
         return False
     if words[-1] in ("key", "keys") and len(words) > 1 and words[-2] not in _PLAIN_KEYS:
         return True
-    return any(_SECRET_WORD.fullmatch(word) for word in words) or re.match("devserve_[0-9]", name) is not None
+    return any(re.fullmatch(_SECRET_WORD, word) for word in words) or re.match("devserve_[0-9]", name) is not None
 
 
 def _is_harmless(value: object, name: str) -> bool:
@@ -3924,12 +3925,12 @@ def _hide_value(match: re.Match[str]) -> str:
 
 
 # A line `File "...", line N` of a traceback, with the lines of source below it, up to a line that is indented less
-_PLACE = re.compile(r'^([ |]*  File ".*\n(?:(?: +\|)? {4}.*\n)*)', re.MULTILINE)
+_PLACE = r'(?m)^([ |]*  File ".*\n(?:(?: +\|)? {4}.*\n)*)'
 
 
 def _mask_messages(text: str) -> str:
     """Mask the secrets in a traceback's messages and notes; its lines of source stay as they are."""
-    return "".join(part if number % 2 else _mask(part) for number, part in enumerate(_PLACE.split(text)))
+    return "".join(part if number % 2 else _mask(part) for number, part in enumerate(re.split(_PLACE, text)))
 
 
 # -- the request and the surroundings
@@ -4637,11 +4638,9 @@ _TURN_SECONDS = 5.0  # for which an evaluation waits for another one in the same
 _CONTEXT_SECONDS = 2.0  # for entering a framework's contexts, or leaving them
 _CO_COROUTINE = 0x80  # inspect.CO_COROUTINE: of code that awaits
 # Statements with this text run on the loop, since these calls need one.  No other does, as it might block the loop.
-_CALLS_LOOP = re.compile(
-    r"(^|asyncio )(create_task|ensure_future|gather|shield|get_running_loop|current_task)\b"
-).search
+_CALLS_LOOP = r"(^|asyncio )(create_task|ensure_future|gather|shield|get_running_loop|current_task)\b"
 _CONSOLE_FILE = "<console>"  # what its code calls its file, as at every prompt
-_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]?|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_]?)")  # ECMA-48, and OSC
+_ESCAPES = r"\x1b(?:\[[0-?]*[ -/]*[@-~]?|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_]?)"  # ECMA-48, and OSC
 
 
 class _Evaluation(NamedTuple):
@@ -4774,7 +4773,7 @@ def _needs_loop(code: CodeType) -> bool:
     inner = (
         each for each in code.co_consts if isinstance(each, CodeType) and each.co_name.endswith(("comp>", "expr>"))
     )
-    return _CALLS_LOOP(" ".join(code.co_names)) is not None or any(map(_needs_loop, inner))
+    return re.search(_CALLS_LOOP, " ".join(code.co_names)) is not None or any(map(_needs_loop, inner))
 
 
 async def _evaluate_on_loop(code: CodeType, namespace: dict[str, Any]) -> Any:
@@ -4831,7 +4830,7 @@ def _console_traceback(error: BaseException) -> str:
 
 # -- completion
 
-_CLOSED = re.compile(  # code up to a string or comment that has not ended; a string in one line ends with the line
+_CLOSED = (  # code up to a string or comment that has not ended; a string in one line ends with the line
     r"""(?sx) (?: [^'"\#]+ | \#[^\n]*\n | '''(?:[^\\]|\\.)*?''' | \"{3}(?:[^\\]|\\.)*?\"{3}
         | '(?!'')(?:[^'\\\n]|\\.)*['\n] | "(?!"")(?:[^"\\\n]|\\.)*["\n] )*"""
 )
@@ -4843,9 +4842,9 @@ def _complete(code: str, namespace: dict[str, Any]) -> tuple[int, list[str]]:
     Nothing is proposed in a string or a comment, nor for an attribute of an expression that would have to be
     evaluated.
     """
-    literal = _CLOSED.match(code).end()  # type: ignore[union-attr]
+    literal = re.match(_CLOSED, code).end()  # type: ignore[union-attr]
     for pattern, candidates in _COMPLETED:
-        found = pattern.search(code, max(0, len(code) - _COMPLETED_TAIL))
+        found = re.compile(pattern).search(code, max(0, len(code) - _COMPLETED_TAIL))
         if found and literal in (len(code), found.start("typed")):  # the latter where a key's quote has been typed
             typed = found["typed"]
             hides_private = typed.rpartition(".")[2] == ""  # until an underscore is typed
@@ -4918,20 +4917,20 @@ def _names_in_module(name: str) -> list[str]:
 _DOTTED = r"(?:[^\W\d]\w*\.)*"  # what stands before the last name of a dotted path
 # What may stand at the end of code: the pattern of what is being typed, which says what that belongs to, and the
 # function from the namespace and these two to all texts that may be meant.
-_COMPLETED: list[tuple[re.Pattern[str], Callable[[dict[str, Any], str, str], Iterable[str]]]] = [
+_COMPLETED: list[tuple[str, Callable[[dict[str, Any], str, str], Iterable[str]]]] = [
     (
-        re.compile(r"(?m)(?:^|;)\s*from\s+(?P<base>[\w.]+)\s+import\s+\(?(?:[^;()\n]*,\s*)?(?P<typed>\w*)\Z"),
+        r"(?m)(?:^|;)\s*from\s+(?P<base>[\w.]+)\s+import\s+\(?(?:[^;()\n]*,\s*)?(?P<typed>\w*)\Z",
         lambda namespace, base, typed: _names_in_module(base),
     ),
     (
-        re.compile(r"(?m)(?:^|;)\s*(?:import\s+(?:[^;\n]*,\s*)?|from\s+)(?P<typed>(?P<base>(?:\w+\.)*)\w*)\Z"),
+        r"(?m)(?:^|;)\s*(?:import\s+(?:[^;\n]*,\s*)?|from\s+)(?P<typed>(?P<base>(?:\w+\.)*)\w*)\Z",
         lambda namespace, base, typed: _modules_below(base),
     ),
     (
-        re.compile(rf"""(?<![\w.])(?P<base>{_DOTTED}[^\W\d]\w*)\[(?P<typed>['"][^'"\\\n]*|\w*)\Z"""),
+        rf"""(?<![\w.])(?P<base>{_DOTTED}[^\W\d]\w*)\[(?P<typed>['"][^'"\\\n]*|\w*)\Z""",
         _keys_below,
     ),
-    (re.compile(rf"(?<![\w.])(?P<typed>(?P<base>{_DOTTED})(?:[^\W\d]\w*)?)\Z"), _names_below),
+    (rf"(?<![\w.])(?P<typed>(?P<base>{_DOTTED})(?:[^\W\d]\w*)?)\Z", _names_below),
 ]
 
 
@@ -4970,7 +4969,7 @@ class _Evaluator(ForeignCalls):
         if self.interrupted.is_set():
             self.ended.wait(_INTERRUPT_SECONDS)
         is_running = self.is_running
-        text = _ESCAPES.sub("", self.printed.getvalue())
+        text = re.sub(_ESCAPES, "", self.printed.getvalue())
         if not is_running:
             return _Evaluation(text, self.outcomes.get("more", (False, None))[0] is True)
         if self.interrupted.is_set():
@@ -5221,10 +5220,10 @@ _PIN_FAILURES = 10  # wrong PINs, after which no PIN is taken any more
 _PIN_OFF = "off"
 _OUR_PAGE = "Use the console on devserve's page."  # the remedy for a request that our script did not send
 COOKIE_PREFIX = "devserve_"  # the port follows
-_PROXY_HEADER = re.compile(  # one by which a proxy or tunnel names itself or its client, and which no browser sends
+_PROXY_HEADER = (  # one by which a proxy or tunnel names itself or its client, and which no browser sends
     "HTTP_(VIA|FORWARDED.*|X_(FORWARDED|ORIGINAL|CLUSTER|CLIENT|REMOTE|REAL|PROX|NGINX|ENVOY|AZURE|SCHEME|SCRIPT|SSL).*"
     "|((TRUE|FASTLY|FLY)_)?CLIENT_IP|CF_.*|CDN_LOOP|TAILSCALE_.*|FRONT_END_HTTPS)"
-).fullmatch
+)
 
 
 class Refusal(NamedTuple):
@@ -5522,7 +5521,7 @@ def _is_local(environ: Mapping[str, Any]) -> bool:
     """
     address = str(environ.get("REMOTE_ADDR", "unknown"))
     is_near = (not address or _is_loopback(address)) and environ.get("SERVER_PROTOCOL") != "HTTP/1.0"
-    return is_near and not any(_PROXY_HEADER(str(name)) for name in environ)
+    return is_near and not any(re.fullmatch(_PROXY_HEADER, str(name)) for name in environ)
 
 
 def _is_browser(environ: Mapping[str, Any]) -> bool:
@@ -6551,9 +6550,10 @@ def _as_json(value: Any) -> _Reply:
 _LIVE = _PREFIX + "/live"
 _LIVE_MARK = "-live"  # at the end of an ETag's text: the page with our script is another representation
 _LIVE_CHANGES = 100  # names of changed files that are remembered; a page asks several times a second
-LIVE_FILES = re.compile(  # files of a project that its pages are made of and that are no modules
-    r".*\.(?:css|html?|xhtml|xml|jinja2?|j2|mako|pt|tpl|js|mjs|md|png|jpe?g|gif|svg|webp|avif|ico|woff2?|ttf)"
-).fullmatch
+LIVE_FILES = partial(  # for files of a project that its pages are made of and that are no modules
+    re.fullmatch,
+    r".*\.(?:css|html?|xhtml|xml|jinja2?|j2|mako|pt|tpl|js|mjs|md|png|jpe?g|gif|svg|webp|avif|ico|woff2?|ttf)",
+)
 
 
 class LivePages:
@@ -8116,10 +8116,10 @@ _STATUS = re.compile(r"[2-9][0-9][0-9] [\t\x20-\x7e\x80-\xff]*")  # RFC 9112 sec
 # Events, a camera's frames, GraphQL's subscriptions, and rows of JSON under the many names that these have.  Types
 # that are as often finite are not here (multipart/mixed, gRPC, audio, video, text): a page or a voice that is being
 # made must come to its end, while what is endless under such a type holds a reload for some seconds and loses nothing.
-_ENDLESS_TYPE = re.compile(
+_ENDLESS_TYPE = (
     r"text/event-stream|multipart/x-mixed-replace|multipart/mixed;.*subscriptionspec"
     r"|[^;]*(?:\b[ln]d-?json|json-?(?:l|lines|stream|seq)|stream\+json)\s*(?:;|$)"
-).match
+)
 
 
 def check_response_head(status: str, headers: Iterable[tuple[str, str]]) -> _ResponseHead:
@@ -8166,7 +8166,7 @@ def _checked_head(status: str, headers: tuple[tuple[str, str], ...]) -> _Respons
     block = _encoded_head(f"HTTP/1.1 {status}\r\n{''.join(lines)}", len(lines) + 1)
     # A file is saved when it is whole.
     is_finite = length >= 0 or values["content-disposition"].startswith("attachment")
-    is_endless = not is_finite and _ENDLESS_TYPE(values["content-type"]) is not None
+    is_endless = not is_finite and re.match(_ENDLESS_TYPE, values["content-type"]) is not None
     return _ResponseHead(block, "date" not in values, length, is_endless, closes, tuple(dropped))
 
 
@@ -10267,7 +10267,7 @@ def _scope_headers(head: bytes, cookies: str, host: str) -> tuple[tuple[bytes, b
 
 # Names of frameworks' exceptions for a client that has gone.  A ServerDisconnectedError is none of them: then another
 # server has gone, and the application has failed.
-_DISCONNECTS = re.compile("_?(Client|WebSocket)Disconnect")
+_DISCONNECTS = "_?(Client|WebSocket)Disconnect"
 
 
 def is_disconnect(error: Optional[BaseException], depth: int = 20) -> bool:
@@ -10278,7 +10278,7 @@ def is_disconnect(error: Optional[BaseException], depth: int = 20) -> bool:
     """
     if error is None or not depth:
         return False
-    if _DISCONNECTS.match(type(error).__name__) or (depth == 20 and type(error).__name__ == "CancelledError"):
+    if re.match(_DISCONNECTS, type(error).__name__) or (depth == 20 and type(error).__name__ == "CancelledError"):
         return True
     group = getattr(error, "exceptions", None)
     if isinstance(group, tuple) and group:
@@ -10457,7 +10457,7 @@ _NOT_WALKED = frozenset(
     " .cache".split()
 )
 _NOT_WALKED_ENDINGS = (".dist-info", ".egg-info")
-_LITTER = re.compile(  # of Emacs, Vim (which tries a folder with 4913), JetBrains, macOS, Python, flycheck and GTK
+_LITTER = (  # of Emacs, Vim (which tries a folder with 4913), JetBrains, macOS, Python, flycheck and GTK
     r"\.#|#.*#$|.*~$|.*\.sw[a-z]$|.*___jb_\w+___$|4913$|\.DS_Store$|.*\.py[co]$|flycheck_|\.goutputstream"
 )
 _compile = compile  # the interpreter's own, also while `_ImportRecorder` has replaced it
@@ -10820,7 +10820,7 @@ def _is_module(path: str) -> bool:
 
 def _is_wanted(path: str) -> bool:
     """Return whether `path` is a file to keep, and not one that an editor or a tool leaves behind for a while."""
-    return not _LITTER.match(os.path.basename(path))
+    return not re.match(_LITTER, os.path.basename(path))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -12612,7 +12612,7 @@ class _Runner:
         config = self.config
         self.server = DevServer(
             self.listeners,
-            _import_error_app(DevserveError("it is being imported")),  # a placeholder: no request precedes `install`
+            BrokenApp(DevserveError("it is being imported")),  # a placeholder: no request precedes `install`
             self.terminal,
             threads=config.threads,
             tls=self.tls,
@@ -13358,7 +13358,7 @@ _OTHER_PROGRAMS = frozenset(
     "bottle cherryd daphne django-admin fastapi flask granian gunicorn hypercorn litestar pserve py python python3 "
     "quart sanic uvicorn uwsgi waitress-serve".split()
 )
-_BARE_HOST = re.compile(r"localhost|[0-9]+(\.[0-9]+){3}|\[?::1?\]?")  # a host that is known as such without a port
+_BARE_HOST = r"localhost|[0-9]+(\.[0-9]+){3}|\[?::1?\]?"  # a host that is known as such without a port
 _NOT_HERE = {  # flags of other servers that have no option here, and what to do instead
     "--workers -w --processes --threads --worker-class -k --worker-connections": (
         "one process serves requests at the same time, in threads: leave it out"
@@ -13488,7 +13488,7 @@ def _app_and_address(word: str) -> tuple[str, dict[str, str]]:
     app, _, port = word.rpartition(":")
     if _is_there(word):
         return word, {}
-    if word.isdigit() or _BARE_HOST.fullmatch(word):
+    if word.isdigit() or re.fullmatch(_BARE_HOST, word):
         return "", {"port" if word.isdigit() else "host": word.strip("[]")}
     if split_host(word) and not _is_there(app):
         return "", split_host(word)
