@@ -7000,8 +7000,10 @@ class DevServer:
             phases = {c: c.phase for c in list(self.connections) if not c.is_cut}
             ends = {c: c.deadline(phase, closed, grace) for c, phase in phases.items() if phase != _AT_REST}
             now = time.perf_counter()
-            for connection in [c for c, end in ends.items() if end <= now]:
-                if self._is_stopped(connection):
+            late = {c for c, end in ends.items() if end <= now}
+            stopped = self._in_debugger(late) if late else late  # it looks at every thread, and each end wakes us
+            for connection in late:
+                if connection in stopped:
                     ends[connection] = now + _PAUSED_INTERVAL
                     if connection not in paused:
                         paused.add(connection)
@@ -7017,14 +7019,12 @@ class DevServer:
                 return [c.sock for c, phase in phases.items() if phase == _AT_REST]
             self._changed.wait(min(ends.values()) - now)
 
-    def _is_stopped(self, connection: _Connection) -> bool:
-        """Return whether a debugger has stopped its thread, or one that may run its code (a loop's, a pool's).
-
-        Without threads also the one whose turn it is.
-        """
+    def _in_debugger(self, connections: set[_Connection]) -> set[_Connection]:
+        """Return those whose thread a debugger has stopped; all, if it is one that may run the code of any (a loop's,
+        a pool's; without threads also the one whose turn it is)."""
+        threads = set(filter(self.is_paused, sys._current_frames()))
         taken = {each.thread_id for each in list(self.connections)} if self.base_environ["wsgi.multithread"] else set()
-        others = sys._current_frames().keys() - taken
-        return any(map(self.is_paused, (connection.thread_id, *others)))
+        return connections if threads - taken else {each for each in connections if each.thread_id in threads}
 
     def look_again(self) -> None:
         """Have `close_gate`, if a thread is in it, look at the connections again."""

@@ -9255,6 +9255,21 @@ class ServerGate(ServerCase):
         self.assertFalse(gate.is_alive())
         self.server.open_gate()
 
+    def test_threads_are_searched_for_a_debugger_once_for_all_connections(self) -> None:
+        """A search looks at every frame of every thread: with 300 WebSockets, one for each took eight seconds."""
+        go_on, begun = threading.Event(), queue.Queue[int]()
+        self.addCleanup(go_on.set)
+        stream = Pieces(lambda: begun.put(1), lambda: go_on.wait() and b"")
+        self.serve(answering(stream, ("Content-Type", "text/event-stream")))
+        for _ in range(10):
+            self.connect(GET)
+            threading.Thread(target=go_on.wait, daemon=True).start()
+        eventually(lambda: begun.qsize() == 10, "ten streams")
+        looks: list[int] = []
+        self.server.is_paused = lambda ident: bool(looks.append(ident))
+        returning(self.server.close_gate, 600.0)
+        self.assertLess(max(collections.Counter(looks).values()), 5)
+
     def test_a_client_that_comes_while_the_gate_closes_is_not_taken(self) -> None:
         """The gate may close between the look at it and the connection's coming; who is taken then would be lost."""
         server, looks, case = self.serve(hello), itertools.count(), self
