@@ -8853,6 +8853,8 @@ class AsgiBridge:
         self.served = app  # the console looks for this name, and shows the application in the place of the bridge
         self.terminal = terminal
         self.report: Callable[[BaseException, Optional[Environ], str], str] = lambda *_: ""  # stores, returns a link
+        # Raises the exception by which a signal ends the program; it may have hit any task, and is `error` then.
+        self.check: Callable[[Optional[BaseException]], object] = lambda error: None
         self.loop: asyncio.AbstractEventLoop
         self.thread = 0  # in which the loop runs
         self.state: dict[str, Any] = {}  # the lifespan's state; each request gets a copy of it
@@ -8880,8 +8882,8 @@ class AsgiBridge:
         self.thread = threading.get_ident()
         self.loop.run_until_complete(self.lifespan.start())
 
-    def run_until(self, ended: threading.Event, check: Callable[[], object] = lambda: None) -> None:
-        """Run the loop in this thread until `ended` is set; call `check`, which may raise, every now and then."""
+    def run_until(self, ended: threading.Event) -> None:
+        """Run the loop in this thread until `ended` is set; call `check` every now and then."""
         beaten = threading.Event()
         watch = threading.Thread(
             target=self._watch_loop, args=(ended, beaten), name="devserve loop watch", daemon=True
@@ -8891,13 +8893,13 @@ class AsgiBridge:
             beat = self.loop.call_later(_BEAT_SECONDS, self.loop.stop)
             try:
                 self.loop.run_forever()
-            except SystemExit as error:  # asyncio lets it through from any task; only that task is to fail
-                check()
+            except (SystemExit, KeyboardInterrupt) as error:  # let through from any task; only that task is to fail
+                self.check(error)
                 self.terminal.crash(error)
             finally:
                 beat.cancel()  # else it would later end the loop while that runs for `stop`
                 beaten.set()
-            check()
+            self.check(None)
 
     def start_in_thread(self) -> Callable[[], None]:
         """Start the loop in a thread of its own; return the function that stops both.  Raises what `start` raises."""
@@ -9388,9 +9390,8 @@ class _HttpRequest:
         self.bridge.request_id.set(self.id)
         try:
             await self.bridge.served(self.scope, self.receive, self.send)
-        except KeyboardInterrupt:  # Ctrl-C, which may hit the main thread anywhere
-            raise
         except BaseException as failure:  # noqa: BLE001 - whatever it raises is raised in the connection's thread
+            self.bridge.check(failure)
             error = failure
             self.context.keep()
         finally:
@@ -10311,6 +10312,8 @@ class _Lifespan:
         self.task = asyncio.ensure_future(self.run())
         await self.is_started.wait()
         if self.error is not None:
+            self.is_stopped.set()
+            await _cancel({self.task})
             raise self.error
 
     async def run(self) -> None:
@@ -10318,9 +10321,8 @@ class _Lifespan:
         scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.bridge.state}
         try:
             await self.bridge.served(scope, self.receive, self.send)
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:  # noqa: BLE001 - raised again by `start`, or reported
+            self.bridge.check(error)
             if self.is_started.is_set():
                 if not self.is_stopped.is_set():
                     self.bridge.report_later(error, None, "the application's lifespan failed")
@@ -12675,7 +12677,7 @@ class _Runner:
         if self.config.open and not self.reloaded:
             threading.Thread(target=self._open_browser, name="devserve browser", daemon=True).start()
         if self.bridge:
-            self.bridge.run_until(self.ended, self.signals.check)
+            self.bridge.run_until(self.ended)
         while not self.ended.wait(_WAKE_INTERVAL):
             self.signals.check()
         return self.status
@@ -12691,6 +12693,7 @@ class _Runner:
                 app: WSGIApplication = _without_collections(load)
                 if is_asgi(app):
                     app = self.bridge = AsgiBridge(app, self.terminal)
+                    self.bridge.check = self.signals.check
                     self.bridge.start()
                 return app
             finally:
@@ -13059,10 +13062,17 @@ class _Signals:
             if not delay:
                 self.end()
 
-    def check(self) -> None:
-        """Raise the exception by which a signal ends the program; the main thread calls this while it waits."""
+    def check(self, error: Optional[BaseException] = None) -> None:
+        """Raise the exception by which a signal ends the program; the main thread calls this while it waits.
+
+        `error` has come out of the application, which may have a handler of its own that raises it.
+        """
         if self.raised:
             raise self.raised
+        handlers = map(signal.getsignal, (signal.SIGINT, signal.SIGTERM) if self.main_ident else ())
+        is_ours = all(getattr(handler, "__self__", None) is self for handler in handlers)
+        if isinstance(error, (SystemExit, KeyboardInterrupt)) and not is_ours:
+            raise error
 
     def _pause(self) -> None:
         if sys.platform != "win32":
