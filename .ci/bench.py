@@ -649,7 +649,7 @@ class Running:
                 if ask(self.port, path).status == 200:
                     return time.perf_counter() - self.began
             time.sleep(POLL)
-        raise Failed(f"{self.name} does not answer: {self.last_words()}")
+        raise Failed(f"it does not answer: {self.last_words()}")
 
     def last_words(self) -> str:
         lines = self.log.read_text("utf-8", "replace").strip().splitlines()
@@ -1518,7 +1518,7 @@ def rest(bench: Bench) -> list[Line]:
     if not os.path.exists("/proc/self/stat"):
         return [Line("idle CPU and memory", "n/a", "Linux alone tells them", "", None)]
     lines = []
-    watch = bench.rounds(16, 6)
+    watch = bench.rounds(16, 3)
     for module, title, most, target in RESTS[bench.interface]:
         with bench.servers():
             servers = bench.start_all(reload=True, module=module)
@@ -1643,7 +1643,7 @@ def crash_of(running: Running, depth: int) -> float:
 
 def watched_files(bench: Bench) -> Line:
     """The CPU time of watching projects of several sizes, all at the same time."""
-    sizes, servers, watch = (375, 750, 1500), [], bench.rounds(10, 6)
+    sizes, servers, watch = (375, 750, 1500), [], bench.rounds(10, 4)
     for size in sizes:
         folder = bench.new_project(f"watched-{size}")
         write_package(folder / "parts", size)
