@@ -8809,7 +8809,6 @@ if TYPE_CHECKING:
     import asyncio
     import queue
     from collections.abc import MutableMapping
-    from concurrent.futures import Future
 
     _Message = MutableMapping[str, Any]
 
@@ -8860,8 +8859,7 @@ class AsgiBridge:
         self.state: dict[str, Any] = {}  # the lifespan's state; each request gets a copy of it
         self.lifespan = _Lifespan(self)
         self.requests: dict[_HttpRequest, asyncio.Task[None]] = {}
-        self._loop_wakeup = _Wakeup()  # costs half as much as `call_soon_threadsafe`
-        self._jobs = _Jobs(self._loop_wakeup.wake)
+        self._jobs = _Jobs()  # costs half as much as `call_soon_threadsafe`
         self.new_queue: Any  # `queue.SimpleQueue`; a WSGI application need not import `queue`
         self.nothing_there: Any  # `queue.Empty`
         self.request_id: ContextVar[object]  # of the request that runs in a context, also in a copy in another thread
@@ -8876,9 +8874,9 @@ class AsgiBridge:
         self.new_queue, self.nothing_there = SimpleQueue, Empty
         self.loop = _loop_of_thread()
         try:
-            self.loop.add_reader(self._loop_wakeup.here, self._run_posted)
+            self.loop.add_reader(self._jobs.wakeup.here, self._jobs.run)
         except NotImplementedError:  # Windows' loop for pipes
-            self._jobs.wake = partial(self.loop.call_soon_threadsafe, self._run_posted)
+            self._jobs.wake = partial(self.loop.call_soon_threadsafe, self._jobs.run)
         self.thread = threading.get_ident()
         self.loop.run_until_complete(self.lifespan.start())
 
@@ -8909,7 +8907,7 @@ class AsgiBridge:
         ended = threading.Event()
 
         def run() -> None:
-            with self._loop_wakeup:
+            with self._jobs.wakeup:
                 try:
                     self.start()
                 except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits for it
@@ -8952,10 +8950,6 @@ class AsgiBridge:
             self._jobs.post(job)
         except RuntimeError:
             pass  # the loop is closed: the process is about to end
-
-    def _run_posted(self) -> None:
-        self._loop_wakeup.clear()
-        self._jobs.run()
 
     @functools.cached_property
     def reader(self) -> _WebSocketReader:
@@ -9093,18 +9087,19 @@ class _Wakeup:
         """Read what `wake` has sent, so that the next wait does not end at once."""
         try:
             self.here.recv(4096)
-        except BlockingIOError:
-            pass  # nothing has been sent
+        except OSError:
+            pass  # nothing has been sent, or it is closed
 
 
 class _Jobs:
     """Calls that other threads want a thread to make.  It is woken once for all that are posted until it looks.
 
-    Any thread may `post`; the thread itself calls `run`.
+    Any thread may `post`; the thread itself waits for `wakeup`, and calls `run`.
     """
 
-    def __init__(self, wake: Callable[[], object]) -> None:
-        self.wake = wake
+    def __init__(self) -> None:
+        self.wakeup = _Wakeup()
+        self.wake: Callable[[], object] = self.wakeup.wake
         self.waiting: deque[Callable[[], object]] = deque()
         self.is_woken = False  # whether the thread has been woken and will look
 
@@ -9117,6 +9112,7 @@ class _Jobs:
 
     def run(self) -> None:
         """Make all calls that wait, in the thread that was woken.  Calls that these post come after other events."""
+        self.wakeup.clear()
         self.is_woken = False  # reset before the look: a call that is posted meanwhile wakes the thread again
         for _ in range(len(self.waiting)):
             self.waiting.popleft()()
@@ -9578,7 +9574,6 @@ class _WebSocket(_HttpRequest):
         del self.scope["method"]
         self.deflate = _negotiate_deflate(environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", ""))
         # The reader's
-        self.ended: Future[None]  # for which the connection's thread waits
         self.socket = environ[SOCKET_KEY]
         self.frames = _MessageReader(may_deflate=self.deflate is not None)
         self.deadline = time.monotonic() + _PING_SECONDS  # when to ping next, or when to end the connection
@@ -9590,7 +9585,7 @@ class _WebSocket(_HttpRequest):
         self.is_silent = False  # the client has neither sent nor taken anything since the last ping
         self.is_closing = False  # our close frame has been sent, or is the last in `unsent`
         self.reads_no_more = False  # the client has closed, or has broken the protocol, or the application has failed
-        self.failure: Optional[BaseException] = None  # the exception that has ended the application
+        self.failure: Optional[BaseException] = None  # the exception that has ended the application, or is our mistake
         self.code, self.reason = 0, ""  # why the connection has ended, for the application
         # The loop's
         self.reader: _WebSocketReader  # set when the WebSocket is open
@@ -9604,15 +9599,11 @@ class _WebSocket(_HttpRequest):
             return self.answer(first, start_response)
         self.connection.leave = partial(self.leave, _SERVICE_RESTART)
         self.socket.settimeout(0.0)
-        try:
-            self.reader.carry(self)
-        except OSError:
-            pass  # the client has left without a close frame
-        finally:
-            self.connection.leave = None
-            with self.sending:
-                self.is_closing = True  # so that nobody uses the socket any more: the server is about to close it
-            self.end(_ABNORMAL)
+        self.reader.carry(self)
+        self.connection.leave = None
+        with self.sending:
+            self.is_closing = True  # so that nobody uses the socket any more: the server is about to close it
+        self.end(_ABNORMAL)
         if self.failure is not None:
             del self.environ[SOCKET_KEY]  # so that the ConnectionError of a database is not taken for this client's
             raise self.failure
@@ -9817,27 +9808,22 @@ class _WebSocketReader:
     def __init__(self) -> None:
         import selectors
 
-        self.wakeup = _Wakeup()
-        self.jobs = _Jobs(self.wakeup.wake)
+        self.jobs = _Jobs()
         self.selector = selectors.DefaultSelector()
-        self.selector.register(self.wakeup.here, selectors.EVENT_READ, self.look)
+        self.selector.register(self.jobs.wakeup.here, selectors.EVENT_READ, self.jobs.run)
         self.events: dict[_WebSocket, int] = {}  # the open WebSockets, and what the selector waits for of each
         self.is_stopped = False
         threading.Thread(target=self.run, name="devserve WebSockets", daemon=True).start()
 
     def carry(self, websocket: _WebSocket) -> None:
-        """Read and write a WebSocket until it has ended.  Raises the error that has ended it, as OSError."""
-        from concurrent.futures import Future
-
-        ended: Future[None] = Future()
-        websocket.ended = ended
+        """Read and write a WebSocket until it has ended."""
         websocket.wake = partial(self.jobs.post, partial(self.advance, websocket))
         self.jobs.post(partial(self.begin, websocket))
-        ended.result()
+        websocket.outbox.get()
 
     def run(self) -> None:
         """Wait for what comes first, a client, a job or a deadline, and deal with it."""
-        with self.wakeup, self.selector:
+        with self.jobs.wakeup, self.selector:
             while not self.is_stopped:
                 first = min((websocket.deadline for websocket in self.events), default=None)
                 for key, _ in self.selector.select(None if first is None else first - time.monotonic()):
@@ -9848,31 +9834,28 @@ class _WebSocketReader:
         self.jobs.wake = self.jobs.run  # from now on, a thread that posts a job makes the call itself
         self.jobs.run()
 
-    def look(self) -> None:
-        """Make the calls that others have posted."""
-        self.wakeup.clear()
-        self.jobs.run()
-
     def begin(self, websocket: _WebSocket) -> None:
         """Begin to read a WebSocket."""
         self.events[websocket] = 0
         if self.is_stopped:
-            self.end(websocket, ConnectionAbortedError("the server has ended"))
+            self.end(websocket)
         self.advance(websocket)
 
     def advance(self, websocket: _WebSocket) -> None:
         """Have a WebSocket read and write what is possible, and wait for what it says."""
         if websocket not in self.events:
             return  # it was woken after its end
+        waits = None
         try:
             waits = websocket.advance()
+        except OSError:
+            pass  # the client has left without a close frame
         except BaseException as error:  # noqa: BLE001 - raised again in the connection's thread
-            self.end(websocket, error)
+            websocket.failure = error
+        if waits is None:
+            self.end(websocket)
         else:
-            if waits is None:
-                self.end(websocket)
-            else:
-                self.wait_for(websocket, *waits)
+            self.wait_for(websocket, *waits)
 
     def wait_for(self, websocket: _WebSocket, reads: bool, writes: bool) -> None:
         """Wait until a socket can be read or written; for neither, until the WebSocket is woken."""
@@ -9888,20 +9871,17 @@ class _WebSocketReader:
             self.selector.register(sock, events, partial(self.advance, websocket))
         self.events[websocket] = events
 
-    def end(self, websocket: _WebSocket, error: Optional[BaseException] = None) -> None:
+    def end(self, websocket: _WebSocket) -> None:
         """Read a WebSocket no more, and let its connection's thread go on."""
         self.wait_for(websocket, reads=False, writes=False)
         del self.events[websocket]
-        if error is None:
-            websocket.ended.set_result(None)
-        else:
-            websocket.ended.set_exception(error)
+        websocket.outbox.put(None)
 
     def stop(self) -> None:
         """End all open WebSockets and the thread, as the server has ended."""
         self.is_stopped = True
         for websocket in [*self.events]:
-            self.end(websocket, ConnectionAbortedError("the server has ended"))
+            self.end(websocket)
 
 
 def _checked_message(message: _Message) -> tuple[int, bytes]:
@@ -10218,15 +10198,17 @@ def _checked_bytes(message: _Message) -> bytes:
 
 def _http_scope(environ: Environ, head: bytes, state: dict[str, Any]) -> dict[str, Any]:
     """Return the connection scope of a request (ASGI, HTTP & WebSocket 2.4), whose head came as `head`."""
-    port, target, path = environ["REMOTE_PORT"], environ["REQUEST_URI"], environ["PATH_INFO"]
+    port, raw_path = environ["REMOTE_PORT"], environ["REQUEST_URI"].partition("?")[0]
+    if raw_path[:1] != "/":  # a target in absolute form
+        raw_path = "/" + raw_path.partition("://")[2].partition("/")[2]
     scope = {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.4"},
         "http_version": environ["SERVER_PROTOCOL"][5:],
         "method": environ["REQUEST_METHOD"].upper(),
         "scheme": environ["wsgi.url_scheme"],
-        "path": (environ["SCRIPT_NAME"] + path).encode("latin-1").decode("utf-8", "replace"),
-        "raw_path": (target.partition("?")[0] if target[0] == "/" else _path_of_target(path)).encode("latin-1"),
+        "path": (environ["SCRIPT_NAME"] + environ["PATH_INFO"]).encode("latin-1").decode("utf-8", "replace"),
+        "raw_path": raw_path.encode("latin-1"),
         "query_string": environ["QUERY_STRING"].encode("latin-1"),
         "root_path": environ["SCRIPT_NAME"],
         "headers": [*_scope_headers(head, environ.get("HTTP_COOKIE", ""), environ.get("HTTP_HOST", ""))],
@@ -10240,13 +10222,6 @@ def _http_scope(environ: Environ, head: bytes, state: dict[str, Any]) -> dict[st
     if ON_EXCEPTION in environ:
         scope[ON_EXCEPTION] = environ[ON_EXCEPTION]
     return scope
-
-
-def _path_of_target(path: str) -> str:
-    """Return a path, percent-encoded, for a request whose target came in absolute form."""
-    from urllib.parse import quote
-
-    return quote(path, encoding="latin-1")
 
 
 @functools.lru_cache(maxsize=256)  # clients repeat their heads to the byte

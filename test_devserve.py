@@ -12400,16 +12400,10 @@ class AsgiWebSockets(AsgiCase):
         before, reader = self.readers(), devserve._WebSocketReader()
         reader.jobs.post(reader.stop)
         eventually(lambda: not self.readers() - before, "the end of the thread")
-        ended: list[BaseException] = []
-
-        def carry() -> None:
-            try:
-                reader.carry(mock.Mock())
-            except ConnectionAbortedError as error:
-                ended.append(error)
-
-        threading.Thread(target=carry, daemon=True).start()
-        eventually(lambda: ended, "the end of a WebSocket that came too late")
+        outbox: queue.SimpleQueue[None] = queue.SimpleQueue()
+        carry = threading.Thread(target=reader.carry, args=[mock.Mock(outbox=outbox)], daemon=True)
+        carry.start()
+        eventually(lambda: not carry.is_alive(), "the end of a WebSocket that came too late")
 
     def test_a_client_that_floods_the_server_with_small_frames_leaves_others_their_turns(self) -> None:
         self.serve_asgi(self.echo)
@@ -12458,7 +12452,9 @@ class AsgiWebSockets(AsgiCase):
 
     def test_what_a_job_posts_has_its_turn_after_other_events(self) -> None:
         woken: list[None] = []
-        jobs = devserve._Jobs(lambda: woken.append(None))
+        jobs = devserve._Jobs()
+        self.addCleanup(jobs.wakeup.__exit__)
+        jobs.wake = lambda: woken.append(None)
 
         def go_on() -> None:
             self.assertLess(len(woken), 10)
