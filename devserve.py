@@ -3356,8 +3356,11 @@ class _Scope(NamedTuple):
         """
         if text in self.values:
             return self.values[text]
+        import ast
+
+        names = {**self.known, **self.values}
         first, steps = _steps_of(text)
-        value = self.values.get(first, self.known.get(first, MISSING))
+        value = names.get(first, MISSING)
         for sign, word in steps:
             if value is MISSING:
                 break
@@ -3365,21 +3368,14 @@ class _Scope(NamedTuple):
             if sign == ".":
                 value = getattr(owner, word, MISSING) if runs_code else static_attribute(owner, word)
             if sign == "[" or (self.is_template and value is MISSING):  # Jinja2's {{ user.name }} asks for both
-                key = word if sign == "." else self.key(word)
+                is_name = word.isidentifier() and word not in ("True", "False", "None")
+                key = word if sign == "." else names.get(word, MISSING) if is_name else ast.literal_eval(word)
                 is_dict = static_attributes(owner).get("__getitem__") is vars(dict)["__getitem__"]
                 is_plain = type(key) in PLAIN_TYPES and (is_dict or type(owner) in (list, tuple, str, bytes))
                 if runs_code or is_plain:
                     with contextlib.suppress(LookupError, TypeError):  # owner[key] would add a key to a defaultdict
                         value = dict.get(owner, key, MISSING) if is_dict else owner[key]
         return value
-
-    def key(self, word: str) -> Any:
-        """Return the value of what stands between brackets: a literal or a name."""
-        import ast
-
-        if word.isidentifier() and word not in ("True", "False", "None"):
-            return self.values.get(word, self.known.get(word, MISSING))
-        return ast.literal_eval(word)
 
     def shows(self, name: object) -> bool:
         """Return whether a local is worth a line; in a module's frame, what it imports and defines is not."""
@@ -3401,12 +3397,15 @@ def _read_scope(view: FrameView, scope: _Scope, seconds: float, context: Optiona
     On the failing line, `self.total` comes before the `self` that only leads to it.
     """
     jobs: dict[str, _Job] = {}
+    lines = dict(view.source)
+    marked = "".join(lines[number][start:end] for number, start, end in view.marks if number in lines)
+    failed = marked or lines.get(view.lineno, "").strip()  # and so it has no value
     for text in _expressions_used(view):
         value = scope.find(text)
         if value is not MISSING:
             argument = text in scope.arguments
             jobs[text] = value, partial(_read_value, text, value, _last_name(text), used=True, argument=argument)
-        elif not _is_failing(view, text):
+        elif text != failed:
             jobs[text] = MISSING, partial(_read_expression, text, scope)
     jobs = {text: job for text, job in jobs.items() if not issubclass(type(job[0]), CODE_TYPES)}
     for name in [*(name for name in scope.arguments if name in scope.values), *scope.values]:
@@ -3458,13 +3457,6 @@ def _expressions_used(view: FrameView) -> list[str]:
         for begin, _, each in expressions_in(text, view.kind == "template") if number in spans else ():
             (failing if begin in range(*spans[number]) else others).append(each)
     return list(dict.fromkeys(failing + others))[:_LIST_LIMIT]
-
-
-def _is_failing(view: FrameView, text: str) -> bool:
-    """Return whether an expression is the one that failed; so it has no value."""
-    lines = dict(view.source)
-    marked = "".join(lines[number][start:end] for number, start, end in view.marks if number in lines)
-    return text == (marked or lines.get(view.lineno, "").strip())
 
 
 def behind_proxy(value: Any) -> Any:
@@ -4046,10 +4038,9 @@ def _versions() -> tuple[tuple[str, str], ...]:
 
 _LONG_TEXT = 240  # characters from which a value is folded; about three lines of the page
 _LONG_LINES = 5  # and lines
-_SHOWN_TEXT = 140  # characters of it that are shown when it is folded, or as the tooltip of an expression
 _TALL_TEXT = 1_200  # characters from which a message scrolls in its place; about a third of a screen
 _TALL_LINES = 12  # and lines
-_SHORT_TEXT = 200  # characters of a message that a heading has in its one line
+_SHORT_TEXT = 200  # characters of a text in one line of a heading or a tooltip, and of a value that is folded
 _OPEN_FRAMES = 12  # application frames that start open: more would hide the rest of the page
 _OPEN_MEMBERS = 3  # members of an exception group that start open, for the same reason
 _INDENTS = 5  # depths of indentation that the rest of a wrapped line keeps: STYLE has that many
@@ -4135,7 +4126,7 @@ def write_page(
         prefix=state.prefix,
         address=_fill_template(ADDRESS, prefix=state.prefix, id=report.link.rpartition("/")[2]) if report.link else "",
     )
-    return _write_sheet(f"{newest.type}: {_one_line(newest.message, 80)}", content, state, method, stored)
+    return _write_sheet(f"{newest.type}: {_one_line(newest.message)}", content, state, method, stored)
 
 
 def console_page(state: PageState) -> str:
@@ -4153,7 +4144,7 @@ def _write_sheet(title: str, content: _Markup, state: PageState, method: str, st
 def crash_list_page(rows: Sequence[tuple[str, str, str, str]], *, nonce: str, prefix: str) -> str:
     """Return the page that lists crashes: time, request, message and id of each."""
     lines = _joined(
-        _fill_template(CRASH_ROW, time=clock, request=what, message=_one_line(title, 200), id=id, prefix=prefix)
+        _fill_template(CRASH_ROW, time=clock, request=what, message=_one_line(title), id=id, prefix=prefix)
         for clock, what, title, id in rows
     )
     return notice_page("Last crashes", lines or NO_CRASH, nonce=nonce, template=CRASH_LIST if rows else ABSENT)
@@ -4203,7 +4194,7 @@ def _write_overview(problems: Sequence[ExceptionView]) -> _Markup:
     """Return links to the causes and the members of groups, so that the first cause is seen without scrolling."""
     links = [
         _fill_template(
-            LINK, wording=wording, anchor=anchor, type=_write_type(each.type), message=_one_line(each.message, 120)
+            LINK, wording=wording, anchor=anchor, type=_write_type(each.type), message=_one_line(each.message)
         )
         for anchor, wording, each in _tree_of(problems, "e")
     ]
@@ -4257,7 +4248,7 @@ def _write_group(problem: ExceptionView, anchor: str) -> _Markup:
             open=_Markup(" open" if number <= _OPEN_MEMBERS else ""),
             number=number,
             type=_write_type(newest.type),
-            message=_one_line(newest.message, _SHORT_TEXT),
+            message=_one_line(newest.message),
             remarks=_joined([*whole, _write_remarks(newest)]),
             exceptions=_write_problems(chain, f"{anchor}.{number}"),
         )
@@ -4296,7 +4287,7 @@ def _fold_run(run: Sequence[FrameView]) -> _Markup:
     """Return a line that names the packages of library frames, and unfolds into the frames."""
     frames = _joined(_write_frame(frame, opened=False) for frame in run)
     packages = dict.fromkeys(".".join(frame.module.split(".")[:2]) or frame.filename for frame in run)
-    count, modules = _counted(len(run), "frame"), _one_line(", ".join(packages), 160)
+    count, modules = _counted(len(run), "frame"), _one_line(", ".join(packages))
     return _fill_template(FOLD, count=count, modules=modules, frames=frames) if len(run) > 1 else frames
 
 
@@ -4343,7 +4334,7 @@ def write_source(view: FrameView) -> _Markup:
     texts = [text[margin:] for _, text in view.source]
     colors = [[] for _ in texts] if is_template else _highlight(texts)
     marks = {mark.number: (mark.start - margin, mark.end - margin) for mark in view.marks}
-    titles = {each.name: f"{each.name} = {_one_line(each.value, _SHOWN_TEXT)}" for each in view.variables}
+    titles = {each.name: f"{each.name} = {_one_line(each.value)}" for each in view.variables}
     lines = []
     for (number, _), text, spans in zip(view.source, texts, colors):
         is_failing = number == view.lineno or number in marks
@@ -4466,13 +4457,13 @@ def _fold_text(text: str) -> _Markup:
     """Return the text; a long one is folded, and its beginning shown."""
     if len(text) <= _LONG_TEXT and text.count("\n") < _LONG_LINES:
         return _escape(text)
-    start = "\n".join(text[:_SHOWN_TEXT].split("\n")[:_LONG_LINES])
+    start = "\n".join(text[:_SHORT_TEXT].split("\n")[:_LONG_LINES])
     return _fill_template(LONG, start=start, size=f"{len(text):,} characters", text=text)
 
 
-def _one_line(text: str, limit: int) -> str:
+def _one_line(text: str) -> str:
     text = " ".join(text.split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return text if len(text) <= _SHORT_TEXT else text[: _SHORT_TEXT - 1] + "…"
 
 
 def _is_short(text: str) -> bool:
@@ -4519,11 +4510,11 @@ def write_markdown(report: Report) -> str:
     then the traceback, the request, the versions and the page's address.
     """
     newest, request = report.problems[-1], report.request
-    parts = [f"# {_code(f'{newest.type}: {_one_line(newest.message, _SHORT_TEXT)}')}"]
+    parts = [f"# {_code(f'{newest.type}: {_one_line(newest.message)}')}"]
     parts += [] if _is_short(newest.message) else [_fence(newest.message)]
     parts += [_fence(line) for line in [*_hints_beyond("", newest), *newest.notes]]
     for _, wording, problem in _tree_of(report.problems, ""):
-        cause = f"{wording} {_code(f'{problem.type}: {_one_line(problem.message, _SHORT_TEXT)}')}:" if wording else ""
+        cause = f"{wording} {_code(f'{problem.type}: {_one_line(problem.message)}')}:" if wording else ""
         for frame in [frame for frame in reversed(problem.frames) if frame.app] or problem.frames[-1:]:
             name = f" in {_code(frame.name)}" if frame.name else ""
             parts += [f"## {_code(f'{frame.path}:{frame.lineno}')}{name}", cause]
@@ -4585,7 +4576,7 @@ def write_fragment(report: Report) -> str:
     """
     (_, _, problem), *others = _tree_of(report.problems, "")
     place, parts = "", [problem.hint]
-    parts += [f"{wording} {each.type}: {_one_line(each.message, _SHORT_TEXT)}" for _, wording, each in others]
+    parts += [f"{wording} {each.type}: {_one_line(each.message)}" for _, wording, each in others]
     while problem.members:  # what failed in it
         problem = problem.members[0][-1]
     for frame in [frame for frame in reversed(problem.frames) if frame.app][:1] or problem.frames[-1:]:
