@@ -2861,6 +2861,7 @@ class FramePosition(NamedTuple):
     lineno: int
     lasti: int
     context: Optional[Context] = None  # in which its values are read, so that Flask's `request` is that of the crash
+    template: str = ""  # the text of the template that is rendered, if it has no file
 
 
 if TYPE_CHECKING:
@@ -2913,8 +2914,8 @@ class _ReportBuilder:
         return max(0.005, min(most, self.until - time.monotonic()))
 
     def spend(self, text: str) -> str:
-        """Return `text` as it can be shown, and take it from the budget."""
-        text = shown_text(text, max(NAME_LIMIT, min(_TEXT_LIMIT, self.size)))
+        """Return `text` as it can be shown, secrets masked, and take it from the budget."""
+        text = shown_text(_mask(text), max(NAME_LIMIT, min(_TEXT_LIMIT, self.size)))
         self.size -= len(text)
         return text
 
@@ -2934,7 +2935,7 @@ class _ReportBuilder:
         positions = _positions_of(error, self.context)
         message = self.spend(_message_of(error, self.seconds()))
         hint = call_bounded(partial(_hint_for, error, positions), self.seconds())[0] or ""
-        notes = tuple(map(self.spend, (*self.notes(error), *_django_origins(error))))
+        notes = tuple(map(self.spend, self.notes(error)))
         named_places, _ = call_safely(lambda: list(_named_places(error, self.seconds())))
         frames = (*self.frames(error, positions), *(named_places or ()))
         members, listed = group_members(error), []
@@ -2944,11 +2945,15 @@ class _ReportBuilder:
         unlisted = len(members) - len(listed)
         return ExceptionView(type_name(type(error)), message, hint, notes, relation, frames, tuple(listed), unlisted)
 
-    def notes(self, error: BaseException) -> list[str]:
-        """Return the notes that were added (PEP 678); one that is no text is shown as its repr."""
+    def notes(self, error: BaseException) -> Iterator[str]:
+        """Yield the notes that were added (PEP 678), one that is no text as its repr; then what Django says beside."""
         notes = own_dict(error).get("__notes__", ())
-        notes = list(notes)[:_LIST_LIMIT] if type(notes) in (list, tuple) else [notes]
-        return [_mask(n) if type(n) is str else _safe_repr(n, _TEXT_LIMIT, self.seconds()) for n in notes]
+        for note in notes[:_LIST_LIMIT] if type(notes) in (list, tuple) else [notes]:
+            yield note if type(note) is str else _safe_repr(note, _TEXT_LIMIT, self.seconds())
+        tried: Any = own_dict(error).get("tried") if type(error).__name__ == "TemplateDoesNotExist" else ()
+        lines, _ = call_safely(lambda: [f"{origin.name} ({status})" for origin, status in tried[:_LIST_LIMIT]])
+        if lines:
+            yield "\n".join(["Django looked in:", *lines])
 
     def frames(self, error: BaseException, positions: list[FramePosition]) -> list[FrameView]:
         """Return the views of `positions`, recursion folded; the values of the application's frames are read.
@@ -2998,18 +3003,7 @@ def _message_of(error: BaseException, seconds: float) -> str:
     """Return the message of an exception; that of a SyntaxError without file and line, which are shown as a frame."""
     if isinstance(error, SyntaxError) and type(error.msg) is str and type(error).__str__ is SyntaxError.__str__:
         return error.msg
-    if has_plain_text(error):
-        return _mask(str(error))
-    return _mask(_text_or_why(*call_bounded(partial(str, error), seconds)))
-
-
-def _django_origins(error: BaseException) -> list[str]:
-    """Return where Django looked for a template that does not exist."""
-    tried = own_dict(error).get("tried")
-    if not tried or type(error).__name__ != "TemplateDoesNotExist":
-        return []
-    lines, _ = call_safely(lambda: [f"{origin.name} ({status})" for origin, status in tried[:_LIST_LIMIT]])
-    return ["\n".join(["Django looked in:", *lines])] if lines else []
+    return str(error) if has_plain_text(error) else _text_or_why(*call_bounded(partial(str, error), seconds))
 
 
 # -- where it was raised
@@ -3024,9 +3018,12 @@ def _positions_of(error: BaseException, context: Optional[Context]) -> list[Fram
 
     They ask by a local that pytest, Werkzeug and others read.
     """
-    positions, tb = [], application_traceback(error)
+    positions, tb, template = [], application_traceback(error), ""
     while tb is not None:
-        positions.append(FramePosition(tb.tb_frame, tb.tb_lineno or 0, tb.tb_lasti, context))
+        if tb.tb_frame.f_code.co_name == "render_template_string":  # Flask's and Quart's: Jinja2 keeps no such text
+            text = locals_of(tb.tb_frame).get("source")
+            template = text if type(text) is str else ""
+        positions.append(FramePosition(tb.tb_frame, tb.tb_lineno or 0, tb.tb_lasti, context, template))
         tb = tb.tb_next
     hides = [locals_of(position.frame).get("__traceback_hide__", False) for position in positions]
     return [each for each, hidden in zip(positions, hides) if hidden is False or hidden is None] or positions[-1:]
@@ -3058,6 +3055,8 @@ def view_position(position: FramePosition, *, id: str = "", around: int = 0) -> 
     else:
         kind, filename, lineno, name = "template", template.filename, template.lineno, template.name
     source = _read_source(filename, frame.f_globals)
+    if template is not None and position.template and filename[:1] == "<":
+        source = position.template.split("\n"), ""
     if template is None and not _is_source_of(code, source[0]):
         source = [], "The file has changed since it was loaded."
     marks = _marks_of(position, source[0]) if template is None else [_Mark(lineno, *template.mark)]

@@ -4887,6 +4887,16 @@ class ReadingTemplates(Reading):
         frame = self.template(failure_of(lambda: environment.get_template("broken.html")))
         self.assertEqual(frame.lineno, 2)
 
+    @needs("flask")
+    def test_shows_the_line_of_a_template_that_flask_was_given_as_a_text(self) -> None:
+        flask = importlib.import_module("flask")
+        with flask.Flask("app").app_context():
+            for text in ("<p>\n{{ 1 / x }}\n</p>", "<p>\n{% if %}\n</p>"):
+                with self.subTest(text):
+                    frame = self.template(failure_of(lambda text=text: flask.render_template_string(text, x=0)))
+                    self.assertEqual([line.text for line in frame.source], text.split("\n"))
+                    self.assertEqual((frame.lineno, frame.app), (2, True))
+
     @needs("jinja2")
     def test_shows_the_line_of_a_jinja2_macro_that_python_calls(self) -> None:
         path = self.write("macros.html", "\n{% macro price(x) %}\n<b>{{ 1 / x }}</b>\n{% endmacro %}\n")
