@@ -55,7 +55,7 @@ A start:    main reads the command, and serve_command calls Launch.capture, whic
             makes the same _Runner, by way of _start.
 A request:  DevServer.serve_forever gives each connection to a thread of its own, in which _Connection.serve reads a
             request (_parse_head, _Body) and _Response.run calls the application: DebuggedApplication.__call__, which
-            makes an _Exchange, and through _Exchange.call the user's.  _Response._write sends each piece before it
+            makes an _Exchange, and through _Exchange.call the user's.  _Response.write sends each piece before it
             asks for the next; _Response.log writes the line.  The thread goes back to _Connection._await_request.
 A crash:    _Exchange.guarded catches what the application raises.  _Exchange.keep prints the traceback
             (Terminal.crash), then has the crash stored and read (CrashStore.add, read_report).  While nothing has been
@@ -6731,7 +6731,7 @@ def _live_tag(place: str, reload_id: str, seen: int) -> bytes:
 #
 # A request goes this way: `_Connection._await_request` waits for its first bytes, and `_answer` reads and answers it.
 # `_read_request` takes the head off the buffer (`_parse_head`, of which the last results are remembered) and offers
-# the body (`_open_body`) as wsgi.input.  `_Response.run` calls the application and sends its pieces by `_write`;
+# the body (`_open_body`) as wsgi.input.  `_Response.run` calls the application and sends its pieces by `write`;
 # before the first one `_begin` writes the head, after the last one `_finish` ends the body, and `fail` answers for an
 # application that raised.  What is not HTTP raises `_BadRequest`, wherever it is noticed, and is answered by `refuse`;
 # a client that is no longer there raises `_ClientGone`, which is nobody's failure.
@@ -7214,16 +7214,14 @@ class _Connection:
         self.timeout = _IDLE_TIMEOUT
         if body is not None:
             self.phase = _ANSWERED
-            body.discard()
-            self.keep_alive = self.keep_alive and body.drain(_DRAIN_LIMIT)
+            self.keep_alive = body.drain(_DRAIN_LIMIT if self.keep_alive else 0) and self.keep_alive
             self.input_left = not self.keep_alive  # the rest of it, or the empty line that old clients send after one
 
     def _run(self, head: _Head, environ: Environ, body: Optional[_Body]) -> None:
         """Call the application and send its answer; whatever goes wrong, write the line of the log."""
         self.position, self.hangs_reported = partial(thread_position, self.thread_id), 0
         response = _Response(self, head, environ, body)
-        method, target = head.request_line
-        if method == "GET" and all(part in target for part in _LONG_POLL):
+        if head.is_long_poll:
             self.note_endless()
         if head.upgrades:
             environ[SOCKET_KEY] = _UpgradedSocket(response)
@@ -7450,7 +7448,7 @@ _HOST = re.compile(
 _ABSOLUTE = re.compile(r"https?://([^/?#@]+)((?:[/?][^#]*)?)", re.IGNORECASE)  # a target as sent to a proxy
 _ONCE = frozenset({"HTTP_HOST", "CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING"})  # twice, they would mean two messages
 _VERSION = re.compile(r"HTTP/1\.[0-9]")  # a later minor version is served as 1.1 (RFC 9112 section 2.3)
-_LONG_POLL = ("EIO=", "transport=polling", "sid=")  # Socket.IO's: it waits up to 25 s for something that it is told
+_LONG_POLL = ("EIO=", "transport=polling", "sid=")  # Socket.IO's: it waits up to 25 s for something to tell
 _TLS_HANDSHAKE = b"\x16"  # the type of a client's first TLS record (RFC 8446 section 5.1)
 _CHUNKED = -1  # as a body's length
 
@@ -7464,6 +7462,7 @@ class _Head(NamedTuple):
     length: int = 0  # of the body in bytes, or _CHUNKED
     expects: bool = False  # the client waits for `100 Continue`
     upgrades: bool = False  # the client asks for another protocol on this connection, as for a WebSocket
+    is_long_poll: bool = False  # the answer comes when there is something to tell, which may be never
     environ: Mapping[str, str] = {}  # its part of the environ
 
 
@@ -7489,6 +7488,7 @@ def _parse_head(raw: bytes) -> _Head:
         length=length,
         expects=http11 and length != 0 and _expects(fields.get("HTTP_EXPECT", "")),
         upgrades=http11 and "HTTP_UPGRADE" in fields and "upgrade" in options,
+        is_long_poll=method == "GET" and all(part in target for part in _LONG_POLL),
         environ={
             **fields,
             "REQUEST_METHOD": method,
@@ -7646,6 +7646,8 @@ class _Body(io.RawIOBase):
     in another thread must have one read at a time.
     """
 
+    is_ignored = False  # the application could have read it as it came, and has not
+
     def __init__(self, connection: _Connection, length: int, expected: bool) -> None:
         super().__init__()
         self.connection = connection
@@ -7700,9 +7702,6 @@ class _Body(io.RawIOBase):
             return False
         return not self.unread
 
-    def discard(self) -> None:
-        """Drop the stored part of the body at the end of the request, so that a stored crash keeps no upload."""
-
 
 _HEXADECIMAL = re.compile(rb"[0-9A-Fa-f]{1,15}")  # a size of 60 bits: nobody has more
 
@@ -7722,7 +7721,7 @@ class _ChunkedBody(_Body):
         self.awaits = "size"  # what comes after these bytes: the "size" or the "end" of a chunk, or the "trailer"
         self.stored = io.BytesIO()
         self.stored_left = 0  # bytes of it that have not been read
-        self.is_ignored = False  # the application could have read the rest as it came, and has not
+        self.is_empty = True  # no chunk with data has come
 
     def store(self) -> bool:
         """Store the body while it comes in one go; return whether that was all of it.  Raises `_BadRequest`.
@@ -7751,13 +7750,16 @@ class _ChunkedBody(_Body):
         self.is_ignored = self.unread != 0
         return not self.unread
 
-    def discard(self) -> None:
-        if self.is_ignored:
+    def drain(self, limit: int) -> bool:
+        self.stored.close()  # so that a stored crash keeps no upload
+        self.stored_left = 0
+        is_ignored = self.is_ignored
+        is_whole = super().drain(limit)
+        if is_ignored and not self.is_empty:
             self.connection.server.warn_once(
                 "nothing was read of a body that came bit by bit, without Content-Length: Django and Bottle never do"
             )
-        self.stored.close()
-        self.stored_left = 0
+        return is_whole
 
     def readinto(self, buffer: Any) -> int:
         self.is_ignored = False
@@ -7784,6 +7786,7 @@ class _ChunkedBody(_Body):
                 raise _BadRequest(f"{digits[:20]!r} is no chunk size")
             self.left = int(digits, 16)
             self.awaits = "end" if self.left else "trailer"
+            self.is_empty = self.is_empty and not self.left
         if self.awaits == "trailer":
             self._skip_trailer()
             self.unread = 0
@@ -7843,7 +7846,7 @@ _ENDED = 6  # what the application writes now would garble the next response
 class _Response:
     """One response: its head as the application gave it, and how much of it has been sent.
 
-    `run` calls the application and passes each piece to `_write`; the first one makes `_begin` choose the framing and
+    `run` calls the application and passes each piece to `write`; the first one makes `_begin` choose the framing and
     write the head, `_finish` ends the body, and when the application raises, `fail` answers instead.  Last comes
     `log`.  The head leaves with the first piece of the body (PEP 3333), in one send when the piece is small.  It
     belongs to the connection's thread, but an application may `write` from others, one by one.
@@ -7911,23 +7914,11 @@ class _Response:
             )
         return self.write
 
-    def write(self, data: bytes) -> None:
-        """Send a piece of the body, and the head before the first one; the bytes are on the wire on return."""
-        self._write(data, whole=False)
+    def write(self, data: bytes, *, whole: bool = False) -> None:
+        """Send a piece of the body, and the head before the first one; the bytes are on the wire on return.
 
-    def _send_pieces(self, pieces: Iterable[bytes], *, whole: bool = False) -> None:
-        """Send each piece before the next is asked for; `whole` says that there is one alone.
-
-        An empty piece sends nothing, not even the head (PEP 3333); what is no bytes goes on to the check in `_write`.
+        A piece that is `whole` is all of the body, and tells its length.
         """
-        for piece in pieces:
-            if piece or not isinstance(piece, bytes):
-                self._write(piece, whole=whole)
-                if self.discards:
-                    break
-
-    def _write(self, data: bytes, *, whole: bool) -> None:
-        """Send a piece of the body; one that is `whole` tells the length."""
         if not isinstance(data, bytes):
             raise TypeError(f"the application must yield bytes, not {type(data).__name__}: {data!r:.80}")
         if self.framing == _ENDED:
@@ -7944,6 +7935,17 @@ class _Response:
         except _ClientGone as error:
             self.sent -= min(error.unsent, len(data))
             raise
+
+    def _send_pieces(self, pieces: Iterable[bytes], *, whole: bool = False) -> None:
+        """Send each piece before the next is asked for; `whole` says that there is one alone.
+
+        An empty piece sends nothing, not even the head (PEP 3333); what is no bytes goes on to the check in `write`.
+        """
+        for piece in pieces:
+            if piece or not isinstance(piece, bytes):
+                self.write(piece, whole=whole)
+                if self.discards:
+                    break
 
     def _admitted(self, data: bytes) -> bytes:
         """Return the part of a piece that may be sent; bytes past the declared length would be read as a response."""
@@ -7967,6 +7969,8 @@ class _Response:
         if not self.status:
             raise AssertionError("the application sent a body before it called start_response")
         line = self._choose_framing(size)
+        if self.body is not None and self.status[0] != "2":
+            self.body.is_ignored = False  # rightly: a redirect or a 401 needs no body
         if self.head.closes or self.framing == _BY_CLOSE or (self.body is not None and self.body.closes_connection()):
             connection.keep_alive = False
         if not connection.keep_alive:
@@ -7997,7 +8001,7 @@ class _Response:
         if not self.framing:
             if not self.status:
                 raise AssertionError("the application returned without calling start_response")
-            self._write(b"", whole=self.request.request_line[0] != "HEAD")
+            self.write(b"", whole=self.request.request_line[0] != "HEAD")
         if self.framing == _BY_LENGTH and self.left:  # the client must not take it for whole
             raise RuntimeError(f"the body is {self.left} bytes shorter than declared")
         framing = self.framing
@@ -8078,7 +8082,7 @@ class _Response:
             self.head = check_response_head(status, PLAIN_TEXT)
             self.status = status
             with contextlib.suppress(_ClientGone):
-                self._write(text.encode("utf-8", "replace"), whole=True)
+                self.write(text.encode("utf-8", "replace"), whole=True)
         elif self.framing != _TAKEN_OVER:
             self.connection.cut()
 

@@ -9589,18 +9589,33 @@ class ServerInput(ServerCase):
         self.assertEqual([client.answer().status for _ in range(2)], [200, 500], "the second has another environ")
 
     def test_an_application_that_reads_by_the_length_alone_is_told_of_a_body_without_one(self) -> None:
-        for size, pauses, told in ((0, True, 1), (-1, True, 0), (0, False, 0)):
+        for status, size, sent, told in (
+            ("200 OK", 0, "1\r\nx\r\n", 1),
+            ("200 OK", -1, "1\r\nx\r\n", 0),
+            ("200 OK", 0, CHUNKS, 0),
+            ("200 OK", 0, "", 0),  # it comes to nothing
+            ("302 Found", 0, "1\r\nx\r\n", 0),  # an answer that needs no body
+        ):
             calls: queue.Queue[int] = queue.Queue()
-            self.serve(lambda e, sr, c=calls, n=size: [c.put(1), e["wsgi.input"].read(n)] and hello(e, sr))
+
+            def app(
+                environ: Any, start_response: Any, status: str = status, size: int = size, calls: Any = calls
+            ) -> list[bytes]:
+                calls.put(1)
+                environ["wsgi.input"].read(size)
+                start_response(status, [])
+                return [b"hello"]
+
+            self.serve(app)
             for _ in range(2):
-                client = self.connect(chunked("1\r\nx\r\n" if pauses else CHUNKS))
+                client = self.connect(chunked(sent))
                 calls.get(timeout=DEADLINE)
-                if pauses:
+                if sent != CHUNKS:
                     client.send("0\r\n\r\n")
-                self.assertEqual(client.answer().status, 200)
+                self.assertEqual(client.answer().status, int(status[:3]))
                 client.end()
             eventually(lambda: not self.server.connections, "the connections end")
-            self.assertEqual(self.log.count("Django and Bottle"), told)
+            self.assertEqual(self.log.count("Django and Bottle"), told, (status, size, sent))
 
     def test_a_slow_trickle_of_chunks_is_no_upload_in_one_go(self) -> None:
         called = threading.Event()
