@@ -569,46 +569,28 @@ def _read_env_file(path: str) -> list[str]:
 
 
 _BLANK = r"[^\S\n]"  # white space within a line
-_ENV_VALUES = {"'": r"'((?:\\.|[^'\\])*)'", '"': r'"((?:\\.|[^"\\])*)"'}  # by their first character
-_ENV_ESCAPES = {"'": r"\\([\\'])", '"': r"\\([\\'\"abfnrtv])"}  # what follows a backslash there
+# An entry by the grammar of python-dotenv 1.2: a bare value ends at " #", and a quoted one may span lines.
+_ENV_ENTRY = rf"""(?sx)\s*(?P<entry>(?:export{_BLANK}+(?=\S))?
+    (?:(?:'(?P<quoted>[^']+)'|(?P<key>[^=\#\s'][^=\#\s]*)){_BLANK}*
+        (?:={_BLANK}*(?:
+            '(?P<single>(?:\\.|[^'\\])*)'|"(?P<double>(?:\\.|[^"\\])*)"|(?P<bare>(?!['"])(?:(?!(?<=\s)\#)[^\n])*)
+        )?)?
+    )?
+    (?:(?:{_BLANK}*\#[^\n]*)?{_BLANK}*(?:\n|\Z)|(?P<invalid>[^\n]+)))"""
+_ENV_ESCAPES = {"single": r"\\([\\'])", "double": r"\\([\\'\"abfnrtv])", "bare": r"\s+\Z()"}  # what is replaced there
 _ESCAPED = dict(zip("abfnrtv", "\a\b\f\n\r\t\v"))
 
 
 def _env_entries(text: str) -> Iterator[tuple[int, str, Optional[str]]]:
-    """Yield (position, key, value) of each entry, as python-dotenv 1.2 reads it; an invalid line has the key "".
-
-    A quoted value may span lines, a bare one ends at " #".  A key without "=" has the value None, and sets nothing.
-    """
-    position = 0
-
-    def take(pattern: str) -> re.Match[str]:
-        nonlocal position
-        match = re.compile(pattern, re.DOTALL).match(text, position)
-        if match is None:
-            raise ValueError(pattern)
-        position = match.end()
-        return match
-
-    while take(r"\s*").end() < len(text):
-        start, key, value = position, "", None
-        try:
-            take(rf"(?:export{_BLANK}+)?")
-            if not text.startswith("#", position):
-                key = take(r"'([^']+)'" if text.startswith("'", position) else r"([^=#\s]+)")[1]
-            equals = take(rf"{_BLANK}*(=?)({_BLANK}*)")
-            first = text[position : position + 1]
-            if first in _ENV_VALUES and equals[1]:
-                escaped = take(_ENV_VALUES[first])[1]
-                value = re.sub(_ENV_ESCAPES[first], lambda match: _ESCAPED.get(match[1], match[1]), escaped)
-            elif equals[1]:
-                value = "" if first == "#" and equals[2] else re.sub(r"\s+#.*", "", take(r"[^\n]*")[0]).rstrip()
-            take(rf"(?:{_BLANK}*#[^\n]*)?{_BLANK}*(?:\n|\Z)")
-        except ValueError:
-            take(r"[^\n]*")
-            yield start, "", None
-        else:
-            if key:
-                yield start, key, value
+    """Yield (position, key, value) of each entry: the key "" if it is invalid, the value None if there is no "="."""
+    for match in re.finditer(_ENV_ENTRY, text):
+        key = match["quoted"] or match["key"] or ""
+        value: Optional[str] = None
+        for kind, escape in _ENV_ESCAPES.items():
+            if match[kind] is not None:
+                value = re.sub(escape, lambda found: _ESCAPED.get(found[1], found[1]), match[kind])
+        if key or match["invalid"]:
+            yield match.start("entry"), "" if match["invalid"] else key, value
 
 
 def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
@@ -1445,11 +1427,8 @@ def _obeys_escapes(stream: TextIO) -> bool:
 
 def _knows_hyperlinks() -> bool:
     """Return whether the terminal says of itself that it understands OSC 8."""
-    for variable, names in _HYPERLINK_SIGNS.items():
-        value = os.environ.get(variable, "")
-        if value and (names is None or value in names.split()):
-            return True
-    return False
+    signs = ((os.environ.get(variable, ""), names) for variable, names in _HYPERLINK_SIGNS.items())
+    return any(value and (names is None or value in names.split()) for value, names in signs)
 
 
 def find_editor(name: str) -> str:
@@ -13337,7 +13316,8 @@ _OTHER_PROGRAMS = frozenset(
     "bottle cherryd daphne django-admin fastapi flask granian gunicorn hypercorn litestar pserve py python python3 "
     "quart sanic uvicorn uwsgi waitress-serve".split()
 )
-_BARE_HOST = r"localhost|[0-9]+(\.[0-9]+){3}|\[?::1?\]?"  # a host that is known as such without a port
+# A host that is known as such without a port.
+_BARE_HOST = r"unix:.+|(?i:localhost)|[0-9]+(\.[0-9]+){3}|\[?::1?\]?"
 _NOT_HERE = {  # flags of other servers that have no option here, and what to do instead
     "--workers -w --processes --threads --worker-class -k --worker-connections": (
         "one process serves requests at the same time, in threads: leave it out"
@@ -13511,9 +13491,8 @@ def _flag_remedy(flag: str, value: str) -> str:
     for flags, remedy in _NOT_HERE.items():
         if flag in flags.split():
             return remedy
-    near = get_close_matches(
-        flag.lower(), [*_FLAGS, "--help", "--version"], 1, 0.75
-    )  # two letters swapped; no other word
+    cutoff = 0.75  # two letters swapped; no other word
+    near = get_close_matches(flag.lower(), [*_FLAGS, "--help", "--version"], 1, cutoff)
     return f"did you mean {near[0]}?" if near else "see --help"
 
 

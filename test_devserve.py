@@ -16014,6 +16014,8 @@ class CommandLineOptions(Folder):
             ("runserver", "0:8000"): "0:8000 is taken as --host 0 --port 8000",
             ("--host", "[::1]:80"): "--host [::1]:80 is taken as --host ::1 --port 80",
             ("127.0.0.1",): "127.0.0.1 is taken as --host 127.0.0.1",
+            ("hello", "LOCALHOST"): "LOCALHOST is taken as --host LOCALHOST",
+            ("hello", "unix:/tmp/s"): "unix:/tmp/s is taken as --host unix:/tmp/s",
             ("--host", "8000"): "--host 8000 is taken as --port 8000",
             ("hello:app:8000",): "hello:app:8000 is taken as hello:app --port 8000",
         }.items():
