@@ -6700,10 +6700,10 @@ def _live_tag(place: str, reload_id: str, seen: int) -> bytes:
 # A reload uses the gate in three steps.  `DevServer.hold` shuts it as soon as the watcher sees a difference, since the
 # next request should get the new code; `open_gate` opens it again when the difference was none.  `close_gate` shuts it
 # for the reload, waits for the requests that run, cuts those that take longer than their grace, and returns the
-# sockets at rest.  What has no foreseeable end, by its type (`_ENDLESS_TYPE`), gets no grace; how an application sends
-# tells nothing, since a page that is being made pauses like a stream that waits.  `adopt` takes the sockets up in the
-# next process as if they had just been accepted.  A TLS connection cannot be taken up by another process, as its keys
-# are in OpenSSL's memory, so under the reloader each ends after one answer.
+# sockets at rest.  What has no foreseeable end, by its type (`_ENDLESS_TYPE`), gets no grace, unless it answers a
+# POST; how an application sends tells nothing, since a page that is being made pauses like a stream that waits.
+# `adopt` takes the sockets up in the next process as if they had just been accepted.  A TLS connection cannot be taken
+# up by another process, as its keys are in OpenSSL's memory, so under the reloader each ends after one answer.
 #
 # No socket here ever blocks.  Every call of one goes through `_attempt`, which tries it first, and then waits for what
 # the failed call says that it needs: over TLS a send may have to read first, and the reverse.
@@ -7387,10 +7387,15 @@ class _Connection:
 
     # -- for other threads
 
-    def note_endless(self) -> None:
-        """Note that the request has no foreseeable end, so that no reload waits for it."""
-        self.phase = _ENDLESS
-        self.server.look_again()
+    def note_endless(self, kind: str = "") -> None:
+        """Note that the request has no foreseeable end, so that no reload waits for it; `kind` is its response's type.
+
+        A POST answered by events or rows is no subscription: as a rule a language model writes, and soon comes to its
+        end, and a client cannot ask again for an answer that was cut.
+        """
+        if self.request_line[0] != "POST" or not kind or kind.startswith("multipart"):
+            self.phase = _ENDLESS
+            self.server.look_again()
 
     def cut(self) -> None:
         """End the connection at once."""
@@ -7885,8 +7890,8 @@ class _Response:
             raise AssertionError("start_response was called twice; only with exc_info may it be called again")
         self.head = check_response_head(status, headers)
         self.status = status
-        if self.head.is_endless:
-            self.connection.note_endless()  # already now: the first piece may be long in coming
+        if self.head.endless_type:
+            self.connection.note_endless(self.head.endless_type)  # already now: the first piece may be long in coming
         for name in self.head.dropped:
             self.connection.server.warn_once(
                 f"left out the header {name}: it belongs to the connection, which is the server's (PEP 3333)"
@@ -7956,7 +7961,7 @@ class _Response:
             line += b"Connection: close\r\n"
         elif not self.request.http11:
             line += b"Connection: keep-alive\r\n"
-        if self.head.is_endless and not self.discards:
+        if self.head.endless_type and not self.discards:
             self.log(" (begins)")
         return b"%b%b%b\r\n" % (self.head.block, _date_line(int(time.time())) if self.head.needs_date else b"", line)
 
@@ -8078,7 +8083,7 @@ class _ResponseHead(NamedTuple):
     block: bytes = b""  # the status line and the headers as they go on the wire
     needs_date: bool = True  # the application gave none
     length: int = -1  # the declared Content-Length, -1 without
-    is_endless: bool = False  # the body has no foreseeable end
+    endless_type: str = ""  # its Content-Type, if the body has no foreseeable end by that
     closes: bool = False  # the application asks for the connection's end
     dropped: tuple[str, ...] = ()  # headers that are not the application's to send
 
@@ -8139,8 +8144,8 @@ def _checked_head(status: str, headers: tuple[tuple[str, str], ...]) -> _Respons
     block = _encoded_head(f"HTTP/1.1 {status}\r\n{''.join(lines)}", len(lines) + 1)
     # A file is saved when it is whole.
     is_finite = length >= 0 or values["content-disposition"].startswith("attachment")
-    is_endless = not is_finite and re.match(_ENDLESS_TYPE, values["content-type"]) is not None
-    return _ResponseHead(block, "date" not in values, length, is_endless, closes, tuple(dropped))
+    endless_type = values["content-type"] if not is_finite and re.match(_ENDLESS_TYPE, values["content-type"]) else ""
+    return _ResponseHead(block, "date" not in values, length, endless_type, closes, tuple(dropped))
 
 
 # Most answers of an application begin alike, and the checks cost more than the rest of a small answer.
@@ -9437,8 +9442,8 @@ class _HttpRequest:
         if self.has_debugger:
             self.context.keep()
             self.held = [] if message["status"] >= 500 else None
-        if self.head.is_endless:
-            self.connection.note_endless()
+        if self.head.endless_type:
+            self.connection.note_endless(self.head.endless_type)
         self.phase = _STARTED
 
     def add(self, body: bytes, more: bool) -> None:
@@ -9499,7 +9504,7 @@ class _HttpRequest:
     @property
     def is_endless(self) -> bool:
         """Whether the response has no foreseeable end, so that a reload does not wait for it but cuts it."""
-        return self.phase == _STARTED and self.head.is_endless
+        return self.phase == _STARTED and bool(self.head.endless_type)
 
 
 # -- a WebSocket (RFC 6455)
@@ -10123,7 +10128,7 @@ class _ResponseStart(NamedTuple):
     status: str
     headers: list[tuple[str, str]]
     length: int  # the declared Content-Length, -1 without
-    is_endless: bool  # the body has no foreseeable end
+    endless_type: str  # its Content-Type, if the body has no foreseeable end by that
 
 
 def _header_pairs(message: _Message) -> tuple[tuple[bytes, bytes], ...]:
@@ -10157,7 +10162,7 @@ def _response_start(status: int, headers: tuple[tuple[bytes, bytes], ...]) -> _R
             kept.append(pair)
     line = f"{int(status)} {responses.get(status, '')}"
     head = check_response_head(line, tuple(kept))
-    return _ResponseStart(line, kept, head.length, head.is_endless)
+    return _ResponseStart(line, kept, head.length, head.endless_type)
 
 
 def _checked_bytes(message: _Message) -> bytes:

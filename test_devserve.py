@@ -9184,7 +9184,7 @@ class ServerGate(ServerCase):
             first = [] if kind == "early" else [b"data: 1\n\n"]  # a queue may be empty at first
             pieces = Pieces(*first, lambda e=entered, go_on=go_on: e.set() or (go_on.wait() and b""))
             self.serve(answering(pieces, ("Content-Type", kind if first else "text/event-stream")))
-            self.connect(GET)
+            self.connect(post("") if "subscription" in kind else GET)
             entered.wait(DEADLINE)
             returning(self.server.close_gate, 600.0)
             self.assertNotIn("grace", self.log)
@@ -9207,19 +9207,21 @@ class ServerGate(ServerCase):
 
     def test_a_response_that_may_have_an_end_is_waited_for(self) -> None:
         rows = ("Content-Type", "application/x-ndjson")
-        for headers in (
-            [rows, ("Content-Length", "4")],
-            [rows, ("Content-Disposition", 'Attachment; filename="export.jsonl"')],
-            *([("Content-Type", kind)] for kind in (
+        for request, headers in (
+            (GET, [rows, ("Content-Length", "4")]),
+            (GET, [rows, ("Content-Disposition", 'Attachment; filename="export.jsonl"')]),
+            (post(""), [rows]),  # a language model's answer
+            (post(""), [("Content-Type", "text/event-stream")]),
+            *((GET, [("Content-Type", kind)]) for kind in (
                 "text/html", "application/octet-stream", "application/ld+json", "application/json", "audio/mpeg",
                 "multipart/mixed; boundary=x", "application/json; profile=json-seq-of-rows",
             )),
         ):  # fmt: skip
-            with self.subTest(headers):
+            with self.subTest(headers, request=request):
                 begun, go_on = threading.Event(), threading.Event()
                 pieces = Pieces(b"{}", lambda b=begun, g=go_on: b.set() or (g.wait(DEADLINE) and b"[]"))
                 self.serve(answering(pieces, *headers))
-                client = self.connect(GET)
+                client = self.connect(request)
                 self.assertTrue(begun.wait(DEADLINE))
                 threading.Timer(0.05, go_on.set).start()
                 self.server.close_gate(DEADLINE)
@@ -11811,6 +11813,25 @@ class AsgiSending(AsgiCase):
                 self.assertIsInstance(self.end(), asyncio.CancelledError)
                 self.assertNotIn("grace", self.log)
                 self.assertNotIn("Traceback", self.log)
+
+    def test_a_stream_that_answers_a_post_is_waited_for(self) -> None:
+        import asyncio
+
+        begun, go_on = threading.Event(), threading.Event()
+
+        async def view(scope: Any, receive: App, send: App) -> None:
+            await send({**self.START, "headers": [(b"content-type", b"text/event-stream")]})
+            await send({**self.BODY, "body": b"data: 1\n\n", "more_body": True})
+            begun.set()
+            await asyncio.get_running_loop().run_in_executor(None, go_on.wait, DEADLINE)
+            await send({**self.BODY, "body": b"data: 2\n\n"})
+
+        self.serve_asgi(view)
+        client = self.connect(post(""))
+        self.assertTrue(begun.wait(DEADLINE))
+        threading.Timer(0.05, go_on.set).start()
+        self.server.close_gate(DEADLINE)
+        self.assertEqual(client.answer().body, b"data: 1\n\ndata: 2\n\n")
 
     def test_http_1_0_gets_no_chunks(self) -> None:
         self.answering(self.START, {**self.BODY, "body": b"one", "more_body": True}, {**self.BODY, "body": b"two"})
