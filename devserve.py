@@ -9157,8 +9157,8 @@ _TO_CONTEXT = {
 }
 
 
-def _pool_position(is_wanted: Callable[[Context], bool]) -> str:
-    """Return where in the application's own code a thread is that makes a call in a wanted context.
+def _pool_position(variable: ContextVar[object], wanted: object) -> str:
+    """Return where in the application's own code a thread is that makes a call for the request with a wanted id.
 
     Frameworks run functions that are no coroutines in a thread of a pool (by anyio, asgiref, or an executor), in a
     copy of the request's context.  Python tells no other thread's context, but a frame of that thread has it as a
@@ -9170,7 +9170,7 @@ def _pool_position(is_wanted: Callable[[Context], bool]) -> str:
             for value in [] if is_app_code(outer.f_code) else list(outer.f_locals.values()):
                 for _ in _TO_CONTEXT:
                     value = getattr(value, _TO_CONTEXT.get(type_name(type(value)), ""), value)
-                if isinstance(value, Context) and is_wanted(value):
+                if isinstance(value, Context) and value.get(variable) is wanted:
                     return position
     return ""
 
@@ -9202,7 +9202,9 @@ class _HttpRequest:
         self.written = 0  # bytes of the response that the connection has taken
         self.wake: Callable[[], object] = bool  # wakes the thread while it watches its socket; else it does nothing
         # Both sides'
-        self.inbox: deque[Any] = deque() if self.has_more else deque([(b"", False)])  # (bytes of the body, more)
+        self.inbox: deque[tuple[Any, int]] = deque()  # messages for the application, and their sizes
+        if not self.has_more:
+            self.inbox.append(({"type": "http.request", "body": b"", "more_body": False}, 0))
         self.outbox: queue.SimpleQueue[Any] = bridge.new_queue()  # (bytes, more), or an exception
         self.has_ended = False  # the client sends no more: it has gone, or waits for the response; set by the thread
         self.is_gone = False  # the client has gone, or is taken for gone as the application has called `receive`
@@ -9326,13 +9328,18 @@ class _HttpRequest:
             if self.has_more or not getattr(error, "has_ended", False):
                 raise
             self.has_ended = True
+            self.bridge.post(self.notify)
         else:
             self.has_more = bool(self.body.unread)
             self.record(piece)
-            self.handed += len(piece)
-            self.inbox.append((piece, self.has_more))
-        self.bridge.post(self.notify)
+            self.hand_in({"type": "http.request", "body": piece, "more_body": self.has_more}, len(piece))
         return True
+
+    def hand_in(self, message: Any, size: int) -> None:
+        """Have the application receive a message that counts for so many bytes."""
+        self.handed += size
+        self.inbox.append((message, size))
+        self.bridge.post(self.notify)
 
     def note_written(self, size: int) -> None:
         """Note that the connection has taken a piece of the response; have `send` go on if it waits for that."""
@@ -9352,11 +9359,7 @@ class _HttpRequest:
     def begin(self) -> None:
         """Start a task that calls the application for this request."""
         self.bridge.requests[self] = task = self.bridge.loop.create_task(self.run())
-        self.connection.position = lambda: _task_position(task) or _pool_position(self.is_own_context)
-
-    def is_own_context(self, context: Context) -> bool:
-        """Return whether a context is a copy of the one in which the application serves this request."""
-        return context.get(self.bridge.request_id) is self.id
+        self.connection.position = lambda: _task_position(task) or _pool_position(self.bridge.request_id, self.id)
 
     async def run(self) -> None:
         """Call the application, and report how it has ended."""
@@ -9389,7 +9392,7 @@ class _HttpRequest:
             self.put(_BrokenProtocol(f"the application returned {what}: no send of {_EXPECTED[self.phase]}"))
 
     async def next_incoming(self) -> Any:
-        """Wait for the next item of `inbox` and return it; None when the client has gone or the response is sent."""
+        """Wait for the next message of `inbox`; return None when the client has gone or the response is sent."""
         while not self.inbox:
             if self.has_ended and self.phase != _COMPLETE:
                 self.is_gone = True  # an application that asks for more is not about to respond
@@ -9400,23 +9403,16 @@ class _HttpRequest:
                 self.is_wanted = True
                 self.wake()
             await self.change()
-        return self.inbox.popleft()
-
-    async def receive(self) -> _Message:
-        """Serve as the application's `receive`."""
-        incoming = await self.next_incoming()
-        if incoming is None:
-            return {"type": "http.disconnect"}
-        body, more = incoming
-        self.note_taken(len(body))
-        return {"type": "http.request", "body": body, "more_body": more}
-
-    def note_taken(self, size: int) -> None:
-        """Note that the application has taken something; wake the thread if it may have stopped reading."""
+        message, size = self.inbox.popleft()
         left = self.handed - self.taken
         self.taken += size
         if left - size < _LOW_WATER <= left:
-            self.wake()
+            self.wake()  # the thread may have stopped reading
+        return message
+
+    async def receive(self) -> _Message:
+        """Serve as the application's `receive`."""
+        return await self.next_incoming() or {"type": "http.disconnect"}
 
     async def send(self, message: _Message) -> None:
         """Serve as the application's `send`.
@@ -9557,7 +9553,7 @@ class _WebSocket(_HttpRequest):
         self.deadline = time.monotonic() + _PING_SECONDS  # when to ping next, or when to end the connection
         self.refusal: Optional[_WebSocketError] = None  # set when the client has broken the protocol
         # Both sides'
-        self.inbox.clear()  # holds messages, and as the last item perhaps a `_WebSocketError`
+        self.inbox = deque([({"type": "websocket.connect"}, 0)])  # the last one may be a `_WebSocketError`
         self.sending = threading.Lock()  # held while something is sent or put into `unsent`, and never while waiting
         self.unsent = bytearray()  # what the client has not taken yet
         self.is_silent = False  # the client has neither sent nor taken anything since the last ping
@@ -9567,7 +9563,6 @@ class _WebSocket(_HttpRequest):
         self.code, self.reason = 0, ""  # why the connection has ended, for the application
         # The loop's
         self.reader: _WebSocketReader  # set when the WebSocket is open
-        self.is_announced = False  # the application has received "websocket.connect"
 
     # -- in the thread
 
@@ -9627,8 +9622,7 @@ class _WebSocket(_HttpRequest):
             code, reason = error.args
             self.bridge.terminal.warn(f"{self.name}: the client broke the WebSocket protocol: {reason} ({code})")
             self.refusal, self.reads_no_more, self.deadline = error, True, time.monotonic() + _ANSWER_SECONDS
-            self.inbox.append(error)  # the application answers what came before it
-            self.bridge.post(self.notify)
+            self.hand_in(error, 0)  # the application answers what came before it
         return True
 
     def take(self, opcode: int, payload: Any) -> None:
@@ -9641,9 +9635,8 @@ class _WebSocket(_HttpRequest):
         elif opcode == _PING and len(self.unsent) < _LOW_WATER:  # above that its sender reads nothing, no pong either
             self.write(_PONG, payload)
         elif opcode in (_TEXT_FRAME, _BINARY) and not self.is_closing:
-            self.inbox.append(payload)
-            self.handed += len(payload) + _MESSAGE_COST
-            self.bridge.post(self.notify)
+            message = {"type": "websocket.receive", "text" if opcode == _TEXT_FRAME else "bytes": payload}
+            self.hand_in(message, len(payload) + _MESSAGE_COST)
 
     def keep_time(self) -> None:
         """Do what is due at the deadline.  Raises TimeoutError."""
@@ -9732,18 +9725,12 @@ class _WebSocket(_HttpRequest):
             self.close(_NORMAL if error is None else _INTERNAL_ERROR)
 
     async def receive(self) -> _Message:
-        if not self.is_announced:
-            self.is_announced = True
-            return {"type": "websocket.connect"}
         message = await self.next_incoming()
         if isinstance(message, _WebSocketError):
             self.end(*message.args)
             self.close(*message.args)
             message = None
-        if message is None:
-            return {"type": "websocket.disconnect", "code": self.code or _ABNORMAL, "reason": self.reason}
-        self.note_taken(len(message) + _MESSAGE_COST)
-        return {"type": "websocket.receive", "text" if isinstance(message, str) else "bytes": message}
+        return message or {"type": "websocket.disconnect", "code": self.code or _ABNORMAL, "reason": self.reason}
 
     async def send(self, message: _Message) -> None:
         kind = message["type"]
