@@ -656,8 +656,6 @@ if TYPE_CHECKING:
 
 def escape_controls(text: str) -> str:
     """Return `text` with each character that could drive a terminal escaped; UTF-8 that came as Latin-1 is mended."""
-    if text.isascii() and text.isprintable():
-        return text
     with contextlib.suppress(UnicodeEncodeError):
         text = text.encode("latin-1").decode("utf-8", "backslashreplace")
     return escape_unprintable(text)
@@ -3226,9 +3224,9 @@ def _django_place(debug: dict[str, Any], error: BaseException, seconds: float) -
 # -- templates whose engine compiles them to Python
 #
 # The frames are of generated code, but a person wrote the template.  `_TEMPLATE_ENGINES` tells an engine's frames by a
-# global that only its generated code has; the function in that row finds the template's line and the values that the
-# template was given.  These functions use internals of the engines, and a new release may break them: then the
-# compiled line is shown.
+# global that only its generated code has; the function in that row gets the line of the generated code and its
+# globals, and returns the template's line and the values that the template was given.  These functions use internals
+# of the engines, and a new release may break them: then the compiled line is shown.
 
 
 class _TemplateLine(NamedTuple):
@@ -3250,51 +3248,50 @@ _TEMPLATE_NAMES = frozenset(  # names that Jinja2, Flask, Mako, Bottle, Django a
 
 def _template_line(position: FramePosition) -> Optional[_TemplateLine]:
     """Return the line of a template when the frame is of code that an engine generated from one."""
+    frame, code = position.frame, position.frame.f_code
     for sign, find in _TEMPLATE_ENGINES.items():
-        if sign in position.frame.f_globals:
-            found, _ = call_safely(partial(find, position, locals_of(position.frame)))
+        if sign in frame.f_globals:
+            line = _TemplateLine(code.co_filename, position.lineno, code.co_name.strip("<>"), locals_of(frame))
+            found, _ = call_safely(partial(find, line, frame.f_globals))
             return found  # None under another version of the engine: then the compiled line is shown
     return None
 
 
-def _plain_line(position: FramePosition, values: dict[Any, Any]) -> _TemplateLine:
-    """Return the frame's own line: Jinja2 rewrites frames; Bottle's code has the template's lines in other columns."""
-    code = position.frame.f_code
-    return _TemplateLine(code.co_filename, position.lineno, code.co_name.strip("<>"), values)
+def _same_line(line: _TemplateLine, names: dict[str, Any]) -> _TemplateLine:
+    """Return the line as it is: Jinja2 rewrites frames; Bottle's code has the template's lines in other columns."""
+    return line
 
 
-def _jinja_macro_line(position: FramePosition, values: dict[Any, Any]) -> _TemplateLine:
+def _jinja_macro_line(line: _TemplateLine, names: dict[str, Any]) -> _TemplateLine:
     """Return the line in a macro that Python has called: Jinja2 does not rewrite that frame, but knows its line."""
     from importlib import import_module
 
-    lineno = position.frame.f_globals["__jinja_template__"].get_corresponding_lineno(position.lineno)
-    values = import_module("jinja2.debug").get_template_locals(values)
-    return _plain_line(position, values)._replace(lineno=lineno)
+    lineno = names["__jinja_template__"].get_corresponding_lineno(line.lineno)
+    return line._replace(lineno=lineno, values=import_module("jinja2.debug").get_template_locals(line.values))
 
 
-def _mako_line(position: FramePosition, values: dict[Any, Any]) -> _TemplateLine:
+def _mako_line(line: _TemplateLine, names: dict[str, Any]) -> _TemplateLine:
     """Return the line that Mako, beside the compiled module, notes for each line of the generated code."""
     mako = sys.modules["mako.template"]
-    info = mako._get_module_info(position.frame.f_code.co_filename)
+    info = mako._get_module_info(line.filename)
     numbers = mako.ModuleInfo.get_module_source_metadata(info.code, full_line_map=True)["full_line_map"]
-    filename = str(info.template_filename or position.frame.f_globals["_template_uri"])
-    return _plain_line(position, values)._replace(filename=filename, lineno=numbers[position.lineno - 1])
+    filename = str(info.template_filename or names["_template_uri"])
+    return line._replace(filename=filename, lineno=numbers[line.lineno - 1])
 
 
-def _chameleon_line(position: FramePosition, values: dict[Any, Any]) -> _TemplateLine:
+def _chameleon_line(line: _TemplateLine, names: dict[str, Any]) -> _TemplateLine:
     """Return the place that Chameleon's generated code has noted before it evaluated the expression."""
-    text, lineno, column = position.frame.f_globals["__tokens"][values["__token"]]
-    given = {name: value for name, value in dict.items(values["econtext"]) if name[:2] != "__"}
-    filename, name = position.frame.f_globals["__filename"], position.frame.f_code.co_name
-    return _TemplateLine(filename, lineno, name, given, (column, column + len(text)))
+    text, lineno, column = names["__tokens"][line.values["__token"]]
+    given = {name: value for name, value in dict.items(line.values["econtext"]) if name[:2] != "__"}
+    return line._replace(filename=names["__filename"], lineno=lineno, values=given, mark=(column, column + len(text)))
 
 
-_TEMPLATE_ENGINES: dict[str, Callable[[FramePosition, dict[Any, Any]], _TemplateLine]] = {  # by a global of their code
-    "__jinja_exception__": _plain_line,
+_TEMPLATE_ENGINES: dict[str, Callable[[_TemplateLine, dict[str, Any]], _TemplateLine]] = {  # by a global of their code
+    "__jinja_exception__": _same_line,
     "__jinja_template__": _jinja_macro_line,
     "_template_uri": _mako_line,
     "__tokens": _chameleon_line,
-    "_printlist": _plain_line,
+    "_printlist": _same_line,
 }
 
 
@@ -3616,8 +3613,10 @@ def _hint_for(error: BaseException, positions: list[FramePosition]) -> str:
 
 def _names_meant(error: BaseException, positions: list[FramePosition]) -> Iterator[Any]:
     """Yield the names that existed where the wrong one was looked up."""
-    if isinstance(error, KeyError):
-        yield from _keys_near(positions)
+    if isinstance(error, KeyError):  # `__getitem__` of a mapping may be in between, with pandas in several frames
+        for value in itertools.chain.from_iterable(map(_values_named, reversed(positions[-_NEAR_FRAMES:]))):
+            if {"keys", "__getitem__"} <= static_attributes(value).keys():
+                yield from list(value.keys())
     elif isinstance(error, ModuleNotFoundError):
         yield from _known_modules()
     elif isinstance(error, ImportError):
@@ -3632,18 +3631,6 @@ def _names_meant(error: BaseException, positions: list[FramePosition]) -> Iterat
 
 def _known_modules() -> set[str]:
     return {*getattr(sys, "stdlib_module_names", ()), *sys.modules}  # the first from Python 3.10 on
-
-
-def _keys_near(positions: list[FramePosition]) -> Iterator[Any]:
-    """Yield the keys of the mappings that the failing line names, and those that the lines of its callers name.
-
-    The application's line may be some frames out: `__getitem__` of a mapping is between, with pandas in several
-    frames.
-    """
-    for position in reversed(positions[-_NEAR_FRAMES:]):
-        for value in _values_named(position):
-            if "keys" in static_attributes(value) and "__getitem__" in static_attributes(value):
-                yield from list(value.keys())
 
 
 def _values_named(position: FramePosition, whole_lines: bool = False) -> Iterator[Any]:

@@ -4142,7 +4142,7 @@ class ReadingHostileObjects(Reading):
     def test_seeks_a_hint_for_a_short_time_only(self) -> None:
         end = threading.Event()
         self.addCleanup(end.set)
-        with mock.patch.object(devserve, "_keys_near", side_effect=lambda *_: end.wait()):
+        with mock.patch.object(devserve, "_names_meant", side_effect=lambda *_: end.wait()):
             problem = returning(devserve.read_report, failure_of(lambda: {"kez": 1}["key"])).problems[-1]
         self.assertEqual(problem.hint, "")
 
