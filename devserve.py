@@ -798,6 +798,7 @@ def enlarge_stacks() -> None:
 # -- whose a frame is
 
 
+@functools.lru_cache(maxsize=1024)  # what a project loads lies in fewer folders
 def is_library(path: str, cwd: str) -> bool:
     """Return whether `path` belongs to the standard library, to an installed package or to a virtual environment.
 
@@ -10362,7 +10363,7 @@ class _StartupFailed(Exception):
 
 _INTERVAL = 0.045  # seconds between two rounds: with _SETTLE a save is noticed after 40 ms on average
 _SHARE = 0.004  # of a core, for looking at the project's files; waking up 22 times a second costs another 0.2 to 0.4 %
-_SHARE_WHEN_BUSY = 0.1  # the same for _BUSY_SECONDS after a reload, since whoever has just saved will save again
+_SHARE_WHEN_BUSY = 0.2  # the same for _BUSY_SECONDS after a reload, since whoever has just saved will save again
 _BUSY_SECONDS = 60.0
 _HOT = 10  # the files edited last are looked at in each round, since the next edit is most likely to one of them
 _PERIOD = 4.0  # seconds in which each file of an installed package is looked at once; the project's should take less
@@ -10631,7 +10632,7 @@ class _Files:
 
     def _add_loaded(self, path: str, state: _State) -> None:
         """Watch a file that was loaded, among the project's or the installed ones."""
-        if not is_library(path, self.cwd):
+        if not is_library(os.path.dirname(path), self.cwd):
             self.add(path, state)
         elif path not in self.states and not self.excluded(path):
             self.installed.append(path)
@@ -10907,9 +10908,9 @@ class _Rounds:
     again and again.  Only the watcher's thread uses it.
     """
 
-    def __init__(self, files: _Files, *, busy: bool) -> None:
+    def __init__(self, files: _Files) -> None:
         self.cost = 5e-6  # seconds a file, a first guess; measured from then on
-        self.busy_until = time.monotonic() + _BUSY_SECONDS if busy else 0.0
+        self.busy_until = 0.0
         self._files = files
         self._hot: list[str] = []  # the files edited last
         self._python: list[str] = []  # the project's Python files
@@ -11015,7 +11016,8 @@ class Watcher(native_threading.Thread):
         self._errands: deque[Callable[[], None]] = deque()  # calls that other threads want made in this one
         self._contents = _Contents(self.files.states)
         self._overwritten = _Overwritten(warn)
-        self._rounds = _Rounds(self.files, busy=memory is not None)
+        self._rounds = _Rounds(self.files)
+        self._is_reloaded = memory is not None
         self._recent: dict[str, None] = {}  # files that have caused a reload, the last one last
         self._recall(memory)
         self._errands.append(partial(self.files.add_places, self._asked[0]))
@@ -11149,6 +11151,8 @@ class Watcher(native_threading.Thread):
             self._settle(suspects)
         self.settling(False)
         self._importing = False
+        if self._is_reloaded:  # not during the import, which would be the slower for it
+            self._rounds.busy_until = time.monotonic() + _BUSY_SECONDS
 
     def _look(self, new: list[str]) -> set[str]:
         """Look at the files of a round, and at these new ones, and return those that differ."""
