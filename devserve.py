@@ -5167,7 +5167,7 @@ class CrashStore:
 #
 # Invariants: what any rule refuses is refused, and nothing has happened before the last rule was asked.
 #
-# Doors: COOKIE_PREFIX, Refusal, Guard, without_our_cookies, check_pin.
+# Doors: Refusal, Guard, without_our_cookies, check_pin.
 #
 # Read first: Guard.refuses_acting, Guard.refuses_running, Guard.knows, Guard.refuses_reading, Guard.try_pin.
 # =====================================================================================================================
@@ -5176,7 +5176,7 @@ _PIN_DIGITS = 9  # read off the terminal and typed once; ten guesses find it onc
 _PIN_FAILURES = 10  # wrong PINs, after which no PIN is taken any more
 _PIN_OFF = "off"
 _OUR_PAGE = "Use the console on devserve's page."  # the remedy for a request that our script did not send
-COOKIE_PREFIX = "devserve_"  # the port follows
+_COOKIE_PREFIX = "devserve_"  # the port follows
 _PROXY_HEADER = (  # one by which a proxy or tunnel names itself or its client, and which no browser sends
     "HTTP_(VIA|FORWARDED.*|X_(FORWARDED|ORIGINAL|CLUSTER|CLIENT|REMOTE|REAL|PROX|NGINX|ENVOY|AZURE|SCHEME|SCRIPT|SSL).*"
     "|((TRUE|FASTLY|FLY)_)?CLIENT_IP|CF_.*|CDN_LOOP|TAILSCALE_.*|FRONT_END_HTTPS)"
@@ -5442,7 +5442,7 @@ class Guard:
 
     def cookie_name(self, environ: Mapping[str, Any]) -> str:
         """Return the cookie's name, by the port."""
-        return f"{COOKIE_PREFIX}{self.port or environ.get('SERVER_PORT', 0)}"
+        return f"{_COOKIE_PREFIX}{self.port or environ.get('SERVER_PORT', 0)}"
 
     def cookie_value(self, kind: str) -> str:
         """Return the value of the cookie of a "browser" or a "program"."""
@@ -5466,7 +5466,7 @@ class Guard:
 
 def without_our_cookies(header: str) -> str:
     """Return a Cookie header without the cookies that open consoles, this one's and those of other ports."""
-    pairs = [pair for pair in header.split(";") if not re.match(rf"\s*{COOKIE_PREFIX}[0-9]+\s*=", pair)]
+    pairs = [pair for pair in header.split(";") if not re.match(rf"\s*{_COOKIE_PREFIX}[0-9]+\s*=", pair)]
     return ";".join(pairs).lstrip()
 
 
@@ -5761,14 +5761,11 @@ class DebuggedApplication:
         if environ.get("wsgi.multiprocess"):
             reason = "The server runs several processes, and only one of them has the frames."
             refusal = refusal or Refusal("processes", reason, "Start it with one process.")
-        if refusal:
-            return PageState("closed", "", refusal.reason, refusal.remedy)
-        if self.guard.knows(environ):
-            return PageState("open", self.guard.secret)
-        refusal = self.guard.refuses_pin(environ)
-        if refusal:  # no code is run, but the values of library frames can be asked for
-            return PageState("closed", self.guard.secret, refusal.reason, refusal.remedy)
-        return PageState("locked", self.guard.secret)
+        secret = "" if refusal else self.guard.secret  # with it, the values of library frames can be asked for
+        if secret and self.guard.knows(environ):
+            return PageState("open", secret)
+        refusal = refusal or self.guard.refuses_pin(environ)
+        return PageState("closed", secret, refusal.reason, refusal.remedy) if refusal else PageState("locked", secret)
 
 
 def _prefix_from(environ: Mapping[str, Any]) -> str:
@@ -5802,7 +5799,11 @@ class _Exchange:
         self.environ = environ
         self.start_response = start_response
         self.script_name, self.path = environ.get("SCRIPT_NAME", ""), environ.get("PATH_INFO", "")  # others shift them
-        self.cookies = _take_cookies(environ)
+        self.cookies = str(environ.get("HTTP_COOKIE", ""))
+        if self.cookies:
+            environ["HTTP_COOKIE"] = without_our_cookies(self.cookies)
+            if not environ["HTTP_COOKIE"]:
+                del environ["HTTP_COOKIE"]
         self.body = _record_body(environ)
         self.contexts: list[Any] = []
         self.head: tuple[str, list[tuple[str, str]]] = ("", [])  # the application's own
@@ -5995,16 +5996,6 @@ class _Exchange:
         if is_fragment and kind == "text/html" and crash.report:
             return write_fragment(crash.report)
         return self.debugger.shown(crash, kind, {**self.environ, "HTTP_COOKIE": self.cookies}, nonce)
-
-
-def _take_cookies(environ: Environ) -> str:
-    """Return the Cookie header as it came; remove from the environ the cookies that open a console."""
-    cookies = str(environ.get("HTTP_COOKIE", ""))
-    if COOKIE_PREFIX in cookies:
-        environ["HTTP_COOKIE"] = without_our_cookies(cookies)
-        if not environ["HTTP_COOKIE"]:
-            del environ["HTTP_COOKIE"]
-    return cookies
 
 
 class _NotWSGI(TypeError):
@@ -6242,6 +6233,9 @@ class _DebuggerEndpoint:
         name, slash, self.id = environ.get("PATH_INFO", "")[len(_PREFIX) + 1 :].partition("/")
         self.name = name + slash
         self.nonce = os.urandom(16).hex()
+        accept = str(environ.get("HTTP_ACCEPT", ""))
+        self.kind = _preferred_type(accept, "text/markdown")  # of a crash: Markdown is the most complete
+        self.refusal_kind = "text/html" if _preferred_type(accept) == "text/html" else "application/json"
         self.payload: dict[str, Any] = {}
 
     def answer(self, start_response: StartResponse) -> list[bytes]:
@@ -6249,8 +6243,7 @@ class _DebuggerEndpoint:
         try:
             reply = self.reply()
         except _Refused as error:
-            refusal = Refusal(*error.args)
-            kind = "text/html" if _preferred_type(self.accept) == "text/html" else "application/json"
+            refusal, kind = Refusal(*error.args), self.refusal_kind
             status = _STATUSES.get(refusal.error, "403 Forbidden")
             reply = _Reply(_write_refusal(refusal, kind, self.nonce), kind, status)
         if reply.status == "200 OK" and self.name in _UNLOGGED:
@@ -6274,16 +6267,6 @@ class _DebuggerEndpoint:
         """Raise _Refused for a refusal; go on for None."""
         if refusal:
             raise _Refused(*refusal)
-
-    @property
-    def accept(self) -> str:
-        """The types that the client takes."""
-        return str(self.environ.get("HTTP_ACCEPT", ""))
-
-    @property
-    def kind(self) -> str:
-        """The type in which a crash is asked for; a program that accepts anything gets Markdown, the most complete."""
-        return _preferred_type(self.accept, "text/markdown")
 
     def read_payload(self) -> dict[str, Any]:
         """Return the JSON object that came with the request."""
@@ -6579,8 +6562,8 @@ class LivePages:
         tags = environ.get("HTTP_IF_NONE_MATCH", "")
         if _LIVE_MARK + '"' in tags:
             environ["HTTP_IF_NONE_MATCH"] = tags.replace(_LIVE_MARK + '"', '"')
-        place, seen = _prefix_from(environ), self.count
-        tag = _live_tag(place, self.reload_id, seen)
+        src, seen = f"{_prefix_from(environ)}/live.js", self.count
+        tag = f'\n<script src="{src}" data-reload-id="{self.reload_id}" data-seen="{seen}"></script>\n'.encode()
         added: list[bytes] = []
 
         def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
@@ -6664,11 +6647,6 @@ def _allows_live(policy: str) -> bool:
     connect = rules.get("connect-src", rules.get("default-src", ["*"]))
     is_own_allowed = all(not {"'self'", "*"}.isdisjoint(sources) for sources in (script, connect))
     return is_own_allowed and "'strict-dynamic'" not in script
-
-
-def _live_tag(place: str, reload_id: str, seen: int) -> bytes:
-    """Return the element that is added to a page."""
-    return f'\n<script src="{place}/live.js" data-reload-id="{reload_id}" data-seen="{seen}"></script>\n'.encode()
 
 
 # =====================================================================================================================

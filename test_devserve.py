@@ -11445,7 +11445,7 @@ class AsgiScope(AsgiCase):
         self.assertEqual(scope["headers"], pairs)
 
     def test_the_debuggers_cookies_are_kept_from_the_application(self) -> None:
-        cookie = devserve.COOKIE_PREFIX + "5000=1"
+        cookie = devserve._COOKIE_PREFIX + "5000=1"
         scope = self.scope(f"GET / HTTP/1.1\r\nHost: x\r\nCookie: a=1; {cookie}\r\n\r\n", debugger=True, pin="off")
         self.assertEqual([value for name, value in scope["headers"] if name == b"cookie"], [b"a=1"])
 
@@ -12857,7 +12857,7 @@ class AsgiMiddleware(AsgiCase):
             await send({"type": "http.response.body", "body": b"page"})
 
         self.wrapped(view)
-        cookie = devserve.COOKIE_PREFIX + "5000=1"
+        cookie = devserve._COOKIE_PREFIX + "5000=1"
         answer = self.ask(f"GET / HTTP/1.1\r\nHost: x\r\nCookie: a=1; {cookie}\r\nConnection: close\r\n\r\n")
         self.assertEqual((answer.status, answer.get("x-a"), answer.body), (503, "1", b"own page"))
         self.assertEqual([value for name, value in seen if name == b"cookie"], [b"a=1"])
