@@ -1315,15 +1315,15 @@ class Terminal:
         while True:
             self._unhurried.acquire(timeout=_LOG_INTERVAL)
             gathered = [self._unwritten.popleft() for _ in range(len(self._unwritten))]
+            if self._dropped:  # they came after the lines above
+                gathered.append(f"({self._dropped:,} lines were not written while standard error took nothing)")
+                self._dropped = 0
             if gathered:  # not "while": under load each line would be a write of its own
                 self._write("".join(f"{text}\n" for text in gathered if isinstance(text, str)))
                 self._is_stuck = False
                 for is_written in gathered:
                     if not isinstance(is_written, str):
                         is_written.set()
-            if self._dropped and not self._unwritten:  # those came after the lines that still wait
-                self._write(f"({self._dropped:,} lines were not written while standard error took nothing)\n")
-                self._dropped = 0
             with self._lock:
                 writer, self._writer = self._writer, None  # before the last look: a later line starts another thread
                 if not gathered and not self._unwritten:
@@ -6658,7 +6658,7 @@ def _allows_live(policy: str) -> bool:
 # the connection that an application takes over, and the sockets on which all of this stands.
 #
 # The server is made so that a process can be replaced between any two requests.  A connection at rest waits in
-# `_Connection._await_bytes` until its socket has something, and reads only then.  Before it reads it sets its phase to
+# `_Connection._await_input` until its socket has something, and reads only then.  Before it reads it sets its phase to
 # _BUSY and looks at the gate (`DevServer.gate`).  Whoever wants to replace the process closes the gate first and looks
 # at the phases afterwards.  So of the two at least one sees the other: either the connection finds the gate shut and
 # goes back to rest with nothing read, or `close_gate` finds it busy and waits for its answer.
@@ -7086,8 +7086,9 @@ class _Connection:
         """Answer requests until either side wants no more."""
         self.thread_id = threading.get_ident()
         try:
-            while self.keep_alive and self._await_request():
-                self._answer()
+            if self.is_secured or self._do_handshake():
+                while self.keep_alive and self._await_request():
+                    self._answer()
         except OSError:
             pass  # the client has gone, in the middle of a head or between two requests, which nobody logs
 
@@ -7098,11 +7099,14 @@ class _Connection:
                 del self.buffer[:2]
             if self.buffer:
                 return True
-            if not self._await_bytes():
+            if not self._await_input():
+                return False
+            self.buffer += _attempt(self.sock, self.sock.recv, _READ_SIZE, seconds=_HEAD_TIMEOUT)
+            if not self.buffer:
                 return False
 
-    def _await_bytes(self) -> bool:
-        """Wait for the first bytes of a request, and read them; return whether some came.
+    def _await_input(self) -> bool:
+        """Wait until the client sends something, and return whether it does; reading that is left to the caller.
 
         The order matters: first the phase says that a request begins, then the gate is looked at, then bytes are read.
         """
@@ -7115,17 +7119,11 @@ class _Connection:
                     gate.wait()  # as a rule the process is replaced while we wait
             came = self.readable(self.timeout)
             self.started = time.perf_counter()
-            if self.phase == _AT_REST:
-                self.phase = _BUSY
-                if not gate.is_set():
-                    continue
-            if not came:
-                return False
-            if self.is_secured:
-                self.buffer += _attempt(self.sock, self.sock.recv, _READ_SIZE, seconds=_HEAD_TIMEOUT)
-                return bool(self.buffer)
-            if not self._do_handshake():
-                return False
+            if self.phase == _SECURED:
+                return came
+            self.phase = _BUSY
+            if gate.is_set():
+                return came
 
     def _do_handshake(self) -> bool:
         """Do the TLS handshake in this connection's own thread, so that a silent client holds up nobody else.
@@ -7134,6 +7132,8 @@ class _Connection:
         plain HTTP.
         """
         assert self.server.tls is not None
+        if not self._await_input():
+            return False
         if self.sock.recv(1, socket.MSG_PEEK) not in (_TLS_HANDSHAKE, b""):
             self.refuse(_BadRequest("this port speaks HTTPS: write https:// in the address"))
             return False
@@ -7320,19 +7320,20 @@ class _Connection:
         """
         self.phase = _ANSWERED
         self.server.look_again()
+        has_ended = False
         try:
             if self.is_secured and self.server.tls is not None:
                 self.close_tls()
             if self.input_left or self.buffer or self.readable(0):
                 self.sock.shutdown(socket.SHUT_WR)
                 end = time.perf_counter() + _LINGER_TIMEOUT
-                while time.perf_counter() < end and _attempt(
-                    self.sock, self.sock.recv, _READ_SIZE, seconds=end - time.perf_counter()
-                ):
-                    pass
+                while not has_ended and time.perf_counter() < end:
+                    left = end - time.perf_counter()
+                    has_ended = not _attempt(self.sock, self.sock.recv, _READ_SIZE, seconds=left)
         except (OSError, ValueError):
             pass  # it has gone
-        self.cut()  # for copies of the socket, in a child of the application or in a thread that waits for it
+        if not has_ended:
+            self.cut()  # for copies of the socket, in a child of the application or in a thread that waits for it
         self.sock.close()
 
     def close_tls(self) -> None:
