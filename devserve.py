@@ -6757,7 +6757,7 @@ class DevServer:
         *,
         threads: bool = True,
         tls: Optional[Callable[[socket.socket], socket.socket]] = None,
-        tls_keep_alive: bool = True,
+        keeps_alive: bool = True,
         hands_over: bool = True,
     ) -> None:
         enlarge_stacks()
@@ -6773,7 +6773,7 @@ class DevServer:
         self.terminal = terminal
         self.tls = tls
         self.hands_over = hands_over  # whether another process can have the connections that wait
-        self.keeps_alive = hands_over and (tls is None or tls_keep_alive)  # one inside of TLS can never be handed over
+        self.keeps_alive = keeps_alive  # whether a connection may have several requests
         # True if the application is an ASGI bridge.  It then gets the connection itself, and bodies as they come,
         # whatever their framing, since it waits for body and client at the same time.
         self.streams = False
@@ -6787,8 +6787,8 @@ class DevServer:
         self.gate.set()
         self._changed = threading.Event()  # set when, with the gate closed, a connection has come to rest or ended
         self._accepting = threading.Lock()  # held while a connection is between the kernel's queue and `connections`
-        self.idle_threads: list[_ConnectionThread] = []
-        self.is_closed = False
+        self._idle_threads: list[_IdleThread] = []
+        self._is_closed = False
         self._shutting_down = False
         self._stopped = threading.Event()  # no thread is in `serve_forever`
         self._stopped.set()
@@ -6834,9 +6834,9 @@ class DevServer:
             listener.close()
         for connection in list(self.connections):
             connection.cut()
-        self.is_closed = True
-        while self.idle_threads:
-            self.idle_threads.pop().give(None)
+        self._is_closed = True
+        while self._idle_threads:
+            self._idle_threads.pop().give(None)
 
     def after_fork(self) -> None:
         """In a child that the application forked, close our sockets, whose copies would keep port and clients."""
@@ -6888,17 +6888,35 @@ class DevServer:
 
         With idle threads, a client that makes a connection for each request is served 3 times as fast.
         """
+        with contextlib.suppress(IndexError):
+            self._idle_threads.pop().give(connection)
+            return
+        thread = threading.Thread(target=self._run_thread, args=(connection,), name="devserve connection", daemon=True)
         try:
-            with contextlib.suppress(IndexError):
-                self.idle_threads.pop().give(connection)
-                return
-            _ConnectionThread(self, connection).start()
+            thread.start()
         except (RuntimeError, MemoryError) as error:  # the system has no thread left; those that run serve on
             self.terminal.warn(f"closed a connection: {error}")
             connection.abort()
-            self.forget(connection)
+            self._forget(connection)
 
-    def forget(self, connection: _Connection) -> None:
+    def _run_thread(self, connection: Optional[_Connection]) -> None:
+        """Serve one connection after another; end with the server, or when enough other threads are idle."""
+        idle = _IdleThread()
+        while connection is not None:
+            _, error = call_safely(connection.serve)
+            if error is not None:
+                self.terminal.crash(error, "devserve itself failed; the connection is closed")
+            connection.close()
+            self._forget(connection)
+            if len(self._idle_threads) >= _IDLE_THREADS:
+                break
+            self._idle_threads.append(idle)
+            if self._is_closed:  # `server_close` sets it and then takes the threads, so one of us sees the other
+                break
+            idle.given.acquire()
+            connection = idle.connection
+
+    def _forget(self, connection: _Connection) -> None:
         """Note that a connection has ended, which `close_gate` may wait for."""
         self.connections.discard(connection)
         self.look_again()
@@ -6979,39 +6997,18 @@ class DevServer:
             self._give_to_thread(connection)
 
 
-class _ConnectionThread(threading.Thread):
-    """A thread that serves one connection after another, and ends with the server, or when enough others are idle.
+class _IdleThread:
+    """A thread that waits for a connection.  Whoever takes it from `DevServer._idle_threads` calls `give`, once."""
 
-    Between two it stands in `DevServer.idle_threads`.  Whoever takes it from there calls `give`, once.
-    """
-
-    def __init__(self, server: DevServer, connection: _Connection) -> None:
-        super().__init__(name="devserve connection", daemon=True)
-        self._server = server
-        self._connection: Optional[_Connection] = connection
-        self._given = threading.Lock()  # released when it has another one
-        self._given.acquire()
+    def __init__(self) -> None:
+        self.connection: Optional[_Connection] = None
+        self.given = threading.Lock()  # released when there is another connection
+        self.given.acquire()
 
     def give(self, connection: Optional[_Connection]) -> None:
         """Have it serve a connection; None has it end."""
-        self._connection = connection
-        self._given.release()
-
-    def run(self) -> None:
-        server = self._server
-        while self._connection is not None:
-            _, error = call_safely(self._connection.serve)
-            if error is not None:
-                server.terminal.crash(error, "devserve itself failed; the connection is closed")
-            self._connection.close()
-            server.forget(self._connection)
-            self._connection = None
-            if len(server.idle_threads) >= _IDLE_THREADS:
-                break
-            server.idle_threads.append(self)
-            if server.is_closed:  # `server_close` sets it and then takes the threads, so one of us sees the other
-                break
-            self._given.acquire()
+        self.connection = connection
+        self.given.release()
 
 
 # -- a connection
@@ -12528,7 +12525,7 @@ class _Runner:
             self.terminal,
             threads=config.threads,
             tls=self.tls,
-            tls_keep_alive=not config.reload,
+            keeps_alive=self.launch.passes_sockets and not (self.tls and config.reload),  # what TLS keeps stays here
             hands_over=self.launch.passes_sockets,
         )
         self.server.is_paused = is_debugged

@@ -8597,7 +8597,7 @@ class ServerConnections(ServerCase):
         for _ in range(3):
             with Client(self.server.server_port) as client:
                 self.assertEqual(client.send(GET).answer().body, b"hello")
-            eventually(lambda: len(self.server.idle_threads) == 1, "the thread is free")
+            eventually(lambda: len(self.server._idle_threads) == 1, "the thread is free")
         self.assertEqual(len(used), 1)
 
     def test_threads_end_with_their_server(self) -> None:
