@@ -10819,7 +10819,10 @@ class ServerWebSockets(ServerCase):
         from websockets.sync.client import connect
 
         def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
-            ws = simple_websocket.Server.accept(environ, ping_interval=0.1)
+            # The library ends a connection whose client has not answered a ping when the next is due.
+            ws = simple_websocket.Server.accept(
+                environ, ping_interval=0.3 if environ["PATH_INFO"] == "/pings" else None
+            )
             while True:  # until ConnectionClosed, as in its documentation but for the `except`
                 ws.send(ws.receive())
 
@@ -10831,10 +10834,10 @@ class ServerWebSockets(ServerCase):
                 self.assertTrue(theirs.recv() == text)
             theirs.close()
             self.check_log()
-            with connect(url, ssl=context) as others:
+            with connect(url.replace("/ws", "/pings"), ssl=context) as others:
                 others.send(b"two")
                 self.assertEqual(others.recv(), b"two")
-                time.sleep(0.3)  # a few pings
+                time.sleep(0.7)  # two pings
                 others.send("three")
                 self.assertEqual(others.recv(), "three")
             self.lines(4)
