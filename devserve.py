@@ -9595,7 +9595,7 @@ class _WebSocket(_HttpRequest):
             self.reads_no_more = True
             code, reason = _parse_close(payload)
             self.end(code, reason)
-            self.close(code)
+            self.write(_CLOSE, _close_payload(code))
         elif opcode == _PING and len(self.unsent) < _LOW_WATER:  # above that its sender reads nothing, no pong either
             self.write(_PONG, payload)
         elif opcode in (_TEXT_FRAME, _BINARY) and not self.is_closing:
@@ -9608,11 +9608,9 @@ class _WebSocket(_HttpRequest):
             raise TimeoutError("the client does not close")
         self.deadline = time.monotonic() + _PING_SECONDS
         if self.refusal is not None:
-            self.end(*self.refusal.args)
             self.close(*self.refusal.args)
         elif self.is_silent and (self.unsent or (self.may_receive() and not self.receive_frames())):
             # We have looked for input once more, as it may be this machine that slept, and not the client.
-            self.end(_INTERNAL_ERROR, "no pong has come")
             self.close(_INTERNAL_ERROR, "no pong has come")
         else:
             self.is_silent = True
@@ -9659,7 +9657,8 @@ class _WebSocket(_HttpRequest):
         return sent
 
     def close(self, code: int, reason: str = "") -> None:
-        """Send a close frame, unless one has been."""
+        """Tell the application of the end, and send a close frame unless one has been."""
+        self.end(code, reason)
         self.write(_CLOSE, _close_payload(code, reason))
 
     def end(self, code: int, reason: str = "") -> None:
@@ -9675,7 +9674,6 @@ class _WebSocket(_HttpRequest):
     def leave(self, code: int) -> None:
         """Close an open connection with this code, as the application or the process is to end."""
         if self.phase == _OPEN:
-            self.end(code)
             self.close(code)
 
     # -- on the loop
@@ -9686,12 +9684,11 @@ class _WebSocket(_HttpRequest):
         else:
             if error is not None:
                 self.failure, self.reads_no_more = error, True
-            self.close(_NORMAL if error is None else _INTERNAL_ERROR)
+            self.write(_CLOSE, _close_payload(_NORMAL if error is None else _INTERNAL_ERROR))
 
     async def receive(self) -> _Message:
         message = await self.next_incoming()
         if isinstance(message, _WebSocketError):
-            self.end(*message.args)
             self.close(*message.args)
             message = None
         return message or {"type": "websocket.disconnect", "code": self.code or _ABNORMAL, "reason": self.reason}
@@ -9713,7 +9710,7 @@ class _WebSocket(_HttpRequest):
             await super().send({"type": "http.response.start", "status": 403})
             await super().send({"type": "http.response.body"})
         elif self.phase == _OPEN and kind == "websocket.close":
-            self.close(_checked_code(message), message.get("reason") or "")
+            self.write(_CLOSE, _close_payload(_checked_code(message), message.get("reason") or ""))
             self.phase = _COMPLETE
             self.notify()
         elif self.phase == _OPEN and kind == "websocket.send":
@@ -9836,7 +9833,7 @@ def _is_close_code(code: int) -> bool:
     return (1000 <= code <= 1014 and code not in (1004, _NO_CODE, _ABNORMAL)) or 3000 <= code <= 4999
 
 
-def _close_payload(code: int, reason: str) -> bytes:
+def _close_payload(code: int, reason: str = "") -> bytes:
     """Return the payload of a close frame; a control frame has 125 bytes at most (section 5.5)."""
     text = reason.encode()[:123].decode("utf-8", "ignore")
     return b"" if code == _NO_CODE else code.to_bytes(2, "big") + text.encode()
