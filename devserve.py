@@ -2792,7 +2792,6 @@ class FrameView(NamedTuple):
     variables: tuple[Variable, ...] = ()  # of the failing line, then arguments, then other locals, by `with_values`
     unlisted: int = 0  # variables beyond `_LIST_LIMIT`
     is_read: bool = False  # its values were read, even if it has none
-    signature: str = ""  # of the called function, if a call in this frame raised a TypeError about its arguments
     skipped: int = 0  # frames after this one that are not listed: rounds of a recursion, or the middle of too many
     path: str = ""  # of the file as people name it: below the working directory, the packages or the library
 
@@ -2802,7 +2801,7 @@ class ExceptionView(NamedTuple):
 
     type: str  # qualified by its module unless builtin
     message: str  # "" when it has none; several lines when it has them
-    hint: str  # a "Did you mean" in whole sentences, or ""
+    hint: str  # a "Did you mean", or the signature of a function that was called wrongly, in a whole sentence; or ""
     notes: tuple[str, ...]
     relation: str  # to the one before it in the chain: "cause" (raised from it), "context" (while handling it), ""
     frames: tuple[FrameView, ...]  # the outermost call first; a SyntaxError's or template's own place comes last
@@ -2948,9 +2947,6 @@ class _ReportBuilder:
             views[number] = with_values(views[number], folded[number][0], seconds)
             self.has_values = True
             self.size -= sum(len(v.name) + len(v.type) + len(v.value) for v in views[number].variables)
-        if views and isinstance(error, TypeError):
-            signature, _ = call_bounded(partial(_signature_for, error, positions[-1]), self.seconds())
-            views[-1] = views[-1]._replace(signature=signature or "")
         return views
 
     def view(self, position: FramePosition) -> FrameView:
@@ -3583,12 +3579,12 @@ def _last_name(text: str) -> str:
 
 # -- what was probably meant
 #
-# Below the message comes one sentence, with the name, attribute, module or key that is most similar to the wrong one;
-# and below the failing line, when a call had the wrong arguments, the signature of the called function.
+# Below the message comes one sentence, with the name, attribute, module or key that is most similar to the wrong one,
+# or, when a call had the wrong arguments, with the signature of the called function.
 
 
 def _hint_for(error: BaseException, positions: list[FramePosition]) -> str:
-    """Return a sentence that names the nearest name or key.
+    """Return a sentence that names the nearest name or key, or how to call what was called.
 
     The interpreter has such sentences too (bpo-38530), but programs can get them from 3.12 on only, they run the
     `__dir__` of the application's objects, and there are none about keys.
@@ -3598,6 +3594,8 @@ def _hint_for(error: BaseException, positions: list[FramePosition]) -> str:
     text, name = _first_text(error)[:_TEXT_LIMIT], getattr(error, "name", None)
     if isinstance(error, RuntimeError) and ("'trio." in text or text == "must be called from async context"):
         return "Trio's functions need Trio's event loop, and this is asyncio's: call asyncio's or anyio's instead."
+    if isinstance(error, TypeError) and positions:
+        return _signature_meant(text, positions[-1])
     quoted = re.search(r"(?:name|attribute) '(\w+)'", text)
     wanted = quoted.group(1) if quoted else name if isinstance(name, str) else ""
     wanted = text if isinstance(error, KeyError) else wanted
@@ -3645,16 +3643,16 @@ def _values_named(position: FramePosition, whole_lines: bool = False) -> Iterato
             yield from (value for value in found if value is not MISSING)
 
 
-def _signature_for(error: TypeError, position: FramePosition) -> str:
-    """Return the signature of the called function, if `error` is about its arguments.  Runs the defaults' reprs."""
+def _signature_meant(text: str, position: FramePosition) -> str:
+    """Return how to call the function whose wrong arguments a TypeError is about.  Runs the defaults' reprs."""
     import inspect
 
-    called = re.match(r"([\w.<>]+)\(\) (?:takes|missing|got)", _first_text(error))
+    called = re.match(r"([\w.<>]+)\(\) (?:takes|missing|got)", text)
     for value in _values_named(position, whole_lines=True) if called else ():  # PyPy marks the method alone
         function = _called_function(value)
         if called and function and called.group(1) in (function.__qualname__, function.__name__):
             signature = partial("{0.__qualname__}{1}".format, function, inspect.signature(function))
-            return shown_text(_text_or_why(*call_safely(signature)), _VALUE_LIMIT)
+            return f"It takes {shown_text(_text_or_why(*call_safely(signature)), _VALUE_LIMIT)}."
     return ""
 
 
@@ -4289,7 +4287,7 @@ def _write_frame(frame: FrameView, *, opened: bool, hot: bool = False) -> _Marku
 
 
 def write_source(view: FrameView) -> _Markup:
-    """Return the window of source: failing line and expression marked, the callee's signature below.
+    """Return the window of source: failing line and expression marked.
 
     On the failing lines each expression that has a value shows it as a tooltip: that of `a.b` over the `.b`.
     """
@@ -4308,9 +4306,6 @@ def write_source(view: FrameView) -> _Markup:
         spans += [(begin, end, "", titles[name]) for begin, end, name in found if name in titles]
         indent, painted = min(_indent_of(text) // 4, _INDENTS), _paint(text, spans, *marks.get(number, (0, 0)))
         lines.append(_fill_template(LINE, at=" at" if is_failing else "", indent=indent, number=number, text=painted))
-        if view.signature and number == view.lineno:
-            before = text[: _indent_of(text)]
-            lines.append(_fill_template(SIGNATURE, indent=indent, margin=before, text=view.signature))
     return _fill_template(SOURCE, lines=_joined(lines))
 
 
@@ -4456,17 +4451,12 @@ def _counted(number: int, noun: str) -> str:
 
 def write_text(report: Report) -> str:
     """Return the report as the interpreter prints a traceback, then request, versions and the page's address."""
-    lines = [report.text.rstrip(), *_hints_beyond(report.text, report.problems[-1]), ""]
+    text, hint = report.text.rstrip(), report.problems[-1].hint
+    lines = [text, f"({hint})", ""] if hint.rstrip("?") not in text else [text, ""]  # the interpreter may say it, too
     lines += [f"{report.request.method} {report.request.url}"] if report.request else []
     lines.append(", ".join([*(f"{name} {version}" for name, version in report.versions), report.time]))
     lines += [report.link] if report.link else []
     return "\n".join(lines) + "\n"
-
-
-def _hints_beyond(text: str, problem: ExceptionView) -> list[str]:
-    """Return the signature in an exception's view, and the hint unless the interpreter's `text` has it already."""
-    hint = [f"({problem.hint})"] if problem.hint and problem.hint.rstrip("?") not in text else []
-    return hint + [f"(it takes {frame.signature})" for frame in problem.frames if frame.signature]
 
 
 def write_markdown(report: Report) -> str:
@@ -4478,7 +4468,7 @@ def write_markdown(report: Report) -> str:
     newest, request = report.problems[-1], report.request
     parts = [f"# {_code(f'{newest.type}: {_one_line(newest.message)}')}"]
     parts += [] if _is_short(newest.message) else [_fence(newest.message)]
-    parts += [_fence(line) for line in [*_hints_beyond("", newest), *newest.notes]]
+    parts += [_fence(line) for line in [newest.hint, *newest.notes] if line]
     for _, wording, problem in _tree_of(report.problems, ""):
         cause = f"{wording} {_code(f'{problem.type}: {_one_line(problem.message)}')}:" if wording else ""
         for frame in [frame for frame in reversed(problem.frames) if frame.app] or problem.frames[-1:]:
@@ -13745,7 +13735,6 @@ FOLD = """<details class="fold"><summary>{count} <span>{modules}</span></summary
 REPEAT = """<p class="repeat">{text}</p>"""
 SOURCE = """<pre class="source"><code>{lines}</code></pre>"""
 LINE = """<span class="l i{indent}{at}" data-n="{number}">{text}</span>"""
-SIGNATURE = """<span class="l i{indent} at takes">{margin}↳ takes {text}</span>"""
 COLORED = """<i class="{kind}">{text}</i>"""
 TITLED = """<span class="has-value" title="{title}">{text}</span>"""
 MARK = """<mark>{text}</mark>"""
@@ -13864,7 +13853,6 @@ mark { background: none; color: inherit; padding: 1px 0; box-shadow: inset 0 -2p
 .hot .l.at { background: var(--blush); box-shadow: inset 3px 0 var(--red) }
 .hot .l.at::before { color: var(--red) }
 .hot mark { background: var(--mark); border-radius: 2px; box-shadow: inset 0 -2px var(--red) }
-.takes { font-style: italic }
 i { font-style: normal }
 .k { color: var(--keyword) } .s { color: var(--string) } .n { color: var(--number) } .d { color: var(--name) }
 .c { color: var(--comment); font-style: italic }
