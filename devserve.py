@@ -6799,15 +6799,18 @@ class DevServer:
     # -- taking connections
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
-        """Take connections until `shutdown`, which is noticed within `poll_interval` seconds."""
+        """Take connections until `shutdown` or `server_close`, noticed within `poll_interval` seconds."""
         self._stopped.clear()
         try:
-            while not self._shutting_down:
+            while not (self._shutting_down or self._is_closed):
                 if self.gate.wait(poll_interval) and wait_until_ready(self.listeners, poll_interval):
                     for listener in self.listeners:
                         self._accept(listener)
                 if time.perf_counter() > self.hangs_looked_for + _HANG_INTERVAL:
                     self._report_hangs()
+        except (OSError, ValueError):  # a listener has been closed right before we wait for it
+            if not self._is_closed:
+                raise
         finally:
             self._shutting_down = False
             self._stopped.set()
@@ -6819,12 +6822,13 @@ class DevServer:
 
     def server_close(self) -> None:
         """Close the listeners and every connection, and let the idle threads go."""
+        self._is_closed = True
         self.at_close()
-        for listener in self.listeners:
-            listener.close()
+        with self._accepting:  # so that every connection that was taken is cut below
+            for listener in self.listeners:
+                listener.close()
         for connection in list(self.connections):
             connection.cut()
-        self._is_closed = True
         while self._idle_threads:
             self._idle_threads.pop().give(None)
 
@@ -9448,6 +9452,7 @@ class _HttpRequest:
     def leave(self, code: int) -> None:
         """End a response that has no foreseeable end, as the application is to be shut down."""
         if self.is_endless:
+            self.connection.cut()  # as a reload has done before; else its thread, once woken, finds the client there
             self.disconnect()
             self.wake()
 

@@ -8612,6 +8612,19 @@ class ServerConnections(ServerCase):
         server.server_close()
         eventually(lambda: {thread.ident for thread in threading.enumerate()} <= before, "no thread is left")
 
+    def test_a_server_that_is_closed_before_it_is_shut_down_ends_quietly(self) -> None:
+        failures: list[Any] = []
+        with unittest.mock.patch.object(threading, "excepthook", failures.append):
+            for _ in range(4):
+                server = devserve.make_server(hello)
+                thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+                thread.start()
+                server.server_close()
+                thread.join(DEADLINE)
+                self.assertFalse(thread.is_alive())
+                returning(server.shutdown)
+        self.assertEqual(failures, [])
+
     def test_shutdown_returns_when_nobody_takes_connections_any_more(self) -> None:
         server = self.serve(hello)
         entered, left = threading.Event(), threading.Event()
@@ -11812,6 +11825,20 @@ class AsgiSending(AsgiCase):
                 self.assertIsInstance(self.end(), asyncio.CancelledError)
                 self.assertNotIn("grace", self.log)
                 self.assertNotIn("Traceback", self.log)
+
+    def test_a_stream_ends_quietly_with_its_server(self) -> None:
+        import asyncio
+
+        async def view(scope: Any, receive: App, send: App) -> None:
+            await send({**self.START, "headers": [(b"content-type", b"text/event-stream")]})
+            await send({**self.BODY, "body": b": begins\n\n", "more_body": True})
+            await asyncio.sleep(DEADLINE)
+
+        server = self.serve_asgi(view)
+        self.connect(GET).head()
+        server.server_close()
+        eventually(lambda: not server.connections, "the end of the connection")
+        self.assertNotIn("Traceback", self.log)
 
     def test_a_stream_that_answers_a_post_is_waited_for(self) -> None:
         import asyncio
