@@ -5772,8 +5772,6 @@ def _prefix_from(environ: Mapping[str, Any]) -> str:
 
 # -- a request and its response
 
-_NO_CHUNKS: Iterator[Any] = iter(())
-
 
 class _Exchange:
     """One request and its response: the iterable that the server gets in place of the application's own.
@@ -5801,7 +5799,7 @@ class _Exchange:
         self.began = time.monotonic()
         self.sent = self.has_failed = False
         self.app_iter: Any = ()
-        self.chunks: Iterator[Any] = _NO_CHUNKS
+        self.chunks: Iterator[Any] = iter(())
         if debugger.crashes.crashes:
             debugger.crashes.let_go(_page_key(environ))
 
@@ -5876,7 +5874,7 @@ class _Exchange:
         if not self.head[0] and not is_taken_over(self.environ):
             raise _NotWSGI("the application returned a response without having called start_response")
         if chunk is MISSING:
-            chunk, self.chunks = None, _NO_CHUNKS
+            chunk, self.chunks = None, iter(())
         elif not isinstance(chunk, bytes):
             raise _NotWSGI(f"the application sends {type(chunk).__name__}, not bytes: text must be encoded")
         self.raise_handed(chunk)
@@ -5948,7 +5946,10 @@ class _Exchange:
         environ = {**self.environ, "SCRIPT_NAME": self.script_name, "PATH_INFO": self.path}
         for key in (PRESERVE_CONTEXT, ON_EXCEPTION):
             environ.pop(key, None)
-        request = _RecordedRequest.of(environ, self.body)
+        if self.body:
+            environ["wsgi.input"] = self.body
+            call_safely(self.body.finish)
+        request = _RecordedRequest.of(environ)
         crash = Crash(request.line(), request, self.contexts)
         crash.seconds = time.monotonic() - self.began
         link = self.debugger.link(crash, environ, self.debugger.guard.refuses_host)
@@ -6027,17 +6028,17 @@ class _RecordedRequest(NamedTuple):
     is_whole: bool  # nothing of the body is missing
 
     @classmethod
-    def of(cls, environ: Environ, body: Optional[_RecordedBody] = None) -> _RecordedRequest:
+    def of(cls, environ: Environ) -> _RecordedRequest:
         """Return the record of a request, whose body the application may have read in part or not at all."""
+        body = environ.get("wsgi.input")
         decided = {
             name: value
             for name, value in environ.items()
             if isinstance(value, str) and (str(name).startswith("HTTP_") or name in _RECORDED_VARIABLES)
         }
-        if body is None:
-            return cls(decided, b"", True)
-        call_safely(body.finish)
-        return cls(decided, bytes(body.kept), body.is_whole)
+        if isinstance(body, _RecordedBody):
+            return cls(decided, bytes(body.kept), body.is_whole)
+        return cls(decided, b"", True)
 
     @property
     def key(self) -> tuple[Any, ...]:

@@ -7115,6 +7115,22 @@ class DebuggerCrashes(Debugged):
                 link.startswith(f"http://localhost:{1 if environ else self.port}/__devserve__/crash/"), link
             )
 
+    def test_what_was_read_of_the_body_of_a_request_that_fails_later_is_sent_again(self) -> None:
+        seen: list[bytes] = []
+
+        def app(environ: Any, start_response: Any) -> Any:
+            seen.append(environ["wsgi.input"].read(size))
+            threading.Thread(target=self.debugger.report, args=(failure_of(lambda: 1 / 0), environ)).start()
+            start_response("200 OK", [("Content-Type", "text/plain")])
+            return []
+
+        self.app = app
+        for size, answer in ((4, "200 OK"), (2, None)):
+            self.ask(f"/{size}", "POST", b"body", Accept="*/*")
+            id = eventually(lambda: [c.id for c in self.debugger.crashes.all() if c.what == f"POST /{size}"], "it")[0]
+            self.assertEqual(self.post("again", {"crash": id}).json.get("status"), answer)
+        self.assertEqual(seen, [b"body", b"body", b"bo"])
+
     def test_a_request_is_sent_again_as_it_was(self) -> None:
         seen: list[Any] = []
 
