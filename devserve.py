@@ -13976,10 +13976,10 @@ async function ask(what, message) {
   const headers = {"Content-Type": "application/json", "X-Devserve-Secret": page.secret, "X-Devserve-Key": key()};
   const options = {method: "POST", body: JSON.stringify(message), headers};
   try {
-    return await (await fetch(page.prefix + "/" + what, options)).json();
-  } catch {
-    return {error: "silence", reason: "The server does not answer.", remedy: ""};
-  }
+    const answer = await fetch(page.prefix + "/" + what, options), reply = await answer.json();
+    if (answer.ok || reply.reason) return reply;
+  } catch { /* it is no JSON, or there is none */ }
+  return {error: "silence", reason: "The server does not answer.", remedy: ""};
 }
 const explain = refusal => `${refusal.reason} ${refusal.remedy}`;
 

@@ -16712,6 +16712,12 @@ class BrowserPage(InBrowser):
         found = page.evaluate(f"axe.run({{exclude: {alike}}}, {options})")["violations"]
         return [f"{each['id']}: {node['html'][:200]} {node['any'][:1]}" for each in found for node in each["nodes"]]
 
+    def test_an_answer_that_is_not_the_debuggers_counts_as_none(self) -> None:
+        self.page.route("**/members", lambda route: route.fulfill(status=404, json={"detail": "Not Found"}))
+        self.open("/key")
+        self.page.locator(".unfold").first.click()
+        self.until("document.querySelector('dd > .nothing').textContent.includes('does not answer')")
+
     def test_a_value_unfolds_and_folds_at_a_click(self) -> None:
         self.open("/key")
         button = self.page.locator(".unfold").first
