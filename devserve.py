@@ -11285,8 +11285,8 @@ def _places_of_missing(error: Optional[BaseException], cwd: str) -> Iterator[str
 # A reload replaces the running process by a new one with the same pid.  `Launch` describes how the process was
 # started, and `Handover` what it leaves to the next: open sockets and notes.  `restart_process` restores what the
 # first start found and calls `os.execve`.  On Windows that does not replace a process, and an editor's debugger would
-# lose it; there `supervise` makes this process a parent that starts one child after the other.  The room may know the
-# configuration, foreign code and the terminal.  It does not know what is served, nor to whom.
+# lose it; there a `Supervisor` makes this process a parent that starts one child after the other.  The room may know
+# the configuration, foreign code and the terminal.  It does not know what is served, nor to whom.
 #
 # A reload by exec takes these steps:
 #
@@ -11303,7 +11303,7 @@ def _places_of_missing(error: Optional[BaseException], cwd: str) -> Iterator[str
 # and each child that it starts then would inherit the descriptor, and with it the port, the clients and the PIN.  A
 # fork in the place of the store would run the application's own fork handlers and hold its locks.
 #
-# Under `supervise` the parent does what the store does.  A child sends it the same message and ends with
+# Under a `Supervisor` the parent does what the store does.  A child sends it the same message and ends with
 # `_RELOAD_STATUS`, and the parent gives the message to the next child.  This is handed over, by exec, by a parent, and
 # by a parent on Windows:
 #
@@ -11329,9 +11329,9 @@ def _places_of_missing(error: Optional[BaseException], cwd: str) -> Iterator[str
 # How to change: if an application can change something that an exec carries into the next process, add a row to
 # `_KEPT`.  It is saved at the first start and restored before each exec.
 #
-# Doors: Handover, Launch, restart_process, end_process, supervise.
+# Doors: Handover, Launch, restart_process, end_process, Supervisor.
 #
-# Read first: Launch.capture, restart_process, _exec, _start_store, _receive, _Supervisor.run.
+# Read first: Launch.capture, restart_process, _exec, _start_store, _receive, Supervisor.run.
 # =====================================================================================================================
 
 # "PID:ADDRESS", where the message is and who may fetch it: the process with this pid after an exec, or a child of the
@@ -11340,7 +11340,7 @@ _HANDOVER_ENV = "DEVSERVE_HANDOVER"
 # File names of code that was typed at a prompt: Python's own, ptpython's and pdb's; `code`'s, PyCharm's, bpython's.
 _PROMPTS = ("<stdin>", "<python-input-", "<console>", "<input>", "<bpython-input-")
 _PIPES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")  # as a shell's `<(curl ...)`: none can be read a second time
-_RELOAD_STATUS = 75  # the exit status by which a child asks `supervise` for the next; EX_TEMPFAIL, "try again"
+_RELOAD_STATUS = 75  # the exit status by which a child asks `Supervisor` for the next; EX_TEMPFAIL, "try again"
 _EXIT_SECONDS = 2.0  # that exit handlers may take: one that joins a child that never ends must not hold a reload
 _FETCH_SECONDS = 10.0  # that the store may take to start and answer; it takes 0.02 on an idle machine
 _STORE_INTERVAL = 0.05  # seconds after which the store looks whether we live; if not, it keeps the port so long
@@ -11370,7 +11370,7 @@ class Handover(NamedTuple):
 
 
 class _Parent(NamedTuple):
-    """What a child under `supervise` knows of its parent."""
+    """What a child under a `Supervisor` knows of its parent."""
 
     line: _socket.socket  # a connection to the parent; it is closed when the parent ends
     address: str  # where the parent accepts the handover; "" if it is sent on the line (Windows)
@@ -11389,7 +11389,7 @@ class Launch(NamedTuple):
     kept: dict[str, Any]  # by names of `_KEPT`, and the folder
     started: float  # by the wall clock; every file of the application was loaded after this
     can_repeat: bool  # False at a prompt, in a notebook and for standard input, as what was entered would be lost
-    parent: Optional[_Parent]  # if this is a child under `supervise`
+    parent: Optional[_Parent]  # if this is a child under a `Supervisor`
     handover: Optional[Handover]  # what the process before has left; None at the first start
 
     @classmethod
@@ -11434,7 +11434,7 @@ class Launch(NamedTuple):
 
     @property
     def must_supervise(self) -> bool:
-        """Return whether this process should only `supervise` a child that does the work.
+        """Return whether this process should only supervise a child that does the work.
 
         That is so on Windows, when DEVSERVE_RELOADER=spawn is set, and under pydevd, which follows each child process
         but not a second exec.
@@ -12020,19 +12020,12 @@ def _reap_child(pid: int) -> None:
 # -- where an exec does not do: a parent that starts children
 
 
-def supervise(launch: Launch, handover: Handover) -> int:
-    """Run this program as a child, and again as long as it ends with `_RELOAD_STATUS`; return the last child's status.
+class Supervisor:
+    """A parent that runs this program as a child, and again as long as it ends with `_RELOAD_STATUS`.
 
-    The parent owns the listener, and gives it to each child, with what the child before has left.  SIGTERM and SIGHUP
-    are passed on to the child, and so is SIGINT unless the terminal has sent it to the child as well.
-    """
-    return _Supervisor(launch, handover).run()
-
-
-class _Supervisor:
-    """A parent that keeps the listener and what its children leave for each other.
-
-    The thread that calls `run`, as a rule the main one, does everything; `_relay` is called there as a signal handler.
+    It owns the listener, and gives it to each child, with what the child before has left.  SIGTERM and SIGHUP are
+    passed on to the child, and so is SIGINT unless the terminal has sent it to the child as well.  The thread that
+    calls `run`, as a rule the main one, does everything; `_relay` is called there as a signal handler.
 
     A child connects twice: at its start, when `_give` sends it the message, and before it ends for a reload, when
     `_take` receives the message for the next.  Windows cannot send sockets.  There one pair of connected sockets,
@@ -12344,7 +12337,7 @@ def _start(
             config = config._replace(reload=False)
         if config.reload and launch.must_supervise:
             listeners, notes = _listen_for(config, in_code=in_code)
-            return supervise(launch, Handover({"listener": [sock.detach() for sock in listeners]}, notes))
+            return Supervisor(launch, Handover({"listener": [sock.detach() for sock in listeners]}, notes)).run()
         for warning in warnings:  # a parent has returned above, as its child prints the same; and each is printed once
             if warning not in notes.get("warnings", ()):
                 terminal.warn(warning)
@@ -12731,9 +12724,9 @@ class _Runner:
             self.terminal.warn(f"the folder {self.launch.folder} is gone; the old code serves on")
             return
         self._show_banner()  # a save in the first moments of an import may come before it
-        self.terminal.say(
-            "SIGHUP, reloading" if paths == [_BY_HAND] else f"{_summarize_paths(paths)} changed, reloading"
-        )
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        what = _BY_HAND if paths == [_BY_HAND] else f"{escape_controls(short_path(paths[0]))}{more} changed"
+        self.terminal.say(f"{what}, reloading")
         since = time.time()
         with self.adopting:
             phase = self.phase
@@ -13088,16 +13081,6 @@ def _import_error_app(error: BaseException) -> WSGIApplication:
         return [body.encode("utf-8", "backslashreplace")]
 
     return answer
-
-
-def _summarize_paths(paths: list[str]) -> str:
-    """Return the first changed path, relative to the folder if that is shorter, and how many more there are."""
-    first = paths[0]
-    try:
-        first = min(first, os.path.relpath(first), key=len)
-    except (ValueError, OSError):
-        pass  # another drive, or the working directory has gone
-    return escape_controls(first) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
 
 
 def _command_for_port(taken: int, port: int) -> str:

@@ -14666,7 +14666,8 @@ class ReloaderSupervised(Folder):
         if launch.must_supervise:
             print("parent", os.getpid(), flush=True)
             sock = socket.create_server(("127.0.0.1", 0))
-            sys.exit(devserve.supervise(launch, devserve.Handover({{"listener": [sock.detach()]}}, {{"turn": 0}})))
+            first = devserve.Handover({{"listener": [sock.detach()]}}, {{"turn": 0}})
+            sys.exit(devserve.Supervisor(launch, first).run())
         left = launch.handover
         turn = left.notes["turn"]
         sock = socket.socket(fileno=left.sockets["listener"][0])
