@@ -7672,18 +7672,15 @@ class _ChunkedBody(_Body):
         A client may pause now and then for as long as `_SPOOL_RATE` allows for what it has sent: one that sends faster
         has its body ready, and only the machine is busy.
         """
-        waited = 0.0
+        until = time.perf_counter() + _SPOOL_PAUSE
         self.connection.waits = False
         try:
             while self.unread and self.stored.tell() < _SPOOL_LIMIT:
                 try:
                     self.stored.write(self.read(_READ_SIZE) or b"")
                 except BlockingIOError:
-                    began = time.perf_counter()
-                    patience = _SPOOL_PAUSE + self.stored.tell() / _SPOOL_RATE - waited
-                    if patience <= 0 or not self.connection.readable(patience):
+                    if not self.connection.readable(until + self.stored.tell() / _SPOOL_RATE - time.perf_counter()):
                         break
-                    waited += time.perf_counter() - began
         except _ClientGone as error:
             raise _BadRequest(f"the chunked body broke off: {error}") from error
         finally:
@@ -7977,8 +7974,7 @@ class _Response:
         """
         file = file.file if type(file).__name__ == "_TemporaryFileWrapper" else file
         plain = type(file) in (io.FileIO, io.BufferedReader, io.BufferedRandom)
-        secured, is_head = self.connection.server.tls is not None, self.request.request_line[0] == "HEAD"
-        return plain and not secured and not is_head and not self.framing
+        return plain and self.connection.server.tls is None and not self.framing
 
     def _send_file(self, wrapper: FileWrapper) -> None:
         """Send a file from its position on, by the kernel if it can; it declares its own length when nobody did."""

@@ -68,7 +68,6 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ("_wait", "always the first: 0.0 if ended else _PARENT_INTERVAL"): ("the parent only looks more often"),
     ("_receive", "one more: 65536"): ("a buffer's size"),
     ("write", "without its first part: head and len(wire) > _JOIN_LIMIT"): ("an empty head is sent, which is nothing"),
-    ("store", "and for or: patience <= 0 or not self.connection.readable(patience)"): ("it spins instead of waiting"),
     ("_certificate_by_cryptography", "the other flag: True"): ("clients do not ask which parts are critical"),
 }
 
