@@ -9502,10 +9502,10 @@ class _WebSocket(_HttpRequest):
             extensions={"websocket.http.response": {}},
         )
         del self.scope["method"]
-        self.deflate = _negotiate_deflate(environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", ""))
+        self.deflate_answer, self.window = _negotiate_deflate(environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", ""))
         # The reader's
         self.socket = environ[SOCKET_KEY]
-        self.frames = _MessageReader(may_deflate=self.deflate is not None)
+        self.frames = _MessageReader(may_deflate=self.window > 0)
         self.deadline = time.monotonic() + _PING_SECONDS  # when to ping next, or when to end the connection
         self.refusal: Optional[_WebSocketError] = None  # set when the client has broken the protocol
         # Both sides'
@@ -9615,8 +9615,8 @@ class _WebSocket(_HttpRequest):
 
         What the client does not take at once is left to the reader, and so is every frame while something is left.
         """
-        if self.deflate and opcode in (_TEXT_FRAME, _BINARY) and len(payload) >= _DEFLATED_FROM:
-            frame = _frame(opcode, _deflated(payload, self.deflate.window), 0xC0)
+        if self.window and opcode in (_TEXT_FRAME, _BINARY) and len(payload) >= _DEFLATED_FROM:
+            frame = _frame(opcode, _deflated(payload, self.window), 0xC0)
         else:
             frame = _frame(opcode, payload)
         with self.sending:
@@ -9692,7 +9692,7 @@ class _WebSocket(_HttpRequest):
         elif self.is_gone:
             raise _ClientDisconnected
         elif self.phase == _NOT_STARTED and kind == "websocket.accept":
-            head = _handshake(self.environ["HTTP_SEC_WEBSOCKET_KEY"], message, self.deflate)
+            head = _handshake(self.environ["HTTP_SEC_WEBSOCKET_KEY"], message, self.deflate_answer)
             self.phase = _OPEN
             self.reader = self.bridge.reader
             self.unsent += head  # the reader sends it; every frame until then waits behind it
@@ -9856,7 +9856,7 @@ def _refused_handshake(environ: Environ) -> Sequence[Any]:
     return ["400 Bad Request" if len(key) != 16 or environ["REQUEST_METHOD"] != "GET" or has_body else ""]
 
 
-def _handshake(key: str, message: _Message, deflate: Optional[_DeflateTerms]) -> bytes:
+def _handshake(key: str, message: _Message, deflate_answer: str) -> bytes:
     """Return the head that accepts a WebSocket, with the application's subprotocol and headers."""
     from hashlib import sha1
 
@@ -9865,8 +9865,8 @@ def _handshake(key: str, message: _Message, deflate: Optional[_DeflateTerms]) ->
     headers = [(b"upgrade", b"websocket"), (b"connection", b"Upgrade"), (b"sec-websocket-accept", accepted)]
     if message.get("subprotocol"):
         headers.append((b"sec-websocket-protocol", message["subprotocol"].encode("latin-1")))
-    if deflate:
-        headers.append((b"sec-websocket-extensions", deflate.answer.encode("latin-1")))
+    if deflate_answer:
+        headers.append((b"sec-websocket-extensions", deflate_answer.encode("latin-1")))
     own = _header_pairs(message)
     _response_start(200, own)  # which checks them
     lines = b"".join(b"%b: %b\r\n" % pair for pair in (*headers, *own))
@@ -10021,14 +10021,6 @@ class _IncomingMessage:
 # Each message is deflated by itself, in both directions, so that nothing is kept from one message to the next.  Our
 # answer to an offer asks for that ("no context takeover"), as it may whatever the offer says (section 7.1.1).
 
-
-class _DeflateTerms(NamedTuple):
-    """What client and server have agreed on for deflating."""
-
-    answer: str  # the server's part of the negotiation
-    window: int  # the size of the server's window, as a number of bits
-
-
 _OFFERED = {  # the parameters of an offer and their values (section 7.1); zlib has no window of 8 bits to deflate by
     "server_no_context_takeover": "",
     "client_no_context_takeover": "",
@@ -10037,8 +10029,11 @@ _OFFERED = {  # the parameters of an offer and their values (section 7.1); zlib 
 }
 
 
-def _negotiate_deflate(header: str) -> Optional[_DeflateTerms]:
-    """Return the terms of the first offer of permessage-deflate that can be met; None when there is none."""
+def _negotiate_deflate(header: str) -> tuple[str, int]:
+    """Return our answer to the first offer of permessage-deflate that can be met, and the bits of our window.
+
+    Without such an offer, they are "" and 0.
+    """
     answer = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
     for offer in header.split(","):
         name, *parameters = (part.strip() for part in offer.split(";"))
@@ -10047,8 +10042,8 @@ def _negotiate_deflate(header: str) -> Optional[_DeflateTerms]:
         is_known = all(key in _OFFERED and re.fullmatch(_OFFERED[key], value) for key, value in given.items())
         if name == "permessage-deflate" and is_known and len(given) == len(pairs):
             bits = given.get("server_max_window_bits")
-            return _DeflateTerms(f"{answer}; server_max_window_bits={bits}" if bits else answer, int(bits or 15))
-    return None
+            return (f"{answer}; server_max_window_bits={bits}", int(bits)) if bits else (answer, 15)
+    return "", 0
 
 
 def _deflated(payload: bytes, window: int) -> bytes:
