@@ -2747,7 +2747,6 @@ _NEAR_LIMIT = 5_000  # names that are compared with a wrong one; so many take 20
 _NEAR_FRAMES = 8  # frames, from the innermost, in which we look for the mapping that lacks a key
 _NEARNESS = 0.7  # similarity from which a name is suggested; with difflib's own 0.6, `local` would be for `total`
 _MASK = "••••••••"
-_SEQUENCES = (OrderedDict, dict, list, tuple, set, frozenset, deque)  # whose members are items or elements
 
 
 class _SourceLine(NamedTuple):
@@ -3374,25 +3373,24 @@ def _read_scope(view: FrameView, scope: _Scope, seconds: float, context: Optiona
     failed = marked or lines.get(view.lineno, "").strip()  # and so it has no value
     for text in _expressions_used(view):
         value = scope.find(text)
-        if value is not MISSING:
-            argument = text in scope.arguments
-            jobs[text] = value, partial(_read_value, text, value, _last_name(text), used=True, argument=argument)
-        elif text != failed:
+        if value is MISSING and text != failed:
             jobs[text] = MISSING, partial(_read_expression, text, scope)
-    jobs = {text: job for text, job in jobs.items() if not issubclass(type(job[0]), CODE_TYPES)}
+        elif value is not MISSING and not issubclass(type(value), CODE_TYPES):
+            jobs[text] = value, partial(_read_value, text, value, _last_name(text))
+    used = set(jobs)
     for name in [*(name for name in scope.arguments if name in scope.values), *scope.values]:
         if name not in jobs and scope.shows(name):
-            value = scope.values[name]
-            jobs[name] = value, partial(_read_value, name, value, name, argument=name in scope.arguments)
+            jobs[name] = scope.values[name], partial(_read_value, name, scope.values[name], name)
     variables = []
     for name, (variable, why) in _run_jobs(
         dict(itertools.islice(jobs.items(), _LIST_LIMIT)), seconds, context
     ).items():
         if isinstance(why, TooLate):
             variable = Variable(shown_text(name, NAME_LIMIT), "", f"(not read: {why})")
-        variables += [variable] if variable is not None else []
-    used = [variable.name for variable in variables if variable.used]
-    leading = [name for name in used if any(other.startswith((f"{name}.", f"{name}[")) for other in used)]
+        if variable is not None:
+            variables.append(variable._replace(argument=name in scope.arguments, used=name in used))
+    shown = [variable.name for variable in variables if variable.used]
+    leading = [name for name in shown if any(other.startswith((f"{name}.", f"{name}[")) for other in shown)]
     variables.sort(key=lambda v: (not v.used, v.name in leading if v.used else not v.argument))
     unlisted = max(0, len(jobs) - _LIST_LIMIT)
     return view._replace(variables=tuple(variables), unlisted=unlisted, is_read=True)
@@ -3406,18 +3404,18 @@ def _run_jobs(jobs: Mapping[str, _Job], seconds: float, context: Optional[Contex
     return {name: outcomes[name] for name in jobs}
 
 
-def _read_value(text: str, value: object, name: str, *, used: bool = False, argument: bool = False) -> Variable:
+def _read_value(text: str, value: object, name: str) -> Variable:
     """Return the variable for the value of `text`, masked if `name` is a secret's.  This runs the repr of `value`."""
     shown = _describe(value, name=name)
     opens = shown != _MASK and next(_members_of(value), None) is not None
-    return Variable(shown_text(text, NAME_LIMIT), type_name(type(value)), shown, argument, used, opens)
+    return Variable(shown_text(text, NAME_LIMIT), type_name(type(value)), shown, opens=opens)
 
 
 def _read_expression(text: str, scope: _Scope) -> Optional[Variable]:
     """Return the variable for an expression on the failing line.  Raises what the application's code raises."""
     value = scope.find(text, runs_code=True)
     is_shown = value is not MISSING and not issubclass(type(value), CODE_TYPES)
-    return _read_value(text, value, _last_name(text), used=True) if is_shown else None
+    return _read_value(text, value, _last_name(text)) if is_shown else None
 
 
 def _expressions_used(view: FrameView) -> list[str]:
@@ -3447,7 +3445,7 @@ def _members_of(value: Any) -> Iterator[_Member]:
     of a command: "--password", "…".  The lines of a key are named by its first, "-----BEGIN PRIVATE KEY-----".
     Attributes are those in the `__dict__` or in slots; private ones come last.
     """
-    base: Any = next((base for base in _SEQUENCES if issubclass(type(value), base)), object)
+    base: Any = next((base for base, *_ in _CONTAINERS.values() if issubclass(type(value), base)), object)
     if issubclass(base, dict):
         yield from ((key, _key_name(key), each) for key, each in base.items(value))
     elif base is not object:
@@ -3753,14 +3751,14 @@ def _key_name(key: object) -> str:
 
 
 _CONTAINERS: dict[Any, tuple[Any, str, str]] = {  # by their repr, which subclasses without one of their own share
+    OrderedDict.__repr__: (OrderedDict, "OrderedDict({", "})"),  # before dict, of which it is one
+    defaultdict.__repr__: (defaultdict, "defaultdict({", "})"),
+    dict.__repr__: (dict, "{", "}"),
     list.__repr__: (list, "[", "]"),
     tuple.__repr__: (tuple, "(", ")"),
     set.__repr__: (set, "{", "}"),
     frozenset.__repr__: (frozenset, "frozenset({", "})"),
     deque.__repr__: (deque, "deque([", "])"),
-    dict.__repr__: (dict, "{", "}"),
-    OrderedDict.__repr__: (OrderedDict, "OrderedDict({", "})"),
-    defaultdict.__repr__: (defaultdict, "defaultdict({", "})"),
 }
 
 

@@ -4435,6 +4435,13 @@ class ReadingValues(unittest.TestCase):
         self.addCleanup(release.set)
         self.assertIn("takes longer", returning(lambda: devserve._safe_repr(Hangs(), seconds=0.05)))
 
+        def view(argument: object) -> None:
+            raise LookupError(argument is None)
+
+        variable = devserve.read_report(failure_of(view, Hangs())).problems[-1].frames[-1].variables[0]
+        self.assertIn("takes longer", variable.value)
+        self.assertEqual((variable.name, variable.used, variable.argument), ("argument", True, True))
+
     def test_runs_a_bounded_number_of_helpers(self) -> None:
         release = threading.Event()
 
