@@ -1944,7 +1944,7 @@ _SERVERS = {
 
 @contextlib.contextmanager
 def servers_left_out(warn: Callable[[str], None]) -> Iterator[None]:
-    """Inside of this context, calls that start a server return at once, in the thread that has entered it.
+    """Inside of this context, calls that start a server return at once in the main thread, which has entered it.
 
     So a module that starts one without a main guard is imported to its end; `warn` is told so once.  A server that the
     module starts in another thread is started, since it may well be wanted.
@@ -1958,7 +1958,7 @@ def servers_left_out(warn: Callable[[str], None]) -> Iterator[None]:
             finder.leave_out(name, sys.modules[name])
         yield
     finally:
-        finder.importer = None
+        finder.is_importing = False
         sys.meta_path[:] = [each for each in sys.meta_path if each is not finder]
         if not flask_knows:
             os.environ.pop("FLASK_RUN_FROM_CLI", None)  # what the application starts later may run on its own
@@ -1967,13 +1967,13 @@ def servers_left_out(warn: Callable[[str], None]) -> Iterator[None]:
 class _ServerFinder:
     """A finder of `sys.meta_path` that replaces the functions which start a server, once their module is executed.
 
-    A replacement does nothing when the importing thread calls it.  In any other thread, and once `importer` is None,
-    it starts the server.
+    A replacement does nothing when the main thread, which imports, calls it.  In any other thread, and once
+    `is_importing` is False, it starts the server.
     """
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self.warn = warn
-        self.importer: Optional[threading.Thread] = threading.current_thread()
+        self.is_importing = True
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         """Return the other finders' spec of a module in `_SERVERS`, whose loader calls `leave_out` at the end."""
@@ -2004,8 +2004,7 @@ class _ServerFinder:
 
         @functools.wraps(start)
         def stand_in(*args: Any, **kwargs: Any) -> Any:
-            # Not by identity, as eventlet's `monkey_patch` makes another object for the main thread.
-            if self.importer is None or threading.current_thread().name != self.importer.name:
+            if not (self.is_importing and is_main_thread()):
                 return start(*args, **kwargs)
             what = f"the server that the import starts ({name.partition('.')[0]}) is left out"
             self.warn(f"{what}; start it under if __name__ == '__main__':")
@@ -2037,6 +2036,8 @@ def _named_app(module: ModuleType, target: str, name: str) -> Any:
                 raise
             holder = ":".join(filter(None, (target, ".".join(parts[:index]))))
             raise DevserveError(f"no {part!r} in {holder!r}{_name_remedy(thing, holder, part)}") from None
+    if type(thing) is MethodType and _framework_of(thing.__self__) and parts[-1].startswith("run"):
+        raise DevserveError(f"'{target}:{name}' starts a server of its own; leave .{parts[-1]} out")
     return _app_or_made(thing, target, ".".join(parts), arguments)
 
 
@@ -2069,15 +2070,16 @@ def _name_remedy(thing: Any, holder: str, name: str = "") -> str:
     folder = next(iter(getattr(thing, "__path__", ())), "")
     separator = os.sep if re.search(r"[/\\]", holder) else "."
     stems = [file.removesuffix(".py") for file in _names_in(folder) if not file.startswith("_")]
-    modules = {stem: f"{holder}{separator}{stem}" for stem in stems if _is_module_at(os.path.join(folder, stem))}
+    modules = {stem: f"{holder}{separator}{stem}" for stem in stems if "." not in stem}
     likely, imported = _candidates(thing)
     apps = {each: f"{holder}{'.' if ':' in holder else ':'}{each}" for each in (*dir(thing), *likely)}
-    near = _nearest(name, {each: app for each, app in apps.items() if each not in imported} | modules)
+    first, dot, rest = name.partition(".")
+    near = _nearest(first, {each: app for each, app in apps.items() if each not in imported} | modules)
     if not near and _may_be_app(thing):
         return f"; that is an application itself, so leave .{name} out"
     if not near and len(likely) > 1:
-        return f"; it has {', '.join(likely)}"
-    near = near or "".join(apps[each] for each in likely) or _nearest(name, apps)
+        return f"; {holder!r} has {', '.join(likely)}"
+    near = near + dot + rest if near else "".join(apps[each] for each in likely) or _nearest(name, apps)
     stems = [] if near or is_library(folder, os.getcwd()) else [*_DEFAULT_MODULES, *modules]
     offering = (stem for stem in stems if stem in modules and _offers_app(os.path.join(folder, f"{stem}.py")))
     near = near or modules.get(next(offering, ""), holder if _framework_default() is not None else "")
@@ -2135,12 +2137,9 @@ def _discovered_app(module: ModuleType, target: str) -> Any:
 
 def _framework_default() -> Any:
     """Return the application that a framework's package itself keeps (Bottle, CherryPy); None if it is unused."""
-    for name, framework in _FRAMEWORKS.items():
-        package = sys.modules.get(name.partition(".")[0])
-        app = framework.default(package) if package else None
-        if app is not None:
-            return app
-    return None
+    packages = ((row, sys.modules.get(name.partition(".")[0])) for name, row in _FRAMEWORKS.items())
+    apps = (row.default(package) for row, package in packages if package)
+    return next((app for app in apps if app is not None), None)
 
 
 def _module_remedy(module: ModuleType, target: str) -> str:

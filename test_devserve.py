@@ -2106,7 +2106,7 @@ class FindingMistakes(FindingFolder):
         "": "",
         "ap": ":app'?",
         "holder.ap": ":holder.app'?",
-        "nosuchthing": "it has app, main({}), create_app, make_app",
+        "nosuchthing": "' has app, main({}), create_app, make_app",
         "number": "name an application",
         "os": "name the object in it: 'os:app'",
         "Site": "call it: Site()",
@@ -2227,6 +2227,8 @@ class FindingMistakes(FindingFolder):
         self.write("pack/__init__.py", "")
         self.refused("helo:app", "no module 'helo'", "did you mean 'hello'?")
         self.refused("pakc.sub", "no module 'pakc.sub'", "did you mean 'pack.sub'?")
+        self.app_file("pack/plain/deep.py")
+        self.refused("pack.pain.deep", "no module 'pack.pain.deep'", "did you mean 'pack.plain.deep'?")
         self.refused("pack.subb", "no module 'pack.subb'", "did you mean 'pack.sub'?")
         for dotted in ("hello.app", "hello.wsgi", "hello.txt"):
             self.refused(dotted, f"no module '{dotted}'", "did you mean 'hello:app'?")
@@ -2517,9 +2519,13 @@ class FindingMistakes(FindingFolder):
             class Dash:
                 __module__ = "dash.dash"
                 def server(self, environ, start_response): return [b"served"]
+                def run(self, host=None): raise AssertionError
+                async def run_task(self): raise AssertionError
             app = Dash()
             """,
         )
+        for name in ("run", "run_task", "run()"):
+            self.refused(f"hello:app.{name}", f"'hello:app.{name}' starts a server of its own; leave .run")
         self.assertEqual(self.body("hello"), "served")
 
     def test_middleware_of_the_other_interface(self) -> None:
