@@ -6831,7 +6831,11 @@ class DevServer:
             self._idle_threads.pop().give(None)
 
     def after_fork(self) -> None:
-        """In a child that the application forked, close our sockets, whose copies would keep port and clients."""
+        """In a child that the application forked, close our sockets, whose copies would keep port and clients.
+
+        If the child comes back from the application, its only thread ends, and so the child.
+        """
+        self._is_closed = True
         for sock in [*self.listeners, *(connection.sock for connection in self.connections)]:
             sock.close()
 
@@ -12833,6 +12837,7 @@ class _Runner:
 
     def _after_fork(self) -> None:
         """In a child that the application has forked, give up handlers, log and sockets, which are its parent's."""
+        self.socket_file = ""
         self.signals.give_back()
         self.terminal.after_fork()
         self.server.after_fork()

@@ -15037,6 +15037,27 @@ class RunnerSignals(RunnerCase):
             self.assertEqual(os.listdir(folder), ["s"])
             self.assertNotIn("reloading", served.log)
 
+    @unittest.skipUnless(hasattr(os, "fork"), "needs fork")
+    def test_a_child_that_comes_back_from_the_application_ends_and_takes_nothing_with_it(self) -> None:
+        self.write("forking.py", """
+            import os, sys
+            def child():
+                pid = os.fork()
+                if not pid:
+                    sys.exit(3)
+                os.waitpid(pid, 0)
+            child()
+            def app(environ, start_response):
+                child()
+                start_response("200 OK", [])
+                return [b"it has ended"]
+        """)  # fmt: skip
+        with tempfile.TemporaryDirectory(prefix="ds") as folder:
+            served = self.served("forking", "--host", f"unix:{folder}/s")
+            served.wait_for("production")
+            self.assertEqual(os.listdir(folder), ["s"])
+            self.assertEqual(fetch(folder + "/s").body, b"it has ended")
+
     @posix_signals
     def test_what_the_application_starts_finds_its_signals_as_they_are_anywhere(self) -> None:
         text = """
