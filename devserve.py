@@ -6477,7 +6477,6 @@ def _as_json(value: Any) -> _Reply:
 
 _LIVE = _PREFIX + "/live"
 _LIVE_MARK = "-live"  # at the end of an ETag's text: the page with our script is another representation
-_LIVE_CHANGES = 100  # names of changed files that are remembered; a page asks several times a second
 LIVE_FILES = partial(  # for files of a project that its pages are made of and that are no modules
     re.fullmatch,
     r".*\.(?:css|html?|xhtml|xml|jinja2?|j2|mako|pt|tpl|js|mjs|md|png|jpe?g|gif|svg|webp|avif|ico|woff2?|ttf)",
@@ -6505,14 +6504,14 @@ class LivePages:
         self.reload_id = reload_id
         self.warn = warn
         self.refuses = refuses  # a method of the guard: who may not read
-        self.changes: deque[str] = deque(maxlen=_LIVE_CHANGES)
-        self.count = 0
+        self.changes: dict[str, int] = {}  # the number of each file's last change, by its name
+        self.count = 0  # of all changes; raised when the change is in the dictionary
         self.has_warned = False
 
     def changed(self, paths: Iterable[str]) -> bool:
         """Tell open pages of changed files; return True, by which the watcher knows that no reload is needed."""
         for path in paths:
-            self.changes.append(os.path.basename(path))
+            self.changes[os.path.basename(path)] = self.count
             self.count += 1
         return True
 
@@ -6536,10 +6535,10 @@ class LivePages:
             return []
         kind, text = "text/javascript", LIVE_SCRIPT
         if environ["PATH_INFO"] == _LIVE:
-            since = parse_qs(environ.get("QUERY_STRING", "")).get("since", [""])[0]
-            number = int(since) if since.isdecimal() and len(since) < 10 else self.count
-            names = list(self.changes)[-(self.count - number) :] if self.count > number else []
-            reply = {"reload_id": self.reload_id, "count": self.count, "changes": names}
+            count, since = self.count, parse_qs(environ.get("QUERY_STRING", "")).get("since", [""])[0]
+            first = int(since) if since.isdecimal() and len(since) < 10 else count
+            names = [name for name, number in self.changes.copy().items() if first <= number < count]
+            reply = {"reload_id": self.reload_id, "count": count, "changes": names}
             kind, text = "application/json", json.dumps(reply)
         headers, body = _headers_and_body(text, kind)
         start_response("200 OK", headers)

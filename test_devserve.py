@@ -7403,8 +7403,12 @@ class DebuggerLive(unittest.TestCase):
         for odd in ("2", "3", "", "x", "-1", "9" * 5000, "²"):
             self.assertEqual(ask(odd)["changes"], [])
         self.live.changed(f"{n}.css" for n in range(1000))
-        self.assertEqual(len(ask("0")["changes"]), devserve._LIVE_CHANGES)
-        self.assertIn(b'data-seen="1002"', self.ask()[2])
+        self.assertEqual(len(ask("0")["changes"]), 1002)  # none is lost, however many a build has written
+        self.live.changed(["/shop/static/a.css"] * 2)
+        self.assertEqual(ask("1002"), {"reload_id": "r1", "count": 1004, "changes": ["a.css"]})
+        self.assertIn(b'data-seen="1004"', self.ask()[2])
+        self.live.changes["later.css"] = self.live.count  # the watcher is about to count it
+        self.assertEqual(ask("1002")["changes"], ["a.css"])
         status, headers, text = self.ask("/__devserve__/live.js")
         self.assertEqual((status, headers["content-type"]), ("200 OK", "text/javascript; charset=utf-8"))
         self.assertIn(b"currentScript", text)
