@@ -14082,17 +14082,12 @@ function makePrompt(element) {
   const printed = find(".printed", box), stop = find(".stop", box), matches = find(".choices", box);
   let place = past.length, draft = "", busy = false;
 
-  function print(text, kind) {
-    const line = make("div", kind, "");
-    printed.append(line);
-    while (printed.childElementCount > 400) printed.firstChild.remove();  // more makes each keystroke slow
-    fill(line, text);
-    return line;
-  }
-  function fill(line, text) {
+  function print(text, kind, line = printed.appendChild(make("div", kind, ""))) {
     line.textContent = text.replace(/\n$/, "");
+    while (printed.childElementCount > 400) printed.firstChild.remove();  // more makes each keystroke slow
     printed.hidden = false;
     printed.scrollTop = printed.scrollHeight;
+    return line;
   }
   function write(text, from = 0, to = input.value.length) {
     input.setRangeText(text, from, to, "end");
@@ -14120,7 +14115,7 @@ function makePrompt(element) {
       const line = print(reply.output, "");
       while (reply.running) {
         reply = await ask("output", {frame, wait: 0.3});
-        if (!reply.error) fill(line, reply.output);
+        if (!reply.error) print(reply.output, "", line);
       }
       place = past.length;
       write("");
