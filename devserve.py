@@ -7054,6 +7054,7 @@ class _Connection:
         self.server = server
         self.phase = _AT_REST if server.hands_over else _SECURED
         self.started = time.perf_counter()  # the request in hand, or the last one
+        self.answered = 0.0  # when the last answer was complete
         self.thread_id = 0
         self.timeout = _FIRST_BYTE_TIMEOUT
         self.is_secured = server.tls is None  # the TLS handshake is done, or none is needed
@@ -7147,7 +7148,7 @@ class _Connection:
             return
         with contextlib.nullcontext() if self.server.streams else self.server.turn:  # a bridge takes turns by itself
             self._run(head, environ, body)
-            self.server.turn_ended = time.perf_counter()
+            self.answered = self.server.turn_ended = time.perf_counter()
         self.timeout = _IDLE_TIMEOUT
         if body is not None:
             self.phase = _ANSWERED
@@ -7310,6 +7311,7 @@ class _Connection:
         A socket that is closed with unread input sends a reset, which may destroy the answer.  So first end our side,
         and read and drop what the client still sends until it ends its own (RFC 9112 section 9.6).
         """
+        self.answered = time.perf_counter()
         self.phase = _ANSWERED
         self.server.look_again()
         has_ended = False
@@ -7367,7 +7369,7 @@ class _Connection:
     def deadline(self, phase: int, closed: float, grace: float) -> float:
         """Return until when a reload waits for this connection, if it is in `phase`; the gate closed at `closed`."""
         if phase == _ANSWERED or self.leave is not None:
-            return closed + _LINGER_MOMENT
+            return max(self.answered, closed) + _LINGER_MOMENT
         if phase == _ENDLESS:
             return closed
         if phase == _SECURED:

@@ -9182,6 +9182,16 @@ class ServerGate(ServerCase):
         self.assertIn("grace", self.log)
         self.server.open_gate()
 
+    def test_the_end_of_a_connection_has_its_moment_from_the_answer_on(self) -> None:
+        """Else an answer that comes late in its grace is cut before TLS's last word, or by a reset."""
+        self.serve(hello)
+        client = self.connect("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\nConnection: close\r\n\r\n")
+        client.answer()
+        (connection,) = self.server.connections
+        eventually(lambda: connection.phase == devserve._ANSWERED, "the end of the request")
+        closed = connection.started - 60
+        self.assertGreater(connection.deadline(connection.phase, closed, 5), connection.started)
+
     def test_a_request_that_waits_for_its_turn_has_its_grace_from_then_on(self) -> None:
         self.patch("_PAUSED_INTERVAL", 0.02)
         for is_stopped in (False, True):
