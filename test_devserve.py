@@ -8629,6 +8629,18 @@ class ServerConnections(ServerCase):
             eventually(lambda: len(self.server._idle_threads) == 1, "the thread is free")
         self.assertEqual(len(used), 1)
 
+    def test_threads_beyond_those_that_may_be_idle_end(self) -> None:
+        self.patch("_IDLE_THREADS", 2)
+        before = threading.active_count()
+        self.serve(hello)
+        clients = [self.connect(GET) for _ in range(5)]
+        for client in clients:
+            client.answer()
+        for client in clients:
+            client.close()
+        # The limit is looked at without a lock, so one more may stay.
+        eventually(lambda: threading.active_count() <= before + 4, "besides these only the one that accepts is left")
+
     def test_threads_end_with_their_server(self) -> None:
         before = {thread.ident for thread in threading.enumerate()}
         server = devserve.make_server(hello)
