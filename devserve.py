@@ -207,7 +207,7 @@ else:
 # default.  An empty variable counts as not set.  A file sets only variables that the environment does not have.
 #
 # Doors: DevserveError, OPTIONS, Config, is_negative, configure, config_of_keywords, values_of_keywords,
-# check_keywords, split_host, add_address, own_command, env_files, nearest_file.
+# check_keywords, split_host, add_address, own_command, env_files, paths_upwards.
 #
 # Read first: _Option.read, Config, configure, _values_of_environment, _env_entries.
 # =====================================================================================================================
@@ -507,18 +507,12 @@ def env_files(env_file: str = "") -> list[str]:
     skip = os.environ.get("FLASK_SKIP_DOTENV", "").lower()
     if not skip or skip in _NO:
         for name in (".env", ".flaskenv"):
-            found += _paths_upwards(name)
+            found += paths_upwards(name)
     return found
 
 
-def nearest_file(name: str) -> str:
-    """Return the path of a file in the current folder or in the nearest above it, as python-dotenv finds it."""
-    paths = [*_paths_upwards(name)]
-    return paths[-1] if os.path.isfile(paths[-1]) else paths[0]
-
-
-def _paths_upwards(name: str) -> Iterator[str]:
-    """Yield the paths where a file is looked for, from the current folder upwards to the first where it is.
+def paths_upwards(name: str) -> Iterator[str]:
+    """Yield the paths where python-dotenv looks for a file, from the current folder upwards to the first where it is.
 
     A folder above in which everybody may write, as in /tmp, is passed over, since anybody may have put the file there.
     On Windows no folder is passed over, as the mode does not tell who may write.
@@ -1895,7 +1889,7 @@ def _remedy_outside_environment() -> str:
     """Return how to start devserve in the project's virtual environment; "" where it is used, or there is none."""
     outside = sys.prefix == sys.base_prefix
     names = [os.path.join(name, "pyvenv.cfg") for name in _VIRTUAL_ENVIRONMENTS] + [*_LOCK_FILES] * outside
-    paths = [nearest_file(name) if outside else os.path.abspath(name) for name in names]
+    paths = [path for name in names for path in (paths_upwards(name) if outside else [os.path.abspath(name)])]
     for path in sorted(filter(os.path.isfile, paths), key=lambda path: -path.count(os.sep)):
         folder, name = os.path.split(path)
         if name in _LOCK_FILES:
@@ -2228,7 +2222,7 @@ def _objection(thing: Any) -> str:
         remedy = "is a `return` missing?" if thing is None else remedy
         return f"is not callable, its type is {type(thing).__name__}; {remedy}"
     if is_asgi(thing):
-        return _objection_inside(thing, asynchronous=True)
+        return _objection_inside(thing)
     shape, inner = _shape_of(thing), _shape_of(_undecorated(thing))
     if inner is not None and inner.is_async:
         return (
@@ -2241,26 +2235,26 @@ def _objection(thing: Any) -> str:
             return "is an ASGI 2 application; asgiref.compatibility.guarantee_single_callable makes it one of ASGI 3"
         known = "name its parameters (scope, receive, send) if it is an ASGI application; " if shape.takes(3) else ""
         return f"does not take (environ, start_response); {known}if it is a factory, give its arguments: ({arguments})"
-    return _objection_inside(thing, asynchronous=False)
+    return _objection_inside(thing)
 
 
-def _objection_inside(app: Any, *, asynchronous: bool) -> str:
+def _objection_inside(app: Any) -> str:
     """Return what is wrong with WSGI middleware around an ASGI application, or the reverse; "" if nothing is.
 
     An adapter is no mistake.  It is known by the other interface's name in its own (a2wsgi's and Starlette's), or by
     holding an application of each kind (Connexion's).
     """
-    name = f"{type(app).__module__}.{type(app).__name__}".lower()
     held = own_dict(app)
     mounts = held.get("mounts")  # of Werkzeug's dispatcher
     inside = [held[name] for name in _WRAPPED_NAMES if name in held]
     inside += mounts.values() if type(mounts) is dict else ()
-    if asynchronous and "wsgi" not in name and any(map(_framework_of, inside)):
-        adapted = any(map(is_asgi, held.values()))
-        return "" if adapted else "is ASGI middleware around a WSGI application; wrap it by WSGI middleware"
-    if not asynchronous and "asgi" not in name and any(map(is_asgi, inside)):
-        return "is WSGI middleware around an ASGI application; wrap it by ASGI middleware"
-    return ""
+    if is_asgi(app):
+        is_wrong, own, other = any(map(_framework_of, inside)) and not any(map(is_asgi, held.values())), "ASGI", "WSGI"
+    else:
+        is_wrong, own, other = any(map(is_asgi, inside)), "WSGI", "ASGI"
+    is_adapter = other.lower() in f"{type(app).__module__}.{type(app).__name__}".lower()
+    objection = f"is {own} middleware, but the application in it is {other}; wrap it by {other} middleware"
+    return objection if is_wrong and not is_adapter else ""
 
 
 def is_asgi(app: Any) -> bool:

@@ -2543,8 +2543,10 @@ class FindingMistakes(FindingFolder):
             also_wrong = Dispatcher(right, {"/api": api})
             """,
         )
-        self.refused("hello:also_wrong", "'hello:also_wrong' is WSGI middleware around an ASGI application")
-        self.refused("hello:wrong", "'hello:wrong' is WSGI middleware around an ASGI application", "ASGI middleware")
+        self.refused("hello:also_wrong", "'hello:also_wrong' is WSGI middleware, but the application in it is ASGI")
+        self.refused(
+            "hello:wrong", "'hello:wrong' is WSGI middleware, but the application in it is ASGI", "ASGI middleware"
+        )
         self.assertEqual(self.body("hello:right"), "adapted")
 
     @needs("flask")
@@ -2562,7 +2564,7 @@ class FindingMistakes(FindingFolder):
             adapted.middleware = right
             """,
         )
-        self.refused("hello:wrong", "'hello:wrong' is ASGI middleware around a WSGI application")
+        self.refused("hello:wrong", "'hello:wrong' is ASGI middleware, but the application in it is WSGI")
         for name in ("right", "adapted"):
             self.assertTrue(devserve.is_asgi(self.load(f"hello:{name}")))
 
