@@ -3005,8 +3005,8 @@ def _fold_recursion(positions: list[FramePosition], most: int) -> list[tuple[Fra
     rounds: dict[tuple[CodeType, int], list[int]] = defaultdict(list)
     for number, key in enumerate(keys):
         rounds[key].append(number)
-    often = {key: numbers for key, numbers in rounds.items() if len(numbers) >= _ROUNDS_FOLDED}
-    kept = [n for n, key in enumerate(keys) if key not in often or n in (often[key][0], often[key][-1])]
+    left_out = {n for numbers in rounds.values() if len(numbers) >= _ROUNDS_FOLDED for n in numbers[1:-1]}
+    kept = [number for number in range(len(keys)) if number not in left_out]
     if len(kept) > most:
         kept = kept[: most // 2] + kept[-most // 2 :]
     following = [*kept[1:], len(positions)]
@@ -3190,7 +3190,6 @@ def _caret(error: SyntaxError, lineno: int, line: str) -> _Mark:
 def _django_place(debug: dict[str, Any], error: BaseException, seconds: float) -> FrameView:
     """Return the view of a Django template's line, from the escaped text that its engine noted, with its context."""
     from html import unescape
-    from traceback import walk_tb
 
     filename, lineno = str(debug.get("name") or ""), debug["line"]
     lines, missing = _read_source(filename)
@@ -3202,8 +3201,8 @@ def _django_place(debug: dict[str, Any], error: BaseException, seconds: float) -
     marks = [_Mark(lineno, start, start + len(during))] if start >= 0 else []
     view = _view_at("template", filename, lineno, "template", (lines, missing), marks)
     given: dict[Any, Any] = {}
-    for frame, _ in walk_tb(raw_slot(error, "__traceback__")):
-        context = locals_of(frame).get("context")
+    for position in _positions_of(error, None):
+        context = locals_of(position.frame).get("context")
         if type(context).__module__ == "django.template.context":
             for layer in own_dict(context).get("dicts", ()):
                 given.update(layer)
@@ -4230,9 +4229,8 @@ def _write_stack(frames: Sequence[FrameView]) -> _Markup:
     pieces: list[_Markup] = []
     for is_shown, run in itertools.groupby(reversed(frames), lambda frame: frame.app or frame is frames[-1]):
         if is_shown:
-            for frame in run:
-                is_hot = frame is frames[-1] or frame is own[0]
-                pieces.append(_write_frame(frame, opened=frame in own[:_OPEN_FRAMES], hot=is_hot))
+            hot = frames[-1], own[0]
+            pieces += [_write_frame(frame, opened=frame in own[:_OPEN_FRAMES], hot=frame in hot) for frame in run]
         else:
             pieces.append(_fold_run(list(run)))
     return _fill_template(STACK, frames=_joined(pieces)) if frames else _Markup()
