@@ -13605,7 +13605,8 @@ class ReloaderChanges(ReloaderWatching):
                 self.write("row_b.py", f"x = {number}")
             sleep(seconds)
 
-        with mock.patch.multiple(devserve, native_sleep=write_meanwhile, _SETTLE_LIMIT=DEADLINE):
+        just_now = mock.Mock(return_value=0.0)  # the first write is seen at once
+        with mock.patch.multiple(devserve, native_sleep=write_meanwhile, _SETTLE_LIMIT=DEADLINE, _age=just_now):
             self.write("row_a.py", "x = 2")
             self.assertEqual(self.said(), [["row_a.py", "row_b.py"]])
         self.assertEqual(list(numbers), [])
@@ -14352,6 +14353,20 @@ class ReloaderTiers(ReloaderWatching):
         watcher._rounds.cost = cost
         while True:
             yield watcher._rounds.next()
+
+    def test_a_save_counts_from_when_it_was_written_if_its_time_can_be_trusted(self) -> None:
+        now = 1_000_000.0
+        old, fresh, future = ((int(at * 1e9), 1, 1, int(at * 1e9)) for at in (now - 60, now - 0.03, now + 0.03))
+        for states, age in (
+            ([fresh], 0.03),
+            ([old, fresh, None], 0.03),
+            ([old], 0.0),
+            ([fresh, future], 0.0),
+            ([None], 0.0),
+            ([], 0.0),
+        ):
+            with self.subTest(states), mock.patch("time.time", return_value=now):
+                self.assertAlmostEqual(devserve._age(states), age, 6)
 
     def test_few_files_are_all_looked_at_in_each_round(self) -> None:
         turns = self.turns(100, 0, 1e-6)
