@@ -10668,6 +10668,7 @@ class ServerTls(ServerCase):
         self.assertEqual(answer.status, 400)
         self.assertIn(b"https", answer.body.lower())
         self.assertEqual(client.rest(), b"")
+        client.close()  # for which the server waits, lest a reset destroy the answer
         eventually(lambda: not self.server.connections, "the end of the connection")
         self.assertEqual([line[2] for line in self.lines(1)], ["400"])
         self.assertNotIn("itself failed", self.log)
