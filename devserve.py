@@ -12826,6 +12826,8 @@ class _Runner:
 
         If the process restarts meanwhile, or a signal ends it, nothing goes on: it ends here.
         """
+        if os.getpid() != self.signals.pid:
+            return  # a forked child has come back from the application: nothing here is its own
         served = self.phase == _SERVING
         if not self._enter(_ENDING):
             self._tidy_up()
@@ -12843,7 +12845,6 @@ class _Runner:
 
     def _after_fork(self) -> None:
         """In a child that the application has forked, give up handlers, log and sockets, which are its parent's."""
-        self.socket_file = ""
         self.signals.give_back()
         self.terminal.after_fork()
         self.server.after_fork()

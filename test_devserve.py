@@ -15091,16 +15091,23 @@ class RunnerSignals(RunnerCase):
                     sys.exit(3)
                 os.waitpid(pid, 0)
             child()
-            def app(environ, start_response):
+            def wsgi(environ, start_response):
                 child()
                 start_response("200 OK", [])
                 return [b"it has ended"]
+            async def asgi(scope, receive, send):
+                assert scope["type"] == "http"
+                child()
+                await send({"type": "http.response.start", "status": 200})
+                await send({"type": "http.response.body", "body": b"it has ended"})
         """)  # fmt: skip
-        with tempfile.TemporaryDirectory(prefix="ds") as folder:
-            served = self.served("forking", "--host", f"unix:{folder}/s")
-            served.wait_for("production")
-            self.assertEqual(os.listdir(folder), ["s"])
-            self.assertEqual(fetch(folder + "/s").body, b"it has ended")
+        for name in ("wsgi", "asgi"):
+            with self.subTest(name), tempfile.TemporaryDirectory(prefix="ds") as folder:
+                served = self.served(f"forking:{name}", "--host", f"unix:{folder}/s")
+                served.wait_for("production")
+                for _ in range(2):
+                    self.assertEqual(fetch(folder + "/s").body, b"it has ended")
+                    self.assertEqual(os.listdir(folder), ["s"])
 
     @posix_signals
     def test_what_the_application_starts_finds_its_signals_as_they_are_anywhere(self) -> None:
