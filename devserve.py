@@ -4783,8 +4783,9 @@ def _complete(code: str, namespace: dict[str, Any]) -> tuple[int, list[str]]:
         found = re.compile(pattern).search(code, max(0, len(code) - _COMPLETED_TAIL))
         if found and literal in (len(code), found.start("typed")):  # the latter where a key's quote has been typed
             typed = found["typed"]
-            hides_private = typed.rpartition(".")[2] == ""  # until an underscore is typed
-            names = {name for name in candidates(namespace, found["base"], typed) if name.startswith(typed)}
+            hides_private = re.fullmatch(r"(?:\w+\.)*", typed)  # until an underscore is typed; a key shows all
+            texts = map(str, candidates(namespace, found["base"], typed))
+            names = {name for name in texts if name.startswith(typed)}
             shown = (name for name in names if not (hides_private and name[len(typed) :].startswith("_")))
             return found.start("typed"), sorted(shown)[:_COMPLETIONS_LIMIT]
     return len(code), []
@@ -4802,7 +4803,7 @@ def _keys_below(namespace: dict[str, Any], path: str, typed: str) -> list[str]:
 def _names_below(namespace: dict[str, Any], base: str, typed: str) -> list[str]:
     """Return the attributes of the object at a dotted path, with the path before each; for no path, all names."""
     if not base:
-        return [*map(str, namespace), *vars(builtins), *keyword.kwlist]
+        return [*namespace, *vars(builtins), *keyword.kwlist]
     value = _value_of(namespace, base.split(".")[:-1])
     if value is MISSING:
         return []

@@ -5863,6 +5863,7 @@ class ConsoleCompletion(unittest.TestCase):
         self.assertEqual(self.complete("prices['ap", prices=prices), ["prices['apple'"])
         self.assertEqual(self.complete('f(prices["ap', prices=prices), ['f(prices["ap\'ple"', 'f(prices["apple"'])
         self.assertEqual(self.complete("prices[3", prices=prices), ["prices[3"])
+        self.assertEqual(self.complete("d['a.", d={"a._id": 1, "a.b": 2}), ["d['a._id'", "d['a.b'"])
         self.assertEqual(self.complete("f.pr", f=Frame()), ["f.price"])
         self.assertEqual(self.complete("f['a", f=Frame()), ["f['a b'"])
 
@@ -5874,6 +5875,9 @@ class ConsoleCompletion(unittest.TestCase):
         self.assertEqual(self.complete("from os import getpi"), ["from os import getpid"])
         self.assertEqual(self.complete("x = 1; from wsgiref import handl"), ["x = 1; from wsgiref import handlers"])
         self.assertNotIn("from os import pass", self.complete("from os import pa"))
+        with mock.patch.dict(sys.modules, {"odd": types.ModuleType("odd")}):
+            vars(sys.modules["odd"]).update({"good": 1, 5: 2})  # type: ignore[dict-item]
+            self.assertEqual(self.complete("from odd import go"), ["from odd import good"])
 
     def test_inserts_nothing_that_is_not_meant(self) -> None:
         for code in (
