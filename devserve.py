@@ -7350,6 +7350,8 @@ class _Connection:
         if self.request_line[0] != "POST" or not kind or kind.startswith("multipart"):
             self.phase = _ENDLESS
             self.server.look_again()
+        else:
+            self.hangs_reported = len(_HANG_SECONDS) - 1  # it is being answered, however long that takes
 
     def cut(self) -> None:
         """End the connection at once."""

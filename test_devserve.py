@@ -11386,6 +11386,7 @@ class ServerLog(ServerCase):
         self.serve(app)
         idle, stopped, streaming = self.connect(), self.connect(GET.replace(b"/ ", b"/hangs ", 1)), self.connect()
         streaming.send(GET.replace(b"/ ", b"/stream ", 1))
+        writing = self.connect("POST /stream HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
         hangs = re.compile(r"warning: GET /(\w*) has not been answered after \d+ s; it is at (.*), line (\d+)")
         eventually(lambda: len(hangs.findall(self.log)) == 2, "two lines")
         seen = self.server.hangs_looked_for
@@ -11394,6 +11395,7 @@ class ServerLog(ServerCase):
         self.assertEqual(self.log.count("has not been answered"), 2, self.log)
         self.assertEqual(hangs.findall(self.log), [("hangs", __file__, str(line))] * 2)
         stopped.answer()
+        writing.answer()
         idle.close()
 
     def test_a_request_that_a_debugger_has_stopped_does_not_hang(self) -> None:
