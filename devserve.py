@@ -6769,6 +6769,7 @@ class DevServer:
         self._accepting = threading.Lock()  # held while a connection is between the kernel's queue and `connections`
         self._idle_threads: list[_IdleThread] = []
         self._is_closed = False
+        self._forked_in = 0  # in a child that the application forked, the thread that did
         self._shutting_down = False
         self._stopped = threading.Event()  # no thread is in `serve_forever`
         self._stopped.set()
@@ -6825,9 +6826,10 @@ class DevServer:
     def after_fork(self) -> None:
         """In a child that the application forked, close our sockets, whose copies would keep port and clients.
 
-        If the child comes back from the application, its only thread ends, and so the child.
+        If the child comes back from the application, its only thread ends, and so the child.  Greenlets all live on in
+        it; so there it ends with the one that forked.
         """
-        self._is_closed = True
+        self._is_closed, self._forked_in = True, threading.get_ident()
         for sock in [*self.listeners, *(connection.sock for connection in self.connections)]:
             sock.close()
 
@@ -6903,6 +6905,8 @@ class DevServer:
                 break
             idle.given.acquire()
             connection = idle.connection
+        if self._forked_in == threading.get_ident() and has_green_threads():
+            os._exit(0)
 
     def _forget(self, connection: _Connection) -> None:
         """Note that a connection has ended, which `close_gate` may wait for."""
@@ -12661,6 +12665,10 @@ class _Runner:
         """Accept connections until the end (the thread "devserve acceptor")."""
         try:
             self.server.serve_forever()
+            if (
+                os.getpid() != self.signals.pid
+            ):  # the greenlets of a forked child: with this one, the main one would end
+                self.ended.wait()
             self.status = 0
         finally:
             self.ended.set()

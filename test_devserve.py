@@ -19248,6 +19248,32 @@ class ReloadUnderRunners(Reload):
         self.try_two_reloads(first=self.GEVENT, app=self.ASGI, last=self.RUN)
 
     @needs("gevent")
+    def test_a_child_that_the_application_forks_does_its_work_among_the_greenlets_of_its_parent(self) -> None:
+        self.try_forks(self.GEVENT)
+
+    @needs("eventlet")
+    def test_a_child_that_the_application_forks_does_its_work_among_eventlets_greenlets(self) -> None:
+        self.try_forks(self.EVENTLET)
+
+    def try_forks(self, first: str) -> None:
+        """See that a forked child ends when it has done its work, or has come back from the application."""
+        text = """
+            import os, time
+            def app(environ, start_response):
+                pid = os.fork()
+                if not pid and environ["PATH_INFO"] == "/works":
+                    time.sleep(1)
+                    os._exit(7)
+                start_response("200 OK", [])
+                return [str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) if pid else "child").encode()]
+        """
+        self.write("app.py", first + textwrap.dedent(text))
+        served = Served("app", cwd=self.folder)
+        self.addCleanup(served.stop)
+        self.assertEqual((served.get("/works"), served.get("/comes_back")), ("7", "0"))
+        self.assertNotIn('Traceback (most recent call last):\n  File "src/gevent', served.log)
+
+    @needs("gevent")
     def test_gevent_that_replaces_the_start_of_processes_alone(self) -> None:
         """Then the watcher's thread remains one, and may not call what gevent has put there."""
         self.try_two_reloads(first="from gevent import monkey\nmonkey.patch_os()\n")
