@@ -6408,7 +6408,10 @@ class _DebuggerEndpoint:
         """Send the recorded request of a crash again."""
         request = self.lookup(self.debugger.crashes.find, "crash").request
         if request is None or not request.is_whole:
-            reason = f"The request is not known whole: only {_RECORDED_BODY:,} bytes of a body are kept."
+            reason = (
+                "The request is not known whole: there was none, or its body was not read to the end, or is longer "
+                f"than {_RECORDED_BODY:,} bytes."
+            )
             raise _Refused("gone", reason, "Have its client send it again.")
         return _as_json(self.debugger.replay(request, self.environ))
 

@@ -7128,8 +7128,11 @@ class DebuggerCrashes(Debugged):
             ({"REQUEST_METHOD": "PUT", "PATH_INFO": "/x", "HTTP_HOST": "localhost:1"}, "", "PUT /x"),
         ):
             link = self.debugger.report(failure_of(lambda: 1 / 0), environ, what)
-            self.assertIn("ZeroDivisionError", self.ask("/__devserve__/crash/" + link.rpartition("/")[2]).text)
+            id = link.rpartition("/")[2]
+            self.assertIn("ZeroDivisionError", self.ask("/__devserve__/crash/" + id).text)
             self.assertEqual(self.debugger.crashes.all()[0].what, shown)
+            reason = self.post("again", {"crash": id}).json.get("reason", "")
+            self.assertEqual("there was none" in reason, environ is None, reason)
             self.assertTrue(
                 link.startswith(f"http://localhost:{1 if environ else self.port}/__devserve__/crash/"), link
             )
