@@ -13197,7 +13197,7 @@ class AsgiProcess(Folder):
     def test_a_startup_that_fails_ends_the_first_start_and_is_deferred_after_a_reload(self) -> None:
         failing = "async def app(scope, receive, send):\n    await receive()\n    raise LookupError('no database')\n"
         self.save("one", failing)
-        served = self.served("hello", "--debug", port=False)
+        served = self.served("hello", "--debug")
         self.assertEqual(served.process.wait(DEADLINE), 1)
         self.assertIn("LookupError: no database", served.log)
         self.save("one")
@@ -14859,7 +14859,8 @@ class RunnerCase(Folder):
         return served
 
     def failed(self, *arguments: str, **options: Any) -> str:
-        """Run a command that cannot start; return its one line."""
+        """Run a command that cannot start; return its one line.  It binds before it imports, and 5000 may be taken."""
+        options["env"] = {"DEVSERVE_PORT": "0", **options.get("env", {})}
         served = self.served(*arguments, port=False, **options)
         served.process.wait(DEADLINE)
         served.reader.join(DEADLINE)
@@ -15538,7 +15539,7 @@ class RunnerImport(RunnerCase):
         for last, status in (("1 / 0", 1), ("del app", 2)):
             with self.subTest(last):
                 self.module("import time\nthreading.Thread(target=time.sleep, args=(600,)).start()\n" + last)
-                served = self.served("unguarded", "--reload", port=False)
+                served = self.served("unguarded", "--reload")
                 self.assertEqual(served.process.wait(DEADLINE), status)
 
     def test_server_that_the_module_starts_in_a_thread_serves(self) -> None:
@@ -15572,7 +15573,7 @@ class RunnerImport(RunnerCase):
             bottle.run(port=0, quiet=True)
         """)
         self.assertEqual(self.served("unguarded").get(), "bottle")
-        self.served("unguarded:app", port=False).wait_for("no 'app' in 'unguarded'; did you mean 'unguarded'?")
+        self.served("unguarded:app").wait_for("no 'app' in 'unguarded'; did you mean 'unguarded'?")
 
     def test_import_that_takes_long_is_told_with_its_place_and_clients_wait(self) -> None:
         self.module("import socket\nlisten = socket.create_server(('127.0.0.1', 0))\nprint(listen.getsockname())")
