@@ -3724,7 +3724,9 @@ def _describe_members(members: Iterable[_Member], sign: str, count: int, limit: 
         if limit <= 0:
             texts.append(f"… ({count:,} items)")
             break
-        before = shown_text(key, NAME_LIMIT) if sign == "=" else _describe(key, limit, "", depth + 1) if sign else ""
+        before = shown_text(key, NAME_LIMIT) if sign == "=" else ""
+        if sign == ": ":
+            before = _describe(key, NAME_LIMIT, "", depth + 1)  # not cut by what is left of the limit
         texts.append(before + sign + _describe(value, limit, name, depth + 1))
         limit -= len(texts[-1]) + 2
     return ", ".join(texts)

@@ -4494,6 +4494,10 @@ class ReadingValues(unittest.TestCase):
         self.assertLess(len(devserve._safe_repr("x" * 50_000_000)), 4000)
         self.assertLess(len(devserve._safe_repr(dict.fromkeys(range(10_000), "x" * 1000))), 4000)
 
+    def test_shows_the_last_key_before_the_limit_whole(self) -> None:
+        text = devserve._safe_repr({"x" * 30: 1, "HTTP_ACCEPT_LANGUAGE": 2, "HTTP_HOST": 3}, limit=50)
+        self.assertEqual(text, f"{{'{'x' * 30}': 1, 'HTTP_ACCEPT_LANGUAGE': 2, … (3 items)}}")
+
     def test_bounds_a_repr_of_50_megabytes_and_an_enormous_number(self) -> None:
         class Big:
             def __repr__(self) -> str:
