@@ -253,9 +253,9 @@ class _Option(NamedTuple):
                 raise DevserveError(f"{shown}: not a yes or no; use 1 or 0")
             return text.lower() in _YES
         if isinstance(self.default, int):
-            if not (text.isascii() and text.isdigit() and len(text) < 6 and int(text) < 65536):
-                port = split_host(text).get("port")
-                remedy = f"write {port}" if port else "choose one from 1 to 65535, or 0 for a free one"
+            if not _is_port(text):
+                port = split_host(text).get("port", "")
+                remedy = f"write {port}" if _is_port(port) else "choose one from 1 to 65535, or 0 for a free one"
                 raise DevserveError(f"{shown}: not a port; {remedy}")
             return int(text)
         if isinstance(self.default, tuple):
@@ -458,6 +458,11 @@ def _values_of_environment(names: Iterable[str]) -> dict[str, Any]:
                 elif value:  # DEVSERVE_NO_DEBUG=0 leaves debug as it is, and does not turn it on
                     values[option.field] = False
     return _with_address(values)
+
+
+def _is_port(text: str) -> bool:
+    """Return whether a text is the number of a port."""
+    return text.isascii() and text.isdigit() and len(text) < 6 and int(text) < 65536
 
 
 def split_host(text: str) -> dict[str, str]:

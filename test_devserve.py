@@ -16252,6 +16252,8 @@ class CommandLineMistakes(InEmptyEnvironment):
         "--port --debug": "--port lacks its value",
         "--extra-files": "write --extra-files PATH",
         "--port :8000": "--port :8000: not a port; write 8000",
+        "--port 70000": "--port 70000: not a port; choose one from 1 to 65535, or 0",
+        "--port localhost:70000": "choose one from 1 to 65535, or 0",
         "--port localhost:8000": "write 8000",
         "--port http": "choose one from 1 to 65535, or 0",
         "-p8000x": "--port 8000x: not a port",
