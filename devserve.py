@@ -1491,6 +1491,7 @@ _DEFAULT_NAMES = ("app", "application")  # and its name in it: Flask's habit, th
 _FACTORIES = ("create_app", "make_app")  # Flask's and Pyramid's habit
 _WRAPPED_NAMES = ("wsgi_app", "asgi_app", "app", "application")  # attributes in which middleware keeps the application
 _NO_APP_FILES = r"(devserve|setup|conftest|manage|noxfile|fabfile|tasks|test_.*|.*_test|tests|__.*)\.py$"
+_TEXT_SECONDS = 0.3  # for `__str__` of the exception with which an import failed
 _VIRTUAL_ENVIRONMENTS = (".venv", "venv", "env", ".env")  # their usual names beside a project
 _LOCK_FILES = {"uv.lock": "uv", "poetry.lock": "poetry", "pdm.lock": "pdm", "Pipfile.lock": "pipenv"}  # and the tool
 _DECORATED = (FunctionType, functools._lru_cache_wrapper)  # types whose `__wrapped__` is the function inside
@@ -1637,6 +1638,8 @@ def _folder_remedy(folder: str, otherwise: str, *, any_file: bool = False) -> st
     levels += [sorted(found(*(f"{below}/{name}" for name in usual))) for below in ("*", "*/*")]
     levels.append(found("*.ini"))
     likely = next(filter(None, ([*filter(_offers_app, paths)] for paths in levels)), files * any_file)
+    if likely and likely[0].endswith(".ini"):
+        return _not_python(likely[0])
     paths = [re.sub(r"[/\\]__init__\.py$|\.py$", "", os.path.abspath(path)) for path in likely]
     names = [path.removeprefix(os.path.join(os.getcwd(), "")) for path in paths]
     if len(names) == 1:
@@ -1802,7 +1805,7 @@ def _import_module(name: str) -> ModuleType:
         parent, _, last = missing.rpartition(".")
         rest = name[len(missing) :]
         if parent in sys.modules:
-            remedy = _name_remedy(sys.modules[parent], parent, (last + rest).removeprefix("py."))
+            remedy = _name_remedy(sys.modules[parent], parent, (last + rest).removeprefix("py."), is_module=True)
         else:
             stems = [os.path.splitext(file) for file in _names_in(os.getcwd())]
             near = {stem: stem + rest for stem, suffix in stems if suffix in ("", "" if rest else ".py")}
@@ -1869,11 +1872,12 @@ def import_remedy(error: BaseException) -> str:
         return "the program ends itself while it is imported: let it do so under if __name__ == '__main__': only"
     if type(error).__name__ == "AppRegistryNotReady":
         return "Django is not set up yet when this is imported: serve the project's wsgi.py, or import it later"
-    if "null bytes" in str(error):
+    text = call_bounded(partial(str, error), _TEXT_SECONDS)[0] or ""
+    if "null bytes" in text:
         return "a file is saved as UTF-16, as PowerShell's > does it: save it as UTF-8"
     if not isinstance(error, ImportError):
         return ""
-    if "no known parent package" in str(error):
+    if "no known parent package" in text:
         return "the file is in no package: write the import without the dot, or put an __init__.py beside it"
     name = (error.name or "").partition(".")[0]
     folder, file = os.path.split(error.path or own_dict(sys.modules.get(name)).get("__file__") or "")
@@ -1884,6 +1888,8 @@ def import_remedy(error: BaseException) -> str:
             return f"your {file} hides the library {name}, since it is found first: give it another name"
     if isinstance(error, ModuleNotFoundError):
         below = os.path.dirname(_module_below(name)) if name and name not in sys.modules else ""
+        if below == os.pardir:
+            return f"{name} is in the folder above: start devserve there"
         set_variable = "set" if sys.platform == "win32" else "export"
         remedy = f"{name} is in the folder {below}: type {set_variable} PYTHONPATH={below}"
         return remedy if below else _remedy_outside_environment()
@@ -2063,9 +2069,11 @@ def _parse_name(name: str) -> tuple[list[str], Optional[_Arguments]]:
         raise DevserveError(f'cannot read {name!r}; arguments must be literals: {path}("text", key=1)') from None
 
 
-def _name_remedy(thing: Any, holder: str, name: str = "") -> str:
+def _name_remedy(thing: Any, holder: str, name: str = "", *, is_module: bool = False) -> str:
     """Return the remedy if `thing`, which APP calls `holder`, has no such name or, without one, no application: the
-    most similar name or submodule, what is probably an application, or what the framework in use needs."""
+    most similar name or submodule, what is probably an application, or what the framework in use needs.
+
+    Unless a module was asked for, one whose name is only similar comes after what is probably an application."""
     folder = next(iter(getattr(thing, "__path__", ())), "")
     separator = os.sep if re.search(r"[/\\]", holder) else "."
     stems = [file.removesuffix(".py") for file in _names_in(folder) if not file.startswith("_")]
@@ -2073,7 +2081,9 @@ def _name_remedy(thing: Any, holder: str, name: str = "") -> str:
     likely, imported = _candidates(thing)
     apps = {each: f"{holder}{'.' if ':' in holder else ':'}{each}" for each in (*dir(thing), *likely)}
     first, dot, rest = name.partition(".")
-    near = _nearest(first, {each: app for each, app in apps.items() if each not in imported} | modules)
+    meant = {each: app for each, app in apps.items() if each == first or each not in imported}
+    meant |= {stem: app for stem, app in modules.items() if stem == first or is_module or not likely}
+    near = _nearest(first, meant)
     if not near and _may_be_app(thing):
         return f"; that is an application itself, so leave .{name} out"
     if not near and len(likely) > 1:
@@ -2288,7 +2298,8 @@ class _Shape(NamedTuple):
 
     @property
     def is_wsgi(self) -> bool:
-        return re.fullmatch("env(iron)? (start_response|start|sr)", " ".join(self.names)) is not None
+        names = " ".join(self.names[: self.required])  # all of a factory's may have defaults
+        return re.fullmatch(r"\w+ start_response|env(iron)? (start|sr|respond)", names) is not None
 
     def takes(self, count: int) -> bool:
         return self.required <= count and (self.variable or count <= len(self.names))

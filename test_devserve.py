@@ -2126,6 +2126,8 @@ class FindingMistakes(FindingFolder):
         "main": "give its arguments: ({})",
         "make_task()": "a factory is a plain function",
         "site()": "leave the arguments out",
+        "holder.old()": "leave the arguments out",
+        "holder.preset('x')": "",
         "os.path": "is a module",
     }
 
@@ -2136,6 +2138,8 @@ class FindingMistakes(FindingFolder):
                 def __call__(self, environ, start_response): pass
             class holder:
                 def app(environ, start_response): return [b"app"]
+                def old(_, start_response): return [b"old"]
+                def preset(env="dev", start_response=None): return app
             app, number = holder.app, 42
             def view(request): pass
             async def task(): pass
@@ -2241,6 +2245,15 @@ class FindingMistakes(FindingFolder):
         for odd in ("..hello", ".hello", "hello.", "hello..x", "."):
             self.refused(odd)
 
+    def test_a_package_s_factory_comes_before_a_module_whose_name_is_similar(self) -> None:
+        self.write("shop/__init__.py", "from .make import create_site\ndef create_app(): pass")
+        for module in ("api", "create", "views"):
+            self.write(f"shop/{module}.py", "")
+        self.write("shop/make.py", "def create_site(): pass")
+        self.refused("shop:app", "did you mean 'shop:create_app'?")
+        self.refused("shop.create_site", "did you mean 'shop:create_site'?")
+        self.refused("shop.veiws", "did you mean 'shop.views'?")
+
     def test_what_the_folder_above_has_is_named(self) -> None:
         self.app_file("hello.py")
         self.write("manage.py", "from django.core.management import execute_from_command_line")
@@ -2282,6 +2295,9 @@ class FindingMistakes(FindingFolder):
 
     def test_what_a_folder_below_has_to_serve_is_named(self) -> None:
         self.write("util.py", "")
+        for name in ("development.ini", "production.ini"):
+            self.write(name, "[app:main]")
+        self.refused("", "development.ini is no Python; write a file app.py")
         self.write("src/manage.py", "from django.core.management import execute_from_command_line")
         self.refused("", f"did you mean '{os.path.join('src', 'manage')}'?")
         self.write("backend/main.py", "app = make()")
@@ -2626,7 +2642,7 @@ class FindingMistakes(FindingFolder):
         self.assertEqual(devserve.import_remedy(ModuleNotFoundError("without a name")), "")
         self.write("shop/__init__.py", "")
         os.chdir("shop")
-        self.assertRegex(devserve.import_remedy(missing), r"shop is in the folder \.\.: type \w+ PYTHONPATH=\.\.")
+        self.assertEqual(devserve.import_remedy(missing), "shop is in the folder above: start devserve there")
 
     def test_remedy_for_a_file_of_utf_16(self) -> None:
         (self.folder / "hello.py").write_text("app = 5", encoding="utf-16")
@@ -2641,6 +2657,7 @@ class FindingMistakes(FindingFolder):
             "from .models import x": "write the import without the dot, or put an __init__.py beside it",
             "class AppRegistryNotReady(Exception): pass\nraise AppRegistryNotReady": "serve the project's wsgi.py",
             "raise ValueError": "",
+            "class Bad(Exception):\n    def __str__(self): return self.code\nraise Bad": "",
             "exit('set SECRET_KEY')": "",
         }.items():
             self.write("hello.py", text)
