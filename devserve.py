@@ -3658,7 +3658,7 @@ def _signature_meant(text: str, position: FramePosition) -> str:
         function = _called_function(value)
         if called and function and called.group(1) in (function.__qualname__, function.__name__):
             signature = partial("{0.__qualname__}{1}".format, function, inspect.signature(function))
-            return f"It takes {shown_text(_text_or_why(*call_safely(signature)), _VALUE_LIMIT)}."
+            return f"It takes {shown_text(_mask(_text_or_why(*call_safely(signature))), _VALUE_LIMIT)}."
     return ""
 
 

@@ -4306,6 +4306,8 @@ class ReadingHints(Reading):
         self.assertRegex(self.read(source).hint, r"^It takes \w*\.?sell\(self, item, \*, price=1\)\.$")
         source = "class Shop:\n    def __init__(self, name): pass\ndef view():\n    Shop()\n"
         self.assertIn("__init__(self, name)", self.read(source).hint)
+        source = "def connect(host, password='hunter2', user='joe'): pass\ndef view():\n    connect()\n"
+        self.assertRegex(self.read(source).hint, r"^It takes connect\(host, password=[^\w]+, user='joe'\)\.$")
         self.assertEqual(self.read("def view():\n    'a' + 1\n").hint, "")
 
     def test_survives_a_default_whose_repr_raises(self) -> None:
