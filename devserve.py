@@ -8799,8 +8799,8 @@ class AsgiBridge:
 
     `start` makes the loop and runs the application's lifespan startup; `run_until` runs the loop in the same thread;
     `stop` waits for requests, cancels the tasks that are left and runs the lifespan shutdown; `resume` starts the
-    application again after a restart that failed.  Any thread may call `post`, `stop`, `resume`, `report_later` and
-    the bridge itself; everything else is for the loop's thread alone.
+    application again after a restart that failed.  Any thread may call `post`, `stop`, `resume`, `after_fork`,
+    `report_later` and the bridge itself; everything else is for the loop's thread alone.
     """
 
     def __init__(self, app: Any, terminal: Terminal) -> None:
@@ -8905,6 +8905,15 @@ class AsgiBridge:
             self._jobs.post(job)
         except RuntimeError:
             pass  # the loop is closed: the process is about to end
+
+    def after_fork(self) -> None:
+        """In a child that the application forked, have it end when it comes back to the loop.
+
+        The child's loop waits for the same file descriptors, and would take its parent's wakeups: no request would be
+        answered any more.
+        """
+        if threading.get_ident() == self.thread:
+            self.loop.call_soon(os._exit, 0)
 
     @functools.cached_property
     def reader(self) -> _WebSocketReader:
@@ -12880,6 +12889,8 @@ class _Runner:
         self.signals.give_back()
         self.terminal.after_fork()
         self.server.after_fork()
+        if self.bridge:
+            self.bridge.after_fork()
 
     def _tidy_up(self) -> None:
         """Remove our socket file, and restore the terminal.  It may be called more than once, by any thread."""

@@ -15118,19 +15118,22 @@ class RunnerSignals(RunnerCase):
     def test_a_child_that_comes_back_from_the_application_ends_and_takes_nothing_with_it(self) -> None:
         self.write("forking.py", """
             import os, sys
-            def child():
+            def child(path):
                 pid = os.fork()
-                if not pid:
+                if pid:
+                    os.waitpid(pid, 0)
+                elif path == "/exits":
                     sys.exit(3)
-                os.waitpid(pid, 0)
-            child()
+                elif path == "/fails":
+                    raise ValueError
+            child("/exits")
             def wsgi(environ, start_response):
-                child()
+                child(environ["PATH_INFO"])
                 start_response("200 OK", [])
                 return [b"it has ended"]
             async def asgi(scope, receive, send):
                 assert scope["type"] == "http"
-                child()
+                child(scope["path"])
                 await send({"type": "http.response.start", "status": 200})
                 await send({"type": "http.response.body", "body": b"it has ended"})
         """)  # fmt: skip
@@ -15138,8 +15141,8 @@ class RunnerSignals(RunnerCase):
             with self.subTest(name), tempfile.TemporaryDirectory(prefix="ds") as folder:
                 served = self.served(f"forking:{name}", "--host", f"unix:{folder}/s")
                 served.wait_for("production")
-                for _ in range(2):
-                    self.assertEqual(fetch(folder + "/s").body, b"it has ended")
+                for path in ("/exits", "/returns", "/fails") * 2:
+                    self.assertEqual(fetch(folder + "/s", path).body, b"it has ended")
                     self.assertEqual(os.listdir(folder), ["s"])
 
     @posix_signals
