@@ -5831,7 +5831,7 @@ class _Exchange:
                 f"the application returned {kind}, not a list of bytes or another iterable of bytes{forgotten}"
             )
         self.chunks = iter(self.app_iter)
-        if type(self.app_iter).__iter__ not in (list.__iter__, tuple.__iter__):
+        if getattr(type(self.app_iter), "__iter__", None) not in (list.__iter__, tuple.__iter__):
             return self
         while self.next_chunk() is not None:
             pass

@@ -7609,7 +7609,21 @@ class DebuggerTransparency(Debugged):
             def close(self) -> None:
                 closed.append(True)
 
-        for made, body in ((collections.deque([b"a"]), b"a"), (Response(), b"ab"), (iter([b"a"]), b"a"), ((), b"")):
+        class Forwarding:
+            def __getitem__(self, index: int) -> bytes:
+                return [b"a", b"b"][index]
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr([b"a", b"b"], name)
+
+        made: Any
+        for made, body in (
+            (collections.deque([b"a"]), b"a"),
+            (Response(), b"ab"),
+            (Forwarding(), b"ab"),
+            (iter([b"a"]), b"a"),
+            ((), b""),
+        ):
 
             def app(environ: Any, start_response: Any, made: Any = made) -> Any:
                 start_response("200 OK", [])
