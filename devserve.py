@@ -13900,7 +13900,10 @@ dt, dd, .source, .console, .crashes { font: 13px/1.6 var(--mono) }
 dt { color: var(--soft); overflow-wrap: anywhere }
 dd { white-space: pre-wrap; overflow-wrap: anywhere }
 .values .used dt, .values .used > dd { color: var(--ink); font-weight: 600 }
-.values .inside { margin-left: 14px; font-weight: 400 }
+.values .inside { display: block; margin-left: 14px; font-weight: 400 }
+.values .inside > div { display: flex; flex-wrap: wrap }  /* where it is narrow, a value is below its name */
+.inside dt { flex: 0 0 40% }
+.inside dd { flex: 1 1 18ch }
 .unfold { position: absolute; left: -25px; top: 0; width: 24px; min-height: 24px; color: var(--soft) }
 .unfold::before { content: "▸" }
 .unfold[aria-expanded="true"]::before { content: "▾" }

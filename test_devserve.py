@@ -16694,7 +16694,12 @@ def syntax(environ):
     compile("def f(:\\n    pass\\n", "half.py", "exec")
 
 
-ACTIONS = (key, library, chain, group, deep, call, hostile, order, syntax)
+def nested(environ):
+    order = {"customer": {"address": {"street_name": {"house": {"floor": "x" * 300}}}}}
+    return order["missing"]
+
+
+ACTIONS = (key, library, chain, group, deep, call, hostile, order, syntax, nested)
 ACTIONS = {f"/{action.__name__}": action for action in ACTIONS}
 """
 
@@ -16866,6 +16871,14 @@ class BrowserPage(InBrowser):
         self.assertEqual(button.get_attribute("aria-expanded"), "true")
         button.click()
         self.assertFalse(row.locator(".inside").is_visible())
+
+    def test_values_unfolded_deep_inside_of_others_stay_in_the_window(self) -> None:
+        self.open("/nested")
+        for depth in range(1, 5):
+            self.page.locator(".unfold[aria-expanded=false]").first.click()
+            self.until(f"document.querySelectorAll('.inside').length === {depth}")
+        self.assertLessEqual(self.page.evaluate("document.documentElement.scrollWidth - innerWidth"), 0)
+        self.assertGreater(self.page.locator(".inside dd").last.bounding_box()["width"], 120)
 
     def test_the_value_of_an_expression_is_shown_over_it(self) -> None:
         self.open("/key")
