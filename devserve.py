@@ -10318,7 +10318,7 @@ class _StartupFailed(Exception):
 #   the project's other files            in every round if there are few; else as many as `_SHARE` of a core pays for,
 #                                        the next ones in each round
 #   folders that are watched             like the project's files; one whose time has changed is listed again
-#   paths where no file is               in each tenth round (`_SLOW`)
+#   paths where no file is               in each tenth round (`_SLOW`), and when a folder's time has changed
 #   files of installed packages          the next ones in each tenth round, so that each has its turn once in `_PERIOD`
 #
 # A file that differs from its known state is not yet a save: editors write in several steps, and formatters write once
@@ -10917,7 +10917,7 @@ class _Rounds:
         self._hot: list[str] = []  # the files edited last
         self._python: list[str] = []  # the project's Python files
         self._others: list[str] = []  # its other files, and its folders
-        self._missing: list[str] = []  # its paths where no file is
+        self.missing: list[str] = []  # its paths where no file is
         self._turns = {"python": 0, "others": 0, "installed": 0}  # how far each list has been gone through
         self._round = 0  # the number of this round
         self._warned = False
@@ -10930,7 +10930,7 @@ class _Rounds:
         if self._round % _SLOW == 0:
             installed = self._files.installed
             share_of_period = _SLOW * _INTERVAL / _PERIOD
-            slow = self._missing + self._some("installed", installed, int(len(installed) * share_of_period) + 1)
+            slow = self.missing + self._some("installed", installed, int(len(installed) * share_of_period) + 1)
         count = max(int(share * _INTERVAL / self.cost) - len(slow), 2 * _HOT)
         own = self._python + self._others
         if len(own) > count:
@@ -10952,10 +10952,10 @@ class _Rounds:
         """Choose again which files were edited last, from those before and these, and where there is no file."""
         states = self._files.states
         self._hot = sorted({*self._hot, *paths}, key=lambda path: states[path] or (0, 0, 0, 0))[-_HOT:]
-        self._python, self._others, self._missing = [], [], []
+        self._python, self._others, self.missing = [], [], []
         for path in self._files.own:
             kind = self._python if path.endswith(".py") else self._others
-            (kind if states[path] else self._missing).append(path)
+            (kind if states[path] else self.missing).append(path)
 
     def took(self, count: int, seconds: float) -> None:
         """Note what looking at one file costs, at most twice what it did before.
@@ -11185,11 +11185,13 @@ class Watcher(native_threading.Thread):
             found.add(path)
         if not found:
             return found
+        may_have_come: list[str] = []
         for folder in [path for path in found if path in files.trees or path in files.awaited]:
+            may_have_come = self._rounds.missing  # their turn is later, but an entry of the folder may be one of them
             if os.path.isdir(folder) or not os.path.exists(folder):  # else a package has become a module
                 found.discard(folder)
                 files.list_again(folder)
-        found.update(path for path in files.own[known:] if _state(path) != states[path])
+        found.update(path for path in files.own[known:] + may_have_come if _state(path) != states[path])
         for path in list(filter(self._overwritten.is_left_out, found)):
             states[path] = _state(path)
             found.discard(path)

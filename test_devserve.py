@@ -14252,8 +14252,15 @@ class ReloaderFailedImports(ReloaderWatching):
     def test_a_new_module_mends_a_missing_one(self) -> None:
         self.write("needs_a.py", "import missing_a")
         self.fails("needs_a")
-        self.write("missing_a.py", "")
-        self.assertEqual(self.said(), [["missing_a.py"]])
+        with mock.patch.object(
+            devserve, "_SLOW", sys.maxsize
+        ):  # the change of the folder tells, before its turn comes
+            self.write("missing_a.py", "")
+            self.assertEqual(self.said(), [["missing_a.py"]])
+            os.unlink("missing_a.py")
+            self.said(2)
+            self.write("missing_a.py", "x = 1")
+            self.assertEqual(self.said(3), [["missing_a.py"]] * 3)
 
     def test_a_missing_module_of_a_relative_place_is_one_file(self) -> None:
         sys.path[:0] = ["", "lib"]
