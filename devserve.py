@@ -1271,6 +1271,7 @@ class Terminal:
         self._writer: Optional[native_threading.Thread] = None
         self._unhurried = native_threading.Lock()  # released by whoever waits until his line is written
         self._is_stuck = False  # somebody has waited in vain: nobody waits again before a write has ended
+        self._pid = os.getpid()
 
     def say(self, text: str) -> None:
         """Write a line of information.  If standard error is closed or full, serving goes on without the line."""
@@ -1281,6 +1282,7 @@ class Terminal:
 
     def flush(self, seconds: float = _FLUSH_SECONDS) -> None:
         """Wait until all lines so far are written, `seconds` at most; in the writing thread itself, do not wait."""
+        self._check_process()
         writer = self._writer
         if writer is None or writer.ident != native_threading.get_ident():
             is_written = native_threading.Event()
@@ -1290,6 +1292,7 @@ class Terminal:
 
     def _add(self, text: str) -> None:
         """Put a line into the queue, unless too many wait there already."""
+        self._check_process()
         if len(self._unwritten) > _UNWRITTEN_LIMIT:
             self._dropped += 1
         else:
@@ -1388,12 +1391,14 @@ class Terminal:
         if self._writer is None:  # not under load, when it takes this line along: whoever gets this answer looks next
             self.flush(_LONE_LINE_SECONDS)
 
-    def after_fork(self) -> None:
-        """In a child that the application forked, drop unwritten lines and the lock, which are the parent's."""
-        atexit.unregister(self.flush)
-        self._unwritten.clear()
-        self._lock, self._writer, self._is_stuck, self._dropped = native_threading.RLock(), None, False, 0
-        self._unhurried = native_threading.Lock()
+    def _check_process(self) -> None:
+        """In a child that the application or its server has forked, drop lines, thread and locks: the parent's."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            atexit.unregister(self.flush)
+            self._unwritten.clear()
+            self._lock, self._writer, self._is_stuck, self._dropped = native_threading.RLock(), None, False, 0
+            self._unhurried = native_threading.Lock()
 
     def color(self, text: str, code: str) -> str:
         """Return `text` in the color of an SGR `code` where the terminal shows colors."""
@@ -12887,9 +12892,8 @@ class _Runner:
         self.signals.give_back()
 
     def _after_fork(self) -> None:
-        """In a child that the application has forked, give up handlers, log and sockets, which are its parent's."""
+        """In a child that the application has forked, give up handlers and sockets, which are its parent's."""
         self.signals.give_back()
-        self.terminal.after_fork()
         self.server.after_fork()
         if self.bridge:
             self.bridge.after_fork()

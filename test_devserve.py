@@ -1376,6 +1376,26 @@ class TerminalLines(unittest.TestCase):
         text = self.shown(lambda t: t.access("GET", "/a?b", "200", 5, 0.0123))
         self.assertRegex(text, r"^\d\d:\d\d:\d\d GET /a\?b 200 5 12\.3ms\n$")
 
+    @unittest.skipUnless(hasattr(os, "fork"), "needs fork")
+    def test_a_worker_that_its_server_has_forked_writes_its_own_lines_and_no_other(self) -> None:
+        """The thread that writes is only in the parent, where it lingers after a line."""
+        here, there = os.pipe()
+        with open(here, encoding="utf-8") as reader, open(there, "w", encoding="utf-8") as writer:
+            terminal = devserve.Terminal(writer)
+            with unittest.mock.patch.object(devserve, "_LOG_INTERVAL", DEADLINE):
+                terminal.say("parent")
+                terminal._add("of the parent")
+                child = os.fork()
+                if not child:
+                    try:
+                        terminal.say("child")
+                    finally:
+                        os._exit(0)
+                os.waitpid(child, 0)
+            terminal.flush()
+            writer.close()
+            self.assertEqual(reader.read(), "parent\nchild\nof the parent\n")
+
     def test_an_exception_whose_text_hangs_is_printed_all_the_same(self) -> None:
         end = threading.Event()
         self.addCleanup(end.set)
