@@ -1886,7 +1886,7 @@ def import_remedy(error: BaseException) -> str:
         return "the file is in no package: write the import without the dot, or put an __init__.py beside it"
     name = (error.name or "").partition(".")[0]
     folder, file = os.path.split(error.path or own_dict(sys.modules.get(name)).get("__file__") or "")
-    if folder == os.getcwd() and name:
+    if folder == os.getcwd() and name == file.partition(".")[0]:
         from importlib.machinery import PathFinder
 
         if PathFinder.find_spec(name, [entry for entry in sys.path if entry not in ("", folder)]):

@@ -2643,6 +2643,14 @@ class FindingMistakes(FindingFolder):
                 else "",
             )
 
+    def test_a_module_of_the_package_in_whose_folder_one_works_hides_no_library(self) -> None:
+        for name, text in {"__init__": "", "models": "", "views": "from shop.models import Item"}.items():
+            self.write(f"shop/{name}.py", text)
+        os.chdir("shop")
+        with self.assertRaises(ImportError) as caught:
+            self.load("views")
+        self.assertEqual(devserve.import_remedy(caught.exception), "")
+
     def test_remedy_for_a_file_that_hides_a_package_of_which_a_library_imports_a_module(self) -> None:
         self.write("wsgiref.py", "")
         for name in [name for name in sys.modules if name.partition(".")[0] == "wsgiref"]:
