@@ -10960,7 +10960,7 @@ class ServerWebSockets(ServerCase):
         def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
             # The library ends a connection whose client has not answered a ping when the next is due.
             ws = simple_websocket.Server.accept(
-                environ, ping_interval=0.3 if environ["PATH_INFO"] == "/pings" else None
+                environ, ping_interval=1.0 if environ["PATH_INFO"] == "/pings" else None
             )
             while True:  # until ConnectionClosed, as in its documentation but for the `except`
                 ws.send(ws.receive())
@@ -10976,7 +10976,7 @@ class ServerWebSockets(ServerCase):
             with connect(url.replace("/ws", "/pings"), ssl=context) as others:
                 others.send(b"two")
                 self.assertEqual(others.recv(), b"two")
-                time.sleep(0.7)  # two pings
+                time.sleep(1.5)  # one ping, and half a second before the next is due
                 others.send("three")
                 self.assertEqual(others.recv(), "three")
             self.lines(4)
