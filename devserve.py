@@ -1290,6 +1290,14 @@ class Terminal:
             self._hurry()
             self._is_stuck = not is_written.wait(0.0 if self._is_stuck else seconds)
 
+    def end(self) -> None:
+        """Wait until all is written and the thread has ended: pdb, when a program is over, empties its module."""
+        self.flush()
+        writer = self._writer
+        if writer is not None:
+            self._hurry()  # it finds nothing more
+            writer.join(_FLUSH_SECONDS)
+
     def _add(self, text: str) -> None:
         """Put a line into the queue, unless too many wait there already."""
         self._check_process()
@@ -12339,6 +12347,7 @@ def serve_command(read: Callable[[Callable[[str], None]], Config]) -> int:
     status = _start(read, load, launch, terminal, in_code=False)
     if launch.is_plain:  # else the program around us ends in its own way, and waits for the application's threads
         end_process(status)
+    terminal.end()
     return status
 
 

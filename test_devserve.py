@@ -19232,7 +19232,8 @@ class ReloadUnderRunners(Reload):
     def test_profilers_tracers_and_debuggers_of_the_standard_library(self) -> None:
         self.try_two_reloads("-m", "trace", "--count", "--coverdir", "cover")
         self.assertTrue((self.folder / "cover" / "app.cover").exists(), "what was counted is written at the end")
-        self.try_two_reloads("-m", "pdb", "-c", "continue")
+        served = self.try_two_reloads("-m", "pdb", "-c", "continue")
+        self.assertNotIn("Error", served.log, "pdb empties the module of a program that has ended, and threads fail")
 
     @unittest.skipUnless(HAS_GIL, "without the lock, threads break the tree of cProfile's, which then loops for ever")
     def test_a_profiler_of_the_command_and_of_the_applications_own_script(self) -> None:
