@@ -6757,9 +6757,10 @@ class DevServer:
     request takes the one that is there when it has been read.  At the end of a `with` it closes the listeners and
     every connection.
 
-    Threads: one is in `serve_forever`.  Each connection belongs to one other, which alone reads, writes and closes its
-    socket.  Any thread may call what has no underscore, and may look at another's connection (`phase`, `started`) or
-    `cut` it.  `gate`, `hold`, `open_gate`, `close_gate` and `adopt` are for whoever replaces the process.
+    Threads: one is in `serve_forever`.  Each connection belongs to one other, which alone reads, writes and closes
+    its socket, and then takes one that waits, if it comes first.  Any thread may call what has no underscore, and
+    may look at another's connection (`phase`, `started`) or `cut` it.  `gate`, `hold`, `open_gate`, `close_gate` and
+    `adopt` are for whoever replaces the process.
     `_accepting` is held for moments.
     """
 
@@ -6829,8 +6830,7 @@ class DevServer:
         try:
             while not (self._shutting_down or self._is_closed):
                 if self.gate.wait(poll_interval) and wait_until_ready(self.listeners, poll_interval):
-                    for listener in self.listeners:
-                        self._accept(listener)
+                    self._give_to_thread(self._accept())
                 if time.perf_counter() > self.hangs_looked_for + _HANG_INTERVAL:
                     self._report_hangs()
         except (OSError, ValueError):  # a listener has been closed right before we wait for it
@@ -6867,20 +6867,21 @@ class DevServer:
         for sock in [*self.listeners, *(connection.sock for connection in self.connections)]:
             sock.close()
 
-    def _accept(self, listener: socket.socket) -> None:
-        """Take a connection from the kernel's queue, if there is one."""
-        try:
-            with self._accepting:
-                if not self.gate.is_set():  # it has been closed since `serve_forever` looked
-                    return
-                # Registered before the lock is free: whoever closes the gate then sees every connection taken.
-                connection = _Connection(*listener.accept(), self)
-                self.connections.add(connection)
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                self._shed_load()
-            return
-        self._give_to_thread(connection)
+    def _accept(self) -> Optional[_Connection]:
+        """Take a connection from the kernel's queues; return None if there is none, or it is not to be taken now."""
+        for listener in self.listeners:
+            try:
+                with self._accepting:
+                    if self._stopped.is_set() or not self.gate.is_set():  # since the caller looked, if it did
+                        return None
+                    # Registered before the lock is free: whoever closes the gate then sees every connection taken.
+                    connection = _Connection(*listener.accept(), self)
+                    self.connections.add(connection)
+                    return connection
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    self._shed_load()
+        return None
 
     def _shed_load(self) -> None:
         """Close the connection that has waited longest for a request, as no descriptor is left for a new one."""
@@ -6907,11 +6908,13 @@ class DevServer:
             self._warned.add(text)
             self.terminal.warn(text)
 
-    def _give_to_thread(self, connection: _Connection) -> None:
+    def _give_to_thread(self, connection: Optional[_Connection]) -> None:
         """Have an idle thread serve a connection, or else a new one.
 
         With idle threads, a client that makes a connection for each request is served 3 times as fast.
         """
+        if connection is None:
+            return
         with contextlib.suppress(IndexError):
             self._idle_threads.pop().give(connection)
             return
@@ -6932,6 +6935,10 @@ class DevServer:
                 self.terminal.crash(error, "devserve itself failed; the connection is closed")
             connection.close()
             self._forget(connection)
+            # To take one costs less than to be woken for it; but in a forked child nobody gives the lock back.
+            connection = None if self._is_closed else self._accept()
+            if connection is not None:
+                continue
             if len(self._idle_threads) >= _IDLE_THREADS:
                 break
             self._idle_threads.append(idle)

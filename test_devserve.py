@@ -8704,6 +8704,28 @@ class ServerConnections(ServerCase):
             eventually(lambda: len(self.server._idle_threads) == 1, "the thread is free")
         self.assertEqual(len(used), 1)
 
+    def test_a_thread_that_is_free_takes_a_connection_that_waits_already(self) -> None:
+        connected, used = threading.Event(), []
+
+        def app(environ: Any, start_response: Any) -> list[bytes]:
+            used.append(threading.get_ident())
+            self.assertTrue(connected.wait(DEADLINE))
+            return hello(environ, start_response)
+
+        def ready(socks: Any, *arguments: Any) -> bool:  # the acceptor sees one connection alone
+            return bool(wait(socks, *arguments)) and not (used and socks is self.server.listeners)
+
+        wait = devserve.wait_until_ready
+        self.patch("wait_until_ready", ready)
+        self.serve(app)
+        with self.connect(GET) as first:
+            eventually(lambda: used, "the first request runs")
+            second = self.connect(GET)
+            connected.set()
+            self.assertEqual(first.answer().body, b"hello")
+        self.assertEqual(second.answer().body, b"hello")
+        self.assertEqual(used, [used[0]] * 2)
+
     def test_threads_beyond_those_that_may_be_idle_end(self) -> None:
         self.patch("_IDLE_THREADS", 2)
         before = threading.active_count()
