@@ -5567,7 +5567,7 @@ def _is_equal(given: object, expected: str) -> bool:
 # it, never gets to see the cookies that open a console.  The terminal tells of a crash before the page is made.  A
 # failure of the page itself is answered with plain text.
 #
-# Doors: REQUEST_LIMIT, DebuggedApplication, LIVE_FILES, LivePages.
+# Doors: REQUEST_LIMIT, DebuggedApplication, record_body, LIVE_FILES, LivePages.
 #
 # Read first: DebuggedApplication, _Exchange.guarded, _Exchange.start_error_page, _ENDPOINTS, _DebuggerEndpoint.reply.
 # =====================================================================================================================
@@ -5813,7 +5813,7 @@ class _Exchange:
             environ["HTTP_COOKIE"] = without_our_cookies(self.cookies)
             if not environ["HTTP_COOKIE"]:
                 del environ["HTTP_COOKIE"]
-        self.body = _record_body(environ)
+        self.body = record_body(environ)
         self.contexts: list[Any] = []
         self.head: tuple[str, list[tuple[str, str]]] = ("", [])  # the application's own
         self.handed: list[BaseException] = []  # exceptions that a framework has caught and passed to `hand_over`
@@ -6130,8 +6130,10 @@ class _RecordedBody:
         return (self.record(line) for line in self.stream)
 
 
-def _record_body(environ: Environ) -> Optional[_RecordedBody]:
-    """Replace `wsgi.input` by a `_RecordedBody` and return that; None if the request has no body."""
+def record_body(environ: Environ) -> Optional[_RecordedBody]:
+    """Replace `wsgi.input` by a `_RecordedBody` if it is none, and return that; None if the request has no body."""
+    if isinstance(environ["wsgi.input"], _RecordedBody):
+        return environ["wsgi.input"]
     length = str(environ.get("CONTENT_LENGTH") or "")
     if length in ("", "0") and not environ.get("wsgi.input_terminated"):
         return None
@@ -8833,6 +8835,7 @@ class AsgiBridge:
         self.thread = 0  # in which the loop runs
         self.state: dict[str, Any] = {}  # the lifespan's state; each request gets a copy of it
         self.lifespan = _Lifespan(self)
+        self.is_stopped = False  # whether the application has been shut down
         self.requests: dict[_HttpRequest, asyncio.Task[None]] = {}
         self._jobs = _Jobs()  # costs half as much as `call_soon_threadsafe`
         self.new_queue: Any  # `queue.SimpleQueue`; a WSGI application need not import `queue`
@@ -8962,12 +8965,14 @@ class AsgiBridge:
             stopping = asyncio.run_coroutine_threadsafe(self._stop(grace), self.loop)
             stopping.result(grace + 2 * _CANCEL_SECONDS + _SHUTDOWN_SECONDS)
         except BaseException as error:  # noqa: BLE001 - the process ends or restarts, also if the loop is blocked
-            self.terminal.warn(f"the application did not shut down: {type(error).__name__}")
+            if not self.is_stopped:  # else another thread's `stop`, for the process's end, has cancelled this one
+                self.terminal.warn(f"the application did not shut down: {type(error).__name__}")
 
     def resume(self) -> None:
         """Start the application again, as it was stopped for a restart that has failed."""
         import asyncio
 
+        self.is_stopped = False
         asyncio.run_coroutine_threadsafe(self.lifespan.start(), self.loop)
 
     async def _stop(self, grace: float) -> None:
@@ -8984,8 +8989,11 @@ class AsgiBridge:
             is_told = request.is_endless or (request.connection.is_cut and request.phase != _COMPLETE)
             if grace and not task.done() and not is_told:
                 self.terminal.warn(f"cancelled {request.name}: still running after its grace")
+            if not task.done() and not request.is_endless and request.phase != _COMPLETE:
+                request.give_up()  # else its cancellation would be a crash, with a page for its client
         await _cancel({*self.requests.values()})
         await self.lifespan.stop()
+        self.is_stopped = True
         # The application's other tasks are cancelled last, as `asyncio.run` does.
         await _cancel(asyncio.all_tasks() - {asyncio.current_task(), *self.requests.values()})
 
@@ -9272,7 +9280,8 @@ class _HttpRequest:
         finally:
             try:
                 # If the client wants no body, the application sends on all the same, until the client asks for more.
-                while more and self.is_bodiless and not (self.has_ended or self.connection.buffer):
+                # An event stream ends, as that request would wait for the stream's next piece.
+                while more and self.is_bodiless and not (self.is_endless or self.has_ended or self.connection.buffer):
                     piece, more = self.next_message()
                     self.note_written(len(piece))
                     if self.may_read():
@@ -9500,9 +9509,13 @@ class _HttpRequest:
     def leave(self, code: int) -> None:
         """End a response that has no foreseeable end, as the application is to be shut down."""
         if self.is_endless:
-            self.connection.cut()  # as a reload has done before; else its thread, once woken, finds the client there
-            self.disconnect()
-            self.wake()
+            self.give_up()
+
+    def give_up(self) -> None:
+        """End the connection; whatever the application does now, nothing of this request is sent."""
+        self.connection.cut()  # as a reload has done before; else its thread, once woken, finds the client there
+        self.disconnect()
+        self.wake()
 
     @property
     def is_endless(self) -> bool:
@@ -10000,7 +10013,7 @@ class _MessageReader:
             length = int.from_bytes(self.data[2:end], "big")
             if length < (126 if end == 4 else 65536) or length >> 63:
                 raise _WebSocketError(_PROTOCOL_ERROR, "a length that is not written in the shortest way")
-        if length + (self.message.size if self.message else 0) > _MESSAGE_LIMIT:
+        if length + (self.message.size if self.message and not first & 8 else 0) > _MESSAGE_LIMIT:
             raise _WebSocketError(_TOO_BIG, f"a message of over {_MESSAGE_LIMIT:,} bytes")
         if len(self.data) < end + 4:
             return False
@@ -13185,19 +13198,24 @@ class DebuggedASGI:
             await self.app(scope, receive, send)
             return
         environ = _environ_of(scope)
-        body = environ["wsgi.input"]
+        if scope["type"] == "http" and self.debugger.owns(environ["PATH_INFO"]):
+            body, more = environ["wsgi.input"], True
+            while more:
+                message = await receive()
+                body.write(message.get("body", b"")[: REQUEST_LIMIT - body.tell()])
+                more = message.get("more_body")
+            body.seek(0)
+            await self._answer(environ, send)
+            return
+        recorded = record_body(environ)
 
         async def recording_receive() -> Any:
             message = await receive()
-            body.write(message.get("body", b"")[: REQUEST_LIMIT - body.tell()])
+            if recorded:
+                recorded.record(message.get("body", b""))
             return message
 
-        if scope["type"] == "http" and self.debugger.owns(environ["PATH_INFO"]):
-            while (await recording_receive()).get("more_body"):
-                pass
-            await self._answer(environ, send)
-        else:
-            await self._pass_on(scope, recording_receive, send, environ)
+        await self._pass_on(scope, recording_receive, send, environ)
 
     async def _pass_on(self, scope: Any, receive: Any, send: Any, environ: Environ) -> None:
         """Have the application answer; if it fails before its response begins, have the debugger answer."""
@@ -13244,7 +13262,6 @@ class DebuggedASGI:
             head[:] = args
             return len
 
-        environ["wsgi.input"].seek(0)
         body = await asyncio.to_thread(lambda: b"".join(self.debugger(environ, start_response)))
         headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in head[1]]
         await send({"type": "http.response.start", "status": int(head[0][:3]), "headers": headers})
@@ -13280,6 +13297,7 @@ def _environ_of(scope: Any) -> Environ:
         "REMOTE_ADDR": (scope.get("client") or ("", 0))[0],
         "wsgi.url_scheme": scope.get("scheme", "http").replace("ws", "http"),
         "wsgi.input": io.BytesIO(),
+        "wsgi.input_terminated": True,
     }
     for name, value in scope["headers"]:
         add_field(environ, name.decode("latin-1"), value.decode("latin-1"))

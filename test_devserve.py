@@ -7266,7 +7266,7 @@ class DebuggerCrashes(Debugged):
         self.ask("/a", "POST", b"small")
         self.assertEqual(self.debugger.crashes.all()[0].request.body, b"small")
         environ = {"CONTENT_LENGTH": "100000", "wsgi.input": io.BytesIO(b"x" * 100_000)}
-        body = devserve._record_body(environ)
+        body = devserve.record_body(environ)
         assert body is not None
         body.finish()
         self.assertEqual((bytes(body.kept), body.is_whole), (b"", False))
@@ -11955,6 +11955,26 @@ class AsgiSending(AsgiCase):
         client.close()
         self.assertIsInstance(self.end(), OSError)
 
+    def test_an_event_stream_that_answers_head_ends_as_the_next_request_must_not_wait_for_it(self) -> None:
+        import asyncio
+
+        async def view(scope: Any, receive: App, send: App) -> None:
+            if scope["method"] == "GET":
+                await asgi_answer(send)
+                return
+            await send({**self.START, "headers": [(b"content-type", b"text/event-stream")]})
+            await send({**self.BODY, "body": b": begins\n\n", "more_body": True})
+            await receive()  # the request
+            told.append((await receive())["type"])
+            await asyncio.sleep(DEADLINE)
+
+        told: list[str] = []
+        self.serve_asgi(view)
+        client = self.connect("HEAD / HTTP/1.1\r\nHost: x\r\n\r\n")
+        self.assertEqual(client.answer("HEAD").status, 200)
+        self.assertEqual(client.send(LAST).answer().body, b"hello")
+        eventually(lambda: told == ["http.disconnect"], "the application's word of it")
+
     def test_a_stream_whose_application_sleeps_holds_no_reload(self) -> None:
         import asyncio
 
@@ -11980,6 +12000,23 @@ class AsgiSending(AsgiCase):
                 self.assertIsInstance(self.end(), asyncio.CancelledError)
                 self.assertNotIn("grace", self.log)
                 self.assertNotIn("Traceback", self.log)
+
+    def test_a_request_that_runs_when_the_process_ends_is_cut_and_no_crash(self) -> None:
+        import asyncio
+
+        asleep = threading.Event()
+
+        async def view(scope: Any, receive: App, send: App) -> None:
+            asleep.set()
+            await asyncio.sleep(DEADLINE)
+
+        bridge: Any = self.serve_asgi(view, debugger=True, pin="off").app.app
+        client = self.connect(GET)
+        asleep.wait(DEADLINE)
+        bridge.stop(0.0)
+        self.assertEqual(client.rest(), b"")
+        self.assertIsInstance(self.end(), asyncio.CancelledError)
+        self.assertNotIn("Traceback", self.log)
 
     def test_a_stream_ends_quietly_with_its_server(self) -> None:
         import asyncio
@@ -12270,6 +12307,16 @@ class AsgiWebSockets(AsgiCase):
         self.end()
         self.assertEqual(self.seen[-1], {"type": "websocket.disconnect", "code": 4000, "reason": "bye"})
         self.assertEqual([line[2] for line in self.lines(2)], ["101", "101"])
+
+    def test_a_ping_between_fragments_does_not_count_towards_the_messages_limit(self) -> None:
+        self.patch("_MESSAGE_LIMIT", 200)
+        self.serve_asgi(self.echo)
+        client = self.opened()
+        client.send(client_frame(2, bytes(200), first=0) + client_frame(9, b"ping") + client_frame(0))
+        self.assertEqual(client.frame(), (0x8A, b"ping"))
+        self.assertEqual(client.frame()[1][-200:], bytes(200))
+        client.send(client_frame(2, bytes(200), first=0) + client_frame(0, b"1"))
+        self.assertEqual(client.close_code(), 1009)
 
     def test_the_scope_is_whole(self) -> None:
         scopes = []
@@ -13068,6 +13115,26 @@ class AsgiMiddleware(AsgiCase):
         self.assertIn("GET /\\x1b]0;title\\x07\\n failed: ", self.printed)
         eventually(lambda: "LookupError: in the middle" in self.log, "the server's traceback")
 
+    def test_what_was_received_of_the_body_is_recorded_however_it_came_and_whenever_the_crash(self) -> None:
+        async def view(scope: Any, receive: App, send: App) -> None:
+            assert scope["type"] == "http"
+            await receive()
+            if scope["path"] == "/late":
+                await send({"type": "http.response.start", "status": 200})
+                await send({"type": "http.response.body", "body": b"x", "more_body": True})
+            raise LookupError("with a body")
+
+        for body in ("Content-Length: 4\r\n\r\nbody", "Transfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n"):
+            self.wrapped(view)
+            for path in ("/early", "/late"):
+                with self.subTest(body=body, path=path):
+                    try:
+                        self.ask(f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{body}")
+                    except Cut:
+                        pass
+                    crash = self.debugged.debugger.crashes.all()[0]
+                    self.assertEqual((crash.request.line(), crash.request.body), (f"POST {path}", b"body"))
+
     def test_a_request_cannot_be_sent_again(self) -> None:
         self.page(self.failing)
         debugger = self.debugged.debugger
@@ -13214,6 +13281,34 @@ class AsgiLifespan(AsgiCase):
         self.ask()
         self.doCleanups()
         self.assertEqual(events, ["shutdown", "cancelled"])
+
+    def test_two_threads_that_stop_it_cancel_each_other_without_a_warning(self) -> None:
+        import asyncio
+
+        async def app(scope: Any, receive: App, send: App) -> None:
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            going_on.append(asyncio.Event())
+            await going_on[0].wait()
+            await send({"type": "lifespan.shutdown.complete"})
+
+        async def counted() -> None:
+            begun.append(1)
+            await stop()
+
+        going_on: list[Any] = []
+        begun: list[int] = []
+        bridge: Any = self.serve(app).app
+        stop, bridge.lifespan.stop = bridge.lifespan.stop, counted
+        threads = [threading.Thread(target=bridge.stop, args=(grace,)) for grace in (5.0, 0.0)]
+        for thread in threads:
+            thread.start()
+        eventually(lambda: len(begun) == 2 and going_on, "both wait for the shutdown")
+        bridge.post(going_on[0].set)
+        for thread in threads:
+            thread.join(DEADLINE)
+        self.assertNotIn("did not shut down", self.log)
 
     def test_a_shutdown_that_does_not_end_is_given_up(self) -> None:
         self.patch("_SHUTDOWN_SECONDS", 0.1)
