@@ -6132,13 +6132,14 @@ class _RecordedBody:
 
 def record_body(environ: Environ) -> Optional[_RecordedBody]:
     """Replace `wsgi.input` by a `_RecordedBody` if it is none, and return that; None if the request has no body."""
-    if isinstance(environ["wsgi.input"], _RecordedBody):
-        return environ["wsgi.input"]
+    stream = environ.get("wsgi.input")  # an environ made by hand may have none
+    if isinstance(stream, _RecordedBody):
+        return stream
     length = str(environ.get("CONTENT_LENGTH") or "")
     if length in ("", "0") and not environ.get("wsgi.input_terminated"):
         return None
     known = int(length) if length.isdecimal() and len(length) < 19 else None
-    environ["wsgi.input"] = body = _RecordedBody(environ["wsgi.input"], known)
+    environ["wsgi.input"] = body = _RecordedBody(stream, known)
     return body
 
 

@@ -7266,6 +7266,7 @@ class DebuggerCrashes(Debugged):
         self.ask("/a", "POST", b"small")
         self.assertEqual(self.debugger.crashes.all()[0].request.body, b"small")
         environ = {"CONTENT_LENGTH": "100000", "wsgi.input": io.BytesIO(b"x" * 100_000)}
+        self.assertIsNone(devserve.record_body({}))
         body = devserve.record_body(environ)
         assert body is not None
         body.finish()
