@@ -10396,7 +10396,9 @@ _PERIOD = 4.0  # seconds in which each file of an installed package is looked at
 _SLOW = 10  # in every tenth round it is their turn, as the caches are cold: a few files cost as much as many
 _CHORES = 0.005  # seconds of a round for listing folders, and for reading files; other threads wait meanwhile
 _SETTLE = 0.015  # seconds without a further change that end a save: editors write in a few milliseconds
-_SETTLE_DOUBTFUL = 0.2  # the same if a file is gone or empty, as editors rename or truncate first, and for installers
+# The same if a file is gone or empty, as editors rename or truncate first and a busy machine may stop them in between,
+# and for installers.
+_SETTLE_DOUBTFUL = 0.5
 _SETTLE_LIMIT = 1.0  # a file that is written without end must not hold a reload for ever
 _COMPILE_SECONDS = 0.1  # that the compile check takes at most; the import finds what it has not reached
 _CONTENT_LIMIT = 1 << 20  # bytes; a larger file is never read, and compared by its state alone
