@@ -8822,8 +8822,8 @@ class AsgiBridge:
 
     `start` makes the loop and runs the application's lifespan startup; `run_until` runs the loop in the same thread;
     `stop` waits for requests, cancels the tasks that are left and runs the lifespan shutdown; `resume` starts the
-    application again after a restart that failed.  Any thread may call `post`, `stop`, `resume`, `after_fork`,
-    `report_later` and the bridge itself; everything else is for the loop's thread alone.
+    application again after a restart that failed.  Any thread may call `startup_position`, `post`, `stop`, `resume`,
+    `after_fork`, `report_later` and the bridge itself; everything else is for the loop's thread alone.
     """
 
     def __init__(self, app: Any, terminal: Terminal) -> None:
@@ -8858,6 +8858,12 @@ class AsgiBridge:
             self._jobs.wake = partial(self.loop.call_soon_threadsafe, self._jobs.run)
         self.thread = threading.get_ident()
         self.loop.run_until_complete(self.lifespan.start())
+
+    def startup_position(self) -> str:
+        """Return where the lifespan startup is in the application's own code; any thread may ask."""
+        task = self.lifespan.task
+        is_waiting = task is not None and not getattr(task.get_coro(), "cr_running", False)
+        return _task_position(task) if task and is_waiting else thread_position(self.thread)
 
     def run_until(self, ended: threading.Event) -> None:
         """Run the loop in this thread until `ended` is set; call `check` every now and then."""
@@ -8996,7 +9002,8 @@ class AsgiBridge:
         await self.lifespan.stop()
         self.is_stopped = True
         # The application's other tasks are cancelled last, as `asyncio.run` does.
-        await _cancel(asyncio.all_tasks() - {asyncio.current_task(), *self.requests.values()})
+        kept = {asyncio.current_task(), self.lifespan.starting, *self.requests.values()}
+        await _cancel(asyncio.all_tasks() - kept)
 
     # -- requests
 
@@ -10254,6 +10261,7 @@ class _Lifespan:
     def __init__(self, bridge: AsgiBridge) -> None:
         self.bridge = bridge
         self.task: Optional[asyncio.Task[None]] = None
+        self.starting: Optional[asyncio.Task[None]] = None  # runs `start`
         self.error: Optional[BaseException] = None
 
     async def start(self) -> None:
@@ -10262,7 +10270,7 @@ class _Lifespan:
 
         self.is_started, self.is_stopping, self.is_stopped = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.asked = 0  # how often the application has called `receive`
-        self.task = asyncio.ensure_future(self.run())
+        self.starting, self.task = asyncio.current_task(), asyncio.ensure_future(self.run())
         await self.is_started.wait()
         if self.error is not None:
             self.is_stopped.set()
@@ -10281,7 +10289,8 @@ class _Lifespan:
                     self.bridge.report_later(error, None, "the application's lifespan failed")
             elif self.asked:
                 self.error = error
-        self.is_started.set()
+        if not self.is_stopping.is_set():  # else `start` may go on waiting, until the process ends or is replaced
+            self.is_started.set()
         self.is_stopped.set()
 
     async def receive(self) -> _Message:
@@ -10319,6 +10328,9 @@ class _Lifespan:
         if self.task is None or self.task.done():
             return
         self.is_stopping.set()
+        if not self.is_started.is_set():  # a save or Ctrl-C comes during the startup, which may wait for a database
+            await _cancel({self.task})
+            return
         try:
             await asyncio.wait_for(self.is_stopped.wait(), _SHUTDOWN_SECONDS)
         except asyncio.TimeoutError:
@@ -12753,7 +12765,7 @@ class _Runner:
             return may
 
     def _watch_import(self) -> None:
-        """While the import takes long, show the banner, then say where the import is (the thread "devserve import").
+        """While import or startup take long, show the banner, then say where they are (the thread "devserve import").
 
         The terminal says it once, and not again after each reload.  After a reload that takes very long, requests are
         answered so too, until the import ends after all.  At the first start clients go on waiting, as a large library
@@ -12761,14 +12773,21 @@ class _Runner:
         """
         if not self.loaded.wait(min(_BANNER_PATIENCE, _IMPORT_PATIENCE)):
             self._show_banner()
-        place = partial(_thread_place, self.signals.main_ident)
         if not self.loaded.wait(_IMPORT_WARNING - _BANNER_PATIENCE) and not self.notes.get("import_warned"):
             self.notes["import_warned"] = True
-            self.terminal.warn(f"still importing after {_IMPORT_WARNING:.0f} s, at {place()}")
+            doing = "starting the application" if self.bridge else "importing"
+            self.terminal.warn(f"still {doing} after {_IMPORT_WARNING:.0f} s, at {self._loading_place()}")
         if not self.loaded.wait(_IMPORT_PATIENCE - _IMPORT_WARNING) and self.reloaded:
-            text = f"the import has not ended after {_IMPORT_PATIENCE:.0f} s; it is at {place()}"
+            what = "application's startup" if self.bridge else "import"
+            text = f"the {what} has not ended after {_IMPORT_PATIENCE:.0f} s; it is at {self._loading_place()}"
             self.install(BrokenApp(DevserveError(text)))
             self._begin_serving()
+
+    def _loading_place(self) -> str:
+        """Return where the import is, or the lifespan startup, for which the event loop is ours."""
+        if self.bridge is None:
+            return _thread_place(self.signals.main_ident)
+        return self.bridge.startup_position() or "a place in a library"
 
     # -- reloading
 

@@ -13378,6 +13378,24 @@ class AsgiProcess(Folder):
         self.assertEqual(served.get(), "two")
         self.assertLess(served.log.index("lifespan.shutdown one"), served.log.index("lifespan.startup two"))
 
+    def test_a_startup_that_takes_long_is_told_with_its_place_in_the_application(self) -> None:
+        waiting = "import asyncio, time\n\n\nasync def app(scope, receive, send):\n    await receive()\n    try: "
+        start = f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import devserve"
+        script = self.write("impatient.py", f"{start}; devserve._IMPORT_PATIENCE = 0.2; sys.exit(devserve.main())")
+        for line in ("await asyncio.Event().wait()", "time.sleep(600)"):
+            with self.subTest(line):
+                self.save("one")
+                served = self.served("hello", "--reload", script=[str(script)])
+                self.assertEqual(served.get(), "one")
+                self.save("two", waiting + line + "\n    finally: print('cleaned up', flush=True)\n")
+                served.wait_for(r"warning: still starting the application after .*hello\.py, line 7\n")
+                self.assertRegex(served.ask().text, r"startup has not ended after .*hello\.py, line 7\n")
+                self.save("three")
+                eventually(lambda: served.ask().text == "three", "the mended application")
+                self.assertNotIn("Traceback", served.log)
+                self.assertNotIn("took over", served.log)
+                self.assertEqual("cleaned up" in served.log, "await" in line, served.log)
+
     def test_a_startup_that_fails_ends_the_first_start_and_is_deferred_after_a_reload(self) -> None:
         failing = "async def app(scope, receive, send):\n    await receive()\n    raise LookupError('no database')\n"
         self.save("one", failing)
