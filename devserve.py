@@ -6863,8 +6863,8 @@ class DevServer:
     def after_fork(self) -> None:
         """In a child that the application forked, close our sockets, whose copies would keep port and clients.
 
-        If the child comes back from the application, its only thread ends, and so the child.  Greenlets all live on in
-        it; so there it ends with the one that forked.
+        If the child comes back from the application, it ends with the thread that forked.  Its other threads must not
+        keep it: greenlets live on in it, and the terminal's may wait for a lock that a thread of the parent has held.
         """
         self._is_closed, self._forked_in = True, threading.get_ident()
         for sock in [*self.listeners, *(connection.sock for connection in self.connections)]:
@@ -6949,7 +6949,8 @@ class DevServer:
                 break
             idle.given.acquire()
             connection = idle.connection
-        if self._forked_in == threading.get_ident() and has_green_threads():
+        if self._forked_in == threading.get_ident():
+            self.terminal.flush()
             os._exit(0)
 
     def _forget(self, connection: _Connection) -> None:
