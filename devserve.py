@@ -6949,7 +6949,7 @@ class DevServer:
                 break
             idle.given.acquire()
             connection = idle.connection
-        if self._forked_in == threading.get_ident():
+        if self._forked_in and self._forked_in == threading.get_ident():  # 0 first: pdb may have emptied the module
             self.terminal.flush()
             os._exit(0)
 
@@ -8945,6 +8945,8 @@ class AsgiBridge:
         """
         if threading.get_ident() == self.thread:
             self.loop.call_soon(os._exit, 0)
+            # From 3.14 on the loop forgets the task that forked, and logs that with locks of the parent's threads.
+            self.loop.set_exception_handler(lambda loop, context: os._exit(0))
 
     @functools.cached_property
     def reader(self) -> _WebSocketReader:
@@ -13024,7 +13026,8 @@ class _Signals:
         """Put the handlers back that were there before, except where the application has set others since."""
         for number, handler in self.before.items():
             if getattr(signal.getsignal(number), "__self__", None) is self:
-                signal.signal(number, handler or signal.SIG_DFL)  # None: not set by Python
+                with contextlib.suppress(ValueError):  # PyPy: a thread that forks is not the child's main thread
+                    signal.signal(number, handler or signal.SIG_DFL)  # None: not set by Python
 
     def pause(self) -> None:
         """Let the kernel end the process by SIGTERM and SIGINT, because no handler of Python's runs during an exec.

@@ -431,6 +431,7 @@ class Served:
             self.reader.join(DEADLINE)
             if self in self.running:
                 self.running.remove(self)
+            assert not self.reader.is_alive(), f"a child has outlived the process and holds its output: {self.log}"
             if self.process.stdout:
                 self.process.stdout.close()
         return self.process.returncode
@@ -7808,7 +7809,7 @@ class DebuggerTransparency(Debugged):
 
         for _ in range(2):  # the first may import something
             count = steps(lambda: debugged(environ, lambda *arguments: print))
-        self.assertLess(count, 150)  # a Flask view that says hello takes 1,200
+        self.assertLess(count, 250)  # PyPy counts 187; a Flask view that says hello takes 1,200
 
 
 class DebuggerFailures(Debugged):
