@@ -8693,7 +8693,7 @@ class ServerConnections(ServerCase):
         client = self.connect(timeout=DEADLINE)
         time.sleep(0.2)  # longer than the default
         self.assertEqual(client.send(GET).answer().body, b"hello")
-        eventually(lambda: not any(c.phase for c in self.server.connections), "it rests")
+        eventually(lambda: not any(c.phase for c in list(self.server.connections)), "it rests")
         self.assertEqual(len(self.server.close_gate(5.0)), 1)
         self.server.open_gate()
 
@@ -9049,7 +9049,7 @@ class ServerConnections(ServerCase):
 
         self.serve(app)
         client = self.connect(GET).end()
-        eventually(lambda: [c for c in self.server.connections if c.phase], "the request")
+        eventually(lambda: [c for c in list(self.server.connections) if c.phase], "the request")
         ended.set()
         self.assertEqual(len(client.answer().body), 1_000_005)
 
@@ -9271,7 +9271,7 @@ class ServerGate(ServerCase):
         phases: set[int] = set()
 
         def watched(sock: Any, *arguments: Any, **options: Any) -> Any:
-            phases.update(connection.phase for connection in self.server.connections if connection.sock is sock)
+            phases.update(connection.phase for connection in list(self.server.connections) if connection.sock is sock)
             return attempt(sock, *arguments, **options)
 
         self.patch("_attempt", watched)
@@ -9318,7 +9318,9 @@ class ServerGate(ServerCase):
                 server = self.serve(app, threads=False)
                 clients = [self.connect(GET) for _ in range(3)]
                 entered.get(timeout=DEADLINE)
-                eventually(lambda: [c.request_line[0] for c in self.server.connections] == ["GET"] * 3, "two wait")
+                eventually(
+                    lambda: [c.request_line[0] for c in list(self.server.connections)] == ["GET"] * 3, "two wait"
+                )
                 for connection in server.connections:
                     connection.started -= 600.0
                 go_on.put(None)
@@ -9479,7 +9481,7 @@ class ServerGate(ServerCase):
             try:
                 self.server.after_fork()
                 left = [sock for sock in self.server.listeners if sock.fileno() >= 0]
-                left += [c.sock for c in self.server.connections if c.sock.fileno() >= 0]
+                left += [c.sock for c in list(self.server.connections) if c.sock.fileno() >= 0]
             finally:
                 os._exit(len(left) if "left" in locals() else 99)
         self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), 0)
@@ -9501,7 +9503,7 @@ class ServerGate(ServerCase):
         client.answer()
         for _ in range(2):
             client.send("\r\n\r\n")
-            eventually(lambda: not any(c.phase for c in self.server.connections), "it rests")
+            eventually(lambda: not any(c.phase for c in list(self.server.connections)), "it rests")
             self.assertEqual(len(self.server.close_gate(DEADLINE)), 1)
             self.server.open_gate()
             self.assertEqual(client.send(GET).answer().body, b"hello")
@@ -10716,7 +10718,7 @@ class ServerTls(ServerCase):
         """Browsers connect ahead of need."""
         self.serve_tls(hello)
         self.connect(context=self.context)
-        eventually(lambda: any(connection.is_secured for connection in self.server.connections), "the handshake")
+        eventually(lambda: any(connection.is_secured for connection in list(self.server.connections)), "the handshake")
         time.sleep(0.05)
         returning(self.server.close_gate, 600.0)
         self.assertEqual(self.log, "")
@@ -10735,7 +10737,9 @@ class ServerTls(ServerCase):
         self.server.keeps_alive = False
         fresh = self.connect()  # has not shaken hands yet
         client = self.connect(context=self.context)
-        eventually(lambda: [c.phase for c in self.server.connections if c.is_secured] == [devserve._SECURED], "shaken")
+        eventually(
+            lambda: [c.phase for c in list(self.server.connections) if c.is_secured] == [devserve._SECURED], "shaken"
+        )
         threading.Timer(0.1, client.send, (GET, GET)).start()
         sockets = self.server.close_gate(DEADLINE)
         answer = client.answer()
@@ -10747,7 +10751,7 @@ class ServerTls(ServerCase):
     def test_a_client_that_asks_nothing_after_its_handshake_is_hardly_waited_for(self) -> None:
         self.serve_tls(hello)
         self.connect(context=self.context)
-        eventually(lambda: [c.phase for c in self.server.connections] == [devserve._SECURED], "shaken")
+        eventually(lambda: [c.phase for c in list(self.server.connections)] == [devserve._SECURED], "shaken")
         self.assertEqual(returning(self.server.close_gate, 600.0), [])
         self.server.open_gate()
 
@@ -11052,7 +11056,7 @@ class ServerWebSockets(ServerCase):
                     self.assertEqual(client.call("ask", 5, timeout=DEADLINE), {"got": 5})
                     self.assertEqual(client.transport(), transports[-1])
                     client.disconnect()
-                    eventually(lambda: not any(c.phase for c in self.server.connections), "all requests end")
+                    eventually(lambda: not any(c.phase for c in list(self.server.connections)), "all requests end")
                     self.assertNotIn("Traceback", self.log)
 
 
@@ -13753,7 +13757,9 @@ class ReloaderChanges(ReloaderWatching):
     def test_requests_do_not_wait_while_an_installed_package_changes(self) -> None:
         settled: list[bool] = []
         self.write("site-packages/installed_b.py", "x = 1")
-        self.write("uses_b.py", "import sys\nsys.path.insert(0, 'site-packages')\nimport installed_b")
+        self.write(
+            "uses_b.py", "import os, sys\nsys.path.insert(0, os.path.abspath('site-packages'))\nimport installed_b"
+        )
         with mock.patch.object(devserve, "_PERIOD", 0.01):
             self.start("uses_b", settling=settled.append)
             self.write("site-packages/installed_b.py", "x = 2")
