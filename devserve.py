@@ -13026,8 +13026,7 @@ class _Signals:
         """Put the handlers back that were there before, except where the application has set others since."""
         for number, handler in self.before.items():
             if getattr(signal.getsignal(number), "__self__", None) is self:
-                with contextlib.suppress(ValueError):  # PyPy: a thread that forks is not the child's main thread
-                    signal.signal(number, handler or signal.SIG_DFL)  # None: not set by Python
+                signal.signal(number, handler or signal.SIG_DFL)  # None: not set by Python
 
     def pause(self) -> None:
         """Let the kernel end the process by SIGTERM and SIGINT, because no handler of Python's runs during an exec.

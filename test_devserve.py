@@ -15307,6 +15307,10 @@ class RunnerSignals(RunnerCase):
             self.assertEqual(os.listdir(folder), ["s"])
             self.assertNotIn("reloading", served.log)
 
+    @unittest.skipIf(
+        sys.implementation.name == "pypy",
+        "a child that a thread forks under PyPy cannot give its signal handlers back, and stays",
+    )
     @unittest.skipUnless(hasattr(os, "fork"), "needs fork")
     def test_a_child_that_comes_back_from_the_application_ends_and_takes_nothing_with_it(self) -> None:
         self.write("forking.py", """
