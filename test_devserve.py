@@ -7809,7 +7809,8 @@ class DebuggerTransparency(Debugged):
 
         for _ in range(2):  # the first may import something
             count = steps(lambda: debugged(environ, lambda *arguments: print))
-        self.assertLess(count, 250)  # PyPy counts 187; a Flask view that says hello takes 1,200
+        most = 250 if sys.implementation.name == "pypy" else 150  # PyPy counts more calls: 187
+        self.assertLess(count, most)  # a Flask view that says hello takes 1,200
 
 
 class DebuggerFailures(Debugged):
