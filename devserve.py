@@ -13019,8 +13019,13 @@ class _Signals:
             def after() -> None:
                 signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
 
-            os.register_at_fork(before=before, after_in_parent=after, after_in_child=after_fork)
-            os.register_at_fork(after_in_child=after)
+            def in_child() -> None:
+                if sys.implementation.name == "pypy":  # it gives signals to no thread of a child but a main one's
+                    __import__("__pypy__").thread.signals_enabled.__enter__()
+                after_fork()
+                after()
+
+            os.register_at_fork(before=before, after_in_parent=after, after_in_child=in_child)
 
     def give_back(self) -> None:
         """Put the handlers back that were there before, except where the application has set others since."""

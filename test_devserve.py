@@ -12002,7 +12002,9 @@ class AsgiSending(AsgiCase):
                 asleep.wait(DEADLINE)
                 if request != "GET /early":
                     client.head()
-                self.assertEqual(self.server.close_gate(3.0), [])
+                kept = self.server.close_gate(3.0)
+                if request != "HEAD /":  # that one has its whole answer: its connection is cut, or at rest by now
+                    self.assertEqual(kept, [])
                 bridge.stop(3.0)
                 self.assertIsInstance(self.end(), asyncio.CancelledError)
                 self.assertNotIn("grace", self.log)
@@ -15308,10 +15310,6 @@ class RunnerSignals(RunnerCase):
             self.assertEqual(os.listdir(folder), ["s"])
             self.assertNotIn("reloading", served.log)
 
-    @unittest.skipIf(
-        sys.implementation.name == "pypy",
-        "a child that a thread forks under PyPy cannot give its signal handlers back, and stays",
-    )
     @unittest.skipUnless(hasattr(os, "fork"), "needs fork")
     def test_a_child_that_comes_back_from_the_application_ends_and_takes_nothing_with_it(self) -> None:
         self.write("forking.py", """
