@@ -10507,10 +10507,11 @@ def _syntax_error(path: str) -> Optional[SyntaxError]:
 class _ImportRecorder:
     """Notes each Python file right before this process reads it, and each module that was looked for in vain.
 
-    It is called in three places, in whatever thread imports something.  It replaces `SourceFileLoader.path_stats`,
+    It is called in four places, in whatever thread imports something.  It replaces `SourceFileLoader.path_stats`,
     which importlib calls before it reads a source or its bytecode.  It is the last finder in `sys.meta_path`, which is
-    asked only when no other has found a module.  And while the application is imported, it replaces
-    `builtins.compile`, which is called for files that are executed without an import, as by Flask's `from_pyfile`.
+    asked only when no other has found a module.  And while the application is imported, it replaces `compile` and
+    `open`, which are called for files that are executed without an import: the first by Flask's `from_pyfile`, the
+    other in `exec(open("conf.py").read())` and by pathlib.
     An audit hook would see all that, but can never be removed: with one, `copy.deepcopy` takes 1.8 times as long.
 
     The watcher's thread empties `loaded` and `missed`; appending to a deque needs no lock.
@@ -10520,7 +10521,7 @@ class _ImportRecorder:
         self.loaded: deque[tuple[str, _State, bool]] = deque()  # path, state, and whether importlib reads it now
         self.missed: deque[tuple[str, Optional[list[str]]]] = deque()  # a module's last name, and its package's path
         self._cwd = cwd
-        self._replaced: dict[str, tuple[Any, Any, Any]] = {}  # by name: owner, what was there, and what replaces it
+        self._replaced: list[tuple[Any, str, Any, Any]] = []  # owner, name, what was there, and what replaces it
 
     def begin(self) -> None:
         """Put the replacements and the finder in place."""
@@ -10539,37 +10540,49 @@ class _ImportRecorder:
             return stats
 
         self._replace(SourceFileLoader, "path_stats", noted_path_stats)
-        self._replace(builtins, "compile", _with_notes(self._note_compiled))
+        self._replace(builtins, "compile", _with_notes(self._note_executed))
+        for owner in (builtins, io):  # pathlib takes io's
+            self._replace(owner, "open", self._noted_open(owner.open))
         sys.meta_path.append(self)
 
     def _replace(self, owner: Any, name: str, new: Any) -> None:
-        self._replaced[name] = owner, getattr(owner, name), new
+        self._replaced.append((owner, name, getattr(owner, name), new))
         setattr(owner, name, new)
 
     def import_ended(self) -> None:
-        """Put `compile` back: what is compiled for a request is a template, after which its engine looks."""
-        self._give_back("compile")
+        """Put `compile` and `open` back: what a request compiles is a template, after which its engine looks."""
+        for replaced in self._replaced[1:]:
+            self._give_back(*replaced)
 
     def end(self) -> None:
         """Put everything back, except where others have replaced ours since."""
-        for name in [*self._replaced]:
-            self._give_back(name)
+        for replaced in self._replaced:
+            self._give_back(*replaced)
         if self in sys.meta_path:
             sys.meta_path.remove(self)
 
-    def _give_back(self, name: str) -> None:
-        owner, old, new = self._replaced.pop(name, (None, None, None))
-        if owner is not None and getattr(owner, name) is new:  # else others have replaced ours since, and call it
+    @staticmethod
+    def _give_back(owner: Any, name: str, old: Any, new: Any) -> None:
+        if getattr(owner, name) is new:  # else it is back already, or others have replaced ours since, and call it
             setattr(owner, name, old)
+
+    def _noted_open(self, open: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(open)
+        def noted(file: Any, mode: str = "r", *rest: Any, **more: Any) -> Any:
+            if mode in ("r", "rb", "rt"):
+                self._note_executed(file, ".py")
+            return open(file, mode, *rest, **more)
+
+        return noted
 
     def find_spec(self, name: str, path: Optional[Iterable[str]] = None, target: Any = None) -> None:
         """Find nothing, and note the module, which no finder before has found (the protocol of `sys.meta_path`)."""
         self.missed.append((name.rpartition(".")[2], None if path is None else list(path)))
 
-    def _note_compiled(self, filename: Any) -> None:
+    def _note_executed(self, filename: Any, suffix: str = "") -> None:
         with contextlib.suppress(TypeError, ValueError, OSError):  # it may be anything
             path = os.path.abspath(os.fsdecode(filename))  # where the application is now, as it may call os.chdir
-            if os.path.isfile(path):
+            if path.endswith(suffix) and os.path.isfile(path):
                 self.loaded.append((path, _state(path), False))
 
 

@@ -18486,12 +18486,23 @@ class ReloadSeesEverything(Reload):
             self.assertEqual((answer.get("A"), answer.get("B")), (40, None), f"after {number} switches")
 
     def test_a_file_that_is_executed_without_an_import_is_watched(self) -> None:
-        self.write("instance/config.py", "TITLE = 'one'\n")
-        self.save("v1", '{"title": TITLE}\n\n\nimport runpy\nTITLE = runpy.run_path("instance/config.py")["TITLE"]')
+        ways = {
+            "run_path": 'TITLE = __import__("runpy").run_path("instance/run_path.py")["TITLE"]',
+            "open": 'exec(open("instance/open.py").read(), OPEN := {})',
+            "pathlib": 'exec(__import__("pathlib").Path("instance/pathlib.py").read_text(), PATHLIB := {})',
+            "io": 'exec(__import__("io").open(file="instance/io.py", mode="rb").read(), IO := {})',
+        }
+        for name in ways:
+            self.write(f"instance/{name}.py", "TITLE = 'one'\n")
+        body = '[TITLE, *(each["TITLE"] for each in (OPEN, PATHLIB, IO))]'
+        self.save("v1", "\n".join([f'{{"titles": {body}}}\n\n', *ways.values()]))
         client = self.start()
-        self.sees(client, title="one")
-        self.write("instance/config.py", "TITLE = 'two'\n")
-        self.sees(client, title="two")
+        titles = ["one"] * 4
+        self.sees(client, titles=titles)
+        for number, name in enumerate(ways):
+            self.write(f"instance/{name}.py", "TITLE = 'two'\n")
+            titles[number] = "two"
+            self.sees(client, titles=titles)
 
     def test_a_module_that_is_written_for_a_view_reloads_nothing(self) -> None:
         self.save(
