@@ -1623,7 +1623,8 @@ def default_file(folder: str) -> str:
     is none, with what the folder has instead.
     """
     usual = [f"{stem}.py" for stem in _DEFAULT_MODULES]
-    if os.path.isfile(os.path.join(folder, "manage.py")):
+    is_django = os.path.isfile(os.path.join(folder, "manage.py"))
+    if is_django:
         packages = _names_in(folder)
         usual += [os.path.join(package, file) for file in ("wsgi.py", "asgi.py") for package in packages]
     stems = ("__init__", *_DEFAULT_MODULES)
@@ -1632,7 +1633,10 @@ def default_file(folder: str) -> str:
     found = [*filter(_offers_app, paths), *filter(os.path.isfile, paths[: len(usual)])]
     if found:
         return found[0]
-    remedy = _folder_remedy(folder, "say what to serve: MODULE:NAME or FILE:NAME", any_file=True)
+    remedy = "say what to serve: MODULE:NAME or FILE:NAME"
+    if is_django:
+        remedy = "set DJANGO_SETTINGS_MODULE, and serve 'django.core.wsgi:get_wsgi_application()'"
+    remedy = _folder_remedy(folder, remedy, any_file=not is_django)
     raise DevserveError(f"no app.py, wsgi.py or main.py in {os.path.abspath(folder)}; {remedy}")
 
 

@@ -2314,6 +2314,8 @@ class FindingMistakes(FindingFolder):
         self.refused("", "say what to serve, one of: hello, flaskr")
         os.mkdir("empty")
         self.refused("./empty", "no app.py, wsgi.py or main.py", "empty")
+        self.write("empty/manage.py", "")
+        self.refused("./empty", "DJANGO_SETTINGS_MODULE")
 
     def test_what_a_folder_below_has_to_serve_is_named(self) -> None:
         self.write("util.py", "")
