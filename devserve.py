@@ -233,7 +233,7 @@ class _Option(NamedTuple):
     help: str
     metavar: Optional[str] = None
     separator: str = os.pathsep  # between the parts of a list that is given as one text
-    flask: str = ""  # the variable that Flask reads for the same option
+    flask: str = ""  # the variables that Flask reads for the same option, the strongest first
     others: str = ""  # what other servers call it, for the remedy when somebody uses that name
     run_only: bool = False  # has no effect on `make_server`, whose server neither reloads nor reads files
 
@@ -242,12 +242,14 @@ class _Option(NamedTuple):
         for flag in self.flags:
             if flag.startswith("--"):
                 yield f"DEVSERVE_{flag[2:].upper().replace('-', '_')}", flag
-        if self.flask:
-            yield self.flask, ""
+        for variable in self.flask.split():
+            yield variable, ""
 
     def read(self, text: str, shown: str = "") -> Any:
         """Return the value of a text.  Raises DevserveError, which quotes `shown` or else the flag and the text."""
         shown = shown or f"{self.flags[-1]} {text}"
+        if not isinstance(self.default, str):
+            text = text.strip()  # in Windows, `set FLASK_DEBUG=1 && flask run` leaves a blank behind the 1
         if isinstance(self.default, bool):
             if text.lower() not in _YES | _NO:
                 raise DevserveError(f"{shown}: not a yes or no; use 1 or 0")
@@ -307,7 +309,8 @@ class Config(NamedTuple):
     )  # fmt: skip
     debug: bool = _option(
         False, "-d --debug --no-debug", "Debugging",
-        "show exceptions as pages with a console, and reload when a file is saved", flask="FLASK_DEBUG",
+        "show exceptions as pages with a console, and reload when a file is saved",
+        flask="FLASK_RUN_DEBUG FLASK_DEBUG",
     )  # fmt: skip
     reload: bool = _option(
         False, "--reload --no-reload", "Reloading", "reload when a file is saved (as --debug)",
@@ -528,7 +531,7 @@ def paths_upwards(name: str) -> Iterator[str]:
         is_public = sys.platform != "win32" and os.stat(folder).st_mode & stat.S_IWOTH
         if folder == here or not is_public:
             yield path
-            if os.path.isfile(path):
+            if _is_env_file(path):
                 return
         if folder == os.path.dirname(folder):
             return
@@ -540,10 +543,14 @@ def _read_env_files(env_file: str = "") -> list[str]:
 
     Returns a warning for each line and each file that cannot be read.  Raises DevserveError for a missing `env_file`.
     """
-    if env_file and not os.path.isfile(env_file):
+    if env_file and not _is_env_file(env_file):
         raise DevserveError(f"no file {env_file!r} for --env-file; check the path")
-    files = [path for path in env_files(env_file) if os.path.isfile(path)]  # .env may well be a virtual environment
-    return [warning for path in files for warning in _read_env_file(path)]
+    return [warning for path in filter(_is_env_file, env_files(env_file)) for warning in _read_env_file(path)]
+
+
+def _is_env_file(path: str) -> bool:
+    """Return whether it is a file, or as of 1Password a pipe; .env may well be a virtual environment."""
+    return os.path.isfile(path) or (os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode))
 
 
 def _read_env_file(path: str) -> list[str]:
@@ -1533,8 +1540,9 @@ _OFFER = (
     r"|\bstart_response\b|\bexecute_from_command_line\b|^\[(?:app|composite|pipeline)\b"
 )
 
-_DJANGO_VARIABLE = (  # as it is set in a manage.py: its indentation, name and value
-    r"""(?m)^( *)(?:os\.)?environ(?:\.setdefault\(|\[)\s*["'](DJANGO_\w+)["']\s*(?:,|\]\s*=)\s*["']([^"'\n]+)["']"""
+_DJANGO_VARIABLE = (  # as it is set in a manage.py, to a plain text: its indentation, name and value
+    r"""(?m)^( *)(?:os\.)?environ(?:\.setdefault\(|\[)\s*["'](DJANGO_\w+)["']\s*(?:,|\]\s*=)\s*"""
+    r"""["']([^"'\n]+)["']\s*[,)\n#]"""
 )
 
 if TYPE_CHECKING:
@@ -1796,16 +1804,24 @@ def _set_django_variables(root: str, inside: str) -> None:
     """Set the DJANGO_ variables that manage.py sets, as its runserver would, before wsgi.py names those of production.
 
     manage.py stands in `root` or in a folder between it and the module, whose path from there is `inside`.  What it
-    sets for some commands only, such as `test`, is indented deeper and left out.
+    sets under an `if` that names tests is left out; of other lines, the one that is indented least counts.
     """
     folders = inside.split(os.sep)[:-1]
     for depth in range(len(folders), -1, -1):
         folder = os.path.join(root, *folders[:depth])
-        found = re.findall(_DJANGO_VARIABLE, _text_of(os.path.join(folder, "manage.py")))
-        for _, variable, value in sorted(found, key=lambda match: len(match[0])):
-            os.environ.setdefault(variable, value)
+        text = _text_of(os.path.join(folder, "manage.py"))
+        found = [each for each in re.finditer(_DJANGO_VARIABLE, text) if not _is_for_tests(text[: each.end(1)])]
+        for match in sorted(found, key=lambda match: len(match[1])):
+            os.environ.setdefault(match[2], match[3])
         if found:
             _put_first_on_path(folder)  # as it is for a script there
+
+
+def _is_for_tests(text: str) -> bool:
+    """Return whether what follows the text, and the indentation at its end, stands under an `if` that names tests."""
+    before, _, indentation = text.rpartition("\n")
+    outer = re.findall(rf"(?m)^ {{0,{len(indentation) - 1}}}[^ \n].*", before) if indentation else []
+    return bool(outer and re.match(r" *(?:el)?if\b.*test", outer[-1]))
 
 
 def _import_module(name: str) -> ModuleType:
@@ -10449,13 +10465,15 @@ if TYPE_CHECKING:
 
 
 def _state(path: str) -> _State:
-    """Return what distinguishes the states of a file (of a link's target), or None if there is none.
+    """Return what distinguishes the states of a file (of a link's target), or None if there is none, or a pipe.
 
     Compare states with `!=`, never with `>`: a restored or checked out file may well be older than before.
     """
     try:
         status = os.stat(path)
     except (OSError, ValueError):  # ValueError: a module's __file__ may be any text, one with a NUL included
+        return None
+    if stat.S_ISFIFO(status.st_mode):  # each reading changes it: a password manager's .env
         return None
     return status.st_mtime_ns, status.st_size, status.st_ino, status.st_ctime_ns
 
@@ -10522,9 +10540,10 @@ class _ImportRecorder:
     """
 
     def __init__(self, cwd: str) -> None:
-        self.loaded: deque[tuple[str, _State, bool]] = deque()  # path, state, and whether importlib reads it now
+        self.loaded: deque[tuple[str, _State, bool]] = deque()  # path, state, and whether it is read now
         self.missed: deque[tuple[str, Optional[list[str]]]] = deque()  # a module's last name, and its package's path
         self._cwd = cwd
+        self._suffix = ""  # of the files that are noted when they are compiled
         self._replaced: list[tuple[Any, str, Any, Any]] = []  # owner, name, what was there, and what replaces it
 
     def begin(self) -> None:
@@ -10544,9 +10563,9 @@ class _ImportRecorder:
             return stats
 
         self._replace(SourceFileLoader, "path_stats", noted_path_stats)
-        self._replace(builtins, "compile", _with_notes(self._note_executed))
+        self._replace(builtins, "compile", _StandIn(_with_notes(self._note_executed)))
         for owner in (builtins, io):  # pathlib takes io's
-            self._replace(owner, "open", self._noted_open(owner.open))
+            self._replace(owner, "open", _StandIn(self._noted_open(owner.open)))
         sys.meta_path.append(self)
 
     def _replace(self, owner: Any, name: str, new: Any) -> None:
@@ -10554,9 +10573,12 @@ class _ImportRecorder:
         setattr(owner, name, new)
 
     def import_ended(self) -> None:
-        """Put `compile` and `open` back: what a request compiles is a template, after which its engine looks."""
-        for replaced in self._replaced[1:]:
-            self._give_back(*replaced)
+        """Put `open` back, and note only Python files that are compiled from now on, as a request may be the first to
+        execute one: what else it compiles is a template, after which its engine looks."""
+        self._suffix = ".py"
+        for replaced in self._replaced:
+            if replaced[1] == "open":
+                self._give_back(*replaced)
 
     def end(self) -> None:
         """Put everything back, except where others have replaced ours since."""
@@ -10571,7 +10593,6 @@ class _ImportRecorder:
             setattr(owner, name, old)
 
     def _noted_open(self, open: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(open)
         def noted(file: Any, mode: str = "r", *rest: Any, **more: Any) -> Any:
             if mode in ("r", "rb", "rt"):
                 self._note_executed(file, ".py")
@@ -10586,8 +10607,18 @@ class _ImportRecorder:
     def _note_executed(self, filename: Any, suffix: str = "") -> None:
         with contextlib.suppress(TypeError, ValueError, OSError):  # it may be anything
             path = os.path.abspath(os.fsdecode(filename))  # where the application is now, as it may call os.chdir
-            if path.endswith(suffix) and os.path.isfile(path):
-                self.loaded.append((path, _state(path), False))
+            if path.endswith(suffix or self._suffix) and os.path.isfile(path):
+                self.loaded.append((path, _state(path), self._suffix != ""))
+
+
+class _StandIn:
+    """Is called in place of a builtin function: one in Python would become a method where a class holds it."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self._call(*args, **options)
 
 
 def _with_notes(note: Callable[[Any], None]) -> Callable[..., Any]:
@@ -10603,10 +10634,21 @@ def _with_notes(note: Callable[[Any], None]) -> Callable[..., Any]:
         source: Any, filename: Any, mode: str, flags: int = 0, dont_inherit: bool = False, *rest: int, **more: int
     ) -> Any:
         note(filename)
-        inherited = 0 if dont_inherit else sys._getframe(1).f_code.co_flags & flags_of_future
+        inherited = 0 if dont_inherit else sys._getframe(2).f_code.co_flags & flags_of_future
         return _compile(source, filename, mode, flags | inherited, True, *rest, **more)
 
     return compile
+
+
+def _files_named_by(path: str, cwd: str) -> list[str]:
+    """Return the Python and configuration files that a module names, if they lie beside it or in Flask's instance
+    folder.  The module may have executed them, without an import, before the recorder began."""
+    if path == os.path.abspath(__file__) or is_library(os.path.dirname(path), cwd):
+        return []
+    names = re.findall(r"""["']([\w./-]+\.(?:py|cfg))["']""", (_content(path) or b"").decode(errors="replace"))
+    places = [os.path.join(path, *parts) for parts in (("..",), ("..", "instance"), ("..", "..", "instance"))]
+    paths = [os.path.normpath(os.path.join(place, name)) for name in names for place in places]
+    return [*filter(os.path.isfile, paths)]
 
 
 # -- what is watched
@@ -10683,7 +10725,7 @@ class _Files:
             path, state, again = self.recorder.loaded.popleft()
             path = os.path.normpath(path)
             self._add_loaded(path, state)
-            # When importlib reads it now, or the application has just made it, what was read is the known state.
+            # When it is read now, or the application has just made it, what was read is the known state.
             if path in self.states and (again or self.states[path] is None):
                 self.states[path] = state
         if len(sys.modules) != len(self._modules):
@@ -10695,8 +10737,8 @@ class _Files:
         modules = sys.modules.copy()  # one step for the interpreter, so that imports in other threads do no harm
         paths = self._running | {_module_file(modules[name]) for name in modules.keys() - self._modules}
         for path in paths:
-            if path and path not in self.states:
-                self._add_loaded(path, self._first_state(path, max(self.since, self._scanned)))
+            for each in [path, *_files_named_by(path, self.cwd)] if path and path not in self.states else ():
+                self._add_loaded(each, self._first_state(each, max(self.since, self._scanned)))
         self._modules = set(modules)
         self._scanned = now
 
@@ -10875,10 +10917,11 @@ def _glob(pattern: str, star: str) -> str:
 
 def _glob_token(token: str) -> str:
     """Return the expression for plain characters, or for a set in brackets."""
+    import fnmatch
+
     if not re.fullmatch(r"\[.+\]", token, re.DOTALL):
         return re.escape(token)
-    inner = re.sub(r"[\\\[\]^&~|]", r"\\\g<0>", token[1:-1].lstrip("!"))
-    expression = f"[{'^' if token[1] == '!' else ''}{inner}]"
+    expression = fnmatch.translate(token)[len("(?s:") : -len(r")\Z")]
     try:
         re.compile(expression)
     except re.error:
@@ -12331,9 +12374,9 @@ _GREEN_INTERVAL = 0.05  # seconds after which the greenlets' thread looks again 
 _BANNER_PATIENCE = 1.0  # seconds of importing before the banner; most mistakes in a command show earlier, without it
 _IMPORT_WARNING = 3.0  # seconds of importing before the terminal says where the import is
 _IMPORT_PATIENCE = 10.0  # seconds of importing, after a reload, before clients are told; few libraries take as long
-# More objects than any import makes.  No application sets this very number, so that we can tell ours from one of its
-# own; and an application that multiplies the threshold by ten stays within a C int.
-_NO_COLLECTION = 100_000_007
+# More objects than most imports make.  No application sets this very number, so that we can tell ours from one of its
+# own; and an application that multiplies the threshold, as some do by a thousand, stays within a C int.
+_NO_COLLECTION = 2_000_003
 
 
 def run(
@@ -12396,6 +12439,8 @@ def serve_command(read: Callable[[Callable[[str], None]], Config]) -> int:
     launch = Launch.capture(early=True)
 
     def load(config: Config) -> WSGIApplication:
+        if "FLASK_DEBUG" in os.environ:  # an option may say otherwise, and Flask takes every other word for a yes
+            os.environ["FLASK_DEBUG"] = str(int(config.debug))
         with servers_left_out(terminal.warn):
             return load_app(config.app, debug=config.debug, debugger=config.debugger)
 
@@ -12581,6 +12626,7 @@ class _Runner:
         self.signals = _Signals(
             self._end, self._hang_up, at_once=launch.is_plain, in_code=in_code, reloads=config.reload
         )
+        self.collector = _CollectorAtRest()
         self.bridge: Optional[AsgiBridge] = None  # if the application is one of ASGI
         self.debugged: Optional[DebuggedApplication] = None  # if there is a debugger
         self.live: Optional[LivePages] = None  # if --live was given
@@ -12689,7 +12735,8 @@ class _Runner:
         """
         try:
             try:
-                app: WSGIApplication = _without_collections(load)
+                with self.collector:
+                    app: WSGIApplication = load()
                 if is_asgi(app):
                     app = self.bridge = AsgiBridge(app, self.terminal)
                     self.bridge.check = self.signals.check
@@ -12964,6 +13011,7 @@ class _Runner:
 
     def _after_fork(self) -> None:
         """In a child that the application has forked, give up handlers and sockets, which are its parent's."""
+        self.collector.wake()
         self.signals.give_back()
         self.server.after_fork()
         if self.bridge:
@@ -13151,22 +13199,31 @@ class _Signals:
         return False
 
 
-def _without_collections(load: Callable[[], Any]) -> Any:
-    """Call `load` while the garbage collector rests, because hardly anything that is imported becomes garbage.
+class _CollectorAtRest:
+    """The garbage collector rests while the application is imported, as hardly anything that is imported is garbage.
 
-    What exists afterwards is frozen, and not looked at by any later collection.  If the application itself has called
-    `gc.disable()` or set thresholds, that holds.
+    What is, is collected at the end, and what is left is frozen: no later collection looks at it.  If the application
+    itself has called `gc.disable()` or set thresholds, that holds.  PyPy has nothing of this.
     """
-    if not hasattr(gc, "freeze"):  # PyPy
-        return load()
-    threshold = gc.get_threshold()[0]
-    gc.set_threshold(_NO_COLLECTION)
-    try:
-        return load()
-    finally:
-        if gc.get_threshold()[0] == _NO_COLLECTION:
-            gc.set_threshold(threshold)
-        gc.freeze()
+
+    threshold = 0
+
+    def __enter__(self) -> None:
+        if hasattr(gc, "freeze"):
+            self.threshold = gc.get_threshold()[0]
+            gc.set_threshold(_NO_COLLECTION)
+
+    def wake(self) -> None:
+        """Set the threshold that was there before, in a child that is forked meanwhile too."""
+        factor, rest = divmod(gc.get_threshold()[0], _NO_COLLECTION) if hasattr(gc, "freeze") else (0, 0)
+        if factor and not rest:  # the application may have multiplied what it found
+            gc.set_threshold(factor * self.threshold)
+
+    def __exit__(self, *_: object) -> None:
+        self.wake()
+        if hasattr(gc, "freeze"):
+            gc.collect()  # a database connection in a cycle would stay open for ever, and hold its locks
+            gc.freeze()
 
 
 def _thread_place(ident: int) -> str:

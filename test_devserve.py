@@ -15859,19 +15859,48 @@ class RunnerImport(RunnerCase):
         before = gc.get_threshold()
         self.addCleanup(gc.set_threshold, *before)
         self.addCleanup(gc.enable)
+
+        def load(act: Callable[[], Any]) -> Any:
+            with devserve._CollectorAtRest():
+                return act()
+
         with mock.patch.object(devserve, "gc", collector):
-            self.assertRaises(ZeroDivisionError, devserve._without_collections, lambda: 1 // 0)
+            self.assertRaises(ZeroDivisionError, load, lambda: 1 // 0)
             self.assertEqual((gc.get_threshold(), collector.freeze.call_count), (before, 1))
-            devserve._without_collections(lambda: gc.set_threshold(12_345, 6, 7))
+            load(lambda: gc.set_threshold(12_345, 6, 7))
             self.assertEqual(gc.get_threshold()[:2], (12_345, 6))
-            devserve._without_collections(lambda: gc.set_threshold(0))
+            load(lambda: gc.set_threshold(0))
             self.assertEqual(gc.get_threshold()[:2], (0, 6))
             gc.set_threshold(12_345)
-            devserve._without_collections(gc.disable)
+            load(gc.disable)
             self.assertFalse(gc.isenabled())
             self.assertEqual(gc.get_threshold()[:2], (12_345, 6))
+            for factor in (10, 1000):
+                gc.set_threshold(700)
+                load(lambda: gc.set_threshold(factor * gc.get_threshold()[0]))
+                self.assertEqual(gc.get_threshold()[0], factor * 700, "the application has multiplied what it found")
+            self.assertEqual(collector.method_calls[-2:], [mock.call.collect(), mock.call.freeze()])
         with mock.patch.object(devserve, "gc", object()):  # PyPy's has no thresholds and nothing to freeze
-            self.assertEqual(devserve._without_collections(lambda: "loaded"), "loaded")
+            self.assertEqual(load(lambda: "loaded"), "loaded")
+
+    @unittest.skipUnless(hasattr(gc, "freeze") and hasattr(os, "fork"), "needs fork, and a collector that can rest")
+    def test_a_worker_that_is_forked_during_the_import_collects_garbage(self) -> None:
+        self.write(
+            "workers.py",
+            """
+            import gc, os
+            read, write = os.pipe()
+            if not os.fork():
+                os.write(write, str(gc.get_threshold()[0]).encode())
+                os._exit(0)
+            threshold = os.read(read, 99)
+            def app(environ, start_response):
+                start_response("200 OK", [])
+                return [threshold, b" ", str(gc.get_threshold()[0]).encode()]
+            """,
+        )
+        child, parent = self.served("workers").get().split()
+        self.assertEqual(child, parent)
 
 
 class RunnerInCode(RunnerCase):
