@@ -1540,11 +1540,6 @@ _OFFER = (
     r"|\bstart_response\b|\bexecute_from_command_line\b|^\[(?:app|composite|pipeline)\b"
 )
 
-_DJANGO_VARIABLE = (  # as it is set in a manage.py, to a plain text: its indentation, name and value
-    r"""(?m)^( *)(?:os\.)?environ(?:\.setdefault\(|\[)\s*["'](DJANGO_\w+)["']\s*(?:,|\]\s*=)\s*"""
-    r"""["']([^"'\n]+)["']\s*[,)\n#]"""
-)
-
 if TYPE_CHECKING:
     _Arguments = tuple[list[Any], dict[str, Any]]  # of a factory: positional, by keyword
 
@@ -1716,12 +1711,12 @@ def _names_in(folder: str) -> list[str]:
 def _import_target(target: str) -> ModuleType:
     """Import the module or the file that `target` names."""
     if not _is_path(target):
-        _set_django_variables(os.getcwd(), target.replace(".", os.sep))
+        _run_manage_py(os.getcwd(), target.replace(".", os.sep))
         return _import_module(target)
     path = _existing_file(target)
     root, name = _importable_name(path)
     _put_first_on_path(root)
-    _set_django_variables(root, os.path.relpath(path, root))
+    _run_manage_py(root, os.path.relpath(path, root))
     if path.endswith(".py") and "." not in os.path.basename(path)[:-3]:
         module = _import_module(name)
         if os.path.realpath(getattr(module, "__file__", None) or "") == os.path.realpath(path):
@@ -1800,28 +1795,39 @@ def _put_first_on_path(folder: str) -> None:
     sys.path[:] = [folder, *(entry for entry in sys.path if entry not in same)]
 
 
-def _set_django_variables(root: str, inside: str) -> None:
-    """Set the DJANGO_ variables that manage.py sets, as its runserver would, before wsgi.py names those of production.
+def _run_manage_py(root: str, inside: str) -> None:
+    """Run a Django project's manage.py, but without its command, as if that was runserver.
 
-    manage.py stands in `root` or in a folder between it and the module, whose path from there is `inside`.  What it
-    sets under an `if` that names tests is left out; of other lines, the one that is indented least counts.
+    It may set anything before; above all DJANGO_SETTINGS_MODULE, for which wsgi.py often names production's.  It
+    stands in `root` or in a folder between that and the module, whose path from there is `inside`.
     """
     folders = inside.split(os.sep)[:-1]
     for depth in range(len(folders), -1, -1):
         folder = os.path.join(root, *folders[:depth])
-        text = _text_of(os.path.join(folder, "manage.py"))
-        found = [each for each in re.finditer(_DJANGO_VARIABLE, text) if not _is_for_tests(text[: each.end(1)])]
-        for match in sorted(found, key=lambda match: len(match[1])):
-            os.environ.setdefault(match[2], match[3])
-        if found:
+        path = os.path.join(folder, "manage.py")
+        if "DJANGO_" in _text_of(path):
             _put_first_on_path(folder)  # as it is for a script there
+            _run_without_command(path)
+            return
 
 
-def _is_for_tests(text: str) -> bool:
-    """Return whether what follows the text, and the indentation at its end, stands under an `if` that names tests."""
-    before, _, indentation = text.rpartition("\n")
-    outer = re.findall(rf"(?m)^ {{0,{len(indentation) - 1}}}[^ \n].*", before) if indentation else []
-    return bool(outer and re.match(r" *(?:el)?if\b.*test", outer[-1]))
+def _run_without_command(path: str) -> None:
+    import importlib
+    import runpy
+
+    try:
+        utility: Any = importlib.import_module("django.core.management").ManagementUtility
+    except ImportError:  # the import of the application says so
+        return
+    execute, argv = utility.execute, sys.argv
+    utility.execute, sys.argv = lambda self: None, [path, "runserver"]
+    try:
+        runpy.run_path(path, run_name="__main__")
+    except SystemExit as error:
+        if error.code:
+            raise
+    finally:
+        utility.execute, sys.argv = execute, argv
 
 
 def _import_module(name: str) -> ModuleType:
