@@ -857,7 +857,7 @@ class Options(unittest.TestCase):
                 if isinstance(option.default, (str, int)) and option.default and option.default is not True:
                     self.assertEqual(default.strip(), str(option.default))
                 named = re.findall(r"FLASK_\w+", variables)
-                self.assertEqual(named[0] if named else "", option.flask)
+                self.assertEqual(named[: len(option.flask.split())], option.flask.split())
 
     @unittest.skipUnless(README.exists(), "README.md is not here")
     def test_the_readme_names_the_rooms_as_the_file_does(self) -> None:
@@ -1064,6 +1064,15 @@ class EnvironmentFiles(InEmptyEnvironment):
         self.write("mine.env", "A=mine\nB=mine\nE=${C}")
         self.assertEqual(devserve._read_env_files("mine.env"), [])
         self.assertEqual([os.environ[name] for name in "ABCDE"], ["shell", "mine", "env", "flaskenv", ""])
+
+    @unittest.skipUnless(hasattr(os, "mkfifo"), "needs named pipes")
+    def test_a_named_pipe_is_read_and_not_watched(self) -> None:
+        pipe = self.folder / ".env"
+        os.mkfifo(pipe)
+        threading.Thread(target=pipe.write_text, args=("A=1",), daemon=True).start()
+        self.assertEqual(devserve._read_env_files(), [])
+        self.assertEqual(os.environ["A"], "1")
+        self.assertIsNone(devserve._state(str(pipe)))
 
     def test_bad_line_is_a_warning_that_names_file_and_line_and_no_secret(self) -> None:
         path = self.write(".env", "A=1\nsecret words\nC=3\n=secret\nD='4' secret\nE=5\nB='secret\n")
@@ -3191,6 +3200,16 @@ class FindingFrameworks(FindingFolder):
                     lines = self.outcome(textwrap.dedent(app.source), options=options).splitlines()
                     lines = [line for line in lines if '"GET / HTTP' not in line]  # CherryPy has a log of its own
                     self.assertEqual(lines, [*told, "around", end] * 2)
+
+    @needs("flask")
+    def test_flask_is_told_what_has_been_decided_about_debugging(self) -> None:
+        self.write(
+            "app.py", "import flask\napp = flask.Flask(__name__)\napp.add_url_rule('/', 'x', lambda: f'{app.debug}')"
+        )
+        for variable, option, debug in (("1", "--no-debug", False), ("off", "-q", False), ("0", "--debug", True)):
+            served = Served("app", option, cwd=self.folder, env={"FLASK_DEBUG": variable})
+            with self.subTest(variable), served:
+                self.assertEqual(served.get(), str(debug))
 
     @needs("flask")
     def test_flask_is_told_to_debug_before_its_import_and_its_application_is_found_by_its_class(self) -> None:
@@ -13972,6 +13991,9 @@ class ReloaderImports(ReloaderWatching):
         names = {}
         exec(compile("def f(x: int): 0", filename="<made>", mode="exec", optimize=0), names)
         self.assertEqual(names["f"].__annotations__, {"x": int})
+        holder = type("Holder", (), {"compile": compile, "open": open})()
+        self.assertEqual(eval(holder.compile("6 * 7", "<made>", "eval")), 42, "it does not become a method")
+        holder.open(__file__).close()
         for arguments in ((), ("x",), ("x", "y", "z"), ("x =", "f", "exec"), ("x", 3, "exec")):
             with self.assertRaises((TypeError, ValueError, SyntaxError)):
                 compile(*arguments)
@@ -14348,6 +14370,8 @@ class ReloaderExtraFiles(ReloaderWatching):
             ("a[^b].txt", "a^.txt", "ac.txt"),
             ("log[9-0]*", "log[9-0]x", "log5"),
             ("[[&&||~~x].txt", "&.txt", "a.txt"),
+            ("[+--].txt", ",.txt", "a.txt"),
+            ("[--a].txt", "A.txt", "b.txt"),
             ("a\\z", "a\\z", "az"),
             ("a[", "a[", "a"),
             ("**/b.c", "x/y/b.c", "b_c"),
@@ -15854,6 +15878,23 @@ class RunnerImport(RunnerCase):
         self.assertEqual(facts, [0, 1, json.loads(plain.stdout), True, True])
 
     @unittest.skipUnless(hasattr(gc, "freeze"), "PyPy collects otherwise")
+    def test_what_the_import_leaves_behind_in_a_cycle_is_collected(self) -> None:
+        self.write(
+            "left.py",
+            """
+            import weakref
+            class Connection: pass
+            connection = Connection()
+            connection.itself, left = connection, weakref.ref(connection)
+            del connection
+            def app(environ, start_response):
+                start_response("200 OK", [])
+                return [str(left()).encode()]
+            """,
+        )
+        self.assertEqual(self.served("left").get(), "None")
+
+    @unittest.skipUnless(hasattr(gc, "freeze"), "PyPy collects otherwise")
     def test_an_applications_own_rules_for_garbage_are_kept_and_a_failed_import_changes_none(self) -> None:
         collector = mock.Mock(get_threshold=gc.get_threshold, set_threshold=gc.set_threshold, isenabled=gc.isenabled)
         before = gc.get_threshold()
@@ -16388,6 +16429,8 @@ class CommandLineOptions(Folder):
         (["--no-debug"], {"FLASK_DEBUG": "1"}, {}),
         ([], {"FLASK_DEBUG": "true", "FLASK_RUN_RELOAD": "false"}, {"debug": True, "debugger": True}),
         ([], {"FLASK_DEBUG": "t", "FLASK_RUN_DEBUGGER": "n"}, {"debug": True, "reload": True}),
+        ([], {"FLASK_DEBUG": "0", "FLASK_RUN_DEBUG": "1 "}, {"debug": True, "reload": True, "debugger": True}),
+        ([], {"FLASK_RUN_PORT": "8001 "}, {"port": 8001}),
         ([], {"FLASK_RUN_HOST": "::", "FLASK_RUN_PORT": "8001"}, {"host": "::", "port": 8001}),
         ([], {"FLASK_RUN_PORT": "8001", "DEVSERVE_PORT": "8002"}, {"port": 8002}),
         (["-p", "8003"], {"FLASK_RUN_PORT": "8001"}, {"port": 8003}),
@@ -18534,6 +18577,35 @@ class ReloadSeesEverything(Reload):
             self.write(f"instance/{name}.py", "TITLE = 'two'\n")
             titles[number] = "two"
             self.sees(client, titles=titles)
+
+    def test_a_file_that_the_first_request_executes_is_watched(self) -> None:
+        self.write("conf.py", "TITLE = 'one'\n")
+        self.save("v1", """titles()
+
+def titles(kept=[]):
+    import runpy
+    kept[:] = kept or [runpy.run_path("conf.py")["TITLE"]]
+    return {"titles": kept}
+""")  # fmt: skip
+        client = self.start()
+        self.sees(client, titles=["one"])
+        self.settle()
+        self.write("conf.py", "TITLE = 'two'\n")
+        self.sees(client, titles=["two"])
+
+    def test_a_file_that_was_executed_before_run_is_watched(self) -> None:
+        self.write("shop/__init__.py", """
+            import os, runpy
+            TITLE = runpy.run_path(os.path.join(os.path.dirname(__file__), "settings.py"))["TITLE"]
+        """)  # fmt: skip
+        self.write("shop/settings.py", "TITLE = 'one'\n")
+        run = "import devserve, shop\n\nif __name__ == '__main__':\n    devserve.run(app, port=0, reload=True)\n"
+        self.save("v1", '{"title": shop.TITLE}\n\n\n' + run)
+        served = self.serve(script=["app.py"], port=False, env={"PYTHONPATH": str(SCRIPT.parent)})
+        client = self.connect(served)
+        self.sees(client, title="one")
+        self.write("shop/settings.py", "TITLE = 'two'\n")
+        self.sees(client, title="two")
 
     def test_a_module_that_is_written_for_a_view_reloads_nothing(self) -> None:
         self.save(
