@@ -6116,6 +6116,7 @@ class _RecordedBody:
         self.length = length  # None when only the end of the stream tells
         self.kept = bytearray()
         self.size = 0
+        self.has_ended = False  # the application has read up to the end
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -6123,23 +6124,28 @@ class _RecordedBody:
     @property
     def is_whole(self) -> bool:
         """Whether `kept` is the whole body."""
-        return self.size == len(self.kept) and self.length in (None, self.size)
+        return self.size == len(self.kept) and (self.has_ended if self.length is None else self.length == self.size)
 
     def finish(self) -> None:
         """Read the rest of a small body that the application has not read to its end."""
         if self.length is not None and self.size < self.length <= _RECORDED_BODY:
             self.record(self.stream.read(self.length - self.size))
 
-    def record(self, data: bytes) -> bytes:
+    def record(self, data: bytes, *, ends: bool = False) -> bytes:
         """Keep what the application has just read, and return it; ASGI's bridge reads by itself and calls this."""
+        self.has_ended = self.has_ended or ends
         self.size += len(data)
         self.kept += data
         if len(self.kept) > _RECORDED_BODY:
             del self.kept[_RECORDED_BODY // 2 : -_RECORDED_BODY // 2]
         return data
 
-    def read(self, *size: int) -> bytes:
-        return self.record(self.stream.read(*size))
+    def read(self, *size: Optional[int]) -> bytes:
+        data = self.stream.read(*size)
+        return self.record(data, ends=size in ((), (-1,), (None,)) or (not data and size != (0,)))
+
+    def read1(self, *size: int) -> bytes:
+        return self.read(*size) if size and size[0] > 0 else self.read(_RECORDED_BODY)
 
     def readinto(self, buffer: Any) -> int:
         data = self.read(len(buffer))
@@ -6147,13 +6153,20 @@ class _RecordedBody:
         return len(data)
 
     def readline(self, *size: int) -> bytes:
-        return self.record(self.stream.readline(*size))
+        data = self.stream.readline(*size)
+        return self.record(data, ends=not data and size != (0,))
 
     def readlines(self, *hint: int) -> list[bytes]:
-        return [self.record(line) for line in self.stream.readlines(*hint)]
+        return [self.record(line, ends=not hint) for line in self.stream.readlines(*hint)]
 
     def __iter__(self) -> Iterator[bytes]:
-        return (self.record(line) for line in self.stream)
+        return self
+
+    def __next__(self) -> bytes:
+        line = self.readline()
+        if not line:
+            raise StopIteration
+        return line
 
 
 def record_body(environ: Environ) -> Optional[_RecordedBody]:
@@ -6765,6 +6778,7 @@ _SPOOL_PAUSE = 0.25  # in a chunked body, after which the client is not sending 
 _SECURED_MOMENT = 1.0  # to the first request, which a reload waits for: it comes in milliseconds
 _LINGER_TIMEOUT = 5.0  # reading away what a client still sends, so that the answer is not lost in a reset
 _LINGER_MOMENT = 0.2  # the same when a reload waits: an answer crosses this machine in less
+_BODY_AT_FAULT = {"400", "411", "415", "422"}  # client errors that may well come of an empty body
 _HANG_SECONDS = (10.0, 60.0, float("inf"))  # after which the terminal says where a request hangs: twice, then no more
 _HANG_INTERVAL = 1.0  # seconds between two looks for such requests
 _PAUSED_INTERVAL = 0.5  # between two looks at a request that is stopped in a debugger
@@ -7431,8 +7445,10 @@ class _Connection:
     def cut(self) -> None:
         """End the connection at once."""
         self.is_cut = True
+        # The method of ssl's sockets takes the TLS from under the thread that uses it.
+        kind = socket.socket if isinstance(self.sock, socket.socket) else type(self.sock)  # eventlet has its own
         try:
-            self.sock.shutdown(socket.SHUT_RDWR)
+            kind.shutdown(self.sock, socket.SHUT_RDWR)
         except OSError:
             pass
 
@@ -7981,7 +7997,7 @@ class _Response:
         if not self.status:
             raise AssertionError("the application sent a body before it called start_response")
         line = self._choose_framing(size)
-        if self.body is not None and self.status[0] != "2":
+        if self.body is not None and self.status[0] not in "25" and self.status[:3] not in _BODY_AT_FAULT:
             self.body.is_ignored = False  # rightly: a redirect or a 401 needs no body
         if self.head.closes or self.framing == _BY_CLOSE or (self.body is not None and self.body.closes_connection()):
             connection.keep_alive = False
@@ -8149,7 +8165,7 @@ def _checked_head(status: str, headers: tuple[tuple[str, str], ...]) -> _Respons
             raise ValueError(f"{name!r} is no header name")
         if not isinstance(value, str):
             raise TypeError(f"the value of the header {name} must be str, not {value!r}")
-        key = name.lower()
+        key, value = name.lower(), value.strip(" \t")
         if key == "content-length":
             if not (value.isascii() and value.isdigit()) or length not in (-1, int(value)):
                 raise ValueError(f"{value!r} is no Content-Length")
@@ -9248,7 +9264,7 @@ class _HttpRequest:
         # The thread's
         self.body = self.connection.body
         self.has_more = self.body is not None  # whether some of the body has not been given to the loop
-        self.record: Callable[[bytes], object] = getattr(environ["wsgi.input"], "record", bytes)  # for the debugger
+        self.record: Optional[Callable[..., object]] = getattr(environ["wsgi.input"], "record", None)  # the debugger's
         self.handed = 0  # bytes of the body that have been given to the loop
         self.written = 0  # bytes of the response that the connection has taken
         self.wake: Callable[[], object] = bool  # wakes the thread while it watches its socket; else it does nothing
@@ -9383,7 +9399,8 @@ class _HttpRequest:
             self.bridge.post(self.notify)
         else:
             self.has_more = bool(self.body.unread)
-            self.record(piece)
+            if self.record:
+                self.record(piece, ends=not self.has_more)
             self.hand_in({"type": "http.request", "body": piece, "more_body": self.has_more}, len(piece))
         return True
 
@@ -10184,8 +10201,8 @@ def _frozen(text: Any) -> Any:
 def _response_start(status: int, headers: tuple[tuple[bytes, bytes], ...]) -> _ResponseStart:
     """Return the beginning of a response in WSGI's terms.  Raises TypeError or ValueError if it is not valid HTTP.
 
-    Headers of the connection are left out, such as a Transfer-Encoding that a framework sends; except that
-    "Connection: close" is kept.
+    Headers of the connection are left out, such as a Transfer-Encoding that a framework sends; "Connection: close" is
+    kept, and the Upgrade of a 426.
     """
     from http.client import responses
 
@@ -10194,7 +10211,10 @@ def _response_start(status: int, headers: tuple[tuple[bytes, bytes], ...]) -> _R
         if not isinstance(name, bytes) or not isinstance(value, bytes):
             raise TypeError(f"names and values of headers must be bytes, not {name!r}: {value!r}")
         pair = name.decode("latin-1"), value.decode("latin-1")
-        if not is_hop_by_hop(pair[0]) or (name.lower() == b"connection" and "close" in pair[1].lower()):
+        is_needed = (name.lower(), status) == (b"upgrade", 426) or (
+            name.lower() == b"connection" and b"close" in value.lower()
+        )
+        if is_needed or not is_hop_by_hop(pair[0]):
             kept.append(pair)
     line = f"{int(status)} {responses.get(status, '')}"
     head = check_response_head(line, tuple(kept))
@@ -10428,8 +10448,8 @@ class _StartupFailed(Exception):
 # Read first: Watcher.run, _ImportRecorder, _Files.adopt, _Rounds.next, Watcher._settle, Watcher._accept.
 # =====================================================================================================================
 
-_INTERVAL = 0.045  # seconds between two rounds: with _SETTLE a save is noticed after 25 ms on average
-_SHARE = 0.004  # of a core, for looking at the project's files; waking up 22 times a second costs another 0.2 to 0.4 %
+_INTERVAL = 0.05  # seconds between two rounds: with _SETTLE a save is noticed after 28 ms on average
+_SHARE = 0.004  # of a core, for looking at the project's files; waking up 20 times a second costs another 0.2 to 0.4 %
 _SHARE_WHEN_BUSY = 0.2  # the same for _BUSY_SECONDS after a reload, since whoever has just saved will save again
 _BUSY_SECONDS = 60.0
 _HOT = 10  # the files edited last are looked at in each round, since the next edit is most likely to one of them
@@ -13322,7 +13342,7 @@ class DebuggedASGI:
         async def recording_receive() -> Any:
             message = await receive()
             if recorded:
-                recorded.record(message.get("body", b""))
+                recorded.record(message.get("body", b""), ends=not message.get("more_body"))
             return message
 
         await self._pass_on(scope, recording_receive, send, environ)

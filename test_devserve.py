@@ -7297,6 +7297,30 @@ class DebuggerCrashes(Debugged):
             pass
         self.assertEqual((len(body.kept), body.is_whole), (devserve._RECORDED_BODY, False))
 
+    def test_a_body_without_length_is_whole_when_its_end_has_been_read(self) -> None:
+        def body() -> Any:
+            stream = io.BytesIO(b"one\ntwo\n")
+            return devserve.record_body({"wsgi.input": stream, "wsgi.input_terminated": True})
+
+        ways: dict[str, Callable[[Any], object]] = {
+            "read": lambda body: body.read(),
+            "read in pieces": lambda body: [*iter(lambda: body.read(3), b"")],
+            "read1": lambda body: [*iter(lambda: body.read1(3), b"")],
+            "readlines": lambda body: body.readlines(),
+            "lines": lambda body: [next(body), *body],
+            "text": lambda body: [*io.TextIOWrapper(body, "utf-8")],
+        }
+        for name, read in ways.items():
+            with self.subTest(name):
+                recorded = body()
+                read(recorded)
+                self.assertEqual((recorded.kept, recorded.is_whole), (b"one\ntwo\n", True))
+        recorded = body()
+        self.assertFalse(recorded.is_whole)
+        self.assertEqual(next(recorded), b"one\n")
+        recorded.read(0)
+        self.assertFalse(recorded.is_whole)
+
     def test_a_response_without_end_is_left_when_it_is_sent_again(self) -> None:
         closed: list[bool] = []
 
@@ -9364,7 +9388,8 @@ class ServerGate(ServerCase):
             "text/event-stream", "multipart/x-mixed-replace; boundary=x", "Multipart/Mixed; subscriptionSpec=1.0",
             "application/x-ndjson", "application/nd-json", "text/x-ndjson; charset=utf-8", "application/x-ldjson",
             "application/jsonl", "application/x-jsonlines", "application/json-lines", "application/x-json-stream",
-            "application/stream+json", "application/json-seq", "application/geo+json-seq", "early",
+            "application/stream+json", "application/json-seq", "application/geo+json-seq", " text/event-stream",
+            "early",
         ):  # fmt: skip
             entered, go_on = threading.Event(), threading.Event()
             self.addCleanup(go_on.set)
@@ -9784,6 +9809,9 @@ class ServerInput(ServerCase):
             ("200 OK", 0, CHUNKS, 0),
             ("200 OK", 0, "", 0),  # it comes to nothing
             ("302 Found", 0, "1\r\nx\r\n", 0),  # an answer that needs no body
+            ("404 Not Found", 0, "1\r\nx\r\n", 0),
+            ("422 Unprocessable Content", 0, "1\r\nx\r\n", 1),
+            ("500 Internal Server Error", 0, "1\r\nx\r\n", 1),
         ):
             calls: queue.Queue[int] = queue.Queue()
 
@@ -10795,6 +10823,17 @@ class ServerTls(ServerCase):
         eventually(lambda: not self.server.connections, "the end of the connection")
         self.assertEqual([line[2] for line in self.lines(1)], ["400"])
         self.assertNotIn("itself failed", self.log)
+
+    def test_a_handshake_that_a_reload_cuts_ends_quietly(self) -> None:
+        self.serve_tls(hello)
+        self.connect(b"\x16\x03\x01")
+        eventually(
+            lambda: [c.phase for c in list(self.server.connections)] not in ([], [devserve._AT_REST]), "it begins"
+        )
+        self.assertEqual(returning(self.server.close_gate, 0.1), [])
+        eventually(lambda: not self.server.connections, "the end of the connection")
+        self.server.open_gate()
+        self.assertNotIn("Traceback", self.log)
 
     def test_garbage_in_the_handshake_ends_the_connection_quietly(self) -> None:
         self.serve_tls(hello)
@@ -11934,6 +11973,12 @@ class AsgiSending(AsgiCase):
             time.sleep(0.3)
         self.assertLess(last, 500)
         self.assertEqual(len(client.answer().body), 65_536_000)
+
+    def test_a_426_says_which_protocol_it_wants(self) -> None:
+        headers = [(b"upgrade", b"TLS/1.2"), (b"connection", b"Upgrade")]
+        self.answering({**self.START, "status": 426, "headers": headers}, self.BODY)
+        head = self.connect(GET).head()
+        self.assertEqual((head.all("Upgrade"), head.all("Connection")), (["TLS/1.2"], ["Upgrade"]))
 
     def test_a_client_that_leaves_ends_what_is_sent_to_it(self) -> None:
         async def view(scope: Any, receive: App, send: App) -> None:
