@@ -10566,7 +10566,7 @@ class _ImportRecorder:
     """
 
     def __init__(self, cwd: str) -> None:
-        self.loaded: deque[tuple[str, _State, bool]] = deque()  # path, state, and whether it is read now
+        self.loaded: deque[tuple[str, _State, bool]] = deque()  # path, state, and whether importlib reads it now
         self.missed: deque[tuple[str, Optional[list[str]]]] = deque()  # a module's last name, and its package's path
         self._cwd = cwd
         self._suffix = ""  # of the files that are noted when they are compiled
@@ -10620,7 +10620,7 @@ class _ImportRecorder:
 
     def _noted_open(self, open: Callable[..., Any]) -> Callable[..., Any]:
         def noted(file: Any, mode: str = "r", *rest: Any, **more: Any) -> Any:
-            if mode in ("r", "rb", "rt"):
+            if mode in ("r", "rb", "rt") and not self._suffix:  # modules such as tokenize keep what `open` was
                 self._note_executed(file, ".py")
             return open(file, mode, *rest, **more)
 
@@ -10634,7 +10634,7 @@ class _ImportRecorder:
         with contextlib.suppress(TypeError, ValueError, OSError):  # it may be anything
             path = os.path.abspath(os.fsdecode(filename))  # where the application is now, as it may call os.chdir
             if path.endswith(suffix or self._suffix) and os.path.isfile(path):
-                self.loaded.append((path, _state(path), self._suffix != ""))
+                self.loaded.append((path, _state(path), False))
 
 
 class _StandIn:
@@ -10654,12 +10654,15 @@ def _with_notes(note: Callable[[Any], None]) -> Callable[..., Any]:
     """
     import __future__
 
+    from _ast import PyCF_ONLY_AST
+
     flags_of_future = sum({getattr(__future__, name).compiler_flag for name in __future__.all_feature_names})
 
     def compile(
         source: Any, filename: Any, mode: str, flags: int = 0, dont_inherit: bool = False, *rest: int, **more: int
     ) -> Any:
-        note(filename)
+        if not flags & PyCF_ONLY_AST:  # it is to be executed
+            note(filename)
         inherited = 0 if dont_inherit else sys._getframe(2).f_code.co_flags & flags_of_future
         return _compile(source, filename, mode, flags | inherited, True, *rest, **more)
 
@@ -10751,7 +10754,7 @@ class _Files:
             path, state, again = self.recorder.loaded.popleft()
             path = os.path.normpath(path)
             self._add_loaded(path, state)
-            # When it is read now, or the application has just made it, what was read is the known state.
+            # When importlib reads it now, or the application has just made it, what was read is the known state.
             if path in self.states and (again or self.states[path] is None):
                 self.states[path] = state
         if len(sys.modules) != len(self._modules):

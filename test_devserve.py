@@ -13948,12 +13948,13 @@ class ReloaderChanges(ReloaderWatching):
         loader = importlib.machinery.SourceFileLoader
 
         def places() -> list[Any]:
-            return [loader.path_stats, compile, sys.meta_path[:]]
+            return [open, io.open, loader.path_stats, compile, sys.meta_path[:]]
 
         before = places()
         self.start()
-        self.assertNotEqual(loader.path_stats, before[0])
-        self.assertEqual(compile, before[1])  # the import has ended
+        self.assertEqual(places()[:2], before[:2], "the import has ended")
+        for now, then in zip(places()[2:], before[2:]):
+            self.assertNotEqual(now, then)
         self.stop()
         self.assertFalse(self.watcher.is_alive())
         self.assertEqual(places(), before)
@@ -18637,6 +18638,21 @@ def titles(kept=[]):
         self.settle()
         self.write("conf.py", "TITLE = 'two'\n")
         self.sees(client, titles=["two"])
+
+    def test_an_edit_is_seen_although_somebody_compiles_the_file_right_after_it(self) -> None:
+        self.save("v1", """look() or {}
+
+def look():
+    import ast
+    text = open(__file__).read()
+    ast.parse(text, __file__)
+    compile(text, __file__, "exec")
+""")  # fmt: skip
+        client = self.start()
+        for version in ("v2", "v3"):
+            self.write("app.py", (self.folder / "app.py").read_text().replace(client.ask().json["version"], version))
+            client.ask()
+            self.reaches(client, version)
 
     def test_a_file_that_was_executed_before_run_is_watched(self) -> None:
         self.write("shop/__init__.py", """
