@@ -8139,7 +8139,7 @@ _STATUS = re.compile(r"[2-9][0-9][0-9] [\t\x20-\x7e\x80-\xff]*")  # RFC 9112 sec
 # made must come to its end, while what is endless under such a type holds a reload for some seconds and loses nothing.
 _ENDLESS_TYPE = (
     r"text/event-stream|multipart/x-mixed-replace|multipart/mixed;.*subscriptionspec"
-    r"|[^;]*(?:\b[ln]d-?json|json-?(?:l|lines|stream|seq)|stream\+json)\s*(?:;|$)"
+    r"|[^;]*(?:\b(?:[ln]d|newline-delimited)-?json|json[-+]?(?:l|lines|stream|seq)|stream\+json)\s*(?:;|$)"
 )
 
 

@@ -9389,7 +9389,7 @@ class ServerGate(ServerCase):
             "application/x-ndjson", "application/nd-json", "text/x-ndjson; charset=utf-8", "application/x-ldjson",
             "application/jsonl", "application/x-jsonlines", "application/json-lines", "application/x-json-stream",
             "application/stream+json", "application/json-seq", "application/geo+json-seq", " text/event-stream",
-            "early",
+            "application/json+lines", "application/newline-delimited-json", "early",
         ):  # fmt: skip
             entered, go_on = threading.Event(), threading.Event()
             self.addCleanup(go_on.set)
