@@ -1400,6 +1400,7 @@ class Terminal:
             return
         if "unlock" in target:  # the debugger's link: logs are pasted into issues, and its token opens the console
             target = re.sub(r"((?:/|%2[Ff])unlock/?[?;&%]).*", r"\1token=…", target)  # chat programs change its "?"
+        target = re.sub(r"\btoken=[0-9a-f]{32}\b", "token=…", target)  # in an address that was typed by hand
         clock, milliseconds = time.strftime("%H:%M:%S"), f"{seconds * 1_000:.1f}ms"
         line = f"{clock} {method} {escape_controls(target)} {status} {size} {milliseconds}"
         self._add(self.color(line, _STATUS_COLORS.get(status[:1], "")))
@@ -1965,6 +1966,8 @@ _SERVERS = {
     "quart.app": ("Quart.run",),
     "sanic.mixins.startup": ("StartupMixin.run",),
     "waitress": ("serve",),
+    "waitress.server": ("BaseWSGIServer.run", "MultiSocketServer.run"),
+    "web.wsgi": ("runwsgi",),
     "uvicorn.main": ("run",),
     "uvicorn.server": ("Server.run", "Server.serve"),
     "uvicorn.supervisors.basereload": ("BaseReload.run",),  # which NiceGUI calls by itself
@@ -2011,13 +2014,14 @@ def servers_left_out(warn: Callable[[str], None]) -> Iterator[None]:
 class _ServerFinder:
     """A finder of `sys.meta_path` that replaces the functions which start a server, once their module is executed.
 
-    A replacement does nothing when the main thread, which imports, calls it.  In any other thread, and once
-    `is_importing` is False, it starts the server.
+    A replacement does nothing when the main thread, which imports, calls it.  In any other thread or forked child, and
+    once `is_importing` is False, it starts the server.
     """
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self.warn = warn
         self.is_importing = True
+        self.pid = os.getpid()
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         """Return the other finders' spec of a module in `_SERVERS`, whose loader calls `leave_out` at the end."""
@@ -2048,7 +2052,7 @@ class _ServerFinder:
 
         @functools.wraps(start)
         def stand_in(*args: Any, **kwargs: Any) -> Any:
-            if not (self.is_importing and is_main_thread()):
+            if not (self.is_importing and is_main_thread() and os.getpid() == self.pid):
                 return start(*args, **kwargs)
             what = f"the server that the import starts ({name.partition('.')[0]}) is left out"
             self.warn(f"{what}; start it under if __name__ == '__main__':")
@@ -2771,7 +2775,7 @@ def framework_files(app: Any) -> _FrameworkFiles:
 # object's own code runs only in a bounded call.  If one object misbehaves, only its own text is lost.
 #
 # Doors: LINES_AROUND, Variable, FrameView, ExceptionView, Report, FramePosition, read_report, view_position,
-# with_values, members_at, behind_proxy, code_tokens, expressions_in, read_request.
+# with_values, members_at, behind_proxy, code_tokens, expressions_in, read_request, mask_secrets.
 #
 # Read first: Report, _ReportBuilder, with_values, expressions_in, _describe.
 # =====================================================================================================================
@@ -2939,7 +2943,7 @@ class _ReportBuilder:
 
     def spend(self, text: str) -> str:
         """Return `text` as it can be shown, secrets masked, and take it from the budget."""
-        text = shown_text(_mask(text), max(NAME_LIMIT, min(_TEXT_LIMIT, self.size)))
+        text = shown_text(mask_secrets(text), max(NAME_LIMIT, min(_TEXT_LIMIT, self.size)))
         self.size -= len(text)
         return text
 
@@ -3697,7 +3701,7 @@ def _signature_meant(text: str, position: FramePosition) -> str:
         function = _called_function(value)
         if called and function and called.group(1) in (function.__qualname__, function.__name__):
             signature = partial("{0.__qualname__}{1}".format, function, inspect.signature(function))
-            return f"It takes {shown_text(_mask(_text_or_why(*call_safely(signature))), _VALUE_LIMIT)}."
+            return f"It takes {shown_text(mask_secrets(_text_or_why(*call_safely(signature))), _VALUE_LIMIT)}."
     return ""
 
 
@@ -3733,7 +3737,7 @@ def _text_or_why(text: Any, error: Optional[BaseException]) -> str:
         return str.__str__(text)
     if isinstance(error, TooLate):
         return f"(not read: {error})"
-    message = _mask(_first_text(error))[:NAME_LIMIT]
+    message = mask_secrets(_first_text(error))[:NAME_LIMIT]
     return shown_text(f"(reading it raised {type_name(type(error))}{message and ': '}{message})", _TEXT_LIMIT)
 
 
@@ -3744,7 +3748,7 @@ def _describe(value: Any, limit: int = _VALUE_LIMIT, name: str = "", depth: int 
         return _MASK
     if kind in (str, bytes, bytearray):
         head = value[: limit + _PAST_LIMIT]
-        text = repr(_mask(head)[:limit]) if kind is str else _mask(repr(head))
+        text = repr(mask_secrets(head)[:limit]) if kind is str else mask_secrets(repr(head))
         if len(value) > limit:
             text = f"{text[: len(repr(value[:limit]))]}… ({len(value):,} in all)"
         return text
@@ -3760,7 +3764,7 @@ def _describe(value: Any, limit: int = _VALUE_LIMIT, name: str = "", depth: int 
 
         def own_repr() -> str:
             text = repr(value)
-            return re.sub(_IN_REPR, _hide_value, _mask(text[:most])) + "•" * (len(text) - most)
+            return re.sub(_IN_REPR, _hide_value, mask_secrets(text[:most])) + "•" * (len(text) - most)
 
         return shown_text(_text_or_why(*call_safely(own_repr)), limit)
     if depth > _DEPTH_LIMIT:
@@ -3815,7 +3819,7 @@ _CONTAINERS: dict[Any, tuple[Any, str, str]] = {  # by their repr, which subclas
 #
 # A secret is found in two ways.  By a value's name, the variable's or the key's: `_is_secret` looks at the words of
 # the name, and `_describe` masks the value unless it is harmless (None, a flag, a number, code).  Or inside of a text:
-# `_mask` searches messages, URLs and reprs for the patterns of `_SECRET_TEXTS`.
+# `mask_secrets` searches messages, URLs and reprs for the patterns of `_SECRET_TEXTS`.
 
 _SECRET_WORD = (  # a word of a secret's name, some with what is often joined to them: dbpassword, sessionid
     r"\w*(passw(or)?d|pass(phrase|code|key)|secret|token|credential|api_?key|(secret|priv|private|access)key"
@@ -3890,7 +3894,7 @@ _SECRET_TEXTS = (  # what the text must contain, and a pattern: see "How to chan
     # A hashed password, by bcrypt, Argon2, Django or Werkzeug: passwords can be tried against it.
     ("$", r"(?:\$(?:2[abxy]|argon2\w+)|\b(?:argon2|bcrypt\w*|pbkdf2[\w:]*|scrypt[\w:]*))\$([\w$=,+./-]{20,})"),
     ("-----BEGIN", r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----(.*?)(?=-----END|\Z)"),  # RFC 7468
-    ("-", r"""(?:^|[^\w-])--?([a-zA-Z][\w-]{1,40})(?: |=|'?, ')([^\s'"]+)"""),  # of a command line
+    ("-", r"""(?:^|[^\w-])--?([a-zA-Z][\w-]{1,40})(?:=|(?: |'?, ')(?!--\w))([^\s'"]+)"""),  # of a command line
     ("curl", r"""\bcurl\b[^\n]{0,200}?['"\s]-u(?: |', ')['"]?[^\s:'"]+:([^\s'"]+)"""),
     (" '", r"(?i)\b(?:identified (?:with \S{1,60} )?by|with password) '([^']*)"),  # SQL that makes a user
     ("earer ", r"(?i)\bbearer +(?!authenti|authori|credential|challenge|realm)([\w.~+/=-]{8,})"),  # RFC 6750
@@ -3904,10 +3908,10 @@ _IN_REPR = (  # masked only in the repr of a foreign object: User(password='…'
 )
 
 
-def _mask(text: str) -> str:
+def mask_secrets(text: str) -> str:
     """Return a text with the secrets in it masked, and all past `_MASK_LIMIT`, which nobody is shown anyway."""
     if len(text) > _MASK_LIMIT:
-        return _mask(text[:_MASK_LIMIT]) + "•" * (len(text) - _MASK_LIMIT)
+        return mask_secrets(text[:_MASK_LIMIT]) + "•" * (len(text) - _MASK_LIMIT)
     for sign, pattern in _SECRET_TEXTS:
         text = re.sub(pattern, _hide_value, text) if sign in text else text
     return text
@@ -3933,7 +3937,7 @@ _PLACE = r'(?m)^([ |]*  File ".*\n(?:(?: +\|)? {4}.*\n)*)'
 
 def _mask_messages(text: str) -> str:
     """Mask the secrets in a traceback's messages and notes; its lines of source stay as they are."""
-    return "".join(part if number % 2 else _mask(part) for number, part in enumerate(re.split(_PLACE, text)))
+    return "".join(part if number % 2 else mask_secrets(part) for number, part in enumerate(re.split(_PLACE, text)))
 
 
 # -- the request and the surroundings
@@ -3963,7 +3967,7 @@ def read_request(environ: Mapping[str, Any], body: bytes = b"") -> _Request:
 
 def _form_field(name: str, value: object) -> tuple[str, str]:
     """Return one header or form field as it can be shown."""
-    text = _MASK if _is_secret(name) and value else _mask(str(value))
+    text = _MASK if _is_secret(name) and value else mask_secrets(str(value))
     return shown_text(name, NAME_LIMIT), shown_text(text, _VALUE_LIMIT)
 
 
@@ -3974,7 +3978,7 @@ def _request_url(environ: Mapping[str, Any]) -> str:
     path = path.encode("latin-1", "replace").decode("utf-8", "replace")
     query = environ.get("QUERY_STRING")
     url = f"{environ.get('wsgi.url_scheme')}://{host}{path}{'?' if query else ''}{query or ''}"
-    return shown_text(_mask(url), _VALUE_LIMIT)
+    return shown_text(mask_secrets(url), _VALUE_LIMIT)
 
 
 def _form_fields(content_type: str, body: bytes) -> Iterator[tuple[str, str]]:
@@ -11668,8 +11672,14 @@ def _start_command() -> tuple[list[str], bool]:
     If it is, the command imports devserve instead of running it as a script.  It then consists of the interpreter's
     flags, the line to run, the first entry of `sys.path`, which was the script's folder, and `sys.argv`.
     """
-    # `sys.executable` is empty if a launcher (circus) named the interpreter by a word that PATH does not find.
-    words = [sys.executable or os.path.realpath("/proc/self/exe"), *_original_command()[1:]]
+    # `sys.executable` is empty if a launcher (circus) named the interpreter by a word that PATH does not find, and a
+    # shell script of scalene's, which would start the interpreter as a child.
+    original = _original_command()
+    program = sys.executable or os.path.realpath("/proc/self/exe")
+    with contextlib.suppress(OSError):
+        if os.path.isabs(original[0]) and not os.path.samefile(program, "/proc/self/exe"):
+            program = original[0]
+    words = [program, *original[1:]]
     if not _is_program():
         return words, False
     flags = words[1 : len(words) - len(sys.argv)]
@@ -11950,8 +11960,9 @@ def _run_exit_handlers() -> None:
     """
 
     def exit_handlers() -> None:
-        if "concurrent.futures.process" in sys.modules:  # the interpreter calls this before its exit handlers
-            sys.modules["concurrent.futures.process"]._python_exit()
+        for handler in reversed(getattr(threading, "_threading_atexits", ())):  # the interpreter's first step
+            if getattr(handler, "func", handler).__module__ != "concurrent.futures.thread":  # it waits for threads
+                call_safely(handler)
         atexit._run_exitfuncs()
 
     def flush() -> None:
@@ -12809,7 +12820,7 @@ class _Runner:
             if self.bridge:
                 self.bridge.report = self.debugged.report
         elif isinstance(app, BrokenApp):
-            app = _import_error_app(app.error)
+            app = _import_error_app(app.error, self._guard().refuses_reading)
         if self.config.live:
             guard = self.guard or self._guard()
             app = self.live = LivePages(app, reload_id, self.terminal.warn, guard.refuses_reading)
@@ -13269,11 +13280,13 @@ def _thread_place(ident: int) -> str:
     return place
 
 
-def _import_error_app(error: BaseException) -> WSGIApplication:
+def _import_error_app(
+    error: BaseException, refuses_reading: Callable[[Environ], Optional[Refusal]]
+) -> WSGIApplication:
     """Return an application that says in one line why there is none, for when there is no debugger.
 
-    The traceback is on the terminal only.  A browser gets the line as HTML, so that with --live the page is shown anew
-    after the save that mends it.
+    The traceback is on the terminal only, and so is the message if `refuses_reading`.  A browser gets the line as
+    HTML, so that with --live the page is shown anew after the save that mends it.
     """
     import traceback
     from html import escape
@@ -13281,9 +13294,11 @@ def _import_error_app(error: BaseException) -> WSGIApplication:
     line = "".join(traceback.format_exception_only(type(error), error)).strip().rpartition("\n")[2]
     if isinstance(error, SyntaxError) and error.filename:
         line += f" ({os.path.basename(error.filename)}, line {error.lineno})"
-    text = f"The application cannot be loaded: {line}\nThe terminal shows where.\n"
+    line = mask_secrets(line)
 
     def answer(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        shown = type(error).__name__ if refuses_reading(environ) else line
+        text = f"The application cannot be loaded: {shown}\nThe terminal shows where.\n"
         headers, body = [*PLAIN_TEXT, ("Cache-Control", "no-store")], text
         if "text/html" in environ.get("HTTP_ACCEPT", ""):
             headers[0] = ("Content-Type", "text/html; charset=utf-8")
@@ -13331,6 +13346,7 @@ class DebuggedASGI:
             await self.app(scope, receive, send)
             return
         environ = _environ_of(scope)
+        self.debugger.guard.note_worker(environ)
         if scope["type"] == "http" and self.debugger.owns(environ["PATH_INFO"]):
             body, more = environ["wsgi.input"], True
             while more:
@@ -13686,10 +13702,9 @@ def _mask_pin(pin: str) -> None:
         with open("/proc/self/mem", "r+b", buffering=0) as memory:
             memory.seek(start)
             text = memory.read(end - start)
-            for flag in (b"\0--pin\0", b"\0--pin="):
-                if flag + word + b"\0" in text:
-                    memory.seek(start + text.index(flag + word) + len(flag))
-                    memory.write(b"*" * len(word))
+            for match in re.finditer(rb"\0--pin[\0=](%b)(?=\0)" % re.escape(word), text):
+                memory.seek(start + match.start(1))
+                memory.write(b"*" * len(word))
 
 
 def _command_parser() -> argparse.ArgumentParser:

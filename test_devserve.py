@@ -1378,6 +1378,7 @@ class TerminalLines(unittest.TestCase):
         terminal.access("GET", "/__devserve__/unlock%3Ftoken=0123abc", "404", 0, 0.1)
         terminal.access("GET", "/__devserve__/unlock/?token=0123abc", "404", 0, 0.1)
         terminal.access("GET", "/__devserve__%2funlock?token=0123abc", "303", 0, 0.1)
+        terminal.access("GET", f"/__devserve__/%75nlock?token={'0123abcd' * 4}", "303", 0, 0.1)
         terminal.flush()
         self.assertIn("GET /mount/__devserve__/unlock?token=… 303", screen.getvalue())
         self.assertNotIn("0123abc", screen.getvalue())
@@ -2785,6 +2786,8 @@ class FindingServers(FindingFolder):
         "eventlet.patcher": "import eventlet, eventlet.wsgi\neventlet.monkey_patch()\n"
         "eventlet.wsgi.server(eventlet.listen(('127.0.0.1', 0)), app)",
         "waitress": "from waitress import serve\nserve(app)",
+        "waitress.server": "from waitress.server import create_server\ncreate_server(app, port=0).run()",
+        "web": "from web.wsgi import runwsgi\nrunwsgi(app)",
         "aiohttp": "from aiohttp import web\nweb.run_app(app)",
         "gunicorn": "from gunicorn.app.base import BaseApplication as Base\nBase().run()",
         "twisted": "from twisted.internet.base import ReactorBase as Base\nBase.run(None)",
@@ -2793,6 +2796,9 @@ class FindingServers(FindingFolder):
     }
     STAND_INS: ClassVar[dict[str, str]] = {  # where the package is not installed
         "waitress/__init__.py": "def serve(*_, **__): raise RuntimeError",
+        "waitress/server.py": "class BaseWSGIServer:\n    def run(self): raise RuntimeError\n"
+        "def create_server(*_, **__): return BaseWSGIServer()",
+        "web/wsgi.py": "def runwsgi(*_): raise RuntimeError",
         "aiohttp/web.py": "def run_app(*_, **__): raise RuntimeError",
         "gunicorn/app/base.py": "class BaseApplication:\n    def run(self): raise RuntimeError",
         "twisted/internet/base.py": "class ReactorBase:\n    def run(self): raise RuntimeError",
@@ -2848,6 +2854,11 @@ class FindingServers(FindingFolder):
             with devserve.servers_left_out(warnings.append):
                 serve = importlib.import_module("late_server").serve
                 told: list[Any] = [serve(), serve()]
+                if hasattr(os, "fork"):
+                    child = os.fork()
+                    if not child:
+                        os._exit(7 if serve() == "served" else 0)
+                    self.assertEqual(os.waitpid(child, 0)[1] >> 8, 7)
                 thread = threading.Thread(target=lambda: told.append(serve()))
                 thread.start()
                 thread.join(DEADLINE)
@@ -4730,6 +4741,8 @@ class ReadingSecrets(Reading):
             ["curl", "--password", SECRET, "http://x/"],
             f"mysql --user me --password {SECRET} -h db",
             f"mysql --password={SECRET}",
+            f"mysqldump --verbose --password {SECRET} db",
+            ["mysqldump", "--verbose", "--password", SECRET],
             f"Bearer {SECRET}",
             f"the header was Basic {base64.b64encode(SECRET.encode()).decode()}",
             f"eyJhbGciOiJIUzI1NiJ9.{SECRET}.{SECRET}",
@@ -4824,7 +4837,7 @@ class ReadingSecrets(Reading):
             "docker run -u app:app python -u app:app",
         ):
             with self.subTest(text):
-                self.assertEqual(devserve._mask(text), text)
+                self.assertEqual(devserve.mask_secrets(text), text)
 
     def test_masks_messages_notes_and_what_a_repr_says_of_itself(self) -> None:
         class Engine:
@@ -13094,6 +13107,18 @@ class AsgiPages(AsgiCase):
 class AsgiMiddleware(AsgiCase):
     """`DebuggedASGI` under a server that has no debugger: ours without its own, and uvicorn."""
 
+    def test_a_service_worker_of_the_application_is_noticed(self) -> None:
+        async def view(scope: Any, receive: App, send: App) -> None:
+            await asgi_answer(send)
+
+        self.wrapped(view)
+        secret = self.debugged.debugger.guard.secret
+        worker = (
+            "GET /w.js HTTP/1.1\r\nHost: localhost\r\nService-Worker: script\r\nSec-Fetch-Dest: serviceworker\r\n\r\n"
+        )
+        self.assertEqual(self.connect(worker).answer().status, 200)
+        self.assertNotEqual(self.debugged.debugger.guard.secret, secret)
+
     def wrapped(self, view: App, **options: Any) -> Any:
         self.debugged = devserve.DebuggedASGI(view, pin="off", terminal=devserve.Terminal(io.StringIO()), **options)
         self.serve(self.debugged)
@@ -16799,7 +16824,8 @@ class CommandLineProcess(Folder):
         hello = self.write(
             "hello.py", "app = lambda environ, start_response: (start_response('200 OK', []), [b'old'])[1]"
         )
-        with Served("hello", "--debug", "--pin", "correct-horse-9", cwd=self.folder) as served:
+        twice = ("--pin=correct-horse-9", "--pin", "correct-horse-9")
+        with Served("hello", "--debug", *twice, cwd=self.folder) as served:
             commands = pathlib.Path(f"/proc/{served.process.pid}/cmdline")
             served.wait_for("The PIN is correct-horse-9|correct-horse-9")
             self.assertNotIn("correct-horse-9", commands.read_text())
@@ -18802,6 +18828,18 @@ class ReloadDefersErrors(Reload):
         self.save("v2")
         self.mended(served, "v2")
 
+    def test_without_the_debugger_a_failed_import_shows_no_secret_and_no_stranger_its_message(self) -> None:
+        self.save("v1")
+        served = self.serve("app", "--reload")
+        self.assertEqual(served.ask("/").status, 200)
+        self.save("v2", "{}\n\n\nraise ValueError('no postgres://bob:' + 'hunter2x' + '@db/shop')")
+        eventually(lambda: served.ask("/").status == 500, "the failure")
+        shown, stranger = served.ask("/").text, served.ask("/", Host="evil.example").text
+        self.assertIn("ValueError: no postgres://bob:•", shown)
+        self.assertNotIn("hunter2x", shown)
+        self.assertIn("ValueError\n", stranger)
+        self.assertNotIn("postgres", stranger)
+
     def test_exceptions_and_exits_at_import_are_deferred(self) -> None:
         served = self.serve_debugged()
         for code, text in {
@@ -18978,6 +19016,27 @@ class ReloadIsTheSameProcess(Reload):
         served.stop()
         self.assertIn("handler of v2", served.log)
         self.assertEqual(served.log.count("handler of v1"), 1)
+
+    def test_what_runs_before_the_exit_handlers_runs_too_except_that_nobody_waits_for_threads(self) -> None:
+        told: list[str] = []
+        waits = functools.partial(told.append, "waits")
+        partial = mock.Mock(func=mock.Mock(__module__="concurrent.futures.thread"), side_effect=waits)
+        handlers = [functools.partial(told.append, "first"), partial, functools.partial(told.append, "second"), abs]
+        with (
+            mock.patch.object(threading, "_threading_atexits", handlers),
+            mock.patch.object(devserve, "atexit") as late,
+        ):
+            late._run_exitfuncs = lambda: told.append("late")
+            devserve._run_exit_handlers()
+        self.assertEqual(told, ["second", "first", "late"])
+
+    @unittest.skipUnless(sys.platform == "linux", "reads /proc")
+    def test_an_interpreter_that_calls_itself_a_script_is_started_by_its_own_path(self) -> None:
+        script, python = str(self.write("python", "#!/bin/sh")), os.path.realpath("/proc/self/exe")
+        with mock.patch.object(sys, "executable", script):
+            for first, expected in ((python, python), ("python", script)):
+                with mock.patch.object(devserve, "_original_command", return_value=[first, "app.py"]):
+                    self.assertEqual(devserve._start_command()[0], [expected, "app.py"])
 
     def test_exit_handlers_run_also_when_no_thread_is_left(self) -> None:
         job = mock.Mock(side_effect=ValueError)  # as Python 3.9 raises what the last of them has raised
