@@ -5214,6 +5214,7 @@ class CrashStore:
 # =====================================================================================================================
 
 _PIN_DIGITS = 9  # read off the terminal and typed once; ten guesses find it once in a hundred million times
+_SHORTEST_HIDDEN_PIN = 4  # characters; a shorter one is guessed soon, and may stand anywhere in a page
 _PIN_FAILURES = 10  # wrong PINs, after which no PIN is taken any more
 _PIN_OFF = "off"
 _OUR_PAGE = "Use the console on devserve's page."  # the remedy for a request that our script did not send
@@ -5286,6 +5287,15 @@ class Guard:
         named = [host.lower() for host in trusted_hosts]
         self.trusted_hosts = frozenset(_host_name(host) or host for host in [*named, *bound_hosts])
         self.trusted_origins = frozenset(named)
+
+    def without_pin(self, text: str) -> str:
+        """Return a text without the PIN that the person chose, which may stand in the source that is shown."""
+        from html import escape
+
+        if self.pin != _PIN_OFF and len(self.configured) >= _SHORTEST_HIDDEN_PIN:
+            for word in {self.configured, escape(self.configured)}:
+                text = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", "•" * len(word), text)
+        return text
 
     def banner_line(self, url: str) -> str:
         """Return the line for the terminal that says how the console is opened."""
@@ -6023,7 +6033,7 @@ class _Exchange:
             plain, _ = call_safely(lambda: traceback_text(error))
             why = f"devserve could not write the page of this crash ({type_name(type(trouble or error))})."
             text = f"{why} The crash:\n\n{plain or type_name(type(error))}\n"
-        return _headers_and_body(text, kind, nonce, is_fragment=is_fragment)
+        return _headers_and_body(self.debugger.guard.without_pin(text), kind, nonce, is_fragment=is_fragment)
 
     def text_about(self, crash: Crash, kind: str, nonce: str, is_fragment: bool) -> str:
         """Return the text of the response about a crash; its report has been read."""
@@ -6306,7 +6316,7 @@ class _DebuggerEndpoint:
             reply = _Reply(_write_refusal(refusal, kind, self.nonce), kind, status)
         if reply.status == "200 OK" and self.name in _UNLOGGED:
             self.environ[UNLOGGED] = True
-        headers, body = _headers_and_body(reply.body, reply.kind, self.nonce)
+        headers, body = _headers_and_body(self.guard.without_pin(reply.body), reply.kind, self.nonce)
         start_response(reply.status, [*headers, *reply.headers])
         return [] if self.environ.get("REQUEST_METHOD") == "HEAD" else [body]
 

@@ -6609,6 +6609,17 @@ class GuardSecrets(Debugged):
         for word in (self.guard.pin, self.guard.token, self.guard.secret, self.guard.cookie_value("program")):
             self.assertNotIn(word, self.printed)
 
+    def test_a_pin_that_stands_in_the_source_is_shown_to_nobody(self) -> None:
+        for configured, is_shown in (("", True), ("failing_app", False), ("failing_ap", True)):
+            self.guard.configured = configured
+            answers = [self.ask(Accept=accept) for accept in ("text/html", "text/markdown", "application/json")]
+            self.guard.configured = ""
+            frame = self.frame()
+            self.guard.configured = configured
+            answers.append(self.post("source", {"frame": frame, "lines": 2000}))
+            for answer in answers:
+                self.assertEqual("failing_app" in answer.text, is_shown, (configured, answer.text[:300]))
+
     def test_secret_is_in_documents_only_and_what_the_browser_opens_has_no_opener(self) -> None:
         for path in ("/", "/__devserve__/console"):
             self.assertIn(self.guard.secret, self.ask(path, Sec_Fetch_Dest="document").text)
