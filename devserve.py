@@ -11362,12 +11362,14 @@ class Watcher(native_threading.Thread):
         if own:
             self.settling(True)
         last: dict[str, _State] = {}
+        written: dict[str, _State] = {}  # the last state of each in which it was neither gone nor empty
         quiet_since = first_seen
         weight = _RESTLESS
         while time.monotonic() < first_seen + _SETTLE_LIMIT:
             # When more than one file has changed, any other may have too, as when branches are switched.
             suspects |= self._different(self.files.own if len(suspects) > 1 else self._rounds.next())
             states = {path: _state(path) for path in suspects}
+            written.update({path: state for path, state in states.items() if state and state[1]})
             if states != last:
                 quiet_since = time.monotonic() - (0.0 if last else _age(states.values()))
                 last = states
@@ -11377,9 +11379,9 @@ class Watcher(native_threading.Thread):
                 break
             native_sleep(_SETTLE)
         self.files.adopt()  # a file that the application has written and then loaded is known by what was loaded
+        if weight > 1:  # some file never rests; but one that was always gone or empty may still be written: look later
+            last = written
         news = {path: state for path, state in last.items() if state != self.files.states[path]}
-        if weight > 1:  # some file never rests; but one that is gone or empty may be about to be written: look later
-            news = {path: state for path, state in news.items() if state and state[1]}
         self._accept(news, hasty=first_seen < self._rested + _HEELS, weight=weight)
         if own:
             self.settling(False)
