@@ -641,7 +641,7 @@ _STACK_SIZE = 8 * 1024**2  # of a thread, as glibc has it by default
 _CALL_THREADS = 3  # of one `call_each_bounded`: each goes on after the call in which the one before it hung
 _PROMPT = r"<(stdin|i?python-input-.*)>|.*[\\/]ipykernel_\d+[\\/]\d+\.py"  # a REPL's, a notebook's
 _DEBUGGERS = (  # modules in which a thread stands at a prompt, or waits for the client that shows it one
-    r"(bdb|\w*pdb|pudb|debugpy|code|IPython|celery\.contrib\.rdb)(\.|$)"
+    r"(bdb|\w*pdb|pudb|debugpy|code|IPython|ptpython|celery\.contrib\.rdb)(\.|$)"
 )
 _STDLIB = os.path.dirname(os.__file__)
 _IMPORTLIB = os.path.join(_STDLIB, "importlib", "__init__.py")  # where import_module is
@@ -1968,6 +1968,9 @@ _SERVERS = {
     "waitress": ("serve",),
     "waitress.server": ("BaseWSGIServer.run", "MultiSocketServer.run"),
     "web.wsgi": ("runwsgi",),
+    "granian.server.common": ("AbstractServer.serve",),
+    "daphne.server": ("Server.run",),
+    "fastwsgi": ("run",),
     "uvicorn.main": ("run",),
     "uvicorn.server": ("Server.run", "Server.serve"),
     "uvicorn.supervisors.basereload": ("BaseReload.run",),  # which NiceGUI calls by itself
