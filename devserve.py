@@ -1107,13 +1107,14 @@ def is_taken_over(environ: Mapping[str, Any]) -> bool:
 def broken_request(error: BaseException) -> Optional[BaseException]:
     """Return the server's own exception about a request that broke off: `error` itself or a cause of it, else None.
 
-    Django's `request.body` wraps it in two UnreadablePostErrors.
+    Django's `request.body` wraps it in two UnreadablePostErrors, and Werkzeug raises a ClientDisconnected while it
+    handles it.
     """
     for each, relation in linked_exceptions(error):
         if getattr(type(each), "nobody_listens", False):
             return each
-        if relation != "cause":  # an exception that is raised while it is handled is a failure of its own
-            break
+        if relation != "cause" and type(each).__name__ != "ClientDisconnected":
+            break  # an exception that is raised while it is handled is a failure of its own
     return None
 
 

@@ -9804,7 +9804,17 @@ class ServerInput(ServerCase):
         def view() -> str:
             return str(flask.request.files)
 
+        @flask_app.route("/late", methods=["POST"])
+        def late() -> Any:
+            def pieces() -> Iterator[bytes]:
+                yield from iter(lambda: flask.request.stream.read(4096), b"")
+
+            return flask.Response(flask.stream_with_context(pieces()))
+
         self.serve(flask_app)
+        broken = self.connect(b"POST /late HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n").end()
+        self.assertEqual(broken.answer().status, 400)
+        self.assertNotIn("Traceback", self.log)
         part = '--B\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\n' + "x" * 100_000
         client = self.connect(
             post("Content-Type: multipart/form-data; boundary=B\nContent-Length: 9999999", part)
