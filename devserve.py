@@ -1814,6 +1814,7 @@ def _run_manage_py(root: str, inside: str) -> None:
 
 
 def _run_without_command(path: str) -> None:
+    """Run one manage.py; its own exceptions come out, as they would from runserver."""
     import importlib
     import runpy
 
@@ -6163,7 +6164,8 @@ class _RecordedBody:
         return self.record(data, ends=size in ((), (-1,), (None,)) or (not data and size != (0,)))
 
     def read1(self, *size: int) -> bytes:
-        return self.read(*size) if size and size[0] > 0 else self.read(_RECORDED_BODY)
+        data = getattr(self.stream, "read1", self.stream.read)(*size)
+        return self.record(data, ends=not data and size != (0,))
 
     def readinto(self, buffer: Any) -> int:
         data = self.read(len(buffer))
@@ -10229,9 +10231,8 @@ def _response_start(status: int, headers: tuple[tuple[bytes, bytes], ...]) -> _R
         if not isinstance(name, bytes) or not isinstance(value, bytes):
             raise TypeError(f"names and values of headers must be bytes, not {name!r}: {value!r}")
         pair = name.decode("latin-1"), value.decode("latin-1")
-        is_needed = (name.lower(), status) == (b"upgrade", 426) or (
-            name.lower() == b"connection" and b"close" in value.lower()
-        )
+        key = name.lower()
+        is_needed = (key == b"connection" and b"close" in value.lower()) or (key == b"upgrade" and status == 426)
         if is_needed or not is_hop_by_hop(pair[0]):
             kept.append(pair)
     line = f"{int(status)} {responses.get(status, '')}"
@@ -10575,7 +10576,7 @@ class _ImportRecorder:
 
     It is called in four places, in whatever thread imports something.  It replaces `SourceFileLoader.path_stats`,
     which importlib calls before it reads a source or its bytecode.  It is the last finder in `sys.meta_path`, which is
-    asked only when no other has found a module.  And while the application is imported, it replaces `compile` and
+    asked only when no other has found a module.  And it replaces `compile` and, while the application is imported,
     `open`, which are called for files that are executed without an import: the first by Flask's `from_pyfile`, the
     other in `exec(open("conf.py").read())` and by pathlib.
     An audit hook would see all that, but can never be removed: with one, `copy.deepcopy` takes 1.8 times as long.
@@ -13143,8 +13144,10 @@ class _Signals:
             def in_child() -> None:
                 if sys.implementation.name == "pypy":  # it gives signals to no thread of a child but a main one's
                     __import__("__pypy__").thread.signals_enabled.__enter__()
-                after_fork()
-                after()
+                try:
+                    after_fork()
+                finally:
+                    after()
 
             os.register_at_fork(before=before, after_in_parent=after, after_in_child=in_child)
 
