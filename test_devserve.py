@@ -7347,10 +7347,10 @@ class DebuggerCrashes(Debugged):
                 self.assertEqual((recorded.kept, recorded.is_whole), (b"one\ntwo\n", True))
         receive, send = map(os.fdopen, os.pipe(), ("rb", "wb"))
         with receive, send:
-            recorded: Any = devserve.record_body({"wsgi.input": receive, "wsgi.input_terminated": True})
+            live: Any = devserve.record_body({"wsgi.input": receive, "wsgi.input_terminated": True})
             send.write(b"now")
             send.flush()
-            self.assertEqual(returning(recorded.read1, 100), b"now", "it does not wait for more")
+            self.assertEqual(returning(live.read1, 100), b"now", "it does not wait for more")
         recorded = body()
         self.assertFalse(recorded.is_whole)
         self.assertEqual(next(recorded), b"one\n")
