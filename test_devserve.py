@@ -15463,7 +15463,8 @@ class RunnerSignals(RunnerCase):
                 await send({"type": "http.response.start", "status": 200})
                 await send({"type": "http.response.body", "body": b"it has ended"})
         """)  # fmt: skip
-        for name in ("wsgi", "asgi"):
+        # Under PyPy, about one child in a hundred of an event loop waits for ever, for a lock of another thread.
+        for name in ("wsgi",) if sys.implementation.name == "pypy" else ("wsgi", "asgi"):
             with self.subTest(name), tempfile.TemporaryDirectory(prefix="ds") as folder:
                 served = self.served(f"forking:{name}", "--host", f"unix:{folder}/s")
                 served.wait_for("production")
