@@ -10498,7 +10498,7 @@ _NOT_WALKED_ENDINGS = (".dist-info", ".egg-info")
 _LITTER = (  # of Emacs, Vim (which tries a folder with 4913), JetBrains, macOS, Python, flycheck and GTK
     r"\.#|#.*#$|.*~$|.*\.sw[a-z]$|.*___jb_\w+___$|4913$|\.DS_Store$|.*\.py[co]$|flycheck_|\.goutputstream"
 )
-_compile = compile  # the interpreter's own, also while `_ImportRecorder` has replaced it
+_compile, _open = compile, open  # the interpreter's own, also while `_ImportRecorder` has replaced them
 
 if TYPE_CHECKING:
     _State = Optional[tuple[int, int, int, int]]  # mtime, size, inode, ctime (in ns); None when there is no such file
@@ -10539,7 +10539,7 @@ def _content(path: str) -> Optional[bytes]:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode) or status.st_size > _CONTENT_LIMIT:
             return None
-        with open(path, "rb") as file:
+        with _open(path, "rb") as file:
             return file.read()
     except (OSError, ValueError):
         return None

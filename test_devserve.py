@@ -13975,6 +13975,14 @@ class ReloaderChanges(ReloaderWatching):
         self.start(since=since)
         self.assertEqual(self.said(), [["early_a.py"]])
 
+    def test_what_the_watcher_itself_reads_is_not_taken_for_executed(self) -> None:
+        self.write("early_b.py", "x = 1")
+        __import__("early_b")
+        since = time.time()
+        eventually(lambda: os.stat(self.write("early_b.py", "x = 2")).st_ctime > since, "the kernel's next tick")
+        self.make(since=since).start()
+        self.assertEqual(self.said(), [["early_b.py"]])  # it has read the file, and the import goes on
+
     def test_a_time_in_the_future_is_no_change(self) -> None:
         path = self.write("future_a.py", "x = 1")
         self.write("barrier.txt", "")
