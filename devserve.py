@@ -1964,6 +1964,11 @@ def _remedy_outside_environment() -> str:
 # Where a module that starts a server comes to stay, by the module that defines it.  Each is left out during an import.
 _SERVERS = {
     "socketserver": ("BaseServer.serve_forever",),  # wsgiref's and Werkzeug's servers among them
+    # Reloaders, which would start us again and again
+    "werkzeug._reloader": ("run_with_reloader",),
+    "django.utils.autoreload": ("run_with_reloader",),
+    "watchfiles.run": ("run_process",),
+    # The servers of other packages
     "bottle": ("run",),
     "quart.app": ("Quart.run",),
     "sanic.mixins.startup": ("StartupMixin.run",),

@@ -2780,6 +2780,11 @@ class FindingServers(FindingFolder):
         "uvicorn.server": "import asyncio, uvicorn\nasyncio.run(uvicorn.Server(uvicorn.Config(app)).serve())",
         "hypercorn": "from hypercorn.run import run\nrun(None)",
         "hypercorn.asyncio": "import asyncio\nfrom hypercorn.asyncio import serve\nasyncio.run(serve(app, None))",
+        "werkzeug.reloader": "from werkzeug.serving import run_simple\n"
+        "run_simple('127.0.0.1', 0, app, use_reloader=True)",
+        "django": "from django.conf import settings\nsettings.configure(DEBUG=True)\nimport django\ndjango.setup()\n"
+        "from django.core.management import call_command\ncall_command('runserver', '0')",
+        "watchfiles": "from watchfiles import run_process\nrun_process('.', target='this.that')",
         "cheroot": "from cheroot import wsgi\nwsgi.Server(('127.0.0.1', 0), app).start()",
         "gevent": "from gevent.pywsgi import WSGIServer\nWSGIServer(('127.0.0.1', 0), app).serve_forever()",
         "eventlet": "import eventlet, eventlet.wsgi\neventlet.wsgi.server(eventlet.listen(('127.0.0.1', 0)), app)",
@@ -2805,6 +2810,8 @@ class FindingServers(FindingFolder):
         "granian/server/common.py": "class AbstractServer:\n    def serve(self): raise RuntimeError",
         "daphne/server.py": "class Server:\n    def run(self): raise RuntimeError",
         "fastwsgi/__init__.py": "def run(*_): raise RuntimeError",
+        "watchfiles/__init__.py": "from watchfiles.run import run_process",
+        "watchfiles/run.py": "def run_process(*_, **__): raise RuntimeError",
         "aiohttp/web.py": "def run_app(*_, **__): raise RuntimeError",
         "gunicorn/app/base.py": "class BaseApplication:\n    def run(self): raise RuntimeError",
         "twisted/internet/base.py": "class ReactorBase:\n    def run(self): raise RuntimeError",
