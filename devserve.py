@@ -10226,23 +10226,19 @@ def _frozen(text: Any) -> Any:
 def _response_start(status: int, headers: tuple[tuple[bytes, bytes], ...]) -> _ResponseStart:
     """Return the beginning of a response in WSGI's terms.  Raises TypeError or ValueError if it is not valid HTTP.
 
-    Headers of the connection are left out, such as a Transfer-Encoding that a framework sends; "Connection: close" is
-    kept, and the Upgrade of a 426.
+    A Transfer-Encoding is left out, as the server chooses its own (ASGI, HTTP & WebSocket 2.4, "Response Start").
     """
     from http.client import responses
 
-    kept = []
+    pairs = []
     for name, value in headers:
         if not isinstance(name, bytes) or not isinstance(value, bytes):
             raise TypeError(f"names and values of headers must be bytes, not {name!r}: {value!r}")
-        pair = name.decode("latin-1"), value.decode("latin-1")
-        key = name.lower()
-        is_needed = (key == b"connection" and b"close" in value.lower()) or (key == b"upgrade" and status == 426)
-        if is_needed or not is_hop_by_hop(pair[0]):
-            kept.append(pair)
+        if name.lower() != b"transfer-encoding":
+            pairs.append((name.decode("latin-1"), value.decode("latin-1")))
     line = f"{int(status)} {responses.get(status, '')}"
-    head = check_response_head(line, tuple(kept))
-    return _ResponseStart(line, kept, head.length, head.endless_type)
+    head = check_response_head(line, tuple(pairs))
+    return _ResponseStart(line, pairs, head.length, head.endless_type)
 
 
 def _checked_bytes(message: _Message) -> bytes:

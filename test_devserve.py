@@ -12191,6 +12191,8 @@ class AsgiSending(AsgiCase):
         answer = client.answer()
         self.assertEqual((answer.body, answer.get("Connection"), answer.get("Keep-Alive")), (b"hello", "close", None))
         self.assertEqual(client.rest(), b"")
+        eventually(lambda: "left out the header Keep-Alive" in self.log, "a warning")
+        self.assertEqual(self.log.count("left out the header"), 1)  # the server chooses the Transfer-Encoding
 
     @needs("starlette")
     def test_a_file_gets_through_middleware_that_knows_two_messages(self) -> None:
