@@ -5535,7 +5535,8 @@ def _is_local(environ: Mapping[str, Any]) -> bool:
     """Return whether the client is on this machine, and is no proxy that speaks for one elsewhere.
 
     A client of a socket file has an empty REMOTE_ADDR; if a server gives none at all, we cannot know.  nginx adds no
-    header unless it is told to, but it speaks HTTP/1.0, which no browser does.
+    header unless it is told to; before 1.29.7 it speaks HTTP/1.0 then, which no browser does.  A proxy that does
+    neither cannot be told from a client of this machine.
     """
     address = str(environ.get("REMOTE_ADDR", "unknown"))
     is_near = (not address or _is_loopback(address)) and environ.get("SERVER_PROTOCOL") != "HTTP/1.0"
