@@ -10500,7 +10500,8 @@ _NOT_WALKED_ENDINGS = (".dist-info", ".egg-info")
 _LITTER = (  # of Emacs, Vim (which tries a folder with 4913), JetBrains, macOS, Python, flycheck and GTK
     r"\.#|#.*#$|.*~$|.*\.sw[a-z]$|.*___jb_\w+___$|4913$|\.DS_Store$|.*\.py[co]$|flycheck_|\.goutputstream"
 )
-_compile, _open = compile, open  # the interpreter's own, also while `_ImportRecorder` has replaced them
+_compile = compile  # the interpreter's own, also while `_ImportRecorder` has replaced it
+_open = open  # the same
 
 if TYPE_CHECKING:
     _State = Optional[tuple[int, int, int, int]]  # mtime, size, inode, ctime (in ns); None when there is no such file
