@@ -6753,8 +6753,10 @@ def _allows_live(policy: str) -> bool:
 # `adopt` takes the sockets up in the next process as if they had just been accepted.  A TLS connection cannot be taken
 # up by another process, as its keys are in OpenSSL's memory, so under the reloader each ends after one answer.
 #
-# No socket here ever blocks.  Every call of one goes through `_attempt`, which tries it first, and then waits for what
-# the failed call says that it needs: over TLS a send may have to read first, and the reverse.
+# No socket here ever blocks.  Every call of one goes through `_Connection.attempt`, which tries it first, and then
+# waits for what the failed call says that it needs: over TLS a send may have to read first, and the reverse.  Each
+# call holds the connection's lock, as an application may read its body or WebSocket in threads of its own: two calls
+# of one TLS connection at once crash the process with Pythons older than July 2025 (CPython's gh-134698).
 #
 # A request goes this way: `_Connection._await_request` waits for its first bytes, and `_answer` reads and answers it.
 # `_read_request` takes the head off the buffer (`_parse_head`, of which the last results are remembered) and offers
@@ -7171,6 +7173,7 @@ class _Connection:
         self.head = b""  # of the request in hand as it came, and its body, for a bridge
         self.body: Optional[_Body] = None
         self.leave: Optional[Callable[[], object]] = None  # asks an open WebSocket to end the connection by itself
+        self.calling = threading.Lock()  # held for each call of the socket, never while waiting
         self.waits = True  # whether a read waits for the client, or raises BlockingIOError
         self.position: Callable[[], str] = str  # where the application stands with the request in hand
         self.hangs_reported = 0  # how often the terminal has said that the request in hand hangs
@@ -7202,7 +7205,7 @@ class _Connection:
                 return True
             if not self._await_input():
                 return False
-            self.buffer += _attempt(self.sock, self.sock.recv, _READ_SIZE, seconds=_HEAD_TIMEOUT)
+            self.buffer += self.attempt(self.sock.recv, _READ_SIZE, seconds=_HEAD_TIMEOUT)
             if not self.buffer:
                 return False
 
@@ -7239,7 +7242,7 @@ class _Connection:
             self.refuse(_BadRequest("this port speaks HTTPS: write https:// in the address"))
             return False
         self.sock = self.server.tls(self.sock)
-        _attempt(self.sock, self.sock.do_handshake, seconds=_HEAD_TIMEOUT)  # type: ignore[attr-defined]
+        self.attempt(self.sock.do_handshake, seconds=_HEAD_TIMEOUT)  # type: ignore[attr-defined]
         self.is_secured = True
         self.started = time.perf_counter()
         self.phase = _SECURED
@@ -7323,7 +7326,7 @@ class _Connection:
                 return end
             try:
                 left = deadline - time.perf_counter()
-                more = _attempt(self.sock, self.sock.recv, _READ_SIZE, seconds=left)
+                more = self.attempt(self.sock.recv, _READ_SIZE, seconds=left)
             except socket.timeout:
                 raise _BadRequest("the head did not come in time", "408 Request Timeout") from None
             if not more:
@@ -7352,9 +7355,37 @@ class _Connection:
 
     # -- receiving and sending
 
+    def attempt(self, call: Callable[..., Any], *args: Any, seconds: Optional[float], writing: bool = False) -> Any:
+        """Make a call of the socket, again each time that the socket is ready for it; return its result.
+
+        Each wait is of `seconds`, after which socket.timeout is raised; with 0, BlockingIOError is raised without a
+        wait.  The failed call tells what to wait for: TLS may have to read in order to write, and the reverse.
+        """
+        while True:
+            try:
+                with self.calling:
+                    return call(*args)
+            except OSError as error:
+                kind = type(error).__name__  # by its name, since plain HTTP does not import `ssl`
+                if kind.startswith("SSL") and "Want" not in kind:  # so OpenSSL names a client that has gone
+                    raise ConnectionResetError(errno.ECONNRESET, str(error)) from None
+                if kind not in ("BlockingIOError", "SSLWantReadError", "SSLWantWriteError"):
+                    raise
+            if seconds == 0:
+                raise BlockingIOError(errno.EAGAIN, "not ready")
+            sockets: list[socket.socket] = [self.sock]
+            writes = writing if kind == "BlockingIOError" else kind == "SSLWantWriteError"
+            if not (wait_until_ready([], seconds, sockets) if writes else wait_until_ready(sockets, seconds)):
+                raise socket.timeout("timed out")
+
+    def pending(self) -> int:
+        """Return how many decrypted bytes wait to be received, which no poll sees."""
+        with self.calling:
+            return int(getattr(self.sock, "pending", int)())
+
     def readable(self, seconds: float) -> bool:
-        """Return whether something can be read within `seconds`; decrypted bytes, which no poll sees, count."""
-        return bool(getattr(self.sock, "pending", int)()) or wait_until_ready([self.sock], seconds)
+        """Return whether something can be received within `seconds`."""
+        return bool(self.pending()) or wait_until_ready([self.sock], seconds)
 
     def receive_into(self, buffer: Any) -> int:
         """Read as much as there is into `buffer`, at least one byte; raise `_ClientGone` when none comes."""
@@ -7375,7 +7406,7 @@ class _Connection:
         BlockingIOError means that there is nothing yet, for a bridge or a spool that does not wait.
         """
         try:
-            result = _attempt(self.sock, call, argument, seconds=_SILENCE_TIMEOUT if self.waits else 0)
+            result = self.attempt(call, argument, seconds=_SILENCE_TIMEOUT if self.waits else 0)
         except BlockingIOError:
             raise
         except OSError as error:
@@ -7388,7 +7419,7 @@ class _Connection:
         """Send all of `data`; raise `_ClientGone` when the client does not take it."""
         while data:
             try:
-                count = _attempt(self.sock, self.sock.send, data, seconds=_SILENCE_TIMEOUT, writing=True)
+                count = self.attempt(self.sock.send, data, seconds=_SILENCE_TIMEOUT, writing=True)
             except OSError as error:
                 self.keep_alive = False
                 raise _ClientGone(str(error), unsent=len(data)) from None
@@ -7404,7 +7435,7 @@ class _Connection:
             return -1
         arguments = (self.sock.fileno(), file.fileno(), offset, count)
         try:
-            return int(_attempt(self.sock, os.sendfile, *arguments, seconds=_SILENCE_TIMEOUT, writing=True))
+            return int(self.attempt(os.sendfile, *arguments, seconds=_SILENCE_TIMEOUT, writing=True))
         except (ConnectionError, socket.timeout) as error:
             self.keep_alive = False
             raise _ClientGone(str(error)) from None
@@ -7431,17 +7462,19 @@ class _Connection:
                 end = time.perf_counter() + _LINGER_TIMEOUT
                 while not has_ended and time.perf_counter() < end:
                     left = end - time.perf_counter()
-                    has_ended = not _attempt(self.sock, self.sock.recv, _READ_SIZE, seconds=left)
+                    has_ended = not self.attempt(self.sock.recv, _READ_SIZE, seconds=left)
         except (OSError, ValueError):
             pass  # it has gone
         if not has_ended:
             self.cut()  # for copies of the socket, in a child of the application or in a thread that waits for it
-        self.sock.close()
+        with self.calling:
+            self.sock.close()
 
     def close_tls(self) -> None:
         """Send close_notify (RFC 9112 section 9.8), without waiting for the client's."""
         try:
-            self.sock.unwrap()  # type: ignore[attr-defined]
+            with self.calling:
+                self.sock.unwrap()  # type: ignore[attr-defined]
         except (OSError, ValueError):
             pass  # as a rule the client's has not come yet; or ours has been sent before
 
@@ -8247,10 +8280,8 @@ class _UpgradedSocket:
     receives or sends on it, the connection is taken over: we write nothing more, and it ends when the application
     returns.  If the application only answers the request, the connection is not taken over.
 
-    Any thread may call anything; what one thread sends arrives in one piece.  Before Python 3.13, OpenSSL must not
-    read and write in two threads at once: so each call of the socket holds `_calling`, and since the socket itself
-    never blocks, nobody holds it while waiting.  A reload ends the connection by `_Connection.cut`: `recv` then
-    returns nothing, and sending raises BrokenPipeError.
+    Any thread may call anything, also after the application has returned; what one thread sends arrives in one piece.
+    A reload ends the connection by `_Connection.cut`: `recv` then returns nothing, and sending raises BrokenPipeError.
     """
 
     def __init__(self, response: _Response) -> None:
@@ -8258,7 +8289,6 @@ class _UpgradedSocket:
         self._connection = response.connection
         self._timeout: Optional[float] = None
         self._sending = threading.Lock()  # held for a whole message
-        self._calling = threading.Lock()  # held for each call of the socket
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection.sock, name)
@@ -8270,8 +8300,7 @@ class _UpgradedSocket:
     @property
     def has_input(self) -> bool:
         """Whether something can be received that no poll sees: decrypted, or sent together with the request's head."""
-        with self._calling:
-            return bool(self._connection.buffer or getattr(self._connection.sock, "pending", int)())
+        return bool(self._connection.buffer or self._connection.pending())
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """Return up to `size` bytes, and nothing when the client has ended the connection."""
@@ -8279,7 +8308,8 @@ class _UpgradedSocket:
             self._response.hand_over()
         data = bytes(self._connection.buffer[:size])  # sent together with the request's head
         if not data:
-            return bytes(_attempt(self._connection.sock, self._call, "recv", size, flags, seconds=self._timeout))
+            connection = self._connection
+            return bytes(connection.attempt(connection.sock.recv, size, flags, seconds=self._timeout))
         if not flags & socket.MSG_PEEK:
             del self._connection.buffer[:size]
         return data
@@ -8310,14 +8340,10 @@ class _UpgradedSocket:
             first = bytes(data[:12])
             response.status = first[9:].decode("latin-1") if first.startswith(b"HTTP/1.") else "-"
             response.log(" (begins)")
-        count = int(_attempt(self._connection.sock, self._call, "send", data, seconds=seconds, writing=True))
+        connection = self._connection
+        count = int(connection.attempt(connection.sock.send, data, seconds=seconds, writing=True))
         response.sent += count
         return count
-
-    def _call(self, method: str, *args: Any) -> Any:
-        """Call a method of the socket, which does not block, while no other thread does."""
-        with self._calling:
-            return getattr(self._connection.sock, method)(*args)
 
     def settimeout(self, seconds: Optional[float]) -> None:
         self._timeout = seconds
@@ -8333,8 +8359,7 @@ class _UpgradedSocket:
     def shutdown(self, how: int) -> None:
         """Shut down the connection, after TLS's own close_notify."""
         if self._connection.server.tls is not None:
-            with self._calling:
-                self._connection.close_tls()
+            self._connection.close_tls()
         self._connection.sock.shutdown(how)
 
     def close(self) -> None:
@@ -8344,28 +8369,6 @@ class _UpgradedSocket:
 
 
 # -- sockets
-
-
-def _attempt(sock: Any, call: Callable[..., Any], *args: Any, seconds: Optional[float], writing: bool = False) -> Any:
-    """Make a call of a socket, again each time that the socket is ready for it; return its result.
-
-    Each wait is of `seconds`, after which socket.timeout is raised; with 0, BlockingIOError is raised without a wait.
-    The failed call tells what to wait for: TLS may have to read in order to write, and the reverse.
-    """
-    while True:
-        try:
-            return call(*args)
-        except OSError as error:
-            kind = type(error).__name__  # by its name, since plain HTTP does not import `ssl`
-            if kind.startswith("SSL") and "Want" not in kind:  # so OpenSSL names a client that has gone
-                raise ConnectionResetError(errno.ECONNRESET, str(error)) from None
-            if kind not in ("BlockingIOError", "SSLWantReadError", "SSLWantWriteError"):
-                raise
-        if seconds == 0:
-            raise BlockingIOError(errno.EAGAIN, "not ready")
-        writes = writing if kind == "BlockingIOError" else kind == "SSLWantWriteError"
-        if not (wait_until_ready([], seconds, [sock]) if writes else wait_until_ready([sock], seconds)):
-            raise socket.timeout("timed out")
 
 
 def wait_until_ready(

@@ -9118,7 +9118,7 @@ class ServerConnections(ServerCase):
         client.close()
         self.lines(1)
         self.assertIn("a mistake of its own", self.log)
-        self.assertNotIn("_attempt", self.log)
+        self.assertNotIn("in attempt", self.log)
 
     def test_a_client_that_half_closes_gets_all_its_answers(self) -> None:
         self.serve(echo)
@@ -9356,14 +9356,16 @@ class ServerGate(ServerCase):
             server.open_gate()
 
     def test_nothing_is_read_of_a_connection_that_counts_as_at_rest(self) -> None:
-        attempt = devserve._attempt
+        attempt = devserve._Connection.attempt
         phases: set[int] = set()
 
-        def watched(sock: Any, *arguments: Any, **options: Any) -> Any:
-            phases.update(connection.phase for connection in list(self.server.connections) if connection.sock is sock)
-            return attempt(sock, *arguments, **options)
+        def watched(connection: Any, *arguments: Any, **options: Any) -> Any:
+            phases.add(connection.phase)
+            return attempt(connection, *arguments, **options)
 
-        self.patch("_attempt", watched)
+        patcher = mock.patch.object(devserve._Connection, "attempt", watched)
+        patcher.start()
+        self.addCleanup(patcher.stop)
         self.serve(hello)
         client = self.connect(GET)
         client.answer()
@@ -10947,6 +10949,63 @@ class ServerWebSockets(ServerCase):
                 self.assertTrue(client.send(big).exactly(len(big)) == big)
             self.assertEqual(client.send(b"bye").rest(), b"bye")
             self.check_log()
+
+    def test_one_thread_at_a_time_is_in_a_tls_connection(self) -> None:
+        """Two of them destroy OpenSSL's memory, and the process crashes (CPython's gh-134698)."""
+        inside, overlaps = threading.Lock(), []
+
+        def watched(name: str) -> Any:
+            method = getattr(ssl.SSLSocket, name)
+
+            def call(sock: Any, *arguments: Any) -> Any:
+                if not sock.server_side:
+                    return method(sock, *arguments)
+                if not inside.acquire(blocking=False):
+                    overlaps.append(name)
+                    return method(sock, *arguments)
+                try:
+                    time.sleep(0.01)  # so that others come meanwhile, if they can
+                    return method(sock, *arguments)
+                finally:
+                    inside.release()
+
+            return mock.patch.object(ssl.SSLSocket, name, call)
+
+        def reading(read: Callable[[int], bytes]) -> None:
+            with contextlib.suppress(OSError, ValueError):
+                while read(10):
+                    pass
+            ended.set()
+
+        def leaves_a_reader(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            sock = environ["werkzeug.socket"]
+            sock.sendall(self.SWITCH)
+            threading.Thread(target=reading, args=(sock.recv,), daemon=True).start()
+            return []
+
+        def reads_in_a_thread(environ: dict[str, Any], start_response: App) -> Iterator[bytes]:
+            threading.Thread(target=reading, args=(environ["wsgi.input"].read,), daemon=True).start()
+            start_response("200 OK", [])
+            yield from [b"piece"] * 20
+
+        upload = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+        pem = str(self.write("cert.pem", CERTIFICATE))
+        for app, request in ((leaves_a_reader, self.UPGRADE), (reads_in_a_thread, upload)):
+            with self.subTest(app.__name__), contextlib.ExitStack() as patches:
+                for name in ("recv", "recv_into", "send", "unwrap"):
+                    patches.enter_context(watched(name))
+                ended = threading.Event()
+                overlaps.clear()
+                self.serve(app, cert=pem)
+                client = self.connect(request, context=ssl.create_default_context(cafile=pem))
+                with contextlib.suppress(OSError):
+                    for _ in range(100):
+                        client.send(b"ten bytes.")
+                        time.sleep(0.002)
+                client.close()
+                self.assertTrue(ended.wait(DEADLINE))
+                eventually(lambda: not self.server.connections, "the connection's end")
+                self.assertEqual(overlaps, [])
 
     def test_what_came_with_the_head_is_received_first(self) -> None:
         self.serve(self.echo_bytes)
