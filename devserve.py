@@ -567,7 +567,7 @@ def _read_env_file(path: str) -> list[str]:
             lineno = text.count("\n", 0, position) + 1
             warnings.append(f"{path}, line {lineno} is left out: it is not KEY=value")
         else:
-            values[key] = None if value is None else _expand_variables(value, {**values, **os.environ})
+            values[key] = value and _expand_variables(value, {**values, **os.environ})
     for key, value in values.items():
         if value is not None:
             os.environ.setdefault(key, value)
@@ -1272,6 +1272,10 @@ class Terminal:
         self.quiet = quiet
         self.editor, self.path_map = editor, path_map
         self.is_colored = _wants_color(self.stream)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin with no line and no thread; also in a child that was forked, since those it has are its parent's."""
         # Lines to write, and events; an event is set when all lines before it are written.
         self._unwritten: deque[Union[str, native_threading.Event]] = deque()
         self._dropped = 0  # lines beyond `_UNWRITTEN_LIMIT`
@@ -1399,23 +1403,20 @@ class Terminal:
         """Write the line of one request; `size` is the body's bytes on the wire, `status` the three digits."""
         if self.quiet:
             return
-        if "unlock" in target:  # the debugger's link: logs are pasted into issues, and its token opens the console
-            target = re.sub(r"((?:/|%2[Ff])unlock/?[?;&%]).*", r"\1token=…", target)  # chat programs change its "?"
+        # The token in the debugger's link opens the console, and logs are pasted into issues.
+        target = re.sub(r"((?:/|%2[Ff])unlock/?[?;&%]).*", r"\1token=…", target)  # chat programs change its "?"
         target = re.sub(r"\btoken=[0-9a-f]{32}\b", "token=…", target)  # in an address that was typed by hand
-        clock, milliseconds = time.strftime("%H:%M:%S"), f"{seconds * 1_000:.1f}ms"
-        line = f"{clock} {method} {escape_controls(target)} {status} {size} {milliseconds}"
+        clock = time.strftime("%H:%M:%S")
+        line = f"{clock} {method} {escape_controls(target)} {status} {size} {seconds * 1_000:.1f}ms"
         self._add(self.color(line, _STATUS_COLORS.get(status[:1], "")))
         if self._writer is None:  # not under load, when it takes this line along: whoever gets this answer looks next
             self.flush(_LONE_LINE_SECONDS)
 
     def _check_process(self) -> None:
-        """In a child that the application or its server has forked, drop lines, thread and locks: the parent's."""
+        """In a child that the application or its server has forked, begin anew."""
         if self._pid != os.getpid():
-            self._pid = os.getpid()
             atexit.unregister(self.flush)
-            self._unwritten.clear()
-            self._lock, self._writer, self._is_stuck, self._dropped = native_threading.RLock(), None, False, 0
-            self._unhurried = native_threading.Lock()
+            self._begin()
 
     def color(self, text: str, code: str) -> str:
         """Return `text` in the color of an SGR `code` where the terminal shows colors."""
