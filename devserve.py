@@ -1714,12 +1714,12 @@ def _names_in(folder: str) -> list[str]:
 def _import_target(target: str) -> ModuleType:
     """Import the module or the file that `target` names."""
     if not _is_path(target):
-        _run_manage_py(os.getcwd(), target.replace(".", os.sep))
+        _run_manage_py(os.getcwd(), os.path.join(os.getcwd(), target.replace(".", os.sep)))
         return _import_module(target)
     path = _existing_file(target)
     root, name = _importable_name(path)
     _put_first_on_path(root)
-    _run_manage_py(root, os.path.relpath(path, root))
+    _run_manage_py(root, path)
     if path.endswith(".py") and "." not in os.path.basename(path)[:-3]:
         module = _import_module(name)
         if os.path.realpath(getattr(module, "__file__", None) or "") == os.path.realpath(path):
@@ -1798,35 +1798,30 @@ def _put_first_on_path(folder: str) -> None:
     sys.path[:] = [folder, *(entry for entry in sys.path if entry not in same)]
 
 
-def _run_manage_py(root: str, inside: str) -> None:
+def _run_manage_py(root: str, path: str) -> None:
     """Run a Django project's manage.py, but without its command, as if that was runserver.
 
     It may set anything before; above all DJANGO_SETTINGS_MODULE, for which wsgi.py often names production's.  It
-    stands in `root` or in a folder between that and the module, whose path from there is `inside`.
+    stands in `root` or in a folder between that and the module at `path`.  Its own exceptions come out.
     """
-    folders = inside.split(os.sep)[:-1]
-    for depth in range(len(folders), -1, -1):
-        folder = os.path.join(root, *folders[:depth])
-        path = os.path.join(folder, "manage.py")
-        if "DJANGO_" in _text_of(path):
-            _put_first_on_path(folder)  # as it is for a script there
-            _run_without_command(path)
-            return
-
-
-def _run_without_command(path: str) -> None:
-    """Run one manage.py; its own exceptions come out, as they would from runserver."""
     import importlib
     import runpy
 
+    folder = os.path.dirname(path)
+    while "DJANGO_" not in _text_of(os.path.join(folder, "manage.py")):
+        if folder == root:
+            return
+        folder = os.path.dirname(folder)
+    _put_first_on_path(folder)  # as it is for a script there
     try:
         utility: Any = importlib.import_module("django.core.management").ManagementUtility
     except ImportError:  # the import of the application says so
         return
+    script = os.path.join(folder, "manage.py")
     execute, argv = utility.execute, sys.argv
-    utility.execute, sys.argv = lambda self: None, [path, "runserver"]
+    utility.execute, sys.argv = lambda self: None, [script, "runserver"]
     try:
-        runpy.run_path(path, run_name="__main__")
+        runpy.run_path(script, run_name="__main__")
     except SystemExit as error:
         if error.code:
             raise
