@@ -1578,13 +1578,11 @@ def prepared(app: Any, *, debug: bool, debugger: bool) -> WSGIApplication:
 
     The static files of a Django project whose settings say DEBUG are served, as its runserver does, whatever `debug`.
     """
-    frameworks = [(_FRAMEWORKS[_framework_of(inner)], inner) for inner in _frameworks_in(app)]
-    for framework, inner in frameworks:
+    for framework, inner in _frameworks_in(app):
         if debug:
             framework.debug(inner)
         if debugger:
             framework.open(inner)
-    for framework, _ in frameworks:
         app = framework.wrap(app)
     return app  # type: ignore[no-any-return]
 
@@ -2175,7 +2173,7 @@ def _discovered_app(module: ModuleType, target: str) -> Any:
     found = {id(thing): name for name, thing in vars(module).items() if _framework_of(thing)}  # each object once
     default = _framework_default()
     for outer in (default, *(vars(module)[name] for name in found.values())):
-        for inner in _frameworks_in(outer):
+        for _, inner in _frameworks_in(outer):
             if inner is not outer:
                 found.pop(id(inner), None)  # it is served by the application in which it is mounted
     if len(found) > 1:
@@ -2269,12 +2267,11 @@ def checked(thing: Any, label: str) -> Any:
 
 def _objection(thing: Any) -> str:
     """Return why a thing is no application, with the remedy; "" for an application."""
-    name = _framework_of(thing)
     if not _COMMANDS.isdisjoint(_class_names(thing)):
         return "is a command line, not an application; name the application"
-    if name:
-        elsewhere = _FRAMEWORKS[name].elsewhere
-        return elsewhere and f"is neither a WSGI nor an ASGI application; {elsewhere}"
+    framework = _framework_of(thing)
+    if framework:
+        return framework.elsewhere and f"is neither a WSGI nor an ASGI application; {framework.elsewhere}"
     if isinstance(thing, ModuleType):
         return f"is a module, not an application; name the object in it: '{thing.__name__}:app'"
     if isinstance(thing, type) and not (hasattr(thing, "__iter__") or is_asgi(thing)):  # as PEP 3333 allows the one
@@ -2328,9 +2325,9 @@ def is_asgi(app: Any) -> bool:
     three parameters are named scope, receive and send, and a class whose instances are awaited (Starlette's
     endpoints).
     """
-    name = _framework_of(app)
-    if name:
-        return _FRAMEWORKS[name].is_asgi
+    framework = _framework_of(app)
+    if framework:
+        return framework.is_asgi
     if issubclass(type(app), type):
         return hasattr(app, "__await__")
     shape = _shape_of(_undecorated(app))
@@ -2391,9 +2388,9 @@ def _undecorated(thing: Any) -> Any:
 # look at everything that a callable holds, through attributes, closures and containers, without running a property.
 
 
-def _framework_of(thing: Any) -> str:
-    """Return the name in _FRAMEWORKS of the class of `thing`, subclasses included, or ""."""
-    return next((name for name in _class_names(thing) if name in _FRAMEWORKS), "")
+def _framework_of(thing: Any) -> Optional[_Framework]:
+    """Return the row in _FRAMEWORKS of the class of `thing`, or else of a base; None if there is none."""
+    return next((_FRAMEWORKS[name] for name in _class_names(thing) if name in _FRAMEWORKS), None)
 
 
 def _class_names(thing: Any) -> list[str]:
@@ -2401,8 +2398,8 @@ def _class_names(thing: Any) -> list[str]:
     return [f"{base.__module__}.{base.__name__}" for base in type(thing).__mro__]
 
 
-def _frameworks_in(app: Any) -> list[Any]:
-    """Return the frameworks' applications among `app` and all that it may pass requests on to, each once."""
+def _frameworks_in(app: Any) -> list[tuple[_Framework, Any]]:
+    """Return the frameworks' applications among `app` and all that it may pass requests on to, each with its row."""
     found: dict[int, Any] = {}
     ahead = [app]
     while ahead and len(found) < _WALK_LIMIT:
@@ -2410,7 +2407,8 @@ def _frameworks_in(app: Any) -> list[Any]:
         if id(thing) not in found:
             found[id(thing)] = thing
             ahead += filter(_may_be_app, _held_by(thing))
-    return [thing for thing in found.values() if _framework_of(thing)]
+    rows = ((_framework_of(thing), thing) for thing in found.values())
+    return [(framework, thing) for framework, thing in rows if framework]
 
 
 def _held_by(app: Any) -> list[Any]:
@@ -2426,8 +2424,8 @@ def _held_by(app: Any) -> list[Any]:
             with contextlib.suppress(ValueError):  # nothing is in it yet
                 held.append(cell.cell_contents)
         return held
-    name = _framework_of(app)
-    return [*_unpacked(own_dict(app), 3), *(_FRAMEWORKS[name].mounted(app) if name else ())]
+    framework = _framework_of(app)
+    return [*_unpacked(own_dict(app), 3), *(framework.mounted(app) if framework else ())]
 
 
 def _unpacked(value: Any, depth: int) -> Iterator[Any]:
@@ -2748,7 +2746,7 @@ def framework_files(app: Any) -> _FrameworkFiles:
 
     The watcher's thread calls the first function; it returns whether that is enough, so that no reload is needed.
     """
-    found = (_FRAMEWORKS[_framework_of(inner)].files(inner) for inner in _frameworks_in(app))
+    found = (framework.files(inner) for framework, inner in _frameworks_in(app))
     return next(filter(None, found), ([], lambda paths: False, None))
 
 
