@@ -1307,7 +1307,6 @@ class Terminal:
         self.flush()
         writer = self._writer
         if writer is not None:
-            self._hurry()  # it finds nothing more
             writer.join(_FLUSH_SECONDS)
 
     def _add(self, text: str) -> None:
@@ -1874,10 +1873,7 @@ def _import_from_location(name: str, path: str) -> ModuleType:
 
 def _raised_inside(error: BaseException) -> bool:
     """Return whether `error`, which the caller has just caught, was raised inside of what the caller called."""
-    inner = error.__traceback__.tb_next if error.__traceback__ else None
-    while inner is not None and inner.tb_frame.f_code.co_filename.startswith("<frozen importlib"):
-        inner = inner.tb_next
-    return inner is not None
+    return application_traceback(error) is not error.__traceback__
 
 
 def _absent_remedy(target: str, name: str, near: Mapping[str, str]) -> str:
@@ -1955,7 +1951,7 @@ def _remedy_outside_environment() -> str:
 # is left out for as long as the import lasts.  It can only be replaced once the server's module has been executed,
 # which as a rule the application's import causes.  So we add a finder, which sees each module before its execution.
 
-# Where a module that starts a server comes to stay, by the module that defines it.  Each is left out during an import.
+# The functions that start a server, or a reloader, by the module that defines them.
 _SERVERS = {
     "socketserver": ("BaseServer.serve_forever",),  # wsgiref's and Werkzeug's servers among them
     # Reloaders, which would start us again and again
