@@ -1395,8 +1395,10 @@ class Terminal:
         return before + self.hyperlink(url, path) + after
 
     def hyperlink(self, url: str, text: str) -> str:
-        """Return `text` as a link to `url` (OSC 8) where the terminal understands that."""
-        return f"\x1b]8;;{url}\x1b\\{text}\x1b]8;;\x1b\\" if url and self.is_colored and _knows_hyperlinks() else text
+        """Return `text` as a link to `url` (OSC 8) where the terminal says of itself that it understands that."""
+        signs = ((os.environ.get(variable, ""), names) for variable, names in _HYPERLINK_SIGNS.items())
+        is_known = any(value and (names is None or value in names.split()) for value, names in signs)
+        return f"\x1b]8;;{url}\x1b\\{text}\x1b]8;;\x1b\\" if url and self.is_colored and is_known else text
 
     def access(self, method: str, target: str, status: str, size: int, seconds: float) -> None:
         """Write the line of one request; `size` is the body's bytes on the wire, `status` the three digits."""
@@ -1443,12 +1445,6 @@ def _obeys_escapes(stream: TextIO) -> bool:
         return False
     processing = 0x4  # ENABLE_VIRTUAL_TERMINAL_PROCESSING, which consoles before Windows 10 refuse
     return bool(ctypes.windll.kernel32.SetConsoleMode(console, mode.value | processing))
-
-
-def _knows_hyperlinks() -> bool:
-    """Return whether the terminal says of itself that it understands OSC 8."""
-    signs = ((os.environ.get(variable, ""), names) for variable, names in _HYPERLINK_SIGNS.items())
-    return any(value and (names is None or value in names.split()) for value, names in signs)
 
 
 def find_editor(name: str) -> str:
@@ -1535,10 +1531,11 @@ _NOT_PYTHON = {  # by suffix, what to do instead; for any other suffix, the mess
 
 # By these lines we guess that a file, which nobody named, makes an application, or is a Django project's manage.py or
 # a configuration of PasteDeploy.
+_APP_NAMES = f"(?:{'|'.join(_DEFAULT_NAMES + _FACTORIES)})"
 _OFFER = (
-    r"(?m)^(?:async )?(?:def|class) +(?:app|application|create_app|make_app)\b"
-    r"|^(?:app|application|create_app|make_app)\b[^=\n]*=(?!=)"
-    r"|^from .* import .*\b(?:app|application|create_app|make_app)\b"
+    rf"(?m)^(?:async )?(?:def|class) +{_APP_NAMES}\b"
+    rf"|^{_APP_NAMES}\b[^=\n]*=(?!=)"
+    rf"|^from .* import .*\b{_APP_NAMES}\b"
     r"|\bstart_response\b|\bexecute_from_command_line\b|^\[(?:app|composite|pipeline)\b"
 )
 
@@ -2116,7 +2113,8 @@ def _name_remedy(thing: Any, holder: str, name: str = "", *, is_module: bool = F
     """Return the remedy if `thing`, which APP calls `holder`, has no such name or, without one, no application: the
     most similar name or submodule, what is probably an application, or what the framework in use needs.
 
-    Unless a module was asked for, one whose name is only similar comes after what is probably an application."""
+    A submodule whose name is only similar is named if a module was asked for, or if nothing looks like an application.
+    """
     folder = next(iter(getattr(thing, "__path__", ())), "")
     separator = os.sep if re.search(r"[/\\]", holder) else "."
     stems = [file.removesuffix(".py") for file in _names_in(folder) if not file.startswith("_")]
