@@ -292,7 +292,7 @@ class Config(NamedTuple):
 
         config = devserve.Config(app="hello:app", port=8000, reload=True)
 
-    A field's type and default stand before and in its row.  `reload` and `debugger` follow `debug` in what `configure`
+    A field's default is the first value of its row.  `reload` and `debugger` follow `debug` in what `configure`
     makes; in a `Config` that is made directly, as above, each field stands for itself and nothing is checked.
     """
 
@@ -525,17 +525,16 @@ def paths_upwards(name: str) -> Iterator[str]:
     A folder above in which everybody may write, as in /tmp, is passed over, since anybody may have put the file there.
     On Windows no folder is passed over, as the mode does not tell who may write.
     """
-    here = folder = os.getcwd()
-    while True:
+    here = above = os.getcwd()
+    folder = ""
+    while folder != above:
+        folder, above = above, os.path.dirname(above)
         path = os.path.join(folder, name)
         is_public = sys.platform != "win32" and os.stat(folder).st_mode & stat.S_IWOTH
         if folder == here or not is_public:
             yield path
             if _is_env_file(path):
                 return
-        if folder == os.path.dirname(folder):
-            return
-        folder = os.path.dirname(folder)
 
 
 def _read_env_files(env_file: str = "") -> list[str]:
@@ -1988,10 +1987,9 @@ _SERVERS = {
 
 @contextlib.contextmanager
 def servers_left_out(warn: Callable[[str], None]) -> Iterator[None]:
-    """Inside of this context, calls that start a server return at once in the main thread, which has entered it.
+    """Inside of this context, leave out calls that start a server in the main thread, which has entered it.
 
-    So a module that starts one without a main guard is imported to its end; `warn` is told so once.  A server that the
-    module starts in another thread is started, since it may well be wanted.
+    `warn` is told so once.  In another thread or a forked child a server is started, since it may well be wanted.
     """
     flask_knows = "FLASK_RUN_FROM_CLI" in os.environ
     os.environ.setdefault("FLASK_RUN_FROM_CLI", "true")  # then Flask's `app.run` only warns
@@ -2009,11 +2007,7 @@ def servers_left_out(warn: Callable[[str], None]) -> Iterator[None]:
 
 
 class _ServerFinder:
-    """A finder of `sys.meta_path` that replaces the functions which start a server, once their module is executed.
-
-    A replacement does nothing when the main thread, which imports, calls it.  In any other thread or forked child, and
-    once `is_importing` is False, it starts the server.
-    """
+    """A finder of `sys.meta_path` that replaces the functions which start a server, once their module is executed."""
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self.warn = warn
@@ -2045,7 +2039,7 @@ class _ServerFinder:
                 setattr(owner, function, self._stand_in(name, start))
 
     def _stand_in(self, name: str, start: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function that is called in place of `start`; as a function it also works as a method."""
+        """Return the function that stays in place of `start`; as a function it also works as a method."""
 
         @functools.wraps(start)
         def stand_in(*args: Any, **kwargs: Any) -> Any:
