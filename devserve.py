@@ -1371,14 +1371,12 @@ class Terminal:
     def crash(self, error: BaseException, context: str = "", link: str = "") -> str:
         """Write the traceback of `error` without devserve's own frames, and return it.
 
-        `context` is a line above it that says what was being done, such as the request.
-
-        With a `link` to a page that shows the rest, library frames are counted only.
+        `context` is a line above it that says what was being done, such as the request.  With a `link` to a page that
+        shows the rest, library frames are counted only.
         """
         text = traceback_text(error, folded=bool(link))
         lines = [self.color(escape_controls(context), "1;31")] if context else []
-        for line in text.rstrip("\n").split("\n"):
-            lines.append(self._link_to_editor(escape_unprintable(line, "\t")))
+        lines += [self._link_to_editor(escape_unprintable(line, "\t")) for line in text.rstrip("\n").split("\n")]
         if link:
             lines.append(f"  {self.hyperlink(link, link)}")
         self.say("\n".join(lines))
@@ -1624,8 +1622,7 @@ def default_file(folder: str) -> str:
     usual = [f"{stem}.py" for stem in _DEFAULT_MODULES]
     is_django = os.path.isfile(os.path.join(folder, "manage.py"))
     if is_django:
-        packages = _names_in(folder)
-        usual += [os.path.join(package, file) for file in ("wsgi.py", "asgi.py") for package in packages]
+        usual += [os.path.join(package, file) for file in ("wsgi.py", "asgi.py") for package in _names_in(folder)]
     stems = ("__init__", *_DEFAULT_MODULES)
     packed = [os.path.join(package, f"{stem}.py") for package in ("app", "wsgi") for stem in stems]
     paths = [os.path.normpath(os.path.join(folder, name)) for name in (*usual, *packed)]
@@ -2232,12 +2229,12 @@ def _app_or_made(thing: Any, target: str, name: str, arguments: Optional[_Argume
 
 
 def _is_factory(thing: Any, name: str) -> bool:
-    """Return whether `thing` makes applications: by its name, or as it needs no arguments (under decorators)."""
+    """Return whether a callable makes applications: by its name, or since it needs no arguments (under decorators)."""
     if name.rpartition(".")[2] in _FACTORIES or getattr(thing, "__name__", "") in _FACTORIES:
-        return callable(thing)
+        return True
     thing = _undecorated(thing)
     shape = _shape_of(thing)
-    if shape is None or shape.is_async or shape.variable or shape.required:
+    if shape is None or shape.variable or shape.required:
         return False
     return not shape.names or type(thing) in (FunctionType, MethodType)
 
