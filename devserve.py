@@ -1799,7 +1799,7 @@ def _run_manage_py(root: str, path: str) -> None:
 
     folder = os.path.dirname(path)
     while "DJANGO_" not in _text_of(os.path.join(folder, "manage.py")):
-        if folder == root:
+        if folder in (root, os.path.dirname(folder)):
             return
         folder = os.path.dirname(folder)
     _put_first_on_path(folder)  # as it is for a script there
@@ -12193,7 +12193,8 @@ def _children() -> list[int]:
     found: list[int] = []
     with contextlib.suppress(OSError):
         for thread in os.listdir("/proc/self/task"):
-            with open(f"/proc/self/task/{thread}/children", "rb") as file:
+            path = f"/proc/self/task/{thread}/children"
+            with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:  # the thread may end meanwhile
                 found.extend(map(int, file.read().split()))
     return found
 

@@ -19255,8 +19255,8 @@ def family():
     def children(self, pid: int) -> list[int]:
         found: list[int] = []
         for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:
-                found += map(int, file.read().split())
+            with contextlib.suppress(FileNotFoundError):  # the thread may end meanwhile
+                found += map(int, pathlib.Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
         return found
 
     def end_children(self, pid: int) -> None:
