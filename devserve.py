@@ -8172,11 +8172,12 @@ class _ResponseHead(NamedTuple):
 _NO_HEAD = _ResponseHead()
 PLAIN_TEXT = (("Content-Type", "text/plain; charset=utf-8"),)
 _STATUS = re.compile(r"[2-9][0-9][0-9] [\t\x20-\x7e\x80-\xff]*")  # RFC 9112 section 4; 1xx is not an application's
-# Events, a camera's frames, GraphQL's subscriptions, and rows of JSON under the many names that these have.  Types
-# that are as often finite are not here (multipart/mixed, gRPC, audio, video, text): a page or a voice that is being
-# made must come to its end, while what is endless under such a type holds a reload for some seconds and loses nothing.
+# Events, a camera's frames, GraphQL's subscriptions, what Kubernetes watches, and rows of JSON under the many names
+# they have.  Types that are as often finite are not here (multipart/mixed, gRPC, audio, video, text): a page or a
+# voice that is being made must come to its end, while what is endless under such a type holds a reload for some
+# seconds and loses nothing.
 _ENDLESS_TYPE = (
-    r"text/event-stream|multipart/x-mixed-replace|multipart/mixed;.*subscriptionspec"
+    r"text/(?:x-dom-)?event-stream|multipart/x-mixed-replace|multipart/mixed;.*subscriptionspec|[^;]*;\s*stream=watch"
     r"|[^;]*(?:\b(?:[ln]d|newline-delimited)-?json|json[-+]?(?:l|lines|stream|seq)|stream\+json)\s*(?:;|$)"
 )
 

@@ -9431,6 +9431,7 @@ class ServerGate(ServerCase):
     def test_a_response_without_end_gets_no_grace(self) -> None:
         for kind in (
             "text/event-stream", "multipart/x-mixed-replace; boundary=x", "Multipart/Mixed; subscriptionSpec=1.0",
+            "application/json;stream=watch", "text/x-dom-event-stream",
             "application/x-ndjson", "application/nd-json", "text/x-ndjson; charset=utf-8", "application/x-ldjson",
             "application/jsonl", "application/x-jsonlines", "application/json-lines", "application/x-json-stream",
             "application/stream+json", "application/json-seq", "application/geo+json-seq", " text/event-stream",
