@@ -1561,8 +1561,12 @@ def load_app(spec: str = "", *, debug: bool = False, debugger: bool = False) -> 
     _put_first_on_path(os.getcwd())
     target, name = _split_spec(app_spec(spec))
     target = target or default_file(os.curdir)
-    module = _import_target(target)
-    found = _named_app(module, target, name) if name else _discovered_app(module, target)
+    argv = sys.argv
+    try:
+        module = _import_target(target)
+        found = _named_app(module, target, name) if name else _discovered_app(module, target)
+    finally:
+        sys.argv = argv  # until now it may have been that of Django's runserver, see `_run_manage_py`
     return prepared(found, debug=debug, debugger=debugger)
 
 
@@ -1792,7 +1796,8 @@ def _run_manage_py(root: str, path: str) -> None:
     """Run a Django project's manage.py, but without its command, as if that was runserver.
 
     It may set anything before; above all DJANGO_SETTINGS_MODULE, for which wsgi.py often names production's.  It
-    stands in `root` or in a folder between that and the module at `path`.  Its own exceptions come out.
+    stands in `root` or in a folder between that and the module at `path`.  Its own exceptions come out.  `sys.argv`
+    stays runserver's, which settings ask when they are imported.
     """
     import importlib
     import runpy
@@ -1808,7 +1813,7 @@ def _run_manage_py(root: str, path: str) -> None:
     except ImportError:  # the import of the application says so
         return
     script = os.path.join(folder, "manage.py")
-    execute, argv = utility.execute, sys.argv
+    execute = utility.execute
     utility.execute, sys.argv = lambda self: None, [script, "runserver"]
     try:
         runpy.run_path(script, run_name="__main__")
@@ -1816,7 +1821,7 @@ def _run_manage_py(root: str, path: str) -> None:
         if error.code:
             raise
     finally:
-        utility.execute, sys.argv = execute, argv
+        utility.execute = execute
 
 
 def _import_module(name: str) -> ModuleType:
@@ -1953,6 +1958,7 @@ _SERVERS = {
     "watchfiles.run": ("run_process",),
     # The servers of other packages
     "bottle": ("run",),
+    "flask.app": ("Flask.run",),
     "quart.app": ("Quart.run",),
     "sanic.mixins.startup": ("StartupMixin.run",),
     "waitress": ("serve",),
@@ -1983,13 +1989,15 @@ _SERVERS = {
 
 
 @contextlib.contextmanager
-def servers_left_out(warn: Callable[[str], None]) -> Iterator[None]:
+def servers_left_out(warn: Callable[[str], None], *, reloads: bool = False) -> Iterator[None]:
     """Inside of this context, leave out calls that start a server in the main thread, which has entered it.
 
-    `warn` is told so once.  In another thread or a forked child a server is started, since it may well be wanted.
+    `warn` is told so once.  In another thread or a forked child a server is started, since it may well be wanted, but
+    for Flask's.  With `reloads` the variables are set by which the reloaders of Werkzeug and Django mark the process
+    that serves: many an application starts its scheduler in that one alone.
     """
-    flask_knows = "FLASK_RUN_FROM_CLI" in os.environ
-    os.environ.setdefault("FLASK_RUN_FROM_CLI", "true")  # then Flask's `app.run` only warns
+    marks = {"FLASK_RUN_FROM_CLI", *(("WERKZEUG_RUN_MAIN", "RUN_MAIN") if reloads else ())} - os.environ.keys()
+    os.environ.update(dict.fromkeys(marks, "true"))
     finder = _ServerFinder(warn)
     sys.meta_path.insert(0, finder)
     try:
@@ -1999,8 +2007,8 @@ def servers_left_out(warn: Callable[[str], None]) -> Iterator[None]:
     finally:
         finder.is_importing = False
         sys.meta_path[:] = [each for each in sys.meta_path if each is not finder]
-        if not flask_knows:
-            os.environ.pop("FLASK_RUN_FROM_CLI", None)  # what the application starts later may run on its own
+        for mark in marks:
+            os.environ.pop(mark, None)  # what the application starts later may run on its own
 
 
 class _ServerFinder:
@@ -2504,6 +2512,8 @@ def _open_blacksheep(app: Any) -> None:
 def _open_sanic(app: Any) -> None:
     """Have Sanic's handler of last resort answer with our page; an exception with a status it answers as ever."""
     own = app.error_handler.default
+    if own.__func__ is not _import_module("sanic.handlers").ErrorHandler.default:
+        return  # the application's own answers
 
     def default(request: Any, error: BaseException) -> Any:
         text = "" if hasattr(error, "status_code") else hand_over(request.scope, error)
@@ -2534,7 +2544,8 @@ def _open_bottle(app: Any) -> None:
 
         return call
 
-    app.install(plugin)
+    app.plugins.insert(0, plugin)  # around all others: a database's sees the exception, and rolls back
+    app.reset()
 
 
 def _open_falcon(app: Any) -> None:
@@ -2566,10 +2577,11 @@ def _open_cherrypy(app: Any) -> None:
     """
     for mounted in app.apps.values() if hasattr(app, "apps") else [app]:
         config = mounted.config.setdefault("/", {})
-        config.setdefault("request.error_response", _answer_for_cherrypy)
         for tool in ("log_tracebacks", "log_headers"):
             config.setdefault(f"tools.{tool}.on", False)
         mounted.wsgiapp.config.setdefault("ExceptionTrapper", {})["throws"] = (BaseException,)
+    # The weakest place: what the application says in any other stays.
+    sys.modules["cherrypy"].config.setdefault("request.error_response", _answer_for_cherrypy)
 
 
 def _answer_for_cherrypy() -> None:
@@ -2637,7 +2649,8 @@ def _keep_tracebacks_once() -> None:
 def _wrap_django(app: Any) -> Any:
     """Return `app` wrapped so that the project's static files are served in debug mode, as runserver does."""
     settings = sys.modules["django.conf"].settings
-    if not settings.DEBUG or "django.contrib.staticfiles" not in settings.INSTALLED_APPS:
+    apps = settings.INSTALLED_APPS
+    if not settings.DEBUG or "django.contrib.staticfiles" not in apps or "whitenoise.runserver_nostatic" in apps:
         return app
     handlers = _import_module("django.contrib.staticfiles.handlers")
     handler = handlers.ASGIStaticFilesHandler if is_asgi(app) else handlers.StaticFilesHandler
@@ -10492,7 +10505,7 @@ if TYPE_CHECKING:
     _Content = tuple[_State, _Digest]  # a file's bytes, and the state in which it had them
     # See `Watcher.remember`: what was asked for; and by path: whether it was, state, content, changes in a row.
     _Memory = tuple[tuple[tuple[str, ...], ...], dict[str, tuple[bool, _State, Optional[_Content], int]]]
-    _Wants = Callable[[str], Any]  # whether a path found in a folder is to be watched
+    _Matches = Callable[[str], Any]  # whether a path found in a folder is to be watched
 
 
 def _state(path: str) -> _State:
@@ -10574,7 +10587,7 @@ class _ImportRecorder:
         self.loaded: deque[tuple[str, _State, bool]] = deque()  # path, state, and whether importlib reads it now
         self.missed: deque[tuple[str, Optional[list[str]]]] = deque()  # a module's last name, and its package's path
         self._cwd = cwd
-        self._suffix = ""  # of the files that are noted when they are compiled
+        self._endings: tuple[str, ...] = ("",)  # of the files that are noted when they are compiled
         self._replaced: list[tuple[Any, str, Any, Any]] = []  # owner, name, what was there, and what replaces it
 
     def begin(self) -> None:
@@ -10604,9 +10617,11 @@ class _ImportRecorder:
         setattr(owner, name, new)
 
     def import_ended(self) -> None:
-        """Put `open` back, and note only Python files that are compiled from now on, as a request may be the first to
-        execute one: what else it compiles is a template, after which its engine looks."""
-        self._suffix = ".py"
+        """Put `open` back, and of what is compiled note only Python and configuration files from now on.
+
+        A request may be the first to execute one; what else it compiles is a template, after which its engine looks.
+        """
+        self._endings = (".py", ".cfg")
         for replaced in self._replaced:
             if replaced[1] == "open":
                 self._give_back(*replaced)
@@ -10625,8 +10640,8 @@ class _ImportRecorder:
 
     def _noted_open(self, open: Callable[..., Any]) -> Callable[..., Any]:
         def noted(file: Any, mode: str = "r", *rest: Any, **more: Any) -> Any:
-            if mode in ("r", "rb", "rt") and not self._suffix:  # modules such as tokenize keep what `open` was
-                self._note_executed(file, ".py")
+            if "" in self._endings and not set("wax") & set(mode):  # modules such as tokenize keep what `open` was
+                self._note_executed(file, (".py",))
             return open(file, mode, *rest, **more)
 
         return noted
@@ -10635,10 +10650,10 @@ class _ImportRecorder:
         """Find nothing, and note the module, which no finder before has found (the protocol of `sys.meta_path`)."""
         self.missed.append((name.rpartition(".")[2], None if path is None else list(path)))
 
-    def _note_executed(self, filename: Any, suffix: str = "") -> None:
+    def _note_executed(self, filename: Any, endings: tuple[str, ...] = ()) -> None:
         with contextlib.suppress(TypeError, ValueError, OSError):  # it may be anything
             path = os.path.abspath(os.fsdecode(filename))  # where the application is now, as it may call os.chdir
-            if path.endswith(suffix or self._suffix) and os.path.isfile(path):
+            if path.endswith(endings or self._endings) and os.path.isfile(path):
                 self.loaded.append((path, _state(path), False))
 
 
@@ -10675,17 +10690,30 @@ def _with_notes(note: Callable[[Any], None]) -> Callable[..., Any]:
 
 
 def _files_named_by(path: str, cwd: str) -> list[str]:
-    """Return the Python and configuration files that a module names, if they lie beside it or in Flask's instance
-    folder.  The module may have executed them, without an import, before the recorder began."""
+    """Return the Python and configuration files that a module names, if they lie beside it, in a folder beside it or
+    in Flask's instance folder, and those that the environment names, as for `from_envvar`.
+
+    The module may have executed them, without an import, before the recorder began.
+    """
     if path == os.path.abspath(__file__) or is_library(os.path.dirname(path), cwd):
         return []
     names = re.findall(r"""["']([\w./-]+\.(?:py|cfg))["']""", (_content(path) or b"").decode(errors="replace"))
-    places = [os.path.join(path, *parts) for parts in (("..",), ("..", "instance"), ("..", "..", "instance"))]
-    paths = [os.path.normpath(os.path.join(place, name)) for name in names for place in places]
-    return [*filter(os.path.isfile, paths)]
+    home = os.path.dirname(path)
+    folders = [home, os.path.join(home, "..", "instance")]
+    folders += [entry.path for entry in os.scandir(home) if names and _is_folder(entry) and _is_walked(entry)]
+    paths = [os.path.join(folder, name) for name in names for folder in folders]
+    paths += [os.path.join(cwd, value) for value in os.environ.values() if value.endswith((".py", ".cfg"))]
+    return [os.path.normpath(each) for each in paths if os.path.isfile(each)]
 
 
 # -- what is watched
+
+
+class _Wants(NamedTuple):
+    """Which files of a folder and its subfolders are watched."""
+
+    matches: _Matches
+    depth: int = sys.maxsize  # how many slashes a path may have that matches
 
 
 class _Files:
@@ -10709,7 +10737,10 @@ class _Files:
         self.awaited: dict[str, set[str]] = {}  # by folder: modules that were looked for there in vain
         self.full = False  # whether `_FILES_LIMIT` has been reached
         globs = [os.path.abspath(each) if re.match(r"\.{1,2}[/\\]", each) else each for each in exclude_patterns]
-        self._excludes = [re.compile(f"(?:^|(?<=/)){_glob(each, '.*')}(?:/|$)") for each in globs]
+        # Each with whether it may mean a folder above the project: one that is just `data` does not.
+        self._excludes = [
+            (re.compile(f"(?:^|(?<=/)){_glob(each, '.*')}(?:/|$)"), re.match(r"[*/\\]|\w:", each)) for each in globs
+        ]
         self._running = _files_on_the_stack()
         self._modules: set[str] = set()  # names of those that have been adopted
         self._scanned = since  # when `sys.modules` was last looked through, by the wall clock
@@ -10749,7 +10780,9 @@ class _Files:
 
     def excluded(self, path: str) -> bool:
         """Return whether an exclude pattern matches the path, its name, or a folder that it lies in."""
-        return any(exclude.search(path.replace(os.sep, "/")) for exclude in self._excludes)
+        start = len(self.cwd) if is_below(path, self.cwd) else 0
+        path = path.replace(os.sep, "/")
+        return any(exclude.search(path, 0 if is_anywhere else start) for exclude, is_anywhere in self._excludes)
 
     def adopt(self) -> None:
         """Watch the files that were loaded since the last call, and await the modules that were looked for in vain."""
@@ -10809,18 +10842,19 @@ class _Files:
             self.add(path + ".py", None)
         if os.path.isdir(path):
             self.add(os.path.join(path, "__init__.py"), None)
-            self.add_tree(path, _is_module)
+            self.add_tree(path, _Wants(_is_module))
 
     def add_places(self, places: Iterable[str]) -> None:
         """Watch files, folders and globs, relative to the working directory at the start."""
         for place in places:
             path = os.path.normpath(os.path.join(self.cwd, os.path.expanduser(place)))
             if os.path.isdir(path):
-                self.add_tree(path, _is_wanted)
+                self.add_tree(path, _Wants(_is_wanted))
                 self.data[path] = None
             elif re.search(r"[*?[]", path) and not os.path.exists(path):
                 root = os.path.dirname(re.split(r"[*?[]", path)[0])
-                self.add_tree(root, re.compile(_glob(path, "[^/]*")).fullmatch)
+                depth = sys.maxsize if "**" in path else path.count(os.sep)
+                self.add_tree(root, _Wants(re.compile(_glob(path, "[^/]*")).fullmatch, depth))
             else:
                 self.add_data([path])
 
@@ -10829,10 +10863,10 @@ class _Files:
         for path in _places_of_missing(error, self.cwd):
             self.add(path, self._first_state(path, self.since))
         for folder in self._project_folders([self.cwd, *sys.path]):
-            self.add_tree(folder, _is_module)
+            self.add_tree(folder, _Wants(_is_module))
 
     def add_tree(self, folder: str, wants: _Wants, new: bool = False) -> None:
-        """Watch the files in a folder and its subfolders for which `wants` is true.  Later rounds list them."""
+        """Watch the files that are wanted in a folder and its subfolders.  Later rounds list them."""
         trees = self.trees.setdefault(folder, [])
         if wants not in trees and not self.excluded(folder):
             trees.append(wants)
@@ -10873,9 +10907,10 @@ class _Files:
 
     def _add_entry(self, entry: os.DirEntry[str], wants: _Wants, new: bool) -> None:
         if _is_folder(entry):
-            if _is_walked(entry) and not self._is_known_link(entry, wants):
+            is_too_deep = entry.path.count(os.sep) >= wants.depth
+            if not is_too_deep and _is_walked(entry) and not self._is_known_link(entry, wants):
                 self.add_tree(entry.path, wants, new)
-        elif wants(entry.path.replace(os.sep, "/")) and entry.path not in self.states:
+        elif wants.matches(entry.path.replace(os.sep, "/")) and entry.path not in self.states:
             self.add_data([entry.path], new=new)
 
     def _is_known_link(self, entry: os.DirEntry[str], wants: _Wants) -> bool:
@@ -11169,7 +11204,7 @@ class Watcher(native_threading.Thread):
         self._recall(memory)
         self._errands.append(partial(self.files.add_places, self._asked[0]))
         self.watch(self._asked[2])
-        self._handlers: list[tuple[str, _Wants, Callable[[list[str]], bool]]] = []  # see `watch_data`
+        self._handlers: list[tuple[str, _Matches, Callable[[list[str]], bool]]] = []  # see `watch_data`
         self._known = 0  # how many of `files.own` earlier rounds have seen
         self._pending: set[str] = set()  # paths that have changed, kept while one of them does not compile
         self._demand = ""  # the reason given to `reload_now`
@@ -11204,7 +11239,7 @@ class Watcher(native_threading.Thread):
         self._errands.append(partial(self.files.add_data, [os.path.abspath(path) for path in paths]))
 
     def watch_data(
-        self, folders: Iterable[str], handle: Callable[[list[str]], bool], wants: Optional[_Wants] = None
+        self, folders: Iterable[str], handle: Callable[[list[str]], bool], wants: Optional[_Matches] = None
     ) -> None:
         """Watch all files in these folders, or those that `wants` accepts, and call `handle` with the edited ones.
 
@@ -11213,7 +11248,7 @@ class Watcher(native_threading.Thread):
         """
         for folder in map(os.path.abspath, folders):
             self._handlers.append((os.path.join(folder, ""), wants or _is_wanted, handle))
-            self._errands.append(partial(self.files.add_tree, folder, wants or _is_wanted))
+            self._errands.append(partial(self.files.add_tree, folder, _Wants(wants or _is_wanted)))
 
     def reload_now(self, reason: str) -> None:
         """Have `changed([reason])` called in the next round, whether or not anything has changed."""
@@ -12485,7 +12520,7 @@ def serve_command(read: Callable[[Callable[[str], None]], Config]) -> int:
     def load(config: Config) -> WSGIApplication:
         if "FLASK_DEBUG" in os.environ:  # an option may say otherwise, and Flask takes every other word for a yes
             os.environ["FLASK_DEBUG"] = str(int(config.debug))
-        with servers_left_out(terminal.warn):
+        with servers_left_out(terminal.warn, reloads=config.reload):
             return load_app(config.app, debug=config.debug, debugger=config.debugger)
 
     status = _start(read, load, launch, terminal, in_code=False)
@@ -13487,7 +13522,8 @@ _HELP_INDENT = 28  # columns: nearly all flags fit in before their help
 _RUN_COMMANDS = ("run", "runserver", "dev", "serve", "start")  # of other programs; to serve is the only command here
 _OTHER_PROGRAMS = frozenset(
     "bottle cherryd daphne django-admin fastapi flask granian gunicorn hypercorn litestar pserve py python python3 "
-    "quart sanic uvicorn uwsgi waitress-serve".split()
+    "python3.9 python3.10 python3.11 python3.12 python3.13 python3.14 python3.15 quart sanic uvicorn uwsgi "
+    "waitress-serve".split()
 )
 # A host that is known as such without a port.
 _BARE_HOST = r"unix:.+|(?i:localhost)|[0-9]+(\.[0-9]+){3}|\[?::1?\]?"

@@ -2857,6 +2857,23 @@ class FindingServers(FindingFolder):
                 self.assertEqual(len(warnings), 1, warnings)
                 self.assertIn("is left out; start it under if __name__ == '__main__':", warnings[0])
 
+    def test_what_starts_only_in_the_process_that_a_reloader_serves_from_starts(self) -> None:
+        """As schedulers do: `if not app.debug or os.environ.get("WERKZEUG_RUN_MAIN") == "true": scheduler.start()`."""
+        self.write(
+            "marked.py",
+            """
+            import os
+            def marks(): return [os.environ.get(name) for name in ("WERKZEUG_RUN_MAIN", "RUN_MAIN")]
+            then = marks()
+            def app(environ, start_response):
+                start_response("200 OK", [])
+                return [repr(then + marks()).encode()]
+            """,
+        )
+        for option, then in (("--debug", "true"), ("--debugger", None)):
+            with self.subTest(option), Served("marked", option, cwd=self.folder) as served:
+                self.assertEqual(served.ask().text, repr([then, then, None, None]))
+
     def test_afterwards_and_in_other_threads_servers_start(self) -> None:
         path = list(sys.meta_path)
         warnings: list[str] = []
@@ -3377,6 +3394,28 @@ class FindingFrameworks(FindingFolder):
         """)
         self.assertEqual(outcome.count("answered 418"), 2, outcome)
 
+    @needs("bottle")
+    def test_bottles_plugins_see_the_exception(self) -> None:
+        """As one for a database, which commits unless there is any."""
+        text = """
+            import bottle
+            class Boom(Exception): pass
+            app = bottle.Bottle()
+            def plugin(callback):
+                def call(*args, **options):
+                    try:
+                        return callback(*args, **options)
+                    except Boom:
+                        {end}
+                return call
+            app.install(plugin)
+            @app.route("/")
+            def view(): raise Boom
+        """
+        self.raises(text.format(end="raise"))
+        outcome = self.outcome(text.format(end="return bottle.HTTPResponse('no', 422)"))
+        self.assertEqual(outcome.count("answered 422"), 2, outcome)
+
     @needs("web")
     def test_webpy_with_an_application_inside(self) -> None:
         self.raises(
@@ -3428,6 +3467,26 @@ class FindingFrameworks(FindingFolder):
                 def index(self): raise Boom
             cherrypy.tree.mount(Root(), '/')
             """)
+
+    @needs("cherrypy")
+    def test_cherrypy_answers_as_the_application_has_configured(self) -> None:
+        text = """
+            import cherrypy
+            def own():
+                cherrypy.response.status, cherrypy.response.body = 503, [b"own"]
+            class Root:
+                @cherrypy.expose
+                def index(self): 1 / 0
+            {}
+            app = cherrypy.Application(Root(), "")
+        """
+        for way in (
+            "Root._cp_config = {'request.error_response': own}",
+            "cherrypy.config.update({'request.error_response': own})",
+        ):
+            with self.subTest(way):
+                outcome = self.outcome(text.format(way))
+                self.assertEqual(outcome.count("answered 503"), 2, outcome)
 
     DJANGO = """
         from django.conf import settings
@@ -3490,15 +3549,23 @@ class FindingFrameworks(FindingFolder):
                 with self.subTest(what, options=options):
                     outcome = self.outcome(code, "/static/admin/css/base.css", options)
                     self.assertEqual(outcome.count("answered 200 OK"), 2, outcome)
-        outcome = self.outcome(text.replace("DEBUG=True", "DEBUG=False"), "/static/admin/css/base.css")
-        self.assertEqual(outcome.count("answered 404"), 2, outcome)
+        self.write("whitenoise/runserver_nostatic/__init__.py", "")  # which leaves them to a middleware
+        self.write("whitenoise/__init__.py", "")
+        for other in (
+            text.replace("DEBUG=True", "DEBUG=False"),
+            text.replace("INSTALLED_APPS=[", "INSTALLED_APPS=['whitenoise.runserver_nostatic', "),
+        ):
+            outcome = self.outcome(other, "/static/admin/css/base.css")
+            self.assertEqual(outcome.count("answered 404"), 2, outcome)
 
     @needs("django")
     def test_django_is_given_the_settings_of_its_manage_py(self) -> None:
         self.write("config/__init__.py", "")
         for name, debug in (("local", True), ("production", False), ("test", False)):
             self.write(
-                f"config/{name}.py", f"DEBUG = {debug}\nSECRET_KEY = 'x'\nROOT_URLCONF = 'urls'\nALLOWED_HOSTS = ['*']"
+                f"config/{name}.py",
+                f"import sys\nARGV = sys.argv[1:]\n"  # some choose by it
+                f"DEBUG = {debug}\nSECRET_KEY = 'x'\nROOT_URLCONF = 'urls'\nALLOWED_HOSTS = ['*']",
             )
         self.write("urls.py", "urlpatterns = []")
         self.write(
@@ -3524,14 +3591,14 @@ class FindingFrameworks(FindingFolder):
             def application(environ, start_response):
                 from django.conf import settings
                 start_response("200 OK", [])
-                return [repr([settings.DEBUG, os.environ["DJANGO_CONFIGURATION"]]).encode()]
+                return [repr([settings.DEBUG, settings.ARGV, os.environ["DJANGO_CONFIGURATION"]]).encode()]
             """
         self.write("config/wsgi.py", wsgi)
         shutil.copytree(self.folder, self.folder / "inner" / "project")
         for spec in ("", "config.wsgi", "config/wsgi.py", "inner/project/config/wsgi.py", "inner/project/manage.py"):
             with self.subTest(spec):
                 outcome = self.outcome(f"import devserve\napp = devserve.load_app({spec!r})")
-                self.assertEqual(outcome.count("[True, 'Local']"), 2, outcome)
+                self.assertEqual(outcome.count("[True, ['runserver'], 'Local']"), 2, outcome)
 
     @needs("django")
     def test_django_is_left_to_itself_without_the_debugger(self) -> None:
@@ -3616,6 +3683,24 @@ class FindingAsgiFrameworks(Folder):
                     answer = served.ask("/meant", Accept="application/json")
                 self.assertEqual(answer.status, 503)
                 self.assertIn("Service Unavailable", answer.json.values())
+
+    @needs("sanic")
+    def test_sanics_own_error_handler_answers(self) -> None:
+        self.write(
+            "site_app.py",
+            """
+            import sanic
+            class Own(sanic.handlers.ErrorHandler):
+                def default(self, request, exception):
+                    return sanic.response.text("own", 503)
+            app = sanic.Sanic("site", error_handler=Own())
+            @app.get("/")
+            def view(request): 1 / 0
+            """,
+        )
+        with Served("site_app", "--debug", cwd=self.folder) as served:
+            answer = served.ask()
+            self.assertEqual((answer.status, answer.text), (503, "own"))
 
     @needs("litestar")
     def test_what_a_handler_in_litestar_answers_is_its_own_and_a_websockets_exception_is_told(self) -> None:
@@ -14610,6 +14695,27 @@ class ReloaderExtraFiles(ReloaderWatching):
         self.assertEqual(self.said(2)[1:], [["templates/tags_a.py"]])
         self.assertEqual(len(handled), 2)
 
+    def test_a_pattern_excludes_nothing_by_a_folder_above_the_project(self) -> None:
+        self.write("above_a.py", "x = 1")
+        names = [self.folder.name, self.folder.parent.name, f"{self.folder.parent.name[:2]}*"]
+        self.start("above_a", exclude_patterns=names)
+        self.write("above_a.py", "x = 2")
+        self.assertEqual(self.said(), [["above_a.py"]])
+
+    def test_a_glob_is_looked_for_in_no_deeper_folder_than_it_names(self) -> None:
+        for name in ("a.txt", "deep/b.txt", "deep/deeper/c.txt"):
+            self.write(f"sub/{name}", "1")
+        for glob, seen in (
+            ("sub/*.txt", "sub/a.txt"),
+            ("sub/*/*.txt", "sub/deep/b.txt"),
+            ("sub/**/c.txt", "sub/deep/deeper/c.txt"),
+        ):
+            with self.subTest(glob):
+                watcher = self.start(extra_files=[glob], seen=[seen])
+                deepest = max(map(self.name, watcher.files.trees), key=len)
+                self.assertEqual(deepest, os.path.dirname(seen))
+                watcher.stop()
+
     def test_exclude_patterns_win_over_all(self) -> None:
         self.write("excluded_a.py", "x = 1")
         self.write("sub/data/a.txt", "1")
@@ -16807,6 +16913,7 @@ class CommandLineMistakes(InEmptyEnvironment):
         "bottle hello:app": "leave it out: {} hello:app",
         "fastapi dev hello.py": "leave it out: {} hello.py",
         "python manage.py runserver 8000": "leave it out: {} manage.py 8000",
+        "python3.12 hello.py": "python3.12 is another program; leave it out: {} hello.py",
         "manage.py migrate --fake": "no option --fake; see --help",
         "manage.py migrate": "devserve only serves; for the rest type: python manage.py migrate",
         "./manage.py test shop": "type: python ./manage.py test shop",
@@ -18769,13 +18876,14 @@ class ReloadSeesEverything(Reload):
             "open": 'exec(open("instance/open.py").read(), OPEN := {})',
             "pathlib": 'exec(__import__("pathlib").Path("instance/pathlib.py").read_text(), PATHLIB := {})',
             "io": 'exec(__import__("io").open(file="instance/io.py", mode="rb").read(), IO := {})',
+            "update": 'exec(open("instance/update.py", "r+").read(), UPDATE := {})',
         }
         for name in ways:
             self.write(f"instance/{name}.py", "TITLE = 'one'\n")
-        body = '[TITLE, *(each["TITLE"] for each in (OPEN, PATHLIB, IO))]'
+        body = '[TITLE, *(each["TITLE"] for each in (OPEN, PATHLIB, IO, UPDATE))]'
         self.save("v1", "\n".join([f'{{"titles": {body}}}\n\n', *ways.values()]))
         client = self.start()
-        titles = ["one"] * 4
+        titles = ["one"] * 5
         self.sees(client, titles=titles)
         for number, name in enumerate(ways):
             self.write(f"instance/{name}.py", "TITLE = 'two'\n")
@@ -18783,19 +18891,24 @@ class ReloadSeesEverything(Reload):
             self.sees(client, titles=titles)
 
     def test_a_file_that_the_first_request_executes_is_watched(self) -> None:
-        self.write("conf.py", "TITLE = 'one'\n")
-        self.save("v1", """titles()
+        names = ["conf.py", "conf.cfg"]
+        for name in names:
+            self.write(name, "TITLE = 'one'\n")
+        self.save("v1", f"""titles()
 
 def titles(kept=[]):
     import runpy
-    kept[:] = kept or [runpy.run_path("conf.py")["TITLE"]]
-    return {"titles": kept}
+    kept[:] = kept or [runpy.run_path(name)["TITLE"] for name in {names}]
+    return {{"titles": kept}}
 """)  # fmt: skip
         client = self.start()
-        self.sees(client, titles=["one"])
-        self.settle()
-        self.write("conf.py", "TITLE = 'two'\n")
-        self.sees(client, titles=["two"])
+        titles = ["one", "one"]
+        self.sees(client, titles=titles)
+        for number, name in enumerate(names):
+            self.settle()
+            self.write(name, "TITLE = 'two'\n")
+            titles[number] = "two"
+            self.sees(client, titles=titles)
 
     def test_an_edit_is_seen_although_somebody_compiles_the_file_right_after_it(self) -> None:
         self.save("v1", """look() or {}
@@ -18815,16 +18928,23 @@ def look():
     def test_a_file_that_was_executed_before_run_is_watched(self) -> None:
         self.write("shop/__init__.py", """
             import os, runpy
-            TITLE = runpy.run_path(os.path.join(os.path.dirname(__file__), "settings.py"))["TITLE"]
+            places = [("shop", "settings.py"), ("shop", "conf", "dev.py"), (os.environ["SETTINGS"],)]
+            TITLES = [runpy.run_path(os.path.join(*parts))["TITLE"] for parts in places]
         """)  # fmt: skip
-        self.write("shop/settings.py", "TITLE = 'one'\n")
+        names = ["shop/settings.py", "shop/conf/dev.py", "far/away.cfg"]
+        for name in names:
+            self.write(name, "TITLE = 'one'\n")
         run = "import devserve, shop\n\nif __name__ == '__main__':\n    devserve.run(app, port=0, reload=True)\n"
-        self.save("v1", '{"title": shop.TITLE}\n\n\n' + run)
-        served = self.serve(script=["app.py"], port=False, env={"PYTHONPATH": str(SCRIPT.parent)})
+        self.save("v1", '{"titles": shop.TITLES}\n\n\n' + run)
+        env = {"PYTHONPATH": str(SCRIPT.parent), "SETTINGS": names[-1]}
+        served = self.serve(script=["app.py"], port=False, env=env)
         client = self.connect(served)
-        self.sees(client, title="one")
-        self.write("shop/settings.py", "TITLE = 'two'\n")
-        self.sees(client, title="two")
+        titles = ["one"] * 3
+        self.sees(client, titles=titles)
+        for number, name in enumerate(names):
+            self.write(name, "TITLE = 'two'\n")
+            titles[number] = "two"
+            self.sees(client, titles=titles)
 
     def test_a_module_that_is_written_for_a_view_reloads_nothing(self) -> None:
         self.save(
