@@ -4889,8 +4889,6 @@ def _value_of(namespace: dict[str, Any], path: list[str]) -> Any:
 
 def _keys_of(value: Any) -> list[Any]:
     """Return the keys of a mapping or a table."""
-    if value is MISSING:
-        return []
     if issubclass(type(value), dict):
         return [key for key in list(dict.keys(value))[:10_000] if type(key) in (str, bytes, int, float, bool)]
     if "_ipython_key_completions_" in static_attributes(value):  # pandas and others offer it to every prompt
@@ -5383,15 +5381,13 @@ class Guard:
 
     def refuses_host(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
         """Say no to a Host that is not trusted: another site's name may have been rebound to this address."""
-        host = str(environ.get("HTTP_HOST", ""))
-        name = _host_name(host)
-        if name is not None and (_is_loopback(name) or name in self.trusted_hosts):
-            return None
+        name = _host_name(str(environ.get("HTTP_HOST", "")))
+        remedy = "Open the page as http://localhost and its port"
         if name is None:
-            return Refusal(
-                "host", "The request names no valid host.", "Open the page as http://localhost and its port."
-            )
-        remedy = f"Open the page as http://localhost and its port, or start devserve with --trusted-host {name}."
+            return Refusal("host", "The request names no valid host.", f"{remedy}.")
+        if _is_loopback(name) or name in self.trusted_hosts:
+            return None
+        remedy += f", or start devserve with --trusted-host {name}."
         return Refusal("host", f"The debugger trusts the host {name} only when it is told to.", remedy)
 
     def refuses_acting(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
@@ -5677,9 +5673,8 @@ class DebuggedApplication:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request for an endpoint of the debugger; give any other to the application, by an `_Exchange`."""
-        path = environ.get("PATH_INFO", "")
         self.guard.note_worker(environ)
-        if self.owns(path):
+        if self.owns(environ.get("PATH_INFO", "")):
             return _DebuggerEndpoint(self, environ).answer(start_response)
         return _Exchange(self, environ, start_response).begin()
 
@@ -5883,9 +5878,8 @@ class _Exchange:
         if isinstance(self.app_iter, (str, bytes)) or not hasattr(self.app_iter, "__iter__"):
             forgotten = "; is a `return` missing?" if self.app_iter is None else ""
             kind = type(self.app_iter).__name__
-            raise _NotWSGI(
-                f"the application returned {kind}, not a list of bytes or another iterable of bytes{forgotten}"
-            )
+            expected = "not a list of bytes or another iterable of bytes"
+            raise _NotWSGI(f"the application returned {kind}, {expected}{forgotten}")
         self.chunks = iter(self.app_iter)
         if getattr(type(self.app_iter), "__iter__", None) not in (list.__iter__, tuple.__iter__):
             return self
@@ -14217,10 +14211,9 @@ function stored(name) {
 // The key, which opens the console together with the cookie.  The terminal's link leads to an address with the key
 // after its #; otherwise it comes with the answer to the PIN.
 const keyName = "key " + new URL(page.prefix, location).pathname;  // this debugger's: a site may have several
-const keep = key => store(keyName, key);
 const key = () => stored(keyName) || "";
 if (/^#[0-9a-f]{64}$/.test(location.hash)) {
-  keep(location.hash.slice(1));
+  store(keyName, location.hash.slice(1));
   history.replaceState(null, "", location.pathname);
 }
 
@@ -14471,7 +14464,7 @@ function makeLock() {
       why.textContent = explain(reply);
       return input.select();
     }
-    keep(reply.key);
+    store(keyName, reply.key);
     setConsole(reply.console);
     find("textarea", frame).focus();
   });
@@ -14531,8 +14524,8 @@ async function sendAgain() {
   const reply = await ask("again", {crash: storedId});
   answers.textContent = reply.error ? explain(reply) : `The first answer: 500 after ${milliseconds(firstSeconds)}. ` +
     `The second: ${reply.status} after ${milliseconds(reply.seconds)}. `;
-  if (reply.crash) answers.append(make("a", "", "Its page"));
-  if (reply.crash) answers.lastChild.href = page.prefix + "/crash/" + reply.crash;
+  const link = Object.assign(make("a", "", "Its page"), {href: page.prefix + "/crash/" + reply.crash});
+  if (reply.crash) answers.append(link);
 }
 // To repeat a POST, the browser reloads the page that was its answer, after asking.  The page under a crash's own
 // address was not; there the server repeats the request that it has recorded.
