@@ -4613,14 +4613,12 @@ def write_fragment(report: Report) -> str:
 # else writes.  What the code awaits runs on the application's loop, if there is one, and so does a statement that
 # starts a task.
 #
-# `_complete` looks at the end of the typed code alone, which is an import, a key in brackets, or a dotted path: one of
-# the rows of _COMPLETED.  It finds the object that the path stands for without running code, and proposes its names.
+# `_complete` looks at the end of the typed code alone, which is an import, a key in brackets, or a dotted path: each
+# is a row of _COMPLETED, with the function that finds what can be proposed.
 #
-# Invariants: a console evaluates one piece of code at a time, each in a thread of its own, all in one context
-# (contextvars) that lasts as long as the console; by that context, what an evaluation prints is kept apart from what
-# everybody else prints meanwhile.  Completion runs no code of the application's, apart from proxies and cached
-# properties.  A crash that was let go holds no frame, and so no lock, no open transaction and no memory of the
-# application's.
+# Invariants: a console evaluates one piece of code at a time, all in one context (contextvars) that lasts as long as
+# the console.  Completion runs no code of the application's, apart from proxies and cached properties.  A crash that
+# was let go holds no frame, and so no lock, no open transaction and no memory of the application's.
 #
 # Doors: CRASH_LIMIT, Busy, EnteredContexts, Console, Crash, CrashStore.
 #
@@ -5595,9 +5593,8 @@ def _is_equal(given: object, expected: str) -> bool:
 # that text arrives, and from there on it is a crash like any other.
 #
 # With --live another middleware, `LivePages`, is around the debugger.  It adds a script to each page of the
-# application.  The script asks for `reload_id` again and again, and loads the page anew when that has changed, or when
-# a file has (if it is a style sheet or an image, only the file).  The pages of crashes do so by their own script, with
-# or without --live.
+# application, which asks for `reload_id` again and again, and loads the page anew when that has changed, or when a
+# file has (a style sheet or an image alone).  The pages of crashes do so by their own script, with or without --live.
 #
 # How to change: an endpoint is a method of `_DebuggerEndpoint` and a row of _ENDPOINTS, which names the rule of the
 # guard that is asked first.  Another form of a report is a function in room 6 and a row of `_WRITERS`.
@@ -6288,7 +6285,6 @@ class _Refused(Exception):
 class _DebuggerEndpoint:
     """One request for an endpoint, answered by the thread that serves it.
 
-    `reply` finds its row in _ENDPOINTS, and asks the guard's method that stands there before anything else happens.
     The endpoint's method returns the reply, or raises _Refused, which `answer` turns into one.
     """
 
@@ -6567,11 +6563,10 @@ LIVE_FILES = partial(  # for files of a project that its pages are made of and t
 class LivePages:
     """WSGI middleware that has each open page of the application follow a save.
 
-    It adds one small script to complete, unencoded pages that a browser navigates to.  The script asks again and again
-    whether there is a new process, or a file has changed; these are short requests, so that no thread waits for a
-    page.  The headers of the response follow: Content-Length counts the script, and the ETag is another, or a browser
-    would take a page without the script for the one with it.  Any thread may call any method: the watcher's calls
-    `changed`, those of the requests everything else.
+    The script is added to complete, unencoded pages that a browser navigates to, and asks by short requests, so that
+    no thread waits for a page.  Content-Length counts the script, and the ETag is another, or a browser would take a
+    page without the script for the one with it.  Any thread may call any method: the watcher's calls `changed`, those
+    of the requests everything else.
     """
 
     def __init__(
