@@ -5347,7 +5347,7 @@ class Guard:
         return None
 
     def note_worker(self, environ: Mapping[str, Any]) -> None:
-        """Replace the secret at the first request for the script of a service worker, which may have read it."""
+        """Replace the secret when the application first registers a service worker, whose page may have read it."""
         if environ.get("HTTP_SERVICE_WORKER") == "script":
             with self.lock:
                 if not self.has_worker:
