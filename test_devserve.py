@@ -8642,6 +8642,7 @@ MALFORMED: dict[str, Union[bytes, str]] = {
     "a target without a slash": "GET first HTTP/1.1\r\nHost: x\r\n\r\n",
     "a fragment in the target": "GET /a#b HTTP/1.1\r\nHost: x\r\n\r\n",
     "a star for another method than OPTIONS": "GET * HTTP/1.1\r\nHost: x\r\n\r\n",
+    "another word than a star for OPTIONS": "OPTIONS x HTTP/1.1\r\nHost: x\r\n\r\n",
     "a scheme that is not served": "GET ftp://x/ HTTP/1.1\r\nHost: x\r\n\r\n",
     "an absolute target without a host": "GET http:/// HTTP/1.1\r\nHost: x\r\n\r\n",
     "an absolute target with a user": "GET http://user@x/ HTTP/1.1\r\nHost: x\r\n\r\n",
