@@ -12481,7 +12481,8 @@ def run(
     `app` that is no application, ends the process with one line and exit status 2.
     """
     terminal = Terminal(quiet=bool(options.get("quiet")))
-    if _imported_by_devserve():
+    # A module that the loader imports has no `if __name__ == "__main__"` around its call:
+    if any(frame.f_code is _Runner.load.__code__ for frame in outer_frames(sys._getframe())):
         terminal.warn("devserve is serving already; the call of devserve.run is left out")
         return
     check_keywords(options, run=True)
@@ -12535,7 +12536,7 @@ def _start(
     """
     notes = launch.handover.notes if launch.handover else {}
     warnings: list[str] = []
-    mistake = pin = None
+    pin = None
     try:
         try:
             config = configure(warnings.append)
@@ -12544,7 +12545,7 @@ def _start(
         except DevserveError as error:
             if in_code or "config" not in notes:
                 raise
-            config, mistake = Config(**notes["config"]), error
+            config, load = Config(**notes["config"]), BrokenApp(error)  # raises the error when it is called
             tls = _tls_of(config, terminal)
         pin = os.environ.pop("DEVSERVE_PIN", None)  # so that no child process of the application inherits it
         terminal.quiet, terminal.editor, terminal.path_map = config.quiet, config.editor, config.path_map
@@ -12555,22 +12556,12 @@ def _start(
             )
             config = config._replace(reload=False)
         if config.reload and launch.must_supervise:
-            listeners, notes = _listen_for(config, in_code=in_code)
-            return Supervisor(launch, Handover({"listener": [sock.detach() for sock in listeners]}, notes)).run()
+            return Supervisor(launch, _listen_for(config, {}, in_code=in_code)).run()
         for warning in warnings:  # a parent has returned above, as its child prints the same; and each is printed once
             if warning not in notes.get("warnings", ()):
                 terminal.warn(warning)
-        runner = _Runner(config, terminal, launch, tls, warnings, in_code=in_code)
-
-        def load_or_fail() -> WSGIApplication:
-            if mistake:
-                raise mistake
-            return load(config)
-
-        try:
-            return runner.serve(load_or_fail)
-        finally:
-            runner.close()
+        with contextlib.closing(_Runner(config, terminal, launch, tls, warnings, in_code=in_code)) as runner:
+            return runner.serve(partial(load, config))
     except DevserveError as error:
         terminal.error(str(error))
         return 2
@@ -12642,18 +12633,14 @@ def _bound_hosts(config: Config, listeners: Sequence[socket.socket]) -> list[str
     return [host for host in bound if host not in ("0.0.0.0", "::", "")]
 
 
-def _imported_by_devserve() -> bool:
-    """Return whether a module that the loader imports has called `run`, as it has no `if __name__ == "__main__"`."""
-    return any(frame.f_code is _Runner.load.__code__ for frame in outer_frames(sys._getframe()))
-
-
-def _listen_for(config: Config, *, in_code: bool) -> tuple[list[socket.socket], dict[str, Any]]:
-    """Return listening sockets, and a note for the `_Runner` of the socket file that was made for them."""
-    listeners = listen(
-        config.host, config.port, again=_PORT_IN_CODE if in_code else partial(_command_for_port, config.port)
-    )
+def _listen_for(config: Config, notes: Mapping[str, Any], *, in_code: bool) -> Handover:
+    """Open the listening sockets; return them, and a note of the socket file, as a process before would leave them."""
+    again = _PORT_IN_CODE if in_code else partial(_command_for_port, config.port)
+    listeners = listen(config.host, config.port, again=again)
     path = socket_path(config.host)
-    return listeners, {"socket_file": os.path.abspath(path) if listeners[0].getsockname() == path else ""}
+    socket_file = os.path.abspath(path) if listeners[0].getsockname() == path else ""
+    sockets = {"listener": [sock.detach() for sock in listeners], "waiting": []}
+    return Handover(sockets, {**notes, "socket_file": socket_file})
 
 
 class _Runner:
@@ -12679,17 +12666,18 @@ class _Runner:
         self.terminal = terminal
         self.launch = launch
         self.in_code = in_code
-        self.handover = launch.handover
-        self.notes = self.handover.notes if self.handover else {}
+        self.handover = launch.handover or Handover({"listener": []}, {})
+        if not self.handover.sockets["listener"]:  # the first start, or the system could not pass them
+            self.handover = _listen_for(config, self.handover.notes, in_code=in_code)
+        self.notes = self.handover.notes
         self.reloaded = "since" in self.notes  # a parent gives its first child notes too, without this one
-        self.socket_file = self.notes.get("socket_file", "")  # is removed at the end, as we have made it
-        self.listeners = self._listeners()
         self.tls = tls
         self.thread = native_threading.get_ident()  # greenlets run in this thread, if there are any
         self.errands: Optional[deque[Callable[[], object]]] = None  # calls for `_run_errands`; None without greenlets
         self._make_server()
-        self.scheme = "https" if config.cert else "http"
-        self.guard = self._guard() if config.debugger else None
+        self.urls = urls(self.server.listeners, "https" if config.cert else "http")
+        bound = _bound_hosts(config, self.server.listeners)
+        self.guard = Guard(config.pin, self.server.server_port, config.trusted_hosts, bound, self.notes)
         self.watcher = self._watcher() if config.reload else None
         self.signals = _Signals(
             self._end, self._hang_up, at_once=launch.is_plain, in_code=in_code, reloads=config.reload
@@ -12708,25 +12696,15 @@ class _Runner:
 
     # -- what the machines are made from
 
-    def _listeners(self) -> list[socket.socket]:
-        if self.handover and self.handover.sockets["listener"]:
-            return [socket.socket(fileno=fd) for fd in self.handover.sockets["listener"]]
-        listeners, notes = _listen_for(self.config, in_code=self.in_code)
-        self.socket_file = notes["socket_file"]
-        return listeners
-
     def _make_server(self) -> None:
         """Make the server from the listeners.
 
         It is made again when the import has put greenlets in the place of threads: locks, sockets and threads of the
         first server are the real ones, on which a greenlet would block all others.
         """
-        self.listeners = [
-            sock if isinstance(sock, socket.socket) else socket.socket(fileno=sock.detach()) for sock in self.listeners
-        ]
         config = self.config
         self.server = DevServer(
-            self.listeners,
+            [socket.socket(fileno=fd) for fd in self.handover.sockets["listener"]],
             BrokenApp(DevserveError("it is being imported")),  # a placeholder: no request precedes `install`
             self.terminal,
             threads=config.threads,
@@ -12736,11 +12714,6 @@ class _Runner:
         )
         self.server.is_paused = is_debugged
         self.ended = threading.Event()  # set when no connection is accepted any more
-
-    def _guard(self) -> Guard:
-        notes = self.notes if self.reloaded else {}
-        bound = _bound_hosts(self.config, self.listeners)
-        return Guard(self.config.pin, self.server.server_port, self.config.trusted_hosts, bound, notes)
 
     def _watcher(self) -> Watcher:
         return Watcher(
@@ -12772,6 +12745,8 @@ class _Runner:
         if self.notes.get("by_hand") and self.launch.terminal_is_gone():
             return 0  # the SIGHUP came from a shell that was about to end: it tells its jobs first
         if has_green_threads():
+            for listener in self.server.listeners:
+                listener.detach()
             self._make_server()
             self.errands = deque()
             threading.Thread(target=self._run_errands, name="devserve errands", daemon=True).start()
@@ -12782,8 +12757,8 @@ class _Runner:
         self.install(app)
         if self.reloaded and not isinstance(app, BrokenApp):
             self.terminal.say(f"reloaded in {time.time() - self.notes['since']:.2f} s")
-        if self.reloaded and self.guard and not self.guard.is_announced:
-            self.terminal.say(f"  {self.guard.banner_line(urls(self.listeners, self.scheme)[0])}")
+        if self.reloaded and self.config.debugger and not self.guard.is_announced:
+            self.terminal.say(f"  {self.guard.banner_line(self.urls[0])}")
         self._begin_serving()
         if self.watcher and self.config.live:
             self.watcher.watch_data([os.getcwd()], self._notify_pages, LIVE_FILES)
@@ -12837,21 +12812,19 @@ class _Runner:
         Each call makes a new reload id, by which an open page learns that it shows an older application.
         """
         reload_id = os.urandom(8).hex()
-        if self.guard:
-            base_url = urls(self.listeners, self.scheme)[0]
+        if self.config.debugger:
             if self.debugged is None:
                 guard, terminal = self.guard, self.terminal
-                self.debugged = DebuggedApplication(app, guard=guard, terminal=terminal, base_url=base_url)
+                self.debugged = DebuggedApplication(app, guard=guard, terminal=terminal, base_url=self.urls[0])
                 self.debugged.recall(self.notes.get("crashes", ()))
             self.debugged.install(app, reload_id)
             app = self.debugged
             if self.bridge:
                 self.bridge.report = self.debugged.report
         elif isinstance(app, BrokenApp):
-            app = _import_error_app(app.error, self._guard().refuses_reading)
+            app = _import_error_app(app.error, self.guard.refuses_reading)
         if self.config.live:
-            guard = self.guard or self._guard()
-            app = self.live = LivePages(app, reload_id, self.terminal.warn, guard.refuses_reading)
+            app = self.live = LivePages(app, reload_id, self.terminal.warn, self.guard.refuses_reading)
         self.server.app = app
         self.server.streams = self.bridge is not None
 
@@ -12873,17 +12846,14 @@ class _Runner:
         again, or when a reload or the end came first."""
         with self.adopting:
             if self._enter(_SERVING, only_from=_LOADING):
-                if self.handover:
-                    self.server.adopt(socket.socket(fileno=fd) for fd in self.handover.sockets["waiting"])
+                self.server.adopt(socket.socket(fileno=fd) for fd in self.handover.sockets["waiting"])
                 threading.Thread(target=self._serve, name="devserve acceptor", daemon=True).start()
 
     def _serve(self) -> None:
         """Accept connections until the end (the thread "devserve acceptor")."""
         try:
             self.server.serve_forever()
-            if (
-                os.getpid() != self.signals.pid
-            ):  # the greenlets of a forked child: with this one, the main one would end
+            if os.getpid() != self.signals.pid:  # a forked child, whose main greenlet would end with this one
                 self.ended.wait()
             self.status = 0
         finally:
@@ -12963,14 +12933,14 @@ class _Runner:
         with self.adopting:
             phase = self.phase
             waiting = [sock.fileno() for sock in self.server.close_gate(_GRACE)]
-            if self.handover and phase == _LOADING:
+            if phase == _LOADING:
                 waiting += self.handover.sockets["waiting"]
             notes = {**self._notes(since), "by_hand": paths == [_BY_HAND]}
             try:
                 if self.bridge:
                     self.bridge.stop(_GRACE)
                 if self._enter(_RESTARTING):
-                    sockets = {"listener": [sock.fileno() for sock in self.listeners], "waiting": waiting}
+                    sockets = {"listener": self.handover.sockets["listener"], "waiting": waiting}
                     restart_process(self.launch, Handover(sockets, notes), self._give_way)
             except OSError as error:
                 self.phase = phase
@@ -12983,10 +12953,9 @@ class _Runner:
 
     def _notes(self, since: float) -> dict[str, Any]:
         """Return what the next process is to know; the reload began at `since`, by the wall clock."""
-        notes: dict[str, Any] = {"since": since, "socket_file": self.socket_file}
-        notes["import_warned"] = self.notes.get("import_warned", False)
-        notes.update(config=self.config._asdict(), warnings=self.warnings)
-        if self.guard:  # the gate is closed, so that no more guesses at the PIN come after this count of them
+        notes = {name: self.notes.get(name) for name in ("socket_file", "import_warned")}
+        notes.update(since=since, config=self.config._asdict(), warnings=self.warnings)
+        if self.config.debugger:  # the gate is closed, so no guess at the PIN comes after this count of them
             notes.update(self.guard.remember())
             notes["crashes"] = self.debugged.remember() if self.debugged else self.notes.get("crashes", [])
         if self.watcher:
@@ -13016,31 +12985,26 @@ class _Runner:
             banner_shown, self.banner_shown = self.banner_shown, True
         if banner_shown:
             return
-        addresses = urls(self.listeners, self.scheme)
-        say = self.terminal.say
-        say(f"devserve {__version__} serves {self._served_name()} on {addresses[0]} (Ctrl-C stops it)")
-        for address in addresses[1:]:
-            say(f"  and on {address}")
-        if len(addresses) > 1:
-            say("  which everybody on these networks can reach")
-        say("  for local development only: never use it in production")
-        if self.guard:
-            say(f"  {self.guard.banner_line(addresses[0])}")
-
-    def _served_name(self) -> str:
-        """Return the name of the application as the banner shows it: the one that was given, or the file found."""
+        served = "the application"
         if not self.in_code:
             with contextlib.suppress(DevserveError):
-                return app_spec(self.config.app) or default_file(os.curdir)
-        return "the application"
+                served = app_spec(self.config.app) or default_file(os.curdir)
+        say = self.terminal.say
+        say(f"devserve {__version__} serves {served} on {self.urls[0]} (Ctrl-C stops it)")
+        for url in self.urls[1:]:
+            say(f"  and on {url}")
+        if len(self.urls) > 1:
+            say("  which everybody on these networks can reach")
+        say("  for local development only: never use it in production")
+        if self.config.debugger:
+            say(f"  {self.guard.banner_line(self.urls[0])}")
 
     def _open_browser(self) -> None:
         """Show the application (in the thread "devserve browser", since some commands return when it is closed)."""
         import webbrowser
 
-        url = urls(self.listeners, self.scheme)[0]
-        if not url.startswith("http") or not webbrowser.open(url):
-            self.terminal.warn(f"--open finds no browser that shows {url}")
+        if not self.urls[0].startswith("http") or not webbrowser.open(self.urls[0]):
+            self.terminal.warn(f"--open finds no browser that shows {self.urls[0]}")
 
     def _end(self) -> None:
         """End the process at once (in the thread "devserve end"): one signal is enough, whatever the application does.
@@ -13088,9 +13052,9 @@ class _Runner:
     def _tidy_up(self) -> None:
         """Remove our socket file, and restore the terminal.  It may be called more than once, by any thread."""
         self.launch.restore_terminal()
-        if self.socket_file:
+        if self.notes["socket_file"]:
             with contextlib.suppress(OSError):  # somebody else has removed it, or put something in its place
-                os.unlink(self.socket_file)
+                os.unlink(self.notes["socket_file"])
 
     def _hang_up(self) -> None:
         """Reload after SIGHUP; but end if the closing of the terminal has sent it, as nobody is there then."""
@@ -13749,7 +13713,9 @@ def _command_parser() -> argparse.ArgumentParser:
         def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Optional[str] = None) -> None:
             setattr(namespace, self.dest, not is_negative(str(option_string)))
 
-    width = _terminal_width()
+    width = _HELP_WIDTH
+    with contextlib.suppress(OSError, ValueError):  # not a terminal
+        width = os.get_terminal_size(1).columns - 2  # argparse would import shutil and its compressors for this: 5 ms
     parser = argparse.ArgumentParser(
         prog=" ".join(own_command()),
         usage="%(prog)s [APP] [options]",
@@ -13775,14 +13741,6 @@ def _command_parser() -> argparse.ArgumentParser:
     others.add_argument("--version", action="version", version=f"devserve {__version__}", help="print the version")
     others.add_argument("-h", "--help", action="help", help="print this")
     return parser
-
-
-def _terminal_width() -> int:
-    """Return the columns for the help.  By itself, argparse would import shutil and its compressors for this: 5 ms."""
-    try:
-        return os.get_terminal_size(1).columns - 2
-    except (OSError, ValueError):  # not a terminal
-        return _HELP_WIDTH
 
 
 # -- the demo
