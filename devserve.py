@@ -49,10 +49,10 @@ Seven stories.  Each names functions in the order in which they run; a search fi
 A start:    main reads the command, and serve_command calls Launch.capture, which notes how the program was started and
             fetches what the process before has left: nothing, the first time.  configure makes the Config.  A _Runner
             opens the socket before the application is imported, so that a used port is reported at once and browsers
-            wait, and makes the DevServer, the Guard and the Watcher.  _Runner.serve starts the Watcher; _Runner.load
-            calls load_app.  _Runner.install puts a DebuggedApplication around the application, and from
-            _Runner._begin_serving on DevServer.serve_forever accepts connections.  A call of devserve.run in code
-            makes the same _Runner, by way of _start.
+            wait, and makes the DevServer, the Guard and the Watcher.  _Runner.serve puts the signal handlers in place
+            (_Signals.take) and starts the Watcher; _Runner.load calls load_app.  _Runner.install puts a
+            DebuggedApplication around the application, and from _Runner._begin_serving on DevServer.serve_forever
+            accepts connections.  A call of devserve.run in code makes the same _Runner, by way of _start.
 A request:  DevServer.serve_forever gives each connection to a thread of its own, in which _Connection.serve reads a
             request (_parse_head, _Body) and _Response.run calls the application: DebuggedApplication.__call__, which
             makes an _Exchange, and through _Exchange.call the user's.  _Response.write sends each piece before it
@@ -12393,27 +12393,19 @@ def _end_with_parent(line: _socket.socket) -> None:
 # server; when the watcher finds a change, it closes the server's gate and starts the process again.  It is the only
 # room that may know all the others.
 #
-# `_start` reads the configuration and makes a `_Runner`, whose `serve` is the life of one process:
+# `_start` reads the configuration and makes a `_Runner`, whose `serve` is the life of one process.  Its steps are told
+# on the title page, in the stories of a start and of a save.  These are the threads:
 #
-# 1. `_Runner.__init__` takes over the listening sockets of the process before, or opens them, and makes the server,
-#    the guard and the watcher.  `serve` then puts the signal handlers in place and starts the watcher.
-# 2. `load` imports the application.  Clients that connect meanwhile wait in the kernel's queue.
-# 3. `install` puts the application into the debugger and the server.  `_begin_serving` starts to accept connections,
-#    beginning with those that the process before has handed over.
-# 4. The main thread runs the event loop of an ASGI application, or only waits, until a signal ends the process.
-# 5. When a file was saved, `reload` closes the gate and waits for the requests that run, shuts an ASGI application
-#    down, and calls `restart_process`, whose exec replaces the process.  The new process begins at 1.
-#
-# These are the threads:
-# - The main thread does 1 to 4.  It never accepts connections itself, because Python runs signal handlers there.
+# - The main thread, or whichever calls `run`, makes the `_Runner` and loads the application.  Then it runs the event
+#   loop of an ASGI application, or only waits, until a signal ends the process.  It never accepts connections itself,
+#   because Python runs signal handlers there.
 # - "devserve watcher" looks at files.  It calls `reload` and `show_broken` itself, so that a reload needs no other
 #   thread; an import that never ends, or an event loop that hangs, cannot prevent it.
 # - "devserve acceptor" runs `DevServer.serve_forever`.  Each connection is then served in a thread of its own.
-# - "devserve import", on the command line alone, watches how long the import takes.  It shows the banner when that is
-#   more than a moment, then says on the terminal where the import is, and after a reload tells clients too.
-# - "devserve end" is started by a signal that ends the process.
+# - "devserve import", on the command line alone, watches how long the import takes (`_watch_import`).
+# - "devserve end" is started by a signal that ends the process (`_end`).
 # - "devserve errands" is a greenlet, where gevent or eventlet have replaced threads.  It calls what the watcher asks
-#   for, because only the greenlets' own thread may touch the server.
+#   for (`_in_step`), because only the greenlets' own thread may touch the server.
 #
 # Three threads may end the loading: the main thread, "devserve import", and the watcher after a further save.  Two may
 # end the process.  So each asks `_Runner._enter` whether it may, and only the first is told yes.
@@ -12651,10 +12643,8 @@ class _Runner:
     _ENDING: begun by `_end` after a signal, or by `close` when `serve` returns or raises.  When a restart fails, the
     phase before it comes back, and the old code serves on.
 
-    The thread that calls `run`, as a rule the main one, makes it and calls `serve`.  The watcher's thread calls
-    `reload` and `show_broken`, or has the greenlets' thread call them (`_in_step`).  The import's thread calls
-    `_watch_import`.  `_end` has a thread of its own.  `_hang_up` runs in a signal handler, so it only asks the watcher
-    to reload soon.  `lock` guards the phase and the banner, `adopting` the waiting connections.
+    The banner of this room says which thread calls what.  `lock` guards the phase and whether the banner was shown,
+    `adopting` the waiting connections.
     """
 
     def __init__(
@@ -13057,7 +13047,8 @@ class _Runner:
                 os.unlink(self.notes["socket_file"])
 
     def _hang_up(self) -> None:
-        """Reload after SIGHUP; but end if the closing of the terminal has sent it, as nobody is there then."""
+        """After SIGHUP, ask the watcher to reload; but end if the closing of the terminal has sent it, as nobody is
+        there then."""
         if self.launch.terminal_is_gone():
             self.signals.stop()
         elif self.watcher:
@@ -13224,11 +13215,11 @@ class _Signals:
                 self.errands.pop()()  # the last one first: the event of `_run_in_main_thread` follows its errand
 
     def _is_ours(self, number: int) -> bool:
-        """Return whether this process serves.  If it is a child that the application has forked, and has our handlers
-        still, they are taken away and the signal is sent once more."""
+        """Return whether this process serves.  If it is a child that the application has forked, in which a handler of
+        the application calls ours, the signal is sent once more, to the handler that was there before both."""
         if os.getpid() == self.pid:
             return True
-        self.give_back()
+        signal.signal(number, self.before.get(number) or signal.SIG_DFL)
         os.kill(os.getpid(), number)
         return False
 

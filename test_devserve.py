@@ -15647,6 +15647,33 @@ class RunnerSignals(RunnerCase):
             self.assertNotIn("reloading", served.log)
 
     @unittest.skipUnless(hasattr(os, "fork"), "needs fork")
+    def test_a_child_ends_by_a_handler_of_the_application_that_calls_ours_and_takes_nothing_with_it(self) -> None:
+        text = """
+            import os, signal, time
+            ours = signal.getsignal(signal.SIGTERM)
+            signal.signal(signal.SIGTERM, lambda number, frame: ours(number, frame))
+            def app(environ, start_response):
+                read, write = os.pipe()
+                pid = os.fork()
+                if not pid:
+                    os.write(write, b"x")
+                    while True:  # a signal right before a longer sleep would be handled after it
+                        time.sleep(0.01)
+                os.read(read, 1)
+                os.kill(pid, signal.SIGTERM)
+                status = os.waitpid(pid, 0)[1]
+                start_response("200 OK", [])
+                return [b"ended by %d" % os.WTERMSIG(status)]
+        """
+        self.write("wrapping.py", text)
+        with tempfile.TemporaryDirectory(prefix="ds") as folder:
+            served = self.served("wrapping", "--reload", "--host", f"unix:{folder}/s")
+            served.wait_for("production")
+            self.assertEqual(fetch(folder + "/s", "/").body, b"ended by %d" % signal.SIGTERM)
+            self.assertEqual(os.listdir(folder), ["s"])
+            self.assertNotIn("Traceback", served.log)
+
+    @unittest.skipUnless(hasattr(os, "fork"), "needs fork")
     def test_a_child_that_comes_back_from_the_application_ends_and_takes_nothing_with_it(self) -> None:
         self.write("forking.py", """
             import os, sys
