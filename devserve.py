@@ -12425,7 +12425,7 @@ def _end_with_parent(line: _socket.socket) -> None:
 
 _BY_HAND = "SIGHUP"  # stands where the changed path would, in a reload that a person has asked for
 _PORT_IN_CODE = "port={}".format  # how code names another port; the error for a port in use proposes it
-_LOADING, _SERVING, _RESTARTING, _ENDING = "loading", "serving", "restarting", "ending"  # phases of a process
+_LOADING, _SERVING, _LEAVING = range(3)  # the phases of a process, in their order
 _MAIN_THREAD_PATIENCE = 0.2  # seconds that an exec waits for the main thread to come out of foreign C code
 _UNWIND_SECONDS = 2.0  # that a program around ours has to end in its own way; coverage writes its data then
 _GRACE = 5.0  # seconds from its own start that a request may take while a reload waits for it
@@ -12472,7 +12472,7 @@ def run(
     an unknown keyword or a value of the wrong type.  A mistake that the person can mend, such as a port in use or an
     `app` that is no application, ends the process with one line and exit status 2.
     """
-    terminal = Terminal(quiet=bool(options.get("quiet")))
+    terminal = Terminal()
     # A module that the loader imports has no `if __name__ == "__main__"` around its call:
     if any(frame.f_code is _Runner.load.__code__ for frame in outer_frames(sys._getframe())):
         terminal.warn("devserve is serving already; the call of devserve.run is left out")
@@ -12513,7 +12513,7 @@ def serve_command(read: Callable[[Callable[[str], None]], Config]) -> int:
 
 
 def _start(
-    configure: Callable[[Callable[[str], None]], Config],
+    read: Callable[[Callable[[str], None]], Config],
     load: Callable[[Config], WSGIApplication],
     launch: Launch,
     terminal: Terminal,
@@ -12522,7 +12522,7 @@ def _start(
 ) -> int:
     """Configure, and serve until the process ends; return its exit status: 2 after a mistake that can be mended.
 
-    `configure` returns the options and `load` the application; `in_code` says that `run` was called, not a command.
+    `read` returns the options and `load` the application; `in_code` says that `run` was called, not a command.
     If options are wrong after a reload, as an environment file was edited, that is shown until the next save, like an
     error in new code; until then the options of the process before hold.
     """
@@ -12531,7 +12531,7 @@ def _start(
     pin = None
     try:
         try:
-            config = configure(warnings.append)
+            config = read(warnings.append)
             check_pin(config.pin)
             tls = _tls_of(config, terminal)
         except DevserveError as error:
@@ -12601,7 +12601,7 @@ def make_server(app: WSGIApplication, host: str = "127.0.0.1", port: int = 0, **
             server.server_close()
             raise
     if config.debugger:
-        guard = Guard(config.pin, server.server_port, config.trusted_hosts, _bound_hosts(config, listeners))
+        guard = _guard_of(config, server)
         base_url = urls(listeners, "https" if tls else "http")[0]
         server.app = debugged = DebuggedApplication(app, guard=guard, terminal=terminal, base_url=base_url)
         if bridge:
@@ -12618,11 +12618,11 @@ def _tls_of(config: Config, terminal: Terminal) -> Optional[Callable[[socket.soc
     return tls_from_files(cert, config.key) if cert else None
 
 
-def _bound_hosts(config: Config, listeners: Sequence[socket.socket]) -> list[str]:
-    """Return the host's name and address, if there is one: pages under these may use the console."""
-    address = listeners[0].getsockname()
-    bound = [config.host, str(address[0])] if isinstance(address, tuple) else []
-    return [host for host in bound if host not in ("0.0.0.0", "::", "")]
+def _guard_of(config: Config, server: DevServer, notes: Optional[Mapping[str, str]] = None) -> Guard:
+    """Return the guard, which lets pages under the host's name and address use the console, if there is one."""
+    address = server.server_address
+    bound = {config.host, str(address[0])} if isinstance(address, tuple) else set()
+    return Guard(config.pin, server.server_port, config.trusted_hosts, bound - {"0.0.0.0", "::", ""}, notes)
 
 
 def _listen_for(config: Config, notes: Mapping[str, Any], *, in_code: bool) -> Handover:
@@ -12639,9 +12639,9 @@ class _Runner:
     """The life of one process: it takes over what the last one left, loads, serves, and leaves to the next.
 
     It has these phases.  _LOADING: the application is imported, and clients wait in the kernel's queue.  _SERVING:
-    begun by `_begin_serving`.  _RESTARTING: begun by `reload`, from either of these; the process is replaced.
-    _ENDING: begun by `_end` after a signal, or by `close` when `serve` returns or raises.  When a restart fails, the
-    phase before it comes back, and the old code serves on.
+    begun by `_begin_serving`.  _LEAVING: the process is replaced by `reload`, or is ended by `_end` after a signal or
+    by `close` when `serve` returns or raises.  When a restart fails, the phase before it comes back, and the old code
+    serves on.
 
     The banner of this room says which thread calls what.  `lock` guards the phase and whether the banner was shown,
     `adopting` the waiting connections.
@@ -12666,8 +12666,7 @@ class _Runner:
         self.errands: Optional[deque[Callable[[], object]]] = None  # calls for `_run_errands`; None without greenlets
         self._make_server()
         self.urls = urls(self.server.listeners, "https" if config.cert else "http")
-        bound = _bound_hosts(config, self.server.listeners)
-        self.guard = Guard(config.pin, self.server.server_port, config.trusted_hosts, bound, self.notes)
+        self.guard = _guard_of(config, self.server, self.notes)
         self.watcher = self._watcher() if config.reload else None
         self.signals = _Signals(
             self._end, self._hang_up, at_once=launch.is_plain, in_code=in_code, reloads=config.reload
@@ -12835,7 +12834,7 @@ class _Runner:
         """Accept connections from now on, first those that the process before handed over; do nothing when called
         again, or when a reload or the end came first."""
         with self.adopting:
-            if self._enter(_SERVING, only_from=_LOADING):
+            if self._enter(_SERVING):
                 self.server.adopt(socket.socket(fileno=fd) for fd in self.handover.sockets["waiting"])
                 threading.Thread(target=self._serve, name="devserve acceptor", daemon=True).start()
 
@@ -12849,14 +12848,14 @@ class _Runner:
         finally:
             self.ended.set()
 
-    def _enter(self, phase: str, only_from: str = "") -> bool:
-        """Begin a phase, unless the process restarts or ends already, or is not in `only_from`; return whether it did.
+    def _enter(self, phase: int) -> bool:
+        """Begin a phase unless it, or a later one, has begun already; return whether it did.
 
         Whoever gets False leaves the process to the thread that was first.
         """
         with self.lock:
-            may = self.phase not in (_RESTARTING, _ENDING) and only_from in ("", self.phase)
-            self.phase = phase if may else self.phase
+            may = phase > self.phase
+            self.phase = max(phase, self.phase)
             return may
 
     def _watch_import(self) -> None:
@@ -12929,7 +12928,7 @@ class _Runner:
             try:
                 if self.bridge:
                     self.bridge.stop(_GRACE)
-                if self._enter(_RESTARTING):
+                if self._enter(_LEAVING):
                     sockets = {"listener": self.handover.sockets["listener"], "waiting": waiting}
                     restart_process(self.launch, Handover(sockets, notes), self._give_way)
             except OSError as error:
@@ -13002,7 +13001,7 @@ class _Runner:
         An ASGI application is shut down, but its requests are not waited for.
         """
         self._tidy_up()
-        if not self._enter(_ENDING):
+        if not self._enter(_LEAVING):
             os._exit(0)  # a restart is under way and runs the exit handlers, or the main thread ends the process
         if self.bridge:
             bridge = self.bridge
@@ -13016,14 +13015,12 @@ class _Runner:
         """
         if os.getpid() != self.signals.pid:
             return  # a forked child has come back from the application: nothing here is its own
-        served = self.phase == _SERVING
-        if not self._enter(_ENDING):
+        if not self._enter(_LEAVING):
             self._tidy_up()
             os._exit(0)
         if self.watcher:
             self.watcher.stop()
-        if served:
-            self.server.shutdown()
+        self.server.shutdown()
         self.server.server_close()
         if self.bridge:
             self.bridge.stop(0.0)
