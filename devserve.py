@@ -12405,7 +12405,7 @@ def _end_with_parent(line: _socket.socket) -> None:
 # - "devserve import", on the command line alone, watches how long the import takes (`_watch_import`).
 # - "devserve end" is started by a signal that ends the process (`_end`).
 # - "devserve errands" is a greenlet, where gevent or eventlet have replaced threads.  It calls what the watcher asks
-#   for (`_in_step`), because only the greenlets' own thread may touch the server.
+#   for (`_run_in_server_thread`), because only the greenlets' own thread may touch the server.
 #
 # Three threads may end the loading: the main thread, "devserve import", and the watcher after a further save.  Two may
 # end the process.  So each asks `_Runner._enter` whether it may, and only the first is told yes.
@@ -12706,13 +12706,13 @@ class _Runner:
 
     def _watcher(self) -> Watcher:
         return Watcher(
-            lambda paths: self._in_step(lambda: self.reload(paths)),
-            lambda error: self._in_step(lambda: self.show_broken(error)),
+            lambda paths: self._run_in_server_thread(lambda: self.reload(paths)),
+            lambda error: self._run_in_server_thread(lambda: self.show_broken(error)),
             warn=self.terminal.warn,
             extra_files=self.config.extra_files,
             exclude_patterns=self.config.exclude_patterns,
             also=env_files(self.config.env_file),
-            settling=lambda begins: self._in_step(self.server.hold if begins else self.server.open_gate),
+            settling=lambda begins: self._run_in_server_thread(self.server.hold if begins else self.server.open_gate),
             since=self.launch.started,
             memory=self.notes.get("watched"),
         )
@@ -12865,7 +12865,7 @@ class _Runner:
         answered so too, until the import ends after all.  At the first start clients go on waiting, as a large library
         may well take that long.
         """
-        if not self.loaded.wait(min(_BANNER_PATIENCE, _IMPORT_PATIENCE)):
+        if not self.loaded.wait(_BANNER_PATIENCE):
             self._show_banner()
         if not self.loaded.wait(_IMPORT_WARNING - _BANNER_PATIENCE) and not self.notes.get("import_warned"):
             self.notes["import_warned"] = True
@@ -12885,7 +12885,7 @@ class _Runner:
 
     # -- reloading
 
-    def _in_step(self, call: Callable[[], None], seconds: Optional[float] = None) -> None:
+    def _run_in_server_thread(self, call: Callable[[], None], seconds: Optional[float] = None) -> None:
         """Call something that touches the server, and wait until it returns, for at most `seconds`.
 
         Among greenlets their own thread calls it, as only that may touch the server; a greenlet that blocks may hold
@@ -13005,7 +13005,7 @@ class _Runner:
             os._exit(0)  # a restart is under way and runs the exit handlers, or the main thread ends the process
         if self.bridge:
             bridge = self.bridge
-            self._in_step(lambda: bridge.stop(0.0), _GRACE)
+            self._run_in_server_thread(lambda: bridge.stop(0.0), _GRACE)
         end_process(0)  # it flushes the log, and waits for a full pipe only for a while
 
     def close(self) -> None:
@@ -13164,8 +13164,8 @@ class _Signals:
 
     def _pause(self) -> None:
         if sys.platform != "win32":
-            # We are in a handler.  Python looks for another signal that has come only when one more arrives, and that
-            # one's handler would be gone by then.  So we raise one more now, with a call that does nothing.
+            # We are in a handler.  If another signal came at the same time, Python calls its handler after this one,
+            # when it would be gone.  One more signal, for a call that does nothing, has Python look for others now.
             self.errands.append(lambda: None)
             signal.raise_signal(signal.SIGHUP)
         for number in (signal.SIGTERM, signal.SIGINT):
