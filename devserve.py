@@ -12652,7 +12652,6 @@ class _Runner:
         tls: Optional[Callable[[socket.socket], socket.socket]], warnings: list[str], *, in_code: bool,
     ) -> None:  # fmt: skip
         self.config = config
-        self.warnings = warnings  # about the options; they have been printed, and the next process leaves them out
         self.terminal = terminal
         self.launch = launch
         self.in_code = in_code
@@ -12660,6 +12659,7 @@ class _Runner:
         if not self.handover.sockets["listener"]:  # the first start, or the system could not pass them
             self.handover = _listen_for(config, self.handover.notes, in_code=in_code)
         self.notes = self.handover.notes
+        self.notes["warnings"] = warnings  # about the options; printed already, so that the next process prints others
         self.reloaded = "since" in self.notes  # a parent gives its first child notes too, without this one
         self.tls = tls
         self.thread = native_threading.get_ident()  # greenlets run in this thread, if there are any
@@ -12888,8 +12888,9 @@ class _Runner:
     def _run_in_server_thread(self, call: Callable[[], None], seconds: Optional[float] = None) -> None:
         """Call something that touches the server, and wait until it returns, for at most `seconds`.
 
-        Among greenlets their own thread calls it, as only that may touch the server; a greenlet that blocks may hold
-        that up without end, hence `seconds`.
+        Where greenlets have replaced threads, their own thread calls it, as only that may touch the server; it may be
+        the caller's, as when `import_ended` holds requests.  A greenlet that blocks may hold that up without end,
+        hence `seconds`.
         """
         if self.errands is None or native_threading.get_ident() == self.thread:
             call()
@@ -12942,8 +12943,8 @@ class _Runner:
 
     def _notes(self, since: float) -> dict[str, Any]:
         """Return what the next process is to know; the reload began at `since`, by the wall clock."""
-        notes = {name: self.notes.get(name) for name in ("socket_file", "import_warned")}
-        notes.update(since=since, config=self.config._asdict(), warnings=self.warnings)
+        notes = {name: self.notes.get(name) for name in ("socket_file", "import_warned", "warnings")}
+        notes.update(since=since, config=self.config._asdict())
         if self.config.debugger:  # the gate is closed, so no guess at the PIN comes after this count of them
             notes.update(self.guard.remember())
             notes["crashes"] = self.debugged.remember() if self.debugged else self.notes.get("crashes", [])
