@@ -111,7 +111,7 @@ import struct
 import sys
 import threading
 import time
-from collections import OrderedDict, defaultdict, deque
+from collections import OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import Context, ContextVar, copy_context
 from functools import partial
@@ -159,36 +159,13 @@ if TYPE_CHECKING:
     Environ = dict[str, Any]  # the words of PEP 3333, which every room may use
 else:
 
-    class NamedTuple(tuple):
-        """As much of `typing.NamedTuple` as is used here, without compiling a source for each class."""
+    class _NamedTupleMeta(type):
+        def __new__(cls, name, bases, namespace):
+            fields = namespace["__annotations__"]
+            defaults = [namespace.pop(field) for field in fields if field in namespace]
+            return type(name, (namedtuple(name, fields, defaults=defaults),), {"__slots__": (), **namespace})
 
-        __slots__ = ()
-
-        def __init_subclass__(cls):
-            cls._fields = tuple(cls.__annotations__)
-            cls._field_defaults = {name: vars(cls)[name] for name in cls._fields if name in vars(cls)}
-            for place, name in enumerate(cls._fields):
-                setattr(cls, name, property(operator.itemgetter(place)))
-
-        def __new__(cls, *values, **named):
-            rest = cls._fields[len(values) :]
-            given = {**cls._field_defaults, **named}
-            # Too many values, a name that is no field or was given by position, or a field without a value:
-            if len(values) > len(cls._fields) or not named.keys() <= set(rest) <= given.keys():
-                raise TypeError(f"{cls.__name__} takes {', '.join(cls._fields)}")
-            return tuple.__new__(cls, (*values, *(given[name] for name in rest)))
-
-        def __repr__(self):
-            return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._asdict().items())})"
-
-        def _replace(self, **named):
-            return type(self)(**{**self._asdict(), **named})
-
-        def _asdict(self):
-            return dict(zip(self._fields, self))
-
-        def __getnewargs__(self):  # for copy and pickle
-            return tuple(self)
+    NamedTuple = type.__new__(_NamedTupleMeta, "NamedTuple", (), {})  # as much of `typing.NamedTuple` as is used here
 
 
 # =====================================================================================================================
