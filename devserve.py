@@ -3499,10 +3499,12 @@ def members_at(position: FramePosition, path: Sequence[Any], seconds: float = _V
     `path` begins with the variable's name as `with_values` gave it; each further entry is the number of a member in
     what this function returned for the path so far.  Raises LookupError if the path leads to nothing, or to a secret.
     """
-    scope = _Scope.of(position)
+    scope, first = _Scope.of(position), str(path[0])
+    if first not in scope.values and first not in _expressions_used(view_position(position)):
+        raise LookupError("the page does not show it")  # by another expression, any object of the process is reached
 
     def read() -> list[Variable]:
-        name, value = _last_name(str(path[0])), scope.find(str(path[0]), runs_code=True)
+        name, value = _last_name(first), scope.find(first, runs_code=True)
         for number in path[1:]:
             _, name, value = _open_value(name, value)[int(number)]
         return [
@@ -5190,6 +5192,7 @@ class CrashStore:
 
 _PIN_DIGITS = 9  # read off the terminal and typed once; ten guesses find it once in a hundred million times
 _SHORTEST_HIDDEN_PIN = 4  # characters; a shorter one is guessed soon, and may stand anywhere in a page
+_OWN_FIELDS = {"id", "kind", "relation"}  # of a report: what we have put there
 _PIN_FAILURES = 10  # wrong PINs, after which no PIN is taken any more
 _PIN_OFF = "off"
 _OUR_PAGE = "Use the console on devserve's page."  # the remedy for a request that our script did not send
@@ -5263,14 +5266,22 @@ class Guard:
         self.trusted_hosts = frozenset(_host_name(host) or host for host in [*named, *bound_hosts])
         self.trusted_origins = frozenset(named)
 
-    def without_pin(self, text: str) -> str:
-        """Return a text without the PIN that the person chose, which may stand in the source that is shown."""
-        from html import escape
+    def without_pin(self, value: Any) -> Any:
+        """Return a text, or what holds texts, without the PIN that the person chose: it may stand in the source.
 
-        if self.pin != _PIN_OFF and len(self.configured) >= _SHORTEST_HIDDEN_PIN:
-            for word in {self.configured, escape(self.configured)}:
-                text = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", "•" * len(word), text)
-        return text
+        Our own words stay as they are, though the PIN may be "class" or "1000": so it is called before any are added.
+        """
+        if self.pin == _PIN_OFF or len(self.configured) < _SHORTEST_HIDDEN_PIN:
+            return value
+        if isinstance(value, str):
+            for word in {self.configured, repr(self.configured)[1:-1]}:
+                value = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", "•" * len(word), value)
+        elif hasattr(value, "_asdict"):
+            parts = {name: part for name, part in value._asdict().items() if name not in _OWN_FIELDS}
+            value = value._replace(**{name: self.without_pin(part) for name, part in parts.items()})
+        elif isinstance(value, (tuple, list)):
+            value = type(value)(map(self.without_pin, value))
+        return value
 
     def banner_line(self, url: str) -> str:
         """Return the line for the terminal that says how the console is opened."""
@@ -5374,7 +5385,7 @@ class Guard:
         refusal = refusal or self._refuses_origin(environ)
         if refusal is None and kind != "application/json":  # any other is one that a form can send
             refusal = Refusal("type", "The debugger takes application/json only.", _OUR_PAGE)
-        if refusal is None and not _is_equal(environ.get("HTTP_X_DEVSERVE_SECRET", ""), self.secret):
+        if refusal is None and not _is_equal(environ.get("HTTP_X_DEVSERVE_SECRET", ""), self.secret_for(environ)):
             refusal = Refusal("secret", "The page is from another run of devserve.", "Load the page again.")
         return refusal
 
@@ -5453,6 +5464,15 @@ class Guard:
         return Refusal("token", reason, "Take the one that the terminal shows.")
 
     # -- cookie and key
+
+    def secret_for(self, environ: Mapping[str, Any]) -> str:
+        """Return the secret of the pages that a client gets: what another one reads in his is of no use there."""
+        from hashlib import sha256
+
+        address = str(environ.get("REMOTE_ADDR", ""))
+        if not address or _is_loopback(address):  # this machine is one client, by whatever address
+            return self.secret
+        return sha256(f"{self.secret} {address}".encode()).hexdigest()[:32]
 
     def cookie(self, environ: Mapping[str, Any]) -> str:
         """Return the Set-Cookie that unlocks a client until it is closed.
@@ -5671,7 +5691,8 @@ class DebuggedApplication:
         request, _ = call_safely(lambda: read_request(environ, crash.request.body) if crash.request else None)
         self.crashes.add(crash)
         report = read_report(error, request, crash.keep, crash.entered.context, crash.text or "")
-        crash.report = report._replace(link=self.link(crash, environ, self.guard.refuses_reading))
+        link = self.link(crash, environ, self.guard.refuses_reading)
+        crash.report = self.guard.without_pin(report)._replace(link=link)
 
     def link(
         self, crash: Crash, environ: Mapping[str, Any], refuses: Callable[[Mapping[str, Any]], Optional[Refusal]]
@@ -5721,7 +5742,7 @@ class DebuggedApplication:
             when = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(moment))
             shown = read_request(environ, request.body)
             link = self.link(crash, environ, self.guard.refuses_host)
-            crash.report = Report((problem,), shown, (), when, link, text)
+            crash.report = self.guard.without_pin(Report((problem,), shown, (), when, "", text))._replace(link=link)
             self.crashes.add(crash)
 
     def console(self, id: str) -> Console:
@@ -5784,7 +5805,8 @@ class DebuggedApplication:
         if environ.get("wsgi.multiprocess"):
             reason = "The server runs several processes, and only one of them has the frames."
             refusal = refusal or Refusal("processes", reason, "Start it with one process.")
-        secret = "" if refusal else self.guard.secret  # with it, the values of library frames can be asked for
+        # With it, the values of library frames can be asked for.
+        secret = "" if refusal else self.guard.secret_for(environ)
         if secret and self.guard.knows(environ):
             return PageState("open", secret)
         refusal = refusal or self.guard.refuses_pin(environ)
@@ -6003,8 +6025,8 @@ class _Exchange:
             kind = "text/plain"
             plain, _ = call_safely(lambda: traceback_text(error))
             why = f"devserve could not write the page of this crash ({type_name(type(trouble or error))})."
-            text = f"{why} The crash:\n\n{plain or type_name(type(error))}\n"
-        return _headers_and_body(self.debugger.guard.without_pin(text), kind, nonce, is_fragment=is_fragment)
+            text = f"{why} The crash:\n\n{self.debugger.guard.without_pin(plain or type_name(type(error)))}\n"
+        return _headers_and_body(text, kind, nonce, is_fragment=is_fragment)
 
     def text_about(self, crash: Crash, kind: str, nonce: str, is_fragment: bool) -> str:
         """Return the text of the response about a crash; its report has been read."""
@@ -6287,7 +6309,7 @@ class _DebuggerEndpoint:
             reply = _Reply(_write_refusal(refusal, kind, self.nonce), kind, status)
         if reply.status == "200 OK" and self.name in _UNLOGGED:
             self.environ[UNLOGGED] = True
-        headers, body = _headers_and_body(self.guard.without_pin(reply.body), reply.kind, self.nonce)
+        headers, body = _headers_and_body(reply.body, reply.kind, self.nonce)
         start_response(reply.status, [*headers, *reply.headers])
         return [] if self.environ.get("REQUEST_METHOD") == "HEAD" else [body]
 
@@ -6382,7 +6404,10 @@ class _DebuggerEndpoint:
         """Return the last crashes with time, request and message."""
         crashes = self.debugger.crashes.all()
         clocks = [time.strftime("%H:%M:%S", time.localtime(crash.time)) for crash in crashes]
-        rows = [(clock, escape_controls(c.what), c.title(), c.id) for clock, c in zip(clocks, crashes)]
+        rows = [
+            (clock, self.guard.without_pin(escape_controls(each.what)), each.title(), each.id)
+            for clock, each in zip(clocks, crashes)
+        ]
         if self.kind == "text/html":
             prefix = _prefix_from(self.environ)
             return _Reply(crash_list_page(rows, nonce=self.nonce, prefix=prefix), self.kind)
@@ -6402,7 +6427,7 @@ class _DebuggerEndpoint:
             f"{names.get(ident, 'a thread not made by Python')}\n{''.join(traceback.format_stack(frame))}"
             for ident, frame in sorted(sys._current_frames().items(), key=lambda pair: not thread_position(pair[0]))
         ]
-        text = escape_unprintable("\n".join(stacks), "\n\t")
+        text = self.guard.without_pin(escape_unprintable("\n".join(stacks), "\n\t"))
         if self.kind == "text/html":
             return _Reply(notice_page("Threads", text, nonce=self.nonce, template=STACKS), self.kind)
         return _Reply(text, "text/plain")
@@ -6419,7 +6444,7 @@ class _DebuggerEndpoint:
         """Return the variables of a frame with their values."""
         position = self.lookup(self.debugger.crashes.position)
         view = view_position(position, id=self.text_field("frame"))
-        return _as_json({"html": str(write_variables(with_values(view, position)))})
+        return _as_json({"html": str(write_variables(self.guard.without_pin(with_values(view, position))))})
 
     def members(self) -> _Reply:
         """Return what is inside a value of a frame."""
@@ -6427,7 +6452,8 @@ class _DebuggerEndpoint:
         if not (isinstance(path, list) and path and all(isinstance(step, (str, int)) for step in path)):
             raise _Refused("body", "The request has no path of a value.", "Use the buttons on the page.")
         try:
-            return _as_json({"html": str(write_members(members_at(position, path), path))})
+            members = self.guard.without_pin(members_at(position, path))
+            return _as_json({"html": str(write_members(members, path))})
         except LookupError as error:
             raise _Refused("gone", f"It cannot be opened: {error}.", "Use the console.") from None
 
@@ -6438,7 +6464,8 @@ class _DebuggerEndpoint:
         position = self.lookup(self.debugger.crashes.position)
         view = view_position(position, id=self.text_field("frame"), around=around)
         more = view_position(position, around=around + 1)
-        return _as_json({"html": str(write_source(view)), "all": len(view.source) == len(more.source)})
+        html = str(write_source(self.guard.without_pin(view)))
+        return _as_json({"html": html, "all": len(view.source) == len(more.source)})
 
     def eval(self) -> _Reply:
         """Evaluate code in the console of a frame; with `wait`, answer after so many seconds even when it goes on."""
@@ -12411,8 +12438,7 @@ _GREEN_INTERVAL = 0.05  # seconds after which the greenlets' thread looks again 
 _BANNER_PATIENCE = 1.0  # seconds of importing before the banner; most mistakes in a command show earlier, without it
 _IMPORT_WARNING = 3.0  # seconds of importing before the terminal says where the import is
 _IMPORT_PATIENCE = 10.0  # seconds of importing, after a reload, before clients are told; few libraries take as long
-# More objects than most imports make.  No application sets this very number, so that we can tell ours from one of its
-# own; and an application that multiplies the threshold, as some do by a thousand, stays within a C int.
+# More objects than most imports make, and a number that no application sets, so that we can tell ours from its own.
 _NO_COLLECTION = 2_000_003
 
 
@@ -13206,18 +13232,25 @@ class _CollectorAtRest:
     itself has called `gc.disable()` or set thresholds, that holds.  PyPy has nothing of this.
     """
 
-    threshold = 0
+    get_threshold: Any = None  # the interpreter's own, once ours stands in for it
 
     def __enter__(self) -> None:
         if hasattr(gc, "freeze"):
-            self.threshold = gc.get_threshold()[0]
+            self.get_threshold, self.before = gc.get_threshold, gc.get_threshold()
+            gc.get_threshold = self._threshold
             gc.set_threshold(_NO_COLLECTION)
+
+    def _threshold(self) -> tuple[int, int, int]:
+        """Stand in for `gc.get_threshold`, as an application may set what it computes from the result."""
+        now = self.get_threshold()
+        return self.before if now[0] == _NO_COLLECTION else now
 
     def wake(self) -> None:
         """Set the threshold that was there before, in a child that is forked meanwhile too."""
-        factor, rest = divmod(gc.get_threshold()[0], _NO_COLLECTION) if hasattr(gc, "freeze") else (0, 0)
-        if factor and not rest:  # the application may have multiplied what it found
-            gc.set_threshold(factor * self.threshold)
+        if self.get_threshold:
+            gc.get_threshold = self.get_threshold
+            if gc.get_threshold()[0] == _NO_COLLECTION:
+                gc.set_threshold(self.before[0])
 
     def __exit__(self, *_: object) -> None:
         self.wake()
