@@ -4174,7 +4174,7 @@ class ReadingProblems(Reading):
                 def total(self): raise SystemExit
             def view():
                 order = Order()
-                return order.missing
+                return order.missing, order.rows, order.total, order.token, order.rows[0]
             """)
         position = devserve._positions_of(error, None)[-1]
 
@@ -4189,6 +4189,9 @@ class ReadingProblems(Reading):
         for path in (("nothing",), ("order", 9), ("order", "x"), ("order.total",), ("order", 1), ("order.token",)):
             with self.assertRaises(LookupError):
                 shown(*path)
+        for other in ("order.slots", "order.rows[1]", "Order", "Order.__init__", "len", "order.__class__", "order "):
+            with self.subTest(other), self.assertRaisesRegex(LookupError, "does not show it"):
+                shown(other)
 
     def test_only_what_has_members_opens(self) -> None:
         frame = self.read("""\
@@ -6718,6 +6721,61 @@ class GuardSecrets(Debugged):
             answers.append(self.post("source", {"frame": frame, "lines": 2000}))
             for answer in answers:
                 self.assertEqual("failing_app" in answer.text, is_shown, (configured, answer.text[:300]))
+
+    def test_a_pin_is_hidden_in_whatever_way_it_is_written(self) -> None:
+        for pin in ("geheim-über99", 'quo"te-99', "it's-99", "back\\slash-99", "a&b<99>x", "two words"):
+
+            def failing(environ: Any, start_response: App, note: str = pin) -> Any:
+                kept = {"note": note}
+                return 1 / 0 if kept else None
+
+            with self.subTest(pin):
+                self.guard.configured = ""
+                self.install(failing)
+                frame = self.frame()
+                self.guard.configured = pin
+                answers = [self.ask(Accept=kind) for kind in ("text/html", "text/markdown", "application/json")]
+                answers.append(self.post("variables", {"frame": frame}))
+                answers.append(self.post("members", {"frame": frame, "path": ["kept"]}))
+                for answer in answers:
+                    for form in (
+                        pin,
+                        repr(pin)[1:-1],
+                        json.dumps(pin)[1:-1],
+                        html.escape(pin),
+                        html.escape(repr(pin)),
+                    ):
+                        self.assertNotIn(form, answer.text)
+
+    def test_a_pin_that_is_a_word_of_ours_spoils_no_page(self) -> None:
+        def ours() -> set[str]:
+            """Return scripts and styles of the page, and the names of tags and classes."""
+            page = re.sub(r'nonce="\w+"', "", self.ask(Accept="text/html").text)
+            return set(re.findall(r"(?s)<script.*?</script>|<style.*?</style>|<\w+|class=\"[^\"]*", page))
+
+        before = ours()
+        for pin in ("1000", "class", "true", "open", "console", "python", "button"):
+            with self.subTest(pin):
+                self.guard.configured = pin
+                self.assertLessEqual(ours(), before)
+                report = self.ask(Accept="application/json").json
+                self.assertEqual(report["problems"][0]["frames"][-1]["kind"], "python")
+
+    def test_each_client_elsewhere_has_a_secret_of_its_own(self) -> None:
+        """A stranger who reads it in his page, and plants it in one of the application's, helps no script there."""
+        near = [{}, {"REMOTE_ADDR": ""}, {"REMOTE_ADDR": "127.0.0.1"}, {"REMOTE_ADDR": "::1"}]
+        self.assertEqual({self.guard.secret_for(environ) for environ in near}, {self.guard.secret})
+        secrets = {self.guard.secret_for({"REMOTE_ADDR": address}) for address in ("10.0.0.5", "10.0.0.6", "::2")}
+        self.assertEqual(len(secrets | {self.guard.secret}), 4)
+        there = {"REMOTE_ADDR": "10.0.0.5"}
+        frame = self.frame()
+        self.server.set_app(lambda environ, start_response: self.debugger({**environ, **there}, start_response))
+        page = self.ask("/__devserve__/console").text
+        self.assertIn(self.guard.secret_for(there), page)
+        self.assertNotIn(self.guard.secret, page)
+        self.assertEqual(self.post("variables", {"frame": frame}).json["error"], "secret")
+        own = {"X_Devserve_Secret": self.guard.secret_for(there)}
+        self.assertEqual(self.post("variables", {"frame": frame}, **own).status, 200)
 
     def test_secret_is_in_documents_only_and_what_the_browser_opens_has_no_opener(self) -> None:
         for path in ("/", "/__devserve__/console"):
