@@ -1928,7 +1928,8 @@ def _remedy_outside_environment() -> str:
 
 # The functions that start a server, or a reloader, by the module that defines them.
 _SERVERS = {
-    "socketserver": ("BaseServer.serve_forever",),  # wsgiref's and Werkzeug's servers among them
+    "socketserver": ("BaseServer.serve_forever",),  # wsgiref's server among them
+    "werkzeug.serving": ("run_simple",),
     # Reloaders, which would start us again and again
     "werkzeug._reloader": ("run_with_reloader",),
     "django.utils.autoreload": ("run_with_reloader",),
@@ -6795,6 +6796,7 @@ _BODY_AT_FAULT = {"400", "411", "415", "422"}  # client errors that may well com
 _HANG_SECONDS = (10.0, 60.0, float("inf"))  # after which the terminal says where a request hangs: twice, then no more
 _HANG_INTERVAL = 1.0  # seconds between two looks for such requests
 _PAUSED_INTERVAL = 0.5  # between two looks at a request that is stopped in a debugger
+_GREEN_INTERVAL = 0.01  # between two looks at a socket among greenlets that nothing wakes
 _OUT_OF_DESCRIPTORS_PAUSE = 0.05  # before accepting again when the process has no descriptor left
 
 _SERVER_NAME = f"devserve/{__version__}"
@@ -8363,17 +8365,25 @@ def wait_until_ready(
     """Return whether within `seconds` one of the sockets can be read (or has ended) or written.
 
     We use `poll`, since `select` takes no descriptor above 1023; but `select` on Windows, which has no poll, and among
-    greenlets, which patch it.
+    greenlets, which patch it, unless they were told not to.
     """
     seconds = None if seconds is None else max(0, seconds)
-    if sys.platform == "win32" or not hasattr(select, "poll") or has_green_threads():
+    is_green = has_green_threads()
+    if sys.platform == "win32" or not hasattr(select, "poll") or (is_green and type(select.select) is FunctionType):
         return any(select.select(reading, writing, [], seconds)[:2])
     poller = select.poll()
     for sock in reading:
         poller.register(sock, select.POLLIN)
     for sock in writing:
         poller.register(sock, select.POLLOUT)
-    return bool(poller.poll(None if seconds is None else seconds * 1000))
+    if not is_green:
+        return bool(poller.poll(None if seconds is None else seconds * 1000))
+    end = time.monotonic() + (float("inf") if seconds is None else seconds)
+    while not poller.poll(0):
+        if time.monotonic() >= end:
+            return False
+        time.sleep(_GREEN_INTERVAL)
+    return True
 
 
 def _base_environ(address: Any, listeners: int, *, threads: bool, https: bool) -> Environ:
@@ -11791,17 +11801,21 @@ def _first_environ(early: bool) -> dict[str, str]:
     """Return the environment at the start.
 
     If `run` was called in code, the application has run before us, and may have put into `os.environ` the values of a
-    `.env`, which may be edited later.  Linux still has the first environment in /proc, unless a program that sets its
-    title has written over it.
+    `.env`, which may be edited later.
     """
-    environ = dict(os.environ)
+    environ = ({} if early else _environ_of_exec()) or dict(os.environ)
+    environ.pop(_HANDOVER_ENV, None)
+    return environ
+
+
+def _environ_of_exec() -> dict[str, str]:
+    """Return the environment that the last exec has set; {} where the system does not tell (Linux does)."""
     with contextlib.suppress(OSError):
         with open("/proc/self/environ", "rb") as file:
             words = [word.partition(b"=") for word in file.read().split(b"\0")[:-1]]
-        if not early and words and all(equals for _, equals, _ in words):
-            environ = {os.fsdecode(key): os.fsdecode(value) for key, _, value in words}
-    environ.pop(_HANDOVER_ENV, None)
-    return environ
+        if all(equals for _, equals, _ in words):  # else a program that sets its title has written over it
+            return {os.fsdecode(key): os.fsdecode(value) for key, _, value in words}
+    return {}
 
 
 # -- what an exec would carry into the next process
@@ -12192,7 +12206,11 @@ def _fetch() -> tuple[Optional[_Parent], dict[str, Any], list[int]]:
     A child of the application may have the variable in its environment too.  It gets nothing: the pid in the variable
     is neither its own nor its parent's, or whatever listens at the address sees that the child's pid is another.
     """
-    pid, _, address = os.environ.pop(_HANDOVER_ENV, "").partition(":")
+    told = os.environ.pop(_HANDOVER_ENV, "")
+    if not told:  # a script may have cleaned its environment before it calls `run`
+        told = _environ_of_exec().get(_HANDOVER_ENV, "")
+        told = told if told.startswith(f"{os.getpid()}:") else ""  # a second `run` finds nothing there
+    pid, _, address = told.partition(":")
     if not address or (sys.platform != "win32" and pid not in (str(os.getpid()), str(os.getppid()))):
         return None, {}, []
     try:

@@ -19015,6 +19015,16 @@ def look():
             client.ask()
             self.reaches(client, version)
 
+    def test_a_script_that_clears_its_environment_before_run_goes_on_at_the_same_port(self) -> None:
+        run = "if __name__ == '__main__':\n    os.environ.clear()\n    import devserve\n"
+        run += "    devserve.run(app, port=0, reload=True)\n"
+        self.save("v1", "{}\n\n\nimport os\n\n" + run)
+        served = self.serve(script=["app.py"], port=False, env={"PYTHONPATH": str(SCRIPT.parent)})
+        client = self.connect(served)
+        client.ask()
+        self.save("v2", "{}\n\n\nimport os\n\n" + run)
+        self.reaches(client, "v2")
+
     def test_a_file_that_was_executed_before_run_is_watched(self) -> None:
         self.write("shop/__init__.py", """
             import os, runpy
@@ -20063,6 +20073,7 @@ class ReloadUnderRunners(Reload):
     @needs("gevent")
     def test_gevent_patches_in_the_module_before_it_and_in_code(self) -> None:
         self.try_two_reloads(first=self.GEVENT)
+        self.try_two_reloads(first=self.GEVENT.replace("()", "(select=False)"))
         self.try_two_reloads("-m", "gevent.monkey")
         self.try_two_reloads(first=self.GEVENT, last=self.RUN)
         self.try_two_reloads(first=self.GEVENT, app=self.ASGI)
@@ -20102,6 +20113,7 @@ class ReloadUnderRunners(Reload):
     @needs("eventlet")
     def test_eventlet_patches_in_the_module_and_in_code(self) -> None:
         self.try_two_reloads(first=self.EVENTLET)
+        self.try_two_reloads(first=self.EVENTLET.replace("monkey_patch()", "monkey_patch(select=False)"))
         self.try_two_reloads(first=self.EVENTLET, last=self.RUN)
         self.try_two_reloads(first=self.EVENTLET, app=self.ASGI)
 
