@@ -11355,19 +11355,7 @@ class Watcher(native_threading.Thread):
         """
         files, states = self.files, self.files.states
         known = len(files.own)
-        found = set()
-        for path in paths:  # `_state` is written out here, as this loop is most of what the watcher costs
-            try:
-                status = os.stat(path)
-                state = status.st_mtime_ns, status.st_size, status.st_ino, status.st_ctime_ns
-                if state == states[path]:
-                    continue
-            except (OSError, ValueError):
-                if states[path] is None:
-                    continue
-            found.add(path)
-        if not found:
-            return found
+        found = {path for path in paths if _state(path) != states[path]}
         may_have_come: list[str] = []
         for folder in [path for path in found if path in files.trees or path in files.awaited]:
             may_have_come = self._rounds.missing  # their turn is later, but an entry of the folder may be one of them

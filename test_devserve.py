@@ -14941,6 +14941,16 @@ class ReloaderBadInput(ReloaderWatching):
         self.assertIsNone(self.watcher._contents.seen[str(self.folder / "files" / "large")][1])
         self.is_silent_until("files/a.txt")
 
+    @unittest.skipUnless(EXECS, "needs named pipes")
+    def test_a_named_pipe_holds_no_request(self) -> None:
+        """As of the `.env` of a password manager, which has no state at any look."""
+        os.mkfifo(self.folder / ".env")
+        settled: list[bool] = []
+        with mock.patch.object(devserve, "_SLOW", 1):
+            self.start(also=[str(self.folder / ".env")], seen=[".env"], settling=settled.append)
+            self.let_it_look()
+        self.assertEqual(settled, [])
+
     def test_more_files_than_can_be_borne_are_left_out_and_it_is_said(self) -> None:
         for number in range(9):
             self.write(f"many/{number}.txt", "")
