@@ -10609,10 +10609,16 @@ class _ImportRecorder:
                 raise OSError("too young to be told from its bytecode")  # so importlib neither reads nor writes any
             return stats
 
+        def noted_open(open: Callable[..., Any], file: Any, mode: str = "r", *rest: Any, **more: Any) -> Any:
+            if "" in self._endings and not set("wax") & set(mode):  # modules such as tokenize keep what `open` was
+                self._note_executed(file, (".py",))
+            return open(file, mode, *rest, **more)
+
         self._replace(SourceFileLoader, "path_stats", noted_path_stats)
-        self._replace(builtins, "compile", _StandIn(_with_notes(self._note_executed)))
+        # Bound methods, as a plain function would become a method where a class holds it, and a builtin does not.
+        self._replace(builtins, "compile", self.compile)
         for owner in (builtins, io):  # pathlib takes io's
-            self._replace(owner, "open", _StandIn(self._noted_open(owner.open)))
+            self._replace(owner, "open", MethodType(noted_open, owner.open))
         sys.meta_path.append(self)
 
     def _replace(self, owner: Any, name: str, new: Any) -> None:
@@ -10625,71 +10631,52 @@ class _ImportRecorder:
         A request may be the first to execute one; what else it compiles is a template, after which its engine looks.
         """
         self._endings = (".py", ".cfg")
-        for replaced in self._replaced:
-            if replaced[1] == "open":
-                self._give_back(*replaced)
+        self._put_back("open")
 
     def end(self) -> None:
-        """Put everything back, except where others have replaced ours since."""
-        for replaced in self._replaced:
-            self._give_back(*replaced)
+        """Put everything back."""
+        self._put_back("path_stats", "compile", "open")
         if self in sys.meta_path:
             sys.meta_path.remove(self)
 
-    @staticmethod
-    def _give_back(owner: Any, name: str, old: Any, new: Any) -> None:
-        if getattr(owner, name) is new:  # else it is back already, or others have replaced ours since, and call it
-            setattr(owner, name, old)
-
-    def _noted_open(self, open: Callable[..., Any]) -> Callable[..., Any]:
-        def noted(file: Any, mode: str = "r", *rest: Any, **more: Any) -> Any:
-            if "" in self._endings and not set("wax") & set(mode):  # modules such as tokenize keep what `open` was
-                self._note_executed(file, (".py",))
-            return open(file, mode, *rest, **more)
-
-        return noted
+    def _put_back(self, *names: str) -> None:
+        for owner, name, old, new in self._replaced:
+            if name in names and getattr(owner, name) is new:  # else others have replaced ours since, and call it
+                setattr(owner, name, old)
 
     def find_spec(self, name: str, path: Optional[Iterable[str]] = None, target: Any = None) -> None:
         """Find nothing, and note the module, which no finder before has found (the protocol of `sys.meta_path`)."""
         self.missed.append((name.rpartition(".")[2], None if path is None else list(path)))
+
+    def compile(
+        self,
+        source: Any,
+        filename: Any,
+        mode: str,
+        flags: int = 0,
+        dont_inherit: bool = False,
+        *rest: int,
+        **more: int,
+    ) -> Any:
+        """Do what the builtin `compile` does, and note the filename if its code is to be executed.
+
+        `compile` takes over the caller's `from __future__ import`; for that its caller's flags are passed on.
+        """
+        import __future__
+
+        from _ast import PyCF_ONLY_AST
+
+        if not flags & PyCF_ONLY_AST:
+            self._note_executed(filename)
+        flags_of_future = sum({getattr(__future__, name).compiler_flag for name in __future__.all_feature_names})
+        inherited = 0 if dont_inherit else sys._getframe(1).f_code.co_flags & flags_of_future
+        return _compile(source, filename, mode, flags | inherited, True, *rest, **more)
 
     def _note_executed(self, filename: Any, endings: tuple[str, ...] = ()) -> None:
         with contextlib.suppress(TypeError, ValueError, OSError):  # it may be anything
             path = os.path.abspath(os.fsdecode(filename))  # where the application is now, as it may call os.chdir
             if path.endswith(endings or self._endings) and os.path.isfile(path):
                 self.loaded.append((path, _state(path), False))
-
-
-class _StandIn:
-    """Is called in place of a builtin function: one in Python would become a method where a class holds it."""
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self._call = call
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        return self._call(*args, **options)
-
-
-def _with_notes(note: Callable[[Any], None]) -> Callable[..., Any]:
-    """Return a function that notes the filename and then does what `compile` does.
-
-    `compile` takes over the caller's `from __future__ import`; for that its caller's flags are passed on.
-    """
-    import __future__
-
-    from _ast import PyCF_ONLY_AST
-
-    flags_of_future = sum({getattr(__future__, name).compiler_flag for name in __future__.all_feature_names})
-
-    def compile(
-        source: Any, filename: Any, mode: str, flags: int = 0, dont_inherit: bool = False, *rest: int, **more: int
-    ) -> Any:
-        if not flags & PyCF_ONLY_AST:  # it is to be executed
-            note(filename)
-        inherited = 0 if dont_inherit else sys._getframe(2).f_code.co_flags & flags_of_future
-        return _compile(source, filename, mode, flags | inherited, True, *rest, **more)
-
-    return compile
 
 
 def _files_named_by(path: str, cwd: str) -> list[str]:
