@@ -10558,15 +10558,14 @@ def _digest(path: str) -> _Digest:
 
 def _syntax_error(path: str) -> Optional[SyntaxError]:
     """Return why a Python file does not compile, or None, also when the compiler itself gives up."""
-    data = _content(path) if path.endswith(".py") else None
     try:
-        _compile(data or b"", path, "exec", dont_inherit=True)
+        _compile(_content(path) or b"", path, "exec", dont_inherit=True)
     except SyntaxError as error:
         return error
     except ValueError as error:  # a NUL byte, until Python 3.11.4
         return SyntaxError(str(error), (path, 1, None, None))
     except (RecursionError, MemoryError, OverflowError):
-        return None
+        pass
     return None
 
 
@@ -10739,9 +10738,13 @@ class _Files:
 
     def add(self, path: str, state: _State) -> None:
         """Watch one path, which need not exist; `state` becomes its known state, if it is not watched already."""
-        if path not in self.states and not self.excluded(path) and not self._is_full():
-            self.own.append(path)
-            self.states[path] = state
+        if path in self.states or self.excluded(path) or self.full:
+            return
+        self.own.append(path)
+        self.states[path] = state
+        self.full = len(self.own) >= _FILES_LIMIT
+        if self.full:
+            self.warn(f"{_FILES_LIMIT:,} files are watched, further ones are not; name fewer, or exclude some")
 
     def add_data(self, paths: Iterable[str], *, new: bool = False) -> None:
         """Watch files that were asked for by name or folder; the next process is told of them.
@@ -10751,12 +10754,6 @@ class _Files:
         for path in paths:
             self.add(path, None if new else self._first_state(path, self.since))
             self.data[path] = None
-
-    def _is_full(self) -> bool:
-        if not self.full and len(self.own) >= _FILES_LIMIT:
-            self.full = True
-            self.warn(f"{_FILES_LIMIT:,} files are watched, further ones are not; name fewer, or exclude some")
-        return self.full
 
     def _first_state(self, path: str, since: float) -> _State:
         """Return the known state for a path that this process may have read at any time since `since`.
@@ -10811,7 +10808,7 @@ class _Files:
         """Watch the project's folders in which a module would have been found, so that it is seen when it appears."""
         for folder in self._project_folders(sys.path if places is None else places):
             if name not in self.awaited.setdefault(folder, set()):
-                self._add_folder(folder)
+                self.add(folder, _state(folder))
                 self.awaited[folder].add(name)
                 self._look_for(folder, name)
 
@@ -10862,11 +10859,6 @@ class _Files:
             trees.append(wants)
             self._queue.append((folder, wants, new))
 
-    def _add_folder(self, folder: str) -> None:
-        if folder not in self.states:
-            self.own.append(folder)
-            self.states[folder] = _state(folder)
-
     def list_again(self, folder: str) -> None:
         """Look for new files in a folder whose state has changed, which it does when an entry comes or goes."""
         self.states[folder] = _state(folder)
@@ -10885,7 +10877,7 @@ class _Files:
         return True
 
     def _list(self, folder: str, wants: _Wants, new: bool) -> None:
-        self._add_folder(folder)
+        self.add(folder, _state(folder))
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
@@ -11182,7 +11174,6 @@ class Watcher(native_threading.Thread):
         self.changed = changed
         self.broken = broken
         self.settling = settling
-        self.warn = warn
         self._asked = tuple(extra_files), tuple(exclude_patterns), tuple(map(os.path.abspath, also))
         self.files = _Files(warn, time.time() if since is None else since, self._asked[1])
         self._errands: deque[Callable[[], None]] = deque()  # calls that other threads want made in this one
@@ -11193,7 +11184,7 @@ class Watcher(native_threading.Thread):
         self._recent: dict[str, None] = {}  # files that have caused a reload, the last one last
         self._recall(memory)
         self._errands.append(partial(self.files.add_places, self._asked[0]))
-        self.watch(self._asked[2])
+        self._errands.append(partial(self.files.add_data, self._asked[2]))
         self._handlers: list[tuple[str, _Matches, Callable[[list[str]], bool]]] = []  # see `watch_data`
         self._known = 0  # how many of `files.own` earlier rounds have seen
         self._pending: set[str] = set()  # paths that have changed, kept while one of them does not compile
@@ -11223,10 +11214,6 @@ class Watcher(native_threading.Thread):
     def failed(self, error: BaseException) -> None:
         """Watch whatever could mend an import that ended in `error`; the files that it has loaded already are."""
         self._errands.append(partial(self.files.add_whatever_mends, error))
-
-    def watch(self, paths: Iterable[str]) -> None:
-        """Watch these files too."""
-        self._errands.append(partial(self.files.add_data, [os.path.abspath(path) for path in paths]))
 
     def watch_data(
         self, folders: Iterable[str], handle: Callable[[list[str]], bool], wants: Optional[_Matches] = None
@@ -11438,7 +11425,7 @@ class Watcher(native_threading.Thread):
 
     def _first_error(self) -> Optional[SyntaxError]:
         end = time.monotonic() + _COMPILE_SECONDS
-        for path in sorted(self._pending):
+        for path in sorted(path for path in self._pending if path.endswith(".py")):
             error = _syntax_error(path)
             if error is not None or time.monotonic() > end:
                 return error
