@@ -10689,7 +10689,9 @@ def _files_named_by(path: str, cwd: str) -> list[str]:
     names = re.findall(r"""["']([\w./-]+\.(?:py|cfg))["']""", (_content(path) or b"").decode(errors="replace"))
     home = os.path.dirname(path)
     folders = [home, os.path.join(home, "..", "instance")]
-    folders += [entry.path for entry in os.scandir(home) if names and _is_folder(entry) and _is_walked(entry)]
+    with contextlib.suppress(OSError):  # the folder has gone, or cannot be listed
+        entries = os.scandir(home) if names else ()
+        folders += [entry.path for entry in entries if _is_folder(entry) and _is_walked(entry)]
     paths = [os.path.join(folder, name) for name in names for folder in folders]
     paths += [os.path.join(cwd, value) for value in os.environ.values() if value.endswith((".py", ".cfg"))]
     return [os.path.normpath(each) for each in paths if os.path.isfile(each)]

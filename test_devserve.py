@@ -14951,6 +14951,14 @@ class ReloaderBadInput(ReloaderWatching):
             self.let_it_look()
         self.assertEqual(settled, [])
 
+    def test_a_module_that_names_a_folder_which_is_not_there_does_no_harm(self) -> None:
+        made = types.ModuleType("made_d")
+        made.__file__ = str(self.folder / "no" / "such" / "made_d.py")
+        with mock.patch.dict(sys.modules, {"made_d": made}):
+            self.write("barrier.txt", "")
+            self.start(extra_files=["barrier.txt"], seen=["barrier.txt"])
+            self.is_silent_until()
+
     def test_more_files_than_can_be_borne_are_left_out_and_it_is_said(self) -> None:
         for number in range(9):
             self.write(f"many/{number}.txt", "")
