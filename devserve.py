@@ -10456,9 +10456,10 @@ class _StartupFailed(Exception):
 # - The next process compiles each file that may have been edited since this one began.  Python compares bytecode with
 #   its source by whole seconds and size alone (PEP 3147 and 552), so that after two edits within a second it may load
 #   the bytecode of the first.
-# - `_Files` and all names of `Watcher` that begin with an underscore belong to the watcher's thread.  The public
-#   methods of `Watcher` are for any thread, except where one says otherwise; `reload_now` is for a signal handler too.
-#   Callbacks are called in the watcher's thread, but for one call of `settling` by `import_ended`.
+# - `_Files`, `_Contents`, `_Overwritten`, `_Rounds` and all names of `Watcher` that begin with an underscore belong to
+#   the watcher's thread.  The public methods of `Watcher` are for any thread, except where one says otherwise;
+#   `reload_now` is for a signal handler too.  Callbacks are called in the watcher's thread, but for one call of
+#   `settling` by `import_ended`.
 #
 # How to change: files that editors or tools leave behind go into `_LITTER`, and folders without project files into
 # `_NOT_WALKED`.  How soon an edit is seen, and at what cost, the constants below decide, each with its reason.
@@ -10711,8 +10712,7 @@ class _Files:
     """Every path that is watched, with its known state: the one that this process has loaded or accepted.
 
     `own` are the project's files and folders, `installed` the files of the standard library and of installed packages.
-    When the known state is None, no file is expected, so that the next look reports one that is there.  Only the
-    watcher's thread uses it, except for the `recorder`.
+    When the known state is None, no file is expected, so that the next look reports one that is there.
     """
 
     def __init__(self, warn: Callable[[str], None], since: float, exclude_patterns: Iterable[str]) -> None:
@@ -10732,7 +10732,9 @@ class _Files:
         self._excludes = [
             (re.compile(f"(?:^|(?<=/)){_glob(each, '.*')}(?:/|$)"), re.match(r"[*/\\]|\w:", each)) for each in globs
         ]
-        self._running = _files_on_the_stack()
+        # Under a profiler the application's own script is no module, but its code runs now.
+        running = {os.path.abspath(frame.f_code.co_filename) for frame in outer_frames(sys._getframe())}
+        self._running = set(filter(os.path.isfile, running))
         self._modules: set[str] = set()  # names of those that have been adopted
         self._scanned = since  # when `sys.modules` was last looked through, by the wall clock
         self._linked: set[tuple[str, _Wants]] = set()  # folders that were reached by a link
@@ -10952,12 +10954,6 @@ def _module_file(module: Any) -> str:
     return os.path.abspath(path) if isinstance(path, str) else ""
 
 
-def _files_on_the_stack() -> set[str]:
-    """Return the files whose code runs now, because under a profiler the application's own script is no module."""
-    paths = {os.path.abspath(frame.f_code.co_filename) for frame in outer_frames(sys._getframe())}
-    return set(filter(os.path.isfile, paths))
-
-
 def _glob(pattern: str, star: str) -> str:
     """Return a regular expression for the paths, with `/`, that a glob matches; `star` is the expression for `*`.
 
@@ -10985,8 +10981,7 @@ def _glob_token(token: str) -> str:
 class _Contents:
     """The bytes of the files, as size and CRC: a save that writes the same bytes again is no edit.
 
-    They are read after the import, a few files in each round, as they must be known before a save.  Only the watcher's
-    thread uses it.
+    They are read after the import, a few files in each round, as they must be known before a save.
     """
 
     def __init__(self, states: dict[str, _State]) -> None:
@@ -11027,8 +11022,7 @@ class _Overwritten:
     """Files that the application itself writes over and over, such as a log in a watched folder.
 
     Each would reload the application without end.  So changes are counted that come during an import or soon after,
-    when hardly any person makes them.  After `_REPEATED` in a row the file is left out, until it rests.  Only the
-    watcher's thread uses it.
+    when hardly any person makes them.  After `_REPEATED` in a row the file is left out, until it rests.
     """
 
     def __init__(self, warn: Callable[[str], None]) -> None:
@@ -11038,7 +11032,8 @@ class _Overwritten:
 
     def is_left_out(self, path: str) -> bool:
         """Return whether a file that has changed is left out; one that has rested for `_HEELS` no longer is."""
-        if time.monotonic() > self._left_out.pop(path, -_HEELS) + _HEELS:
+        last_change = self._left_out.pop(path, None)
+        if last_change is None or time.monotonic() > last_change + _HEELS:
             return False
         self._left_out[path] = time.monotonic()
         return True
@@ -11067,11 +11062,8 @@ class _Overwritten:
 class _Rounds:
     """Chooses what each round looks at, so that it costs a small share of a core, however many files there are.
 
-    The files edited last are in every round, as the next edit is most likely to one of them.  Of the project's other
-    files a round has as many as the share pays for.  Half of these are Python files, so that thousands of assets do
-    not delay them.  Files that do not exist, as `.env` in most folders, and the installed ones wait for each tenth
-    round, which looks at so many of the latter that each has its turn once in `_PERIOD`.  Each list is gone through
-    again and again.  Only the watcher's thread uses it.
+    The banner says how often each kind of file has its turn.  Of the project's files, half of those that the share
+    pays for are Python files, so that thousands of assets do not delay them.
     """
 
     def __init__(self, files: _Files) -> None:
@@ -11130,10 +11122,10 @@ class _Rounds:
 
     def warn_if_late(self) -> None:
         """Warn once when there are so many files that an edit may be seen late."""
-        late = len(self._files.own) * self.cost / _SHARE
+        count = len(self._files.own)
+        late = count * self.cost / _SHARE
         if late > _PERIOD and not self._warned:
             self._warned = True
-            count = len(self._files.own)
             self._files.warn(f"{count:,} files and more are watched: a change may be seen {late:.0f} s late or later")
 
 
@@ -11144,16 +11136,12 @@ class Watcher(native_threading.Thread):
     """The thread that watches.  It finds the modules that are loaded by itself; other files are named to it.
 
     Call `record_imports` and `start` before the application is imported, and `import_ended` after that, also when it
-    has failed; then call `failed` first.  `run` makes rounds from `start` on: it looks at some files (`_look`), waits
-    until those that differ are at rest (`_settle`), drops what is no edit (`_accept`), lets handlers deal with what
-    needs no reload (`_not_handled`), and reports the rest (`_deliver`).  As a rule the call of `changed` replaces the
-    process, and the thread ends in it.
+    has failed; then call `failed` first.  `run` makes rounds from `start` on.
 
-    `changed` is called with the paths that changed, or with the reason given to `reload_now`; it returns only when the
-    old code goes on.  `broken` is called with the SyntaxError of a file that was saved, instead of `changed`, until
-    all changed files compile.  `settling` is called with True when a change was seen, and with False when it has been
-    dealt with; `warn` with a line for the person.  All are called in this thread, but for a first `settling(True)` in
-    `import_ended`.
+    `changed` is called with the paths that changed, or with the reason given to `reload_now`; as a rule it replaces
+    the process, and returns only when the old code goes on.  `broken` is called with the SyntaxError of a file that
+    was saved, instead of `changed`, until all changed files compile.  `settling` is called with True when a change was
+    seen, and with False when it has been dealt with; `warn` with a line for the person.
 
     `extra_files` are files, folders and globs, `exclude_patterns` globs.  `also` are paths of files that the process
     has read since `since`, a moment of the wall clock.  `memory` is what `remember` returned in the process before.
@@ -11350,14 +11338,13 @@ class Watcher(native_threading.Thread):
         New requests are held meanwhile if a file of the project is among the suspects; for installed packages the wait
         is the longer one, as an installer writes many files.
         """
-        first_seen = time.monotonic()
+        first_seen = quiet_since = time.monotonic()
         own = not suspects.isdisjoint(self.files.own)
         if own:
             self.settling(True)
         last: dict[str, _State] = {}
         written: dict[str, _State] = {}  # the last state of each in which it was neither gone nor empty
-        quiet_since = first_seen
-        weight = _RESTLESS
+        weight = 1
         while time.monotonic() < first_seen + _SETTLE_LIMIT:
             # When more than one file has changed, any other may have too, as when branches are switched.
             suspects |= self._different(self.files.own if len(suspects) > 1 else self._rounds.next())
@@ -11368,12 +11355,11 @@ class Watcher(native_threading.Thread):
                 last = states
             doubtful = not own or any(state is None or not state[1] for state in states.values())
             if time.monotonic() - quiet_since >= (_SETTLE_DOUBTFUL if doubtful else _SETTLE):
-                weight = 1
                 break
             native_sleep(_SETTLE)
+        else:  # some file never rests; another that was always gone or empty may still be written: look later
+            weight, last = _RESTLESS, written
         self.files.adopt()  # a file that the application has written and then loaded is known by what was loaded
-        if weight > 1:  # some file never rests; but one that was always gone or empty may still be written: look later
-            last = written
         news = {path: state for path, state in last.items() if state != self.files.states[path]}
         self._accept(news, hasty=first_seen < self._rested + _HEELS, weight=weight)
         if own:
@@ -11529,7 +11515,7 @@ _PIPES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")  # as a shell's `<(curl ..
 _RELOAD_STATUS = 75  # the exit status by which a child asks `Supervisor` for the next; EX_TEMPFAIL, "try again"
 _EXIT_SECONDS = 2.0  # that exit handlers may take: one that joins a child that never ends must not hold a reload
 _FETCH_SECONDS = 10.0  # that the store may take to start and answer; it takes 0.02 on an idle machine
-_STORE_INTERVAL = 0.05  # seconds after which the store looks whether we live; if not, it keeps the port so long
+_STORE_INTERVAL = 0.05  # seconds in which the store notices that we have died; so long it may keep the port then
 _PARENT_INTERVAL = 0.1  # seconds after which the parent looks again whether its child lives
 _ORPHAN_SECONDS = 5.0  # that a child has to end after SIGTERM, when its parent has died
 _LISTED_DESCRIPTORS = 1024  # looked at one by one where nothing lists the open ones; the usual limit of a process
@@ -11587,10 +11573,7 @@ class Launch(NamedTuple):
         """
         _open_standard_streams()
         parent, message, fds = _fetch()
-        if message:
-            command, is_plain = message["command"], message["is_plain"]
-        else:
-            command, is_plain = _start_command()
+        command, is_plain = (message["command"], message["is_plain"]) if message else _start_command()
         launch = cls(
             command=command,
             is_plain=is_plain,
@@ -11677,8 +11660,8 @@ def _start_command() -> tuple[list[str], bool]:
     If it is, the command imports devserve instead of running it as a script.  It then consists of the interpreter's
     flags, the line to run, the first entry of `sys.path`, which was the script's folder, and `sys.argv`.
     """
-    # `sys.executable` is empty if a launcher (circus) named the interpreter by a word that PATH does not find, and a
-    # shell script of scalene's, which would start the interpreter as a child.
+    # `sys.executable` is empty when a launcher, such as circus, named the interpreter by a word that is not in PATH.
+    # Under scalene it is a shell script, which would start the interpreter as a child.
     original = _original_command()
     program = sys.executable or os.path.realpath("/proc/self/exe")
     with contextlib.suppress(OSError):
@@ -11703,11 +11686,10 @@ def _is_program() -> bool:
     """
     owners = [frame.f_globals for frame in outer_frames(sys._getframe())]
     is_alone = all(owner is globals() or owner.get("__name__") == "runpy" for owner in owners)
-    try:
+    with contextlib.suppress(OSError):
         is_found = os.path.samefile(os.path.join(sys.path[0], "devserve.py"), __file__)
-    except OSError:
-        is_found = False
-    return is_alone and __name__ == "__main__" and is_found
+        return is_alone and __name__ == "__main__" and is_found
+    return False
 
 
 def _under_pydevd() -> bool:
@@ -11730,8 +11712,7 @@ def _original_command() -> list[str]:
     import subprocess
 
     main = sys.modules["__main__"]
-    name: str = getattr(getattr(main, "__spec__", None), "name", "")
-    name = name[: -len(".__main__")] if name.endswith(".__main__") else name
+    name: str = getattr(getattr(main, "__spec__", None), "name", "").removesuffix(".__main__")
     program = ["-m", name] if name else [os.path.abspath(getattr(main, "__file__", sys.argv[0]))]
     if sys.argv[:1] == ["-c"]:
         program = words[-len(sys.argv) - 1 :][:2]  # "-c" and its text; `sys.argv` has the words that follow
@@ -11743,7 +11724,7 @@ def _is_at_prompt() -> bool:
     """Return whether code is typed at a prompt, in a notebook or in IDLE, or comes from standard input."""
     if any(frame.f_code.co_filename.startswith(_PROMPTS + _PIPES) for frame in outer_frames(sys._getframe())):
         return True
-    return hasattr(sys, "ps1") or "get_ipython" in vars(sys.modules["builtins"]) or "idlelib.run" in sys.modules
+    return hasattr(sys, "ps1") or hasattr(builtins, "get_ipython") or "idlelib.run" in sys.modules
 
 
 def _first_folder(early: bool) -> str:
@@ -11854,13 +11835,6 @@ def _allow_new_session(led: Optional[bool]) -> None:
 if sys.platform != "win32":
     _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 
-    def _save_folder() -> str:
-        """Return the working directory, or the root when it has been removed."""
-        try:
-            return os.getcwd()
-        except FileNotFoundError:
-            return os.sep
-
     def _save_umask() -> int:
         umask = os.umask(0o077)
         os.umask(umask)
@@ -11888,19 +11862,16 @@ if sys.platform != "win32":
                 if os.tcgetpgrp(0) == os.getpgrp():
                     termios.tcsetattr(0, termios.TCSANOW, value["attributes"])
 
-    def _descriptors() -> Iterable[int]:
-        """Return the open descriptors above the standard streams, or all that may be open if nothing lists them."""
-        for folder in ("/proc/self/fd", "/dev/fd"):
-            with contextlib.suppress(OSError):  # a sandbox without /proc, into which Linux's /dev/fd leads as well
-                return [fd for fd in map(int, os.listdir(folder)) if fd > 2]
-        return range(3, _LISTED_DESCRIPTORS)
-
     def _save_inheritable() -> list[int]:
         """Return the descriptors, besides the standard streams, that an exec would not close."""
+        fds: Iterable[int] = range(_LISTED_DESCRIPTORS)
+        for folder in ("/dev/fd", "/proc/self/fd"):
+            with contextlib.suppress(OSError):  # a sandbox without /proc, into which Linux's /dev/fd leads as well
+                fds = list(map(int, os.listdir(folder)))
         found = []
-        for fd in _descriptors():
+        for fd in fds:
             with contextlib.suppress(OSError):  # not open, such as by now the listing's own
-                if os.get_inheritable(fd):
+                if fd > 2 and os.get_inheritable(fd):
                     found.append(fd)
         return found
 
@@ -11910,7 +11881,7 @@ if sys.platform != "win32":
 
     _KEPT = {
         # The command may name its script relative to the folder.
-        "folder": _Kept(_save_folder, os.chdir),
+        "folder": _Kept(os.getcwd, os.chdir),
         "umask": _Kept(_save_umask, os.umask),
         # A signal that a module blocks would never reach the next process.
         "blocked": _Kept(
