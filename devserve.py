@@ -10489,7 +10489,7 @@ _YOUNG = 2.0  # seconds after its last edit in which a source may be edited agai
 _REPEATED = 20  # changes of one file in a row, each during an import or within _HEELS after it, that no person makes
 _HEELS = 2.0  # seconds after an import; also seconds without a change after which a file is no longer left out
 _RESTLESS = 5  # a file that does not come to rest within _SETTLE_LIMIT counts as so many changes
-_REMEMBERED = 200  # files that are described to the next process, of either kind; a path and five numbers each
+_REMEMBERED = 200  # data files, and files saved last, of which the next process is told: a path and five numbers each
 
 _NOT_WALKED = frozenset(
     "__pycache__ node_modules bower_components site-packages dist-packages .git .hg .svn .bzr .jj .tox .nox .eggs"
