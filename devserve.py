@@ -10793,7 +10793,7 @@ class _Files:
         """Watch modules that the recorder has not seen: loaded before it began, from a zip file, or written in C."""
         now = time.time() - _INTERVAL  # kernels stamp files with their last tick, up to 10 ms before the clock
         modules = sys.modules.copy()  # one step for the interpreter, so that imports in other threads do no harm
-        paths = self._running | {_module_file(modules[name]) for name in modules.keys() - self._modules}
+        paths = self._running | {_module_file(modules[name], self.cwd) for name in modules.keys() - self._modules}
         for path in paths:
             for each in [path, *_files_named_by(path, self.cwd)] if path and path not in self.states else ():
                 self._add_loaded(each, self._first_state(each, max(self.since, self._scanned)))
@@ -10935,7 +10935,7 @@ def _is_walked(entry: os.DirEntry[str]) -> bool:
     return not os.path.exists(os.path.join(entry.path, "pyvenv.cfg"))
 
 
-def _module_file(module: Any) -> str:
+def _module_file(module: Any, cwd: str) -> str:
     """Return the absolute path of the file that a module was loaded from, or "".
 
     For a module in a zip file it is the zip file; for a namespace package, the `__init__.py` that would make it a
@@ -10951,7 +10951,7 @@ def _module_file(module: Any) -> str:
         path = loader.archive
     elif type(names.get("__path__")).__name__.endswith("NamespacePath"):  # it was private until 3.15
         path = next((os.path.join(folder, "__init__.py") for folder in names["__path__"]._path), None)
-    return os.path.abspath(path) if isinstance(path, str) else ""
+    return os.path.normpath(os.path.join(cwd, path)) if isinstance(path, str) else ""
 
 
 def _glob(pattern: str, star: str) -> str:

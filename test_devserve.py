@@ -14959,6 +14959,18 @@ class ReloaderBadInput(ReloaderWatching):
             self.start(extra_files=["barrier.txt"], seen=["barrier.txt"])
             self.is_silent_until()
 
+    @unittest.skipUnless(EXECS, "Windows keeps a folder that somebody works in")
+    def test_a_module_of_a_relative_path_does_no_harm_where_the_working_directory_has_gone(self) -> None:
+        made = types.ModuleType("made_e")
+        made.__file__ = "made_e.py"
+        self.write("barrier.txt", "")
+        self.start(extra_files=["barrier.txt"], seen=["barrier.txt"])
+        os.makedirs("gone")
+        os.chdir("gone")
+        os.rmdir(self.folder / "gone")
+        with mock.patch.dict(sys.modules, {"made_e": made}):
+            self.is_silent_until()
+
     def test_more_files_than_can_be_borne_are_left_out_and_it_is_said(self) -> None:
         for number in range(9):
             self.write(f"many/{number}.txt", "")
