@@ -11444,7 +11444,7 @@ def _places_of_missing(error: Optional[BaseException], cwd: str) -> Iterator[str
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         parts = error.name.split(".") if isinstance(error, ImportError) and error.name else []
-        for folder in sys.path:
+        for folder in [place for place in sys.path if isinstance(place, str)]:
             for depth in range(1, len(parts) + 1):
                 path = os.path.normpath(os.path.join(cwd, folder, *parts[:depth]))
                 yield from (path, path + ".py", os.path.join(path, "__init__.py"))
@@ -11687,8 +11687,8 @@ def _is_program() -> bool:
     owners = [frame.f_globals for frame in outer_frames(sys._getframe())]
     is_alone = all(owner is globals() or owner.get("__name__") == "runpy" for owner in owners)
     with contextlib.suppress(OSError):
-        is_found = os.path.samefile(os.path.join(sys.path[0], "devserve.py"), __file__)
-        return is_alone and __name__ == "__main__" and is_found
+        if is_alone and __name__ == "__main__":
+            return os.path.samefile(os.path.join(sys.path[0], "devserve.py"), __file__)
     return False
 
 

@@ -14848,6 +14848,15 @@ class ReloaderFailedImports(ReloaderWatching):
         self.write("site-packages/missing_b/__init__.py", "x = 1")
         self.assertIn("site-packages/missing_b/__init__.py", [path for paths in self.said() for path in paths])
 
+    def test_an_entry_of_sys_path_that_is_no_text_does_no_harm(self) -> None:
+        with mock.patch.object(sys, "path", [None, *sys.path]):
+            self.make().start()
+            self.watcher.failed(ImportError("no module", name="never_f"))
+            self.watcher.import_ended()
+            eventually(lambda: not self.watcher._importing, "a look at what was imported")
+            self.write("never_f.py", "")
+            self.assertEqual(self.said(), [["never_f.py"]])
+
     def test_the_file_with_the_syntax_error_is_watched(self) -> None:
         self.write("wrong_a.py", "x = (")
         self.write("needs_c.py", "import wrong_a")
@@ -15161,6 +15170,10 @@ class ReloaderRestart(Folder):
     @unittest.skipUnless(sys.platform == "linux", "reads /proc")
     def test_an_interpreter_that_does_not_know_its_own_file_is_started_again(self) -> None:
         self.assert_all_as_first(self.run_program("", before="sys.executable = ''"))
+
+    def test_an_entry_of_sys_path_that_is_no_text_does_no_harm(self) -> None:
+        """As of `sys.path.insert(0, os.environ.get("HOME_OF_MINE"))`, which Python itself passes over."""
+        self.assert_all_as_first(self.run_program("", before="sys.path.insert(0, None)", turns=1), turns=1)
 
     def test_what_the_application_changed_is_as_at_the_start(self) -> None:
         body = (
