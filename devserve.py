@@ -11428,7 +11428,8 @@ class Watcher(native_threading.Thread):
         from importlib.util import cache_from_source
 
         young = (self.files.since - _YOUNG) * 1e9
-        edited = [path for path in self.files.own if max((self.files.states[path] or (0,))[::3]) > young]
+        states = self.files.states
+        edited = [path for path in self.files.own if max((states[path] or (0,))[::3]) > young]  # its mtime or ctime
         for path in {*changed, *edited}:
             if path.endswith(".py"):
                 with contextlib.suppress(OSError, ValueError, NotImplementedError):
