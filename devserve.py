@@ -6796,7 +6796,7 @@ _BODY_AT_FAULT = {"400", "411", "415", "422"}  # client errors that may well com
 _HANG_SECONDS = (10.0, 60.0, float("inf"))  # after which the terminal says where a request hangs: twice, then no more
 _HANG_INTERVAL = 1.0  # seconds between two looks for such requests
 _PAUSED_INTERVAL = 0.5  # between two looks at a request that is stopped in a debugger
-_GREEN_INTERVAL = 0.01  # between two looks at a socket among greenlets that nothing wakes
+_UNWOKEN_INTERVAL = 0.01  # between two looks at a socket among greenlets that nothing wakes
 _OUT_OF_DESCRIPTORS_PAUSE = 0.05  # before accepting again when the process has no descriptor left
 
 _SERVER_NAME = f"devserve/{__version__}"
@@ -8382,7 +8382,7 @@ def wait_until_ready(
     while not poller.poll(0):
         if time.monotonic() >= end:
             return False
-        time.sleep(_GREEN_INTERVAL)
+        time.sleep(_UNWOKEN_INTERVAL)
     return True
 
 
