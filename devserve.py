@@ -422,6 +422,9 @@ def _config_of_values(values: Mapping[str, Any]) -> Config:
             name = host.rpartition("//")[2].partition("/")[0]
             https = ", and add --cert adhoc" if host == config.host and host.startswith("https:") else ""
             raise DevserveError(f"the host {host!r} is a URL; name {name} alone{https}")
+    for host in config.trusted_hosts:
+        if re.match(r"[.*]", host):  # as Werkzeug and Django take it for all names below; it would match none here
+            raise DevserveError(f"the trusted host {host!r} is a pattern; name each host, as in dev{host.lstrip('*')}")
     return config
 
 

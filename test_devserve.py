@@ -914,6 +914,8 @@ class Options(unittest.TestCase):
             ({"host": "0.0.0.0:80", "port": 81}, "81"), ({"port": "x"}, "port='x'"),
             ({"debug": "maybe"}, "debug='maybe'"),
             ({"trusted_hosts": "http://dev.test:80/x"}, "http://dev.test:80/x' is .* name dev.test:80 alone"),
+            ({"trusted_hosts": ".dev.test"}, "'.dev.test' is a pattern; name each host, as in dev.dev.test"),
+            ({"trusted_hosts": "a.test, *.dev.test"}, "'[*].dev.test' is a pattern"),
         ]  # fmt: skip
         for given, named in wrong:
             with self.subTest(given), self.assertRaisesRegex(devserve.DevserveError, named):
