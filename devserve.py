@@ -1604,9 +1604,12 @@ def default_file(folder: str) -> str:
     is none, with what the folder has instead.
     """
     usual = [f"{stem}.py" for stem in _DEFAULT_MODULES]
-    is_django = os.path.isfile(os.path.join(folder, "manage.py"))
+    script = os.path.join(folder, "manage.py")
+    is_django = _is_djangos(script)
     if is_django:
-        usual += [os.path.join(package, file) for file in ("wsgi.py", "asgi.py") for package in _names_in(folder)]
+        text = _text_of(script)
+        packages = sorted(_names_in(folder), key=lambda name: f"{name}." not in text)  # whose settings it names, first
+        usual += [os.path.join(package, file) for file in ("wsgi.py", "asgi.py") for package in packages]
     stems = ("__init__", *_DEFAULT_MODULES)
     packed = [os.path.join(package, f"{stem}.py") for package in ("app", "wsgi") for stem in stems]
     paths = [os.path.normpath(os.path.join(folder, name)) for name in (*usual, *packed)]
@@ -1659,6 +1662,12 @@ def _not_python(path: str) -> str:
 def _offers_app(path: str) -> bool:
     """Return whether the text of a file looks as if it made an application."""
     return bool(re.search(_OFFER, _text_of(path)))
+
+
+def _is_djangos(path: str) -> bool:
+    """Return whether a manage.py is there, and is not one of a Flask project, which makes the application itself."""
+    text = _text_of(path)
+    return os.path.isfile(path) and (not re.search(_OFFER, text) or bool(re.search("(?i)django", text)))
 
 
 def _text_of(path: str) -> str:
@@ -1738,7 +1747,7 @@ def _existing_file(target: str) -> str:
     path = os.path.abspath(target)
     folder = os.path.dirname(path)
     found = next(filter(os.path.isfile, (os.path.join(path, "__init__.py"), path, f"{path}.py")), "")
-    if os.path.basename(found) == "manage.py":
+    if os.path.basename(found) == "manage.py" and _is_djangos(found):
         return default_file(folder)
     if found and _not_python(found):
         raise DevserveError(_not_python(found))
@@ -1940,6 +1949,7 @@ _SERVERS = {
     # The servers of other packages
     "bottle": ("run",),
     "flask.app": ("Flask.run",),
+    "flask_socketio": ("SocketIO.run",),
     "quart.app": ("Quart.run",),
     "sanic.mixins.startup": ("StartupMixin.run",),
     "waitress": ("serve",),
@@ -2188,6 +2198,9 @@ def _module_remedy(module: ModuleType, target: str) -> str:
     used = next(found, _Framework())
     if used.elsewhere:
         return f"; {used.elsewhere.replace('FILE', os.path.basename(path))}"
+    started = re.search(r"""\buvicorn\.run\(\s*["']([\w.]+:[\w.]+)["']""", text)
+    if started:
+        return f"; did you mean {started[1]!r}, which it starts?"
     if re.search(r"^if +__name__ *==", text, re.MULTILINE):
         return f", which makes it under if __name__ == '__main__' only; make it above: {used.example or 'app = ...'}"
     if used.example:
@@ -2263,6 +2276,8 @@ def _objection(thing: Any) -> str:
         return (
             "is a coroutine function; an ASGI application takes (scope, receive, send), a factory is a plain function"
         )
+    if shape is not None and shape.names[:2] == ("event", "context"):
+        return "takes the events of AWS Lambda, and is neither a WSGI nor an ASGI application"
     if shape is not None and not shape.takes(2):
         required = shape.names[: shape.required]
         arguments = ", ".join("{}" if name == "global_config" else f"{name}=..." for name in required)
@@ -7407,13 +7422,15 @@ class _Connection:
 
     def send(self, data: Union[bytes, memoryview]) -> None:
         """Send all of `data`; raise `_ClientGone` when the client does not take it."""
+        limit = len(data) if self.server.tls is None else _READ_SIZE  # OpenSSL tells only of whole pieces
+        data = memoryview(data)
         while data:
             try:
-                count = self.attempt(self.sock.send, data, seconds=_SILENCE_TIMEOUT, writing=True)
+                count = self.attempt(self.sock.send, data[:limit], seconds=_SILENCE_TIMEOUT, writing=True)
             except OSError as error:
                 self.keep_alive = False
                 raise _ClientGone(str(error), unsent=len(data)) from None
-            data = memoryview(data)[count:]
+            data = data[count:]
 
     def send_file(self, file: Any, offset: int, count: int) -> int:
         """Have the kernel send some of `count` bytes of `file`; return how many it did, -1 when it cannot do that.
@@ -7851,6 +7868,11 @@ class _ChunkedBody(_Body):
         self.left -= count
         return count
 
+    def comes(self) -> bool:
+        """Return whether more of the body is here, or comes within `_SPOOL_PAUSE`."""
+        is_here = self.stored_left or self.connection.buffer
+        return bool(self.unread and (is_here or self.connection.readable(_SPOOL_PAUSE)))
+
     def _begin_chunk(self) -> None:
         """Go on to the next chunk's data, or past the last chunk and the trailer to the end of the body."""
         if self.awaits == "end":
@@ -7896,13 +7918,20 @@ class _ChunkedBody(_Body):
 
 
 class _LiveInput(io.BufferedReader):
-    """A chunked body that is not whole yet, as `wsgi.input`: `read(size)` returns what has come, and does not wait.
+    """A chunked body that is not whole yet, as `wsgi.input`.
 
-    Werkzeug's does the same.  Reading lines, or everything, waits.
+    `read(size)` waits for all of it as long as more comes, and after a pause of the client's returns what there is.
+    Reading lines, or everything, waits.
     """
 
     def read(self, size: Optional[int] = -1) -> bytes:
-        return super().read() if size is None or size < 0 else self.read1(size)
+        if size is None or size < 0:
+            return super().read()
+        data = self.read1(size)
+        body: Any = self.raw
+        while data and len(data) < size and body.comes():
+            data += self.read1(size - len(data))
+        return data
 
 
 # -- a response
@@ -8188,8 +8217,9 @@ _STATUS = re.compile(r"[2-9][0-9][0-9] [\t\x20-\x7e\x80-\xff]*")  # RFC 9112 sec
 # voice that is being made must come to its end, while what is endless under such a type holds a reload for some
 # seconds and loses nothing.
 _ENDLESS_TYPE = (
-    r"text/(?:x-dom-)?event-stream|multipart/x-mixed-replace|multipart/mixed;.*subscriptionspec|[^;]*;\s*stream=watch"
-    r"|[^;]*(?:\b(?:[ln]d|newline-delimited)-?json|json[-+]?(?:l|lines|stream|seq)|stream\+json)\s*(?:;|$)"
+    r"(?:text|application)/(?:x-dom-)?event-stream|application/vnd\.docker\.raw-stream"
+    r"|multipart/x-mixed-replace|multipart/mixed;.*subscriptionspec|[^;]*;\s*stream=watch"
+    r"|[^;]*(?:\b(?:[ln]d|(?:new)?line-delimited)-?json|json[-+]?(?:l|lines|stream|seq)|stream\+json)\s*(?:;|$)"
 )
 
 
@@ -8439,7 +8469,7 @@ def listen(host: str, port: int, *, again: Callable[[int], str]) -> list[socket.
 
 def _listen_on_host(host: str, port: int) -> list[socket.socket]:
     """Listen on the address of a host; for localhost on both loopbacks, since Node and Chrome ask ::1 first."""
-    if not f".{host.lower()}".endswith(".localhost"):
+    if not f".{host.rstrip('.').lower()}".endswith(".localhost"):
         return [_listen_on_address(*_resolve(host, port))]
     for _ in range(_PORT_SEARCH):
         first = _listen_on_address(socket.AF_INET, ("127.0.0.1", port))
@@ -10300,7 +10330,7 @@ def _scope_headers(head: bytes, cookies: str, host: str) -> tuple[tuple[bytes, b
 
 # Names of frameworks' exceptions for a client that has gone.  A ServerDisconnectedError is none of them: then another
 # server has gone, and the application has failed.
-_DISCONNECTS = "_?(Client|WebSocket)Disconnect"
+_DISCONNECTS = "_?(Client|WebSocket)Disconnect|MessageAborted"
 
 
 def is_disconnect(error: Optional[BaseException], depth: int = 20) -> bool:
@@ -11400,7 +11430,7 @@ class Watcher(native_threading.Thread):
     def _deliver(self, paths: list[str]) -> None:
         """Report these paths and those pending; if one does not compile, report that, unless a person insists."""
         self._pending.update(paths)
-        error = None if self._demand else self._first_error()
+        error = _own_absence() or (None if self._demand else self._first_error())
         if error is not None:
             if not self._different(self._pending):  # else it is being saved again: the next look tells
                 self.broken(error)
@@ -11437,6 +11467,13 @@ class Watcher(native_threading.Thread):
             if path.endswith(".py"):
                 with contextlib.suppress(OSError, ValueError, NotImplementedError):
                     os.unlink(cache_from_source(path))
+
+
+def _own_absence() -> Optional[SyntaxError]:
+    """Return an error if devserve.py itself has gone from its folder, as on another branch: no process could start."""
+    own = os.path.abspath(__file__)
+    is_gone = not os.path.exists(own) and os.path.isdir(os.path.dirname(own))  # in a zip file it never is there
+    return SyntaxError("it is gone, and nothing can reload without it", (own, 1, None, None)) if is_gone else None
 
 
 def _places_of_missing(error: Optional[BaseException], cwd: str) -> Iterator[str]:
@@ -13479,8 +13516,8 @@ _MISTAKES = (
     ),
     (rf"(?P<word>{'|'.join(_OTHER_PROGRAMS)})", "{word} is another program; leave it out: {rest}"),
     (r"[a-z]+://.*", "{0} is a URL; name the application, and the address by --host and --port"),
-    ("[\u2010-\u2015\u2212]+(.)", "{0} has the dash of a word processor; type -{1}"),
-    ("[\u2010-\u2015\u2212]+(.+)", "{0} has the dash of a word processor; type --{1}"),
+    ("[\u2010-\u2015\u2212]+-?(.)", "{0} has the dash of a word processor; type -{1}"),
+    ("[\u2010-\u2015\u2212]+-?(.+)", "{0} has the dash of a word processor; type --{1}"),
     (rf"(?P<word>(?!app$)(?:{_LONG_FLAGS}))(?:=.*)?", "{word} is no application here; did you mean --{0}?"),
     (r"[A-Z][A-Z_]*=.*", "{0} sets a variable; write it in a file .env, or before the command"),
     (
@@ -13579,6 +13616,9 @@ def _parse_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     for word in argv:  # argparse would take -debug for -d -e bug
         if word.startswith("-") and f"-{word.partition('=')[0]}" in _FLAGS:
             raise DevserveError(f"no option {word}; did you mean -{word}?")
+    for word, next_word in zip(argv, argv[1:]):
+        if word == "-h" and re.fullmatch(_BARE_HOST, next_word):  # as Flask has it
+            raise DevserveError(f"-h shows the help; for the host write -H {next_word}")
     try:
         parsed, unknown = _command_parser().parse_known_intermixed_args(argv)
     except argparse.ArgumentError as error:  # which names the flags of the row, as in -d/--debug/--no-debug

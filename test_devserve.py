@@ -1918,12 +1918,27 @@ class FindingByTarget(FindingFolder):
                 folder = self.folder / what
                 for name in files:
                     self.app_file(f"{what}/{name}", name)
+                    if name == "manage.py":
+                        self.write(f"{what}/{name}", "import django")
                     package = (folder / name).parent
                     if package != folder and not (package / "__init__.py").exists():
                         self.write(f"{what}/{package.name}/__init__.py", "")
                 os.chdir(folder)
                 with unittest.mock.patch.dict(sys.modules), unittest.mock.patch.object(sys, "path", list(sys.path)):
                     self.assertEqual(self.body(), body)
+
+    def test_the_package_whose_settings_manage_py_names_comes_first(self) -> None:
+        for name in ("admin", "site_"):
+            self.app_file(f"{name}/wsgi.py", name)
+            self.write(f"{name}/__init__.py", "")
+        self.write("manage.py", "import os\nos.environ.setdefault('DJANGO_SETTINGS_MODULE', 'site_.settings')")
+        self.assertEqual(devserve.default_file(os.curdir), os.path.join("site_", "wsgi.py"))
+
+    def test_a_manage_py_without_django_is_a_module_as_any(self) -> None:
+        self.app_file("manage.py", "flask")
+        for spec in ("manage.py", "manage", "manage:app"):
+            with self.subTest(spec), unittest.mock.patch.dict(sys.modules):
+                self.assertEqual(self.body(spec), "flask")
 
     def test_default_file_that_holds_no_application_gives_way(self) -> None:
         self.write("app.py", "colours = ['green']\n")
@@ -9984,6 +9999,22 @@ class ServerInput(ServerCase):
         ).end()
         self.assertEqual(client.answer().status, 400)
 
+    def test_a_read_of_a_live_body_is_whole_as_long_as_more_comes(self) -> None:
+        """As a protocol needs it whose frames have a length."""
+
+        def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
+            read = environ["wsgi.input"].read
+            start_response("200 OK", [])
+            return [repr([len(read(count)) for count in (1, 10_000, 4, 10_000)]).encode()]
+
+        self.patch("_SPOOL_PAUSE", 0.3)
+        self.serve(app)
+        client = self.connect(chunked("1\r\na\r\n"))
+        time.sleep(0.5)  # now it is live
+        for _ in range(20_004 // 12):
+            client.send("C\r\n" + "x" * 12 + "\r\n")
+        self.assertEqual(client.send("0\r\n\r\n").answer().body, b"[1, 10000, 4, 10000]")
+
     def test_a_chunked_body_whose_client_pauses_is_read_as_it_comes(self) -> None:
         came: queue.Queue[bytes] = queue.Queue()
 
@@ -11014,6 +11045,15 @@ class ServerTls(ServerCase):
         client.head()
         time.sleep(0.3)
         self.assertEqual(sum(len(client.chunk()) for _ in range(6)), 30_000_000)
+
+    def test_what_was_sent_of_a_download_that_breaks_off_is_logged(self) -> None:
+        self.serve_tls(answering([b"x" * 30_000_000]))
+        client = self.connect(GET, context=self.context)
+        client.head()
+        client.exactly(1_000_000)
+        client.close()
+        (line,) = self.lines(1)
+        self.assertIn(int(line[3]), range(1_000_000, 30_000_000))
 
     def test_plain_http_is_told_so(self) -> None:
         self.serve_tls(hello)
@@ -17048,6 +17088,8 @@ class CommandLineMistakes(InEmptyEnvironment):
         "bottle hello:app": "leave it out: {} hello:app",
         "fastapi dev hello.py": "leave it out: {} hello.py",
         "python manage.py runserver 8000": "leave it out: {} manage.py 8000",
+        "hello -h 0.0.0.0": "-h shows the help; for the host write -H 0.0.0.0",
+        "hello \u2013-debug": "has the dash of a word processor; type --debug",
         "python3.12 hello.py": "python3.12 is another program; leave it out: {} hello.py",
         "manage.py migrate --fake": "no option --fake; see --help",
         "manage.py migrate": "devserve only serves; for the rest type: python manage.py migrate",
@@ -18519,6 +18561,21 @@ class ReloadLosesNothing(Reload):
         app.write_text(textwrap.dedent(late) + app.read_text())
         served = self.serve(script=self.patched(_INTERVAL=1000.0))
         self.assertEqual(self.connect(served).ask().json["part"], "v22")
+
+    def test_where_devserve_itself_has_gone_the_process_stays_and_says_so_until_it_is_back(self) -> None:
+        """As on a branch that does not have it."""
+        script = self.folder / "devserve.py"
+        shutil.copy(SCRIPT, script)
+        self.save("v1")
+        served = self.serve("app", "--reload", script=[str(script)])
+        client = self.connect(served)
+        client.ask()
+        script.rename(self.folder / "elsewhere")
+        served.wait_for("it is gone")
+        self.save("v2")
+        self.assertIn("it is gone", client.ask().text)
+        (self.folder / "elsewhere").rename(script)
+        self.reaches(client, "v2")
 
     def test_a_save_of_devserve_itself_loses_nothing_and_the_pin_stays(self) -> None:
         script = self.folder / "devserve.py"
