@@ -5861,9 +5861,10 @@ class _Exchange:
         self.environ = environ
         self.start_response = start_response
         self.script_name, self.path = environ.get("SCRIPT_NAME", ""), environ.get("PATH_INFO", "")  # others shift them
-        self.cookies = str(environ.get("HTTP_COOKIE", ""))
-        if self.cookies:
-            environ["HTTP_COOKIE"] = without_our_cookies(self.cookies)
+        # What says who the client is: the application gets no cookie of ours, and may take the address from a header.
+        self.client = {name: environ[name] for name in ("HTTP_COOKIE", "REMOTE_ADDR") if name in environ}
+        if environ.get("HTTP_COOKIE"):
+            environ["HTTP_COOKIE"] = without_our_cookies(str(environ["HTTP_COOKIE"]))
             if not environ["HTTP_COOKIE"]:
                 del environ["HTTP_COOKIE"]
         self.body = record_body(environ)
@@ -6059,7 +6060,7 @@ class _Exchange:
             return _write_refusal(refusal._replace(reason=reason), kind, nonce)
         if is_fragment and kind == "text/html" and crash.report:
             return write_fragment(crash.report)
-        return self.debugger.shown(crash, kind, {**self.environ, "HTTP_COOKIE": self.cookies}, nonce)
+        return self.debugger.shown(crash, kind, {**self.environ, **self.client}, nonce)
 
 
 class _NotWSGI(TypeError):

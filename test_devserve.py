@@ -6794,6 +6794,13 @@ class GuardSecrets(Debugged):
         own = {"X_Devserve_Secret": self.guard.secret_for(there)}
         self.assertEqual(self.post("variables", {"frame": frame}, **own).status, 200)
 
+        def behind_proxy_fix(environ: dict[str, Any], start_response: App) -> Any:
+            environ["REMOTE_ADDR"] = "10.0.0.6"  # from X-Forwarded-For
+            return failing_app(environ, start_response)
+
+        self.app = behind_proxy_fix
+        self.assertIn(self.guard.secret_for(there), self.ask().text)
+
     def test_secret_is_in_documents_only_and_what_the_browser_opens_has_no_opener(self) -> None:
         for path in ("/", "/__devserve__/console"):
             self.assertIn(self.guard.secret, self.ask(path, Sec_Fetch_Dest="document").text)
