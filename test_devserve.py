@@ -16286,8 +16286,12 @@ class RunnerImport(RunnerCase):
         """)
         served = self.served("unguarded")
         port = served.wait_for(r"beside: (\d+)\.").group(1)
-        with Client(int(port), version="1.0") as client:
-            self.assertEqual(client.ask().body, b"hello unset")
+
+        def asked() -> bytes:
+            with Client(int(port), version="1.0") as client:
+                return client.ask().body
+
+        eventually(lambda: asked() == b"hello unset", "the environment after the import, which may go on for a moment")
         self.assertNotIn("left out", served.log)
 
     @needs("flask")
