@@ -619,9 +619,8 @@ _STUCK_LIMIT = 16  # threads for foreign code at once; more than this hang only 
 _STACK_SIZE = 8 * 1024**2  # of a thread, as glibc has it by default
 _CALL_THREADS = 3  # of one `call_each_bounded`: each goes on after the call in which the one before it hung
 _PROMPT = r"<(stdin|i?python-input-.*)>|.*[\\/]ipykernel_\d+[\\/]\d+\.py"  # a REPL's, a notebook's
-_DEBUGGERS = (  # modules in which a thread stands at a prompt, or waits for the client that shows it one
-    r"(bdb|\w*pdb|pudb|debugpy|code|IPython|ptpython|celery\.contrib\.rdb)(\.|$)"
-)
+# Modules in which a thread stands at a prompt, or waits for the client that shows it one
+_DEBUGGERS = r"(bdb|\w*pdb|pudb|debugpy|code|IPython|ptpython|celery\.contrib\.rdb)(\.|$)"
 _STDLIB = os.path.dirname(os.__file__)
 _IMPORTLIB = os.path.join(_STDLIB, "importlib", "__init__.py")  # where import_module is
 CODE_TYPES = (  # a value of these shows nothing but its name
@@ -898,27 +897,22 @@ def application_traceback(error: BaseException) -> Optional[TracebackType]:
     """
     whole: Optional[TracebackType] = raw_slot(error, "__traceback__")
     tb = whole
-    while tb is not None and (_is_machinery_of(tb) or _leads_to_machinery(tb)):
+    while tb is not None and _is_machinery_at(tb):
         tb = tb.tb_next
     last = tb
     while last is not None and last.tb_next is not None:
-        if last.tb_next.tb_frame.f_code.co_name == "compile" and _is_machinery_of(last.tb_next):
+        if last.tb_next.tb_frame.f_code.co_name == "compile" and _is_machinery_at(last.tb_next):
             last.tb_next = None
         last = last.tb_next
     speaks_for_itself = isinstance(error, SyntaxError) or type(error).__module__ == __name__
     return tb if tb is not None or speaks_for_itself else whole
 
 
-def _is_machinery_of(tb: TracebackType) -> bool:
-    code = tb.tb_frame.f_code
-    return _is_machinery(code.co_filename, code.co_name)
-
-
-def _leads_to_machinery(tb: TracebackType) -> bool:
-    """Return whether a frame of the standard library stands between two of devserve's; PyPy has one of `partial`."""
-    return (
-        tb.tb_next is not None and _is_machinery_of(tb.tb_next) and is_below(tb.tb_frame.f_code.co_filename, _STDLIB)
-    )
+def _is_machinery_at(tb: TracebackType) -> bool:
+    """Return whether a frame is machinery, or one of the standard library that calls it, as PyPy's of `partial`."""
+    codes = [each.tb_frame.f_code for each in (tb, tb.tb_next) if each is not None]
+    itself, *called = [_is_machinery(code.co_filename, code.co_name) for code in codes]
+    return itself or (any(called) and is_below(codes[0].co_filename, _STDLIB))
 
 
 def linked_exceptions(error: BaseException) -> list[tuple[BaseException, str]]:
