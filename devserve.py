@@ -3010,9 +3010,9 @@ class _ReportBuilder:
 # past the class (`raw_slot`, `own_dict`); only for the message its code is run, in a bounded call.
 
 
-def _first_text(error: Optional[BaseException]) -> str:
+def _first_text(error: BaseException) -> str:
     """Return the first argument of an exception if it is a text, else ""."""
-    args = raw_slot(error, "args") if error is not None else ()
+    args = raw_slot(error, "args")
     return args[0] if args and type(args[0]) is str else ""
 
 
@@ -3067,17 +3067,15 @@ def _fold_recursion(positions: list[FramePosition], most: int) -> list[tuple[Fra
 def view_position(position: FramePosition, *, id: str = "", around: int = 0) -> FrameView:
     """Return the view of one frame without its values, with `around` lines of source on each side; 0: the default."""
     frame, code, template = position.frame, position.frame.f_code, _template_line(position)
-    if template is None:
-        kind, filename, lineno, name = "python", code.co_filename, position.lineno, _qualified_name(frame)
-    else:
-        kind, filename, lineno, name = "template", template.filename, template.lineno, template.name
-    source = _read_source(filename, frame.f_globals)
-    if template is not None and position.template and filename[:1] == "<":
+    line = template or _TemplateLine(code.co_filename, position.lineno, _qualified_name(frame), {})
+    source = _read_source(line.filename, frame.f_globals)
+    if template and position.template and line.filename[:1] == "<":
         source = position.template.split("\n"), ""
-    if template is None and not _is_source_of(code, source[0]):
+    if not template and not _is_source_of(code, source[0]):
         source = [], "The file has changed since it was loaded."
-    marks = _marks_of(position, source[0]) if template is None else [_Mark(lineno, *template.mark)]
-    view, module = _view_at(kind, filename, lineno, name, source, marks, around), frame.f_globals.get("__name__")
+    marks = [_Mark(line.lineno, *line.mark)] if template else _marks_of(position, source[0])
+    view = _view_at("template" if template else "python", line.filename, line.lineno, line.name, source, marks, around)
+    module = frame.f_globals.get("__name__")
     app = view.app and (template is not None or is_app_code(code))  # devserve.py itself may lie in the project
     return view._replace(id=id, app=app, module=shown_text(module, NAME_LIMIT) if isinstance(module, str) else "")
 
@@ -3186,7 +3184,7 @@ def _marks_of(position: FramePosition, lines: list[str]) -> list[_Mark]:
         right = min(end, len(line.rstrip())) if number == last else len(line.rstrip())
         marks.append(_Mark(number, left, right))
     is_whole_line = first == last and lines[first - 1].strip() == lines[first - 1][start:end]
-    return [] if is_whole_line else [mark for mark in marks if mark.end > mark.start]
+    return [] if is_whole_line else marks
 
 
 def _characters(line: str, offset: int) -> int:
@@ -3412,9 +3410,9 @@ def _read_scope(view: FrameView, scope: _Scope, seconds: float, context: Optiona
     """
     jobs: dict[str, _Job] = {}
     lines = dict(view.source)
-    marked = "".join(lines[number][start:end] for number, start, end in view.marks if number in lines)
+    marked = "".join(lines[number][start:end] for number, start, end in view.marks)
     failed = marked or lines.get(view.lineno, "").strip()  # and so it has no value
-    for text in _expressions_used(view):
+    for text in itertools.chain(*_expressions_used(view)):
         value = scope.find(text)
         if value is MISSING and text != failed:
             jobs[text] = MISSING, partial(_read_expression, text, scope)
@@ -3424,10 +3422,8 @@ def _read_scope(view: FrameView, scope: _Scope, seconds: float, context: Optiona
     for name in [*(name for name in scope.arguments if name in scope.values), *scope.values]:
         if name not in jobs and scope.shows(name):
             jobs[name] = scope.values[name], partial(_read_value, name, scope.values[name], name)
-    variables = []
-    for name, (variable, why) in _run_jobs(
-        dict(itertools.islice(jobs.items(), _LIST_LIMIT)), seconds, context
-    ).items():
+    listed, variables = dict(itertools.islice(jobs.items(), _LIST_LIMIT)), []
+    for name, (variable, why) in _run_jobs(listed, seconds, context).items():
         if isinstance(why, TooLate):
             variable = Variable(shown_text(name, NAME_LIMIT), "", f"(not read: {why})")
         if variable is not None:
@@ -3435,8 +3431,7 @@ def _read_scope(view: FrameView, scope: _Scope, seconds: float, context: Optiona
     shown = [variable.name for variable in variables if variable.used]
     leading = [name for name in shown if any(other.startswith((f"{name}.", f"{name}[")) for other in shown)]
     variables.sort(key=lambda v: (not v.used, v.name in leading if v.used else not v.argument))
-    unlisted = max(0, len(jobs) - _LIST_LIMIT)
-    return view._replace(variables=tuple(variables), unlisted=unlisted, is_read=True)
+    return view._replace(variables=tuple(variables), unlisted=len(jobs) - len(listed), is_read=True)
 
 
 def _run_jobs(jobs: Mapping[str, _Job], seconds: float, context: Optional[Context] = None) -> dict[str, Any]:
@@ -3461,15 +3456,15 @@ def _read_expression(text: str, scope: _Scope) -> Optional[Variable]:
     return _read_value(text, value, _last_name(text)) if is_shown else None
 
 
-def _expressions_used(view: FrameView) -> list[str]:
-    """Return the expressions inside of the one that failed, and then the others on its lines."""
+def _expressions_used(view: FrameView) -> tuple[list[str], list[str]]:
+    """Return the expressions inside of the one that failed, and the others on its lines."""
     spans = {view.lineno: (0, 0), **{number: (start, end) for number, start, end in view.marks}}
     failing: list[str] = []
     others: list[str] = []
     for number, text in view.source:
         for begin, _, each in expressions_in(text, view.kind == "template") if number in spans else ():
             (failing if begin in range(*spans[number]) else others).append(each)
-    return list(dict.fromkeys(failing + others))[:_LIST_LIMIT]
+    return failing, others
 
 
 def behind_proxy(value: Any) -> Any:
@@ -3513,7 +3508,7 @@ def members_at(position: FramePosition, path: Sequence[Any], seconds: float = _V
     what this function returned for the path so far.  Raises LookupError if the path leads to nothing, or to a secret.
     """
     scope, first = _Scope.of(position), str(path[0])
-    if first not in scope.values and first not in _expressions_used(view_position(position)):
+    if first not in scope.values and first not in itertools.chain(*_expressions_used(view_position(position))):
         raise LookupError("the page does not show it")  # by another expression, any object of the process is reached
 
     def read() -> list[Variable]:
@@ -3553,7 +3548,7 @@ _TOKEN = (  # of Python, as much as its colors and its expressions need
     | ([^\W\d]\w*)"""
 )
 _STEP = r"""\.([^\W\d]\w*)|\[("[^"\\\n\]]*"|'[^'\\\n\]]*'|-?\d+|[^\W\d]\w*)\]"""  # an attribute, a simple subscript
-_EXPRESSION = rf"(?<![\w.])[^\W\d]\w*(?:{_STEP})*"
+_EXPRESSION = rf"(?<![\w.])([^\W\d]\w*)(?:{_STEP})*"
 
 if TYPE_CHECKING:
     _Span = tuple[int, int, str]  # the columns from and to, and what stands there
@@ -3587,13 +3582,10 @@ def expressions_in(line: str, is_template: bool = False) -> Iterator[_Span]:
     quoted = [] if is_template else [span for span in code_tokens([line])[0] if span[2] in "cs"]
     for match in re.finditer(_EXPRESSION, line):
         around = next((span for span in quoted if span[1] > match.start() >= span[0]), None)
-        first = re.match(r"\w+", match.group())
-        if first is None or keyword.iskeyword(first.group()):
+        begin, end = match.span(1)
+        if keyword.iskeyword(match[1]) or (around and not _is_in_braces(line, around[0], begin)):
             continue
-        if around and not _is_in_braces(line, around[0], match.start()):
-            continue
-        begin, end = match.start(), match.start() + first.end()
-        yield begin, end, first.group()
+        yield begin, end, match[1]
         for step in re.finditer(_STEP, line[end : match.end()]):
             if step.group(2) and step.group(2).isidentifier():
                 yield end + step.start(2), end + step.end(2), step.group(2)
@@ -3677,13 +3669,10 @@ def _known_modules() -> set[str]:
 
 def _values_named(position: FramePosition, whole_lines: bool = False) -> Iterator[Any]:
     """Yield the values of the expressions inside of the one that failed; of the whole line if that is unknown."""
-    lines, _ = _read_source(position.frame.f_code.co_filename, position.frame.f_globals)
-    scope = _Scope(locals_of(position.frame), position.frame.f_globals)
-    for number, start, end in _marks_of(position, lines) or [_Mark(position.lineno, 0, _LINE_LIMIT)]:
-        for line in lines[number - 1 : number]:
-            code = line if whole_lines else line[start:end]
-            found = (scope.find(text) for _, _, text in expressions_in(code[:_LINE_LIMIT]))
-            yield from (value for value in found if value is not MISSING)
+    view, scope = view_position(position), _Scope.of(position)
+    failing, others = _expressions_used(view)
+    found = map(scope.find, [*failing, *others] if whole_lines or not view.marks else failing)
+    yield from (value for value in found if value is not MISSING)
 
 
 def _signature_meant(text: str, position: FramePosition) -> str:
@@ -3727,7 +3716,7 @@ def _safe_repr(value: object, limit: int = _VALUE_LIMIT, seconds: float = _VALUE
 
 def _text_or_why(text: Any, error: Optional[BaseException]) -> str:
     """Return the text that a call has returned, or in brackets why there is none."""
-    if error is None and issubclass(type(text), str):
+    if error is None:
         return str.__str__(text)
     if isinstance(error, TooLate):
         return f"(not read: {error})"
