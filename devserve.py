@@ -3294,11 +3294,6 @@ def _template_line(position: FramePosition) -> Optional[_TemplateLine]:
     return None
 
 
-def _same_line(line: _TemplateLine, names: dict[str, Any]) -> _TemplateLine:
-    """Return the line as it is: Jinja2 rewrites frames; Bottle's code has the template's lines in other columns."""
-    return line
-
-
 def _jinja_macro_line(line: _TemplateLine, names: dict[str, Any]) -> _TemplateLine:
     """Return the line in a macro that Python has called: Jinja2 does not rewrite that frame, but knows its line."""
     from importlib import import_module
@@ -3324,11 +3319,11 @@ def _chameleon_line(line: _TemplateLine, names: dict[str, Any]) -> _TemplateLine
 
 
 _TEMPLATE_ENGINES: dict[str, Callable[[_TemplateLine, dict[str, Any]], _TemplateLine]] = {  # by a global of their code
-    "__jinja_exception__": _same_line,
+    "__jinja_exception__": lambda line, names: line,  # Jinja2 itself puts the template's file and line into frames
     "__jinja_template__": _jinja_macro_line,
     "_template_uri": _mako_line,
     "__tokens": _chameleon_line,
-    "_printlist": _same_line,
+    "_printlist": lambda line, names: line,  # Bottle's code has the template's lines in other columns
 }
 
 
@@ -4271,21 +4266,18 @@ def _write_stack(frames: Sequence[FrameView]) -> _Markup:
     """
     own = [frame for frame in reversed(frames) if frame.app] or list(frames[-1:])
     pieces: list[_Markup] = []
-    for is_shown, run in itertools.groupby(reversed(frames), lambda frame: frame.app or frame is frames[-1]):
-        if is_shown:
-            hot = frames[-1], own[0]
-            pieces += [_write_frame(frame, opened=frame in own[:_OPEN_FRAMES], hot=frame in hot) for frame in run]
-        else:
-            pieces.append(_fold_run(list(run)))
+    for is_shown, group in itertools.groupby(reversed(frames), lambda frame: frame.app or frame is frames[-1]):
+        run, hot = list(group), (frames[-1], own[0])
+        written = [_write_frame(frame, opened=frame in own[:_OPEN_FRAMES], hot=frame in hot) for frame in run]
+        pieces += written if is_shown or len(run) == 1 else [_fold_run(run, _joined(written))]
     return _fill_template(STACK, frames=_joined(pieces)) if frames else _Markup()
 
 
-def _fold_run(run: Sequence[FrameView]) -> _Markup:
+def _fold_run(run: Sequence[FrameView], frames: _Markup) -> _Markup:
     """Return a line that names the packages of library frames, and unfolds into the frames."""
-    frames = _joined(_write_frame(frame, opened=False) for frame in run)
     packages = dict.fromkeys(".".join(frame.module.split(".")[:2]) or frame.filename for frame in run)
-    count, modules = _counted(len(run), "frame"), _one_line(", ".join(packages))
-    return _fill_template(FOLD, count=count, modules=modules, frames=frames) if len(run) > 1 else frames
+    modules = _one_line(", ".join(packages))
+    return _fill_template(FOLD, count=_counted(len(run), "frame"), modules=modules, frames=frames)
 
 
 def _write_frame(frame: FrameView, *, opened: bool, hot: bool = False) -> _Markup:
@@ -4294,12 +4286,12 @@ def _write_frame(frame: FrameView, *, opened: bool, hot: bool = False) -> _Marku
     If its values have not been read and it has an id, the page asks for them when the frame comes into view.
     """
     folder, file = os.path.split(frame.path)
-    source = body = write_source(frame)
-    late = not frame.is_read or any(variable.value.startswith("(not read:") for variable in frame.variables)
-    if frame.variables or (late and frame.id):
-        variables = write_variables(frame) if frame.variables else _Markup()
-        later = _Markup(" later" if late and frame.id else "")
-        body = _fill_template(HALVES, source=source, variables=variables, later=later)
+    body = write_source(frame)
+    is_unread = not frame.is_read or any(variable.value.startswith("(not read:") for variable in frame.variables)
+    later = " later" if is_unread and frame.id else ""
+    if frame.variables or later:
+        variables = write_variables(frame) if frame.variables else ""
+        body = _fill_template(HALVES, source=body, variables=variables, later=later)
     view = _fill_template(
         FRAME,
         kind=("ours" if frame.app else "foreign") + (" hot" if hot else ""),
@@ -4315,8 +4307,9 @@ def _write_frame(frame: FrameView, *, opened: bool, hot: bool = False) -> _Marku
         body=body,
         more=_Markup(MORE) if frame.id and frame.source else "",
     )
-    gap = _fill_template(REPEAT, text=f"{_counted(frame.skipped, 'frame')} not shown") if frame.skipped else _Markup()
-    return _joined([gap, view])  # the page has the newest first
+    if frame.skipped:  # after this one, and so above it on the page
+        view = _joined([_fill_template(REPEAT, text=f"{_counted(frame.skipped, 'frame')} not shown"), view])
+    return view
 
 
 def write_source(view: FrameView) -> _Markup:
@@ -4367,11 +4360,8 @@ def _paint(text: str, spans: Iterable[_Painted], start: int, end: int) -> _Marku
 
 def _highlight(lines: Sequence[str]) -> list[list[_Painted]]:
     """Return for each line of Python the spans to color, in quiet colors, so that the mark stands out."""
-    spans: list[list[_Painted]] = [[] for _ in lines]
-    first = _docstring_end(lines)
-    for row, line in enumerate(lines[:first]):
-        spans[row] = [(0, len(line), "s", "")]
-    before = ""
+    first, before = _docstring_end(lines), ""
+    spans: list[list[_Painted]] = [[(0, len(line), "s", "")] if row < first else [] for row, line in enumerate(lines)]
     for row, tokens in enumerate(code_tokens(lines[first:]), first):
         for begin, end, kind in tokens:
             text = lines[row][begin:end]
@@ -4500,8 +4490,8 @@ def write_markdown(report: Report) -> str:
     """
     newest, request = report.problems[-1], report.request
     parts = [f"# {_code(f'{newest.type}: {_one_line(newest.message)}')}"]
-    parts += [] if _is_short(newest.message) else [_fence(newest.message)]
-    parts += [_fence(line) for line in [newest.hint, *newest.notes] if line]
+    whole = "" if _is_short(newest.message) else newest.message
+    parts += [_fence(text) for text in [whole, newest.hint, *newest.notes] if text]
     for _, wording, problem in _tree_of(report.problems, ""):
         cause = f"{wording} {_code(f'{problem.type}: {_one_line(problem.message)}')}:" if wording else ""
         for frame in [frame for frame in reversed(problem.frames) if frame.app] or problem.frames[-1:]:
