@@ -3154,8 +3154,8 @@ def _read_source(filename: str, module_globals: Optional[Mapping[str, Any]] = No
 def _shown_line(line: str, start: int, end: int) -> tuple[str, int, int]:
     """Return a source line and the columns of its mark as they are shown; a long line is cut around its mark."""
     begin = max(0, min(start, end - _LINE_LIMIT // 2)) if end > _LINE_LIMIT else 0
-    start, end, stop = max(start, begin), max(end, begin), begin + _LINE_LIMIT
-    pieces = line[begin:stop][: start - begin], line[start : min(end, stop)], line[end : max(end, stop)]
+    stop = begin + _LINE_LIMIT
+    pieces = line[begin : min(start, stop)], line[start : min(end, stop)], line[end:stop]
     before, marked, after = (escape_unprintable(piece, "\t") for piece in pieces)
     before = "…" + before if begin else before
     after += "…" if len(line) > stop else ""
@@ -3184,7 +3184,7 @@ def _marks_of(position: FramePosition, lines: list[str]) -> list[_Mark]:
         right = min(end, len(line.rstrip())) if number == last else len(line.rstrip())
         marks.append(_Mark(number, left, right))
     is_whole_line = first == last and lines[first - 1].strip() == lines[first - 1][start:end]
-    return [] if is_whole_line else marks
+    return [] if is_whole_line else [mark for mark in marks if mark.end > mark.start]
 
 
 def _characters(line: str, offset: int) -> int:
@@ -3496,7 +3496,7 @@ def _members_of(value: Any) -> Iterator[_Member]:
                 yield name, name, found[name]
 
 
-def members_at(position: FramePosition, path: Sequence[Any], seconds: float = _VALUES_SECONDS) -> tuple[Variable, ...]:
+def members_at(position: FramePosition, path: Sequence[Any]) -> tuple[Variable, ...]:
     """Return the members of a value of a frame: attributes, items of a mapping, elements of a sequence.
 
     `path` begins with the variable's name as `with_values` gave it; each further entry is the number of a member in
@@ -3515,7 +3515,7 @@ def members_at(position: FramePosition, path: Sequence[Any], seconds: float = _V
             for key, secret_name, each in _open_value(name, value)
         ]
 
-    members, why = call_bounded(read, seconds, position.context)
+    members, why = call_bounded(read, _VALUES_SECONDS, position.context)
     if members is None:
         raise LookupError(str(why) if isinstance(why, TooLate) else "there is no such value any more")
     return tuple(members)
@@ -3738,13 +3738,11 @@ def _describe(value: Any, limit: int = _VALUE_LIMIT, name: str = "", depth: int 
             text = _describe_members(members, "=", len(members), limit, depth + _DEPTH_LIMIT // 2)
             return f"<{type_name(kind)} object: {text}>"
     if kind.__repr__ not in _CONTAINERS:
-        most = limit + _PAST_LIMIT  # beyond it nothing is shown, but counted
-
-        def own_repr() -> str:
-            text = repr(value)
-            return re.sub(_IN_REPR, _hide_value, mask_secrets(text[:most])) + "•" * (len(text) - most)
-
-        return shown_text(_text_or_why(*call_safely(own_repr)), limit)
+        own, why = call_safely(lambda: str.__str__(repr(value)))
+        if own is not None:
+            most = limit + _PAST_LIMIT  # beyond it nothing is shown, but counted
+            own = re.sub(_IN_REPR, _hide_value, mask_secrets(own[:most])) + "•" * (len(own) - most)
+        return shown_text(_text_or_why(own, why), limit)
     if depth > _DEPTH_LIMIT:
         return "…"
     base, opening, closing = _CONTAINERS[kind.__repr__]
