@@ -3025,9 +3025,7 @@ def _message_of(error: BaseException, seconds: float) -> str:
 
 # -- where it was raised
 #
-# A traceback is a chain of (frame, line, instruction); the frame's own line has moved on since.  `_positions_of` walks
-# it, `_fold_recursion` shortens it, and `view_position` looks up the source: a window of lines around the failing one,
-# as they can be shown, with the failing expression marked in characters of what is shown.
+# A traceback is a chain of (frame, line, instruction); the frame's own line has moved on since.
 
 
 def _positions_of(error: BaseException, context: Optional[Context]) -> list[FramePosition]:
@@ -3329,10 +3327,9 @@ _TEMPLATE_ENGINES: dict[str, Callable[[_TemplateLine, dict[str, Any]], _Template
 
 # -- the values of a frame
 #
-# A frame shows, in this order: the expressions inside of the one that failed, the others on its line, the arguments,
-# and the other locals.  Each is a job for `call_each_bounded`, which abandons those that hang; plain data is read
-# without a thread, so that it is there even when everything else hangs.  A value that could not be read in time says
-# so, and the page asks for it once more.
+# Each value is a job for `call_each_bounded`, which abandons those that hang; plain data is read without a thread, so
+# that it is there even when everything else hangs.  A value that could not be read in time says so, and the page asks
+# for it once more.
 
 
 class _Scope(NamedTuple):
@@ -4086,9 +4083,6 @@ def _joined(pieces: Iterable[_Markup]) -> _Markup:
 
 
 # -- the pages
-#
-# Each is one of the paper's documents, filled in.  What the page's own script must know, the secret too, stands in
-# attributes of the body.
 
 
 def write_page(
@@ -4126,7 +4120,7 @@ def console_page(state: PageState) -> str:
 
 
 def _write_sheet(title: str, content: _Markup, state: PageState, method: str, stored: str = "") -> _Markup:
-    """Return a document with our script, and with what the script must know in attributes of the body."""
+    """Return a document with our script, and with what that must know, the secret too, in attributes of the body."""
     known = {"method": method, "stored": stored, **state._asdict()}
     body = _fill_template(SCRIPTED, content=content, script=_Markup(SCRIPT), **known)
     return _write_document(title, body, state.nonce, _fill_template(KNOWN, **known))
@@ -4252,9 +4246,6 @@ def _write_group(problem: ExceptionView, anchor: str) -> _Markup:
 
 
 # -- frames
-#
-# A frame is a line that unfolds: on the left its source, on the right its values.  Frames of the application are open.
-# A run of library frames is one line that unfolds into them.  The script asks for values that have not been read.
 
 
 def _write_stack(frames: Sequence[FrameView]) -> _Markup:
@@ -4279,7 +4270,7 @@ def _fold_run(run: Sequence[FrameView], frames: _Markup) -> _Markup:
 
 
 def _write_frame(frame: FrameView, *, opened: bool, hot: bool = False) -> _Markup:
-    """Return one frame: its line, its source, and its values beside that.
+    """Return one frame: a line that unfolds into its source and, beside that, its values.
 
     If its values have not been read and it has an id, the page asks for them when the frame comes into view.
     """
@@ -4495,7 +4486,8 @@ def write_markdown(report: Report) -> str:
         for frame in [frame for frame in reversed(problem.frames) if frame.app] or problem.frames[-1:]:
             name = f" in {_code(frame.name)}" if frame.name else ""
             parts += [f"## {_code(f'{frame.path}:{frame.lineno}')}{name}", cause]
-            parts += [_fence(_excerpt(frame), "python" if frame.kind == "python" else "")]
+            lines = (f"{'>' if number == frame.lineno else ' '}{number:5} {text}" for number, text in frame.source)
+            parts += [_fence("\n".join(lines) or frame.missing, "python" if frame.kind == "python" else "")]
             values = "\n".join(f"{variable.name} = {variable.value}" for variable in frame.variables)
             parts, cause = [*parts, f"Values:\n\n{_fence(values)}" if values else ""], ""
     text = re.sub(r'(?<=File ")[^"\n]+', lambda match: short_path(match.group()), _cut_message(report).rstrip())
@@ -4507,12 +4499,6 @@ def write_markdown(report: Report) -> str:
     parts += ["## Versions", _fence("\n".join(f"{name} {version}" for name, version in report.versions))]
     parts += [f"## Page with frames and console\n\n<{report.link}>"] if report.link else []
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _excerpt(frame: FrameView) -> str:
-    """Return the window of source with its numbers and an arrow at the failing line."""
-    rows = (f"{'>' if number == frame.lineno else ' '}{number:5} {text}" for number, text in frame.source)
-    return "\n".join(rows) or frame.missing
 
 
 def _fence(text: str, language: str = "") -> str:
