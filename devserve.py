@@ -651,8 +651,6 @@ def escape_unprintable(text: str, but: str = "") -> str:
     Besides control characters those are lone surrogates, which cannot be encoded, and marks that reverse the direction
     of what follows, which deceive the eye.
     """
-    if text.isprintable():
-        return text
     return "".join(c if c.isprintable() or c in but else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
@@ -925,7 +923,7 @@ def linked_exceptions(error: BaseException) -> list[tuple[BaseException, str]]:
         cause = raw_slot(each, "__cause__")
         hides_context = cause is not None or raw_slot(each, "__suppress_context__")
         before = cause if hides_context else raw_slot(each, "__context__")
-        before = None if before is None or id(before) in seen else before
+        before = None if id(before) in seen else before
         found.append((each, "" if before is None else "context" if cause is None else "cause"))
         each = before
     return found
@@ -2776,7 +2774,7 @@ _REPORT_SIZE = 60_000  # characters; a page of them weighs less than 100 kB
 _REPORT_SECONDS = 0.7  # of foreign code: with the text on the terminal a hostile crash takes about a second
 _VALUES_SECONDS = 0.5  # for the values of one frame
 _QUICK_SECONDS = 0.1  # for a message, a hint, the values of a frame further out
-_FRAME_SIZE = 1_000  # characters of an average frame, or an exception without any, to see how many fit
+_FRAME_SIZE = 1_000  # characters that a frame, or an exception apart from its frames, is taken to need
 LINES_AROUND = 5  # source lines on each side of a line of the application's; a person sees so many at a glance
 _LIBRARY_LINES_AROUND = 2  # and of a library's: folded on the page, and most of its weight
 _LINE_LIMIT = 400  # characters of a source line; only generated code is longer
@@ -3471,8 +3469,8 @@ def behind_proxy(value: Any) -> Any:
 def _members_of(value: Any) -> Iterator[_Member]:
     """Yield the members of a value: the items of a mapping, the elements of a sequence, or else the attributes.
 
-    The name of an element is what stands before it, in a pair such as ("password", "…"), or an option in the arguments
-    of a command: "--password", "…".  The lines of a key are named by its first, "-----BEGIN PRIVATE KEY-----".
+    The name of an element is the element before it if they are a pair, ("password", "…"), or if that is an option of a
+    command: "--password", "…".  The lines of a key are all named by its first line, "-----BEGIN PRIVATE KEY-----".
     Attributes are those in the `__dict__` or in slots; private ones come last.
     """
     base: Any = next((base for base, *_ in _CONTAINERS.values() if issubclass(type(value), base)), object)
@@ -3623,9 +3621,8 @@ def _hint_for(error: BaseException, positions: list[FramePosition]) -> str:
         return "Trio's functions need Trio's event loop, and this is asyncio's: call asyncio's or anyio's instead."
     if isinstance(error, TypeError) and positions:
         return _signature_meant(text, positions[-1])
-    quoted = re.search(r"(?:name|attribute) '(\w+)'", text)
-    wanted = quoted.group(1) if quoted else name if isinstance(name, str) else ""
-    wanted = text if isinstance(error, KeyError) else wanted
+    quoted = [text] if isinstance(error, KeyError) else re.findall(r"(?:name|attribute) '(\w+)'", text)
+    wanted = quoted[0] if quoted else name if isinstance(name, str) else ""
     known = itertools.islice(_names_meant(error, positions), _NEAR_LIMIT)
     names = [each for each in known if type(each) is str and each != wanted]
     near = [] if len(wanted) > NAME_LIMIT else get_close_matches(wanted, names, 1, _NEARNESS)
@@ -3843,13 +3840,13 @@ def _is_harmless(value: object, name: str) -> bool:
 
 _QUOTED = r"""'(?:[^'\\]|\\.)*'?|"(?:[^"\\]|\\.)*"?"""
 _LISTED = r"""[\[(]\s*(?:b?(?:'[^'\s]*'|"[^"\s]*")[,\s]*)+[\])]?"""  # with a space it is a message about a password
-_TOKEN_STARTS = (  # of GitHub, GitLab, Stripe, OpenAI, Slack, Google, PyPI and others; of plain words is a CSS class
+_TOKEN_STARTS = (  # of GitHub, GitLab, Stripe, OpenAI, Slack, Google, PyPI and others; sk-plain-words is a CSS class
     r"gh[a-z]_|github_pat_|glpat-|[rs]k_(?:live|test)_|sk-(?!(?:[a-z]{1,12}-)+[a-z]{1,12}(?![\w-]))|xox[a-z]-|AIza|whsec_"
     r"|GOCSPX-|ya29\.|pypi-Ag|hf_(?=[a-zA-Z0-9]{32})|SG\.[\w-]{20,24}\."
     r"|bot[0-9]{6,12}:|services/T[A-Z0-9]{8,}/B[A-Z0-9]{8,}/"  # in the paths of requests to Telegram and Slack
 )
 _SECRET_TEXTS = (  # what the text must contain, and a pattern: see "How to change" in the banner
-    # Of a URL, of a database; what stands in angle brackets is a repr
+    # In the query of a URL, or where a database is named; what stands in angle brackets is a repr
     ("=", r"""(?:^|[?&#;:\s'"(,])([\w.\-\[\]]{1,60})=('[^']*'?|"[^"]*"?|(?!<\w[^<>]*>)[^&;#\s'"]+)"""),
     ("= ", rf"""\b([\w.\-]{{1,60}}) ?= ({_QUOTED}|(?=[^\s;,]*[0-9])[^\s;,'"?%:$@({{]+)"""),  # INI, TOML, SQL
     (":", rf"""(['"])([\w.\-]{{1,60}})\1\s*:\s*({_QUOTED}|{_LISTED}|[^\s,}}\](\[{{][^\s,}}\]]*)"""),  # JSON
@@ -4192,7 +4189,7 @@ def _tree_of(problems: Sequence[ExceptionView], anchor: str) -> Iterator[tuple[s
         yield where, wording, problem
         for number, chain in enumerate(problem.members, 1):
             for below, how, each in _tree_of(chain, f"{where}.{number}"):
-                yield below, how if how[:1].isalpha() else f"{number}.{how}", each
+                yield below, how if how[:1].isalpha() else f"{number}.{how}", each  # a cause, or a member: "2.1."
 
 
 def _newest_first(problems: Sequence[ExceptionView], anchor: str) -> Iterator[tuple[str, str, ExceptionView]]:
