@@ -4146,7 +4146,7 @@ def _write_editors(chosen: str) -> _Markup:
     """Return the choice of editors, that of the server's configuration chosen already."""
     known = find_editor(chosen)
     return _joined(
-        _fill_template(EDITOR, name=name, link=link, selected=_Markup(" selected" if name == known else ""))
+        _fill_template(EDITOR, name=name, link=link, selected=" selected" if name == known else "")
         for name, link in [*EDITORS.items(), ("Own link", "")]
     )
 
@@ -4227,7 +4227,7 @@ def _write_group(problem: ExceptionView, anchor: str) -> _Markup:
         whole = [] if _is_short(newest.message) else [_fill_template(NOTE, text=_write_message(newest.message))]
         member = _fill_template(
             MEMBER,
-            open=_Markup(" open" if number <= _OPEN_MEMBERS else ""),
+            open=" open" if number <= _OPEN_MEMBERS else "",
             number=number,
             type=_write_type(newest.type),
             message=_one_line(newest.message),
@@ -4238,7 +4238,7 @@ def _write_group(problem: ExceptionView, anchor: str) -> _Markup:
     title = _counted(len(members) + problem.unlisted, "exception")
     if problem.unlisted:
         members.append(_fill_template(ABSENT, text=f"and {_counted(problem.unlisted, 'more exception')}"))
-    itself = _Markup(ITSELF if problem.frames else "")
+    itself = _fill_template(ITSELF) if problem.frames else ""
     return _fill_template(MEMBERS, title=title, members=_joined(members), itself=itself)
 
 
@@ -4246,24 +4246,22 @@ def _write_group(problem: ExceptionView, anchor: str) -> _Markup:
 
 
 def _write_stack(frames: Sequence[FrameView]) -> _Markup:
-    """Return the frames, newest first: the application's own open, runs of library frames folded.
+    """Return the frames, newest first: the application's own open, each run of library frames in a line that unfolds.
 
-    The frame that raised is never folded away, and when none is the application's it is opened.
+    That line names their packages.  The frame that raised is never folded away, and when none is the application's it
+    is opened.
     """
     own = [frame for frame in reversed(frames) if frame.app] or list(frames[-1:])
     pieces: list[_Markup] = []
     for is_shown, group in itertools.groupby(reversed(frames), lambda frame: frame.app or frame is frames[-1]):
         run, hot = list(group), (frames[-1], own[0])
         written = [_write_frame(frame, opened=frame in own[:_OPEN_FRAMES], hot=frame in hot) for frame in run]
-        pieces += written if is_shown or len(run) == 1 else [_fold_run(run, _joined(written))]
+        if not is_shown and len(run) > 1:
+            packages = dict.fromkeys(".".join(frame.module.split(".")[:2]) or frame.filename for frame in run)
+            count, modules = _counted(len(run), "frame"), _one_line(", ".join(packages))
+            written = [_fill_template(FOLD, count=count, modules=modules, frames=_joined(written))]
+        pieces += written
     return _fill_template(STACK, frames=_joined(pieces)) if frames else _Markup()
-
-
-def _fold_run(run: Sequence[FrameView], frames: _Markup) -> _Markup:
-    """Return a line that names the packages of library frames, and unfolds into the frames."""
-    packages = dict.fromkeys(".".join(frame.module.split(".")[:2]) or frame.filename for frame in run)
-    modules = _one_line(", ".join(packages))
-    return _fill_template(FOLD, count=_counted(len(run), "frame"), modules=modules, frames=frames)
 
 
 def _write_frame(frame: FrameView, *, opened: bool, hot: bool = False) -> _Markup:
@@ -4281,7 +4279,7 @@ def _write_frame(frame: FrameView, *, opened: bool, hot: bool = False) -> _Marku
     view = _fill_template(
         FRAME,
         kind=("ours" if frame.app else "foreign") + (" hot" if hot else ""),
-        open=_Markup(" open" if opened else ""),
+        open=" open" if opened else "",
         id=frame.id,
         path=frame.filename,
         folder=os.path.join(folder, "") if folder else "",
@@ -4291,7 +4289,7 @@ def _write_frame(frame: FrameView, *, opened: bool, hot: bool = False) -> _Marku
         column=frame.marks[0].start + 1 if frame.marks else 1,
         edit=_fill_template(EDIT, file=file) if os.path.isabs(frame.filename) else "",
         body=body,
-        more=_Markup(MORE) if frame.id and frame.source else "",
+        more=_fill_template(MORE) if frame.id and frame.source else "",
     )
     if frame.skipped:  # after this one, and so above it on the page
         view = _joined([_fill_template(REPEAT, text=f"{_counted(frame.skipped, 'frame')} not shown"), view])
@@ -4414,7 +4412,7 @@ def _write_around(report: Report) -> _Markup:
     if request:
         for title, rows in (("Form", request.form), ("Headers", request.headers), ("Environ", request.environ)):
             lines = _joined(_fill_template(ROW, name=name, text=_fold_text(text)) for name, text in rows)
-            is_open = _Markup(" open" if title == "Form" else "")
+            is_open = " open" if title == "Form" else ""
             table = _fill_template(TABLE, title=title, count=len(rows), rows=lines, open=is_open)
             pieces += [table] if rows else []
     text = write_text(report._replace(text=_cut_message(report)))
