@@ -3038,7 +3038,7 @@ def _positions_of(error: BaseException, context: Optional[Context]) -> list[Fram
             template = text if type(text) is str else ""
         positions.append(FramePosition(tb.tb_frame, tb.tb_lineno or 0, tb.tb_lasti, context, template))
         tb = tb.tb_next
-    hides = [locals_of(position.frame).get("__traceback_hide__", False) for position in positions]
+    hides = [locals_of(position.frame).get("__traceback_hide__") for position in positions]
     return [each for each, hidden in zip(positions, hides) if hidden is False or hidden is None] or positions[-1:]
 
 
@@ -3048,12 +3048,11 @@ def _fold_recursion(positions: list[FramePosition], most: int) -> list[tuple[Fra
     Of a line through which a recursion has passed again and again, the first and the last position are kept.  If there
     are still too many, those in the middle are left out.
     """
-    keys = [(position.frame.f_code, position.lineno) for position in positions]
     rounds: dict[tuple[CodeType, int], list[int]] = defaultdict(list)
-    for number, key in enumerate(keys):
-        rounds[key].append(number)
+    for number, position in enumerate(positions):
+        rounds[position.frame.f_code, position.lineno].append(number)
     left_out = {n for numbers in rounds.values() if len(numbers) >= _ROUNDS_FOLDED for n in numbers[1:-1]}
-    kept = [number for number in range(len(keys)) if number not in left_out]
+    kept = [number for number in range(len(positions)) if number not in left_out]
     if len(kept) > most:
         kept = kept[: most // 2] + kept[-most // 2 :]
     following = [*kept[1:], len(positions)]
@@ -4174,13 +4173,11 @@ def _write_remarks(problem: ExceptionView) -> _Markup:
 
 def _write_overview(problems: Sequence[ExceptionView]) -> _Markup:
     """Return links to the causes and the members of groups, so that the first cause is seen without scrolling."""
-    links = [
-        _fill_template(
-            LINK, wording=wording, anchor=anchor, type=_write_type(each.type), message=_one_line(each.message)
-        )
-        for anchor, wording, each in _tree_of(problems, "e")
-    ]
-    return _fill_template(LINKS, links=_joined(links[1:])) if links[1:] else _Markup()
+    links = []
+    for anchor, wording, each in itertools.islice(_tree_of(problems, "e"), 1, None):
+        kind, message = _write_type(each.type), _one_line(each.message)
+        links.append(_fill_template(LINK, wording=wording, anchor=anchor, type=kind, message=message))
+    return _fill_template(LINKS, links=_joined(links)) if links else _Markup()
 
 
 def _tree_of(problems: Sequence[ExceptionView], anchor: str) -> Iterator[tuple[str, str, ExceptionView]]:
@@ -4205,14 +4202,12 @@ def _newest_first(problems: Sequence[ExceptionView], anchor: str) -> Iterator[tu
 def _write_problems(problems: Sequence[ExceptionView], anchor: str) -> _Markup:
     """Return a chain, the newest first, which has no heading here: that is at the top of the page, or the member's."""
     sections = []
-    for where, wording, problem in _newest_first(problems, anchor):
+    for where, wording, each in _newest_first(problems, anchor):
         heading = _Markup()
         if wording:
-            kind, message = _write_type(problem.type), _write_message(problem.message)
-            heading = _fill_template(
-                HEADING, wording=wording, type=kind, message=message, remarks=_write_remarks(problem)
-            )
-        members, stack = _write_group(problem, where), _write_stack(problem.frames)
+            kind, message, remarks = _write_type(each.type), _write_message(each.message), _write_remarks(each)
+            heading = _fill_template(HEADING, wording=wording, type=kind, message=message, remarks=remarks)
+        members, stack = _write_group(each, where), _write_stack(each.frames)
         sections.append(_fill_template(EXCEPTION, anchor=where, heading=heading, members=members, stack=stack))
     return _joined(sections)
 
