@@ -618,7 +618,7 @@ _FORMAT_SECONDS = 2.0  # to format a traceback once those have not hung: a thous
 _STUCK_LIMIT = 16  # threads for foreign code at once; more than this hang only when something is badly wrong
 _STACK_SIZE = 8 * 1024**2  # of a thread, as glibc has it by default
 _CALL_THREADS = 3  # of one `call_each_bounded`: each goes on after the call in which the one before it hung
-_PROMPT = r"<(stdin|i?python-input-.*)>|.*[\\/]ipykernel_\d+[\\/]\d+\.py"  # a REPL's, a notebook's
+_PROMPT = r"<(stdin|i?python-input-.*)>|.*[\\/]ipykernel_\d+[\\/]\d+\.py"  # the "file" of code in a REPL, a notebook
 # Modules in which a thread stands at a prompt, or waits for the client that shows it one
 _DEBUGGERS = r"(bdb|\w*pdb|pudb|debugpy|code|IPython|ptpython|celery\.contrib\.rdb)(\.|$)"
 _STDLIB = os.path.dirname(os.__file__)
@@ -899,7 +899,8 @@ def application_traceback(error: BaseException) -> Optional[TracebackType]:
         tb = tb.tb_next
     last = tb
     while last is not None and last.tb_next is not None:
-        if last.tb_next.tb_frame.f_code.co_name == "compile" and _is_machinery_at(last.tb_next):
+        code = last.tb_next.tb_frame.f_code
+        if code.co_name == "compile" and _is_machinery(code.co_filename, code.co_name):
             last.tb_next = None
         last = last.tb_next
     speaks_for_itself = isinstance(error, SyntaxError) or type(error).__module__ == __name__
@@ -1048,7 +1049,7 @@ def static_attribute(value: object, name: str) -> Any:
 
 
 def _class_attributes(value: Any) -> dict[str, Any]:
-    """Return what the class of a value, or the class that it is, and the bases hold, whatever a metaclass says."""
+    """Return what a value's class and its bases hold, or a class itself and its bases, whatever a metaclass says."""
     kind = value if issubclass(type(value), type) else type(value)
     held: dict[str, Any] = {}
     for each in reversed(type.__dict__["__mro__"].__get__(kind)):
@@ -3583,8 +3584,7 @@ def expressions_in(line: str, is_template: bool = False) -> Iterator[_Span]:
 
 def _is_in_braces(line: str, start: int, at: int) -> bool:
     """Return whether column `at`, in the string that begins at `start`, is in a field of an f-string."""
-    is_formatted = re.match(r"[rR]?[fFtT]", line[start:])
-    return is_formatted is not None and line.rfind("{", start, at) > line.rfind("}", start, at)
+    return bool(re.match(r"[rR]?[fFtT]", line[start:])) and line.rfind("{", start, at) > line.rfind("}", start, at)
 
 
 def _steps_of(text: str) -> tuple[str, list[tuple[str, str]]]:
@@ -3727,7 +3727,7 @@ def _describe(value: Any, limit: int = _VALUE_LIMIT, name: str = "", depth: int 
         return f"(an int of {value.bit_length():,} bits)"
     if kind.__repr__ is object.__repr__ and depth <= 1 and not _is_secret(name) and _is_app_class(kind):
         members = list(_members_of(value))
-        if members:  # objects inside of it are not opened, and containers less deep
+        if members:  # objects inside of it are not opened, and containers to half the depth
             text = _describe_members(members, "=", len(members), limit, depth + _DEPTH_LIMIT // 2)
             return f"<{type_name(kind)} object: {text}>"
     if kind.__repr__ not in _CONTAINERS:
@@ -4084,7 +4084,7 @@ def _joined(pieces: Iterable[_Markup]) -> _Markup:
 def write_page(
     report: Report, state: PageState, stored: str = "", editor: str = "", path_map: Sequence[str] = ()
 ) -> str:
-    """Return the whole page of one crash.  What was raised last and where comes first, its causes below.
+    """Return the whole page of one crash.
 
     `stored` is given for the page under the crash's own address: its id, and the seconds that its request took.
     `editor` and `path_map`, as `Terminal` has them, make the page's links at first; a browser may have chosen others.
@@ -4200,7 +4200,7 @@ def _newest_first(problems: Sequence[ExceptionView], anchor: str) -> Iterator[tu
 
 
 def _write_problems(problems: Sequence[ExceptionView], anchor: str) -> _Markup:
-    """Return a chain, the newest first, which has no heading here: that is at the top of the page, or the member's."""
+    """Return a chain, the newest first and without a heading here: it has the page's, or is the member of a group."""
     sections = []
     for where, wording, each in _newest_first(problems, anchor):
         heading = _Markup()
