@@ -4020,10 +4020,8 @@ def _versions() -> tuple[tuple[str, str], ...]:
 # Read first: write_page, _fill_template, _write_stack, write_source, write_markdown.
 # =====================================================================================================================
 
-_LONG_TEXT = 240  # characters from which a value is folded; about three lines of the page
-_LONG_LINES = 5  # and lines
-_TALL_TEXT = 1_200  # characters from which a message scrolls in its place; about a third of a screen
-_TALL_LINES = 12  # and lines
+_FLAT_VALUE = (240, 5)  # characters and lines of a value that is not folded; about three lines of the page
+_FLAT_MESSAGE = (1_200, 12)  # and of a message that does not scroll in its place; about a third of a screen
 _SHORT_TEXT = 200  # characters of a text in one line of a heading or a tooltip, and of a value that is folded
 _OPEN_FRAMES = 12  # application frames that start open: more would hide the rest of the page
 _OPEN_MEMBERS = 3  # members of an exception group that start open, for the same reason
@@ -4161,8 +4159,8 @@ def _write_type(name: str) -> _Markup:
 
 def _write_message(text: str) -> _Markup:
     """Return a message whole; a long one scrolls in its place, so that the frames below are not pushed away."""
-    is_tall = len(text) > _TALL_TEXT or text.count("\n") >= _TALL_LINES
-    return _fill_template(TALL_MESSAGE if is_tall else MESSAGE, text=text) if text else _Markup()
+    template = MESSAGE if _fits(text, *_FLAT_MESSAGE) else TALL_MESSAGE
+    return _fill_template(template, text=text) if text else _Markup()
 
 
 def _write_remarks(problem: ExceptionView) -> _Markup:
@@ -4219,7 +4217,8 @@ def _write_group(problem: ExceptionView, anchor: str) -> _Markup:
     members = []
     for number, chain in enumerate(problem.members, 1):
         newest = chain[-1]
-        whole = [] if _is_short(newest.message) else [_fill_template(NOTE, text=_write_message(newest.message))]
+        message = _write_message(newest.message)  # whole, where one line is not enough
+        whole = [] if _fits(newest.message, _SHORT_TEXT) else [_fill_template(NOTE, text=message)]
         member = _fill_template(
             MEMBER,
             open=" open" if number <= _OPEN_MEMBERS else "",
@@ -4418,9 +4417,9 @@ def _write_around(report: Report) -> _Markup:
 
 def _fold_text(text: str) -> _Markup:
     """Return the text; a long one is folded, and its beginning shown."""
-    if len(text) <= _LONG_TEXT and text.count("\n") < _LONG_LINES:
+    if _fits(text, *_FLAT_VALUE):
         return _escape(text)
-    start = "\n".join(text[:_SHORT_TEXT].split("\n")[:_LONG_LINES])
+    start = "\n".join(text[:_SHORT_TEXT].split("\n")[: _FLAT_VALUE[1]])
     return _fill_template(LONG, start=start, size=f"{len(text):,} characters", text=text)
 
 
@@ -4429,9 +4428,8 @@ def _one_line(text: str) -> str:
     return text if len(text) <= _SHORT_TEXT else text[: _SHORT_TEXT - 1] + "…"
 
 
-def _is_short(text: str) -> bool:
-    """Return whether one line of a heading shows the whole message."""
-    return len(text) <= _SHORT_TEXT and "\n" not in text
+def _fits(text: str, size: int, lines: int = 1) -> bool:
+    return len(text) <= size and text.count("\n") < lines
 
 
 def _cut_message(report: Report) -> str:
@@ -4469,7 +4467,7 @@ def write_markdown(report: Report) -> str:
     """
     newest, request = report.problems[-1], report.request
     parts = [f"# {_code(f'{newest.type}: {_one_line(newest.message)}')}"]
-    whole = "" if _is_short(newest.message) else newest.message
+    whole = "" if _fits(newest.message, _SHORT_TEXT) else newest.message
     parts += [_fence(text) for text in [whole, newest.hint, *newest.notes] if text]
     for _, wording, problem in _tree_of(report.problems, ""):
         cause = f"{wording} {_code(f'{problem.type}: {_one_line(problem.message)}')}:" if wording else ""
