@@ -2979,7 +2979,7 @@ class _ReportBuilder:
 
         The innermost of them comes first, and has as much time as any frame that is asked for later.
         """
-        folded = _fold_recursion(positions, most=max(4, self.size // _FRAME_SIZE // 2 * 2))
+        folded = _fold_recursion(positions, half=max(2, self.size // _FRAME_SIZE // 2))
         views = [self.view(position)._replace(skipped=skipped) for position, skipped in folded]
         own = [number for number, view in enumerate(views) if view.app] or list(range(len(views)))[-1:]
         for number in reversed(own):
@@ -3043,19 +3043,19 @@ def _positions_of(error: BaseException, context: Optional[Context]) -> list[Fram
     return [each for each, hidden in zip(positions, hides) if hidden is False or hidden is None] or positions[-1:]
 
 
-def _fold_recursion(positions: list[FramePosition], most: int) -> list[tuple[FramePosition, int]]:
-    """Return at most `most` positions, each with the number of those that are left out after it.
+def _fold_recursion(positions: list[FramePosition], half: int) -> list[tuple[FramePosition, int]]:
+    """Return the positions to list, each with the number of those that are left out after it.
 
     Of a line through which a recursion has passed again and again, the first and the last position are kept.  If there
-    are still too many, those in the middle are left out.
+    are still more than twice `half`, so many are kept at each end.
     """
     rounds: dict[tuple[CodeType, int], list[int]] = defaultdict(list)
     for number, position in enumerate(positions):
         rounds[position.frame.f_code, position.lineno].append(number)
     left_out = {n for numbers in rounds.values() if len(numbers) >= _ROUNDS_FOLDED for n in numbers[1:-1]}
     kept = [number for number in range(len(positions)) if number not in left_out]
-    if len(kept) > most:
-        kept = kept[: most // 2] + kept[-most // 2 :]
+    if len(kept) > 2 * half:
+        kept = kept[:half] + kept[-half:]
     following = [*kept[1:], len(positions)]
     return [(positions[number], after - number - 1) for number, after in zip(kept, following)]
 
