@@ -6698,10 +6698,9 @@ def _allows_live(policy: str) -> bool:
 # A reload uses the gate in three steps.  `DevServer.hold` shuts it as soon as the watcher sees a difference, since the
 # next request should get the new code; `open_gate` opens it again when the difference was none.  `close_gate` shuts it
 # for the reload, waits for the requests that run, cuts those that take longer than their grace, and returns the
-# sockets at rest.  What has no foreseeable end, by its type (`_ENDLESS_TYPE`), gets no grace, unless it answers a
-# POST; how an application sends tells nothing, since a page that is being made pauses like a stream that waits.
-# `adopt` takes the sockets up in the next process as if they had just been accepted.  A TLS connection cannot be taken
-# up by another process, as its keys are in OpenSSL's memory, so under the reloader each ends after one answer.
+# sockets at rest.  A response that has no foreseeable end (`note_endless`) gets no grace.  `adopt` takes the sockets
+# up in the next process as if they had just been accepted.  A TLS connection cannot be taken up by another process, as
+# its keys are in OpenSSL's memory, so under the reloader each ends after one answer.
 #
 # No socket here ever blocks.  Every call of one goes through `_Connection.attempt`, which tries it first, and then
 # waits for what the failed call says that it needs: over TLS a send may have to read first, and the reverse.  Each
@@ -6718,8 +6717,7 @@ def _allows_live(policy: str) -> bool:
 # A request that cannot be framed in one way only is refused (`_BadRequest`), since a proxy might frame it in another
 # and take its body for a second request.  How the end of a response's body is known is decided once, when its first
 # piece comes (`_Response._choose_framing`).  A request that asks to upgrade, as for a WebSocket, finds its socket in
-# the environ (`_UpgradedSocket`, under SOCKET_KEY); once the application has read or sent on it, the connection is the
-# application's until it returns.
+# the environ (`_UpgradedSocket`, under SOCKET_KEY).
 #
 # Invariants: of a connection that waits for a request no byte has been read, so another process can have it whole; a
 # request of which a byte has been read is answered by this one.  Each request gets one answer and one line of the log;
@@ -6783,7 +6781,6 @@ class DevServer:
     its socket, and then takes one that waits, if it comes first.  Any thread may call what has no underscore, and
     may look at another's connection (`phase`, `started`) or `cut` it.  `gate`, `hold`, `open_gate`, `close_gate` and
     `adopt` are for whoever replaces the process.
-    `_accepting` is held for moments.
     """
 
     def __init__(
@@ -6993,7 +6990,7 @@ class DevServer:
 
         A request may take `grace` seconds from its own start, or from its turn.  One that has no foreseeable end is
         cut at once, and one that is stopped in a debugger is waited for.  Whatever takes longer is cut, and the log
-        says so.  From the returned sockets nothing has been read that was not answered.
+        says so.
         """
         self.hold()
         closed = time.perf_counter()
@@ -7097,11 +7094,9 @@ _NO_LINE = ("-", "-")  # in place of method and target, for the log
 class _Connection:
     """One client's connection: requests are read and answered on it one after the other, in order.
 
-    It belongs to the thread that is in `serve`: that waits (`_await_request`), reads, runs and answers a request
-    (`_answer`), and waits again, until `keep_alive` is false or the client has gone; then it closes the connection.
-    Other threads call `cut`, `describe`, `position`, `leave` and `deadline` alone.  An ASGI bridge also calls
-    `receive_into` and `read_ahead`, in the connection's own thread, and `note_endless` in its loop's while that waits.
-    Its phase is written by its thread, but for that, and read by all:
+    It belongs to the thread that is in `serve`.  Other threads call `cut`, `describe`, `position`, `leave` and
+    `deadline` alone.  An ASGI bridge also calls `receive_into` and `read_ahead`, in the connection's own thread, and
+    `note_endless` in its loop's while that waits.  Its phase is written by its thread, but for that, and read by all:
 
     _AT_REST  it waits for a request, of which nothing has been read
     _SECURED  the first request is on its way: the TLS handshake is done, or the connection is new and for us alone
@@ -7161,10 +7156,7 @@ class _Connection:
                 return False
 
     def _await_input(self) -> bool:
-        """Wait until the client sends something, and return whether it does; reading that is left to the caller.
-
-        The order matters: first the phase says that a request begins, then the gate is looked at, then bytes are read.
-        """
+        """Wait until the client sends something, and return whether it does; reading that is left to the caller."""
         gate = self.server.gate
         while True:
             if self.phase != _SECURED:
@@ -7176,7 +7168,7 @@ class _Connection:
             self.started = time.perf_counter()
             if self.phase == _SECURED:
                 return came
-            self.phase = _BUSY
+            self.phase = _BUSY  # before the gate is looked at; the banner says why
             if gate.is_set():
                 return came
 
@@ -7285,11 +7277,10 @@ class _Connection:
             self.buffer += more
 
     def _open_body(self, environ: Environ, length: int, expected: bool) -> _Body:
-        """Put the body into the environ as `wsgi.input`, to be read as it comes; return it.
+        """Put the body into the environ as `wsgi.input`; return it.
 
-        A chunked body that comes in one go is stored first, so that it gets a CONTENT_LENGTH, which many applications
-        need.  `wsgi.input_terminated` is set only for a body without one: by the length Werkzeug tells a body that
-        broke off from a short one, and answers 400 by itself.
+        `wsgi.input_terminated` is set only for a body without CONTENT_LENGTH: by the length Werkzeug tells a body
+        that broke off from a short one, and answers 400 by itself.
         """
         self.body = body = _ChunkedBody(self, expected) if length == _CHUNKED else _Body(self, length, expected)
         if self.server.streams or not isinstance(body, _ChunkedBody):
@@ -7310,7 +7301,7 @@ class _Connection:
         """Make a call of the socket, again each time that the socket is ready for it; return its result.
 
         Each wait is of `seconds`, after which socket.timeout is raised; with 0, BlockingIOError is raised without a
-        wait.  The failed call tells what to wait for: TLS may have to read in order to write, and the reverse.
+        wait.
         """
         while True:
             try:
@@ -7677,8 +7668,8 @@ def _first_line(data: bytearray) -> tuple[str, str]:
 
 # -- a request's body
 #
-# wsgi.input is a `_Body` below a buffered reader, which gives it the other methods of a file.  A chunked one is either
-# stored whole, and wsgi.input is what was stored, or it is read as it comes, behind what was stored of it.
+# wsgi.input is a `_Body` below a buffered reader, which gives it the other methods of a file, or, if the body was
+# chunked and came in one go, the file in memory in which it was stored.
 
 
 class _Body(io.RawIOBase):
@@ -7898,10 +7889,8 @@ _ENDED = 6  # what the application writes now would garble the next response
 class _Response:
     """One response: its head as the application gave it, and how much of it has been sent.
 
-    `run` calls the application and passes each piece to `write`; the first one makes `_begin` choose the framing and
-    write the head, `_finish` ends the body, and when the application raises, `fail` answers instead.  Last comes
-    `log`.  The head leaves with the first piece of the body (PEP 3333), in one send when the piece is small.  It
-    belongs to the connection's thread, but an application may `write` from others, one by one.
+    The head leaves with the first piece of the body (PEP 3333), in one send when the piece is small.  It belongs to
+    the connection's thread, but an application may `write` from others, one by one.
     """
 
     status = ""
@@ -8160,8 +8149,8 @@ PLAIN_TEXT = (("Content-Type", "text/plain; charset=utf-8"),)
 _STATUS = re.compile(r"[2-9][0-9][0-9] [\t\x20-\x7e\x80-\xff]*")  # RFC 9112 section 4; 1xx is not an application's
 # Events, a camera's frames, GraphQL's subscriptions, what Kubernetes watches, and rows of JSON under the many names
 # they have.  Types that are as often finite are not here (multipart/mixed, gRPC, audio, video, text): a page or a
-# voice that is being made must come to its end, while what is endless under such a type holds a reload for some
-# seconds and loses nothing.
+# voice that is being made, which pauses like a stream that waits, must come to its end, while what is endless under
+# such a type holds a reload for some seconds and loses nothing.
 _ENDLESS_TYPE = (
     r"(?:text|application)/(?:x-dom-)?event-stream|application/vnd\.docker\.raw-stream"
     r"|multipart/x-mixed-replace|multipart/mixed;.*subscriptionspec|[^;]*;\s*stream=watch"
