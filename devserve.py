@@ -6778,9 +6778,9 @@ class DevServer:
     every connection.
 
     Threads: one is in `serve_forever`.  Each connection belongs to one other, which alone reads, writes and closes
-    its socket, and then takes one that waits, if it comes first.  Any thread may call what has no underscore, and
-    may look at another's connection (`phase`, `started`) or `cut` it.  `gate`, `hold`, `open_gate`, `close_gate` and
-    `adopt` are for whoever replaces the process.
+    its socket, and then accepts the next one, if one waits.  Any thread may call what has no underscore, and may look
+    at another's connection (`phase`, `started`) or `cut` it.  `gate`, `hold`, `open_gate`, `close_gate` and `adopt`
+    are for whoever replaces the process.
     """
 
     def __init__(
@@ -6891,7 +6891,7 @@ class DevServer:
         for listener in self.listeners:
             try:
                 with self._accepting:
-                    if self._stopped.is_set() or not self.gate.is_set():  # since the caller looked, if it did
+                    if self._stopped.is_set() or not self.gate.is_set():  # perhaps since the caller looked
                         return None
                     # Registered before the lock is free: whoever closes the gate then sees every connection taken.
                     connection = _Connection(*listener.accept(), self)
@@ -7008,15 +7008,11 @@ class DevServer:
             now = time.perf_counter()
             late = {c for c, end in ends.items() if end <= now}
             stopped = self._in_debugger(late) if late else late  # it looks at every thread, and each end wakes us
-            for connection in late:
-                if connection in stopped:
-                    ends[connection] = now + _PAUSED_INTERVAL
-                    if connection not in paused:
-                        paused.add(connection)
-                        self.terminal.warn(
-                            f"{connection.describe()} is stopped in a debugger; the reload waits for it"
-                        )
-                    continue
+            for connection in stopped - paused:
+                self.terminal.warn(f"{connection.describe()} is stopped in a debugger; the reload waits for it")
+            paused |= stopped
+            ends.update(dict.fromkeys(stopped, now + _PAUSED_INTERVAL))
+            for connection in late - stopped:
                 if phases[connection] == _BUSY:
                     self.terminal.warn(f"cut {connection.describe()}: still running after its grace")
                 connection.cut()
@@ -7026,8 +7022,8 @@ class DevServer:
             self._changed.wait(min(ends.values()) - now)
 
     def _in_debugger(self, connections: set[_Connection]) -> set[_Connection]:
-        """Return those whose thread a debugger has stopped; all, if it is one that may run the code of any (a loop's,
-        a pool's; without threads also the one whose turn it is)."""
+        """Return those that a debugger holds up: those whose own thread it has stopped, or all if it has stopped a
+        thread that may work for any (an event loop's, a pool's; without threads, that of whoever's turn it is)."""
         threads = set(filter(self.is_paused, sys._current_frames()))
         taken = {each.thread_id for each in list(self.connections)} if self.base_environ["wsgi.multithread"] else set()
         return connections if threads - taken else {each for each in connections if each.thread_id in threads}
@@ -7096,10 +7092,10 @@ class _Connection:
 
     It belongs to the thread that is in `serve`.  Other threads call `cut`, `describe`, `position`, `leave` and
     `deadline` alone.  An ASGI bridge also calls `receive_into` and `read_ahead`, in the connection's own thread, and
-    `note_endless` in its loop's while that waits.  Its phase is written by its thread, but for that, and read by all:
+    `note_endless` in its loop's while that waits.  Only these two threads write its phase; all may read it:
 
     _AT_REST  it waits for a request, of which nothing has been read
-    _SECURED  the first request is on its way: the TLS handshake is done, or the connection is new and for us alone
+    _SECURED  the first request is on its way: the TLS handshake is done, or no other process can have the connection
     _BUSY     a request has begun, at `started` on time.perf_counter
     _ENDLESS  its response, the wait for it, or what the application does with the connection has no foreseeable end
     _ANSWERED the answer is complete; at most what the client still sends is read away
@@ -8517,12 +8513,10 @@ def _is_own_parent() -> bool:
 def _next_free_port(host: str, port: int) -> int:
     """Return the first port after `port` that can be bound, or 0."""
     for candidate in range(port + 1, min(port + _PORT_SEARCH, 65536)):
-        try:
+        with contextlib.suppress(OSError):
             for sock in _listen_on_host(host, candidate):
                 sock.close()
-        except OSError:
-            continue
-        return candidate
+            return candidate
     return 0
 
 
