@@ -7896,7 +7896,7 @@ class _Response:
 
     def __init__(self, connection: _Connection, request: _Head, environ: Environ, body: Optional[_Body]) -> None:
         self.connection = connection
-        self.request = request  # the environ is the application's to change
+        self.request = request  # what we decide by, since the application may change the environ
         self.environ = environ
         self.body = body
         self.head = _NO_HEAD
@@ -8048,7 +8048,9 @@ class _Response:
             self.connection.send(b"0\r\n\r\n")
 
     def hand_over(self) -> None:
-        """Leave the connection to the application; nothing of this response is sent any more."""
+        """Leave the connection to the application, once; nothing of this response is sent any more."""
+        if self.framing == _TAKEN_OVER:
+            return
         self.framing = _TAKEN_OVER
         connection = self.connection
         connection.keep_alive, connection.input_left = False, True
@@ -8256,8 +8258,7 @@ class _UpgradedSocket:
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """Return up to `size` bytes, and nothing when the client has ended the connection."""
-        if not self.is_taken_over:
-            self._response.hand_over()
+        self._response.hand_over()
         data = bytes(self._connection.buffer[:size])  # sent together with the request's head
         if not data:
             connection = self._connection
@@ -8286,8 +8287,7 @@ class _UpgradedSocket:
     def send_some(self, data: Any, seconds: Optional[float]) -> int:
         """Wait up to `seconds` until the socket takes something; return how many bytes of `data` it has taken."""
         response = self._response
-        if not self.is_taken_over:
-            response.hand_over()
+        response.hand_over()
         if not response.sent:
             first = bytes(data[:12])
             response.status = first[9:].decode("latin-1") if first.startswith(b"HTTP/1.") else "-"
