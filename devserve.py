@@ -606,8 +606,8 @@ def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
 # is_library, is_app_file, is_app_code, outer_frames, thread_position, app_position, is_below, short_path,
 # application_traceback, linked_exceptions, group_members, has_plain_text, traceback_text, raw_slot, own_dict,
 # static_attributes, static_attribute, locals_of, SOCKET_KEY, is_taken_over, broken_request, nobody_listens,
-# PRESERVE_CONTEXT, ON_EXCEPTION, HANDED_OVER, hand_over, is_debugged, is_main_thread, has_green_threads,
-# native_threading, native_sleep.
+# shorten_broken_requests, PRESERVE_CONTEXT, ON_EXCEPTION, HANDED_OVER, hand_over, is_debugged, is_main_thread,
+# has_green_threads, native_threading, native_sleep.
 #
 # Read first: call_safely, call_each_bounded, is_app_file, static_attribute.
 # =====================================================================================================================
@@ -1100,6 +1100,24 @@ def nobody_listens(error: BaseException, environ: Mapping[str, Any]) -> bool:
         return True
     ends = isinstance(error, ConnectionError) or type(error).__name__ == "ConnectionClosed"
     return ends and not isinstance(error, ConnectionRefusedError) and is_taken_over(environ)
+
+
+@functools.cache
+def shorten_broken_requests() -> None:
+    """Have `logging` write one line in place of the traceback of a request that broke off, from now on."""
+    import logging
+
+    own = logging.getLogRecordFactory()
+
+    def record(*args: Any, **kwargs: Any) -> Any:
+        made = own(*args, **kwargs)
+        error = made.exc_info[1] if made.exc_info else None
+        if error is not None and broken_request(error) is not None:
+            made.exc_info = None
+            made.exc_text = f"{type(error).__name__}: {error}"
+        return made
+
+    logging.setLogRecordFactory(record)
 
 
 # -- exceptions that a framework has caught
@@ -7279,6 +7297,7 @@ class _Connection:
         that broke off from a short one, and answers 400 by itself.
         """
         self.body = body = _ChunkedBody(self, expected) if length == _CHUNKED else _Body(self, length, expected)
+        environ["wsgi.errors"] = _Errors(environ["wsgi.errors"], body)
         if self.server.streams or not isinstance(body, _ChunkedBody):
             environ["wsgi.input"] = io.BufferedReader(body)
             return body
@@ -7677,6 +7696,7 @@ class _Body(io.RawIOBase):
     """
 
     is_ignored = False  # the application could have read it as it came, and has not
+    failure: Optional[Exception] = None  # with which it broke off
 
     def __init__(self, connection: _Connection, length: int, expected: bool) -> None:
         super().__init__()
@@ -7688,7 +7708,15 @@ class _Body(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        count = self._read_into(buffer, self.unread)
+        try:
+            return self._read_into(buffer)
+        except (_ClientGone, _BadRequest) as error:
+            self.failure = error
+            shorten_broken_requests()
+            raise
+
+    def _read_into(self, buffer: Any) -> int:
+        count = self._receive_into(buffer, self.unread)
         self.unread -= count
         return count
 
@@ -7696,7 +7724,7 @@ class _Body(io.RawIOBase):
         """Read the rest; the method that we inherit does so in pieces of 8 kB, each a call of the socket."""
         return b"".join(iter(partial(self.read, _READ_SIZE), b""))
 
-    def _read_into(self, buffer: Any, limit: int) -> int:
+    def _receive_into(self, buffer: Any, limit: int) -> int:
         """Read up to `limit` bytes from the connection."""
         size = min(len(buffer), limit)
         if size == 0:
@@ -7788,7 +7816,7 @@ class _ChunkedBody(_Body):
             )
         return is_whole
 
-    def readinto(self, buffer: Any) -> int:
+    def _read_into(self, buffer: Any) -> int:
         self.is_ignored = False
         if self.stored_left:
             count = self.stored.readinto(buffer)
@@ -7797,7 +7825,7 @@ class _ChunkedBody(_Body):
         self.invite()
         if not self.left and self.unread:
             self._begin_chunk()
-        count = self._read_into(buffer, self.left)
+        count = self._receive_into(buffer, self.left)
         self.left -= count
         return count
 
@@ -7848,6 +7876,24 @@ class _ChunkedBody(_Body):
         del buffer[: end + 2]
         _check_controls(line, 0)
         return line
+
+
+class _Errors:
+    """`wsgi.errors` of a request with a body: a traceback that a framework writes there when the body has broken off
+    is one line."""
+
+    def __init__(self, stream: Any, body: _Body) -> None:
+        self._stream = stream
+        self._body = body
+
+    def write(self, text: str) -> int:
+        before, traceback_follows, rest = text.partition("Traceback (most recent call last)")
+        if traceback_follows and self._body.failure is not None and str(self._body.failure) in rest:
+            text = before + rest.rstrip().rpartition("\n")[2] + "\n"
+        return int(self._stream.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class _LiveInput(io.BufferedReader):
@@ -7941,6 +7987,8 @@ class _Response:
             self.connection.phase = _BUSY  # what is sent instead has an end
         elif self.status:
             raise AssertionError("start_response was called twice; only with exc_info may it be called again")
+        if self.body is not None and self.body.failure is not None and status.startswith("5"):
+            status = "400 Bad Request"  # a framework takes what ended its read for a failure of the application
         self.head = check_response_head(status, headers)
         self.status = status
         if self.head.endless_type:

@@ -10006,6 +10006,45 @@ class ServerInput(ServerCase):
         ).end()
         self.assertEqual(client.answer().status, 400)
 
+    @needs("bottle")
+    @needs("flask")
+    def test_a_framework_that_catches_what_ended_its_read_gives_a_line_and_a_400(self) -> None:
+        import logging
+
+        import bottle
+        import flask
+
+        flask_app, bottle_app = flask.Flask("uploads"), bottle.Bottle()
+        began = threading.Event()
+
+        @flask_app.route("/first", methods=["POST"])
+        def read() -> bytes:
+            began.set()
+            return flask.request.stream.read()
+
+        flask_app.add_url_rule("/fails", "fails", lambda: 1 / 0)
+        bottle_app.route("/first", "POST", lambda: bottle.request.body.read())
+        told = io.StringIO()
+        handler = logging.StreamHandler(told)
+        flask_app.logger.addHandler(handler)
+        self.addCleanup(flask_app.logger.removeHandler, handler)
+        chunked = post("Transfer-Encoding: chunked", "9\r\na")
+        for app, head in ((flask_app, chunked), (bottle_app, post("Content-Length: 9"))):
+            with mock.patch("sys.stderr", told):
+                self.serve(app, quiet=True)
+                client = self.connect(head)
+                if head is chunked:  # as it pauses, the view reads it as it comes
+                    self.assertTrue(began.wait(DEADLINE))
+                self.assertEqual(client.end().answer().status, 400)
+        self.assertRegex(
+            told.getvalue(), r"Exception on /first \[POST\]\n.*closed the connection\n.*closed the connection\n"
+        )
+        self.assertNotIn("Traceback", told.getvalue())
+        # A failure of the application's own keeps its traceback.
+        self.serve(flask_app, quiet=True)
+        self.connect("GET /fails HTTP/1.1\r\nHost: x\r\n\r\n").answer()
+        self.assertIn("Traceback", told.getvalue())
+
     def test_a_read_of_a_live_body_is_whole_as_long_as_more_comes(self) -> None:
         """As a protocol needs it whose frames have a length."""
 
