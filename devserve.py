@@ -11604,7 +11604,6 @@ class Launch(NamedTuple):
         )
         if message:
             _restore_ignored(launch.kept.get("ignored"))
-            _allow_new_session(launch.kept.get("leads"))
             for pid in message["children"]:
                 _start_thread(_reap_child, pid)
         if parent is not None:
@@ -11840,17 +11839,12 @@ def _restore_ignored(ignored: Optional[list[int]]) -> None:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
-def _allow_new_session(led: Optional[bool]) -> None:
-    """Have `os.setsid` do nothing when the application has already called it in the process before, with this pid.
-
-    A process that leads a session cannot begin another (EPERM), and cannot give the first one up.  `led` says whether
-    it led one at the first start.
-    """
-    if sys.platform != "win32" and led is False and os.getsid(0) == os.getpid():
+if sys.platform != "win32":
+    # A process that leads a session cannot begin another (EPERM), nor give the first one up.  So after a reload,
+    # when the application has called it in the process before, with this pid, `os.setsid` does nothing.
+    if _HANDOVER_ENV in os.environ and os.getsid(0) == os.getpid():
         os.setsid = lambda: None
 
-
-if sys.platform != "win32":
     _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 
     def _save_umask() -> int:
@@ -11908,8 +11902,6 @@ if sys.platform != "win32":
         ),
         # An exec resets a signal that has a handler to its default, but one that is ignored stays ignored.
         "ignored": _Kept(_save_ignored),
-        # Whether the process leads a session, see `_allow_new_session`.
-        "leads": _Kept(lambda: os.getsid(0) == os.getpid()),
         # An alarm or a profiler's tick would kill the next process, which has no handler for it yet.
         "timers": _Kept(
             lambda: [signal.getitimer(timer) for timer in _TIMERS],

@@ -10020,7 +10020,8 @@ class ServerInput(ServerCase):
         @flask_app.route("/first", methods=["POST"])
         def read() -> bytes:
             began.set()
-            return flask.request.stream.read()
+            data: bytes = flask.request.stream.read()
+            return data
 
         flask_app.add_url_rule("/fails", "fails", lambda: 1 / 0)
         bottle_app.route("/first", "POST", lambda: bottle.request.body.read())
@@ -19767,13 +19768,21 @@ def pool():
             self.skipTest("not on Windows")
         leads = '{"leads": os.getsid(0) == os.getpid()}\n\n\nos.setsid()\n'
         self.save("v1", leads)
-        served = self.serve()
-        client = self.connect(served)
-        self.assertTrue(client.ask().json["leads"])
-        for version in ("v2", "v3"):
-            self.save(version, leads)
-            self.assertTrue(self.reaches(client, version)["leads"])
-        self.assertNotIn("Traceback", served.log)
+        # Once with a program of one's own, that begins the session itself.
+        run = "import app, devserve, os\nos.setsid()\ndevserve.run(app.app, port=0, reload=True)\n"
+        self.write("main.py", run)
+        in_code: dict[str, Any] = {"script": ["main.py"], "port": False, "env": {"PYTHONPATH": str(SCRIPT.parent)}}
+        for arguments, options, begins in (([], {}, leads), (["unused"], in_code, leads.partition("\n")[0])):
+            with self.subTest(arguments):
+                self.save("v1", begins)
+                served = self.serve(*arguments, **options)
+                client = self.connect(served)
+                self.assertTrue(client.ask().json["leads"])
+                for version in ("v2", "v3"):
+                    self.save(version, begins)
+                    self.assertTrue(self.reaches(client, version)["leads"])
+                self.assertNotIn("Traceback", served.log)
+                served.stop()
 
     @unittest.skipUnless(
         sys.platform == "linux" and hasattr(os, "geteuid") and os.geteuid() == 0 and shutil.which("unshare"),
