@@ -1173,7 +1173,7 @@ def is_main_thread() -> bool:
 
 def has_green_threads() -> bool:
     """Return whether gevent or eventlet has put greenlets in the place of threads, in all modules of this process."""
-    return isinstance(time.sleep, FunctionType)
+    return type(threading.get_ident) is not type(native_threading.get_ident)
 
 
 def _fresh_module(name: str) -> Any:
@@ -8391,10 +8391,11 @@ def wait_until_ready(
     if not is_green:
         return bool(poller.poll(None if seconds is None else seconds * 1000))
     end = time.monotonic() + (float("inf") if seconds is None else seconds)
+    pause = threading.Event()  # its wait lets others run even if `time.sleep` has not been patched
     while not poller.poll(0):
         if time.monotonic() >= end:
             return False
-        time.sleep(_UNWOKEN_INTERVAL)
+        pause.wait(_UNWOKEN_INTERVAL)
     return True
 
 

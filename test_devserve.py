@@ -20240,6 +20240,9 @@ class ReloadUnderRunners(Reload):
         self.try_two_reloads(first=self.GEVENT.replace("()", "(select=False)"))
         self.try_two_reloads("-m", "gevent.monkey")
         self.try_two_reloads(first=self.GEVENT, last=self.RUN)
+        for call in ("patch_thread()", "patch_all(thread=False)"):
+            self.try_two_reloads(first=self.GEVENT.replace("patch_all()", call), last=self.RUN)
+            self.try_two_reloads(first=self.GEVENT.replace("patch_all()", call))
         self.try_two_reloads(first=self.GEVENT, app=self.ASGI)
         self.try_two_reloads(first=self.GEVENT, app=self.ASGI, last=self.RUN)
 
@@ -20279,6 +20282,8 @@ class ReloadUnderRunners(Reload):
         self.try_two_reloads(first=self.EVENTLET)
         self.try_two_reloads(first=self.EVENTLET.replace("monkey_patch()", "monkey_patch(select=False)"))
         self.try_two_reloads(first=self.EVENTLET, last=self.RUN)
+        threads_alone = self.EVENTLET.replace("monkey_patch()", "monkey_patch(all=False, thread=True)")
+        self.try_two_reloads(first=threads_alone, last=self.RUN)
         self.try_two_reloads(first=self.EVENTLET, app=self.ASGI)
 
     @needs("eventlet")
