@@ -2154,6 +2154,8 @@ def _candidates(holder: Any) -> tuple[list[str], list[str]]:
             found[is_foreign].append(f"{name}({{}})")
         elif (shape and (shape.is_wsgi or name in _DEFAULT_NAMES + _FACTORIES)) or _framework_of(thing):
             found[is_foreign].append(name)
+        elif shape and not shape.is_async and kind is FunctionType and re.search("(?i)app(lication)?$", name):
+            found[is_foreign].extend([name] * _is_factory(thing, name))
     return found[0] or found[1], imported
 
 
@@ -7570,7 +7572,9 @@ def _parse_request_line(line: str) -> tuple[str, str, bool]:
     if method == "CONNECT":
         raise _BadRequest("CONNECT is for proxies")
     if not _VERSION.fullmatch(version):
-        raise _BadRequest(f"{version!r} is not HTTP/1.1 or HTTP/1.0")
+        is_other = re.fullmatch(r"HTTP/[0-9]\.[0-9]", version)
+        status = "505 HTTP Version Not Supported" if is_other else "400 Bad Request"
+        raise _BadRequest(f"{version!r} is not HTTP/1.1 or HTTP/1.0", status)
     return method, target, version != "HTTP/1.0"
 
 

@@ -2408,6 +2408,10 @@ class FindingMistakes(FindingFolder):
         self.refused("lazy", "no application in 'lazy'")
         self.write("simple.py", "def demo(environ, start_response): pass")
         self.refused("simple", "did you mean 'simple:demo'?")
+        self.write(
+            "made.py", "def remap(): pass\ndef add_to_app(app): pass\nasync def aget_app(): pass\ndef get_app(): pass"
+        )
+        self.refused("made", "did you mean 'made:get_app'?")
         self.write("project/__init__.py", "")
         self.app_file("project/wsgi.py")
         self.write("project/inner/__init__.py", "")
@@ -8829,6 +8833,12 @@ class ServerFraming(ServerCase):
         self.assertEqual(self.lines(before + 1)[-1][2], str(answer.status))
         self.assertEqual(len(self.log.splitlines()), before + 1, "one line, and no traceback")
         return answer
+
+    def test_another_version_than_ours_is_505_and_what_is_no_version_400(self) -> None:
+        for version, status in (("0.9", 505), ("2.0", 505), ("3.0", 505), ("1.10", 400), ("2", 400)):
+            with self.subTest(version):
+                answer = self.check_refused(f"GET / HTTP/{version}\r\nHost: x\r\n\r\n")
+                self.assertEqual(answer.status, status)
 
     def test_a_head_that_can_become_no_good_one_is_refused_before_it_ends(self) -> None:
         for begun in ("GET / HTTP/1.1\nHost: x\n\n", "GET / HTTP/1.1\r\nHost: x\nA", "GET /\0", "GET /\r\n", "\rG"):
