@@ -1610,9 +1610,10 @@ def default_file(folder: str) -> str:
     """Return the path of the file in `folder` that most likely has the application, when nobody names one.
 
     The candidates are, in order: app.py, wsgi.py and main.py; the wsgi.py or asgi.py of a Django project, beside whose
-    package manage.py stands; the packages app and wsgi, or a file of these names in them, but only if the text looks
-    like an application.  The first whose text does so wins, or else the first of all.  Raises DevserveError when there
-    is none, with what the folder has instead.
+    package manage.py stands (first an asgi.py with Channels' router, without which its WebSockets would not be there);
+    the packages app and wsgi, or a file of these names in them, but only if the text looks like an application.  The
+    first whose text does so wins, or else the first of all.  Raises DevserveError when there is none, with what the
+    folder has instead.
     """
     usual = [f"{stem}.py" for stem in _DEFAULT_MODULES]
     script = os.path.join(folder, "manage.py")
@@ -1620,7 +1621,8 @@ def default_file(folder: str) -> str:
     if is_django:
         text = _text_of(script)
         packages = sorted(_names_in(folder), key=lambda name: f"{name}." not in text)  # whose settings it names, first
-        usual += [os.path.join(package, file) for file in ("wsgi.py", "asgi.py") for package in packages]
+        files = [os.path.join(package, file) for file in ("wsgi.py", "asgi.py") for package in packages]
+        usual += sorted(files, key=lambda path: "ProtocolTypeRouter" not in _text_of(os.path.join(folder, path)))
     stems = ("__init__", *_DEFAULT_MODULES)
     packed = [os.path.join(package, f"{stem}.py") for package in ("app", "wsgi") for stem in stems]
     paths = [os.path.normpath(os.path.join(folder, name)) for name in (*usual, *packed)]

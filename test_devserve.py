@@ -1934,6 +1934,14 @@ class FindingByTarget(FindingFolder):
         self.write("manage.py", "import os\nos.environ.setdefault('DJANGO_SETTINGS_MODULE', 'site_.settings')")
         self.assertEqual(devserve.default_file(os.curdir), os.path.join("site_", "wsgi.py"))
 
+    def test_a_django_project_with_websockets_is_served_by_its_asgi_py(self) -> None:
+        self.write("manage.py", "import django")
+        self.write("site_/wsgi.py", "application = get_wsgi_application()")
+        self.write("site_/asgi.py", "application = get_asgi_application()")
+        self.assertEqual(devserve.default_file(os.curdir), os.path.join("site_", "wsgi.py"))
+        self.write("site_/asgi.py", "application = ProtocolTypeRouter({'websocket': URLRouter([])})")
+        self.assertEqual(devserve.default_file(os.curdir), os.path.join("site_", "asgi.py"))
+
     def test_a_manage_py_without_django_is_a_module_as_any(self) -> None:
         self.app_file("manage.py", "flask")
         for spec in ("manage.py", "manage", "manage:app"):
