@@ -6779,6 +6779,7 @@ _LINGER_MOMENT = 0.2  # the same when a reload waits: an answer crosses this mac
 _BODY_AT_FAULT = {"400", "411", "415", "422"}  # client errors that may well come of an empty body
 _HANG_SECONDS = (10.0, 60.0, float("inf"))  # after which the terminal says where a request hangs: twice, then no more
 _HANG_INTERVAL = 1.0  # seconds between two looks for such requests
+_SETTLE_INTERVAL = 0.01  # between two looks at the requests that the end of the process waits for
 _PAUSED_INTERVAL = 0.5  # between two looks at a request that is stopped in a debugger
 _UNWOKEN_INTERVAL = 0.01  # between two looks at a socket among greenlets that nothing wakes
 _OUT_OF_DESCRIPTORS_PAUSE = 0.05  # before accepting again when the process has no descriptor left
@@ -7042,6 +7043,16 @@ class DevServer:
             if not ends:
                 return [c.sock for c, phase in phases.items() if phase == _AT_REST]
             self._changed.wait(min(ends.values()) - now)
+
+    def settle(self, grace: float) -> None:
+        """Wait for the requests in hand, since one that is answered may not have its line of the log yet.
+
+        A request may take `grace` seconds from its own start, so one that has run for long is not waited for.
+        """
+        since = now = time.perf_counter()
+        while any(c.phase == _BUSY and now - grace < c.started < since for c in list(self.connections)):
+            native_sleep(_SETTLE_INTERVAL)
+            now = time.perf_counter()
 
     def _in_debugger(self, connections: set[_Connection]) -> set[_Connection]:
         """Return those that a debugger holds up: those whose own thread it has stopped, or all if it has stopped a
@@ -12403,6 +12414,7 @@ _LOADING, _SERVING, _LEAVING = range(3)  # the phases of a process, in their ord
 _MAIN_THREAD_PATIENCE = 0.2  # seconds that an exec waits for the main thread to come out of foreign C code
 _UNWIND_SECONDS = 2.0  # that a program around ours has to end in its own way; coverage writes its data then
 _GRACE = 5.0  # seconds from its own start that a request may take while a reload waits for it
+_LAST_LINE_GRACE = 0.5  # seconds from its own start in which a request still gets its line when a signal ends us
 _WAKE_INTERVAL = 0.5  # seconds after which a signal is handled that came just before the main thread fell asleep
 _GREEN_INTERVAL = 0.05  # seconds after which the greenlets' thread looks again whether another thread wants a call
 _BANNER_PATIENCE = 1.0  # seconds of importing before the banner; most mistakes in a command show earlier, without it
@@ -12972,11 +12984,13 @@ class _Runner:
     def _end(self) -> None:
         """End the process at once (in the thread "devserve end"): one signal is enough, whatever the application does.
 
-        An ASGI application is shut down, but its requests are not waited for.
+        An ASGI application is shut down, but requests are not waited for, except those that have just begun: a client
+        may have its answer already.
         """
         self._tidy_up()
         if not self._enter(_LEAVING):
             os._exit(0)  # a restart is under way and runs the exit handlers, or the main thread ends the process
+        self.server.settle(_LAST_LINE_GRACE)
         if self.bridge:
             bridge = self.bridge
             self._run_in_server_thread(lambda: bridge.stop(0.0), _GRACE)
