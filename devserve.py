@@ -12417,6 +12417,7 @@ _GRACE = 5.0  # seconds from its own start that a request may take while a reloa
 _LAST_LINE_GRACE = 0.5  # seconds from its own start in which a request still gets its line when a signal ends us
 _WAKE_INTERVAL = 0.5  # seconds after which a signal is handled that came just before the main thread fell asleep
 _GREEN_INTERVAL = 0.05  # seconds after which the greenlets' thread looks again whether another thread wants a call
+_GREEN_PATIENCE = 0.5  # seconds that their thread may take to make such a call before we look what holds it up
 _BANNER_PATIENCE = 1.0  # seconds of importing before the banner; most mistakes in a command show earlier, without it
 _IMPORT_WARNING = 3.0  # seconds of importing before the terminal says where the import is
 _IMPORT_PATIENCE = 10.0  # seconds of importing, after a reload, before clients are told; few libraries take as long
@@ -12882,6 +12883,8 @@ class _Runner:
         else:
             done = native_threading.Event()
             self.errands.extend((call, done.set))
+            if not done.wait(_GREEN_PATIENCE) and is_debugged(self.thread):
+                self.terminal.warn("a greenlet is stopped in a debugger; the reload waits for it")
             done.wait(seconds)
 
     def _run_errands(self) -> None:

@@ -19861,6 +19861,21 @@ class ReloadAtATerminal(Reload):
         self.addCleanup(served.stop)
         return served, person
 
+    @needs("gevent")
+    def test_a_save_while_a_greenlet_stands_at_a_prompt_is_told_and_waits(self) -> None:
+        patched = "from gevent import monkey\nmonkey.patch_all()\n"
+        self.save("v1", "breakpoint() or {}")
+        path = self.folder / "app.py"
+        path.write_text(patched + path.read_text())
+        served, person = self.at_terminal("app", "--reload", "-q")
+        client = self.connect(served).send(GET)
+        served.wait_for(r"\(Pdb\)")
+        path.write_text(path.read_text().replace("breakpoint() or ", "").replace("v1", "v2"))
+        served.wait_for("a greenlet is stopped in a debugger; the reload waits for it")
+        os.write(person, b"continue\n")
+        self.assertEqual(client.answer().json["version"], "v1")
+        self.reaches(client, "v2")
+
     def test_it_ends_with_the_shell_that_started_it_though_the_terminal_stays_open(self) -> None:
         """As an editor ends its terminal: by a SIGHUP for the shell, which some shells pass on to their jobs first."""
         if sys.platform == "win32":
