@@ -1343,6 +1343,9 @@ class Terminal:
                 self._writer = writer
 
     def _write(self, text: str) -> None:
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            # Another program that shares the stream, such as Node, may have it not wait; then a part would be lost.
+            os.set_blocking(self.stream.fileno(), True)
         try:
             self.stream.write(text)
             self.stream.flush()
@@ -4855,8 +4858,9 @@ def _keys_of(value: Any) -> list[Any]:
     if issubclass(type(value), dict):
         return [key for key in list(dict.keys(value))[:10_000] if type(key) in (str, bytes, int, float, bool)]
     if "_ipython_key_completions_" in static_attributes(value):  # pandas and others offer it to every prompt
-        return list(value._ipython_key_completions_())
-    return list(value.keys()) if "keys" in static_attributes(value) and not issubclass(type(value), type) else []
+        return list(itertools.islice(value._ipython_key_completions_(), 10_000))
+    has_keys = "keys" in static_attributes(value) and not issubclass(type(value), type)
+    return list(itertools.islice(value.keys(), 10_000)) if has_keys else []
 
 
 def _modules_below(base: str) -> list[str]:
@@ -5272,7 +5276,7 @@ class Guard:
     def banner_line(self, url: str) -> str:
         """Return the line for the terminal that says how the console is opened."""
         if self.pin == _PIN_OFF:
-            return "the debugger asks for no PIN, and opens its console to clients on this machine only"
+            return "the debugger asks for no PIN, and opens its console to clients at 127.0.0.1 or ::1 only"
         link = f", or open {self.unlock_url(url)}" if url.startswith("http") else ""  # no browser opens a socket file
         return f"the debugger's PIN is {self.pin}{link}"
 
@@ -5422,7 +5426,8 @@ class Guard:
     def refuses_pin(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
         """Say no if no PIN can unlock this client: too many were wrong, or the PIN is off and the client elsewhere."""
         if self.pin == _PIN_OFF and not _is_local(environ):
-            return Refusal("shut", "The PIN is off, for clients on this machine only.", "Start devserve with a PIN.")
+            why = "The PIN is off, for clients at 127.0.0.1 or ::1 only."
+            return Refusal("shut", why, "Start devserve with a PIN.")
         if self.failures < _PIN_FAILURES:
             return None
         remedy = "Open the link that the terminal shows beside the PIN, or start devserve again."
@@ -5455,10 +5460,10 @@ class Guard:
         """Return the secret of the pages that a client gets: what another one reads in his is of no use there."""
         from hashlib import sha256
 
-        address = str(environ.get("REMOTE_ADDR", ""))
-        if not address or _is_loopback(address):  # this machine is one client, by whatever address
-            return self.secret
-        return sha256(f"{self.secret} {address}".encode()).hexdigest()[:32]
+        # A browser says Sec-Fetch-Site, which no script can hide.  So the application itself, which script in its page
+        # may make read ours (by a preview of links, for example), is another client.
+        client = _client_elsewhere(environ) + (" browser" if "HTTP_SEC_FETCH_SITE" in environ else "")
+        return sha256(f"{self.secret}{client}".encode()).hexdigest()[:32] if client else self.secret
 
     def cookie(self, environ: Mapping[str, Any]) -> str:
         """Return the Set-Cookie that unlocks a client until it is closed.
@@ -5467,16 +5472,16 @@ class Guard:
         sees it, even if a proxy has removed the beginning of the path.
         """
         secure = "; Secure" if environ.get("wsgi.url_scheme") == "https" else ""
-        value = self.cookie_value("browser" if _is_browser(environ) else "program")
+        value = self.cookie_value("browser" if _is_browser(environ) else "program", environ)
         return f"{self.cookie_name(environ)}={value}; HttpOnly; SameSite=Strict{secure}"
 
     def cookie_name(self, environ: Mapping[str, Any]) -> str:
         """Return the cookie's name, by the port."""
         return f"{_COOKIE_PREFIX}{self.port or environ.get('SERVER_PORT', 0)}"
 
-    def cookie_value(self, kind: str) -> str:
-        """Return the value of the cookie of a "browser" or a "program"."""
-        return self._derived(f"{kind} cookie")
+    def cookie_value(self, kind: str, environ: Mapping[str, Any]) -> str:
+        """Return the value of the cookie of a "browser" or a "program", which is of no use to another client."""
+        return self._derived(f"{kind} cookie{_client_elsewhere(environ)}")
 
     def key(self) -> str:
         """Return the secret that a browser keeps beside the cookie."""
@@ -5489,7 +5494,7 @@ class Guard:
         return sha256(f"{purpose} {self.token}".encode()).hexdigest()
 
     def _sends_cookie(self, environ: Mapping[str, Any], kind: str) -> bool:
-        name, expected = self.cookie_name(environ), self.cookie_value(kind)
+        name, expected = self.cookie_name(environ), self.cookie_value(kind, environ)
         pairs = (pair.strip().partition("=") for pair in str(environ.get("HTTP_COOKIE", "")).split(";"))
         return any(_is_equal(value, expected) for key, _, value in pairs if key == name)
 
@@ -5510,6 +5515,12 @@ def _is_local(environ: Mapping[str, Any]) -> bool:
     address = str(environ.get("REMOTE_ADDR", "unknown"))
     is_near = (not address or _is_loopback(address)) and environ.get("SERVER_PROTOCOL") != "HTTP/1.0"
     return is_near and not any(re.fullmatch(_PROXY_HEADER, str(name)) for name in environ)
+
+
+def _client_elsewhere(environ: Mapping[str, Any]) -> str:
+    """Return a space and the client's address; "" on this machine, which is one client by whatever address."""
+    address = str(environ.get("REMOTE_ADDR", ""))
+    return "" if not address or _is_loopback(address) else f" {address}"
 
 
 def _is_browser(environ: Mapping[str, Any]) -> bool:
@@ -5620,7 +5631,7 @@ class DebuggedApplication:
         app = devserve.DebuggedApplication(app, pin="123-456", trusted_hosts=["dev.example.com"])
 
     app (WSGI application)           what is served
-    pin (str, "")                    asked for before the console opens: "" for a random one, "off" for none
+    pin (str, None as "")            asked for before the console opens: "" for a random one, "off" for none
     trusted_hosts (list of str, [])  host names, besides this machine's, whose pages may use the console
     base_url (str, "")               where the server is reached, for links in crashes outside of a request
     guard (Guard, None)              in place of `pin` and `trusted_hosts`, for a caller who prints the PIN himself
@@ -5634,7 +5645,7 @@ class DebuggedApplication:
         self,
         app: WSGIApplication,
         *,
-        pin: str = "",
+        pin: Optional[str] = "",
         trusted_hosts: Iterable[str] = (),
         guard: Optional[Guard] = None,
         terminal: Optional[Terminal] = None,
@@ -5643,7 +5654,7 @@ class DebuggedApplication:
         enlarge_stacks()
         self.app = app
         self.terminal = terminal or Terminal()
-        self.guard = guard or Guard(pin, 0, trusted_hosts)
+        self.guard = guard or Guard(str(pin or ""), 0, trusted_hosts)
         self.base_url = base_url
         self.reload_id = os.urandom(8).hex()  # an open page that finds another one here has seen a reload
         self.crashes = CrashStore()
@@ -6764,7 +6775,7 @@ _LOGGED_LINE = 120  # of a head that was refused: enough to recognise who sent i
 _READ_SIZE = 64 * 1024  # a loopback socket hands over about this much at once
 _JOIN_LIMIT = 64 * 1024  # head and body up to here are joined into one send; past it the copy costs more than a send
 _IDLE_THREADS = 32  # threads that wait for a connection; as many as a browser or a load test opens at once
-_REMEMBERED_SIZE = 4 * 1024  # of a request's head that is remembered; with the number below, half a megabyte in all
+REMEMBERED_SIZE = 4 * 1024  # of a request's head that is remembered; with the number below, half a megabyte in all
 _REMEMBERED_HEADS = 128  # of requests, and as many of responses; clients and applications repeat theirs to the byte
 
 # Waits, in seconds.
@@ -7269,7 +7280,7 @@ class _Connection:
         self.request_line = _NO_LINE
         end = self._read_head()
         raw = bytes(self.buffer[:end])
-        head = _remembered_head(raw) if end <= _REMEMBERED_SIZE else _parse_head(raw)
+        head = _remembered_head(raw) if end <= REMEMBERED_SIZE else _parse_head(raw)
         del self.buffer[: end + 4]
         self.request_line = head.request_line
         self.keep_alive = head.keep_alive and self.server.keeps_alive
@@ -8228,7 +8239,8 @@ def check_response_head(status: str, headers: Iterable[tuple[str, str]]) -> _Res
     """
     pairs = tuple(headers)
     with contextlib.suppress(TypeError):  # a header that is a list cannot be looked up
-        return _remembered_response_head(status, pairs)
+        if sum(len(value) for _, value in pairs) <= REMEMBERED_SIZE:
+            return _remembered_response_head(status, pairs)
     return _checked_head(status, pairs)
 
 
@@ -10250,8 +10262,15 @@ def _frozen(text: Any) -> Any:
     return bytes(text) if isinstance(text, (bytearray, memoryview)) else text
 
 
-@functools.lru_cache(maxsize=256)  # as in the server: most responses begin alike
 def _response_start(status: int, headers: tuple[tuple[bytes, bytes], ...]) -> _ResponseStart:
+    """Return what `_checked_start` does; remember it unless the headers are long."""
+    with contextlib.suppress(TypeError):
+        if sum(len(value) for _, value in headers) <= REMEMBERED_SIZE:
+            return _remembered_start(status, headers)
+    return _checked_start(status, headers)
+
+
+def _checked_start(status: int, headers: tuple[tuple[bytes, bytes], ...]) -> _ResponseStart:
     """Return the beginning of a response in WSGI's terms.  Raises TypeError or ValueError if it is not valid HTTP.
 
     A Transfer-Encoding is left out, as the server chooses its own (ASGI, HTTP & WebSocket 2.4, "Response Start").
@@ -10269,6 +10288,9 @@ def _response_start(status: int, headers: tuple[tuple[bytes, bytes], ...]) -> _R
     return _ResponseStart(line, pairs, head.length, head.endless_type)
 
 
+_remembered_start = functools.lru_cache(maxsize=256)(_checked_start)  # as in the server: most responses begin alike
+
+
 def _checked_bytes(message: _Message) -> bytes:
     """Return the body of a message.  Raises TypeError if it is not bytes."""
     body = message.get("body", b"")
@@ -10283,6 +10305,7 @@ def _http_scope(environ: Environ, head: bytes, state: dict[str, Any]) -> dict[st
     port, raw_path = environ["REMOTE_PORT"], environ["REQUEST_URI"].partition("?")[0]
     if raw_path[:1] != "/":  # a target in absolute form
         raw_path = "/" + raw_path.partition("://")[2].partition("/")[2]
+    scope_headers = _remembered_scope_headers if len(head) <= REMEMBERED_SIZE else _scope_headers
     scope = {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.4"},
@@ -10293,7 +10316,7 @@ def _http_scope(environ: Environ, head: bytes, state: dict[str, Any]) -> dict[st
         "raw_path": raw_path.encode("latin-1"),
         "query_string": environ["QUERY_STRING"].encode("latin-1"),
         "root_path": environ["SCRIPT_NAME"],
-        "headers": [*_scope_headers(head, environ.get("HTTP_COOKIE", ""), environ.get("HTTP_HOST", ""))],
+        "headers": [*scope_headers(head, environ.get("HTTP_COOKIE", ""), environ.get("HTTP_HOST", ""))],
         "client": (environ["REMOTE_ADDR"], int(port)) if port else None,
         "server": (environ["SERVER_NAME"], int(environ["SERVER_PORT"]) if port else None),
         "state": state.copy(),
@@ -10306,7 +10329,6 @@ def _http_scope(environ: Environ, head: bytes, state: dict[str, Any]) -> dict[st
     return scope
 
 
-@functools.lru_cache(maxsize=256)  # clients repeat their heads to the byte
 def _scope_headers(head: bytes, cookies: str, host: str) -> tuple[tuple[bytes, bytes], ...]:
     """Return the header lines of a request as they came, with names in lower case.
 
@@ -10322,6 +10344,8 @@ def _scope_headers(head: bytes, cookies: str, host: str) -> tuple[tuple[bytes, b
             pairs.append((b"cookie", cookies.encode("latin-1")))
     return tuple((name, host.encode("latin-1") if host and name == b"host" else value) for name, value in pairs)
 
+
+_remembered_scope_headers = functools.lru_cache(maxsize=256)(_scope_headers)  # clients repeat their heads to the byte
 
 # Names of frameworks' exceptions for a client that has gone.  A ServerDisconnectedError is none of them: then another
 # server has gone, and the application has failed.
@@ -14153,10 +14177,11 @@ function stored(name) {
 // The key, which opens the console together with the cookie.  The terminal's link leads to an address with the key
 // after its #; otherwise it comes with the answer to the PIN.
 const keyName = "key " + new URL(page.prefix, location).pathname;  // this debugger's: a site may have several
-const key = () => stored(keyName) || "";
+let offered = "";  // by the address; kept once the server takes it, as any site may link to us with a false one
+const key = () => offered || stored(keyName) || "";
 if (/^#[0-9a-f]{64}$/.test(location.hash)) {
-  store(keyName, location.hash.slice(1));
-  history.replaceState(null, "", location.pathname);
+  offered = location.hash.slice(1);
+  history.replaceState(null, "", location.pathname + location.search);
 }
 
 // A service worker of the application's reads all requests of the pages that it controls.
@@ -14490,6 +14515,11 @@ async function watch() {
   try {
     const headers = isControlled() ? {} : {"X-Devserve-Key": key()};
     const now = await (await fetch(page.prefix + "/alive", {cache: "no-store", headers})).json();
+    if (offered && !isControlled()) {
+      if (now.console === "open") store(keyName, offered);
+      offered = "";
+      if (now.console !== "open") return watch();
+    }
     if (now.reload_id !== page.reloadId) return renew();
     if (isControlled()) setConsole("closed", explain(workerRefusal));
     else if (page.secret && page.console === before) setConsole(now.console, now.why);

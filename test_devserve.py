@@ -1647,6 +1647,20 @@ class TerminalLines(unittest.TestCase):
         devserve.Terminal(stream).access("GET", "/lone", "200", 0, 0)
         self.assertIn("/lone", stream.getvalue())
 
+    def test_a_standard_error_that_another_program_has_made_not_wait_loses_nothing(self) -> None:
+        reading, writing = os.pipe()
+        self.addCleanup(os.close, reading)
+        with open(writing, "w", encoding="utf-8") as stream:
+            os.set_blocking(writing, False)
+            terminal = devserve.Terminal(stream)
+            for number in range(100):
+                terminal.say(f"{number:>9999}")
+            came = bytearray()
+            while len(came) < 1_000_000:
+                came += os.read(reading, 1 << 16)
+            terminal.flush()
+        self.assertEqual([int(line) for line in came.split()], list(range(100)))
+
     def test_a_standard_error_that_takes_nothing_holds_nobody_and_costs_bounded_memory(self) -> None:
         free = threading.Event()
         self.addCleanup(free.set)
@@ -6077,6 +6091,12 @@ class ConsoleCompletion(unittest.TestCase):
             def _ipython_key_completions_(self) -> list[str]:
                 return ["price", "a b"]
 
+        class Samples:
+            def keys(self) -> Iterator[int]:
+                yield from range(20_000)
+                raise AssertionError("nobody reads through so many, which may be without end")
+
+        self.assertIn("samples[0", self.complete("samples[", samples=Samples()))
         prices = {"apple": 1, "ap'ple": 2, 3: 4, ("x",): 5}
         self.assertEqual(self.complete("prices['ap", prices=prices), ["prices['apple'"])
         self.assertEqual(self.complete('f(prices["ap', prices=prices), ['f(prices["ap\'ple"', 'f(prices["apple"'])
@@ -6259,11 +6279,13 @@ class Debugged(unittest.TestCase):
             "Content_Type": "application/json",
             "Origin": f"http://localhost:{self.port}",
             "Sec_Fetch_Site": "same-origin",
-            "X_Devserve_Secret": self.guard.secret,
             "Cookie": self.cookie,
+            **headers,
         }
+        says_site = {"HTTP_SEC_FETCH_SITE": ""} if sent["Sec_Fetch_Site"] else {}
+        sent.setdefault("X_Devserve_Secret", self.guard.secret_for(says_site))
         body = payload if isinstance(payload, bytes) else json.dumps(payload or {}).encode()
-        return self.ask(f"/__devserve__/{name}", body=body, **{"method": "POST", **sent, **headers})
+        return self.ask(f"/__devserve__/{name}", body=body, **{"method": "POST", **sent})
 
     def frame(self, path: str = "/", **headers: Any) -> str:
         """Crash, and return the id of the innermost frame."""
@@ -6640,7 +6662,7 @@ class GuardPin(Debugged):
         for here in ("127.0.0.1", "127.0.0.2", "::1", "::ffff:127.0.0.1", "::ffff:127.0.0.2", ""):
             self.assertTrue(off.knows({"REMOTE_ADDR": here}))
             self.assertIsNone(off.try_pin("000", {"REMOTE_ADDR": here}))  # in a page that is older than the setting
-        self.assertIn("this machine only", off.banner_line("http://0.0.0.0:1"))
+        self.assertIn("127.0.0.1 or ::1 only", off.banner_line("http://0.0.0.0:1"))
         self.assertNotIn(self.guard.token, self.guard.banner_line("unix:/run/s"))  # no browser opens a socket file
 
     def test_the_configured_pin_is_compared_after_a_reload(self) -> None:
@@ -6734,10 +6756,10 @@ class GuardSecrets(Debugged):
                 self.guard.pin,
                 self.guard.pin.replace("-", ""),
                 self.guard.token,
-                self.guard.cookie_value("program"),
+                self.guard.cookie_value("program", {}),
             ):
                 self.assertNotIn(word, answer.text)
-        for word in (self.guard.pin, self.guard.token, self.guard.secret, self.guard.cookie_value("program")):
+        for word in (self.guard.pin, self.guard.token, self.guard.secret, self.guard.cookie_value("program", {})):
             self.assertNotIn(word, self.printed)
 
     def test_a_pin_that_stands_in_the_source_is_shown_to_nobody(self) -> None:
@@ -6803,7 +6825,7 @@ class GuardSecrets(Debugged):
         self.assertIn(self.guard.secret_for(there), page)
         self.assertNotIn(self.guard.secret, page)
         self.assertEqual(self.post("variables", {"frame": frame}).json["error"], "secret")
-        own = {"X_Devserve_Secret": self.guard.secret_for(there)}
+        own = {"X_Devserve_Secret": self.guard.secret_for({**there, "HTTP_SEC_FETCH_SITE": "same-origin"})}
         self.assertEqual(self.post("variables", {"frame": frame}, **own).status, 200)
 
         def behind_proxy_fix(environ: dict[str, Any], start_response: App) -> Any:
@@ -6812,6 +6834,22 @@ class GuardSecrets(Debugged):
 
         self.app = behind_proxy_fix
         self.assertIn(self.guard.secret_for(there), self.ask().text)
+
+    def test_what_the_application_reads_of_our_pages_is_of_no_use_to_script_in_its_own(self) -> None:
+        """As script has it fetch a preview of a link: that comes from this machine, without a browser's headers."""
+        frame = self.frame()
+        preview = self.ask("/__devserve__/console", User_Agent="Mozilla/5.0 (preview)").text
+        stolen = {"X_Devserve_Secret": re.findall('data-secret="([0-9a-f]+)"', preview)[0]}
+        self.assertEqual(self.post("variables", {"frame": frame}, **stolen).json["error"], "secret")
+        self.assertEqual(self.post("variables", {"frame": frame}).status, 200)
+
+    def test_the_cookie_of_a_client_is_of_no_use_to_another(self) -> None:
+        """A browser sends it to all servers of its machine, whatever their port."""
+        cookies = {self.guard.cookie({"REMOTE_ADDR": each}) for each in ("127.0.0.1", "::1", "10.0.0.5", "10.0.0.6")}
+        self.assertEqual(len(cookies), 3)
+        cookie = {"HTTP_COOKIE": self.guard.cookie({"REMOTE_ADDR": "127.0.0.1"}).partition(";")[0]}
+        self.assertTrue(self.guard.knows({**cookie, "REMOTE_ADDR": "::1"}))
+        self.assertFalse(self.guard.has_cookie({**cookie, "REMOTE_ADDR": "10.0.0.5"}))
 
     def test_secret_is_in_documents_only_and_what_the_browser_opens_has_no_opener(self) -> None:
         for path in ("/", "/__devserve__/console"):
@@ -7093,7 +7131,7 @@ class DebuggerPages(Debugged):
         self.app = app
         answer = self.ask(Cookie=f"a=b; {self.cookie}")
         self.assertIn('data-console="open"', answer.text)
-        self.assertNotIn(self.guard.cookie_value("program"), answer.text)
+        self.assertNotIn(self.guard.cookie_value("program", {}), answer.text)
 
     def test_page_shows_the_form_without_its_secrets(self) -> None:
         def app(environ: Any, start_response: Any) -> Any:
@@ -12333,6 +12371,21 @@ class AsgiSending(AsgiCase):
             go.release()
             self.assertEqual(client.chunk(), piece)
         self.assertIsNone(self.end())
+
+    def test_heads_that_are_long_and_many_are_not_remembered(self) -> None:
+        async def view(scope: Any, receive: App, send: App) -> None:
+            await send({**self.START, "headers": [(b"x", b"y" * 9000 + scope["path"].encode())]})
+            await send(self.BODY)
+
+        names = ("head", "response_head", "scope_headers", "start")
+        caches = [vars(devserve)[f"_remembered_{name}"].cache_info for name in names]
+        before = [cache().currsize for cache in caches]
+        self.serve_asgi(view)
+        client = self.connect()
+        for n in range(10):
+            client.send(f"GET /{n} HTTP/1.1\r\nHost: {'z' * 9000}{n}\r\n\r\n")
+            self.assertEqual(client.answer().status, 200)
+        self.assertEqual([cache().currsize for cache in caches], before)
 
     def test_send_waits_for_a_slow_client(self) -> None:
         sent = []
@@ -17879,6 +17932,18 @@ class BrowserConsole(InBrowser):
         self.assertEqual(other.url, self.served.url + "/__devserve__/console")
         self.page.bring_to_front()
         self.page.locator(".console textarea").first.wait_for()
+
+    def test_a_link_with_a_false_key_locks_nobody_out(self) -> None:
+        """As any site may have one; with the right key the address alone unlocks."""
+        self.prompt()
+        for key in ("0" * 64, self.page.evaluate("Object.values(localStorage).find(each => each.length === 64)")):
+            self.page.goto("about:blank")
+            self.page.goto(f"{self.served.url}/key?fruit=plum#{key}")
+            self.page.locator(".console textarea").first.wait_for()
+            self.until("location.hash === ''")
+            self.assertEqual(self.page.url, f"{self.served.url}/key?fruit=plum")
+            self.page.reload()
+            self.page.locator(".console textarea").first.wait_for()
 
     def test_the_prompt_works_in_the_frame_that_failed(self) -> None:
         self.prompt()
