@@ -11884,8 +11884,9 @@ def _restore_ignored(ignored: Optional[list[int]]) -> None:
 if sys.platform != "win32":
     # A process that leads a session cannot begin another (EPERM), nor give the first one up.  So after a reload,
     # when the application has called it in the process before, with this pid, `os.setsid` does nothing.
-    if _HANDOVER_ENV in os.environ and os.getsid(0) == os.getpid():
-        os.setsid = lambda: None
+    with contextlib.suppress(AttributeError, OSError):  # a Python may lack the call, a sandbox forbid it
+        if _HANDOVER_ENV in os.environ and os.getsid(0) == os.getpid():
+            os.setsid = lambda: None
 
     _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 
