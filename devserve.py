@@ -1274,6 +1274,7 @@ class Terminal:
         self._unhurried = native_threading.Lock()  # released by whoever waits until his line is written
         self._is_stuck = False  # somebody has waited in vain: nobody waits again before a write has ended
         self._pid = os.getpid()
+        self.writing = native_threading.RLock()  # held while a line is written, and by who forks: see `_Signals.take`
 
     def say(self, text: str) -> None:
         """Write a line of information.  If standard error is closed or full, serving goes on without the line."""
@@ -1347,8 +1348,9 @@ class Terminal:
             # Another program that shares the stream, such as Node, may have it not wait; then a part would be lost.
             os.set_blocking(self.stream.fileno(), True)
         try:
-            self.stream.write(text)
-            self.stream.flush()
+            with self.writing:
+                self.stream.write(text)
+                self.stream.flush()
         except UnicodeEncodeError:
             self.stream.write(text.encode("ascii", "backslashreplace").decode("ascii"))
         except (OSError, ValueError, AttributeError):  # a broken pipe, a closed file, pythonw's None
@@ -7033,6 +7035,7 @@ class DevServer:
             if leave is not None:
                 leave()
         paused: set[_Connection] = set()
+        is_told = False
         while True:
             self._changed.clear()
             # One look at each: a connection that is seen at rest stays so, since the gate is closed; one that was just
@@ -7052,8 +7055,12 @@ class DevServer:
                 connection.cut()
                 del ends[connection]
             if not ends:
-                return [c.sock for c, phase in phases.items() if phase == _AT_REST]
-            self._changed.wait(min(ends.values()) - now)
+                if not any(map(self.is_paused, sys._current_frames())):
+                    return [c.sock for c, phase in phases.items() if phase == _AT_REST]
+                if not paused and not is_told:  # as a task in the background, or a WebSocket that was closed above
+                    self.terminal.warn("a thread is stopped in a debugger; the reload waits for it")
+                    is_told = True
+            self._changed.wait(min(ends.values(), default=now + _PAUSED_INTERVAL) - now)
 
     def settle(self, grace: float) -> None:
         """Wait for the requests in hand, since one that is answered may not have its line of the log yet.
@@ -11620,7 +11627,7 @@ class Launch(NamedTuple):
     environ: dict[str, str]
     kept: dict[str, Any]  # by names of `_KEPT`, and the folder
     started: float  # by the wall clock; every file of the application was loaded after this
-    can_repeat: bool  # False at a prompt, in a notebook and for standard input, as what was entered would be lost
+    can_repeat: bool  # whether the command starts it as it is; not at a prompt, for standard input, in a pool's worker
     parent: Optional[_Parent]  # if this is a child under a `Supervisor`
     handover: Optional[Handover]  # what the process before has left; None at the first start
 
@@ -11640,7 +11647,7 @@ class Launch(NamedTuple):
             environ=message.get("environ") or _first_environ(early),
             kept=message.get("kept") or {**_save(), "folder": _first_folder(early)},
             started=message.get("left") or time.time() - time.process_time(),
-            can_repeat=not _is_at_prompt(),
+            can_repeat=not _is_at_prompt() and not _is_worker(),
             parent=parent,
             handover=Handover(_by_role(message["roles"], fds), message["notes"]) if message else None,
         )
@@ -11753,7 +11760,8 @@ def _is_program() -> bool:
 
 def _under_pydevd() -> bool:
     """Return whether an editor debugs this program with pydevd, on which debugpy and PyCharm's debugger are built."""
-    return "pydevd" in sys.modules
+    names = (str(frame.f_globals.get("__name__")) for frame in outer_frames(sys._getframe()))
+    return "pydevd" in sys.modules and any(re.match(r"_?pydevd|debugpy\b", name) for name in names)
 
 
 def _original_command() -> list[str]:
@@ -11780,10 +11788,17 @@ def _original_command() -> list[str]:
 
 
 def _is_at_prompt() -> bool:
-    """Return whether code is typed at a prompt, in a notebook or in IDLE, or comes from standard input."""
+    """Return whether code is typed at a prompt, in a notebook, in IDLE or Thonny, or comes from standard input."""
     if any(frame.f_code.co_filename.startswith(_PROMPTS + _PIPES) for frame in outer_frames(sys._getframe())):
         return True
-    return hasattr(sys, "ps1") or hasattr(builtins, "get_ipython") or "idlelib.run" in sys.modules
+    has_prompt = not sys.modules.keys().isdisjoint({"idlelib.run", "thonny"})
+    return hasattr(sys, "ps1") or hasattr(builtins, "get_ipython") or has_prompt
+
+
+def _is_worker() -> bool:
+    """Return whether `multiprocessing` has started this process, whose command would not start it again."""
+    module = sys.modules.get("multiprocessing.process")
+    return module is not None and module.parent_process() is not None
 
 
 def _first_folder(early: bool) -> str:
@@ -12442,6 +12457,9 @@ _GRACE = 5.0  # seconds from its own start that a request may take while a reloa
 _LAST_LINE_GRACE = 0.5  # seconds from its own start in which a request still gets its line when a signal ends us
 _WAKE_INTERVAL = 0.5  # seconds after which a signal is handled that came just before the main thread fell asleep
 _GREEN_INTERVAL = 0.05  # seconds after which the greenlets' thread looks again whether another thread wants a call
+_FORK_PATIENCE = (
+    1.0  # seconds that a fork waits for a line that is being written; a terminal may take nothing (Ctrl-S)
+)
 _GREEN_PATIENCE = 0.5  # seconds that their thread may take to make such a call before we look what holds it up
 _BANNER_PATIENCE = 1.0  # seconds of importing before the banner; most mistakes in a command show earlier, without it
 _IMPORT_WARNING = 3.0  # seconds of importing before the terminal says where the import is
@@ -12554,8 +12572,8 @@ def _start(
         terminal.quiet, terminal.editor, terminal.path_map = config.quiet, config.editor, config.path_map
         if config.reload and not launch.can_repeat:
             terminal.warn(
-                "there is no reloader at a prompt, in a notebook or for a program from standard input: "
-                "what was entered would be lost"
+                "there is no reloader at a prompt, in a notebook, in a process of multiprocessing or for a program "
+                "from standard input: none of them could be started again as it was"
             )
             config = config._replace(reload=False)
         if config.reload and launch.must_supervise:
@@ -12671,6 +12689,11 @@ class _Runner:
             self.handover = _listen_for(config, self.handover.notes, in_code=in_code)
         self.notes = self.handover.notes
         self.notes["warnings"] = warnings  # about the options; printed already, so that the next process prints others
+        before = self.notes.get("config", config._asdict())
+        if (before["host"], before["port"]) != (config.host, config.port):
+            terminal.warn(
+                f"a reload keeps the address; stop devserve and start it for {config.host}, port {config.port}"
+            )
         self.reloaded = "since" in self.notes  # a parent gives its first child notes too, without this one
         self.tls = tls
         self.thread = native_threading.get_ident()  # greenlets run in this thread, if there are any
@@ -12732,7 +12755,7 @@ class _Runner:
 
     def serve(self, load: Callable[[], WSGIApplication]) -> int:
         """Load and serve until told to stop; return the exit status.  Clients wait while the application loads."""
-        self.signals.take(after_fork=self._after_fork)
+        self.signals.take(self._after_fork, self.terminal)
         self.launch.release_signals()
         if self.watcher:
             self.watcher.record_imports()
@@ -12878,7 +12901,8 @@ class _Runner:
         """
         if not self.loaded.wait(_BANNER_PATIENCE):
             self._show_banner()
-        if not self.loaded.wait(_IMPORT_WARNING - _BANNER_PATIENCE) and not self.notes.get("import_warned"):
+        is_late = not self.loaded.wait(_IMPORT_WARNING - _BANNER_PATIENCE)
+        if is_late and not self.notes.get("import_warned") and not is_debugged(self.signals.main_ident):
             self.notes["import_warned"] = True
             doing = "starting the application" if self.bridge else "importing"
             self.terminal.warn(f"still {doing} after {_IMPORT_WARNING:.0f} s, at {self._loading_place()}")
@@ -13101,7 +13125,7 @@ class _Signals:
         if sys.platform != "win32" and reloads:
             self.wanted[signal.SIGHUP] = self._on_hang_up
 
-    def take(self, after_fork: Callable[[], None]) -> None:
+    def take(self, after_fork: Callable[[], None], terminal: Terminal) -> None:
         """Put our handlers in place; `after_fork` is called in each child that the application forks."""
         if not self.main_ident:
             return
@@ -13115,9 +13139,14 @@ class _Signals:
             masks = threading.local()
 
             def before() -> None:
+                # Else a child would wait for ever for the lock of standard error, when it flushes that.
+                masks.writing = terminal.writing
+                masks.held = masks.writing.acquire(timeout=_FORK_PATIENCE)
                 masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, self.before)
 
             def after() -> None:
+                if masks.held:
+                    masks.writing.release()
                 signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
 
             def in_child() -> None:

@@ -9724,6 +9724,7 @@ class ServerGate(ServerCase):
             stopped.append(threading.get_ident())
             entered.set()
             go_on.wait(DEADLINE)
+            stopped.clear()
 
         def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
             if in_another:
@@ -9749,6 +9750,22 @@ class ServerGate(ServerCase):
         gate.join(DEADLINE)
         self.assertFalse(gate.is_alive())
         self.server.open_gate()
+
+    def test_a_thread_in_the_background_that_is_stopped_in_a_debugger_is_waited_for(self) -> None:
+        go_on = threading.Event()
+        thread = threading.Thread(target=go_on.wait, args=(DEADLINE,))
+        thread.start()
+        self.patch("_PAUSED_INTERVAL", 0.02)
+        self.serve(hello)
+        self.server.is_paused = lambda ident: ident == thread.ident and not go_on.is_set()
+        gate = threading.Thread(target=self.server.close_gate, args=(0.1,))
+        gate.start()
+        eventually(lambda: "a thread is stopped in a debugger; the reload waits for it" in self.log, "the warning")
+        self.assertTrue(gate.is_alive())
+        go_on.set()
+        gate.join(DEADLINE)
+        self.assertFalse(gate.is_alive())
+        self.assertEqual(self.log.count("stopped in a debugger"), 1)
 
     def test_threads_are_searched_for_a_debugger_once_for_all_connections(self) -> None:
         """A search looks at every frame of every thread: with 300 WebSockets, one for each took eight seconds."""
@@ -15908,6 +15925,39 @@ class RunnerSignals(RunnerCase):
             self.assertNotIn("reloading", served.log)
 
     @unittest.skipUnless(hasattr(os, "fork"), "needs fork")
+    def test_a_child_that_is_forked_while_a_line_is_written_may_write_too(self) -> None:
+        """It would wait for ever for the lock of standard error, which no thread of the child gives back."""
+        text = """
+            import os, sys, threading, time
+            class Slow:
+                lock = threading.Lock()
+                def write(self, text):
+                    with self.lock:
+                        time.sleep(0.02)
+                def flush(self):
+                    with self.lock:
+                        pass
+            sys.stderr = Slow()
+            import devserve
+            def app(environ, start_response):
+                pid = os.fork()
+                if not pid:
+                    sys.stderr.flush()
+                    os._exit(7)
+                status = os.waitpid(pid, 0)[1]
+                start_response("200 OK", [])
+                return [b"%d" % (status >> 8)]
+            print("http://127.0.0.1:PORT", flush=True)
+            devserve.run(app, port=PORT)
+        """
+        with socket.create_server(("127.0.0.1", 0)) as found:
+            port = found.getsockname()[1]
+        self.write("slow.py", textwrap.dedent(text).replace("PORT", str(port)))
+        served = self.served(script=["slow.py"], port=False, env={"PYTHONPATH": str(SCRIPT.parent)})
+        for _ in range(20):
+            self.assertEqual(served.get(), "7")
+
+    @unittest.skipUnless(hasattr(os, "fork"), "needs fork")
     def test_a_child_ends_by_a_handler_of_the_application_that_calls_ours_and_takes_nothing_with_it(self) -> None:
         text = """
             import os, signal, time
@@ -16692,6 +16742,30 @@ class RunnerInCode(RunnerCase):
                 self.assertRegex(served.log, "warning: there is no reloader at a prompt")
                 served.stop()
                 self.assertIn("the prompt goes on", served.log)
+
+    def test_a_process_of_multiprocessing_serves_without_the_reloader_and_says_so(self) -> None:
+        """Its command is that of the pool's own worker."""
+        start = """
+import devserve, multiprocessing
+if __name__ == "__main__":
+    options = {"port": 0, "reload": True}
+    spawn = multiprocessing.get_context("spawn")
+    worker = spawn.Process(target=devserve.run, args=(app,), kwargs=options, daemon=True)
+    worker.start()
+    worker.join()
+"""
+        self.write("main.py", textwrap.dedent(HELLO) + start)
+        served = self.served(script=["main.py"], port=False, env={"PYTHONPATH": str(SCRIPT.parent)})
+        self.assertEqual(served.get(), "hello")
+        self.assertRegex(served.log, "warning: there is no reloader [^\n]* in a process of multiprocessing")
+
+    def test_an_address_that_an_edit_changes_is_told_to_hold_from_the_next_start(self) -> None:
+        path = self.write(".env", "DEVSERVE_HOST=127.0.0.1\n")
+        served = self.served("hello", "--reload")
+        self.assertEqual(served.get(), "hello")
+        path.write_text("DEVSERVE_HOST=localhost\n")
+        served.wait_for("a reload keeps the address; stop devserve and start it for localhost, port 0")
+        self.assertEqual(served.get(), "hello")
 
     @posix_signals
     def test_no_socket_takes_the_number_of_a_standard_stream_that_is_closed(self) -> None:
@@ -20332,6 +20406,10 @@ class ReloadUnderRunners(Reload):
     @needs("debugpy")
     def test_an_application_that_listens_for_an_editor_by_itself(self) -> None:
         self.try_two_reloads(first="import debugpy\ndebugpy.listen(('127.0.0.1', 0))\n")
+        with socket.create_server(("127.0.0.1", 0)) as found:
+            port = found.getsockname()[1]
+        listens = f"\nif __name__ == '__main__':\n    import debugpy\n    debugpy.listen(('127.0.0.1', {port}))"
+        self.try_two_reloads(last=listens + self.RUN)
 
     def try_breakpoints(self, editor: Editor, path: pathlib.Path, log: Callable[[], str]) -> None:
         """See that the breakpoint is met by a request, and by others after each of two reloads."""
