@@ -375,7 +375,7 @@ def configure(given: Mapping[str, Any], warn: Callable[[str], None]) -> Config:
         values["live"] = False  # DEVSERVE_LIVE may be set for all projects, and is no mistake in this command
     config = _config_of_values(values)
     for pattern in (*config.extra_files, *config.exclude_patterns):  # fnmatch takes [9-0] for an empty set, or fails
-        for low, high in re.findall(r"\[[^\]]*?(.)-([^\]])", pattern):
+        for low, high in re.findall(r"\[[^\]]*?([^\]])-([^\]])", pattern):
             if low > high:
                 warn(f"the pattern {pattern} matches nothing, since [{low}-{high}] is no range")
     return config
@@ -549,7 +549,10 @@ def _read_env_file(path: str) -> list[str]:
             values[key] = value and _expand_variables(value, {**values, **os.environ})
     for key, value in values.items():
         if value is not None:
-            os.environ.setdefault(key, value)
+            try:
+                os.environ.setdefault(key, value)
+            except UnicodeEncodeError:
+                warnings.append(f"{path}, {key} is left out: this locale cannot hold it; set PYTHONUTF8=1")
     return warnings
 
 
@@ -1501,7 +1504,9 @@ _DEFAULT_MODULES = ("app", "wsgi", "main")  # where an application is looked for
 _DEFAULT_NAMES = ("app", "application")  # and its name in it: Flask's habit, then PEP 3333's and mod_wsgi's
 _FACTORIES = ("create_app", "make_app")  # Flask's and Pyramid's habit
 _WRAPPED_NAMES = ("wsgi_app", "asgi_app", "app", "application")  # attributes in which middleware keeps the application
-_NO_APP_FILES = r"(devserve|setup|conftest|manage|noxfile|fabfile|tasks|test_.*|.*_test|tests|__.*)\.py$"
+_NO_APP_FILES = (
+    r"(devserve|gunicorn\.conf|setup|conftest|manage|noxfile|fabfile|tasks|test_.*|.*_test|tests|__.*)\.py$"
+)
 _TEXT_SECONDS = 0.3  # for `__str__` of the exception with which an import failed
 _VIRTUAL_ENVIRONMENTS = (".venv", "venv", "env", ".env")  # their usual names beside a project
 _LOCK_FILES = {"uv.lock": "uv", "poetry.lock": "poetry", "pdm.lock": "pdm", "Pipfile.lock": "pipenv"}  # and the tool
@@ -2027,12 +2032,18 @@ class _ServerFinder:
         self.warn = warn
         self.is_importing = True
         self.pid = os.getpid()
+        self._sought: set[str] = set()  # modules that the other finders are being asked for
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         """Return the other finders' spec of a module in `_SERVERS`, whose loader calls `leave_out` at the end."""
-        finders = sys.meta_path if name in _SERVERS else []
-        specs = (finder.find_spec(name, path, target) for finder in finders if finder is not self)
-        spec: Any = next(filter(None, specs), None)
+        if name not in _SERVERS or name in self._sought:  # one of the others may be ours in a wrapper (demandimport)
+            return None
+        self._sought.add(name)
+        try:
+            specs = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
+            spec: Any = next(filter(None, specs), None)
+        finally:
+            self._sought.discard(name)
         execute = getattr(spec and spec.loader, "exec_module", None)
         if execute is not None:
 
@@ -2676,29 +2687,29 @@ def _wrap_django(app: Any) -> Any:
 def _django_files(app: Any) -> _FrameworkFiles:
     """Ask all parts of Django, by the signal of its own reloader, which files they read: templates, translations, what
     a library adds.  Return these without installed packages', and the function that tells Django of a change."""
+    from fnmatch import fnmatch
+
     _import_module("django.utils.translation").get_language()  # only after a first use its reloader is connected
     autoreload = _import_module("django.utils.autoreload")
     reloader = autoreload.BaseReloader()
     autoreload.autoreload_started.send_robust(sender=reloader)
     cwd = os.getcwd()
     asked = [(os.path.join(cwd, folder), glob) for folder, globs in reloader.directory_globs.items() for glob in globs]
-    asked = [(folder, glob) for folder, glob in asked if not is_library(folder, cwd)]
-    return [folder for folder, _ in asked], partial(_notify_django, autoreload.file_changed, asked), None
+    asked += [os.path.split(os.path.join(cwd, path)) for path in reloader.extra_files]
+    asked = [(folder, os.path.basename(glob)) for folder, glob in asked if not is_library(folder, cwd)]
+
+    def is_asked(path: str) -> bool:
+        return any(is_below(path, folder) and fnmatch(os.path.basename(path), glob) for folder, glob in asked)
+
+    return [folder for folder, _ in asked], partial(_notify_django, autoreload.file_changed), is_asked
 
 
-def _notify_django(file_changed: Any, asked: list[tuple[str, str]], paths: list[str]) -> bool:
+def _notify_django(file_changed: Any, paths: list[str]) -> bool:
     """Send Django's signal for each file that some part of it has asked for; return whether a part took each."""
-    from fnmatch import fnmatch
     from pathlib import Path
 
-    def is_settled(path: str) -> bool:
-        name = os.path.basename(path)
-        if not any(is_below(path, folder) and fnmatch(name, os.path.basename(glob)) for folder, glob in asked):
-            return True
-        return any(answer is True for _, answer in file_changed.send_robust(sender=None, file_path=Path(path)))
-
-    answers = [is_settled(path) for path in paths]  # each is sent, whatever the one before has answered
-    return all(answers)
+    answers = [file_changed.send_robust(sender=None, file_path=Path(path)) for path in paths]
+    return all(any(answer is True for _, answer in each) for each in answers)
 
 
 # An application that was made before `run` was called has not seen FLASK_DEBUG.
@@ -5659,6 +5670,7 @@ class DebuggedApplication:
         self.guard = guard or Guard(str(pin or ""), 0, trusted_hosts)
         self.base_url = base_url
         self.reload_id = os.urandom(8).hex()  # an open page that finds another one here has seen a reload
+        self.edits = 0  # of files that need no reload, as templates: an open page that finds another count loads anew
         self.crashes = CrashStore()
         self.app_console: Optional[Console] = None
         if guard is None:
@@ -6365,7 +6377,8 @@ class _DebuggerEndpoint:
         """Tell which process answers, and whether this browser may use the console."""
         console = self.debugger.console_state(self.environ)
         why = f"{console.reason} {console.remedy}".strip()
-        return _as_json({"reload_id": self.debugger.reload_id, "console": console.state, "why": why})
+        edits = self.debugger.edits
+        return _as_json({"reload_id": self.debugger.reload_id, "edits": edits, "console": console.state, "why": why})
 
     def unlock(self) -> _Reply:
         """Unlock the browser that follows the terminal's link, and take the token out of its address bar."""
@@ -6759,8 +6772,8 @@ def _allows_live(policy: str) -> bool:
 # what has no foreseeable end gets a line when it begins, too.  Every wait for a client has an end, so that no thread
 # is held for ever, but for a connection that is the application's.
 #
-# Doors: CONNECTION, DevServer, PLAIN_TEXT, add_field, check_response_head, listen, socket_path, adhoc_certificate,
-# urls, tls_from_files, wait_until_ready.
+# Doors: CONNECTION, DevServer, PLAIN_TEXT, REMEMBERED_SIZE, add_field, check_response_head, listen, socket_path,
+# adhoc_certificate, urls, tls_from_files, wait_until_ready.
 #
 # Read first: DevServer, DevServer.close_gate, _Connection.serve, _parse_head, _Body, _Response.write.
 # =====================================================================================================================
@@ -10654,8 +10667,14 @@ class _ImportRecorder:
 
     def begin(self) -> None:
         """Put the replacements and the finder in place."""
+        import __future__
+
+        from _ast import PyCF_ONLY_AST
         from importlib.machinery import SourceFileLoader
 
+        # For `compile`, where an import would be one of the application's, which may have hooks of its own.
+        self._only_ast = PyCF_ONLY_AST
+        self._future_flags = sum({getattr(__future__, each).compiler_flag for each in __future__.all_feature_names})
         path_stats = SourceFileLoader.path_stats
 
         def noted_path_stats(loader: SourceFileLoader, path: str) -> Mapping[str, Any]:
@@ -10721,14 +10740,9 @@ class _ImportRecorder:
 
         `compile` takes over the caller's `from __future__ import`; for that its caller's flags are passed on.
         """
-        import __future__
-
-        from _ast import PyCF_ONLY_AST
-
-        if not flags & PyCF_ONLY_AST:
+        if not flags & self._only_ast:
             self._note_executed(filename)
-        flags_of_future = sum({getattr(__future__, name).compiler_flag for name in __future__.all_feature_names})
-        inherited = 0 if dont_inherit else sys._getframe(1).f_code.co_flags & flags_of_future
+        inherited = 0 if dont_inherit else sys._getframe(1).f_code.co_flags & self._future_flags
         return _compile(source, filename, mode, flags | inherited, True, *rest, **more)
 
     def _note_executed(self, filename: Any, endings: tuple[str, ...] = ()) -> None:
@@ -10786,7 +10800,9 @@ class _Files:
         self.trees: dict[str, list[_Wants]] = {}  # by folder: which of its files are watched
         self.awaited: dict[str, set[str]] = {}  # by folder: modules that were looked for there in vain
         self.full = False  # whether `_FILES_LIMIT` has been reached
-        globs = [os.path.abspath(each) if re.match(r"\.{1,2}[/\\]", each) else each for each in exclude_patterns]
+        self._extra: list[_Matches] = []  # what `add_places` was asked for: each change of it reloads
+        patterns = map(os.path.expanduser, exclude_patterns)
+        globs = [self._absolute_glob(each) if re.match(r"\.{1,2}[/\\]", each) else each for each in patterns]
         # Each with whether it may mean a folder above the project: one that is just `data` does not.
         self._excludes = [
             (re.compile(f"(?:^|(?<=/)){_glob(each, '.*')}(?:/|$)"), re.match(r"[*/\\]|\w:", each)) for each in globs
@@ -10896,17 +10912,30 @@ class _Files:
 
     def add_places(self, places: Iterable[str]) -> None:
         """Watch files, folders and globs, relative to the working directory at the start."""
-        for place in places:
-            path = os.path.normpath(os.path.join(self.cwd, os.path.expanduser(place)))
+        for place in map(os.path.expanduser, places):
+            path = os.path.normpath(os.path.join(self.cwd, place))
+            matches: _Matches = partial(is_below, folder=path.replace(os.sep, "/"))
             if os.path.isdir(path):
                 self.add_tree(path, _Wants(_is_wanted))
                 self.data[path] = None
-            elif re.search(r"[*?[]", path) and not os.path.exists(path):
-                root = os.path.dirname(re.split(r"[*?[]", path)[0])
-                depth = sys.maxsize if "**" in path else path.count(os.sep)
-                self.add_tree(root, _Wants(re.compile(_glob(path, "[^/]*")).fullmatch, depth))
+            elif re.search(r"[*?[]", place) and not os.path.exists(path):
+                root = os.path.normpath(os.path.join(self.cwd, os.path.dirname(re.split(r"[*?[]", place)[0])))
+                depth = sys.maxsize if "**" in place else path.count(os.sep)
+                matches = re.compile(_glob(self._absolute_glob(place), "[^/]*")).fullmatch
+                self.add_tree(root, _Wants(matches, depth))
             else:
                 self.add_data([path])
+            self._extra.append(matches)
+
+    def _absolute_glob(self, pattern: str) -> str:
+        """Return a glob with the working directory before it, whose own name may have brackets."""
+        import glob
+
+        return os.path.normpath(os.path.join(glob.escape(self.cwd), pattern))
+
+    def is_extra(self, path: str) -> bool:
+        """Return whether the person has asked for this file, so that no framework's function may deal with it."""
+        return any(matches(path.replace(os.sep, "/")) for matches in self._extra)
 
     def add_whatever_mends(self, error: BaseException) -> None:
         """Watch all modules of the project, and all paths where a module would appear that an import has not found."""
@@ -11446,12 +11475,14 @@ class Watcher(native_threading.Thread):
 
     def _not_handled(self, changed: list[str]) -> list[str]:
         """Call the functions given to `watch_data` with their files; return the paths that still need a reload."""
+        needy = [path for path in changed if path not in self.files.data or self.files.is_extra(path)]
+        others = [path for path in changed if path not in needy]
         for folder, wants, handle in self._handlers:
-            theirs = [path for path in changed if path.startswith(folder) and path in self.files.data]
-            theirs = [path for path in theirs if wants(path.replace(os.sep, "/"))]
-            if theirs and handle(theirs):
-                changed = [path for path in changed if path not in theirs]
-        return changed
+            theirs = [path for path in others if path.startswith(folder) and wants(path.replace(os.sep, "/"))]
+            others = [path for path in others if path not in theirs]  # so the first that is asked decides
+            if theirs and not handle(theirs):
+                needy += theirs
+        return needy + others
 
     def _deliver(self, paths: list[str]) -> None:
         """Report these paths and those pending; if one does not compile, report that, unless a person insists."""
@@ -12688,7 +12719,7 @@ class _Runner:
         if not self.handover.sockets["listener"]:  # the first start, or the system could not pass them
             self.handover = _listen_for(config, self.handover.notes, in_code=in_code)
         self.notes = self.handover.notes
-        self.notes["warnings"] = warnings  # about the options; printed already, so that the next process prints others
+        self.notes["warnings"] = {*(self.notes.get("warnings") or ()), *warnings}  # which the next processes leave out
         before = self.notes.get("config", config._asdict())
         if (before["host"], before["port"]) != (config.host, config.port):
             terminal.warn(
@@ -12738,11 +12769,17 @@ class _Runner:
         self.server.is_paused = is_debugged
         self.ended = threading.Event()  # set when no connection is accepted any more
 
+    def _warn_once(self, text: str) -> None:
+        """Warn of what the watcher finds, such as a folder that cannot be read, but not after each reload."""
+        if text not in self.notes["warnings"]:
+            self.notes["warnings"].add(text)
+            self.terminal.warn(text)
+
     def _watcher(self) -> Watcher:
         return Watcher(
             lambda paths: self._run_in_server_thread(lambda: self.reload(paths)),
             lambda error: self._run_in_server_thread(lambda: self.show_broken(error)),
-            warn=self.terminal.warn,
+            warn=self._warn_once,
             extra_files=self.config.extra_files,
             exclude_patterns=self.config.exclude_patterns,
             also=env_files(self.config.env_file),
@@ -12853,6 +12890,8 @@ class _Runner:
 
     def _notify_pages(self, paths: list[str]) -> bool:
         """Have open pages show a change that needs no reload; return whether that is enough."""
+        if self.debugged:
+            self.debugged.edits += 1
         return self.live.changed(paths) if self.live else True
 
     def _watch_framework_files(self, watcher: Watcher, app: WSGIApplication) -> None:
@@ -14530,10 +14569,12 @@ const again = () => storedId ? sendAgain() : location.reload();
 const state = find("#state"), news = find("#news");
 on(find("#again"), "click", again);
 on(find("button", news), "click", again);
-let failures = 0, timer;
+let failures = 0, edits, timer;
+function canGoOn() {  // nothing is lost or sent twice
+  return !all(".console textarea").some(input => input.value) && !storedId && /^(GET|HEAD)$/.test(page.method);
+}
 function renew() {
-  const typing = all(".console textarea").some(input => input.value);
-  if (!typing && !storedId && /^(GET|HEAD)$/.test(page.method)) return again();  // nothing is lost or sent twice
+  if (canGoOn()) return again();
   find("span", news).textContent = "New code is running. The frames on this page are gone.";
   news.hidden = false;
   state.textContent = "";
@@ -14551,6 +14592,7 @@ async function watch() {
       if (now.console !== "open") return watch();
     }
     if (now.reload_id !== page.reloadId) return renew();
+    if (now.edits !== (edits ??= now.edits) && canGoOn()) return again();
     if (isControlled()) setConsole("closed", explain(workerRefusal));
     else if (page.secret && page.console === before) setConsole(now.console, now.why);
     failures = 0;

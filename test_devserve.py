@@ -939,6 +939,7 @@ class Options(unittest.TestCase):
                     "a\\z": 0,
                     "[!z-a]": 1,
                     "[a-a]": 0,
+                    "[b]-[a].log": 0,
                     "[": 0,
                 }.items():
                     with self.subTest(field=field, pattern=pattern):
@@ -968,6 +969,19 @@ class EnvironmentFiles(InEmptyEnvironment):
         with unittest.mock.patch.dict(os.environ, {"HOME_TOWN": "Ulm"}, clear=True):
             devserve._read_env_files()
             return {key: value for key, value in os.environ.items() if key != "HOME_TOWN"}
+
+    def test_a_value_that_the_locale_cannot_hold_is_left_out_with_a_word(self) -> None:
+        self.write(".env", "").write_bytes("TOWN=K\u00f6ln\nA=1\n".encode())
+
+        def refuse(key: str, value: str) -> None:
+            if not value.isascii():
+                raise UnicodeEncodeError("ascii", value, 1, 2, "ordinal not in range(128)")
+            os.environ[key] = value
+
+        with mock.patch.object(type(os.environ), "setdefault", lambda self, key, value: refuse(key, value)):
+            told = devserve._read_env_files()
+        self.assertRegex("".join(told), r"\.env, TOWN is left out: .* set PYTHONUTF8=1")
+        self.assertEqual(os.environ["A"], "1")
 
     def test_forms_of_a_line(self) -> None:
         for text, expected in {
@@ -2918,6 +2932,19 @@ class FindingServers(FindingFolder):
             with self.subTest(option), Served("marked", option, cwd=self.folder) as served:
                 self.assertEqual(served.ask().text, repr([then, then, None, None]))
 
+    def test_other_finders_may_be_wrapped_in_the_import(self) -> None:
+        """As Mercurial's demandimport does, in its own hgweb.wsgi."""
+        source = """
+            import sys
+            class Lazy:
+                def __init__(self, finder): self.finder = finder
+                def find_spec(self, *words): return self.finder.find_spec(*words)
+            sys.meta_path[:] = [Lazy(finder) for finder in sys.meta_path if hasattr(finder, "find_spec")]
+            import wsgiref.simple_server
+            wsgiref.simple_server.WSGIServer(("127.0.0.1", 0), None).serve_forever()
+        """
+        self.assertIn("is left out", "".join(self.left_out("wrapped", textwrap.dedent(source))))
+
     def test_afterwards_and_in_other_threads_servers_start(self) -> None:
         path = list(sys.meta_path)
         warnings: list[str] = []
@@ -3662,8 +3689,12 @@ class FindingFrameworks(FindingFolder):
             import os, pathlib, sys, devserve
             from django.http import HttpResponse
             from django.utils import autoreload
-            sys.argv[1:] = ["templates/page.html locale/de/x.mo locale/de/x.po conf/a.conf conf/a.txt templates/a.py"]
-            def more(sender, **kw): sender.watch_dir("conf", "*.conf")
+            names = ["templates/page.html", "locale/de/x.mo", "locale/de/x.po", "conf/a.conf", "conf/a.txt"]
+            names += ["rules.yml", "page.py", "templates/a.py"]
+            def more(sender, **kw):
+                sender.watch_dir("conf", "*.conf")
+                sender.watch_dir(os.getcwd(), "**/*.yml")  # which must not make data of the modules there
+                sender.extra_files.add(pathlib.Path("single.txt"))
             def fails(sender, **kw): 1 / 0
             autoreload.autoreload_started.connect(more)
             autoreload.autoreload_started.connect(fails)
@@ -3672,17 +3703,27 @@ class FindingFrameworks(FindingFolder):
             path = {str(self.folder / "templates" / "page.html")!r}
             def shown(): return loader.get_template("page.html").render()
             def answer(request):
-                folders, heed, _ = devserve.framework_files(__import__("site_app").application)
+                folders, heed, wants = devserve.framework_files(__import__("site_app").application)
                 here = os.getcwd() + os.sep
                 before = shown()
                 pathlib.Path(path).write_text("two")
-                heeds = [heed([here + name]) for name in sys.argv[1].split()]
+                assert wants(here + "single.txt") and not wants(here + "double.txt")
+                heeds = [heed([here + name]) if wants(here + name) else None for name in names]
                 return HttpResponse(repr([before, shown(), heeds, sorted(map(os.path.relpath, folders))]))
             """,
         )
         outcome = self.outcome(self.DJANGO.format(more=more, view=view))
-        heeds = [True, True, True, False, True, False]  # no for the file that only `more` wanted, and the module
-        self.assertIn(repr(["one", "two", heeds, ["conf", "locale", "templates"]]), outcome)
+        heeds = [
+            True,
+            True,
+            None,
+            False,
+            None,
+            False,
+            None,
+            False,
+        ]  # no for what only `more` wants, and the template's module
+        self.assertIn(repr(["one", "two", heeds, [".", ".", "conf", "locale", "templates"]]), outcome)
 
 
 class FindingAsgiFrameworks(Folder):
@@ -14932,6 +14973,50 @@ class ReloaderExtraFiles(ReloaderWatching):
         self.assertEqual(self.said(2)[1:], [["templates/tags_a.py"]])
         self.assertEqual(len(handled), 2)
 
+    def test_nobody_deals_with_what_was_asked_for_or_refused(self) -> None:
+        """As pages that only have to be loaded anew do, behind a framework, beside --extra-files."""
+        for name in ("content/a.md", "content/b.md", "other/c.md", "templates/d.html"):
+            self.write(name, "1")
+        handled: list[str] = []
+        watcher = self.start(extra_files=["content", "other/*.md"])
+        watcher.watch_data(["templates"], lambda paths: False)
+        watcher.watch_data(["."], lambda paths: bool(handled.extend(paths)) or True)
+        names = ["content/a.md", "other/c.md", "templates/d.html"]
+        self.wait_until_seen([str(self.folder / name) for name in names])
+        for count, name in enumerate(names, 1):
+            self.write(name, "2")
+            self.assertEqual(self.said(count)[-1], [name])
+        self.assertEqual(handled, [])
+
+    def test_an_application_may_hook_the_imports_of_its_own_compiling(self) -> None:
+        """As nanodjango does; no import of ours comes between."""
+        self.write("hooked_a.py", """
+            import builtins
+            original = builtins.__import__
+            def hooked(name, *words, **more):
+                if name in ("__future__", "_ast"):
+                    raise RuntimeError(name)
+                return original(name, *words, **more)
+            builtins.__import__ = hooked
+            try:
+                exec(compile("x = 1", "x.py", "exec"))
+            finally:
+                builtins.__import__ = original
+        """)  # fmt: skip
+        self.start("hooked_a")
+
+    def test_the_project_may_lie_in_a_folder_with_brackets(self) -> None:
+        folder = self.folder / "proj [2024]"
+        for name in ("data/a.yml", "sub/b.txt"):
+            self.write(f"proj [2024]/{name}", "1")
+        os.chdir(folder)
+        files = devserve._Files(self.fail, time.time(), ["./sub"])
+        files.add_places(["data/*.yml", "sub", "awaited.txt"])
+        self.assertEqual({os.path.relpath(tree, folder) for tree in files.trees}, {"data", "sub"})
+        self.assertTrue(files.excluded(str(folder / "sub" / "b.txt")))
+        self.assertTrue(files.is_extra(str(folder / "data" / "a.yml")))
+        self.assertIn(str(folder / "awaited.txt"), files.states)
+
     def test_a_pattern_excludes_nothing_by_a_folder_above_the_project(self) -> None:
         self.write("above_a.py", "x = 1")
         names = [self.folder.name, self.folder.parent.name, f"{self.folder.parent.name[:2]}*"]
@@ -18265,6 +18350,16 @@ class BrowserLive(InBrowser):
         self.until(f"{color} === 'rgb(3, 3, 3)'")
         self.assertEqual(self.served.process.pid, pid)
         self.assertNotIn("__devserve__/live", self.served.log)
+
+    def test_a_crash_goes_on_when_the_template_is_mended_for_which_nothing_reloads(self) -> None:
+        self.addCleanup(self.write, LIVE_PAGE, "templates/page.html")
+        self.write(LIVE_PAGE.replace("{word}", "{wrod}"), "templates/page.html")
+        self.open("/shop")
+        self.page.locator("h1", has_text="wrod").wait_for()
+        with self.page.expect_response("**/alive"):
+            pass  # from now on the page notices
+        self.write(LIVE_PAGE, "templates/page.html")
+        self.until("document.title === 'Shop'")
 
     def test_a_broken_save_is_healed_without_the_debugger_too(self) -> None:
         self.write(LIVE_APP, "bare.py")
