@@ -14978,9 +14978,14 @@ class ReloaderExtraFiles(ReloaderWatching):
         for name in ("content/a.md", "content/b.md", "other/c.md", "templates/d.html"):
             self.write(name, "1")
         handled: list[str] = []
+
+        def handle(paths: list[str]) -> bool:
+            handled.extend(paths)
+            return True
+
         watcher = self.start(extra_files=["content", "other/*.md"])
         watcher.watch_data(["templates"], lambda paths: False)
-        watcher.watch_data(["."], lambda paths: bool(handled.extend(paths)) or True)
+        watcher.watch_data(["."], handle)
         names = ["content/a.md", "other/c.md", "templates/d.html"]
         self.wait_until_seen([str(self.folder / name) for name in names])
         for count, name in enumerate(names, 1):
