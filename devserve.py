@@ -2714,7 +2714,12 @@ def _notify_django(file_changed: Any, paths: list[str]) -> bool:
 
 # An application that was made before `run` was called has not seen FLASK_DEBUG.
 _FLASK = _Framework(_open_flask, lambda app: setattr(app, "debug", True), "FLASK_DEBUG", files=_flask_files)
-_DJANGO = _Framework(_open_django, wrap=_wrap_django, files=_django_files)
+_DJANGO = _Framework(
+    _open_django,
+    wrap=_wrap_django,
+    files=_django_files,
+    example="app = django.core.wsgi.get_wsgi_application()",
+)
 # By the full name of the class of their applications; those that have no such class by the name of their package.
 _FRAMEWORKS: dict[str, _Framework] = {
     "flask.app.Flask": _FLASK,
@@ -2752,6 +2757,8 @@ _FRAMEWORKS: dict[str, _Framework] = {
         wrap=lambda app: getattr(app, "server", app),  # it is no application, but has Flask's
         example="app = dash.Dash()",
     ),
+    "slack_bolt.app.app.App": _Framework(elsewhere="Bolt serves it: app.start(), or an adapter in slack_bolt.adapter"),
+    "klein._app.Klein": _Framework(elsewhere="Klein serves it: app.run('localhost', 8080)"),
     "aiohttp.web_app.Application": _Framework(elsewhere="aiohttp serves it: aiohttp.web.run_app(app)"),
     "tornado.web.Application": _Framework(elsewhere="Tornado serves it: app.listen(8000)"),
     "robyn.Robyn": _Framework(elsewhere="Robyn serves it: python FILE"),
