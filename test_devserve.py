@@ -7265,7 +7265,9 @@ class DebuggerPages(Debugged):
 
     def test_alive_tells_the_reload_id(self) -> None:
         answer = self.ask("/__devserve__/alive")
-        self.assertEqual(answer.json, {"reload_id": self.debugger.reload_id, "console": "locked", "why": ""})
+        self.assertEqual(
+            answer.json, {"reload_id": self.debugger.reload_id, "edits": 0, "console": "locked", "why": ""}
+        )
         self.assertIn(self.debugger.reload_id, self.ask().text)
         self.assertEqual(self.ask("/__devserve__/alive", Cookie=self.cookie).json["console"], "open")
         closed = self.ask("/__devserve__/alive", Host="evil.example").json
@@ -9690,6 +9692,7 @@ class ServerGate(ServerCase):
                 for _ in range(2):
                     go_on.put(None)
                 self.assertEqual([client.answer().body for client in clients], [b"hello"] * 3)
+                server.is_paused = set().__contains__
                 gate.join(DEADLINE)
                 self.assertFalse(gate.is_alive())
                 server.open_gate()
@@ -16244,7 +16247,7 @@ class RunnerSignals(RunnerCase):
             import devserve
             ended = []
             signals = devserve._Signals(lambda: ended.append(1), print, at_once=True, in_code=False, reloads=True)
-            signals.take(after_fork=lambda: None)
+            signals.take(lambda: None, devserve.Terminal())
             signals.errands.append(signals._pause)
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGHUP])
             signal.raise_signal(signal.SIGTERM)
