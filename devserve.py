@@ -2502,9 +2502,22 @@ def _open_flask(app: Any) -> None:
 
 
 def _flask_files(app: Any) -> _FrameworkFiles:
-    """Return the instance folder, where a file for `from_pyfile(..., silent=True)` may appear after the start."""
-    folder = app.instance_path.replace(os.sep, "/")
-    return [app.instance_path], lambda paths: False, re.compile(re.escape(folder) + r"/[^/]+\.(py|cfg)").fullmatch
+    """Return the folders of templates, which Jinja reads anew by itself in debug mode, and the instance folder.
+
+    In that one a file for `from_pyfile(..., silent=True)` may appear after the start.
+    """
+    loaders = [each.jinja_loader for each in (app, *app.blueprints.values())]
+    paths = [os.path.abspath(path) for loader in loaders for path in getattr(loader, "searchpath", ())]
+    folders = [path.replace(os.sep, "/") for path in paths if not is_library(path, "")]
+    config = re.escape(app.instance_path.replace(os.sep, "/")) + r"/[^/]+\.(py|cfg)"
+    templates = "|".join(re.escape(folder) + r"/.*\.(html?|xml|txt|j2|jinja2?)" for folder in folders) or "(?!)"
+
+    def reads_anew(paths: list[str]) -> bool:
+        environment = vars(app).get("jinja_env")  # made when the first template is rendered, and not by us
+        are_templates = all(re.fullmatch(templates, path.replace(os.sep, "/")) for path in paths)
+        return are_templates and (environment is None or environment.auto_reload)
+
+    return [app.instance_path, *folders], reads_anew, re.compile(f"{config}|{templates}").fullmatch
 
 
 def _open_litestar(app: Any) -> None:

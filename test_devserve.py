@@ -3825,6 +3825,31 @@ class FindingFlaskFiles(Folder):
             self.assertNotIn("sqlite", served.log)
             self.assertNotIn("some.py", served.log)
 
+    @needs("flask")
+    def test_templates_are_read_anew_and_open_pages_told(self) -> None:
+        """Without debug mode Jinja keeps what it has compiled: then a reload is needed."""
+        self.write("app.py", """
+            import flask
+            app = flask.Flask(__name__)
+            app.add_url_rule("/", "index", lambda: flask.render_template("page.html"))
+            part = flask.Blueprint("part", __name__, url_prefix="/part", template_folder="parts")
+            part.add_url_rule("/", "index", lambda: flask.render_template("part.j2"))
+            app.register_blueprint(part)
+        """)  # fmt: skip
+        for option in ("--debug", "--reload"):
+            for name in ("templates/page.html", "parts/part.j2"):
+                self.write(name, "one")
+            with self.subTest(option), Served("app", option, cwd=self.folder) as served:
+                pages = {"/": "templates/page.html", "/part/": "parts/part.j2"}
+                self.assertEqual([served.get(path) for path in pages], ["one", "one"])
+                for name in pages.values():
+                    self.write(name, "two")
+                eventually(lambda: [served.get(path) for path in pages] == ["two", "two"], "the edits")
+                if option == "--debug":
+                    alive = "/__devserve__/alive"
+                    eventually(lambda: json.loads(served.get(alive))["edits"], "the open pages are told")
+                self.assertEqual("reloading" in served.log, option == "--reload")
+
 
 class FindingDjangoFiles(Folder):
     """A Django project from the command line sees edits of what is no module as under its runserver."""
