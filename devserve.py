@@ -609,8 +609,8 @@ def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
 # is_library, is_app_file, is_app_code, outer_frames, thread_position, app_position, is_below, short_path,
 # application_traceback, linked_exceptions, group_members, has_plain_text, traceback_text, raw_slot, own_dict,
 # static_attributes, static_attribute, locals_of, SOCKET_KEY, is_taken_over, broken_request, nobody_listens,
-# shorten_broken_requests, PRESERVE_CONTEXT, ON_EXCEPTION, HANDED_OVER, hand_over, is_debugged, is_main_thread,
-# has_green_threads, native_threading, native_sleep.
+# shorten_broken_requests, PRESERVE_CONTEXT, ON_EXCEPTION, HANDED_OVER, hand_over, BREAKPOINTS, is_debugged,
+# is_main_thread, has_green_threads, native_threading, native_sleep.
 #
 # Read first: call_safely, call_each_bounded, is_app_file, static_attribute.
 # =====================================================================================================================
@@ -623,7 +623,8 @@ _STACK_SIZE = 8 * 1024**2  # of a thread, as glibc has it by default
 _CALL_THREADS = 3  # of one `call_each_bounded`: each goes on after the call in which the one before it hung
 _PROMPT = r"<(stdin|i?python-input-.*)>|.*[\\/]ipykernel_\d+[\\/]\d+\.py"  # the "file" of code in a REPL, a notebook
 # Modules in which a thread stands at a prompt, or waits for the client that shows it one
-_DEBUGGERS = r"(bdb|\w*pdb|pudb|debugpy|code|IPython|ptpython|celery\.contrib\.rdb)(\.|$)"
+BREAKPOINTS = r"(bdb|\w*pdb|pudb|debugpy|celery\.contrib\.rdb)(\.|$)"
+_DEBUGGERS = rf"{BREAKPOINTS}|(code|IPython|ptpython)(\.|$)"
 _STDLIB = os.path.dirname(os.__file__)
 _IMPORTLIB = os.path.join(_STDLIB, "importlib", "__init__.py")  # where import_module is
 CODE_TYPES = (  # a value of these shows nothing but its name
@@ -1149,7 +1150,7 @@ def hand_over(environ: Mapping[str, Any], error: BaseException) -> str:
 # -- threads
 
 
-def is_debugged(ident: int) -> bool:
+def is_debugged(ident: int, debuggers: str = _DEBUGGERS) -> bool:
     """Return whether a thread waits at the prompt of a debugger such as pdb, or is stopped by an editor's debugger.
 
     Then the debugger's frames are inside of the application's or ours.  A thread that has no other frames is the
@@ -1159,14 +1160,14 @@ def is_debugged(ident: int) -> bool:
     for frame in outer_frames(sys._current_frames().get(ident)):
         if is_app_code(frame.f_code) or frame.f_globals is globals():
             return is_waiting
-        is_waiting = is_waiting or _is_debuggers(frame)
+        is_waiting = is_waiting or _is_debuggers(frame, debuggers)
     return False
 
 
-def _is_debuggers(frame: FrameType) -> bool:
+def _is_debuggers(frame: FrameType, debuggers: str = _DEBUGGERS) -> bool:
     """Return whether a debugger waits in this frame; other frames of pydevd are in every thread that it traces."""
     module = str(frame.f_globals.get("__name__"))
-    return bool(re.match(_DEBUGGERS, module)) or frame.f_code.co_name == "do_wait_suspend"
+    return bool(re.match(debuggers, module)) or frame.f_code.co_name == "do_wait_suspend"
 
 
 def is_main_thread() -> bool:
@@ -1347,17 +1348,17 @@ class Terminal:
                 self._writer = writer
 
     def _write(self, text: str) -> None:
-        with contextlib.suppress(AttributeError, OSError, ValueError):
-            # Another program that shares the stream, such as Node, may have it not wait; then a part would be lost.
-            os.set_blocking(self.stream.fileno(), True)
-        try:
-            with self.writing:
+        with self.writing:
+            with contextlib.suppress(AttributeError, OSError, TypeError, ValueError):
+                # Another program that shares the stream, such as Node, may have it not wait; a part would be lost.
+                os.set_blocking(self.stream.fileno(), True)
+            try:
                 self.stream.write(text)
                 self.stream.flush()
-        except UnicodeEncodeError:
-            self.stream.write(text.encode("ascii", "backslashreplace").decode("ascii"))
-        except (OSError, ValueError, AttributeError):  # a broken pipe, a closed file, pythonw's None
-            pass
+            except UnicodeEncodeError:
+                self.stream.write(text.encode("ascii", "backslashreplace").decode("ascii"))
+            except (OSError, ValueError, AttributeError):  # a broken pipe, a closed file, pythonw's None
+                pass
 
     def warn(self, text: str) -> None:
         """Write a warning: one line about something that looks wrong, or that devserve has not done."""
@@ -2708,13 +2709,13 @@ def _django_files(app: Any) -> _FrameworkFiles:
     autoreload.autoreload_started.send_robust(sender=reloader)
     cwd = os.getcwd()
     asked = [(os.path.join(cwd, folder), glob) for folder, globs in reloader.directory_globs.items() for glob in globs]
-    asked += [os.path.split(os.path.join(cwd, path)) for path in reloader.extra_files]
     asked = [(folder, os.path.basename(glob)) for folder, glob in asked if not is_library(folder, cwd)]
+    files = filter(os.path.isfile, (os.path.join(cwd, path) for path in reloader.extra_files))
 
     def is_asked(path: str) -> bool:
         return any(is_below(path, folder) and fnmatch(os.path.basename(path), glob) for folder, glob in asked)
 
-    return [folder for folder, _ in asked], partial(_notify_django, autoreload.file_changed), is_asked
+    return [*files, *(folder for folder, _ in asked)], partial(_notify_django, autoreload.file_changed), is_asked
 
 
 def _notify_django(file_changed: Any, paths: list[str]) -> bool:
@@ -5491,12 +5492,10 @@ class Guard:
 
     def secret_for(self, environ: Mapping[str, Any]) -> str:
         """Return the secret of the pages that a client gets: what another one reads in his is of no use there."""
-        from hashlib import sha256
-
-        # A browser says Sec-Fetch-Site, which no script can hide.  So the application itself, which script in its page
-        # may make read ours (by a preview of links, for example), is another client.
+        # Over loopback and HTTPS a browser says Sec-Fetch-Site, which no script can hide.  So the application itself,
+        # which script in its page may make read ours (by a preview of links, for example), is another client.
         client = _client_elsewhere(environ) + (" browser" if "HTTP_SEC_FETCH_SITE" in environ else "")
-        return sha256(f"{self.secret}{client}".encode()).hexdigest()[:32] if client else self.secret
+        return self._derived(f"{self.secret}{client}")[:32] if client else self.secret
 
     def cookie(self, environ: Mapping[str, Any]) -> str:
         """Return the Set-Cookie that unlocks a client until it is closed.
@@ -6882,6 +6881,8 @@ class DevServer:
         self.streams = False
         self.at_close: Callable[[], object] = lambda: None  # ends what lives as long as the server
         self.is_paused: Callable[[int], bool] = lambda thread_id: False  # whether a debugger has stopped a thread
+        # The same for a thread that serves no request: it may be meant to stand at a prompt for ever, as of `code`.
+        self.is_stopped: Callable[[int], bool] = lambda thread_id: False
         self.connections: set[_Connection] = set()
         self.base_environ = _base_environ(self.server_address, len(listeners), threads=threads, https=tls is not None)
         self.turn: Any = contextlib.nullcontext() if threads else threading.Lock()  # held by the one request that runs
@@ -7088,7 +7089,7 @@ class DevServer:
                 connection.cut()
                 del ends[connection]
             if not ends:
-                if not any(map(self.is_paused, sys._current_frames())):
+                if not any(map(self.is_stopped, sys._current_frames())):
                     return [c.sock for c, phase in phases.items() if phase == _AT_REST]
                 if not paused and not is_told:  # as a task in the background, or a WebSocket that was closed above
                     self.terminal.warn("a thread is stopped in a debugger; the reload waits for it")
@@ -7954,11 +7955,12 @@ class _Errors:
         self._stream = stream
         self._body = body
 
-    def write(self, text: str) -> int:
+    def write(self, text: str) -> Any:
         before, traceback_follows, rest = text.partition("Traceback (most recent call last)")
-        if traceback_follows and self._body.failure is not None and str(self._body.failure) in rest:
+        error = sys.exc_info()[1] if traceback_follows and self._body.failure is not None else None
+        if error is not None and broken_request(error) is not None:
             text = before + rest.rstrip().rpartition("\n")[2] + "\n"
-        return int(self._stream.write(text))
+        return self._stream.write(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -11318,10 +11320,14 @@ class Watcher(native_threading.Thread):
     ) -> None:
         """Watch all files in these folders, or those that `wants` accepts, and call `handle` with the edited ones.
 
+        One that is named in place of a folder needs a reload.
         `handle` is called in the watcher's thread, must not raise, and returns False when a reload is needed all the
         same.  It is not called for a module that the application has loaded from such a folder: that is reloaded.
         """
         for folder in map(os.path.abspath, folders):
+            if os.path.isfile(folder):
+                self._errands.append(partial(self.files.add_places, [folder]))
+                continue
             self._handlers.append((os.path.join(folder, ""), wants or _is_wanted, handle))
             self._errands.append(partial(self.files.add_tree, folder, _Wants(wants or _is_wanted)))
 
@@ -11948,11 +11954,16 @@ def _restore_ignored(ignored: Optional[list[int]]) -> None:
 
 
 if sys.platform != "win32":
+
+    def _setsid_in_children(setsid: Callable[[], None], pid: int) -> None:
+        if os.getpid() != pid:
+            setsid()
+
     # A process that leads a session cannot begin another (EPERM), nor give the first one up.  So after a reload,
-    # when the application has called it in the process before, with this pid, `os.setsid` does nothing.
+    # when the application has called it in the process before, with this pid, `os.setsid` does nothing there.
     with contextlib.suppress(AttributeError, OSError):  # a Python may lack the call, a sandbox forbid it
         if _HANDOVER_ENV in os.environ and os.getsid(0) == os.getpid():
-            os.setsid = lambda: None
+            os.setsid = partial(_setsid_in_children, os.setsid, os.getpid())
 
     _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 
@@ -12740,8 +12751,7 @@ class _Runner:
             self.handover = _listen_for(config, self.handover.notes, in_code=in_code)
         self.notes = self.handover.notes
         self.notes["warnings"] = {*(self.notes.get("warnings") or ()), *warnings}  # which the next processes leave out
-        before = self.notes.get("config", config._asdict())
-        if (before["host"], before["port"]) != (config.host, config.port):
+        if self.notes.setdefault("address", (config.host, config.port)) != (config.host, config.port):
             terminal.warn(
                 f"a reload keeps the address; stop devserve and start it for {config.host}, port {config.port}"
             )
@@ -12787,7 +12797,9 @@ class _Runner:
             hands_over=self.launch.passes_sockets,
         )
         self.server.is_paused = is_debugged
+        self.server.is_stopped = partial(is_debugged, debuggers=BREAKPOINTS)
         self.ended = threading.Event()  # set when no connection is accepted any more
+        self.is_settling = False  # `_end` waits for the log's last lines
 
     def _warn_once(self, text: str) -> None:
         """Warn of what the watcher finds, such as a folder that cannot be read, but not after each reload."""
@@ -13039,7 +13051,7 @@ class _Runner:
 
     def _notes(self, since: float) -> dict[str, Any]:
         """Return what the next process is to know; the reload began at `since`, by the wall clock."""
-        notes = {name: self.notes.get(name) for name in ("socket_file", "import_warned", "warnings")}
+        notes = {name: self.notes.get(name) for name in ("address", "socket_file", "import_warned", "warnings")}
         notes.update(since=since, config=self.config._asdict())
         if self.config.debugger:  # the gate is closed, so no guess at the PIN comes after this count of them
             notes.update(self.guard.remember())
@@ -13098,10 +13110,14 @@ class _Runner:
         An ASGI application is shut down, but requests are not waited for, except those that have just begun: a client
         may have its answer already.
         """
+        if self.is_settling:
+            return  # a second signal; the thread of the first one ends the process in a moment
+        self.is_settling = True
+        self.server.settle(_LAST_LINE_GRACE)
+        self.is_settling = False
         self._tidy_up()
         if not self._enter(_LEAVING):
             os._exit(0)  # a restart is under way and runs the exit handlers, or the main thread ends the process
-        self.server.settle(_LAST_LINE_GRACE)
         if self.bridge:
             bridge = self.bridge
             self._run_in_server_thread(lambda: bridge.stop(0.0), _GRACE)
@@ -14612,7 +14628,8 @@ async function watch() {
       if (now.console !== "open") return watch();
     }
     if (now.reload_id !== page.reloadId) return renew();
-    if (now.edits !== (edits ??= now.edits) && canGoOn()) return again();
+    const isUsed = find(".printed:not([hidden])");  // its frames are still there, and what they have printed
+    if (now.edits !== (edits ??= now.edits) && canGoOn() && !isUsed) return again();
     if (isControlled()) setConsole("closed", explain(workerRefusal));
     else if (page.secret && page.console === before) setConsole(now.console, now.why);
     failures = 0;
