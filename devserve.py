@@ -751,9 +751,20 @@ class ForeignCalls(threading.Thread):
         try:
             for name, job in self.jobs.items():
                 if not self.abandoned:
-                    self.outcomes[name] = self.context.run(call_safely, job)
+                    self.outcomes[name] = outcome = self.context.run(call_safely, job)
+                    if self.abandoned:  # an interruption's traceback would keep what the call has made
+                        _clear_frames(outcome[1])
         except KeyboardInterrupt:  # from `interrupt_thread`, a moment after the call that it was meant for had ended
             pass
+
+
+def _clear_frames(error: Optional[BaseException]) -> None:
+    """Let go of the values in the frames of an exception, which else stay until cycles are collected."""
+    import traceback
+
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def interrupt_thread(ident: Optional[int]) -> bool:
@@ -5219,6 +5230,8 @@ _SHORTEST_HIDDEN_PIN = 4  # characters; a shorter one is guessed soon, and may s
 _OWN_FIELDS = {"id", "kind", "relation"}  # of a report: what we have put there
 _PIN_FAILURES = 10  # wrong PINs, after which no PIN is taken any more
 _PIN_OFF = "off"
+_HERE = "here"  # in place of the address of a client on this machine
+_WORKERS_LIMIT = 1_000  # clients of which it is remembered that they have a service worker: more than an office has
 _OUR_PAGE = "Use the console on devserve's page."  # the remedy for a request that our script did not send
 _COOKIE_PREFIX = "devserve_"  # the port follows
 _PROXY_HEADER = (  # one by which a proxy or tunnel names itself or its client, and which no browser sends
@@ -5263,14 +5276,14 @@ class Guard:
         self.token = os.urandom(16).hex()
         self.port = port
         self.failures = 0  # wrong PINs since the last right one
-        self.has_worker = False  # a browser has asked for a service worker, of whatever Host
+        self.workers: set[str] = set()  # clients whose browser has asked for a service worker, of whatever Host
         self.is_announced = False  # the terminal shows already how the console is opened, and that is still right
         self.lock = threading.Lock()
         self.trust(trusted_hosts, bound_hosts)
         if notes and notes.get("configured") == pin and {"pin", "secret", "token"} <= notes.keys():
             self.pin, self.secret, self.token = notes["pin"], notes["secret"], notes["token"]
             self.failures = int(notes.get("failures", _PIN_FAILURES))
-            self.has_worker = notes.get("worker") == "yes"
+            self.workers = set(notes.get("workers", "").split())
             self.is_announced = pin != _PIN_OFF  # if no PIN is asked for, the terminal says so at each reload
 
     def remember(self) -> dict[str, str]:
@@ -5279,7 +5292,7 @@ class Guard:
         Call it when the gate is closed: while requests are answered, wrong PINs may still come.
         """
         secrets = {"pin": self.pin, "configured": self.configured, "secret": self.secret, "token": self.token}
-        return {**secrets, "failures": str(self.failures), "worker": "yes" if self.has_worker else "no"}
+        return {**secrets, "failures": str(self.failures), "workers": " ".join(self.workers)}
 
     def trust(self, trusted_hosts: Iterable[str], bound_hosts: Iterable[str] = ()) -> None:
         """Trust Hosts that the person named, and those that the server is bound to.
@@ -5353,17 +5366,24 @@ class Guard:
             return Refusal("script", "This is shown in a browser's own tab only.", "Open the address there.")
         is_asked_past_it = "no-cache" in str(environ.get("HTTP_CACHE_CONTROL", "")).lower()
         is_asked_by_it = "HTTP_SERVICE_WORKER_NAVIGATION_PRELOAD" in environ
-        if is_asked_by_it or (kind and self.has_worker and not is_asked_past_it):
+        if is_asked_by_it or (kind and self._has_worker(environ) and not is_asked_past_it):
             reason = "A service worker of this site could read this page; reload it with Shift held down."
             return Refusal("script", reason, "")
         return None
 
     def note_worker(self, environ: Mapping[str, Any]) -> None:
-        """Replace the secret when the application first registers a service worker, whose page may have read it."""
-        if environ.get("HTTP_SERVICE_WORKER") == "script":
+        """Give a client another secret when its browser first registers a service worker, whose page may have read it.
+
+        The application's script asks for one; from elsewhere anybody may ask, and must not close the owner's console.
+        """
+        if environ.get("HTTP_SERVICE_WORKER") == "script" and len(self.workers) <= _WORKERS_LIMIT:
             with self.lock:
-                if not self.has_worker:
-                    self.has_worker, self.secret = True, os.urandom(16).hex()
+                self.workers.add(_client_of(environ))
+
+    def _has_worker(self, environ: Mapping[str, Any]) -> bool:
+        """Return whether this client has a service worker; past the limit, any elsewhere may have."""
+        client = _client_of(environ)
+        return client in self.workers or (client != _HERE and len(self.workers) > _WORKERS_LIMIT)
 
     def refuses_console(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
         """Say no to a Host that is not trusted, since no console can open there, and to whoever may not read."""
@@ -5457,9 +5477,13 @@ class Guard:
         """Return whether the client has been unlocked, by the cookie alone: a request for a document has no key."""
         return self.knows(environ) or self._sends_cookie(environ, "browser")
 
+    def is_shut(self, environ: Mapping[str, Any]) -> bool:
+        """Return whether the PIN is off and the client elsewhere; script in the owner's page could use his secret."""
+        return self.pin == _PIN_OFF and not _is_local(environ)
+
     def refuses_pin(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
         """Say no if no PIN can unlock this client: too many were wrong, or the PIN is off and the client elsewhere."""
-        if self.pin == _PIN_OFF and not _is_local(environ):
+        if self.is_shut(environ):
             why = "The PIN is off, for clients at 127.0.0.1 or ::1 only."
             return Refusal("shut", why, "Start devserve with a PIN.")
         if self.failures < _PIN_FAILURES:
@@ -5494,8 +5518,9 @@ class Guard:
         """Return the secret of the pages that a client gets: what another one reads in his is of no use there."""
         # Over loopback and HTTPS a browser says Sec-Fetch-Site, which no script can hide.  So the application itself,
         # which script in its page may make read ours (by a preview of links, for example), is another client.
-        client = _client_elsewhere(environ) + (" browser" if "HTTP_SEC_FETCH_SITE" in environ else "")
-        return self._derived(f"{self.secret}{client}")[:32] if client else self.secret
+        marks = [" browser"] * ("HTTP_SEC_FETCH_SITE" in environ) + [" worker"] * self._has_worker(environ)
+        of = "".join([_client_of(environ), *marks])
+        return self.secret if of == _HERE else self._derived(f"{self.secret} of {of}")[:32]
 
     def cookie(self, environ: Mapping[str, Any]) -> str:
         """Return the Set-Cookie that unlocks a client until it is closed.
@@ -5513,7 +5538,7 @@ class Guard:
 
     def cookie_value(self, kind: str, environ: Mapping[str, Any]) -> str:
         """Return the value of the cookie of a "browser" or a "program", which is of no use to another client."""
-        return self._derived(f"{kind} cookie{_client_elsewhere(environ)}")
+        return self._derived(f"{kind} cookie of {_client_of(environ)}")
 
     def key(self) -> str:
         """Return the secret that a browser keeps beside the cookie."""
@@ -5549,10 +5574,10 @@ def _is_local(environ: Mapping[str, Any]) -> bool:
     return is_near and not any(re.fullmatch(_PROXY_HEADER, str(name)) for name in environ)
 
 
-def _client_elsewhere(environ: Mapping[str, Any]) -> str:
-    """Return a space and the client's address; "" on this machine, which is one client by whatever address."""
+def _client_of(environ: Mapping[str, Any]) -> str:
+    """Return a client's address; this machine is one client, by whatever address."""
     address = str(environ.get("REMOTE_ADDR", ""))
-    return "" if not address or _is_loopback(address) else f" {address}"
+    return _HERE if not address or _is_loopback(address) else address
 
 
 def _is_browser(environ: Mapping[str, Any]) -> bool:
@@ -5836,7 +5861,7 @@ class DebuggedApplication:
             reason = "The server runs several processes, and only one of them has the frames."
             refusal = refusal or Refusal("processes", reason, "Start it with one process.")
         # With it, the values of library frames can be asked for.
-        secret = "" if refusal else self.guard.secret_for(environ)
+        secret = "" if refusal or self.guard.is_shut(environ) else self.guard.secret_for(environ)
         if secret and self.guard.knows(environ):
             return PageState("open", secret)
         refusal = refusal or self.guard.refuses_pin(environ)

@@ -1284,6 +1284,22 @@ class ForeignCode(unittest.TestCase):
         self.assertEqual(devserve.call_bounded(lambda: 3, 5.0), (3, None))
         self.assertIsInstance(devserve.call_bounded(sys.exit, 5.0)[1], SystemExit)
 
+    @unittest.skipIf(sys.implementation.name == "pypy", "counts no references")
+    def test_a_call_that_was_interrupted_keeps_nothing(self) -> None:
+        """As the text of an upload, of which each crash would leave one."""
+        large: list[Any] = []
+
+        def hang() -> None:
+            value = type("Large", (), {})()
+            large.append(weakref.ref(value))
+            while True:
+                time.sleep(0.001)
+
+        gc.disable()
+        self.addCleanup(gc.enable)
+        devserve.call_each_bounded({"hangs": hang}, 0.05)
+        eventually(lambda: large[0]() is None, "its values go without a collection")
+
     def test_a_call_that_hangs_is_left_behind_and_interrupted(self) -> None:
         ended, release = threading.Event(), threading.Event()
 
@@ -6909,6 +6925,15 @@ class GuardSecrets(Debugged):
         self.assertEqual(self.post("variables", {"frame": frame}, **stolen).json["error"], "secret")
         self.assertEqual(self.post("variables", {"frame": frame}).status, 200)
 
+    def test_a_stranger_gets_no_secret_where_the_pin_is_off(self) -> None:
+        """Behind a proxy that names him he has the owner's address, and so the same secret."""
+        self.guard = devserve.Guard("off", self.port)
+        self.debugger.guard = self.guard
+        far: dict[str, Any] = {"X_Forwarded_For": "203.0.113.7"}
+        for path in ("/", "/__devserve__/console"):
+            self.assertIn(self.guard.secret_for({}), self.ask(path).text)
+            self.assertNotIn(self.guard.secret_for({}), self.ask(path, **far).text)
+
     def test_the_cookie_of_a_client_is_of_no_use_to_another(self) -> None:
         """A browser sends it to all servers of its machine, whatever their port."""
         cookies = {self.guard.cookie({"REMOTE_ADDR": each}) for each in ("127.0.0.1", "::1", "10.0.0.5", "10.0.0.6")}
@@ -6932,12 +6957,17 @@ class GuardSecrets(Debugged):
             self.assertEqual(answer.headers["Document-Isolation-Policy"], "isolate-and-require-corp")
 
     def test_a_service_worker_takes_another_secret_and_reloads_that_leave_it_out(self) -> None:
-        before = self.guard.secret
+        far: dict[str, Any] = {"REMOTE_ADDR": "10.0.0.9", "HTTP_SEC_FETCH_DEST": "document"}
+        self.guard.note_worker({**far, "HTTP_SERVICE_WORKER": "script"})  # as a stranger may, who closes nobody else's
+        self.assertIsNone(self.guard.refuses_script({"HTTP_SEC_FETCH_DEST": "document"}))
+        self.assertIsNotNone(self.guard.refuses_script(far))
+        before = self.guard.secret_for({})
+        self.assertIn(before, self.ask().text)
         self.ask("/worker.js", Service_Worker="script", Sec_Fetch_Dest="serviceworker")
-        secret = self.guard.secret
+        secret = self.guard.secret_for({})
         self.assertNotEqual(secret, before)
         self.ask("/worker.js", Service_Worker="script", Sec_Fetch_Dest="serviceworker")
-        self.assertEqual(self.guard.secret, secret)
+        self.assertEqual(self.guard.secret_for({}), secret)
         after_reload = devserve.Guard(self.guard.configured, notes=self.guard.remember())
         self.assertIsNotNone(after_reload.refuses_script({"HTTP_SEC_FETCH_DEST": "document"}))
         no_worker = devserve.Guard(notes=devserve.Guard().remember())
