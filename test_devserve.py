@@ -13647,12 +13647,12 @@ class AsgiMiddleware(AsgiCase):
             await asgi_answer(send)
 
         self.wrapped(view)
-        secret = self.debugged.debugger.guard.secret
+        secret = self.debugged.debugger.guard.secret_for({})
         worker = (
             "GET /w.js HTTP/1.1\r\nHost: localhost\r\nService-Worker: script\r\nSec-Fetch-Dest: serviceworker\r\n\r\n"
         )
         self.assertEqual(self.connect(worker).answer().status, 200)
-        self.assertNotEqual(self.debugged.debugger.guard.secret, secret)
+        self.assertNotEqual(self.debugged.debugger.guard.secret_for({}), secret)
 
     def wrapped(self, view: App, **options: Any) -> Any:
         self.debugged = devserve.DebuggedASGI(view, pin="off", terminal=devserve.Terminal(io.StringIO()), **options)
