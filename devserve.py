@@ -1360,9 +1360,10 @@ class Terminal:
 
     def _write(self, text: str) -> None:
         with self.writing:
-            with contextlib.suppress(AttributeError, OSError, TypeError, ValueError):
-                # Another program that shares the stream, such as Node, may have it not wait; a part would be lost.
-                os.set_blocking(self.stream.fileno(), True)
+            if sys.platform != "win32":
+                with contextlib.suppress(AttributeError, OSError, TypeError, ValueError):
+                    # Another program that shares the stream, such as Node, may have it not wait; a part would be lost.
+                    os.set_blocking(self.stream.fileno(), True)
             try:
                 self.stream.write(text)
                 self.stream.flush()

@@ -1677,6 +1677,7 @@ class TerminalLines(unittest.TestCase):
         devserve.Terminal(stream).access("GET", "/lone", "200", 0, 0)
         self.assertIn("/lone", stream.getvalue())
 
+    @unittest.skipIf(sys.platform == "win32", "has no pipes that do not wait")
     def test_a_standard_error_that_another_program_has_made_not_wait_loses_nothing(self) -> None:
         reading, writing = os.pipe()
         self.addCleanup(os.close, reading)
