@@ -16897,7 +16897,10 @@ if __name__ == "__main__":
     spawn = multiprocessing.get_context("spawn")
     worker = spawn.Process(target=devserve.run, args=(app,), kwargs=options, daemon=True)
     worker.start()
-    worker.join()
+    try:
+        worker.join()
+    finally:  # PyPy leaves it behind after Ctrl-C
+        worker.terminate()
 """
         self.write("main.py", textwrap.dedent(HELLO) + start)
         served = self.served(script=["main.py"], port=False, env={"PYTHONPATH": str(SCRIPT.parent)})
