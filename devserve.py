@@ -5502,9 +5502,8 @@ class Guard:
                 self.failures = 0
                 return None
             self.failures += 1
-        left = _PIN_FAILURES - self.failures
-        reason = f"The PIN is wrong; attempts left: {left}."
-        return self.refuses_pin(environ) or Refusal("pin", reason, "It is on the terminal.")
+            reason = f"The PIN is wrong; attempts left: {_PIN_FAILURES - self.failures}."
+            return self.refuses_pin(environ) or Refusal("pin", reason, "It is on the terminal.")
 
     def refuses_token(self, token: str) -> Optional[Refusal]:
         """Say no unless the token is that of the terminal's link."""
