@@ -5377,9 +5377,10 @@ class Guard:
 
         The application's script asks for one; from elsewhere anybody may ask, and must not close the owner's console.
         """
-        if environ.get("HTTP_SERVICE_WORKER") == "script" and len(self.workers) <= _WORKERS_LIMIT:
+        client = _client_of(environ)
+        if environ.get("HTTP_SERVICE_WORKER") == "script" and (client == _HERE or len(self.workers) <= _WORKERS_LIMIT):
             with self.lock:
-                self.workers.add(_client_of(environ))
+                self.workers.add(client)
 
     def _has_worker(self, environ: Mapping[str, Any]) -> bool:
         """Return whether this client has a service worker; past the limit, any elsewhere may have."""

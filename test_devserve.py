@@ -6962,6 +6962,11 @@ class GuardSecrets(Debugged):
         self.guard.note_worker({**far, "HTTP_SERVICE_WORKER": "script"})  # as a stranger may, who closes nobody else's
         self.assertIsNone(self.guard.refuses_script({"HTTP_SEC_FETCH_DEST": "document"}))
         self.assertIsNotNone(self.guard.refuses_script(far))
+        for number in range(2000):  # nor may so many that the owner's own is not noticed any more
+            self.guard.note_worker(
+                {"REMOTE_ADDR": f"10.1.{number >> 8}.{number & 255}", "HTTP_SERVICE_WORKER": "script"}
+            )
+        self.assertLess(len(self.guard.workers), 1100)
         before = self.guard.secret_for({})
         self.assertIn(before, self.ask().text)
         self.ask("/worker.js", Service_Worker="script", Sec_Fetch_Dest="serviceworker")
