@@ -5159,6 +5159,8 @@ class CrashStore:
 # | X-Devserve-Secret is the process's secret             | whoever has not read one of our pages, CORS preflights    |
 # | the cookie, for what runs code                        | whoever has read a page, but neither PIN nor link         |
 # | X-Devserve-Key, beside a browser's cookie             | servers on other ports, whom browsers send our cookie     |
+# | the pages of an unlocked browser have another secret, | script in the application's own page, to which somebody   |
+# |   and only that one runs code there                   |   tells the secret of his own page, sent by forged headers|
 # | no PIN is taken after ten wrong ones, until a restart | guessing, also in parallel and across reloads             |
 # | with the PIN off, only clients of this machine are    | everybody on the network of `--host 0.0.0.0`, or behind a |
 # |   let in, which speak HTTP/1.1 without a header of    |   proxy or a tunnel on this machine                       |
@@ -5205,6 +5207,8 @@ class CrashStore:
 #   can guess it.  Cookie and key are made from it, and neither can be made from the other or from the PIN.
 # - The cookie is HttpOnly, SameSite=Strict, limited to our own paths, and named by the port, since browsers send the
 #   cookies of one port to every other.
+# - The cookie for pages goes with it to all paths, as a crash's page may have any, and only decides which secret those
+#   get.
 # - The key is in localStorage, which is separate for each port, but which script in the application's page can read.
 #   So neither cookie nor key is worth anything alone.  A program that is no browser sends its cookies to nobody else,
 #   and gets one that needs no key.
@@ -5215,6 +5219,8 @@ class CrashStore:
 #   where the application is cross-origin isolated, the policy helps in no browser but Chromium, and not in that if
 #   the application sends a Document-Isolation-Policy besides.  There, script in the application's own page can do
 #   what the debugger's page can.
+# - Browsers send the cookie for pages to other ports too, and with the PIN off there is none.  A server there, or with
+#   the PIN off any program that reads a page of ours, can tell such script what it lacks.
 # - A browser whose developer tools disable the cache looks as if Shift were held down.  There a service worker with
 #   routes can do the same, and so can one that was registered while an earlier server had the port, until the browser
 #   asks for its script anew.
@@ -5235,6 +5241,7 @@ _HERE = "here"  # in place of the address of a client on this machine
 _WORKERS_LIMIT = 1_000  # clients of which it is remembered that they have a service worker: more than an office has
 _OUR_PAGE = "Use the console on devserve's page."  # the remedy for a request that our script did not send
 _COOKIE_PREFIX = "devserve_"  # the port follows
+_BROWSER_COOKIES = {"browser": "Strict", "page": "Lax; Path=/"}  # with the SameSite of each, and its Path
 _PROXY_HEADER = (  # one by which a proxy or tunnel names itself or its client, and which no browser sends
     "HTTP_(VIA|FORWARDED.*|X_(FORWARDED|ORIGINAL|CLUSTER|CLIENT|REMOTE|REAL|PROX|NGINX|ENVOY|AZURE|SCHEME|SCRIPT|SSL).*"
     "|((TRUE|FASTLY|FLY)_)?CLIENT_IP|CF_.*|CDN_LOOP|TAILSCALE_.*|FRONT_END_HTTPS)"
@@ -5431,17 +5438,23 @@ class Guard:
         refusal = refusal or self._refuses_origin(environ)
         if refusal is None and kind != "application/json":  # any other is one that a form can send
             refusal = Refusal("type", "The debugger takes application/json only.", _OUR_PAGE)
-        if refusal is None and not _is_equal(environ.get("HTTP_X_DEVSERVE_SECRET", ""), self.secret_for(environ)):
+        if refusal is None and not (self.sends_secret(environ) or self.sends_secret(environ, is_unlocked=False)):
             refusal = Refusal("secret", "The page is from another run of devserve.", "Load the page again.")
         return refusal
 
     def refuses_running(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
         """Say no to any request to run code that our own page, in an unlocked browser, would not have sent."""
         refusal = self.refuses_acting(environ)
-        if refusal or self.knows(environ):
-            return refusal
-        locked = Refusal("cookie", "This browser has not been unlocked.", "Enter the PIN from the terminal.")
-        return self.refuses_pin(environ) or locked
+        if refusal is None and not self.knows(environ):
+            locked = Refusal("cookie", "This browser has not been unlocked.", "Enter the PIN from the terminal.")
+            refusal = self.refuses_pin(environ) or locked
+        return refusal or self.refuses_older_page(environ)
+
+    def refuses_older_page(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
+        """Say no to a page that was loaded before its browser was unlocked: anybody may have been told its secret."""
+        if self.sends_secret(environ):
+            return None
+        return Refusal("older", "The browser was unlocked after this page was loaded.", "Load the page again.")
 
     def _refuses_origin(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
         """Say no to what another site's page sends.
@@ -5473,7 +5486,8 @@ class Guard:
         """Return whether the client has been unlocked: a program by its cookie, a browser by cookie and key."""
         has_key = _is_equal(environ.get("HTTP_X_DEVSERVE_KEY", ""), self.key())
         is_off = self.pin == _PIN_OFF and _is_local(environ)
-        return is_off or self._sends_cookie(environ, "program") or (has_key and self._sends_cookie(environ, "browser"))
+        is_browser = has_key and all(self._sends_cookie(environ, kind) for kind in ("browser", "page"))
+        return is_browser or is_off or self._sends_cookie(environ, "program")
 
     def has_cookie(self, environ: Mapping[str, Any]) -> bool:
         """Return whether the client has been unlocked, by the cookie alone: a request for a document has no key."""
@@ -5515,30 +5529,51 @@ class Guard:
 
     # -- cookie and key
 
-    def secret_for(self, environ: Mapping[str, Any]) -> str:
-        """Return the secret of the pages that a client gets: what another one reads in his is of no use there."""
+    def secret_for(self, environ: Mapping[str, Any], is_unlocked: Optional[bool] = None) -> str:
+        """Return the secret of the pages that a client gets: what another one reads in his is of no use there.
+
+        An unlocked browser is told by its cookie for pages, unless `is_unlocked` says whether it is one.
+        """
+        if is_unlocked is None:
+            is_unlocked = self._sends_cookie(environ, "page")
         # Over loopback and HTTPS a browser says Sec-Fetch-Site, which no script can hide.  So the application itself,
         # which script in its page may make read ours (by a preview of links, for example), is another client.
-        marks = [" browser"] * ("HTTP_SEC_FETCH_SITE" in environ) + [" worker"] * self._has_worker(environ)
-        of = "".join([_client_of(environ), *marks])
+        marks = {
+            "browser": "HTTP_SEC_FETCH_SITE" in environ,
+            "worker": self._has_worker(environ),
+            "unlocked": is_unlocked and _is_browser(environ),  # a program has no page that others could know
+        }
+        of = " ".join([_client_of(environ), *(mark for mark, holds in marks.items() if holds)])
         return self.secret if of == _HERE else self._derived(f"{self.secret} of {of}")[:32]
 
-    def cookie(self, environ: Mapping[str, Any]) -> str:
-        """Return the Set-Cookie that unlocks a client until it is closed.
+    def sends_secret(self, environ: Mapping[str, Any], is_unlocked: Optional[bool] = None) -> bool:
+        """Return whether the request comes from a page with the secret that `secret_for` returns."""
+        return _is_equal(environ.get("HTTP_X_DEVSERVE_SECRET", ""), self.secret_for(environ, is_unlocked))
 
-        It has no Path, so a browser takes the folder of the address that sets it.  That is our folder as the client
-        sees it, even if a proxy has removed the beginning of the path.
+    def cookies(self, environ: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Return the headers that unlock a client until it is closed.
+
+        The first has no Path, so a browser takes the folder of the address that sets it.  That is our folder as the
+        client sees it, even if a proxy has removed the beginning of the path.  A browser gets one for pages besides,
+        which goes to all paths, also where a link on another site leads.
         """
         secure = "; Secure" if environ.get("wsgi.url_scheme") == "https" else ""
-        value = self.cookie_value("browser" if _is_browser(environ) else "program", environ)
-        return f"{self.cookie_name(environ)}={value}; HttpOnly; SameSite=Strict{secure}"
+        headers = []
+        for kind, reach in (_BROWSER_COOKIES if _is_browser(environ) else {"program": "Strict"}).items():
+            cookie = f"{self.cookie_name(kind, environ)}={self.cookie_value(kind, environ)}"
+            headers.append(("Set-Cookie", f"{cookie}; HttpOnly; SameSite={reach}{secure}"))
+        return headers
 
-    def cookie_name(self, environ: Mapping[str, Any]) -> str:
-        """Return the cookie's name, by the port."""
-        return f"{_COOKIE_PREFIX}{self.port or environ.get('SERVER_PORT', 0)}"
+    def cookie_name(self, kind: str, environ: Mapping[str, Any]) -> str:
+        """Return a cookie's name, by the port; that for pages, which goes to all paths, by the mount point as well."""
+        from urllib.parse import quote
+
+        name = f"{_COOKIE_PREFIX}{self.port or environ.get('SERVER_PORT', 0)}"
+        mount = quote(str(environ.get("SCRIPT_NAME", "")), "", "latin-1")
+        return f"{name}_page{mount}" if kind == "page" else name
 
     def cookie_value(self, kind: str, environ: Mapping[str, Any]) -> str:
-        """Return the value of the cookie of a "browser" or a "program", which is of no use to another client."""
+        """Return the value of a "browser", "page" or "program" cookie, which is of no use to another client."""
         return self._derived(f"{kind} cookie of {_client_of(environ)}")
 
     def key(self) -> str:
@@ -5552,14 +5587,14 @@ class Guard:
         return sha256(f"{purpose} {self.token}".encode()).hexdigest()
 
     def _sends_cookie(self, environ: Mapping[str, Any], kind: str) -> bool:
-        name, expected = self.cookie_name(environ), self.cookie_value(kind, environ)
+        name, expected = self.cookie_name(kind, environ), self.cookie_value(kind, environ)
         pairs = (pair.strip().partition("=") for pair in str(environ.get("HTTP_COOKIE", "")).split(";"))
         return any(_is_equal(value, expected) for key, _, value in pairs if key == name)
 
 
 def without_our_cookies(header: str) -> str:
     """Return a Cookie header without the cookies that open consoles, this one's and those of other ports."""
-    pairs = [pair for pair in header.split(";") if not re.match(rf"\s*{_COOKIE_PREFIX}[0-9]+\s*=", pair)]
+    pairs = [pair for pair in header.split(";") if not re.match(rf"\s*{_COOKIE_PREFIX}[0-9]+(_page[^=]*)?\s*=", pair)]
     return ";".join(pairs).lstrip()
 
 
@@ -6421,6 +6456,9 @@ class _DebuggerEndpoint:
     def alive(self) -> _Reply:
         """Tell which process answers, and whether this browser may use the console."""
         console = self.debugger.console_state(self.environ)
+        if console.state == "open" and self.environ.get("HTTP_X_DEVSERVE_SECRET"):
+            refusal = self.guard.refuses_older_page(self.environ)
+            console = PageState("older", reason=refusal.reason, remedy=refusal.remedy) if refusal else console
         why = f"{console.reason} {console.remedy}".strip()
         edits = self.debugger.edits
         return _as_json({"reload_id": self.debugger.reload_id, "edits": edits, "console": console.state, "why": why})
@@ -6432,7 +6470,7 @@ class _DebuggerEndpoint:
         token = parse_qs(self.environ.get("QUERY_STRING", "")).get("token", [""])[0]
         self.refuse(self.guard.refuses_token(token))
         there = ("Location", f"console#{self.guard.key()}")  # our script keeps what follows the #, and hides it
-        return _Reply("", "text/plain", "303 See Other", (there, ("Set-Cookie", self.guard.cookie(self.environ))))
+        return _Reply("", "text/plain", "303 See Other", (there, *self.guard.cookies(self.environ)))
 
     def console(self) -> _Reply:
         """Return the page with a console for the application alone."""
@@ -6495,8 +6533,9 @@ class _DebuggerEndpoint:
     def pin(self) -> _Reply:
         """Unlock the browser that sends the PIN."""
         self.refuse(self.guard.try_pin(self.text_field("pin"), self.environ))
-        cookie = ("Set-Cookie", self.guard.cookie(self.environ))
-        return _as_json({"console": "open", "key": self.guard.key()})._replace(headers=(cookie,))
+        secret = self.guard.secret_for(self.environ, is_unlocked=True)
+        reply = {"console": "open", "key": self.guard.key(), "secret": secret}
+        return _as_json(reply)._replace(headers=tuple(self.guard.cookies(self.environ)))
 
     def variables(self) -> _Reply:
         """Return the variables of a frame with their values."""
@@ -14563,6 +14602,7 @@ function makeLock() {
       return input.select();
     }
     store(keyName, reply.key);
+    page.secret = reply.secret;
     setConsole(reply.console);
     find("textarea", frame).focus();
   });
@@ -14642,11 +14682,24 @@ function renew() {
   state.textContent = "";
   for (const field of all(".console form > *")) field.disabled = true;
 }
+// Another tab has unlocked the browser, whose pages have another secret now: load this one again, once.  A POST is not
+// sent twice: its page is replaced by that under the crash's own address.
+function catchUp(why) {
+  const name = "devserve.older", here = page.reloadId + location.pathname;
+  let isFirst = false;
+  try {
+    isFirst = sessionStorage.getItem(name) !== here;
+    sessionStorage.setItem(name, here);
+  } catch { isFirst = false; }
+  if (!isFirst) return setConsole("closed", why);  // something on the way removes our cookie
+  if (storedId || /^(GET|HEAD)$/.test(page.method)) return location.reload();
+  location.replace(page.prefix + "/crash/" + find("[data-frame]").dataset.frame.split("-")[0]);
+}
 async function watch() {
   clearTimeout(timer);
   const before = page.console;  // a PIN may be taken while the answer is under way
   try {
-    const headers = isControlled() ? {} : {"X-Devserve-Key": key()};
+    const headers = isControlled() ? {} : {"X-Devserve-Secret": page.secret, "X-Devserve-Key": key()};
     const now = await (await fetch(page.prefix + "/alive", {cache: "no-store", headers})).json();
     if (offered && !isControlled()) {
       if (now.console === "open") store(keyName, offered);
@@ -14657,6 +14710,7 @@ async function watch() {
     const isUsed = find(".printed:not([hidden])");  // its frames are still there, and what they have printed
     if (now.edits !== (edits ??= now.edits) && canGoOn() && !isUsed) return again();
     if (isControlled()) setConsole("closed", explain(workerRefusal));
+    else if (now.console === "older") catchUp(now.why);
     else if (page.secret && page.console === before) setConsole(now.console, now.why);
     failures = 0;
   } catch {

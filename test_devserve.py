@@ -6353,7 +6353,11 @@ class Debugged(unittest.TestCase):
 
     @property
     def cookie(self) -> str:
-        return self.guard.cookie({}).partition(";")[0]
+        return self.cookies_of({})
+
+    def cookies_of(self, environ: dict[str, Any]) -> str:
+        """Return the Cookie header of a client that has been unlocked."""
+        return "; ".join(value.partition(";")[0] for _, value in self.guard.cookies(environ))
 
     def post(self, name: str, payload: Any = None, **headers: Any) -> Answer:
         """Send what the page's script in an unlocked browser sends, but for the headers given."""
@@ -6463,14 +6467,51 @@ class GuardRules(Debugged):
 
     def test_guard_wants_a_key_beside_the_cookie_that_a_browser_sends_to_every_port(self) -> None:
         for browser in ({"HTTP_USER_AGENT": "Mozilla/5.0 (X11)"}, {"HTTP_SEC_FETCH_MODE": "navigate"}):
-            cookie = self.guard.cookie(browser).partition(";")[0]
+            cookie, for_pages = self.cookies_of(browser).split("; ")
             self.assertNotEqual(cookie, self.cookie)
+            both = {"Cookie": f"{cookie}; {for_pages}", "X_Devserve_Secret": self.secret_of_pages(for_pages)}
             for key in (None, "", "x", self.guard.secret, self.guard.token, cookie.partition("=")[2]):
-                answer = self.post("eval", self.payload, Cookie=cookie, X_Devserve_Key=key)
-                self.assert_refused("cookie", answer)
-            answer = self.post("eval", self.payload, Cookie=cookie, X_Devserve_Key=self.guard.key())
-            self.assertEqual(answer.status, 200)
+                self.assert_refused("cookie", self.post("eval", self.payload, **both, X_Devserve_Key=key))
+            both["X_Devserve_Key"] = self.guard.key()
+            self.assertEqual(self.post("eval", self.payload, **both).status, 200)
+            for alone in (cookie, for_pages):
+                for secret in (both["X_Devserve_Secret"], self.secret_of_pages("")):
+                    answer = self.post("eval", self.payload, **{**both, "Cookie": alone, "X_Devserve_Secret": secret})
+                    self.assertEqual(answer.status, 403)
         self.assert_refused("cookie", self.post("eval", self.payload, Cookie=None, X_Devserve_Key=self.guard.key()))
+
+    def secret_of_pages(self, cookie: str) -> str:
+        """Return the secret of a page that a browser with this cookie has loaded, from any path."""
+        answer = self.ask("/any/path", Cookie=cookie, Sec_Fetch_Site="none", Sec_Fetch_Dest="document")
+        return str(re.findall('data-secret="([0-9a-f]{32})"', answer.text)[0])
+
+    def test_unlocked_browser_runs_no_code_by_the_secret_of_a_page_that_others_are_given(self) -> None:
+        """Script in the application's page, if an accomplice tells it the secret of a page of his."""
+        browser = {"HTTP_SEC_FETCH_SITE": "same-origin"}
+        forged, own = self.secret_of_pages(""), self.secret_of_pages(self.cookies_of(browser))
+        self.assertNotEqual(forged, own)
+        headers = {"Cookie": self.cookies_of(browser), "X_Devserve_Key": self.guard.key()}
+        for name, (method, decides, _) in devserve._ENDPOINTS.items():
+            if method == "POST" and decides is devserve.Guard.refuses_running:
+                self.assert_refused("older", self.post(name, self.payload, **headers, X_Devserve_Secret=forged))
+        self.assertEqual(self.post("eval", self.payload, **headers, X_Devserve_Secret=own).status, 200)
+        frame = {"frame": self.frame()}
+        for secret in (forged, own):  # the values of a page that is still open are shown
+            self.assertEqual(self.post("variables", frame, **headers, X_Devserve_Secret=secret).status, 200)
+
+    def test_page_from_before_the_unlocking_is_told_to_be_loaded_again(self) -> None:
+        headers: dict[str, Any] = {"Sec_Fetch_Site": "same-origin", "X_Devserve_Key": self.guard.key()}
+        cookies = self.cookies_of({"HTTP_SEC_FETCH_SITE": "same-origin"})
+        for secret, state in (
+            (self.secret_of_pages(""), "older"),
+            (self.secret_of_pages(cookies), "open"),
+            (None, "open"),
+        ):
+            sent = {**headers, "Cookie": cookies, "X_Devserve_Secret": secret}
+            self.assertEqual(self.ask("/__devserve__/alive", **sent).json["console"], state)
+        for alone in cookies.split("; "):
+            answer = self.ask("/__devserve__/alive", **headers, Cookie=alone)
+            self.assertEqual(answer.json["console"], "locked")
 
     def test_guard_tells_a_proxy_that_changes_host_from_an_attack(self) -> None:
         for origin in ("http://shop.example", "https://shop.example:8443", "http://10.0.0.1:80"):
@@ -6620,12 +6661,29 @@ class GuardPin(Debugged):
 
     def test_pin_unlocks_the_browser(self) -> None:
         answer = self.try_pin(self.guard.pin)
-        self.assertEqual((answer.status, answer.json), (200, {"console": "open", "key": self.guard.key()}))
-        cookie = answer.headers["Set-Cookie"]
-        self.assertEqual(cookie.partition("=")[0], f"devserve_{self.port}")
-        self.assertEqual(cookie.partition("; ")[2], "HttpOnly; SameSite=Strict")
-        unlocked = {"Cookie": cookie.partition(";")[0], "X_Devserve_Key": answer.json["key"]}
+        self.assertEqual((answer.status, answer.json["console"]), (200, "open"))
+        cookies = [cookie.partition("; ") for cookie in answer.headers.get_all("Set-Cookie") or []]
+        self.assertEqual(
+            [(pair.partition("=")[0], rules) for pair, _, rules in cookies],
+            [
+                (f"devserve_{self.port}", "HttpOnly; SameSite=Strict"),
+                (f"devserve_{self.port}_page", "HttpOnly; SameSite=Lax; Path=/"),
+            ],
+        )
+        unlocked = {
+            "Cookie": "; ".join(pair for pair, *_ in cookies),
+            "X_Devserve_Key": answer.json["key"],
+            "X_Devserve_Secret": answer.json["secret"],
+        }
         self.assertEqual(self.post("eval", {"frame": "app", "code": "2"}, **unlocked).status, 200)
+
+    def test_pin_unlocks_a_program_by_one_cookie(self) -> None:
+        program = {"Sec_Fetch_Site": None, "X_Devserve_Secret": self.guard.secret}
+        answer = self.try_pin(self.guard.pin, **program)
+        (cookie,) = answer.headers.get_all("Set-Cookie") or []
+        self.assertEqual(answer.json["secret"], self.guard.secret)
+        answer = self.post("eval", {"frame": "app", "code": "2"}, **program, Cookie=cookie.partition(";")[0])
+        self.assertEqual(answer.status, 200)
 
     def test_pin_may_be_typed_with_and_without_dashes(self) -> None:
         plain = self.guard.pin.replace("-", "")
@@ -6758,14 +6816,26 @@ class GuardPin(Debugged):
                 self.assertNotIn(new.pin, ("", old.pin))
                 self.assertNotEqual(new.token, old.token)
                 self.assertFalse(new.is_announced)
-                self.assertFalse(new.has_cookie({"HTTP_COOKIE": old.cookie({})}))
+                self.assertFalse(new.has_cookie({"HTTP_COOKIE": old.cookies({})[0][1]}))
 
     def test_under_another_server_the_cookie_is_named_by_its_port_too(self) -> None:
-        cookie = devserve.Guard().cookie({"SERVER_PORT": "8001"})
+        ((_, cookie),) = devserve.Guard().cookies({"SERVER_PORT": "8001"})
         self.assertTrue(cookie.startswith("devserve_8001="))
 
+    def test_cookie_for_pages_is_named_by_the_mount_point_too_since_all_paths_get_it(self) -> None:
+        names = {
+            self.guard.cookie_name("page", {"SCRIPT_NAME": mount}): self.guard.cookie_name("browser", {})
+            for mount in ("", "/a", "/a/b", "/\xe4;=,")
+        }
+        self.assertEqual(len(names), 4)
+        for name in names:
+            self.assertRegex(name, r"^devserve_\d+_page[%A-Za-z0-9]*$")
+            self.assertEqual(devserve.without_our_cookies(f"a=b; {name}=c; d=e"), "a=b; d=e")
+
     def test_cookie_is_secure_over_https(self) -> None:
-        self.assertTrue(self.guard.cookie({"wsgi.url_scheme": "https"}).endswith("; Secure"))
+        for browser in ({}, {"HTTP_SEC_FETCH_SITE": "none"}):
+            for _, cookie in self.guard.cookies({"wsgi.url_scheme": "https", **browser}):
+                self.assertTrue(cookie.endswith("; Secure"))
 
 
 class GuardLink(Debugged):
@@ -6937,9 +7007,9 @@ class GuardSecrets(Debugged):
 
     def test_the_cookie_of_a_client_is_of_no_use_to_another(self) -> None:
         """A browser sends it to all servers of its machine, whatever their port."""
-        cookies = {self.guard.cookie({"REMOTE_ADDR": each}) for each in ("127.0.0.1", "::1", "10.0.0.5", "10.0.0.6")}
-        self.assertEqual(len(cookies), 3)
-        cookie = {"HTTP_COOKIE": self.guard.cookie({"REMOTE_ADDR": "127.0.0.1"}).partition(";")[0]}
+        clients = ("127.0.0.1", "::1", "10.0.0.5", "10.0.0.6")
+        self.assertEqual(len({self.cookies_of({"REMOTE_ADDR": each}) for each in clients}), 3)
+        cookie = {"HTTP_COOKIE": self.cookies_of({"REMOTE_ADDR": "127.0.0.1"})}
         self.assertTrue(self.guard.knows({**cookie, "REMOTE_ADDR": "::1"}))
         self.assertFalse(self.guard.has_cookie({**cookie, "REMOTE_ADDR": "10.0.0.5"}))
 
@@ -7512,7 +7582,7 @@ class DebuggerCrashes(Debugged):
         self.addCleanup(end.set)
         native: Any = devserve.Watcher.__mro__[1]  # threads of which the module `threading` does not know
         native(target=end.wait, args=(DEADLINE,), name="a watcher", daemon=True).start()
-        of_a_browser = self.guard.cookie({"HTTP_USER_AGENT": "Mozilla/5.0"}).partition(";")[0]
+        of_a_browser = self.cookies_of({"HTTP_USER_AGENT": "Mozilla/5.0"}).partition(";")[0]
         for accept, cookie in (("text/html", of_a_browser), ("text/html", self.cookie), ("*/*", self.cookie)):
             text = self.ask("/__devserve__/threads", Cookie=cookie, Accept=accept).text
             self.assertIn("test_all_stacks_are_for_the_person_at_the_keyboard", text)
@@ -8090,6 +8160,7 @@ class DebuggerTransparency(Debugged):
             f"a=1; {self.cookie}; b=2": "a=1; b=2",
             f"{self.cookie}; devserve_5000=x; b=devserve_1": "b=devserve_1",
             "devserve_theme=dark; devserve_5000x=y": "devserve_theme=dark; devserve_5000x=y",
+            "a=1; devserve_5000_page=x; devserve_1_page%2Fa=y": "a=1",
             self.cookie: None,
             "": "",
         }
@@ -18159,7 +18230,39 @@ class BrowserConsole(InBrowser):
         other.goto(self.served.wait_for(r"(http\S+/unlock\?token=\w+)").group(1))
         self.assertEqual(other.url, self.served.url + "/__devserve__/console")
         self.page.bring_to_front()
-        self.page.locator(".console textarea").first.wait_for()
+        self.page.locator(".console textarea").first.click()
+        self.assertIn("42", self.type("6 * 7"))
+
+    def test_unlocking_in_another_tab_sends_no_post_again(self) -> None:
+        self.open("/")
+        self.page.evaluate(
+            """document.body.innerHTML = "<form method=post action=/order><input name=fruit value=plum></form>",
+            document.forms[0].submit()"""
+        )
+        self.page.locator(".console button.sign").first.wait_for()
+        crashes = self.served.get("/__devserve__/")
+        self.page.context.new_page().goto(self.served.wait_for(r"(http\S+/unlock\?token=\w+)").group(1))
+        self.page.bring_to_front()
+        self.page.wait_for_url("**/__devserve__/crash/*")
+        self.page.locator(".console textarea").first.click()
+        self.assertIn("POST", self.type("environ['REQUEST_METHOD']"))
+        self.assertEqual(self.served.get("/__devserve__/"), crashes)
+
+    def test_a_browser_whose_cookie_for_pages_gets_lost_is_told_so_once(self) -> None:
+        self.open("/key")
+        self.unlock().wait_for()
+
+        def strip(route: Any) -> None:
+            browser = {"Sec_Fetch_Site": "none", "Sec_Fetch_Dest": "document", "Accept": "text/html"}
+            answer = self.served.ask("/key", "GET", None, **browser)
+            route.fulfill(status=answer.status, headers=dict(answer.headers.items()), body=answer.body)
+
+        loads: list[str] = []
+        self.page.route("**/key", strip)
+        self.page.on("load", lambda page: loads.append(page.url))
+        self.open("/key")
+        self.page.locator(".console .why", has_text="Load the page again").first.wait_for()
+        self.assertEqual(len(loads), 2)
 
     def test_a_link_with_a_false_key_locks_nobody_out(self) -> None:
         """As any site may have one; with the right key the address alone unlocks."""
@@ -18526,6 +18629,22 @@ class BrowserGuard(InBrowser):
                 read = "(() => { try { return window.made.document.body.outerHTML } catch (error) { return '' } })()"
                 self.assertNotIn(self.secret, str(self.page.evaluate(read)))
                 opened.value.close()
+
+    def test_a_secret_that_somebody_else_has_read_runs_no_code(self) -> None:
+        headers = {"Sec_Fetch_Site": "none", "Sec_Fetch_Dest": "document", "Accept": "text/html"}
+        told = re.search(r'data-secret="(\w{32})"', self.served.ask("/fail", "GET", None, **headers).text)
+        assert told is not None
+        self.open("/")
+        answers = self.page.evaluate(
+            """secrets => Promise.all(secrets.map(async secret => {
+            const [key] = Object.values(localStorage), sent = {"Content-Type": "application/json"};
+            const headers = {...sent, "X-Devserve-Key": key, "X-Devserve-Secret": secret};
+            const body = JSON.stringify({frame: "app", code: "6 * 7"});
+            return (await fetch("/__devserve__/eval", {method: "POST", headers, body})).json(); }))""",
+            [told.group(1), self.secret],
+        )
+        self.assertEqual(answers[0]["error"], "older")
+        self.assertIn("42", answers[1]["output"], "the request is the one that our own script sends")
 
     def test_a_service_worker_reads_neither_pages_nor_what_they_send(self) -> None:
         for how in ("fetch", "preload", "routes", "ignore"):
