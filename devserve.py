@@ -12914,6 +12914,8 @@ class _Runner:
         self.install(app)
         if self.reloaded and not isinstance(app, BrokenApp):
             self.terminal.say(f"reloaded in {time.time() - self.notes['since']:.2f} s")
+        if self.reloaded and not self.watcher and not self.notes.get("by_hand"):
+            self.terminal.say("  the reloader is off now, and notices no more changes")
         if self.reloaded and self.config.debugger and not self.guard.is_announced:
             self.terminal.say(f"  {self.guard.banner_line(self.urls[0])}")
         self._begin_serving()

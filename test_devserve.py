@@ -16992,6 +16992,14 @@ if __name__ == "__main__":
         served.wait_for("a reload keeps the address; stop devserve and start it for localhost, port 0")
         self.assertEqual(served.get(), "hello")
 
+    def test_an_edit_that_turns_the_reloader_off_is_told(self) -> None:
+        path = self.write(".env", "FLASK_DEBUG=1\n")
+        served = self.served("hello")
+        self.assertEqual(served.get(), "hello")
+        path.write_text("FLASK_DEBUG=0\n")
+        served.wait_for("reloaded in .*\n  the reloader is off now, and notices no more changes")
+        self.assertEqual(served.get(), "hello")
+
     @posix_signals
     def test_no_socket_takes_the_number_of_a_standard_stream_that_is_closed(self) -> None:
         self.write(
