@@ -14684,18 +14684,19 @@ function renew() {
   state.textContent = "";
   for (const field of all(".console form > *")) field.disabled = true;
 }
-// Another tab has unlocked the browser, whose pages have another secret now: load this one again, once.  A POST is not
-// sent twice: its page is replaced by that under the crash's own address.
+// Another tab has unlocked the browser, whose pages have another secret now.  This one gives way, once, to the page
+// under its crash's address, with the same frames: the request might not fail again, or was a POST.
 function catchUp(why) {
   const name = "devserve.older", here = page.reloadId + location.pathname;
+  const crash = find("[data-frame]").dataset.frame.split("-")[0];
   let isFirst = false;
   try {
     isFirst = sessionStorage.getItem(name) !== here;
     sessionStorage.setItem(name, here);
   } catch { isFirst = false; }
-  if (!isFirst) return setConsole("closed", why);  // something on the way removes our cookie
-  if (storedId || /^(GET|HEAD)$/.test(page.method)) return location.reload();
-  location.replace(page.prefix + "/crash/" + find("[data-frame]").dataset.frame.split("-")[0]);
+  if (!isFirst) setConsole("closed", why);  // something on the way removes our cookie
+  else if (storedId || crash === "app") location.reload();
+  else location.assign(page.prefix + "/crash/" + crash);
 }
 async function watch() {
   clearTimeout(timer);

@@ -18241,34 +18241,39 @@ class BrowserConsole(InBrowser):
         self.page.locator(".console textarea").first.click()
         self.assertIn("42", self.type("6 * 7"))
 
-    def test_unlocking_in_another_tab_sends_no_post_again(self) -> None:
-        self.open("/")
-        self.page.evaluate(
-            """document.body.innerHTML = "<form method=post action=/order><input name=fruit value=plum></form>",
+    def test_unlocking_in_another_tab_keeps_the_crash_and_sends_nothing_again(self) -> None:
+        link = self.served.wait_for(r"(http\S+/unlock\?token=\w+)").group(1)
+        post = """document.body.innerHTML = "<form method=post action=/order><input name=fruit value=plum></form>",
             document.forms[0].submit()"""
-        )
-        self.page.locator(".console button.sign").first.wait_for()
-        crashes = self.served.get("/__devserve__/")
-        self.page.context.new_page().goto(self.served.wait_for(r"(http\S+/unlock\?token=\w+)").group(1))
-        self.page.bring_to_front()
-        self.page.wait_for_url("**/__devserve__/crash/*")
-        self.page.locator(".console textarea").first.click()
-        self.assertIn("POST", self.type("environ['REQUEST_METHOD']"))
-        self.assertEqual(self.served.get("/__devserve__/"), crashes)
+        for method in ("GET", "POST"):
+            with self.subTest(method):
+                self.page.context.clear_cookies()
+                self.open("/key" if method == "GET" else "/")
+                if method == "POST":
+                    self.page.evaluate(post)
+                self.page.locator(".console button.sign").first.wait_for()
+                crashes = self.served.get("/__devserve__/")
+                other = self.page.context.new_page()
+                other.goto(link)
+                self.page.wait_for_url("**/__devserve__/crash/*")
+                self.page.locator(".console textarea").first.click()
+                self.assertIn("42", self.type("6 * 7"))
+                self.assertIn(method, self.page.locator(".request").inner_text())
+                self.assertEqual(self.served.get("/__devserve__/"), crashes)
+                other.close()
 
-    def test_a_browser_whose_cookie_for_pages_gets_lost_is_told_so_once(self) -> None:
-        self.open("/key")
-        self.unlock().wait_for()
+    def test_a_page_whose_cookie_gets_lost_on_the_way_is_not_loaded_without_end(self) -> None:
+        self.prompt("/__devserve__/console")
 
         def strip(route: Any) -> None:
             browser = {"Sec_Fetch_Site": "none", "Sec_Fetch_Dest": "document", "Accept": "text/html"}
-            answer = self.served.ask("/key", "GET", None, **browser)
+            answer = self.served.ask("/__devserve__/console", "GET", None, **browser)
             route.fulfill(status=answer.status, headers=dict(answer.headers.items()), body=answer.body)
 
         loads: list[str] = []
-        self.page.route("**/key", strip)
+        self.page.route("**/console", strip)
         self.page.on("load", lambda page: loads.append(page.url))
-        self.open("/key")
+        self.page.reload()
         self.page.locator(".console .why", has_text="Load the page again").first.wait_for()
         self.assertEqual(len(loads), 2)
 
