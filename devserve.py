@@ -81,7 +81,7 @@ ASGI:       AsgiBridge.__call__ stands where the user's WSGI application would. 
             connection's thread, where the story of a crash goes on.
 A console:  the page posts code to /__devserve__/eval.  DebuggedApplication.__call__ makes a _DebuggerEndpoint, whose
             reply asks Guard.refuses_running before anything else, and calls its method eval.  CrashStore.console finds
-            the frame's Console, or makes it; Console.run starts a thread (_Evaluator) that runs Console._evaluate, and
+            the frame's Console, or makes it; Console.run has its thread (_ConsoleThread) run Console._evaluate, and
             returns what it printed.
 """
 
@@ -4649,7 +4649,10 @@ _TURN_SECONDS = 5.0  # for which an evaluation waits for another one in the same
 _CONTEXT_SECONDS = 2.0  # for entering a framework's contexts, or leaving them
 _CO_COROUTINE = 0x80  # inspect.CO_COROUTINE: of code that awaits
 # Statements with this text run on the loop, since these calls need one.  No other does, as it might block the loop.
-_CALLS_LOOP = r"(^|asyncio )(create_task|ensure_future|gather|shield|get_running_loop|current_task)\b"
+_CALLS_LOOP = (
+    r"(^|asyncio )(create_task|ensure_future|gather|shield|get_running_loop|get_event_loop|current_task"
+    r"|all_tasks|Future)\b"
+)
 _CONSOLE_FILE = "<console>"  # what its code calls its file, as at every prompt
 _ESCAPES = r"\x1b(?:\[[0-?]*[ -/]*[@-~]?|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_]?)"  # ECMA-48, and OSC
 
@@ -4701,9 +4704,9 @@ def _run_coroutine(coroutine: Any) -> Any:
 class Console:
     """One prompt.  What it assigns stays; rebinding a variable does not reach the frame, changing its object does.
 
-    `run` starts each evaluation in a new thread (`_Evaluator`) and waits for it; other requests call `output`,
-    `interrupt` and `complete` meanwhile.  `run` holds `turn` while it waits for the last evaluation and starts the
-    next, so that there is never more than one.  Any thread may call any method.
+    `run` gives each evaluation to the console's thread and waits for it; other requests call `output`, `interrupt` and
+    `complete` meanwhile.  `run` holds `turn` while it waits for the last evaluation and gives the next, so that there
+    is never more than one.  Any thread may call any method.
     """
 
     def __init__(self, namespace: dict[str, Any], entered: Optional[EnteredContexts] = None) -> None:
@@ -4712,11 +4715,18 @@ class Console:
         self.context = entered.context.copy()
         self.run_coroutine = entered.run_coroutine  # runs code with `await` to its end, on the right loop
         self.turn = threading.Lock()
-        self.thread: Optional[_Evaluator] = None
+        self.thread: Optional[_ConsoleThread] = None
+        self.last: Optional[_Evaluator] = None
 
     def close(self) -> None:
-        """Let go of the frame; functions defined at the prompt refer to the namespace in a cycle."""
+        """Let go of the frame, and of what runs, since nobody could interrupt it any more.
+
+        Functions defined at the prompt refer to the namespace in a cycle.
+        """
         self.namespace.clear()
+        self.interrupt()
+        if self.thread:
+            self.thread.close()
 
     def run(self, code: str, seconds: Optional[float] = None) -> _Evaluation:
         """Evaluate code as a prompt does; return its output, after `seconds` even when it still runs (None: no limit).
@@ -4724,27 +4734,27 @@ class Console:
         Raises Busy when the evaluation before it does not end within `_TURN_SECONDS`.
         """
         with self.turn:
-            if self.thread is not None:
-                self.thread.ended.wait(_TURN_SECONDS)
-                if self.thread.is_running:
-                    raise Busy
+            if self.last and not self.last.ended.wait(_TURN_SECONDS):
+                raise Busy
             _replace_streams()
-            self.thread = thread = _Evaluator(partial(self._evaluate, _plain_code(code)), self.context)
-            self.context.run(_PRINTING.set, thread.printed)
-            thread.start()
-        return thread.wait(seconds)
+            if self.thread is None:
+                self.thread = _ConsoleThread()
+                self.thread.start()
+            self.last = last = _Evaluator(partial(self._evaluate, _plain_code(code)), self.context)
+            self.context.run(_PRINTING.set, last.printed)
+            self.thread.give(last)
+        return last.wait(seconds)
 
     def output(self, seconds: float) -> _Evaluation:
         """Wait for the last evaluation to end, `seconds` at most; return all that it has printed by then."""
-        return self.thread.wait(seconds) if self.thread else _Evaluation("")
+        return self.last.wait(seconds) if self.last else _Evaluation("")
 
     def interrupt(self) -> bool:
         """Raise KeyboardInterrupt in the running evaluation; return False if none runs, or Python cannot do that."""
-        thread = self.thread
-        if thread is None or not thread.is_running:
+        if self.thread is None or self.last is None or self.last.ended.is_set():
             return False
-        done = interrupt_thread(thread.ident)
-        thread.interrupted.set()
+        done = interrupt_thread(self.thread.ident)
+        self.last.interrupted.set()
         return done
 
     def _evaluate(self, code: str) -> bool:
@@ -4948,41 +4958,77 @@ _COMPLETED: list[tuple[str, Callable[[dict[str, Any], str, str], Iterable[str]]]
 # -- what an evaluation prints
 
 
-class _Evaluator(ForeignCalls):
-    """The thread of one evaluation, so that an interrupt hits it and not the server.
+class _ConsoleThread(threading.Thread):
+    """The thread of a console, so that an interrupt hits an evaluation and not the server.
 
-    Several threads may wait for it at once; they wait for the event, as before Python 3.13 two that `join` may fail.
+    It makes all evaluations of the console, since much is kept by thread that must survive from line to line: the
+    sessions of SQLAlchemy's scoped_session, Django's connections with their transactions, what sqlite3 has opened.
     """
 
+    def __init__(self) -> None:
+        super().__init__(name="devserve console", daemon=True)
+        self.given = threading.Event()
+        self.ahead: Optional[_Evaluator] = None
+        self.is_closed = False
+
+    def give(self, evaluator: _Evaluator) -> None:
+        """Have it make an evaluation; the one before must have ended."""
+        self.ahead = evaluator
+        self.given.set()
+
+    def close(self) -> None:
+        """Have it end after what it does now."""
+        self.is_closed = True
+        self.given.set()
+
+    def run(self) -> None:
+        """Make each evaluation that is given.  An interrupt may come a moment late, that is, anywhere here."""
+        while not self.is_closed:
+            with contextlib.suppress(KeyboardInterrupt):
+                if self.ahead is None or self.ahead.ended.is_set():
+                    self.given.wait()
+                    self.given.clear()
+                elif self.ahead.has_begun:
+                    self.ahead.ended.set()
+                else:
+                    self.ahead.run()
+
+
+class _Evaluator:
+    """One evaluation, which a console's thread makes, and for which several others may wait."""
+
     def __init__(self, job: Callable[[], bool], context: Context) -> None:
-        super().__init__({"more": job}, context)
+        self.job = job
+        self.context = context
         self.printed = _Output()
+        self.more = False
+        self.has_begun = False
         self.interrupted = threading.Event()
         self.ended = threading.Event()
 
     def run(self) -> None:
         """Evaluate, in the context."""
+        self.has_begun = True
         try:
-            super().run()
+            self.more = self.context.run(call_safely, self.job)[0] is True
         finally:
             self.ended.set()
-
-    @property
-    def is_running(self) -> bool:
-        """Whether it still runs; a late interrupt may have ended the thread before it could set the event."""
-        return not self.ended.is_set() and self.is_alive()
 
     def wait(self, seconds: Optional[float] = None) -> _Evaluation:
         """Return its outcome, or after `seconds` what it has printed; do not wait longer for an interrupt to work."""
         end = None if seconds is None else time.monotonic() + seconds
-        while self.is_running and not self.interrupted.is_set() and (end is None or time.monotonic() < end):
-            self.ended.wait(0.05)  # seconds until an interrupt is noticed; the end is noticed at once
+        while not (self.interrupted.is_set() or (end is not None and time.monotonic() >= end)):
+            if self.ended.wait(0.05):  # seconds until an interrupt is noticed; the end is noticed at once
+                break
         if self.interrupted.is_set():
             self.ended.wait(_INTERRUPT_SECONDS)
-        is_running = self.is_running
+        has_ended = self.ended.is_set()
         text = re.sub(_ESCAPES, "", self.printed.getvalue())
-        if not is_running:
-            return _Evaluation(text, self.outcomes.get("more", (False, None))[0] is True)
+        text = "\n".join(
+            line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")
+        )  # as a terminal overwrites
+        if has_ended:
+            return _Evaluation(text, self.more)
         if self.interrupted.is_set():
             text += "(it runs on: what is not Python code, such as a sleep, cannot be interrupted)\n"
         return _Evaluation(text, running=not self.interrupted.is_set())
@@ -5062,6 +5108,7 @@ class Crash:
         self.consoles: dict[str, Console] = {}  # by the same
         self.opening = threading.Lock()  # held while a console is made or all are closed
         self.is_let_go = False
+        self.is_shown = False  # somebody has a page of it
 
     def keep(self, position: FramePosition) -> str:
         """Keep a position; return the id under which it is found."""
@@ -5131,12 +5178,16 @@ class CrashStore:
                 crash.consoles[frame_id] = Console({**frame.f_globals, **locals_of(frame)}, crash.entered)
             return crash.consoles[frame_id]
 
-    def let_go(self, key: object) -> None:
-        """Let go of the frames of earlier crashes of the same request, as they may hold what it needs now."""
+    def let_go(self, key: object, *, shown: bool) -> None:
+        """Let go of the frames of earlier crashes of the same request, as they may hold what it needs now.
+
+        Those of which there is a page are `shown`.  A request that no person has made leaves them alone: a script that
+        asks every few seconds would close the console.
+        """
         with self.lock:
             crashes = [*self.crashes.values()]
             same = [each for each in crashes if each.positions and each.request and each.request.key == key]
-        for crash in same:
+        for crash in (each for each in same if shown or not each.is_shown):
             crash.let_go()
 
 
@@ -5207,8 +5258,7 @@ class CrashStore:
 #   can guess it.  Cookie and key are made from it, and neither can be made from the other or from the PIN.
 # - The cookie is HttpOnly, SameSite=Strict, limited to our own paths, and named by the port, since browsers send the
 #   cookies of one port to every other.
-# - The cookie for pages goes with it to all paths, as a crash's page may have any, and only decides which secret those
-#   get.
+# - The cookie for pages goes to all paths, as a crash's page may have any, and only decides which secret those get.
 # - The key is in localStorage, which is separate for each port, but which script in the application's page can read.
 #   So neither cookie nor key is worth anything alone.  A program that is no browser sends its cookies to nobody else,
 #   and gets one that needs no key.
@@ -5219,8 +5269,10 @@ class CrashStore:
 #   where the application is cross-origin isolated, the policy helps in no browser but Chromium, and not in that if
 #   the application sends a Document-Isolation-Policy besides.  There, script in the application's own page can do
 #   what the debugger's page can.
-# - Browsers send the cookie for pages to other ports too, and with the PIN off there is none.  A server there, or with
-#   the PIN off any program that reads a page of ours, can tell such script what it lacks.
+# - Browsers send the cookie for pages to other ports and applications of the host too, and with the PIN off there is
+#   none.  Such a server, or with the PIN off any program that reads a page of ours, can tell that script the secret.
+# - The address of a crash that was looked at is in the history of its tab, which script in the application's page can
+#   read there.  Over plain HTTP to an address that is not loopback, it can then read the crash.
 # - A browser whose developer tools disable the cache looks as if Shift were held down.  There a service worker with
 #   routes can do the same, and so can one that was registered while an earlier server had the port, until the browser
 #   asks for its script anew.
@@ -5240,8 +5292,8 @@ _PIN_OFF = "off"
 _HERE = "here"  # in place of the address of a client on this machine
 _WORKERS_LIMIT = 1_000  # clients of which it is remembered that they have a service worker: more than an office has
 _OUR_PAGE = "Use the console on devserve's page."  # the remedy for a request that our script did not send
-_COOKIE_PREFIX = "devserve_"  # the port follows
-_BROWSER_COOKIES = {"browser": "Strict", "page": "Lax; Path=/"}  # with the SameSite of each, and its Path
+_COOKIE_PREFIX = "devserve_"  # the port follows, or the scheme
+_PAGE_VALUES = 16  # in the cookie for pages: more servers than anybody uses on one host; half a kilobyte
 _PROXY_HEADER = (  # one by which a proxy or tunnel names itself or its client, and which no browser sends
     "HTTP_(VIA|FORWARDED.*|X_(FORWARDED|ORIGINAL|CLUSTER|CLIENT|REMOTE|REAL|PROX|NGINX|ENVOY|AZURE|SCHEME|SCRIPT|SSL).*"
     "|((TRUE|FASTLY|FLY)_)?CLIENT_IP|CF_.*|CDN_LOOP|TAILSCALE_.*|FRONT_END_HTTPS)"
@@ -5454,7 +5506,8 @@ class Guard:
         """Say no to a page that was loaded before its browser was unlocked: anybody may have been told its secret."""
         if self.sends_secret(environ):
             return None
-        return Refusal("older", "The browser was unlocked after this page was loaded.", "Load the page again.")
+        reason = "The browser was unlocked, or got a service worker, after this page was loaded."
+        return Refusal("older", reason, "Load the page again.")
 
     def _refuses_origin(self, environ: Mapping[str, Any]) -> Optional[Refusal]:
         """Say no to what another site's page sends.
@@ -5553,28 +5606,32 @@ class Guard:
     def cookies(self, environ: Mapping[str, Any]) -> list[tuple[str, str]]:
         """Return the headers that unlock a client until it is closed.
 
-        The first has no Path, so a browser takes the folder of the address that sets it.  That is our folder as the
-        client sees it, even if a proxy has removed the beginning of the path.  A browser gets one for pages besides,
-        which goes to all paths, also where a link on another site leads.
+        The first cookie has no Path, so a browser takes the folder of the address that sets it.  That is our folder as
+        the client sees it, even if a proxy has removed the beginning of the path.  A browser gets the one for pages
+        besides, for all paths of its host, also where a link on another site leads; so it has the values of other
+        servers there too.
         """
+        kind = "browser" if _is_browser(environ) else "program"
         secure = "; Secure" if environ.get("wsgi.url_scheme") == "https" else ""
-        headers = []
-        for kind, reach in (_BROWSER_COOKIES if _is_browser(environ) else {"program": "Strict"}).items():
-            cookie = f"{self.cookie_name(kind, environ)}={self.cookie_value(kind, environ)}"
-            headers.append(("Set-Cookie", f"{cookie}; HttpOnly; SameSite={reach}{secure}"))
-        return headers
+        name, value = self.cookie_name(kind, environ), self.cookie_value(kind, environ)
+        made = [("Set-Cookie", f"{name}={value}; HttpOnly; SameSite=Strict{secure}")]
+        if kind == "browser":
+            name, value = self.cookie_name("page", environ), self.cookie_value("page", environ)
+            others = [
+                each for each in self._sent(name, environ) if re.fullmatch("[0-9a-f]{32}", each) and each != value
+            ]
+            values = ".".join([value, *others[: _PAGE_VALUES - 1]])
+            made.append(("Set-Cookie", f"{name}={values}; HttpOnly; SameSite=Lax; Path=/{secure}"))
+        return made
 
     def cookie_name(self, kind: str, environ: Mapping[str, Any]) -> str:
-        """Return a cookie's name, by the port; that for pages, which goes to all paths, by the mount point as well."""
-        from urllib.parse import quote
-
-        name = f"{_COOKIE_PREFIX}{self.port or environ.get('SERVER_PORT', 0)}"
-        mount = quote(str(environ.get("SCRIPT_NAME", "")), "", "latin-1")
-        return f"{name}_page{mount}" if kind == "page" else name
+        """Return a cookie's name, by the port; that for pages by the scheme, as HTTP cannot replace one of HTTPS."""
+        port = self.port or environ.get("SERVER_PORT", 0)
+        return _COOKIE_PREFIX + str(environ.get("wsgi.url_scheme", "http") if kind == "page" else port)
 
     def cookie_value(self, kind: str, environ: Mapping[str, Any]) -> str:
         """Return the value of a "browser", "page" or "program" cookie, which is of no use to another client."""
-        return self._derived(f"{kind} cookie of {_client_of(environ)}")
+        return self._derived(f"{kind} cookie of {_client_of(environ)}")[:32]
 
     def key(self) -> str:
         """Return the secret that a browser keeps beside the cookie."""
@@ -5587,14 +5644,18 @@ class Guard:
         return sha256(f"{purpose} {self.token}".encode()).hexdigest()
 
     def _sends_cookie(self, environ: Mapping[str, Any], kind: str) -> bool:
-        name, expected = self.cookie_name(kind, environ), self.cookie_value(kind, environ)
+        expected = self.cookie_value(kind, environ)
+        return any(_is_equal(value, expected) for value in self._sent(self.cookie_name(kind, environ), environ))
+
+    def _sent(self, name: str, environ: Mapping[str, Any]) -> list[str]:
+        """Return the values in all cookies of a name."""
         pairs = (pair.strip().partition("=") for pair in str(environ.get("HTTP_COOKIE", "")).split(";"))
-        return any(_is_equal(value, expected) for key, _, value in pairs if key == name)
+        return [value for key, _, values in pairs if key == name for value in values.split(".")]
 
 
 def without_our_cookies(header: str) -> str:
     """Return a Cookie header without the cookies that open consoles, this one's and those of other ports."""
-    pairs = [pair for pair in header.split(";") if not re.match(rf"\s*{_COOKIE_PREFIX}[0-9]+(_page[^=]*)?\s*=", pair)]
+    pairs = [pair for pair in header.split(";") if not re.match(rf"\s*{_COOKIE_PREFIX}([0-9]+|https?)\s*=", pair)]
     return ";".join(pairs).lstrip()
 
 
@@ -5698,6 +5759,7 @@ def _is_equal(given: object, expected: str) -> bool:
 _PREFIX = "/__devserve__"
 _CRASH = "crash/"  # below _PREFIX, where each crash has its page; the id follows
 _RECORDED_BODY = 65_536  # bytes of a request's body that are kept for the page: any form, the beginning of an upload
+_CLIENT_VARIABLES = ("HTTP_COOKIE", "REMOTE_ADDR", "SERVER_PORT", "wsgi.url_scheme")  # that tell us who the client is
 _RECORDED_VARIABLES = frozenset(  # of an environ, besides headers: what the client decides
     "REQUEST_METHOD SCRIPT_NAME PATH_INFO QUERY_STRING CONTENT_TYPE CONTENT_LENGTH REQUEST_URI RAW_URI "
     "SERVER_PROTOCOL wsgi.url_scheme".split()
@@ -5880,7 +5942,7 @@ class DebuggedApplication:
         assert crash.report is not None
         if kind != "text/html":
             return _WRITERS[kind](crash.report)
-        state = self.page_state(environ, nonce)
+        state, crash.is_shown = self.page_state(environ, nonce), True
         return write_page(crash.report, state, stored, self.terminal.editor, self.terminal.path_map)
 
     def page_state(self, environ: Mapping[str, Any], nonce: str) -> PageState:
@@ -5933,12 +5995,14 @@ class _Exchange:
         self.environ = environ
         self.start_response = start_response
         self.script_name, self.path = environ.get("SCRIPT_NAME", ""), environ.get("PATH_INFO", "")  # others shift them
-        # What says who the client is: the application gets no cookie of ours, and may take the address from a header.
-        self.client = {name: environ[name] for name in ("HTTP_COOKIE", "REMOTE_ADDR") if name in environ}
+        # The application gets no cookie of ours, and may take the others from a proxy's headers.
+        self.client = {name: environ[name] for name in _CLIENT_VARIABLES if name in environ}
         if environ.get("HTTP_COOKIE"):
             environ["HTTP_COOKIE"] = without_our_cookies(str(environ["HTTP_COOKIE"]))
             if not environ["HTTP_COOKIE"]:
                 del environ["HTTP_COOKIE"]
+        if "headers_raw" in environ:  # eventlet's
+            environ["headers_raw"] = tuple(pair for pair in environ["headers_raw"] if pair[0].lower() != "cookie")
         self.body = record_body(environ)
         self.contexts: list[Any] = []
         self.head: tuple[str, list[tuple[str, str]]] = ("", [])  # the application's own
@@ -5948,7 +6012,7 @@ class _Exchange:
         self.app_iter: Any = ()
         self.chunks: Iterator[Any] = iter(())
         if debugger.crashes.crashes:
-            debugger.crashes.let_go(_page_key(environ))
+            debugger.crashes.let_go(_page_key(environ), shown=_is_for_document(environ))
 
     def begin(self) -> Iterable[bytes]:
         """Call the application; return its iterable if that cannot fail any more, else this exchange."""
@@ -6311,6 +6375,12 @@ _WRITERS: dict[str, Callable[[Report], str]] = {
 _FRAGMENT_HEADERS = ("HTTP_HX_REQUEST", "HTTP_TURBO_FRAME", "HTTP_X_UP_VERSION", "HTTP_X_REQUESTED_WITH")
 
 
+def _is_for_document(environ: Mapping[str, Any]) -> bool:
+    """Return whether a browser will show the answer as a document of its own."""
+    says_so = "HTTP_SEC_FETCH_DEST" in environ or "text/html" in str(environ.get("HTTP_ACCEPT", ""))
+    return says_so and not _wants_fragment(environ)
+
+
 def _wants_fragment(environ: Mapping[str, Any]) -> bool:
     """Return whether the answer will be put into another document.
 
@@ -6571,7 +6641,9 @@ class _DebuggerEndpoint:
             return _as_json(console.run(self.text_field("code"), seconds)._asdict())
         except Busy:
             reason = "Another evaluation is still running in this frame."
-            raise _Refused("busy", reason, "Interrupt it, or wait for its end.") from None
+            tried = console.last is not None and console.last.interrupted.is_set()
+            remedy = "It was interrupted in vain: wait for its end." if tried else "Interrupt it, or wait for its end."
+            raise _Refused("busy", reason, remedy) from None
 
     def output(self) -> _Reply:
         """Return what an evaluation that goes on has printed by now."""
@@ -6697,7 +6769,7 @@ class LivePages:
         path = environ.get("PATH_INFO", "")
         if path in (_LIVE, _LIVE + ".js"):
             return self._answer(environ, start_response)
-        if path.startswith(_PREFIX + "/") or not _is_navigation(environ):
+        if path.startswith(_PREFIX + "/") or environ.get("REQUEST_METHOD") != "GET" or not _is_for_document(environ):
             return self.app(environ, start_response)
         return self._follow(environ, start_response)
 
@@ -6774,13 +6846,6 @@ class _WithLastChunk:
 
     def close(self) -> None:
         getattr(self.app_iter, "close", lambda: None)()
-
-
-def _is_navigation(environ: Mapping[str, Any]) -> bool:
-    """Return whether a browser will show the answer as a document of its own, which it may ask for again."""
-    if environ.get("REQUEST_METHOD") != "GET" or _wants_fragment(environ):
-        return False
-    return "HTTP_SEC_FETCH_DEST" in environ or "text/html" in environ.get("HTTP_ACCEPT", "")
 
 
 def _is_whole_page(status: str, headers: Mapping[str, str]) -> bool:
@@ -10718,12 +10783,14 @@ def _digest(path: str) -> _Digest:
 
 def _syntax_error(path: str) -> Optional[SyntaxError]:
     """Return why a Python file does not compile, or None, also when the compiler itself gives up."""
+    data = _content(path) or b""
     try:
-        _compile(_content(path) or b"", path, "exec", dont_inherit=True)
-    except SyntaxError as error:
-        return error
-    except ValueError as error:  # a NUL byte, until Python 3.11.4
-        return SyntaxError(str(error), (path, 1, None, None))
+        _compile(data, path, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError) as error:
+        if isinstance(error, SyntaxError) and error.filename:
+            return error
+        line = data.partition(b"\0")[0].count(b"\n") + 1  # of a NUL byte, for which Python names no place
+        return SyntaxError(str(error), (path, line, None, None))
     except (RecursionError, MemoryError, OverflowError):
         pass
     return None
@@ -14067,7 +14134,7 @@ CONSOLE = """<header>
 <main>
 <div id="news" role="alert" hidden><span></span> <button type="button">Start anew</button></div>
 <div class="stack"><details class="frame ours" open data-frame="app"><summary><span class="place">app</span> \
-<span class="function">the WSGI application</span></summary><div class="body"></div></details></div>
+<span class="function">the application</span></summary><div class="body"></div></details></div>
 <noscript>The console needs scripts.</noscript>
 </main>"""
 
@@ -14503,7 +14570,11 @@ function makePrompt(element) {
     while (printed.childElementCount > 400) printed.firstChild.remove();  // more makes each keystroke slow
     printed.hidden = false;
     printed.scrollTop = printed.scrollHeight;
+    scroll();
     return line;
+  }
+  function scroll() {  // no browser scrolls to what comes below the caret
+    if (document.activeElement === input) box.scrollIntoView({block: "nearest"});
   }
   function write(text, from = 0, to = input.value.length) {
     input.setRangeText(text, from, to, "end");
@@ -14554,6 +14625,7 @@ function makePrompt(element) {
     if (common.length >= caret - reply.start) write(common, reply.start, caret);
     const shown = reply.matches.map(match => /^[\w.]+$/.test(match) ? match.split(".").pop() : match);
     matches.textContent = shown.length > 1 ? shown.join("  ") : "";
+    scroll();
   }
   function recall(step) {
     if (place === past.length) draft = input.value;
@@ -14605,6 +14677,8 @@ function makeLock() {
     }
     store(keyName, reply.key);
     page.secret = reply.secret;
+    past = [], drafts = {};  // whoever knew the secret before may have planted them
+    await recollect().catch(() => {});
     setConsole(reply.console);
     find("textarea", frame).focus();
   });
@@ -14686,17 +14760,18 @@ function renew() {
 }
 // Another tab has unlocked the browser, whose pages have another secret now.  This one gives way, once, to the page
 // under its crash's address, with the same frames: the request might not fail again, or was a POST.
-function catchUp(why) {
-  const name = "devserve.older", here = page.reloadId + location.pathname;
-  const crash = find("[data-frame]").dataset.frame.split("-")[0];
+async function catchUp(why) {
+  const name = "devserve.older", here = page.reloadId + location.pathname, {frame} = find("[data-frame]").dataset;
   let isFirst = false;
   try {
     isFirst = sessionStorage.getItem(name) !== here;
     sessionStorage.setItem(name, here);
   } catch { isFirst = false; }
-  if (!isFirst) setConsole("closed", why);  // something on the way removes our cookie
-  else if (storedId || crash === "app") location.reload();
-  else location.assign(page.prefix + "/crash/" + crash);
+  if (!isFirst) return setConsole("closed", why);  // something on the way removes our cookie
+  if (storedId || frame === "app") return location.reload();
+  const reply = await ask("source", {frame});
+  if (reply.error) return setConsole("closed", explain(reply));  // the frames are gone, but not what is shown here
+  location.assign(page.prefix + "/crash/" + frame.split("-")[0]);
 }
 async function watch() {
   clearTimeout(timer);
@@ -14713,7 +14788,7 @@ async function watch() {
     const isUsed = find(".printed:not([hidden])");  // its frames are still there, and what they have printed
     if (now.edits !== (edits ??= now.edits) && canGoOn() && !isUsed) return again();
     if (isControlled()) setConsole("closed", explain(workerRefusal));
-    else if (now.console === "older") catchUp(now.why);
+    else if (now.console === "older") { if (page.console === "locked") await catchUp(now.why); }
     else if (page.secret && page.console === before) setConsole(now.console, now.why);
     failures = 0;
   } catch {

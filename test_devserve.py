@@ -5991,6 +5991,46 @@ class ConsolePrompt(unittest.TestCase):
         )
 
     @unittest.skipUnless(CAN_INTERRUPT, "needs an interpreter that can interrupt a thread")
+    def test_what_is_kept_by_thread_survives_from_line_to_line(self) -> None:
+        """As a session of SQLAlchemy's scoped_session, or a connection of Django's with its transaction."""
+        self.typed("import sqlite3, threading; local = threading.local(); local.session = 'open'")
+        self.typed("connection = sqlite3.connect(':memory:')")
+        self.assertEqual(self.typed("local.session, connection.execute('select 1').fetchone()"), "('open', (1,))\n")
+        another = devserve.Console({"here": threading.get_ident(), "local": self.console.namespace["local"]})
+        self.assertEqual(another.run("hasattr(local, 'session')").output, "False\n")
+        self.addCleanup(another.close)
+
+    def test_a_carriage_return_begins_its_line_anew(self) -> None:
+        """As every progress bar does."""
+        code = "for n in (5, 50): print(end=f'\\r{n}%')\n"
+        self.assertEqual(self.typed(code + "\nprint('\\r100%\\r')\nprint('a\\r\\nb')"), "100%\na\nb\n")
+
+    def test_what_runs_is_interrupted_and_its_thread_ends_when_the_console_is_closed(self) -> None:
+        evaluation = self.console.run("while True: pass\n", 0)
+        self.assertTrue(evaluation.running)
+        (thread,) = (each for each in threading.enumerate() if each is self.console.thread)
+        self.console.close()
+        if sys.implementation.name != "pypy":  # it has no way to interrupt
+            thread.join(DEADLINE)
+            self.assertFalse(thread.is_alive())
+
+    def test_late_interrupts_cost_no_evaluation(self) -> None:
+        for number in range(200):
+            evaluations = []
+            code = f"""
+                import time
+                end = time.perf_counter() + {number % 20 / 20_000}
+                while time.perf_counter() < end: 1
+
+                print("end")
+                """
+            waiting = threading.Thread(target=lambda: evaluations.append(self.console.run(textwrap.dedent(code))))
+            waiting.start()
+            self.console.interrupt()
+            waiting.join(DEADLINE)
+            self.assertRegex(evaluations[0].output, "end|KeyboardInterrupt")
+            self.assertEqual(self.typed("number + 1"), "42\n")
+
     def test_interrupts_an_evaluation_that_runs_away(self) -> None:
         begun = threading.Event()
         self.console.namespace["begun"] = begun
@@ -6667,7 +6707,7 @@ class GuardPin(Debugged):
             [(pair.partition("=")[0], rules) for pair, _, rules in cookies],
             [
                 (f"devserve_{self.port}", "HttpOnly; SameSite=Strict"),
-                (f"devserve_{self.port}_page", "HttpOnly; SameSite=Lax; Path=/"),
+                ("devserve_http", "HttpOnly; SameSite=Lax; Path=/"),
             ],
         )
         unlocked = {
@@ -6822,15 +6862,19 @@ class GuardPin(Debugged):
         ((_, cookie),) = devserve.Guard().cookies({"SERVER_PORT": "8001"})
         self.assertTrue(cookie.startswith("devserve_8001="))
 
-    def test_cookie_for_pages_is_named_by_the_mount_point_too_since_all_paths_get_it(self) -> None:
-        names = {
-            self.guard.cookie_name("page", {"SCRIPT_NAME": mount}): self.guard.cookie_name("browser", {})
-            for mount in ("", "/a", "/a/b", "/\xe4;=,")
-        }
-        self.assertEqual(len(names), 4)
-        for name in names:
-            self.assertRegex(name, r"^devserve_\d+_page[%A-Za-z0-9]*$")
-            self.assertEqual(devserve.without_our_cookies(f"a=b; {name}=c; d=e"), "a=b; d=e")
+    def test_cookie_for_pages_has_a_value_of_each_server_since_all_paths_of_the_host_get_it(self) -> None:
+        """As of two behind one proxy at /a/ and /b/, or of two applications that are debugged in one process."""
+        browser = {"HTTP_SEC_FETCH_SITE": "none"}
+        guards, sent = [devserve.Guard(port=number // 2) for number in range(40)], "devserve_http=x.;y"
+        for guard in guards:
+            sent = dict(guard.cookies({**browser, "HTTP_COOKIE": sent})[1:])["Set-Cookie"].partition(";")[0]
+        self.assertLess(len(sent), 600)
+        known = [guard.secret_for({**browser, "HTTP_COOKIE": sent}) != guard.secret_for(browser) for guard in guards]
+        self.assertEqual(known, [False] * 24 + [True] * 16)
+        again = dict(guards[-3].cookies({**browser, "HTTP_COOKIE": sent})[1:])["Set-Cookie"].partition(";")[0]
+        self.assertEqual(sorted(again[14:].split(".")), sorted(sent[14:].split(".")))
+        over_tls = guards[0].cookies({**browser, "wsgi.url_scheme": "https", "HTTP_COOKIE": sent})[1][1]
+        self.assertRegex(over_tls, r"^devserve_https=[0-9a-f]{32};")
 
     def test_cookie_is_secure_over_https(self) -> None:
         for browser in ({}, {"HTTP_SEC_FETCH_SITE": "none"}):
@@ -7885,10 +7929,8 @@ class DebuggerLive(unittest.TestCase):
         ):
             with self.subTest(environ):
                 self.assertFalse(self.follows(**environ))
-        program: dict[str, Any] = {"PATH_INFO": "/", "HTTP_ACCEPT": "*/*"}
-        self.assertFalse(devserve._is_navigation({**program, "REQUEST_METHOD": "GET"}))
-        browser = {**program, "REQUEST_METHOD": "GET", "HTTP_ACCEPT": "text/html,*/*;q=0.8"}
-        self.assertTrue(devserve._is_navigation(browser))
+        self.assertFalse(devserve._is_for_document({"HTTP_ACCEPT": "*/*"}))
+        self.assertTrue(devserve._is_for_document({"HTTP_ACCEPT": "text/html,*/*;q=0.8"}))
 
     def test_only_complete_and_unencoded_pages_are_touched(self) -> None:
         for status, header in (
@@ -8160,7 +8202,7 @@ class DebuggerTransparency(Debugged):
             f"a=1; {self.cookie}; b=2": "a=1; b=2",
             f"{self.cookie}; devserve_5000=x; b=devserve_1": "b=devserve_1",
             "devserve_theme=dark; devserve_5000x=y": "devserve_theme=dark; devserve_5000x=y",
-            "a=1; devserve_5000_page=x; devserve_1_page%2Fa=y": "a=1",
+            "a=1; devserve_http=x.y; devserve_https=y; devserve_httpx=z": "a=1; devserve_httpx=z",
             self.cookie: None,
             "": "",
         }
@@ -18276,6 +18318,52 @@ class BrowserConsole(InBrowser):
         self.page.reload()
         self.page.locator(".console .why", has_text="Load the page again").first.wait_for()
         self.assertEqual(len(loads), 2)
+
+    def test_a_crash_that_is_gone_leaves_its_page_when_another_tab_unlocks(self) -> None:
+        self.open("/key?first")
+        self.page.locator(".console button.sign").first.wait_for()
+        for number in range(devserve.CRASH_LIMIT + 1):
+            self.served.ask(f"/key?{number}")
+        other = self.page.context.new_page()
+        other.goto(self.served.wait_for(r"(http\S+/unlock\?token=\w+)").group(1))
+        self.page.locator(".console .why", has_text="gone").first.wait_for()
+        self.assertIn("first", self.page.locator("h1, .request").first.inner_text() + self.page.url)
+
+    def test_what_was_planted_by_the_secret_of_a_locked_page_is_left_out_when_the_pin_is_typed(self) -> None:
+        keep = """async secret => {
+            const raw = new TextEncoder().encode(secret), iv = new Uint8Array(12);
+            const key = await crypto.subtle.importKey("raw", raw, "AES-GCM", false, ["encrypt"]);
+            const data = new TextEncoder().encode(JSON.stringify([["evil()"], {}]));
+            const made = new Uint8Array(await crypto.subtle.encrypt({name: "AES-GCM", iv}, key, data));
+            sessionStorage.setItem("devserve.typed", JSON.stringify([[...iv], [...made]])); }"""
+        self.open("/key")
+        secret = self.page.evaluate("document.body.dataset.secret")
+        self.open("/")
+        self.page.evaluate(keep, secret)
+        prompt = self.prompt()
+        prompt.press("ArrowUp")
+        self.assertEqual(prompt.input_value(), "")
+
+    def test_a_request_that_a_script_repeats_leaves_the_console_of_an_open_page_alone(self) -> None:
+        self.prompt("/key")
+        other = self.page.context.new_page()
+        self.open("/", other)
+        self.assertEqual(other.evaluate("fetch('/key').then(answer => answer.status)"), 500)
+        self.assertIn("42", self.type("6 * 7"))
+        self.open("/key", other)
+        self.assertIn("gone", self.type("6 * 7"))
+
+    def test_proposals_and_what_is_printed_are_scrolled_into_view(self) -> None:
+        self.page.set_viewport_size({"width": 1200, "height": 500})
+        self.prompt()
+        lowest = "document.activeElement.closest('.console').getBoundingClientRect().bottom"
+        self.type("for number in range(60): print(number)", "")
+        self.assertLess(self.page.evaluate(lowest), 501)  # of 500 pixels
+        self.page.keyboard.type("FRUITS.")
+        with self.page.expect_response("**/complete"):
+            self.page.keyboard.press("Tab")
+        self.until("document.activeElement.closest('.console').querySelector('.choices').textContent")
+        self.assertLess(self.page.evaluate(lowest), 501)  # of 500 pixels
 
     def test_a_link_with_a_false_key_locks_nobody_out(self) -> None:
         """As any site may have one; with the right key the address alone unlocks."""
