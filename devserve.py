@@ -624,7 +624,9 @@ _CALL_THREADS = 3  # of one `call_each_bounded`: each goes on after the call in 
 _PROMPT = r"<(stdin|i?python-input-.*)>|.*[\\/]ipykernel_\d+[\\/]\d+\.py"  # the "file" of code in a REPL, a notebook
 # Modules in which a thread stands at a prompt, or waits for the client that shows it one
 BREAKPOINTS = r"(bdb|\w*pdb|pudb|debugpy|celery\.contrib\.rdb)(\.|$)"
-_DEBUGGERS = rf"{BREAKPOINTS}|(code|IPython|ptpython)(\.|$)"
+_DEBUGGERS = rf"{BREAKPOINTS}|(code|IPython|ptpython|bpython)(\.|$)"
+# Functions of theirs that run what is typed; any other may have called the application, as `pdb.runcall` does.
+_PROMPT_LOOPS = {"interaction", "interact", "runcode", "run_code", "event_loop", "run_and_show_expression"}
 _STDLIB = os.path.dirname(os.__file__)
 _IMPORTLIB = os.path.join(_STDLIB, "importlib", "__init__.py")  # where import_module is
 CODE_TYPES = (  # a value of these shows nothing but its name
@@ -1167,11 +1169,14 @@ def is_debugged(ident: int, debuggers: str = _DEBUGGERS) -> bool:
     Then the debugger's frames are inside of the application's or ours.  A thread that has no other frames is the
     debugger's own, such as the one in which IPython writes its history, and is not meant.
     """
-    is_waiting = False
+    is_waiting = is_inner = False
     for frame in outer_frames(sys._current_frames().get(ident)):
-        if is_app_code(frame.f_code) or frame.f_globals is globals():
+        is_own = is_app_code(frame.f_code)
+        if (is_own and is_waiting) or frame.f_globals is globals():
             return is_waiting
-        is_waiting = is_waiting or _is_debuggers(frame, debuggers)
+        is_inner = is_inner or is_own
+        if not is_inner or frame.f_code.co_name in _PROMPT_LOOPS:
+            is_waiting = is_waiting or _is_debuggers(frame, debuggers)
     return False
 
 
@@ -2245,7 +2250,7 @@ def _module_remedy(module: ModuleType, target: str) -> str:
     started = re.search(r"""\buvicorn\.run\(\s*["']([\w.]+:[\w.]+)["']""", text)
     if started:
         return f"; did you mean {started[1]!r}, which it starts?"
-    if re.search(r"^if +__name__ *==", text, re.MULTILINE):
+    if re.search(r"^\s*(?:if|match)\b.*\b__name__\b", text, re.MULTILINE):
         return f", which makes it under if __name__ == '__main__' only; make it above: {used.example or 'app = ...'}"
     if used.example:
         return f"; make one: {used.example}"
@@ -7198,7 +7203,7 @@ class DevServer:
             leave = connection.leave  # read once: its own thread takes it away
             if leave is not None:
                 leave()
-        paused: set[_Connection] = set()
+        paused: dict[_Connection, float] = {}  # when it was last seen in a debugger
         is_told = False
         while True:
             self._changed.clear()
@@ -7206,12 +7211,14 @@ class DevServer:
             # woken by its client sees the gate, and is at rest at the next look.
             phases = {c: c.phase for c in list(self.connections) if not c.is_cut}
             ends = {c: c.deadline(phase, closed, grace) for c, phase in phases.items() if phase != _AT_REST}
+            for connection in paused.keys() & ends.keys():  # from then on it has its time again
+                ends[connection] = max(ends[connection], paused[connection] + grace)
             now = time.perf_counter()
             late = {c for c, end in ends.items() if end <= now}
             stopped = self._in_debugger(late) if late else late  # it looks at every thread, and each end wakes us
-            for connection in stopped - paused:
+            for connection in stopped - paused.keys():
                 self.terminal.warn(f"{connection.describe()} is stopped in a debugger; the reload waits for it")
-            paused |= stopped
+            paused.update(dict.fromkeys(stopped, now))
             ends.update(dict.fromkeys(stopped, now + _PAUSED_INTERVAL))
             for connection in late - stopped:
                 if phases[connection] == _BUSY:
@@ -7495,15 +7502,14 @@ class _Connection:
         """
         self.body = body = _ChunkedBody(self, expected) if length == _CHUNKED else _Body(self, length, expected)
         environ["wsgi.errors"] = _Errors(environ["wsgi.errors"], body)
+        environ["wsgi.input"] = io.BufferedReader(body)
         if self.server.streams or not isinstance(body, _ChunkedBody):
-            environ["wsgi.input"] = io.BufferedReader(body)
             return body
         del environ["HTTP_TRANSFER_ENCODING"]
         if body.store():
             environ["wsgi.input"] = body.stored
             environ["CONTENT_LENGTH"] = str(body.stored_left)
         else:
-            environ["wsgi.input"] = _LiveInput(body)
             environ["wsgi.input_terminated"] = True
         return body
 
@@ -7654,8 +7660,6 @@ class _Connection:
         if self.request_line[0] != "POST" or not kind or kind.startswith("multipart"):
             self.phase = _ENDLESS
             self.server.look_again()
-        else:
-            self.hangs_reported = len(_HANG_SECONDS) - 1  # it is being answered, however long that takes
 
     def cut(self) -> None:
         """End the connection at once."""
@@ -8028,11 +8032,6 @@ class _ChunkedBody(_Body):
         self.left -= count
         return count
 
-    def comes(self) -> bool:
-        """Return whether more of the body is here, or comes within `_SPOOL_PAUSE`."""
-        is_here = self.stored_left or self.connection.buffer
-        return bool(self.unread and (is_here or self.connection.readable(_SPOOL_PAUSE)))
-
     def _begin_chunk(self) -> None:
         """Go on to the next chunk's data, or past the last chunk and the trailer to the end of the body."""
         if self.awaits == "end":
@@ -8094,23 +8093,6 @@ class _Errors:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
-
-
-class _LiveInput(io.BufferedReader):
-    """A chunked body that is not whole yet, as `wsgi.input`.
-
-    `read(size)` waits for all of it as long as more comes, and after a pause of the client's returns what there is.
-    Reading lines, or everything, waits.
-    """
-
-    def read(self, size: Optional[int] = -1) -> bytes:
-        if size is None or size < 0:
-            return super().read()
-        data = self.read1(size)
-        body: Any = self.raw
-        while data and len(data) < size and body.comes():
-            data += self.read1(size - len(data))
-        return data
 
 
 # -- a response
@@ -8258,6 +8240,7 @@ class _Response:
             self.body.is_ignored = False  # rightly: a redirect or a 401 needs no body
         if self.head.closes or self.framing == _BY_CLOSE or (self.body is not None and self.body.closes_connection()):
             connection.keep_alive = False
+        connection.hangs_reported = len(_HANG_SECONDS) - 1  # it is being answered, however long that takes
         if not connection.keep_alive:
             line += b"Connection: close\r\n"
         elif not self.request.http11:
@@ -8398,7 +8381,7 @@ _STATUS = re.compile(r"[2-9][0-9][0-9] [\t\x20-\x7e\x80-\xff]*")  # RFC 9112 sec
 # voice that is being made, which pauses like a stream that waits, must come to its end, while what is endless under
 # such a type holds a reload for some seconds and loses nothing.
 _ENDLESS_TYPE = (
-    r"(?:text|application)/(?:x-dom-)?event-stream|application/vnd\.docker\.raw-stream"
+    r"(?:text|application)/(?:x-dom-)?event-stream|application/vnd\.docker\.(?:raw|multiplexed)-stream"
     r"|multipart/x-mixed-replace|multipart/mixed;.*subscriptionspec|[^;]*;\s*stream=watch"
     r"|[^;]*(?:\b(?:[ln]d|(?:new)?line-delimited)-?json|json[-+]?(?:l|lines|stream|seq)|stream\+json)\s*(?:;|$)"
 )
@@ -8826,6 +8809,8 @@ def urls(listeners: Sequence[socket.socket], scheme: str) -> list[str]:
     hosts = ["localhost"] if len(listeners) > 1 else [address[0]]
     if address[0] in ("0.0.0.0", "::"):
         hosts = ["127.0.0.1", *(["::1"] if address[0] == "::" else []), *filter(None, [_network_address()])]
+    if len(address) == 4 and address[3]:  # a link-local address means nothing without its zone (RFC 6874)
+        hosts[0] += f"%25{socket.if_indextoname(address[3])}"
     return [f"{scheme}://{f'[{host}]' if ':' in host else host}:{address[1]}" for host in hosts]
 
 
@@ -11860,11 +11845,11 @@ class Launch(NamedTuple):
     def must_supervise(self) -> bool:
         """Return whether this process should only supervise a child that does the work.
 
-        That is so on Windows, when DEVSERVE_RELOADER=spawn is set, and under pydevd, which follows each child process
-        but not a second exec.
+        That is so on Windows, when DEVSERVE_RELOADER=spawn is set, under pydevd, which follows each child process but
+        not a second exec, and under proot, which ends at an exec in another thread than the first.
         """
         wished = sys.platform == "win32" or self.environ.get("DEVSERVE_RELOADER") == "spawn"
-        return (wished or _under_pydevd()) and self.parent is None
+        return (wished or _under_pydevd() or _under_proot()) and self.parent is None
 
     @property
     def passes_sockets(self) -> bool:
@@ -11951,6 +11936,16 @@ def _under_pydevd() -> bool:
     """Return whether an editor debugs this program with pydevd, on which debugpy and PyCharm's debugger are built."""
     names = (str(frame.f_globals.get("__name__")) for frame in outer_frames(sys._getframe()))
     return "pydevd" in sys.modules and any(re.match(r"_?pydevd|debugpy\b", name) for name in names)
+
+
+def _under_proot() -> bool:
+    """Return whether proot traces this process, by which Termux and others run a Linux without root."""
+    with contextlib.suppress(OSError, AttributeError):
+        with open("/proc/self/status", "rb") as status:
+            tracer = re.search(rb"^TracerPid:\s*([1-9]\d*)$", status.read(), re.MULTILINE)
+        with open(f"/proc/{int(tracer.group(1))}/comm", "rb") as name:  # type: ignore[union-attr]
+            return bool(name.read().startswith(b"proot"))
+    return False
 
 
 def _original_command() -> list[str]:

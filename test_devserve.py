@@ -1280,6 +1280,27 @@ class ForeignCode(unittest.TestCase):
                 entered.clear()
                 go_on.clear()
 
+    def test_a_thread_is_debugged_in_what_is_typed_at_a_prompt_but_not_in_what_a_debugger_runs(self) -> None:
+        entered, go_on = threading.Event(), threading.Event()
+
+        def own() -> None:
+            entered.set()
+            go_on.wait(DEADLINE)
+
+        for function, expected in (("interaction", True), ("runcall", False)):
+            names = {"__name__": "pdb"}
+            exec(compile(f"def {function}(call):\n    call()", threading.__file__, "exec"), names)
+            prompt: Any = names[function]
+            thread = threading.Thread(target=lambda prompt=prompt: prompt(own))
+            thread.start()
+            self.assertTrue(entered.wait(DEADLINE))
+            with self.subTest(function):
+                self.assertEqual(devserve.is_debugged(thread.ident or 0), expected)
+            go_on.set()
+            thread.join()
+            entered.clear()
+            go_on.clear()
+
     def test_a_call_returns_what_it_returns_or_what_it_raises(self) -> None:
         self.assertEqual(devserve.call_bounded(lambda: 3, 5.0), (3, None))
         self.assertIsInstance(devserve.call_bounded(sys.exit, 5.0)[1], SystemExit)
@@ -2592,6 +2613,9 @@ class FindingMistakes(FindingFolder):
         self.refused("files", "no application in 'files'; http.server serves it: python files.py")
         self.write("guarded.py", "from http import HTTPStatus\nif __name__ == '__main__':\n    app = HTTPStatus\n")
         self.refused("guarded", "no application in 'guarded', which makes it under if __name__ == '__main__' only")
+        for test in ("if __name__ in {'__main__', '__mp_main__'}:", "if __name__.startswith('__main__'):"):
+            self.write("guarded.py", f"def app_of():\n  pass\n{test}\n    app = print\n")
+            self.refused("guarded", "no application in 'guarded', which makes it under if __name__")
 
     def test_what_a_module_makes_itself_is_named_before_what_it_imports(self) -> None:
         imports = "from wsgiref.simple_server import demo_app, make_server\nfrom http.server import HTTPServer\n"
@@ -10335,21 +10359,25 @@ class ServerInput(ServerCase):
         self.connect("GET /fails HTTP/1.1\r\nHost: x\r\n\r\n").answer()
         self.assertIn("Traceback", told.getvalue())
 
-    def test_a_read_of_a_live_body_is_whole_as_long_as_more_comes(self) -> None:
-        """As a protocol needs it whose frames have a length."""
+    def test_a_read_of_a_live_body_is_short_at_its_end_only(self) -> None:
+        """As of any file; a protocol needs it whose frames have a length."""
+        begun = threading.Event()
 
         def app(environ: dict[str, Any], start_response: App) -> list[bytes]:
             read = environ["wsgi.input"].read
+            begun.set()
             start_response("200 OK", [])
-            return [repr([len(read(count)) for count in (1, 10_000, 4, 10_000)]).encode()]
+            return [repr([len(read(count)) for count in (1, 10_000, 5, 9_999)]).encode()]
 
-        self.patch("_SPOOL_PAUSE", 0.3)
+        self.patch("_SPOOL_PAUSE", 0.01)
         self.serve(app)
         client = self.connect(chunked("1\r\na\r\n"))
-        time.sleep(0.5)  # now it is live
-        for _ in range(20_004 // 12):
+        self.assertTrue(begun.wait(DEADLINE))  # so it is live
+        for number in range(20_004 // 12):
             client.send("C\r\n" + "x" * 12 + "\r\n")
-        self.assertEqual(client.send("0\r\n\r\n").answer().body, b"[1, 10000, 4, 10000]")
+            if number % 300 == 0:
+                time.sleep(0.05)  # the pause of a client, longer than what is taken for one
+        self.assertEqual(client.send("0\r\n\r\n").answer().body, b"[1, 10000, 5, 9999]")
 
     def test_a_chunked_body_whose_client_pauses_is_read_as_it_comes(self) -> None:
         came: queue.Queue[bytes] = queue.Queue()
@@ -10358,14 +10386,16 @@ class ServerInput(ServerCase):
             self.assertNotIn("CONTENT_LENGTH", environ)
             self.assertNotIn("HTTP_TRANSFER_ENCODING", environ)
             self.assertIs(environ["wsgi.input_terminated"], True)
-            for data in iter(lambda: environ["wsgi.input"].read(65536), b""):
+            came.put(environ["wsgi.input"].read(3))
+            came.put(environ["wsgi.input"].readline())
+            for data in iter(lambda: environ["wsgi.input"].read1(65536), b""):
                 came.put(data)
             self.assertEqual(environ["wsgi.input"].read(), b"", "nothing of the next request")
             return hello(environ, start_response)
 
         self.serve(app)
         client = self.connect(chunked(""))
-        for data in (b"one", b"two", b"three"):
+        for data in (b"one", b"two\n", b"three", b"four"):
             client.send(b"%x\r\n%b" % (len(data), data))
             self.assertEqual(came.get(timeout=DEADLINE), data)
             client.send("\r\n")
@@ -20362,7 +20392,9 @@ class ReloadAtATerminal(Reload):
 
     START = "os.execv(command[0], command)"
 
-    def at_terminal(self, *arguments: str, start: str = START, **environ: str) -> tuple[Served, int]:
+    def at_terminal(
+        self, *arguments: str, start: str = START, grace: float = 0.5, **environ: str
+    ) -> tuple[Served, int]:
         """Start devserve on a terminal of its own; return it and the end of the terminal where a person sits."""
         if sys.platform == "win32":
             self.skipTest("not on Windows")
@@ -20376,7 +20408,7 @@ class ReloadAtATerminal(Reload):
             import fcntl, os, signal, subprocess, sys, termios
             os.setsid()
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-            command = [sys.executable, {self.patched(_GRACE=0.5)[0]!r}, *sys.argv[1:]]
+            command = [sys.executable, {self.patched(_GRACE=grace)[0]!r}, *sys.argv[1:]]
             {start}
             """,
         )
@@ -20395,6 +20427,22 @@ class ReloadAtATerminal(Reload):
         served.wait_for(r"\(Pdb\)")
         path.write_text(path.read_text().replace("breakpoint() or ", "").replace("v1", "v2"))
         served.wait_for("a greenlet is stopped in a debugger; the reload waits for it")
+        os.write(person, b"continue\n")
+        self.assertEqual(client.answer().json["version"], "v1")
+        self.reaches(client, "v2")
+
+    def test_what_runs_at_a_prompt_and_after_it_has_time_though_a_reload_waits(self) -> None:
+        slow = "import time\ndef slow():\n    time.sleep(1.2)\n    return 42\n"  # longer than a look takes to come
+        self.save("v1", "breakpoint() or slow() and {}")
+        path = self.folder / "app.py"
+        path.write_text(slow + path.read_text())
+        served, person = self.at_terminal("app", "--reload", "-q", grace=4.0)
+        client = self.connect(served).send(GET)
+        served.wait_for(r"\(Pdb\)")
+        path.write_text(path.read_text().replace("breakpoint() or ", "").replace("v1", "v2"))
+        served.wait_for("is stopped in a debugger; the reload waits for it")
+        os.write(person, b"p slow() + 1000\n")
+        served.wait_for("1042")
         os.write(person, b"continue\n")
         self.assertEqual(client.answer().json["version"], "v1")
         self.reaches(client, "v2")
@@ -20693,6 +20741,23 @@ class ReloadUnderRunners(Reload):
         served.reader.join(DEADLINE)
         self.assertEqual(served.log.count("reloaded in"), 2)
         return served
+
+    @unittest.skipUnless(shutil.which("proot") or REQUIRE_ALL, "needs the program proot")
+    def test_proot(self) -> None:
+        """By it Termux runs a Linux; it ends at an exec that another thread than the first one calls."""
+        if subprocess.run(["proot", "true"], capture_output=True).returncode:
+            self.skipTest("may trace no process")
+        self.write("run.py", "import os, sys\nos.execvp('proot', ['proot', sys.executable, *sys.argv[1:]])\n")
+        app = self.write("app.py", textwrap.dedent(self.APP).replace("VERSION.enc", "f'{VERSION} {os.getppid()}'.enc"))
+        app.write_text("import os\n" + app.read_text())
+        served = Served("app", "--reload", cwd=self.folder, script=["run.py", str(SCRIPT)])
+        self.addCleanup(served.stop)
+        parent = int(served.get().removeprefix("v1"))
+        for version in ("v2", "v3"):
+            app.write_text(re.sub(r'"v\d"', f'"{version}"', app.read_text()))
+            eventually(lambda: served.get() == f"{version} {parent}", f"the answer of {version}")
+        os.kill(parent, signal.SIGINT)  # proot itself takes no notice of one
+        self.assertEqual(served.process.wait(DEADLINE), 0)
 
     def test_profilers_tracers_and_debuggers_of_the_standard_library(self) -> None:
         self.try_two_reloads("-m", "trace", "--count", "--coverdir", "cover")
