@@ -1960,6 +1960,8 @@ def _remedy_outside_environment() -> str:
     """Return how to start devserve in the project's virtual environment; "" where it is used, or there is none."""
     outside = sys.prefix == sys.base_prefix
     names = [os.path.join(name, "pyvenv.cfg") for name in _VIRTUAL_ENVIRONMENTS] + [*_LOCK_FILES] * outside
+    active = os.environ.get("VIRTUAL_ENV", "")  # wherever it is; devserve itself may be installed in another
+    names += [os.path.join(active, "pyvenv.cfg")] * bool(active)
     paths = [path for name in names for path in (paths_upwards(name) if outside else [os.path.abspath(name)])]
     for path in sorted(filter(os.path.isfile, paths), key=lambda path: -path.count(os.sep)):
         folder, name = os.path.split(path)
@@ -2653,6 +2655,12 @@ def _answer_for_cherrypy() -> None:
         cherrypy.serving.response.headers.pop("Content-Length", None)
 
 
+def _cherrypy_files(app: Any) -> _FrameworkFiles:
+    """Return the configuration files that CherryPy's own reloader watches: each that was named to it."""
+    files = sys.modules["cherrypy"].engine.autoreload.files
+    return list(filter(os.path.isfile, files)), lambda paths: False, None
+
+
 def _open_webpy(app: Any) -> None:
     """Call web.py's processors around its handler as it does, but catch nothing in between."""
 
@@ -2706,9 +2714,10 @@ def _keep_tracebacks_once() -> None:
 
 def _wrap_django(app: Any) -> Any:
     """Return `app` wrapped so that the project's static files are served in debug mode, as runserver does."""
-    settings = sys.modules["django.conf"].settings
-    apps = settings.INSTALLED_APPS
-    if not settings.DEBUG or "django.contrib.staticfiles" not in apps or "whitenoise.runserver_nostatic" in apps:
+    # Each may be listed by its AppConfig or by one derived from it; the name in that is the same.
+    installed = {config.name for config in sys.modules["django.apps"].apps.app_configs.values()}
+    is_asked = "django.contrib.staticfiles" in installed and "whitenoise.runserver_nostatic" not in installed
+    if not is_asked or not sys.modules["django.conf"].settings.DEBUG:
         return app
     handlers = _import_module("django.contrib.staticfiles.handlers")
     handler = handlers.ASGIStaticFilesHandler if is_asgi(app) else handlers.StaticFilesHandler
@@ -2765,9 +2774,11 @@ _FRAMEWORKS: dict[str, _Framework] = {
     ),
     "falcon.app.App": _Framework(_open_falcon),
     "pyramid.router.Router": _Framework(variable="PYRAMID_RELOAD_TEMPLATES", example="app = config.make_wsgi_app()"),
-    "cherrypy._cptree.Application": _Framework(_open_cherrypy, example="app = cherrypy.Application(Root())"),
+    "cherrypy._cptree.Application": _Framework(
+        _open_cherrypy, files=_cherrypy_files, example="app = cherrypy.Application(Root())"
+    ),
     "cherrypy._cptree.Tree": _Framework(
-        _open_cherrypy, default=lambda cherrypy: cherrypy.tree if cherrypy.tree.apps else None
+        _open_cherrypy, files=_cherrypy_files, default=lambda cherrypy: cherrypy.tree if cherrypy.tree.apps else None
     ),
     "web.application.application": _Framework(
         _open_webpy,
@@ -10800,6 +10811,7 @@ class _ImportRecorder:
     def __init__(self, cwd: str) -> None:
         self.loaded: deque[tuple[str, _State, bool]] = deque()  # path, state, and whether importlib reads it now
         self.missed: deque[tuple[str, Optional[list[str]]]] = deque()  # a module's last name, and its package's path
+        self.opened: set[str] = set()  # files that the import has read or tried to; a save of one may mend it
         self._cwd = cwd
         self._endings: tuple[str, ...] = ("",)  # of the files that are noted when they are compiled
         self._replaced: list[tuple[Any, str, Any, Any]] = []  # owner, name, what was there, and what replaces it
@@ -10828,7 +10840,12 @@ class _ImportRecorder:
 
         def noted_open(open: Callable[..., Any], file: Any, mode: str = "r", *rest: Any, **more: Any) -> Any:
             if "" in self._endings and not set("wax") & set(mode):  # modules such as tokenize keep what `open` was
-                self._note_executed(file, (".py",))
+                self._note_executed(file, (".py", ".ini"))  # PasteDeploy's, which pserve watches too
+                with contextlib.suppress(TypeError, ValueError, OSError):
+                    path = os.path.abspath(os.fsdecode(file))
+                    self.opened.add(path)
+                    if path.endswith((".py", ".cfg")) and not os.path.exists(path):  # `from_pyfile(..., silent=True)`
+                        self.loaded.append((path, None, False))
             return open(file, mode, *rest, **more)
 
         self._replace(SourceFileLoader, "path_stats", noted_path_stats)
@@ -11078,7 +11095,8 @@ class _Files:
 
     def add_whatever_mends(self, error: BaseException) -> None:
         """Watch all modules of the project, and all paths where a module would appear that an import has not found."""
-        for path in _places_of_missing(error, self.cwd):
+        read = [path for path in self.recorder.opened if not is_library(os.path.dirname(path), self.cwd)]
+        for path in (*_places_of_missing(error, self.cwd), *read):
             self.add(path, self._first_state(path, self.since))
         for folder in self._project_folders([self.cwd, *sys.path]):
             self.add_tree(folder, _Wants(_is_module))
@@ -11256,6 +11274,11 @@ class _Overwritten:
         self.rows: dict[str, int] = {}  # by path: the number of such changes in a row
         self._warn = warn
         self._left_out: dict[str, float] = {}  # by path: when a file that is left out has last changed
+
+    @staticmethod
+    def folder_of(path: str) -> str:
+        """Return the row of a file's folder, where its changes count too: an application may give each a new name."""
+        return os.path.join(os.path.dirname(path), "")
 
     def is_left_out(self, path: str) -> bool:
         """Return whether a file that has changed is left out; one that has rested for `_HEELS` no longer is."""
@@ -11468,7 +11491,8 @@ class Watcher(native_threading.Thread):
         knows files that the application itself writes whenever it is imported.
         """
         files = self.files
-        remembered = dict.fromkeys([*list(files.data)[:_REMEMBERED], *list(self._recent)[-_REMEMBERED:]])
+        folders = [path for path in self._overwritten.rows if path.endswith(os.sep)]
+        remembered = dict.fromkeys([*list(files.data)[:_REMEMBERED], *list(self._recent)[-_REMEMBERED:], *folders])
         states = {path: files.states[path] if path in files.states else _state(path) for path in remembered}
         return self._asked, {
             path: (path in files.data, state, self._contents.seen.get(path), self._overwritten.rows.get(path, 0))
@@ -11558,9 +11582,11 @@ class Watcher(native_threading.Thread):
                 found.discard(folder)
                 files.list_again(folder)
         found.update(path for path in files.own[known:] + may_have_come if _state(path) != states[path])
-        for path in list(filter(self._overwritten.is_left_out, found)):
-            states[path] = _state(path)
-            found.discard(path)
+        for path in list(found):
+            rows = [path, self._overwritten.folder_of(path)] if path in files.data else [path]
+            if any(map(self._overwritten.is_left_out, rows)):
+                states[path] = _state(path)
+                found.discard(path)
         return found
 
     def _settle(self, suspects: set[str]) -> None:
@@ -11603,13 +11629,18 @@ class Watcher(native_threading.Thread):
         in `_Overwritten`.
         """
         changed = []
+        too_many: dict[str, bool] = {}  # by folder, since a person may well change many files at once
         for path, state in news.items():
             is_same = self._contents.is_same(path, state)
             self.files.states[path] = state
             self._contents.learn(path)
             # A person may well save often, but not while the application is imported, nor data right after a reload.
             counts = self._importing or (hasty and path in self.files.data)
-            if self._pending or not (is_same or self._overwritten.is_one_too_many(path, weight if counts else 0)):
+            is_written = not is_same and self._overwritten.is_one_too_many(path, weight if counts else 0)
+            folder = self._overwritten.folder_of(path)
+            if counts and path in self.files.data and not (is_same or is_written) and folder not in too_many:
+                too_many[folder] = self._overwritten.is_one_too_many(folder, weight)
+            if self._pending or not (is_same or is_written or too_many.get(folder)):
                 changed.append(path)
         self._rounds.edited(news)
         changed = self._not_handled(changed)

@@ -2717,7 +2717,9 @@ class FindingMistakes(FindingFolder):
         for name in ("right", "adapted"):
             self.assertTrue(devserve.is_asgi(self.load(f"hello:{name}")))
 
+    @mock.patch.dict(os.environ)
     def test_remedy_for_a_package_that_is_missing_beside_a_virtual_environment(self) -> None:
+        os.environ.pop("VIRTUAL_ENV", None)
         missing, other = ModuleNotFoundError("No module named 'x'", name="x"), ImportError("x")
         self.assertEqual(devserve.import_remedy(missing), "")
         self.write("venv/pyvenv.cfg", "")
@@ -2730,9 +2732,26 @@ class FindingMistakes(FindingFolder):
         with unittest.mock.patch.object(sys, "prefix", str(self.folder / "venv")):
             self.assertEqual(devserve.import_remedy(missing), "")
 
+    def test_remedy_for_a_package_that_is_missing_beside_an_active_environment_elsewhere(self) -> None:
+        """As of virtualenvwrapper's, or where devserve was installed by pipx."""
+        missing, active = (
+            ModuleNotFoundError("No module named 'x'", name="x"),
+            self.write("away/pyvenv.cfg", "").parent,
+        )
+        self.write("project/app.py", "")
+        os.chdir("project")
+        with mock.patch.dict(os.environ, VIRTUAL_ENV=str(active)):
+            self.assertRegex(devserve.import_remedy(missing), r"start devserve by \.\.[\\/]away[\\/]")
+            with mock.patch.object(sys, "prefix", str(active)):
+                self.assertEqual(devserve.import_remedy(missing), "")
+        with mock.patch.dict(os.environ, VIRTUAL_ENV=str(self.folder / "gone")):
+            self.assertEqual(devserve.import_remedy(missing), "")
+
+    @mock.patch.dict(os.environ)
     def test_remedy_for_a_package_that_is_missing_beside_the_lock_file_of_a_tool_with_its_own_environment(
         self,
     ) -> None:
+        os.environ.pop("VIRTUAL_ENV", None)
         missing = ModuleNotFoundError("No module named 'x'", name="x")
         self.write("poetry.lock", "")
         for prefix, remedy in ((sys.base_prefix, "start devserve by poetry run python"), ("/elsewhere", "")):
@@ -3581,6 +3600,19 @@ class FindingFrameworks(FindingFolder):
             """)
 
     @needs("cherrypy")
+    def test_files_that_cherrypy_reads_are_watched_as_by_its_own_reloader(self) -> None:
+        self.write("site.conf", "[/]\ntools.gzip.on = True\n")
+        for made in (
+            "cherrypy.Application(Root(), config='site.conf')",
+            "cherrypy.tree.mount(Root(), '/', 'site.conf')",
+        ):
+            self.write("configured.py", f"import cherrypy\nclass Root: pass\napp = {made}\n")
+            with self.subTest(made), Served("configured", "--reload", cwd=self.folder) as served:
+                served.ask("/")
+                self.write("site.conf", "[/]\ntools.gzip.on = False\n# " + made)
+                served.wait_for("site.conf changed, reloading")
+
+    @needs("cherrypy")
     def test_cherrypy_answers_as_the_application_has_configured(self) -> None:
         text = """
             import cherrypy
@@ -3661,6 +3693,13 @@ class FindingFrameworks(FindingFolder):
                 with self.subTest(what, options=options):
                     outcome = self.outcome(code, "/static/admin/css/base.css", options)
                     self.assertEqual(outcome.count("answered 200 OK"), 2, outcome)
+        own = "from django.contrib.staticfiles.apps import StaticFilesConfig\nclass Mine(StaticFilesConfig): pass\n"
+        self.write("own_static.py", own)
+        for listed in ("own_static.Mine", "django.contrib.staticfiles.apps.StaticFilesConfig"):
+            outcome = self.outcome(
+                text.replace("'django.contrib.staticfiles'", f"'{listed}'"), "/static/admin/css/base.css"
+            )
+            self.assertEqual(outcome.count("answered 200 OK"), 2, outcome)
         self.write("whitenoise/runserver_nostatic/__init__.py", "")  # which leaves them to a middleware
         self.write("whitenoise/__init__.py", "")
         for other in (
@@ -19834,6 +19873,49 @@ def page():
         self.assertIn(self.reloads() - devserve._REPEATED, (0, 1))
         self.assertEqual(self.served.log.count("app.log is written"), 1)
 
+    def test_files_that_get_a_new_name_at_each_import_do_not_reload_without_end(self) -> None:
+        """As of logs with the time in their names."""
+        code = 'import time\nopen(f"data/{time.time()}.log", "w").write("a line")'
+        self.write("data/first.log", "")
+        self.save("v1", f"{{}}\n\n\n{code}")
+        client = self.start("--extra-files", "data")
+        self.served.wait_for(r"data/ is written again and again")
+        self.save("v2", f"{{}}\n\n\n{code}")
+        self.reaches(client, "v2")
+        self.settle()
+        self.assertIn(self.reloads() - devserve._REPEATED, (0, 1))
+
+    def test_configuration_files_that_the_import_reads_are_part_of_the_application(self) -> None:
+        """As of PasteDeploy's, for which `pserve --reload` looks too."""
+        self.write("site.ini", "[app]\ncolour = red\n")
+        read = "import configparser\nread = configparser.ConfigParser()\nread.read('site.ini')"
+        self.save("v1", f"{{'colour': read['app']['colour']}}\n\n\n{read}")
+        client = self.start()
+        self.sees(client, colour="red")
+        self.write("site.ini", "[app]\ncolour = green\n")
+        self.sees(client, colour="green")
+
+    @needs("flask")
+    def test_configuration_that_the_import_does_without_is_waited_for(self) -> None:
+        read = "import flask\nmade = flask.Flask('app')\nmade.config.from_pyfile(HERE + '/own.py', silent=True)"
+        self.save("v1", f"{{'colour': made.config.get('COLOUR')}}\n\n\nHERE = {str(self.folder)!r}\n{read}")
+        client = self.start()
+        self.sees(client, colour=None)
+        for colour in ("red", "green"):
+            self.write("own.py", f"COLOUR = '{colour}'")
+            self.sees(client, colour=colour)
+
+    def test_an_import_that_fails_for_a_data_file_heals_when_that_is_saved(self) -> None:
+        read = "import json\ndata = json.load(open('data/colours.json'))"
+        client = self.start()
+        client.ask()
+        self.save("v2", f"data\n\n\n{read}")
+        self.served.wait_for("FileNotFoundError")
+        self.write("data/colours.json", '{"colour": "red}')
+        self.served.wait_for("JSONDecodeError")
+        self.write("data/colours.json", '{"colour": "red"}')
+        self.sees(client, colour="red")
+
     def test_twenty_edits_in_two_seconds_end_with_the_last(self) -> None:
         client = self.start()
         client.ask()
@@ -19894,6 +19976,21 @@ class ReloadDefersErrors(Reload):
             return answer.status == 200 and answer.json["version"] == version and answer.json
 
         return eventually(look, f"an answer from {version}")
+
+    def test_a_file_that_was_saved_as_utf_16_is_named(self) -> None:
+        """As PowerShell's `>` does; to Python the NUL bytes in it have no place."""
+        self.write("helper.py", "x = 1\n")
+        self.save("v1", "{}\n\n\nimport helper")
+        served = self.serve("app", "--debug")
+        client = self.connect(served)
+        client.ask()
+        (self.folder / "helper.py").write_bytes("x = 1\n".encode("utf-16"))
+        served.wait_for(r"helper\.py\", line 1")
+        eventually(
+            lambda: "helper.py" in client.ask(Accept="text/plain").body.decode(), "the file's name in the answer"
+        )
+        self.write("helper.py", "x = 2\n")
+        eventually(lambda: client.ask().status == 200, "the answer of the mended file")
 
     def test_error_of_syntax_is_shown_at_once_and_mended_by_either_save(self) -> None:
         served = self.serve_debugged()
