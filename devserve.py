@@ -908,7 +908,7 @@ def application_traceback(error: BaseException) -> Optional[TracebackType]:
 
     When all frames are machinery, the answer is None for a SyntaxError, and for what devserve itself says about the
     application, since their messages suffice; for any other error, a fault of devserve's, it is the whole traceback.
-    The frame of the file watcher's `compile` is cut off.
+    The frame of the file watcher's `compile` or `open` is cut off.
     """
     whole: Optional[TracebackType] = raw_slot(error, "__traceback__")
     tb = whole
@@ -917,7 +917,7 @@ def application_traceback(error: BaseException) -> Optional[TracebackType]:
     last = tb
     while last is not None and last.tb_next is not None:
         code = last.tb_next.tb_frame.f_code
-        if code.co_name == "compile" and _is_machinery(code.co_filename, code.co_name):
+        if code.co_name in ("compile", "noted_open") and _is_machinery(code.co_filename, code.co_name):
             last.tb_next = None
         last = last.tb_next
     speaks_for_itself = isinstance(error, SyntaxError) or type(error).__module__ == __name__

@@ -19911,6 +19911,7 @@ def page():
         client.ask()
         self.save("v2", f"data\n\n\n{read}")
         self.served.wait_for("FileNotFoundError")
+        self.assertNotIn("noted_open", self.served.log)
         self.write("data/colours.json", '{"colour": "red}')
         self.served.wait_for("JSONDecodeError")
         self.write("data/colours.json", '{"colour": "red"}')
