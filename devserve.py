@@ -2714,10 +2714,12 @@ def _keep_tracebacks_once() -> None:
 
 def _wrap_django(app: Any) -> Any:
     """Return `app` wrapped so that the project's static files are served in debug mode, as runserver does."""
+    settings, registry = sys.modules["django.conf"].settings, sys.modules["django.apps"].apps
     # Each may be listed by its AppConfig or by one derived from it; the name in that is the same.
-    installed = {config.name for config in sys.modules["django.apps"].apps.app_configs.values()}
+    configs = [config.name for config in registry.app_configs.values()]
+    installed = configs if registry.apps_ready else settings.INSTALLED_APPS  # a bare WSGIHandler() sets nothing up
     is_asked = "django.contrib.staticfiles" in installed and "whitenoise.runserver_nostatic" not in installed
-    if not is_asked or not sys.modules["django.conf"].settings.DEBUG:
+    if not is_asked or not settings.DEBUG:
         return app
     handlers = _import_module("django.contrib.staticfiles.handlers")
     handler = handlers.ASGIStaticFilesHandler if is_asgi(app) else handlers.StaticFilesHandler
@@ -4998,8 +5000,12 @@ class _ConsoleThread(threading.Thread):
         self.given.set()
 
     def run(self) -> None:
-        """Make each evaluation that is given.  An interrupt may come a moment late, that is, anywhere here."""
-        while not self.is_closed:
+        """Make each evaluation that is given; a child that one of them forks ends with that.
+
+        An interrupt may come a moment late, that is, anywhere here.
+        """
+        pid = os.getpid()
+        while not self.is_closed and os.getpid() == pid:
             with contextlib.suppress(KeyboardInterrupt):
                 if self.ahead is None or self.ahead.ended.is_set():
                     self.given.wait()
@@ -5309,7 +5315,7 @@ _HERE = "here"  # in place of the address of a client on this machine
 _WORKERS_LIMIT = 1_000  # clients of which it is remembered that they have a service worker: more than an office has
 _OUR_PAGE = "Use the console on devserve's page."  # the remedy for a request that our script did not send
 _COOKIE_PREFIX = "devserve_"  # the port follows, or the scheme
-_PAGE_VALUES = 16  # in the cookie for pages: more servers than anybody uses on one host; half a kilobyte
+_PAGE_VALUES = 16  # in the cookie for pages, one for each server of the host that was started: half a kilobyte
 _PROXY_HEADER = (  # one by which a proxy or tunnel names itself or its client, and which no browser sends
     "HTTP_(VIA|FORWARDED.*|X_(FORWARDED|ORIGINAL|CLUSTER|CLIENT|REMOTE|REAL|PROX|NGINX|ENVOY|AZURE|SCHEME|SCRIPT|SSL).*"
     "|((TRUE|FASTLY|FLY)_)?CLIENT_IP|CF_.*|CDN_LOOP|TAILSCALE_.*|FRONT_END_HTTPS)"
@@ -5506,7 +5512,7 @@ class Guard:
         refusal = refusal or self._refuses_origin(environ)
         if refusal is None and kind != "application/json":  # any other is one that a form can send
             refusal = Refusal("type", "The debugger takes application/json only.", _OUR_PAGE)
-        if refusal is None and not (self.sends_secret(environ) or self.sends_secret(environ, is_unlocked=False)):
+        if refusal is None and not any(self.sends_secret(environ, is_unlocked) for is_unlocked in (False, True)):
             refusal = Refusal("secret", "The page is from another run of devserve.", "Load the page again.")
         return refusal
 
@@ -5775,7 +5781,8 @@ def _is_equal(given: object, expected: str) -> bool:
 _PREFIX = "/__devserve__"
 _CRASH = "crash/"  # below _PREFIX, where each crash has its page; the id follows
 _RECORDED_BODY = 65_536  # bytes of a request's body that are kept for the page: any form, the beginning of an upload
-_CLIENT_VARIABLES = ("HTTP_COOKIE", "REMOTE_ADDR", "SERVER_PORT", "wsgi.url_scheme")  # that tell us who the client is
+# Of an environ, what tells us who the client is, and for which host it asks.
+_CLIENT_VARIABLES = ("HTTP_COOKIE", "HTTP_HOST", "REMOTE_ADDR", "SERVER_PORT", "wsgi.url_scheme")
 _RECORDED_VARIABLES = frozenset(  # of an environ, besides headers: what the client decides
     "REQUEST_METHOD SCRIPT_NAME PATH_INFO QUERY_STRING CONTENT_TYPE CONTENT_LENGTH REQUEST_URI RAW_URI "
     "SERVER_PROTOCOL wsgi.url_scheme".split()
@@ -6018,7 +6025,11 @@ class _Exchange:
             if not environ["HTTP_COOKIE"]:
                 del environ["HTTP_COOKIE"]
         if "headers_raw" in environ:  # eventlet's
-            environ["headers_raw"] = tuple(pair for pair in environ["headers_raw"] if pair[0].lower() != "cookie")
+            raw = (
+                (key, without_our_cookies(text) if key.lower() == "cookie" else text)
+                for key, text in environ["headers_raw"]
+            )
+            environ["headers_raw"] = tuple(raw)
         self.body = record_body(environ)
         self.contexts: list[Any] = []
         self.head: tuple[str, list[tuple[str, str]]] = ("", [])  # the application's own
@@ -6029,6 +6040,11 @@ class _Exchange:
         self.chunks: Iterator[Any] = iter(())
         if debugger.crashes.crashes:
             debugger.crashes.let_go(_page_key(environ), shown=_is_for_document(environ))
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The environ with the client and the Host that it came with, whatever the application has made of them."""
+        return {**self.environ, **self.client}
 
     def begin(self) -> Iterable[bytes]:
         """Call the application; return its iterable if that cannot fail any more, else this exchange."""
@@ -6156,7 +6172,7 @@ class _Exchange:
         crash, _ = self.keep(error, is_printed=False)
         if not str(self.environ.get("SERVER_SOFTWARE", "")).startswith("devserve"):
             self.debugger.terminal.say(f"devserve: {escape_controls(crash.what)} failed: {self.environ[CRASH_LINK]}")
-        if self.debugger.guard.refuses_reading(self.environ) or crash.report is None:
+        if self.debugger.guard.refuses_reading(self.asked) or crash.report is None:
             return False
         line = _last_line(error, crash.report.link, {name.lower(): value for name, value in self.head[1]})
         if line:
@@ -6202,7 +6218,7 @@ class _Exchange:
 
     def text_about(self, crash: Crash, kind: str, nonce: str, is_fragment: bool) -> str:
         """Return the text of the response about a crash; its report has been read."""
-        refusal = self.debugger.guard.refuses_reading(self.environ)
+        refusal = self.debugger.guard.refuses_reading(self.asked)
         if refusal:
             reason = f"The application failed, and the terminal shows how. {refusal.reason}"
             if kind == "application/json":  # programs expect a report there, with at least a frame
@@ -6212,7 +6228,7 @@ class _Exchange:
             return _write_refusal(refusal._replace(reason=reason), kind, nonce)
         if is_fragment and kind == "text/html" and crash.report:
             return write_fragment(crash.report)
-        return self.debugger.shown(crash, kind, {**self.environ, **self.client}, nonce)
+        return self.debugger.shown(crash, kind, self.asked, nonce)
 
 
 class _NotWSGI(TypeError):
@@ -10707,6 +10723,7 @@ _CONTENT_LIMIT = 1 << 20  # bytes; a larger file is never read, and compared by 
 _FILES_LIMIT = 100_000  # watched files; at about 300 bytes each this bounds the memory at 30 MB
 _YOUNG = 2.0  # seconds after its last edit in which a source may be edited again within the same second
 _REPEATED = 20  # changes of one file in a row, each during an import or within _HEELS after it, that no person makes
+_READ_AT_IMPORT = (".py", ".cfg", ".ini")  # files that are part of the application if its import opens them
 _HEELS = 2.0  # seconds after an import; also seconds without a change after which a file is no longer left out
 _RESTLESS = 5  # a file that does not come to rest within _SETTLE_LIMIT counts as so many changes
 _REMEMBERED = 200  # data files, and files saved last, of which the next process is told: a path and five numbers each
@@ -10840,12 +10857,11 @@ class _ImportRecorder:
 
         def noted_open(open: Callable[..., Any], file: Any, mode: str = "r", *rest: Any, **more: Any) -> Any:
             if "" in self._endings and not set("wax") & set(mode):  # modules such as tokenize keep what `open` was
-                self._note_executed(file, (".py", ".ini"))  # PasteDeploy's, which pserve watches too
-                with contextlib.suppress(TypeError, ValueError, OSError):
+                with contextlib.suppress(TypeError, ValueError, OSError):  # it may be anything
                     path = os.path.abspath(os.fsdecode(file))
                     self.opened.add(path)
-                    if path.endswith((".py", ".cfg")) and not os.path.exists(path):  # `from_pyfile(..., silent=True)`
-                        self.loaded.append((path, None, False))
+                    if path.endswith(_READ_AT_IMPORT) and (os.path.isfile(path) or not os.path.lexists(path)):
+                        self.loaded.append((path, _state(path), False))  # what is missing is waited for
             return open(file, mode, *rest, **more)
 
         self._replace(SourceFileLoader, "path_stats", noted_path_stats)
@@ -10901,10 +10917,10 @@ class _ImportRecorder:
         inherited = 0 if dont_inherit else sys._getframe(1).f_code.co_flags & self._future_flags
         return _compile(source, filename, mode, flags | inherited, True, *rest, **more)
 
-    def _note_executed(self, filename: Any, endings: tuple[str, ...] = ()) -> None:
+    def _note_executed(self, filename: Any) -> None:
         with contextlib.suppress(TypeError, ValueError, OSError):  # it may be anything
             path = os.path.abspath(os.fsdecode(filename))  # where the application is now, as it may call os.chdir
-            if path.endswith(endings or self._endings) and os.path.isfile(path):
+            if path.endswith(self._endings) and os.path.isfile(path):
                 self.loaded.append((path, _state(path), False))
 
 
@@ -11277,7 +11293,7 @@ class _Overwritten:
 
     @staticmethod
     def folder_of(path: str) -> str:
-        """Return the row of a file's folder, where its changes count too: an application may give each a new name."""
+        """Return the row of a file's folder, where new files count: an application may give each another name."""
         return os.path.join(os.path.dirname(path), "")
 
     def is_left_out(self, path: str) -> bool:
@@ -11629,16 +11645,16 @@ class Watcher(native_threading.Thread):
         in `_Overwritten`.
         """
         changed = []
-        too_many: dict[str, bool] = {}  # by folder, since a person may well change many files at once
+        too_many: dict[str, bool] = {}  # by folder: of all files that are new there at once, one counts
         for path, state in news.items():
-            is_same = self._contents.is_same(path, state)
+            is_same, is_new = self._contents.is_same(path, state), self.files.states.get(path) is None
             self.files.states[path] = state
             self._contents.learn(path)
             # A person may well save often, but not while the application is imported, nor data right after a reload.
             counts = self._importing or (hasty and path in self.files.data)
             is_written = not is_same and self._overwritten.is_one_too_many(path, weight if counts else 0)
             folder = self._overwritten.folder_of(path)
-            if counts and path in self.files.data and not (is_same or is_written) and folder not in too_many:
+            if counts and is_new and path in self.files.data and folder not in too_many:
                 too_many[folder] = self._overwritten.is_one_too_many(folder, weight)
             if self._pending or not (is_same or is_written or too_many.get(folder)):
                 changed.append(path)
@@ -14787,7 +14803,7 @@ function renew() {
 // Another tab has unlocked the browser, whose pages have another secret now.  This one gives way, once, to the page
 // under its crash's address, with the same frames: the request might not fail again, or was a POST.
 async function catchUp(why) {
-  const name = "devserve.older", here = page.reloadId + location.pathname, {frame} = find("[data-frame]").dataset;
+  const name = "devserve.older", here = page.reloadId + location.pathname, frame = find("[data-frame]")?.dataset.frame;
   let isFirst = false;
   try {
     isFirst = sessionStorage.getItem(name) !== here;
@@ -14795,6 +14811,7 @@ async function catchUp(why) {
   } catch { isFirst = false; }
   if (!isFirst) return setConsole("closed", why);  // something on the way removes our cookie
   if (storedId || frame === "app") return location.reload();
+  if (!frame) return setConsole("closed", why);
   const reply = await ask("source", {frame});
   if (reply.error) return setConsole("closed", explain(reply));  // the frames are gone, but not what is shown here
   location.assign(page.prefix + "/crash/" + frame.split("-")[0]);

@@ -3710,6 +3710,16 @@ class FindingFrameworks(FindingFolder):
             self.assertEqual(outcome.count("answered 404"), 2, outcome)
 
     @needs("django")
+    def test_django_serves_static_files_for_a_bare_handler_too(self) -> None:
+        more = "STATIC_URL='static/', INSTALLED_APPS=['django.contrib.staticfiles'], "
+        more += f"STATICFILES_DIRS=[{str(self.folder)!r}],"
+        text = textwrap.dedent(self.DJANGO.format(more=more, view="raise Boom"))
+        text = text.replace("core.wsgi import get_wsgi_application", "core.handlers.wsgi import WSGIHandler")
+        text = text.replace("get_wsgi_application()", "WSGIHandler()")
+        outcome = self.outcome(text, "/static/site_app.py")
+        self.assertEqual(outcome.count("answered 200 OK"), 2, outcome)
+
+    @needs("django")
     def test_django_is_given_the_settings_of_its_manage_py(self) -> None:
         self.write("config/__init__.py", "")
         for name, debug in (("local", True), ("production", False), ("test", False)):
@@ -6053,7 +6063,6 @@ class ConsolePrompt(unittest.TestCase):
             "('', '', [], False)\n",
         )
 
-    @unittest.skipUnless(CAN_INTERRUPT, "needs an interpreter that can interrupt a thread")
     def test_what_is_kept_by_thread_survives_from_line_to_line(self) -> None:
         """As a session of SQLAlchemy's scoped_session, or a connection of Django's with its transaction."""
         self.typed("import sqlite3, threading; local = threading.local(); local.session = 'open'")
@@ -6068,15 +6077,21 @@ class ConsolePrompt(unittest.TestCase):
         code = "for n in (5, 50): print(end=f'\\r{n}%')\n"
         self.assertEqual(self.typed(code + "\nprint('\\r100%\\r')\nprint('a\\r\\nb')"), "100%\na\nb\n")
 
+    @unittest.skipUnless(CAN_INTERRUPT, "needs an interpreter that can interrupt a thread")
     def test_what_runs_is_interrupted_and_its_thread_ends_when_the_console_is_closed(self) -> None:
         evaluation = self.console.run("while True: pass\n", 0)
         self.assertTrue(evaluation.running)
         (thread,) = (each for each in threading.enumerate() if each is self.console.thread)
         self.console.close()
-        if sys.implementation.name != "pypy":  # it has no way to interrupt
-            thread.join(DEADLINE)
-            self.assertFalse(thread.is_alive())
+        thread.join(DEADLINE)
+        self.assertFalse(thread.is_alive())
 
+    @unittest.skipUnless(hasattr(os, "fork"), "needs fork")
+    def test_a_child_that_is_forked_ends_with_its_evaluation(self) -> None:
+        self.assertEqual(self.typed("import os; pid = os.fork()"), "")
+        self.assertEqual(self.typed("os.waitpid(pid, 0) == (pid, 0)"), "True\n")
+
+    @unittest.skipUnless(CAN_INTERRUPT, "needs an interpreter that can interrupt a thread")
     def test_late_interrupts_cost_no_evaluation(self) -> None:
         for number in range(200):
             evaluations = []
@@ -6094,6 +6109,7 @@ class ConsolePrompt(unittest.TestCase):
             self.assertRegex(evaluations[0].output, "end|KeyboardInterrupt")
             self.assertEqual(self.typed("number + 1"), "42\n")
 
+    @unittest.skipUnless(CAN_INTERRUPT, "needs an interpreter that can interrupt a thread")
     def test_interrupts_an_evaluation_that_runs_away(self) -> None:
         begun = threading.Event()
         self.console.namespace["begun"] = begun
@@ -7119,6 +7135,35 @@ class GuardSecrets(Debugged):
         cookie = {"HTTP_COOKIE": self.cookies_of({"REMOTE_ADDR": "127.0.0.1"})}
         self.assertTrue(self.guard.knows({**cookie, "REMOTE_ADDR": "::1"}))
         self.assertFalse(self.guard.has_cookie({**cookie, "REMOTE_ADDR": "10.0.0.5"}))
+
+    def test_a_host_that_the_application_takes_from_a_header_changes_nothing(self) -> None:
+        """As Werkzeug's ProxyFix does, inside of the application."""
+
+        def fixed(environ: Any, start_response: Any) -> Any:
+            for name in ("HOST", "PORT", "PROTO"):
+                key = {"HOST": "HTTP_HOST", "PORT": "SERVER_PORT", "PROTO": "wsgi.url_scheme"}[name]
+                environ[key] = environ.get(f"HTTP_X_FORWARDED_{name}", environ[key])
+            raise RuntimeError("a secret of the source")
+
+        self.install(fixed, validate=False)
+        theirs: dict[str, Any] = {"Host": f"evil.example:{self.port}", "X_Forwarded_Host": f"localhost:{self.port}"}
+        for accept in ("text/html", "application/json", "text/plain"):
+            answer = self.ask("/", Accept=accept, **theirs)
+            self.assertNotIn("a secret of the source", answer.text)
+            self.assertNotIn("data-secret", answer.text)
+        ours: dict[str, Any] = {
+            "X_Forwarded_Host": "example.com",
+            "X_Forwarded_Port": "443",
+            "X_Forwarded_Proto": "https",
+        }
+        browser = {"HTTP_SEC_FETCH_SITE": "none"}
+        sent: dict[str, Any] = {
+            "Sec_Fetch_Site": "none",
+            "Sec_Fetch_Dest": "document",
+            "Cookie": self.cookies_of(browser),
+        }
+        unlocked = self.guard.secret_for({**browser, "HTTP_COOKIE": self.cookies_of(browser)})
+        self.assertIn(unlocked, self.ask("/", **sent, **ours).text)
 
     def test_secret_is_in_documents_only_and_what_the_browser_opens_has_no_opener(self) -> None:
         for path in ("/", "/__devserve__/console"):
@@ -18388,6 +18433,25 @@ class BrowserConsole(InBrowser):
         self.page.locator(".console .why", has_text="Load the page again").first.wait_for()
         self.assertEqual(len(loads), 2)
 
+    def test_a_page_without_frames_says_so_when_another_tab_unlocks(self) -> None:
+        self.served.ask("/key")
+        id = re.findall(r"crash/(\w+)", self.served.get("/__devserve__/"))[0]
+        self.open("/key")  # the frames of the earlier one are let go
+        self.open(f"/__devserve__/crash/{id}")
+        other = self.page.context.new_page()
+        other.goto(self.served.wait_for(r"(http\S+/unlock\?token=\w+)").group(1))
+        self.until("!document.querySelector('[data-frame]') && document.querySelector('#state')?.textContent === ''")
+        self.assertNotIn("does not answer", self.page.inner_text("body"))
+
+    def test_a_console_whose_browser_has_lost_its_cookies_takes_the_pin_again(self) -> None:
+        self.prompt()
+        self.type("kept = 41")
+        self.page.context.clear_cookies()
+        self.page.locator(".console button.sign").first.wait_for()
+        self.unlock().wait_for()
+        self.until("document.activeElement.tagName === 'TEXTAREA'")
+        self.assertIn("42", self.type("kept + 1"))
+
     def test_a_crash_that_is_gone_leaves_its_page_when_another_tab_unlocks(self) -> None:
         self.open("/key?first")
         self.page.locator(".console button.sign").first.wait_for()
@@ -19885,15 +19949,30 @@ def page():
         self.settle()
         self.assertIn(self.reloads() - devserve._REPEATED, (0, 1))
 
-    def test_configuration_files_that_the_import_reads_are_part_of_the_application(self) -> None:
+    def test_configuration_files_that_the_import_reads_or_looks_for_are_part_of_the_application(self) -> None:
         """As of PasteDeploy's, for which `pserve --reload` looks too."""
-        self.write("site.ini", "[app]\ncolour = red\n")
-        read = "import configparser\nread = configparser.ConfigParser()\nread.read('site.ini')"
-        self.save("v1", f"{{'colour': read['app']['colour']}}\n\n\n{read}")
-        client = self.start()
-        self.sees(client, colour="red")
-        self.write("site.ini", "[app]\ncolour = green\n")
-        self.sees(client, colour="green")
+        for name in ("site.ini", "site.cfg"):
+            read = f"import configparser\nread = configparser.ConfigParser()\nread.read({name!r})"
+            self.save("v1", f"{{'colour': read.get('app', 'colour', fallback='none')}}\n\n\n{read}")
+            with self.subTest(name):
+                client = self.start()
+                self.sees(client, colour="none")
+                for colour in ("red", "green"):
+                    self.write(name, f"[app]\ncolour = {colour}\n")
+                    self.sees(client, colour=colour)
+                self.served.stop()
+
+    def test_different_files_that_are_saved_one_after_the_other_all_count(self) -> None:
+        """As of a script that compiles translations, each right after the reload for the one before."""
+        code = "import glob\nread = {name: open(name).read() for name in glob.glob('data/*.mo')}"
+        for number in range(devserve._REPEATED + 5):
+            self.write(f"data/{number:02}.mo", "old")
+        self.save("v1", f"{{'old': list(read.values()).count('old')}}\n\n\n{code}")
+        client = self.start("--extra-files", "data")
+        for number in range(devserve._REPEATED + 5):
+            self.sees(client, old=devserve._REPEATED + 5 - number)
+            self.write(f"data/{number:02}.mo", "new")
+        self.sees(client, old=0)
 
     @needs("flask")
     def test_configuration_that_the_import_does_without_is_waited_for(self) -> None:
