@@ -4635,11 +4635,11 @@ def write_fragment(report: Report) -> str:
 # A Python prompt in the namespace of a frame, and the store that keeps the last crashes with their frames.  Room 8
 # decides who may use them.  May know foreign code (2) and how tracebacks are read (5).
 #
-# A crash keeps its frames from `Crash.keep` to `Crash.let_go`, which is called when the same request is made again, or
-# when CRASH_LIMIT later crashes have replaced it; a reload ends them too.  Its report, which is plain data, stays when
-# only the frames are let go.
+# A crash keeps its frames from `Crash.keep` to `Crash.let_go`, which is called when the same request is made again (by
+# a person, if there is a page of the crash), and when CRASH_LIMIT later crashes have replaced it; a reload ends them
+# too.  Its report, which is plain data, stays when only the frames are let go.
 #
-# Each evaluation has a thread of its own.  If it takes long, it goes on in that thread while the page asks again and
+# Each console has a thread of its own.  If an evaluation takes long, it goes on there while the page asks again and
 # again for what it has printed (`Console.output`), and may interrupt it.  Its output goes to an `_Output`: a `_Stream`
 # replaces sys.stdout and the like, sees by the context whether an evaluation is writing, and passes on what everybody
 # else writes.  What the code awaits runs on the application's loop, if there is one, and so does a statement that
@@ -10655,11 +10655,11 @@ class _StartupFailed(Exception):
 # polling sees every kind of save on every file system, also on a network's and on one that a container has from its
 # host.  The room may know foreign code (2).  It is given paths and callbacks; it does not know what is served.
 #
-# Files come to be watched in three ways.  `_ImportRecorder` notes each Python file when the process reads it, and
-# `_Files.adopt` takes over these notes.  `_Files.add_places` adds files, folders and globs that were asked for.
-# `Watcher.watch_data` adds the folders that a framework reads, each with a function that may deal with a change so
-# that no reload is needed.  A module that was looked for in vain has no file yet; it is awaited in the folders where
-# it would have been found.
+# Files come to be watched in three ways.  `_ImportRecorder` notes each Python file when the process reads it, and of
+# what the import opens, `_READ_AT_IMPORT`; `_Files.adopt` takes over these notes.  `_Files.add_places` adds files,
+# folders and globs that were asked for.  `Watcher.watch_data` adds the folders that a framework reads, each with a
+# function that may deal with a change so that no reload is needed.  A module that was looked for in vain has no file
+# yet; it is awaited in the folders where it would have been found.
 #
 # `Watcher.run` makes a round every `_INTERVAL`.  In a round it adds what was loaded since the last one, lists some
 # folders, and calls `os.stat` for some files.  `_Rounds` chooses these, so that all rounds together cost a small share
