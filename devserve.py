@@ -1166,8 +1166,9 @@ def hand_over(environ: Mapping[str, Any], error: BaseException) -> str:
 def is_debugged(ident: int, debuggers: str = _DEBUGGERS) -> bool:
     """Return whether a thread waits at the prompt of a debugger such as pdb, or is stopped by an editor's debugger.
 
-    Then the debugger's frames are inside of the application's or ours.  A thread that has no other frames is the
-    debugger's own, such as the one in which IPython writes its history, and is not meant.
+    Then the debugger's frames are inside of the application's or ours, though what was typed there may have called the
+    application again.  A thread that has no other frames is the debugger's own, such as the one in which IPython
+    writes its history, and is not meant.
     """
     is_waiting = is_inner = False
     for frame in outer_frames(sys._current_frames().get(ident)):
@@ -5010,7 +5011,7 @@ class _ConsoleThread(threading.Thread):
                 if self.ahead is None or self.ahead.ended.is_set():
                     self.given.wait()
                     self.given.clear()
-                elif self.ahead.has_begun:
+                elif self.ahead.has_begun:  # a late interrupt came before it could say that it has ended
                     self.ahead.ended.set()
                 else:
                     self.ahead.run()
