@@ -1985,6 +1985,7 @@ def _remedy_outside_environment() -> str:
 # The functions that start a server, or a reloader, by the module that defines them.
 _SERVERS = {
     "socketserver": ("BaseServer.serve_forever",),  # wsgiref's server among them
+    "devserve": ("DevServer.serve_forever",),
     "werkzeug.serving": ("run_simple",),
     # Reloaders, which would start us again and again
     "werkzeug._reloader": ("run_with_reloader",),
@@ -2677,17 +2678,30 @@ def _open_webpy(app: Any) -> None:
 def _open_django(app: Any) -> None:
     """Have Django's function that makes its error page hand the exception to the debugger instead.
 
-    So signals are sent once, and every middleware gets a response, as under runserver.  If the project's settings have
-    DEBUG_PROPAGATE_EXCEPTIONS, True or False, we change nothing.
+    So signals are sent once, and every middleware gets a response, as under runserver.  With DEBUG = False Django
+    answers with the page for the public, and logs nothing to a terminal, so the debugger is told by a signal.  If the
+    project's settings have DEBUG_PROPAGATE_EXCEPTIONS, True or False, we change nothing.
     """
     settings = sys.modules["django.conf"].settings
-    if not settings.DEBUG or settings.is_overridden("DEBUG_PROPAGATE_EXCEPTIONS"):
+    if settings.is_overridden("DEBUG_PROPAGATE_EXCEPTIONS"):
+        return
+
+    def tell(request: Any = None, **_: Any) -> None:
+        error = sys.exc_info()[1]
+        if error is not None:
+            hand_over(environ_of(request), error)
+
+    def environ_of(request: Any) -> Any:
+        return getattr(request, "environ", None) or getattr(request, "scope", {})
+
+    if not settings.DEBUG:
+        _import_module("django.core.signals").got_request_exception.connect(tell, weak=False)
         return
     debug: Any = _import_module("django.views.debug")
     own = debug.technical_500_response
 
     def technical_500_response(request: Any, kind: Any, error: Any, traceback: Any, status_code: int = 500) -> Any:
-        text = hand_over(getattr(request, "environ", None) or getattr(request, "scope", {}), error)
+        text = hand_over(environ_of(request), error)
         if not text:
             return own(request, kind, error, traceback, status_code)
         request.devserve_has_told = True
@@ -4494,9 +4508,9 @@ def _write_around(report: Report) -> _Markup:
     """Return the request, and the report as text and as Markdown, to be copied."""
     pieces, request = [], report.request
     if request:
-        for title, rows in (("Form", request.form), ("Headers", request.headers), ("Environ", request.environ)):
+        for title, rows in (("Body", request.form), ("Headers", request.headers), ("Environ", request.environ)):
             lines = _joined(_fill_template(ROW, name=name, text=_fold_text(text)) for name, text in rows)
-            is_open = " open" if title == "Form" else ""
+            is_open = " open" if title == "Body" else ""
             table = _fill_template(TABLE, title=title, count=len(rows), rows=lines, open=is_open)
             pieces += [table] if rows else []
     text = write_text(report._replace(text=_cut_message(report)))
@@ -4510,7 +4524,7 @@ def _fold_text(text: str) -> _Markup:
     if _fits(text, *_FLAT_VALUE):
         return _escape(text)
     start = "\n".join(text[:_SHORT_TEXT].split("\n")[: _FLAT_VALUE[1]])
-    return _fill_template(LONG, start=start, size=f"{len(text):,} characters", text=text)
+    return _fill_template(LONG, start=start, text=text)
 
 
 def _one_line(text: str) -> str:
@@ -6094,7 +6108,7 @@ class _Exchange:
             return
         if chunk is not None or self.environ.get("REQUEST_METHOD") == "HEAD":
             raise self.handed[-1]
-        self.keep(self.handed.pop(), is_printed=True)
+        self.keep(self.handed[-1], is_printed=True)
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -6126,6 +6140,8 @@ class _Exchange:
     def close(self) -> None:
         """Close the application's iterable, as a server must, and drop contexts that refer to the environ."""
         self.contexts.clear()
+        if self.handed and not nobody_listens(self.handed[-1], self.environ):
+            self.keep(self.handed[-1], is_printed=True)  # as after a HEAD, for which no server asks for the body
         close = getattr(self.app_iter, "close", None)
         if close is not None:
             self.sent, self.head = True, ("", [])  # from here on nothing can be sent any more
@@ -6154,10 +6170,9 @@ class _Exchange:
 
         Raises the exception again when the server has sent the headers after all (PEP 3333, start_response).
         """
+        status, kept = self.head if any(error is each for each in self.handed) else ("500 Internal Server Error", [])
         crash, trouble = self.keep(error, is_printed=not getattr(self.debugger.app, "deferred", False))
         headers, page = self.error_response(error, crash, trouble)
-        status, kept = self.head if any(error is each for each in self.handed) else ("500 Internal Server Error", [])
-        self.handed.clear()
         ours = {name.lower() for name, _ in headers}
         headers += [(name, value) for name, value in kept if name.lower() not in ours | _ABOUT_CONTENT]
         self.start_response(status, headers, sys.exc_info())
@@ -6186,6 +6201,7 @@ class _Exchange:
         The environ gets the link for the terminal, and is replaced by a copy with the server's own SCRIPT_NAME and
         PATH_INFO, which the application may have changed.
         """
+        self.handed.clear()
         environ = {**self.environ, "SCRIPT_NAME": self.script_name, "PATH_INFO": self.path}
         for key in (PRESERVE_CONTEXT, ON_EXCEPTION):
             environ.pop(key, None)
@@ -14253,7 +14269,7 @@ UNFOLD = """<button type="button" class="unfold js" aria-expanded="false" data-p
 INSIDE = """<dl class="inside">{rows}</dl>"""
 
 # A long text: its beginning, and the whole text when it is opened.
-LONG = """<details class="long"><summary><span class="start">{start}…</span><span class="more">{size}</span></summary>\
+LONG = """<details class="long"><summary><span class="start">{start}…</span><span class="more"></span></summary>\
 {text}</details>"""
 
 # Around the exception: request, environ, copies.
@@ -14307,6 +14323,8 @@ h1 { margin: 20px 0 14px; font: 19px/1.45 var(--mono); overflow-wrap: anywhere }
   border: 1px solid var(--rule); border-radius: 5px; background: var(--paper); font-size: 14px }
 html:not(.js) .later:empty::before { content: "Reading the values needs scripts"; color: var(--soft) }
 .more { margin-left: 8px; color: var(--link); font: 13px var(--sans); white-space: nowrap }
+.more::before { content: "show all" }
+.long[open] > summary > .more::before { content: "show less" }
 .hint, .note { margin: -6px 0 14px; max-width: 110ch; white-space: pre-wrap; overflow-wrap: anywhere }
 .hint::before { content: "→ "; color: var(--red) }
 .note { padding-left: 12px; border-left: 3px solid var(--rule); font: 13px/1.55 var(--mono) }

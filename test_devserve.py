@@ -2891,6 +2891,7 @@ class FindingServers(FindingFolder):
 
     SERVERS: ClassVar[dict[str, str]] = {
         "wsgiref": "from wsgiref.simple_server import make_server\nmake_server('127.0.0.1', 0, app).serve_forever()",
+        "devserve": "import devserve\ndevserve.make_server(app, '127.0.0.1', 0).serve_forever()",
         "werkzeug": "from werkzeug.serving import run_simple\nrun_simple('127.0.0.1', 0, app)",
         "bottle": "import bottle\nbottle.run(app, port=0)",
         "uvicorn": "import uvicorn\nuvicorn.run(app)",
@@ -3651,6 +3652,20 @@ class FindingFrameworks(FindingFolder):
                 more = f"LOGGING_CONFIG=None, DEBUG_PROPAGATE_EXCEPTIONS={value},"
                 lines = self.outcome(self.DJANGO.format(more=more, view="raise Boom")).splitlines()
                 self.assertEqual([line[: len(end)] for line in lines if line[:6] in ("raised", "answer")], [end] * 2)
+
+    @needs("django")
+    def test_django_tells_of_an_exception_that_it_answers_for_the_public(self) -> None:
+        text = textwrap.dedent(self.DJANGO.replace("DEBUG=True", "DEBUG=False").format(more="", view="raise Boom"))
+        notes = """
+            def wrapped(environ, start_response):
+                answer = site(environ, start_response)
+                print("told of", environ["devserve.on_exception"].__self__)
+                return answer
+            site, application = application, wrapped
+        """
+        lines = self.outcome(text + textwrap.dedent(notes)).splitlines()
+        self.assertEqual(lines[0::2], ["told of [Boom()]"] * 2)
+        self.assertEqual([line[:33] for line in lines[1::2]], ["answered 500 Internal Server Erro"] * 2)
 
     @needs("django")
     def test_django_asks_for_a_page_with_a_status_of_its_own_too(self) -> None:
@@ -8648,6 +8663,25 @@ class DebuggerHandedOver(Debugged):
         self.assertEqual((answer.status, answer.headers["X-Around"], answer.text), (503, "yes", ""))
         self.assertEqual((answer.headers["Content-Type"], answer.headers["ETag"]), ("text/html; charset=utf-8", None))
         self.assertEqual(self.printed.count("Traceback"), 1)
+
+    def test_an_answer_that_the_server_does_not_ask_for_is_told_too(self) -> None:
+        class Gone(Exception):
+            nobody_listens = True  # says only that a client has gone
+
+        def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+            text = devserve.hand_over(environ, errors[-1])
+            start_response("500 Internal Server Error", [("Content-Type", "text/plain")])
+            return iter([text.encode()])
+
+        self.install(app)
+        errors: list[Exception] = []
+        for error in KeyError("told"), Gone("not told"):
+            errors.append(error)
+            environ: dict[str, Any] = {"REQUEST_METHOD": "HEAD"}
+            setup_testing_defaults(environ)
+            exchange: Any = self.debugger(environ, lambda *_: print)
+            exchange.close()
+        self.assertEqual(self.printed.count("crash/"), 1, self.printed)
 
     def test_another_answer_of_the_application_is_its_own_and_the_terminal_is_told(self) -> None:
         for body in (lambda text: [b"own"], lambda text: iter([b"own"])):
