@@ -1789,7 +1789,8 @@ def _existing_file(target: str) -> str:
     path = os.path.abspath(target)
     folder = os.path.dirname(path)
     found = next(filter(os.path.isfile, (os.path.join(path, "__init__.py"), path, f"{path}.py")), "")
-    if os.path.basename(found) == "manage.py" and _is_djangos(found):
+    makes_app = rf"(?m)^{_APP_NAMES}\b[^=\n]*=(?!=)"  # a whole Django site may be this one file
+    if os.path.basename(found) == "manage.py" and _is_djangos(found) and not re.search(makes_app, _text_of(found)):
         return default_file(folder)
     if found and _not_python(found):
         raise DevserveError(_not_python(found))
@@ -1936,13 +1937,15 @@ def import_remedy(error: BaseException) -> str:
     text = call_bounded(partial(str, error), _TEXT_SECONDS)[0] or ""
     if "null bytes" in text:
         return "a file is saved as UTF-16, as PowerShell's > does it: save it as UTF-8"
-    if not isinstance(error, ImportError):
+    in_vain = re.match(r"(?:partially initialized )?module '(\w+)' has no attribute", text)
+    if not isinstance(error, ImportError) and not (type(error) is AttributeError and in_vain):
         return ""
     if "no known parent package" in text:
         return "the file is in no package: write the import without the dot, or put an __init__.py beside it"
-    name = (error.name or "").partition(".")[0]
-    folder, file = os.path.split(error.path or own_dict(sys.modules.get(name)).get("__file__") or "")
-    if folder == os.getcwd() and name == file.partition(".")[0]:
+    name = in_vain[1] if in_vain else (getattr(error, "name", "") or "").partition(".")[0]
+    found = getattr(error, "path", "") or own_dict(sys.modules.get(name)).get("__file__")
+    folder, file = os.path.split(found or os.path.abspath(f"{name}.py"))
+    if folder == os.getcwd() and name == file.partition(".")[0] and os.path.isfile(os.path.join(folder, file)):
         from importlib.machinery import PathFinder
 
         if PathFinder.find_spec(name, [entry for entry in sys.path if entry not in ("", folder)]):
@@ -2157,9 +2160,9 @@ def _name_remedy(thing: Any, holder: str, name: str = "", *, is_module: bool = F
     A submodule whose name is only similar is named if a module was asked for, or if nothing looks like an application.
     """
     folder = next(iter(getattr(thing, "__path__", ())), "")
-    separator = os.sep if re.search(r"[/\\]", holder) else "."
+    joined = os.path.join if re.search(r"[/\\]", holder) else "{}.{}".format
     stems = [file.removesuffix(".py") for file in _names_in(folder) if not file.startswith("_")]
-    modules = {stem: f"{holder}{separator}{stem}" for stem in stems if "." not in stem}
+    modules = {stem: joined(holder, stem) for stem in stems if "." not in stem}
     likely, imported = _candidates(thing)
     apps = {each: f"{holder}{'.' if ':' in holder else ':'}{each}" for each in (*dir(thing), *likely)}
     first, dot, rest = name.partition(".")
@@ -2256,6 +2259,8 @@ def _module_remedy(module: ModuleType, target: str) -> str:
         return f"; did you mean {started[1]!r}, which it starts?"
     if re.search(r"^\s*(?:if|match)\b.*\b__name__\b", text, re.MULTILINE):
         return f", which makes it under if __name__ == '__main__' only; make it above: {used.example or 'app = ...'}"
+    if re.search(rf"^\s+{_APP_NAMES} *=(?!=)", text, re.MULTILINE):
+        return f", which makes it inside of a function or a class; make it outside: {used.example or 'app = ...'}"
     if used.example:
         return f"; make one: {used.example}"
     nearby = "" if _offers_app(path) else _folder_remedy(os.curdir, "")
@@ -2707,7 +2712,8 @@ def _open_django(app: Any) -> None:
         request.devserve_has_told = True
         tried = [place for missing in (*getattr(error, "chain", ()), error) for place in getattr(missing, "tried", ())]
         if tried and not hasattr(error, "__notes__"):
-            error.__notes__ = [f"Django tried {origin} ({status})" for origin, status in tried]  # PEP 678
+            places = dict.fromkeys(f"Django tried {origin} ({status})" for origin, status in tried)
+            error.__notes__ = ["\n".join(places)]  # PEP 678
         return sys.modules["django.http"].HttpResponse(text, status=status_code)
 
     debug.technical_500_response = technical_500_response
@@ -3071,11 +3077,12 @@ class _ReportBuilder:
     def notes(self, error: BaseException) -> Iterator[str]:
         """Yield the notes that were added (PEP 678), one that is no text as its repr; then what Django says beside."""
         notes = own_dict(error).get("__notes__", ())
-        for note in notes[:_LIST_LIMIT] if type(notes) in (list, tuple) else [notes]:
-            yield note if type(note) is str else _safe_repr(note, _TEXT_LIMIT, self.seconds())
+        notes = notes[:_LIST_LIMIT] if type(notes) in (list, tuple) else [notes]
+        told = [note if type(note) is str else _safe_repr(note, _TEXT_LIMIT, self.seconds()) for note in notes]
+        yield from told
         tried: Any = own_dict(error).get("tried") if type(error).__name__ == "TemplateDoesNotExist" else ()
         lines, _ = call_safely(lambda: [f"{origin.name} ({status})" for origin, status in tried[:_LIST_LIMIT]])
-        if lines:
+        if lines and not any(note.startswith("Django tried") for note in told):
             yield "\n".join(["Django looked in:", *lines])
 
     def frames(self, error: BaseException, positions: list[FramePosition]) -> list[FrameView]:
@@ -3307,8 +3314,10 @@ def _named_places(error: BaseException, seconds: float) -> Iterator[FrameView]:
     if isinstance(django, dict) and isinstance(django.get("line"), int):
         yield _django_place(django, error, seconds)
     elif type(error).__module__ == "mako.exceptions" and isinstance(attributes.get("lineno"), int):
-        filename = str(attributes.get("filename") or "")
-        yield _view_at("template", filename, attributes["lineno"], "template", _read_source(filename))
+        filename, text = str(attributes.get("filename") or "<string>"), attributes.get("source")
+        lines, missing = _read_source(filename)
+        lines = lines or (text.split("\n") if isinstance(text, str) else [])  # a template that was made from a text
+        yield _view_at("template", filename, attributes["lineno"], "template", (lines, "" if lines else missing))
 
 
 def _syntax_place(error: SyntaxError, filename: str, lineno: int) -> FrameView:
@@ -3407,7 +3416,12 @@ def _mako_line(line: _TemplateLine, names: dict[str, Any]) -> _TemplateLine:
     mako = sys.modules["mako.template"]
     info = mako._get_module_info(line.filename)
     numbers = mako.ModuleInfo.get_module_source_metadata(info.code, full_line_map=True)["full_line_map"]
-    filename = str(info.template_filename or names["_template_uri"])
+    filename = str(info.template_filename or "")
+    if not filename:  # a template that was made from a text, whose "uri" is its compiled module's
+        import linecache
+
+        filename = f"<{names['_template_uri']}>"
+        linecache.cache[filename] = len(info.source), None, info.source.splitlines(keepends=True), filename
     return line._replace(filename=filename, lineno=numbers[line.lineno - 1])
 
 
@@ -3775,7 +3789,13 @@ def _signature_meant(text: str, position: FramePosition) -> str:
     for value in _values_named(position, whole_lines=True) if called else ():  # PyPy marks the method alone
         function = _called_function(value)
         if called and function and called.group(1) in (function.__qualname__, function.__name__):
-            signature = partial("{0.__qualname__}{1}".format, function, inspect.signature(function))
+            meant = inspect.signature(function)
+            hidden = type("", (), {"__repr__": lambda self: _MASK})()
+            parameters = [
+                each.replace(default=hidden) if _is_secret(each.name) and each.default is not each.empty else each
+                for each in meant.parameters.values()
+            ]
+            signature = partial("{0.__qualname__}{1}".format, function, meant.replace(parameters=parameters))
             return f"It takes {shown_text(mask_secrets(_text_or_why(*call_safely(signature))), _VALUE_LIMIT)}."
     return ""
 
@@ -7591,6 +7611,16 @@ class _Connection:
         """Return whether something can be received within `seconds`."""
         return bool(self.pending()) or wait_until_ready([self.sock], seconds)
 
+    def watch(self, other: socket.socket, *, reads: bool, is_due: bool) -> None:
+        """Wait until `other` can be read or, with `reads`, the client has sent something or has gone.
+
+        A client whose data `is_due` is given up as in `receive_into`.  Without `reads` the socket is left out, as the
+        connection's end would wake us again and again.
+        """
+        sockets = [other, self.sock] if reads else [other]
+        if not wait_until_ready(sockets, _SILENCE_TIMEOUT if reads and is_due else None):
+            raise _ClientGone("timed out")
+
     def receive_into(self, buffer: Any) -> int:
         """Read as much as there is into `buffer`, at least one byte; raise `_ClientGone` when none comes."""
         if not self.buffer:
@@ -7737,7 +7767,8 @@ class _Connection:
 _TEXT = bytes(set(range(0x20, 0x100)) - {0x7F}) + b"\t"  # what may stand in a line; the rest are control characters
 _FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 section 5.6.2
 _HOST = re.compile(
-    r"(?:\[[0-9A-Fa-f:.]+(?:%[0-9A-Za-z\-._~%]+)?\]|[0-9A-Za-z\-._~!$&'()*+;=%]*)(?::[0-9]*)?"
+    r"(?:\[(?:[0-9A-Fa-f:.]+(?:%[0-9A-Za-z\-._~%]+)?|v[0-9A-Fa-f]+\.[0-9A-Za-z\-._~!$&'()*+,;=:]+)\]"
+    r"|[0-9A-Za-z\-._~!$&'()*+;=%]*)(?::[0-9]*)?"
 )  # RFC 3986, 3.2.2; RFC 6874
 _ABSOLUTE = re.compile(r"https?://([^/?#@]+)((?:[/?][^#]*)?)", re.IGNORECASE)  # a target as sent to a proxy
 _ONCE = frozenset({"HTTP_HOST", "CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING"})  # twice, they would mean two messages
@@ -9601,8 +9632,8 @@ class _HttpRequest:
                 # If the client wants no body, the application sends on all the same, until the client asks for more.
                 # An event stream ends, as that request would wait for the stream's next piece.
                 while more and self.is_bodiless and not (self.is_endless or self.has_ended or self.connection.buffer):
+                    self.note_written(len(piece))  # though it is left out, or `send` would wait for it
                     piece, more = self.next_message()
-                    self.note_written(len(piece))
                     if self.may_read():
                         self.take_in()
             finally:
@@ -9624,7 +9655,6 @@ class _HttpRequest:
 
     def watch_client(self) -> Any:
         """Return the next item of `outbox`; meanwhile take what comes from the client.  Raises ConnectionError."""
-        sock = self.connection.sock
         try:
             with _Wakeup() as wakeup:
                 self.wake = wakeup.wake
@@ -9633,8 +9663,7 @@ class _HttpRequest:
                         self.connection.read_ahead()  # raises the error that stands for the connection's end
                     reads = self.may_read()
                     if not (reads and self.take_in()):
-                        # If it waited for the socket without reading, the connection's end would wake it without end.
-                        wait_until_ready([wakeup.here, sock] if reads else [wakeup.here], None)
+                        self.connection.watch(wakeup.here, reads=reads, is_due=self.has_more)
                         wakeup.clear()
             return self.outbox.get()
         except BaseException:  # the client has gone, or what it sends is not HTTP
@@ -9763,8 +9792,8 @@ class _HttpRequest:
             self.add(_checked_bytes(message), bool(message.get("more_body", False)))
         else:
             raise _BrokenProtocol(f"the application sent {kind!r}; expected is {_EXPECTED[self.phase]}")
-        if self.sent - self.written > _HIGH_WATER:
-            await self.drain()
+        if self.phase != _COMPLETE and self.sent - self.written > _HIGH_WATER:
+            await self.drain()  # not after the last piece, as nothing follows it
 
     def start(self, message: _Message) -> None:
         """Begin the response; nothing of it is sent before the first piece of its body is known."""
@@ -10571,13 +10600,16 @@ def is_disconnect(error: Optional[BaseException], depth: int = 20) -> bool:
 
 # -- the application's life
 
+# What requests have and the lifespan has not: an application that misses one of these takes it for a request.
+_REQUEST_KEYS = ("path", "raw_path", "query_string", "method", "headers", "scheme", "client", "server", "body")
+
 
 class _Lifespan:
     """The `lifespan` scope: the application's startup before the first request, its shutdown after the last.
 
     The application is called once for both, in a task of its own.  If it raises an exception before it has called
-    `receive`, it has no lifespan (so says the specification).  If it raises one later, its startup has failed; after
-    the startup, the exception is reported.  Everything here runs on the loop.
+    `receive`, or takes the lifespan for a request, it has no lifespan (so says the specification).  If it raises one
+    later, its startup has failed; after the startup, the exception is reported.  Everything here runs on the loop.
     """
 
     def __init__(self, bridge: AsgiBridge) -> None:
@@ -10609,7 +10641,9 @@ class _Lifespan:
             if self.is_started.is_set():
                 if not self.is_stopped.is_set():
                     self.bridge.report_later(error, None, "the application's lifespan failed")
-            elif self.asked:
+            elif self.asked and not (
+                isinstance(error, KeyError) and error.args[:1] and error.args[0] in _REQUEST_KEYS
+            ):
                 self.error = error
         if not self.is_stopping.is_set():  # else `start` may go on waiting, until the process ends or is replaced
             self.is_started.set()
@@ -14269,7 +14303,8 @@ UNFOLD = """<button type="button" class="unfold js" aria-expanded="false" data-p
 INSIDE = """<dl class="inside">{rows}</dl>"""
 
 # A long text: its beginning, and the whole text when it is opened.
-LONG = """<details class="long"><summary><span class="start">{start}…</span><span class="more"></span></summary>\
+LONG = """<details class="long"><summary><span class="start">{start}…<span class="more">show all</span></span>\
+<span class="more less">show less</span></summary>\
 {text}</details>"""
 
 # Around the exception: request, environ, copies.
@@ -14296,7 +14331,8 @@ p, h1, h2, dl, dd, pre, code { margin: 0; padding: 0; font: inherit }
 a { color: var(--link); text-decoration-color: color-mix(in srgb, currentColor 40%, transparent);
   text-underline-offset: 3px }
 :focus-visible { outline: 2px solid var(--link); outline-offset: 1px; border-radius: 3px }
-html:not(.js) .js, [hidden], #state:empty, .choices:empty, .long[open] > summary > .start { display: none !important }
+html:not(.js) .js, [hidden], #state:empty, .choices:empty, .long[open] > summary > .start,
+.long:not([open]) > summary > .less { display: none !important }
 .unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%) }
 button, select, input, .menu > summary { font: inherit; font-size: 13px; color: var(--ink); background: var(--paper);
   border: 1px solid var(--rule); border-radius: 5px; padding: 2px 9px; min-height: 26px }
@@ -14323,8 +14359,6 @@ h1 { margin: 20px 0 14px; font: 19px/1.45 var(--mono); overflow-wrap: anywhere }
   border: 1px solid var(--rule); border-radius: 5px; background: var(--paper); font-size: 14px }
 html:not(.js) .later:empty::before { content: "Reading the values needs scripts"; color: var(--soft) }
 .more { margin-left: 8px; color: var(--link); font: 13px var(--sans); white-space: nowrap }
-.more::before { content: "show all" }
-.long[open] > summary > .more::before { content: "show less" }
 .hint, .note { margin: -6px 0 14px; max-width: 110ch; white-space: pre-wrap; overflow-wrap: anywhere }
 .hint::before { content: "→ "; color: var(--red) }
 .note { padding-left: 12px; border-left: 3px solid var(--rule); font: 13px/1.55 var(--mono) }

@@ -2014,6 +2014,13 @@ class FindingByTarget(FindingFolder):
             with self.subTest(spec), unittest.mock.patch.dict(sys.modules):
                 self.assertEqual(self.body(spec), "flask")
 
+    @needs("django")
+    def test_a_manage_py_that_is_a_whole_django_site_is_served_itself(self) -> None:
+        self.write("manage.py", FINDING_WSGI.replace("app", "site") + "application = site\nimport django")
+        for spec in ("manage.py", "manage", "manage:application"):
+            with self.subTest(spec), unittest.mock.patch.dict(sys.modules):
+                self.assertEqual(self.body(spec), "site")
+
     def test_default_file_that_holds_no_application_gives_way(self) -> None:
         self.write("app.py", "colours = ['green']\n")
         self.assertIn("'app.py'", self.refused(""))  # it is all there is
@@ -2394,6 +2401,7 @@ class FindingMistakes(FindingFolder):
             self.refused(spec, "name the object: '", "or did you mean 'shop'?")
         self.write("bare/main.py", "app = make()")
         self.refused("bare:app", "no 'app' in 'bare'; did you mean 'bare.main'?")
+        self.refused("bare/", "no application in 'bare/'; did you mean 'bare/main'?")
         self.write("guarded.py", "if __name__ == '__main__':\n    app = make()")
         self.refused("guarded:app", "no 'app' in 'guarded', which makes it under if __name__ == '__main__' only")
         os.chdir("shop")
@@ -2616,6 +2624,8 @@ class FindingMistakes(FindingFolder):
         for test in ("if __name__ in {'__main__', '__mp_main__'}:", "if __name__.startswith('__main__'):"):
             self.write("guarded.py", f"def app_of():\n  pass\n{test}\n    app = print\n")
             self.refused("guarded", "no application in 'guarded', which makes it under if __name__")
+        self.write("local.py", "def main():\n    app = print\n    app()\nmain()\n")
+        self.refused("local", "no application in 'local', which makes it inside of a function or a class; make it out")
 
     def test_what_a_module_makes_itself_is_named_before_what_it_imports(self) -> None:
         imports = "from wsgiref.simple_server import demo_app, make_server\nfrom http.server import HTTPServer\n"
@@ -2774,6 +2784,22 @@ class FindingMistakes(FindingFolder):
                 if hides
                 else "",
             )
+
+    def test_remedy_for_a_file_that_hides_the_library_whose_name_it_uses(self) -> None:
+        for text, hides in {
+            "import csv\ncsv.writer": True,
+            "import csv.nothing": True,
+            "import nosuch\nnosuch.thing": False,
+            "[].nothing": False,
+        }.items():
+            for name in ("csv", "nosuch"):
+                self.write(f"{name}.py", "")
+                sys.modules.pop(name, None)
+            self.write("hello.py", text)
+            with self.subTest(text), self.assertRaises(Exception) as caught:
+                self.load("hello")
+            self.assertEqual(bool(devserve.import_remedy(caught.exception)), hides)
+            sys.modules.pop("csv", None)
 
     def test_a_module_of_the_package_in_whose_folder_one_works_hides_no_library(self) -> None:
         for name, text in {"__init__": "", "models": "", "views": "from shop.models import Item"}.items():
@@ -4688,6 +4714,19 @@ class ReadingHints(Reading):
         self.assertRegex(self.read(source).hint, r"^It takes connect\(host, password=[^\w]+, user='joe'\)\.$")
         self.assertEqual(self.read("def view():\n    'a' + 1\n").hint, "")
 
+    def test_masks_a_secret_default_however_it_is_declared(self) -> None:
+        for head in (
+            "def connect(host, *, password: str = 'hunter2', api_key: bytes = b'hunter2', user: str = 'joe'): pass",
+            (
+                "from typing import *\nclass connect(NamedTuple):\n    host: str\n    password: str = 'hunter2'\n"
+                "    user: str = 'joe'"
+            ),
+            "from typing import *\ndef connect(host, token: Optional[dict] = {'a': 'hunter2'}, user='joe'): pass",
+        ):
+            hint = self.read(f"{head}\ndef view():\n    connect()\n").hint
+            self.assertIn("joe", hint)
+            self.assertNotIn("hunter2", hint)
+
     def test_survives_a_default_whose_repr_raises(self) -> None:
         source = "class B:\n    def __repr__(self): 1 / 0\ndef f(a, b=B()): pass\ndef view():\n    f()\n"
         self.assertIn("ZeroDivisionError", self.read(source).hint)
@@ -5352,6 +5391,19 @@ class ReadingTemplates(Reading):
         frame = self.template(failure_of(lambda: lookup.get_template("page.mako").render(items=[0])))
         self.assertEqual((frame.lineno, frame.filename), (3, str(path)))
         self.assertIn("<b>${1 / item}</b>", [line.text for line in frame.source])
+
+    @needs("mako")
+    def test_shows_the_line_of_a_mako_template_that_was_made_from_a_text(self) -> None:
+        mako = importlib.import_module("mako.template")
+        text = "<p>\n% for item in items:\n<b>${1 / item}</b>\n% endfor\n"
+        lookup = importlib.import_module("mako.lookup").TemplateLookup()
+        lookup.put_string("page", text)
+        for template in (mako.Template(text), lookup.get_template("page")):
+            frame = self.template(failure_of(lambda template=template: template.render(items=[0])))
+            self.assertEqual(frame.lineno, 3)
+            self.assertIn((3, "<b>${1 / item}</b>"), [(line.number, line.text) for line in frame.source])
+        frame = self.template(failure_of(lambda: mako.Template("<p>\n% for item in items:\n${1 +}")))
+        self.assertIn("${1 +}", [line.text for line in frame.source])
 
     @needs("django")
     def test_shows_the_line_of_a_django_template(self) -> None:
@@ -9202,7 +9254,8 @@ ODD_BUT_GOOD: dict[str, tuple[Union[bytes, str], tuple[str, bytes]]] = {
     "a bad escape": ("GET /%zz%4 HTTP/1.1\r\nHost: x\r\n\r\n", ("/%zz%4", b"")),
     "HTTP/1.2": ("GET /a HTTP/1.2\r\nHost: x\r\n\r\n", ("/a", b"")),
     "an IPv6 Host with a zone": ("GET /a HTTP/1.1\r\nHost: [fe80::1%25eth0]:80\r\n\r\n", ("/a", b"")),
-    "the same as curl writes it": ("GET /a HTTP/1.1\r\nHost: [fe80::1%eth0]\r\n\r\n", ("/a", b"")),
+    "a Host of an IP version to come": ("GET /a HTTP/1.1\r\nHost: [v1.fe80::a+en1]:80\r\n\r\n", ("/a", b"")),
+    "an IPv6 Host with a zone as curl writes it": ("GET /a HTTP/1.1\r\nHost: [fe80::1%eth0]\r\n\r\n", ("/a", b"")),
     "HTTP/1.0 without a Host": ("GET /a HTTP/1.0\r\n\r\n", ("/a", b"")),
     "an expectation of nothing": ("GET /a HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n\r\n", ("/a", b"")),
     "a request line of 64 KiB": (f"GET /{'a' * 65522} HTTP/1.1\r\nHost: x\r\n\r\n", ("/" + "a" * 65522, b"")),
@@ -12511,6 +12564,17 @@ class AsgiReceiving(AsgiCase):
         super().setUp()
         self.messages: list[dict[str, Any]] = []
 
+    def test_a_client_whose_body_stops_coming_is_given_up(self) -> None:
+        self.patch("_SILENCE_TIMEOUT", 0.5)
+        self.serve_asgi(self.collect)
+        for request in (post("Content-Length: 50", "hello"), chunked("5\r\nhel")):
+            with self.subTest(request=request):
+                client = self.connect(request)
+                eventually(lambda: self.messages[-1:] == [{"type": "http.disconnect"}], "the word of its end")
+                self.lines(1)
+                client.close()
+                self.messages.clear()
+
     def test_a_request_without_a_body_has_one_empty_message(self) -> None:
         self.serve_asgi(self.collect)
         self.ask(GET)
@@ -12728,6 +12792,27 @@ class AsgiSending(AsgiCase):
         answer = self.ask()
         self.assertEqual((answer.status, answer.body, answer.all("x-a")), (200, b"hello", ["1", "\xff"]))
         self.assertEqual(answer.get("Content-Length"), "5")
+
+    def test_the_application_goes_on_after_an_answer_of_any_size_and_method(self) -> None:
+        """As it does for what a background task or a middleware has to do after the response."""
+        ended = 0
+
+        async def view(scope: Any, receive: App, send: App) -> None:
+            nonlocal ended
+            await send(self.START)
+            for size in filter(None, scope["path"].split("/")):
+                await send({**self.BODY, "body": b"x" * int(size), "more_body": True})
+            await send({**self.BODY, "body": b"x" * int(scope["query_string"])})
+            ended += 1
+
+        self.serve_asgi(view)
+        paths = ("/", "/0", "/300000/900000")  # the sizes of the pieces before the last, whose size is the query
+        targets = [f"{path}?{last}" for path in paths for last in (0, 300_000)]
+        for number, (method, target) in enumerate(itertools.product(("GET", "HEAD"), targets)):
+            with self.subTest(method, target=target):
+                self.connect(f"{method} {target} HTTP/1.1\r\nHost: x\r\n\r\n").answer(method)
+                eventually(lambda count=number + 1: ended == count, "the end of the view")  # type: ignore[misc]
+                self.assertEqual(self.lines(number + 1)[-1][:3], (method, target, "200"))
 
     def test_a_missing_body_is_empty(self) -> None:
         self.answering(self.START, self.BODY)
@@ -14124,7 +14209,11 @@ class AsgiLifespan(AsgiCase):
             await receive()
             await asgi_answer(send)
 
-        for app in (raises, returns, answers_all):
+        async def reads_first(scope: Any, receive: App, send: App) -> None:
+            assert not (await receive())["body"]
+            await asgi_answer(send)
+
+        for app in (raises, returns, answers_all, reads_first):
             with self.subTest(app.__name__):
                 self.serve(app)
                 self.assertEqual(self.ask().body, b"hello")
