@@ -2690,23 +2690,14 @@ def _open_django(app: Any) -> None:
     settings = sys.modules["django.conf"].settings
     if settings.is_overridden("DEBUG_PROPAGATE_EXCEPTIONS"):
         return
-
-    def tell(request: Any = None, **_: Any) -> None:
-        error = sys.exc_info()[1]
-        if error is not None:
-            hand_over(environ_of(request), error)
-
-    def environ_of(request: Any) -> Any:
-        return getattr(request, "environ", None) or getattr(request, "scope", {})
-
     if not settings.DEBUG:
-        _import_module("django.core.signals").got_request_exception.connect(tell, weak=False)
+        _import_module("django.core.signals").got_request_exception.connect(_tell_of_django)
         return
     debug: Any = _import_module("django.views.debug")
     own = debug.technical_500_response
 
     def technical_500_response(request: Any, kind: Any, error: Any, traceback: Any, status_code: int = 500) -> Any:
-        text = hand_over(environ_of(request), error)
+        text = hand_over(_environ_of_django(request), error)
         if not text:
             return own(request, kind, error, traceback, status_code)
         request.devserve_has_told = True
@@ -2718,6 +2709,17 @@ def _open_django(app: Any) -> None:
 
     debug.technical_500_response = technical_500_response
     _keep_tracebacks_once()
+
+
+def _tell_of_django(request: Any = None, **_: Any) -> None:
+    """Be a receiver of Django's signal that an exception, the present one, has reached its handler."""
+    error = sys.exc_info()[1]
+    if error is not None:
+        hand_over(_environ_of_django(request), error)
+
+
+def _environ_of_django(request: Any) -> Any:
+    return getattr(request, "environ", None) or getattr(request, "scope", {})
 
 
 def _keep_tracebacks_once() -> None:
