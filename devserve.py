@@ -6993,7 +6993,7 @@ def _allows_live(policy: str) -> bool:
 # is held for ever, but for a connection that is the application's.
 #
 # Doors: CONNECTION, DevServer, PLAIN_TEXT, REMEMBERED_SIZE, add_field, check_response_head, listen, socket_path,
-# adhoc_certificate, urls, tls_from_files, wait_until_ready.
+# adhoc_certificate, urls, tls_from_files.
 #
 # Read first: DevServer, DevServer.close_gate, _Connection.serve, _parse_head, _Body, _Response.write.
 # =====================================================================================================================
@@ -7119,7 +7119,7 @@ class DevServer:
         self._stopped.clear()
         try:
             while not (self._shutting_down or self._is_closed):
-                if self.gate.wait(poll_interval) and wait_until_ready(self.listeners, poll_interval):
+                if self.gate.wait(poll_interval) and _wait_until_ready(self.listeners, poll_interval):
                     self._give_to_thread(self._accept())
                 if time.perf_counter() > self.hangs_looked_for + _HANG_INTERVAL:
                     self._report_hangs()
@@ -7601,7 +7601,7 @@ class _Connection:
                 raise BlockingIOError(errno.EAGAIN, "not ready")
             sockets: list[socket.socket] = [self.sock]
             writes = writing if kind == "BlockingIOError" else kind == "SSLWantWriteError"
-            if not (wait_until_ready([], seconds, sockets) if writes else wait_until_ready(sockets, seconds)):
+            if not (_wait_until_ready([], seconds, sockets) if writes else _wait_until_ready(sockets, seconds)):
                 raise socket.timeout("timed out")
 
     def pending(self) -> int:
@@ -7611,7 +7611,7 @@ class _Connection:
 
     def readable(self, seconds: float) -> bool:
         """Return whether something can be received within `seconds`."""
-        return bool(self.pending()) or wait_until_ready([self.sock], seconds)
+        return bool(self.pending()) or _wait_until_ready([self.sock], seconds)
 
     def watch(self, other: socket.socket, *, reads: bool, is_due: bool) -> None:
         """Wait until `other` can be read or, with `reads`, the client has sent something or has gone.
@@ -7620,7 +7620,7 @@ class _Connection:
         connection's end would wake us again and again.
         """
         sockets = [other, self.sock] if reads else [other]
-        if not wait_until_ready(sockets, _SILENCE_TIMEOUT if reads and is_due else None):
+        if not _wait_until_ready(sockets, _SILENCE_TIMEOUT if reads and is_due else None):
             raise _ClientGone("timed out")
 
     def receive_into(self, buffer: Any) -> int:
@@ -8632,7 +8632,7 @@ class _UpgradedSocket:
 # -- sockets
 
 
-def wait_until_ready(
+def _wait_until_ready(
     reading: Sequence[socket.socket], seconds: Optional[float], writing: Sequence[socket.socket] = ()
 ) -> bool:
     """Return whether within `seconds` one of the sockets can be read (or has ended) or written.

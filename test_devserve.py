@@ -9443,8 +9443,8 @@ class ServerConnections(ServerCase):
         def ready(socks: Any, *arguments: Any) -> bool:  # the acceptor sees one connection alone
             return bool(wait(socks, *arguments)) and not (used and socks is self.server.listeners)
 
-        wait = devserve.wait_until_ready
-        self.patch("wait_until_ready", ready)
+        wait = devserve._wait_until_ready
+        self.patch("_wait_until_ready", ready)
         self.serve(app)
         with self.connect(GET) as first:
             eventually(lambda: used, "the first request runs")
@@ -9864,8 +9864,8 @@ class ServerConnections(ServerCase):
         here, there = socket.socketpair()
         with here, there, socket.socket(fileno=os.dup2(there.fileno(), 1500)) as high:
             here.send(b"x")
-            self.assertTrue(devserve.wait_until_ready([high], DEADLINE))
-            self.assertFalse(returning(devserve.wait_until_ready, [here], -1.0), "a deadline may be past")
+            self.assertTrue(devserve._wait_until_ready([high], DEADLINE))
+            self.assertFalse(returning(devserve._wait_until_ready, [here], -1.0), "a deadline may be past")
 
     def test_two_hundred_idle_connections_and_a_new_one_is_served(self) -> None:
         allow_descriptors(1000)
@@ -12567,11 +12567,11 @@ class AsgiReceiving(AsgiCase):
     def test_a_client_whose_body_stops_coming_is_given_up(self) -> None:
         self.patch("_SILENCE_TIMEOUT", 0.5)
         self.serve_asgi(self.collect)
-        for request in (post("Content-Length: 50", "hello"), chunked("5\r\nhel")):
+        for number, request in enumerate((post("Content-Length: 50", "hello"), chunked("5\r\nhel"))):
             with self.subTest(request=request):
                 client = self.connect(request)
                 eventually(lambda: self.messages[-1:] == [{"type": "http.disconnect"}], "the word of its end")
-                self.lines(1)
+                self.lines(number + 1)
                 client.close()
                 self.messages.clear()
 
