@@ -14361,6 +14361,7 @@ h1 { margin: 20px 0 14px; font: 19px/1.45 var(--mono); overflow-wrap: anywhere }
   border: 1px solid var(--rule); border-radius: 5px; background: var(--paper); font-size: 14px }
 html:not(.js) .later:empty::before { content: "Reading the values needs scripts"; color: var(--soft) }
 .more { margin-left: 8px; color: var(--link); font: 13px var(--sans); white-space: nowrap }
+.less { margin-left: 0 }
 .hint, .note { margin: -6px 0 14px; max-width: 110ch; white-space: pre-wrap; overflow-wrap: anywhere }
 .hint::before { content: "→ "; color: var(--red) }
 .note { padding-left: 12px; border-left: 3px solid var(--rule); font: 13px/1.55 var(--mono) }
