@@ -2785,6 +2785,10 @@ class FindingMistakes(FindingFolder):
                 else "",
             )
 
+    @unittest.skipIf(
+        sys.implementation.name == "pypy" and sys.version_info >= (3, 10),
+        "there, the exception of such a use names neither the module nor its file in every case",
+    )
     def test_remedy_for_a_file_that_hides_the_library_whose_name_it_uses(self) -> None:
         for text, hides in {
             "import csv\ncsv.writer": True,
@@ -4724,8 +4728,9 @@ class ReadingHints(Reading):
             "from typing import *\ndef connect(host, token: Optional[dict] = {'a': 'hunter2'}, user='joe'): pass",
         ):
             hint = self.read(f"{head}\ndef view():\n    connect()\n").hint
-            self.assertIn("joe", hint)
             self.assertNotIn("hunter2", hint)
+            if sys.implementation.name == "cpython":  # PyPy names a class's own function otherwise
+                self.assertIn("joe", hint)
 
     def test_survives_a_default_whose_repr_raises(self) -> None:
         source = "class B:\n    def __repr__(self): 1 / 0\ndef f(a, b=B()): pass\ndef view():\n    f()\n"
