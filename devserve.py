@@ -1549,9 +1549,10 @@ _NOT_PYTHON = {  # by suffix, what to do instead; for any other suffix, the mess
 # By these lines we guess that a file, which nobody named, makes an application, or is a Django project's manage.py or
 # a configuration of PasteDeploy.
 _APP_NAMES = f"(?:{'|'.join(_DEFAULT_NAMES + _FACTORIES)})"
+_ASSIGNED = rf"(?m:^{_APP_NAMES}\b[^=\n]*=(?!=))"
 _OFFER = (
     rf"(?m)^(?:async )?(?:def|class) +{_APP_NAMES}\b"
-    rf"|^{_APP_NAMES}\b[^=\n]*=(?!=)"
+    rf"|{_ASSIGNED}"
     rf"|^from .* import .*\b{_APP_NAMES}\b"
     r"|\bstart_response\b|\bexecute_from_command_line\b|^\[(?:app|composite|pipeline)\b"
 )
@@ -1789,9 +1790,8 @@ def _existing_file(target: str) -> str:
     path = os.path.abspath(target)
     folder = os.path.dirname(path)
     found = next(filter(os.path.isfile, (os.path.join(path, "__init__.py"), path, f"{path}.py")), "")
-    makes_app = rf"(?m)^{_APP_NAMES}\b[^=\n]*=(?!=)"  # a whole Django site may be this one file
-    if os.path.basename(found) == "manage.py" and _is_djangos(found) and not re.search(makes_app, _text_of(found)):
-        return default_file(folder)
+    if os.path.basename(found) == "manage.py" and _is_djangos(found) and not re.search(_ASSIGNED, _text_of(found)):
+        return default_file(folder)  # it is not a whole site in one file
     if found and _not_python(found):
         raise DevserveError(_not_python(found))
     if found or os.path.isdir(path):
@@ -2690,6 +2690,7 @@ def _open_django(app: Any) -> None:
     settings = sys.modules["django.conf"].settings
     if settings.is_overridden("DEBUG_PROPAGATE_EXCEPTIONS"):
         return
+    _keep_tracebacks_once()
     if not settings.DEBUG:
         _import_module("django.core.signals").got_request_exception.connect(_tell_of_django)
         return
@@ -2708,14 +2709,13 @@ def _open_django(app: Any) -> None:
         return sys.modules["django.http"].HttpResponse(text, status=status_code)
 
     debug.technical_500_response = technical_500_response
-    _keep_tracebacks_once()
 
 
 def _tell_of_django(request: Any = None, **_: Any) -> None:
     """Be a receiver of Django's signal that an exception, the present one, has reached its handler."""
     error = sys.exc_info()[1]
-    if error is not None:
-        hand_over(_environ_of_django(request), error)
+    if error is not None and hand_over(_environ_of_django(request), error):
+        request.devserve_has_told = True
 
 
 def _environ_of_django(request: Any) -> Any:
@@ -4789,6 +4789,8 @@ class Console:
         Raises Busy when the evaluation before it does not end within `_TURN_SECONDS`.
         """
         with self.turn:
+            if self.thread and not self.thread.is_alive():  # a late interrupt has ended it
+                self.thread = self.last = None
             if self.last and not self.last.ended.wait(_TURN_SECONDS):
                 raise Busy
             _replace_streams()
@@ -4806,10 +4808,14 @@ class Console:
 
     def interrupt(self) -> bool:
         """Raise KeyboardInterrupt in the running evaluation; return False if none runs, or Python cannot do that."""
-        if self.thread is None or self.last is None or self.last.ended.is_set():
+        last = self.last
+        if self.thread is None or last is None:
             return False
-        done = interrupt_thread(self.thread.ident)
-        self.last.interrupted.set()
+        with last.interrupting:
+            if last.is_done:
+                return False
+            done = interrupt_thread(self.thread.ident)
+        last.interrupted.set()
         return done
 
     def _evaluate(self, code: str) -> bool:
@@ -5022,19 +5028,21 @@ class _ConsoleThread(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(name="devserve console", daemon=True)
-        self.given = threading.Event()
+        import queue
+
+        self.given: Any = queue.SimpleQueue()
         self.ahead: Optional[_Evaluator] = None
         self.is_closed = False
 
     def give(self, evaluator: _Evaluator) -> None:
         """Have it make an evaluation; the one before must have ended."""
         self.ahead = evaluator
-        self.given.set()
+        self.given.put(None)
 
     def close(self) -> None:
         """Have it end after what it does now."""
         self.is_closed = True
-        self.given.set()
+        self.given.put(None)
 
     def run(self) -> None:
         """Make each evaluation that is given; a child that one of them forks ends with that.
@@ -5042,13 +5050,17 @@ class _ConsoleThread(threading.Thread):
         An interrupt may come a moment late, that is, anywhere here.
         """
         pid = os.getpid()
+        try:
+            self._make_all(pid)
+        finally:
+            if self.ahead and os.getpid() == pid:
+                self.ahead.ended.set()
+
+    def _make_all(self, pid: int) -> None:
         while not self.is_closed and os.getpid() == pid:
             with contextlib.suppress(KeyboardInterrupt):
                 if self.ahead is None or self.ahead.ended.is_set():
-                    self.given.wait()
-                    self.given.clear()
-                elif self.ahead.has_begun:  # a late interrupt came before it could say that it has ended
-                    self.ahead.ended.set()
+                    self.given.get()
                 else:
                     self.ahead.run()
 
@@ -5061,17 +5073,25 @@ class _Evaluator:
         self.context = context
         self.printed = _Output()
         self.more = False
-        self.has_begun = False
+        self.has_begun = self.is_done = False
+        self.interrupting = threading.Lock()  # held while it is looked whether to interrupt it, and done
         self.interrupted = threading.Event()
         self.ended = threading.Event()
 
     def run(self) -> None:
         """Evaluate, in the context."""
-        self.has_begun = True
-        try:
-            self.more = self.context.run(call_safely, self.job)[0] is True
-        finally:
-            self.ended.set()
+        while True:
+            try:
+                if not self.has_begun:
+                    self.has_begun = True
+                    self.more = self.context.run(call_safely, self.job)[0] is True
+                self.is_done = True
+                while self.interrupting.locked():  # what it raises, it raises here: no lock is left half taken
+                    time.sleep(0.001)
+                break
+            except KeyboardInterrupt:
+                pass
+        self.ended.set()
 
     def wait(self, seconds: Optional[float] = None) -> _Evaluation:
         """Return its outcome, or after `seconds` what it has printed; do not wait longer for an interrupt to work."""
@@ -7277,8 +7297,6 @@ class DevServer:
             # woken by its client sees the gate, and is at rest at the next look.
             phases = {c: c.phase for c in list(self.connections) if not c.is_cut}
             ends = {c: c.deadline(phase, closed, grace) for c, phase in phases.items() if phase != _AT_REST}
-            for connection in paused.keys() & ends.keys():  # from then on it has its time again
-                ends[connection] = max(ends[connection], paused[connection] + grace)
             now = time.perf_counter()
             late = {c for c, end in ends.items() if end <= now}
             stopped = self._in_debugger(late) if late else late  # it looks at every thread, and each end wakes us
@@ -7287,6 +7305,9 @@ class DevServer:
             paused.update(dict.fromkeys(stopped, now))
             ends.update(dict.fromkeys(stopped, now + _PAUSED_INTERVAL))
             for connection in late - stopped:
+                if connection in paused and now < paused[connection] + grace:  # it has its time again; look often
+                    ends[connection] = now + _PAUSED_INTERVAL
+                    continue
                 if phases[connection] == _BUSY:
                     self.terminal.warn(f"cut {connection.describe()}: still running after its grace")
                 connection.cut()
@@ -10777,6 +10798,7 @@ _FILES_LIMIT = 100_000  # watched files; at about 300 bytes each this bounds the
 _YOUNG = 2.0  # seconds after its last edit in which a source may be edited again within the same second
 _REPEATED = 20  # changes of one file in a row, each during an import or within _HEELS after it, that no person makes
 _READ_AT_IMPORT = (".py", ".cfg", ".ini")  # files that are part of the application if its import opens them
+_OPENED_LIMIT = 1_000  # files that an import opened last: one of these it could not do without, if it has failed
 _HEELS = 2.0  # seconds after an import; also seconds without a change after which a file is no longer left out
 _RESTLESS = 5  # a file that does not come to rest within _SETTLE_LIMIT counts as so many changes
 _REMEMBERED = 200  # data files, and files saved last, of which the next process is told: a path and five numbers each
@@ -10881,7 +10903,8 @@ class _ImportRecorder:
     def __init__(self, cwd: str) -> None:
         self.loaded: deque[tuple[str, _State, bool]] = deque()  # path, state, and whether importlib reads it now
         self.missed: deque[tuple[str, Optional[list[str]]]] = deque()  # a module's last name, and its package's path
-        self.opened: set[str] = set()  # files that the import has read or tried to; a save of one may mend it
+        # Files that the import has read last, or tried to: a save of one may mend it.
+        self.opened: deque[str] = deque(maxlen=_OPENED_LIMIT)
         self._cwd = cwd
         self._endings: tuple[str, ...] = ("",)  # of the files that are noted when they are compiled
         self._replaced: list[tuple[Any, str, Any, Any]] = []  # owner, name, what was there, and what replaces it
@@ -10912,7 +10935,7 @@ class _ImportRecorder:
             if "" in self._endings and not set("wax") & set(mode):  # modules such as tokenize keep what `open` was
                 with contextlib.suppress(TypeError, ValueError, OSError):  # it may be anything
                     path = os.path.abspath(os.fsdecode(file))
-                    self.opened.add(path)
+                    self.opened.append(path)
                     if path.endswith(_READ_AT_IMPORT) and (os.path.isfile(path) or not os.path.lexists(path)):
                         self.loaded.append((path, _state(path), False))  # what is missing is waited for
             return open(file, mode, *rest, **more)
@@ -11164,7 +11187,7 @@ class _Files:
 
     def add_whatever_mends(self, error: BaseException) -> None:
         """Watch all modules of the project, and all paths where a module would appear that an import has not found."""
-        read = [path for path in self.recorder.opened if not is_library(os.path.dirname(path), self.cwd)]
+        read = [path for path in set(self.recorder.opened.copy()) if not is_library(os.path.dirname(path), self.cwd)]
         for path in (*_places_of_missing(error, self.cwd), *read):
             self.add(path, self._first_state(path, self.since))
         for folder in self._project_folders([self.cwd, *sys.path]):

@@ -3677,7 +3677,10 @@ class FindingFrameworks(FindingFolder):
 
     @needs("django")
     def test_django_tells_of_an_exception_that_it_answers_for_the_public(self) -> None:
-        text = textwrap.dedent(self.DJANGO.replace("DEBUG=True", "DEBUG=False").format(more="", view="raise Boom"))
+        console = """LOGGING={"version": 1, "handlers": {"console": {"class": "logging.StreamHandler"}},
+                           "root": {"handlers": ["console"]}},"""
+        django = self.DJANGO.replace("DEBUG=True", "DEBUG=False")
+        text = textwrap.dedent(django.format(more=console, view="raise Boom"))
         notes = """
             def wrapped(environ, start_response):
                 answer = site(environ, start_response)
@@ -6172,6 +6175,27 @@ class ConsolePrompt(unittest.TestCase):
             waiting.join(DEADLINE)
             self.assertRegex(evaluations[0].output, "end|KeyboardInterrupt")
             self.assertEqual(self.typed("number + 1"), "42\n")
+
+    @unittest.skipUnless(CAN_INTERRUPT, "needs an interpreter that can interrupt a thread")
+    def test_interrupts_without_end_do_not_end_the_console(self) -> None:
+        ended = threading.Event()
+
+        def interrupt() -> None:
+            while not ended.is_set():
+                time.sleep(0.00001)  # else it hardly lets an evaluation begin
+                self.console.interrupt()
+
+        thread = threading.Thread(target=interrupt)
+        self.addCleanup(thread.join, DEADLINE)
+        self.addCleanup(ended.set)
+        self.addCleanup(sys.setswitchinterval, sys.getswitchinterval())
+        sys.setswitchinterval(0.0001)
+        thread.start()
+        for _ in range(8000):
+            self.assertFalse(self.console.run("1", DEADLINE).running)
+        ended.set()
+        thread.join(DEADLINE)
+        self.assertEqual(self.typed("number + 1"), "42\n")
 
     @unittest.skipUnless(CAN_INTERRUPT, "needs an interpreter that can interrupt a thread")
     def test_interrupts_an_evaluation_that_runs_away(self) -> None:
@@ -10061,6 +10085,32 @@ class ServerGate(ServerCase):
                 gate.join(DEADLINE)
                 self.assertFalse(gate.is_alive())
                 server.open_gate()
+
+    def test_a_request_that_is_stopped_in_a_debugger_is_looked_at_again_soon(self) -> None:
+        """Else what it has left of its grace when it goes on depends on when it was looked at last."""
+        self.patch("_PAUSED_INTERVAL", 0.02)
+        go_on = threading.Event()
+        self.serve(lambda environ, start_response: go_on.wait(DEADLINE) and hello(environ, start_response))
+        client = self.connect(GET)
+        eventually(lambda: [c.phase for c in self.server.connections] == [devserve._BUSY], "the request")
+        (connection,) = self.server.connections
+        connection.started -= 600.0
+        looks: list[int] = []
+
+        def is_paused(ident: int) -> bool:
+            looks.append(ident)
+            return True
+
+        self.server.is_paused = is_paused
+        gate = threading.Thread(target=self.server.close_gate, args=(3 * DEADLINE,))
+        gate.start()
+        eventually(lambda: looks.count(looks[0]) > 3 if looks else False, "a few looks")
+        self.server.is_paused = lambda ident: False
+        go_on.set()
+        self.assertEqual(client.answer().body, b"hello")
+        gate.join(DEADLINE)
+        self.assertFalse(gate.is_alive())
+        self.server.open_gate()
 
     def test_a_response_without_end_gets_no_grace(self) -> None:
         for kind in (
@@ -15067,6 +15117,16 @@ class ReloaderMemory(ReloaderWatching):
         watcher.files.since = time.time() + 100  # it cannot tell by that
         watcher.start()
         self.assertEqual(self.said(), [["a.txt"]])
+
+    def test_of_what_an_import_opens_the_last_files_are_remembered(self) -> None:
+        recorder = devserve._ImportRecorder(os.getcwd())
+        recorder.begin()
+        self.addCleanup(recorder.end)
+        for number in range(devserve._OPENED_LIMIT + 5):
+            with contextlib.suppress(FileNotFoundError):
+                open(f"none.{number}")
+        self.assertEqual(len(recorder.opened), devserve._OPENED_LIMIT)
+        self.assertEqual(recorder.opened[-1], os.path.abspath(f"none.{number}"))
 
     def test_what_a_save_removed_is_waited_for(self) -> None:
         """As of Flask's `from_pyfile("local.cfg", silent=True)`, which does without the file as long as it is gone."""
