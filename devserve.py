@@ -4797,8 +4797,11 @@ class Console:
             if self.thread is None:
                 self.thread = _ConsoleThread()
                 self.thread.start()
-            self.last = last = _Evaluator(partial(self._evaluate, _plain_code(code)), self.context)
-            self.context.run(_PRINTING.set, last.printed)
+            printed = _Output()
+            self.context.run(_PRINTING.set, printed)
+            # Here, where no interrupt comes: one that hits `catch_warnings` may leave its lock taken for ever.
+            compiled = self.context.run(call_safely, partial(_compile_statements, _plain_code(code)))
+            self.last = last = _Evaluator(partial(self._evaluate, *compiled), self.context, printed)
             self.thread.give(last)
         return last.wait(seconds)
 
@@ -4818,9 +4821,14 @@ class Console:
         last.interrupted.set()
         return done
 
-    def _evaluate(self, code: str) -> bool:
-        """Run `code` in this thread, print what a prompt prints; return True if it is incomplete and was not run."""
-        is_incomplete, error = call_safely(lambda: self._run_statements(_compile_statements(code)))
+    def _evaluate(self, statements: Optional[list[tuple[CodeType, bool]]], error: Optional[BaseException]) -> bool:
+        """Run what was compiled, or failed to, in this thread, and print what a prompt prints.
+
+        Returns True if it is incomplete and was not run.
+        """
+        is_incomplete: Optional[bool] = False
+        if error is None:
+            is_incomplete, error = call_safely(lambda: self._run_statements(statements))
         if error is not None:
             _, worse = call_safely(lambda: print(_console_traceback(error), end=""))
             if worse is not None:
@@ -5068,10 +5076,10 @@ class _ConsoleThread(threading.Thread):
 class _Evaluator:
     """One evaluation, which a console's thread makes, and for which several others may wait."""
 
-    def __init__(self, job: Callable[[], bool], context: Context) -> None:
+    def __init__(self, job: Callable[[], bool], context: Context, printed: _Output) -> None:
         self.job = job
         self.context = context
-        self.printed = _Output()
+        self.printed = printed
         self.more = False
         self.has_begun = self.is_done = False
         self.interrupting = threading.Lock()  # held while it is looked whether to interrupt it, and done

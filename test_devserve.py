@@ -14,6 +14,7 @@ import contextvars
 import copy
 import decimal
 import errno
+import faulthandler
 import functools
 import gc
 import gzip
@@ -78,6 +79,7 @@ if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 os.environ["no_proxy"] = os.environ["NO_PROXY"] = "*"  # what is tested is on this machine
 
 DEADLINE = 20.0  # seconds that anything may take before a test fails; generous, since machines under load are slow
+HANGING = 15 * DEADLINE  # seconds after which a test, or what follows the last, hangs, and the run is ended
 REQUIRE_ALL = os.environ.get("DEVSERVE_REQUIRE_ALL") == "1"
 HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()  # not so in the free-threaded builds of 3.13 on
 SCRIPT = pathlib.Path(devserve.__file__).resolve()
@@ -6196,6 +6198,22 @@ class ConsolePrompt(unittest.TestCase):
         ended.set()
         thread.join(DEADLINE)
         self.assertEqual(self.typed("number + 1"), "42\n")
+
+    def test_no_interrupt_hits_what_compiles(self) -> None:
+        """It holds the lock of `warnings`, in CPython 3.14 by Python code: the next warning would wait for ever."""
+        threads: list[int] = []
+        compiled = devserve._compile_statements
+
+        def noted(code: str) -> Any:
+            threads.append(threading.get_ident())
+            return compiled(code)
+
+        with mock.patch("devserve._compile_statements", noted):
+            self.assertEqual(self.typed("number"), "41\n")
+        self.assertEqual(threads, [threading.get_ident()])
+
+    def test_a_warning_of_the_compiler_is_shown_at_the_prompt(self) -> None:
+        self.assertRegex(self.typed("'\\d'"), r"Warning: .*invalid escape[\s\S]*'\\\\d'\n")
 
     @unittest.skipUnless(CAN_INTERRUPT, "needs an interpreter that can interrupt a thread")
     def test_interrupts_an_evaluation_that_runs_away(self) -> None:
@@ -21458,5 +21476,17 @@ class ReloadOfBadInput(Reload):
             self.reaches(fresh, "v2")
 
 
+class Result(unittest.TextTestResult):
+    """Ends a run that hangs, and says where each of its threads stands."""
+
+    def startTest(self, test: unittest.TestCase) -> None:
+        faulthandler.dump_traceback_later(HANGING, exit=True)  # anew
+        super().startTest(test)
+
+
+class Runner(unittest.TextTestRunner):
+    resultclass: Any = Result
+
+
 if __name__ == "__main__":
-    unittest.main()
+    unittest.main(testRunner=Runner)
