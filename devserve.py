@@ -9606,6 +9606,7 @@ class _HttpRequest:
         self.is_wanted = not self.has_more or not self.body.expected  # else no 100 Continue is sent before `receive`
         self.is_full = False  # `send` waits for the thread, or has waited since the thread last wrote
         # The loop's
+        self.is_told = False  # a `receive` says that the client has gone, or waits to say it
         self.id = object()
         self.has_debugger = ON_EXCEPTION in environ  # its page takes the place of a framework's own 500
         self.context = RequestContext(bridge.loop)
@@ -9792,12 +9793,17 @@ class _HttpRequest:
             if self.has_ended and self.phase != _COMPLETE:
                 self.is_gone = True  # an application that asks for more is not about to respond
                 self.wake()
+            self.is_told = self.is_gone
             if self.is_gone or self.phase == _COMPLETE:
                 return None
             if not self.is_wanted:
                 self.is_wanted = True
                 self.wake()
-            await self.change()
+            self.is_told = True
+            try:
+                await self.change()
+            finally:
+                self.is_told = self.is_gone
         message, size = self.inbox.popleft()
         left = self.handed - self.taken
         self.taken += size
@@ -9815,7 +9821,8 @@ class _HttpRequest:
         A message that breaks the protocol raises an error here, so that the traceback shows who has sent it.
         """
         if self.is_gone:
-            raise _ClientDisconnected
+            await self.drop()
+            return
         kind = message["type"]
         if self.phase == _NOT_STARTED and kind == "http.response.start":
             self.start(message)
@@ -9865,9 +9872,21 @@ class _HttpRequest:
         self.is_full = True
         while self.sent - self.written > _LOW_WATER and self.held is None:
             if self.is_gone:
-                raise _ClientDisconnected
+                await self.drop()
+                return
             await self.change()
             self.is_full = True
+
+    async def drop(self) -> None:
+        """Drop what is sent to a client that has gone; raise `_ClientDisconnected` unless `receive` tells of that.
+
+        As Starlette waits there beside a stream, and runs background tasks after it if nothing was raised.
+        """
+        import asyncio
+
+        if not self.is_told:
+            raise _ClientDisconnected
+        await asyncio.sleep(0)  # what sends without end may never wait for anything else
 
     def put(self, item: Any) -> None:
         """Put an item into `outbox`, and wake the thread if it watches its socket."""
@@ -9940,6 +9959,7 @@ class _WebSocket(_HttpRequest):
         super().__init__(bridge, environ)
         offered = [name.strip() for name in environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", "").split(",")]
         self.scope.update(
+            asgi={"version": "3.0", "spec_version": "2.4"},
             type="websocket",
             scheme="wss" if self.scope["scheme"] == "https" else "ws",
             subprotocols=[name for name in offered if name],
@@ -10562,14 +10582,14 @@ def _checked_bytes(message: _Message) -> bytes:
 
 
 def _http_scope(environ: Environ, head: bytes, state: dict[str, Any]) -> dict[str, Any]:
-    """Return the connection scope of a request (ASGI, HTTP & WebSocket 2.4), whose head came as `head`."""
+    """Return the connection scope of a request (ASGI, HTTP & WebSocket 2.3), whose head came as `head`."""
     port, raw_path = environ["REMOTE_PORT"], environ["REQUEST_URI"].partition("?")[0]
     if raw_path[:1] != "/":  # a target in absolute form
         raw_path = "/" + raw_path.partition("://")[2].partition("/")[2]
     scope_headers = _remembered_scope_headers if len(head) <= REMEMBERED_SIZE else _scope_headers
     scope = {
         "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "asgi": {"version": "3.0", "spec_version": "2.3"},  # by 2.4 Starlette notices nobody's end before it sends
         "http_version": environ["SERVER_PROTOCOL"][5:],
         "method": environ["REQUEST_METHOD"].upper(),
         "scheme": environ["wsgi.url_scheme"],
