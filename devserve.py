@@ -624,7 +624,7 @@ _CALL_THREADS = 3  # of one `call_each_bounded`: each goes on after the call in 
 _PROMPT = r"<(stdin|i?python-input-.*)>|.*[\\/]ipykernel_\d+[\\/]\d+\.py"  # the "file" of code in a REPL, a notebook
 # Modules in which a thread stands at a prompt, or waits for the client that shows it one
 BREAKPOINTS = r"(bdb|\w*pdb|pudb|debugpy|celery\.contrib\.rdb)(\.|$)"
-_DEBUGGERS = rf"{BREAKPOINTS}|(code|IPython|ptpython|bpython)(\.|$)"
+_DEBUGGERS = rf"{BREAKPOINTS}|(code|IPython|ptpython|bpython|curtsies)(\.|$)"
 # Functions of theirs that run what is typed; any other may have called the application, as `pdb.runcall` does.
 _PROMPT_LOOPS = {"interaction", "interact", "runcode", "run_code", "event_loop", "run_and_show_expression"}
 _STDLIB = os.path.dirname(os.__file__)
@@ -7041,6 +7041,9 @@ _IDLE_THREADS = 32  # threads that wait for a connection; as many as a browser o
 REMEMBERED_SIZE = 4 * 1024  # of a request's head that is remembered; with the number below, half a megabyte in all
 _REMEMBERED_HEADS = 128  # of requests, and as many of responses; clients and applications repeat theirs to the byte
 
+_SECURE_SCHEMES = ("https", "wss")  # by which a proxy says that its client's side is encrypted
+_PROXIES = ("127.0.0.1", "::1", "::ffff:127.0.0.1", "")  # whom we believe that, as gunicorn and uvicorn do
+
 # Waits, in seconds.
 _FIRST_BYTE_TIMEOUT = 120.0  # browsers open connections ahead of need and keep them for minutes
 _HEAD_TIMEOUT = 30.0  # for the whole head: enough for a person who types it into telnet; and for a TLS handshake
@@ -7558,6 +7561,8 @@ class _Connection:
         self.request_line = head.request_line
         self.keep_alive = head.keep_alive and self.server.keeps_alive
         environ = {**self.environ, **head.environ}
+        if head.environ.get("HTTP_X_FORWARDED_PROTO") in _SECURE_SCHEMES and environ["REMOTE_ADDR"] in _PROXIES:
+            environ["wsgi.url_scheme"] = "https"
         if self.server.streams:
             self.head, environ[CONNECTION], self.body = raw, self, None
         if head.length == 0:
@@ -13902,6 +13907,7 @@ _NOT_HERE = {  # flags of other servers that have no option here, and what to do
     "--no-color --no-use-colors": "set NO_COLOR=1",
 }
 _LONG_FLAGS = "|".join(flag[2:] for flag in (*_FLAGS, "--help", "--version") if flag.startswith("--"))
+_SWITCHES = "|".join(flag[2:] for flag, option in _FLAGS.items() if flag.startswith("--") and not option.metavar)
 # Mistakes in place of an application: a pattern, and the answer.  The patterns are searched in this order in the words
 # of the command, one to a line; {0} in the answer is the match, {1} and {word} are its groups.  If the current folder
 # has something with the name in the group `word`, it is no mistake.
@@ -13920,6 +13926,7 @@ _MISTAKES = (
     (r"[a-z]+://.*", "{0} is a URL; name the application, and the address by --host and --port"),
     ("[\u2010-\u2015\u2212]+-?(.)", "{0} has the dash of a word processor; type -{1}"),
     ("[\u2010-\u2015\u2212]+-?(.+)", "{0} has the dash of a word processor; type --{1}"),
+    (rf"(?P<word>{_SWITCHES})=.*", "{word} is no application here; write --{word} without a value, or leave it out"),
     (rf"(?P<word>(?!app$)(?:{_LONG_FLAGS}))(?:=.*)?", "{word} is no application here; did you mean --{0}?"),
     (r"[A-Z][A-Z_]*=.*", "{0} sets a variable; write it in a file .env, or before the command"),
     (

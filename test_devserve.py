@@ -10378,6 +10378,26 @@ class ServerEnviron(ServerCase):
         self.assertNotIn("HTTP_CONTENT_TYPE", environ)
         self.assertNotIn("HTTP_CONTENT_LENGTH", environ)
 
+    def test_a_proxy_on_this_machine_may_say_that_its_side_is_encrypted(self) -> None:
+        """As nginx, Caddy and tunnels do, so that the application writes links and redirects as its clients need them.
+
+        gunicorn and uvicorn believe it by default, from 127.0.0.1.
+        """
+        for said, scheme in {
+            "https": "https",
+            "wss": "https",
+            "http": "http",
+            "https,http": "http",
+            "x": "http",
+        }.items():
+            with self.subTest(said=said):
+                request = f"GET / HTTP/1.1\r\nHost: x\r\nX-Forwarded-Proto: {said}\r\n\r\n"
+                self.assertEqual(self.environ(request)["wsgi.url_scheme"], scheme)
+                self.assertEqual(self.environ()["wsgi.url_scheme"], "http")
+        with mock.patch("devserve._PROXIES", ("10.0.0.1",)):
+            said = "X-Forwarded-Proto: https"
+            self.assertEqual(self.environ(f"GET / HTTP/1.1\r\nHost: x\r\n{said}\r\n\r\n")["wsgi.url_scheme"], "http")
+
     def test_all_values_of_variables_are_plain_strings(self) -> None:
         environ = self.environ("GET /\xe9?\xe9 HTTP/1.0\r\nX: \xff\xe9\r\n\r\n")
         for key, value in environ.items():
@@ -12603,6 +12623,11 @@ class AsgiScope(AsgiCase):
         scope = self.scope("GET http://there:8/path?q HTTP/1.1\r\nHost: here\r\n\r\n")
         self.assertEqual(scope["headers"], [(b"host", b"there:8")])
         self.assertEqual((scope["path"], scope["raw_path"], scope["query_string"]), ("/path", b"/path", b"q"))
+
+    def test_the_scheme_that_a_proxy_on_this_machine_names_counts(self) -> None:
+        self.assertEqual(
+            self.scope("GET / HTTP/1.1\r\nHost: x\r\nX-Forwarded-Proto: https\r\n\r\n")["scheme"], "https"
+        )
 
     def test_http_1_0_is_told(self) -> None:
         self.assertEqual(self.scope("GET / HTTP/1.0\r\n\r\n")["http_version"], "1.0")
@@ -17966,6 +17991,7 @@ class CommandLineMistakes(InEmptyEnvironment):
         "run hello.py app": "did you mean hello.py:app?",
         "app=hello": "did you mean --app=hello?",
         "port=8000": "did you mean --port=8000?",
+        "hello:app debug=True": "write --debug without a value, or leave it out",
         "FLASK_APP=hello": "FLASK_APP=hello sets a variable; write it in a file .env, or before the command",
         "hello \u2013debug": "type --debug",
         "hello \u2014port 8000": "type --port",
