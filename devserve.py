@@ -334,7 +334,7 @@ class Config(NamedTuple):
     trusted_hosts: tuple[str, ...] = _option(
         (), "--trusted-host", "Debugging",
         "a host name, besides localhost, whose pages may use the console; may be repeated", "HOST",
-        field="trusted_hosts", separator=",", others="--forwarded-allow-ips",
+        field="trusted_hosts", separator=",",
     )  # fmt: skip
     editor: str = _option(
         "", "--editor", "Debugging",
@@ -1941,7 +1941,13 @@ def import_remedy(error: BaseException) -> str:
     if not isinstance(error, ImportError) and not (type(error) is AttributeError and in_vain):
         return ""
     if "no known parent package" in text:
-        return "the file is in no package: write the import without the dot, or put an __init__.py beside it"
+        import traceback
+
+        files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+        parts = os.path.splitext(os.path.relpath(files[-1]))[0].split(os.sep) if files else []
+        is_below = len(parts) > 1 and all(part.isidentifier() for part in parts)
+        named = f"serve {'.'.join(parts)}, " if is_below else ""
+        return f"the file is in no package: {named}write the import without the dot, or put an __init__.py beside it"
     name = in_vain[1] if in_vain else (getattr(error, "name", "") or "").partition(".")[0]
     found = getattr(error, "path", "") or own_dict(sys.modules.get(name)).get("__file__")
     folder, file = os.path.split(found or os.path.abspath(f"{name}.py"))
@@ -13896,7 +13902,10 @@ _NOT_HERE = {  # flags of other servers that have no option here, and what to do
     "--app-dir --chdir --pythonpath": "start devserve in that folder",
     "--config -c": "write DEVSERVE_PORT=8000 and the like in a file .env",
     "--settings": "set DJANGO_SETTINGS_MODULE, in a file .env for example",
-    "--root-path --script-name --proxy-headers": "tell the application, by its own option or by middleware",
+    "--root-path --script-name": "tell the application, by its own option or by middleware",
+    "--proxy-headers --forwarded-allow-ips": (
+        "X-Forwarded-Proto of a proxy on this machine is heeded, the rest is the application's own: leave it out"
+    ),
     "--uds --unix-socket --fd": "write --host unix:PATH",
     "--ipv6 -6": "write --host ::1",
     "--insecure --nostatic --static": "the application serves its files, Django's where DEBUG is True: leave it out",

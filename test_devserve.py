@@ -2729,6 +2729,24 @@ class FindingMistakes(FindingFolder):
         for name in ("right", "adapted"):
             self.assertTrue(devserve.is_asgi(self.load(f"hello:{name}")))
 
+    def test_remedy_for_a_relative_import_in_a_file_of_no_package(self) -> None:
+        """Served by its dotted name, as uvicorn takes it, its folder is a namespace package."""
+        cases = {
+            "app/main.py": "package: serve app.main, write",
+            "main.py": "package: write",
+            "a-b/main.py": "package: write",
+        }
+        for path, remedy in cases.items():
+            self.write(path, "from .core import app")
+            with self.subTest(path):
+                try:
+                    self.load(path)
+                except ImportError as error:  # not `assertRaises`, which removes the traceback
+                    self.assertIn(remedy, devserve.import_remedy(error))
+                else:
+                    self.fail("it was imported")
+        self.assertIn("package: write", devserve.import_remedy(ImportError("… with no known parent package")))
+
     @mock.patch.dict(os.environ)
     def test_remedy_for_a_package_that_is_missing_beside_a_virtual_environment(self) -> None:
         os.environ.pop("VIRTUAL_ENV", None)
@@ -17991,6 +18009,8 @@ class CommandLineMistakes(InEmptyEnvironment):
         "run hello.py app": "did you mean hello.py:app?",
         "app=hello": "did you mean --app=hello?",
         "port=8000": "did you mean --port=8000?",
+        "hello --forwarded-allow-ips *": "X-Forwarded-Proto of a proxy on this machine is heeded",
+        "hello --proxy-headers": "X-Forwarded-Proto of a proxy on this machine is heeded",
         "hello:app debug=True": "write --debug without a value, or leave it out",
         "FLASK_APP=hello": "FLASK_APP=hello sets a variable; write it in a file .env, or before the command",
         "hello \u2013debug": "type --debug",
