@@ -3971,14 +3971,23 @@ def _is_harmless(value: object, name: str) -> bool:
 
 _QUOTED = r"""'(?:[^'\\]|\\.)*'?|"(?:[^"\\]|\\.)*"?"""
 _LISTED = r"""[\[(]\s*(?:b?(?:'[^'\s]*'|"[^"\s]*")[,\s]*)+[\])]?"""  # with a space it is a message about a password
+_CALL = r"(?:(?:[A-Za-z_][\w.]{0,60}\(){0,2}[bBrRuU]{0,2})"  # before a text: b'…', SecretBox('…')
+_NESTED = r"[\w.]{1,60}\([\w.]{1,60}="  # the repr of another object begins
 _TOKEN_STARTS = (  # of GitHub, GitLab, Stripe, OpenAI, Slack, Google, PyPI and others; sk-plain-words is a CSS class
     r"gh[a-z]_|github_pat_|glpat-|[rs]k_(?:live|test)_|sk-(?!(?:[a-z]{1,12}-)+[a-z]{1,12}(?![\w-]))|xox[a-z]-|AIza|whsec_"
     r"|GOCSPX-|ya29\.|pypi-Ag|hf_(?=[a-zA-Z0-9]{32})|SG\.[\w-]{20,24}\."
     r"|bot[0-9]{6,12}:|services/T[A-Z0-9]{8,}/B[A-Z0-9]{8,}/"  # in the paths of requests to Telegram and Slack
 )
 _SECRET_TEXTS = (  # what the text must contain, and a pattern: see "How to change" in the banner
-    # In the query of a URL, or where a database is named; what stands in angle brackets is a repr
-    ("=", r"""(?:^|[?&#;:\s'"(,])([\w.\-\[\]]{1,60})=('[^']*'?|"[^"]*"?|(?!<\w[^<>]*>)[^&;#\s'"]+)"""),
+    # In the query of a URL, a call or a repr; what stands in angle brackets is a repr, and what is the first name in
+    # another repr is not meant: Shop(database=Database(password='…'))
+    (
+        "=",
+        (
+            rf"""(?:^|[?&#;:\s'"(,])([\w.\-\[\]%]{{1,60}})=({_CALL}(?:'[^']*'?|"[^"]*"?)|{_LISTED}"""
+            rf"""|(?!<\w[^<>]*>|{_NESTED})[^&;#\s'"]+)"""
+        ),
+    ),
     ("= ", rf"""\b([\w.\-]{{1,60}}) ?= ({_QUOTED}|(?=[^\s;,]*[0-9])[^\s;,'"?%:$@({{]+)"""),  # INI, TOML, SQL
     (":", rf"""(['"])([\w.\-]{{1,60}})\1\s*:\s*({_QUOTED}|{_LISTED}|[^\s,}}\](\[{{][^\s,}}\]]*)"""),  # JSON
     ("value", rf"""['"](?:name|key)['"]:\s*['"]([\w.\-]{{1,60}})['"],\s*['"]value['"]:\s*({_QUOTED})"""),  # HAR
@@ -4004,8 +4013,9 @@ _SECRET_TEXTS = (  # what the text must contain, and a pattern: see "How to chan
     ("uthorization", r"""(?i)authorization['"]?\s*[:=]\s*['"]?(?:\w+ +)?([^\s,;'"]+)"""),  # the scheme is no secret
 )
 _IN_REPR = (  # masked only in the repr of a foreign object: User(password='…'), ('cookie', '…')
-    rf"""([\[(]b?['"])?([\w\-]{{1,60}})(?(1)['"],\s*(?=b?['"])|['"]?\s*[=:]\s*)"""
-    rf"""(b?(?:{_QUOTED})|{_LISTED}|(?:(?:Bearer|Basic|Digest|Token) )?[^\s,;&)}}\]'"(\[{{<][^\s,;&)}}\]'"]*)"""
+    rf"""([\[(]b?['"])?([\w.\-\[\]]{{1,60}})(?(1)['"],\s*(?=b?['"])|['"]?\s*[=:]\s*)"""
+    rf"""({_CALL}(?:{_QUOTED})|{_LISTED}"""
+    rf"""|(?!{_NESTED})(?:(?:Bearer|Basic|Digest|Token) )?[^\s,;&)}}\]'"(\[{{<][^\s,;&)}}\]'"]*)"""
 )
 
 
@@ -4025,9 +4035,11 @@ def _hide_value(match: re.Match[str]) -> str:
     if name is not None:
         is_web_key = name in ("key", "sig") and match.group()[:1] in ("?", "&")  # as web APIs call theirs
         value = value if value[:1] in ("[", "(") else value.rstrip(",)]}")
+        name = re.sub("%[0-9A-Fa-f]{2}", " ", name)
         is_plain = re.fullmatch(r"(?i)-?[\d.]{1,12}|none|true|false|null", value) and "pass" not in name.lower()
         if is_plain or not (_is_secret(name) or is_web_key):
-            quoted = start + 1 if value[:1] in ("'", '"') else match.end()  # in it may be another: url='/?token=…'
+            mark = re.search("['\"]", value)  # in it may be another: url='/?token=…'
+            quoted = start + mark.end() if mark else len(match.group())
             return match.group()[:quoted] + match.re.sub(_hide_value, match.group()[quoted:])
     return match.group()[:start] + _MASK + match.group()[start + len(value) :]
 
