@@ -4718,6 +4718,7 @@ _COMPLETION_SECONDS = 0.5  # for all foreign code that one completion may run; a
 _COMPLETED_TAIL = 500  # characters before the caret that are looked at
 CRASH_LIMIT = 10  # crashes that are kept: enough to compare, few enough for memory
 _INTERRUPT_SECONDS = 2.0  # after an interrupt; what runs longer is in C code, and is abandoned
+_WAKE_SECONDS = 0.05  # between moments in which an interrupt can reach what is awaited on a loop of the console's
 _TURN_SECONDS = 5.0  # for which an evaluation waits for another one in the same console
 _CONTEXT_SECONDS = 2.0  # for entering a framework's contexts, or leaving them
 _CO_COROUTINE = 0x80  # inspect.CO_COROUTINE: of code that awaits
@@ -4768,10 +4769,19 @@ class EnteredContexts:
 
 
 def _run_coroutine(coroutine: Any) -> Any:
-    """Run what the console awaits on a new loop, where the application has none; return its result."""
+    """Run what the console awaits on a new loop, where the application has none; return its result.
+
+    The loop wakes now and then, since an interrupt reaches Python code only.
+    """
     import asyncio
 
-    return asyncio.run(coroutine)
+    async def waking() -> Any:
+        task = asyncio.ensure_future(coroutine)
+        while not task.done():
+            await asyncio.wait([task], timeout=_WAKE_SECONDS)
+        return task.result()
+
+    return asyncio.run(waking())
 
 
 class Console:

@@ -6249,15 +6249,19 @@ class ConsolePrompt(unittest.TestCase):
         begun = threading.Event()
         self.console.namespace["begun"] = begun
         evaluations: list[devserve._Evaluation] = []
-        code = "begun.set()\nwhile True: pass\n"
-        thread = threading.Thread(target=lambda: evaluations.append(self.console.run(code)))
-        thread.start()
-        self.assertTrue(begun.wait(DEADLINE))
-        self.assertTrue(self.console.interrupt())
-        thread.join(DEADLINE)
-        self.assertIn("KeyboardInterrupt", evaluations[0].output)
-        self.assertFalse(self.console.interrupt())
-        self.assertEqual(self.typed("number"), "41\n")
+        self.typed("import asyncio\nasync def sleep():\n    begun.set()\n    await asyncio.sleep(600)\n")
+        for code in ("begun.set()\nwhile True: pass\n", "await sleep()"):
+            with self.subTest(code):
+                begun.clear()
+                evaluations.clear()
+                thread = threading.Thread(target=lambda code=code: evaluations.append(self.console.run(code)))
+                thread.start()
+                self.assertTrue(begun.wait(DEADLINE))
+                self.assertTrue(self.console.interrupt())
+                thread.join(DEADLINE)
+                self.assertIn("KeyboardInterrupt", evaluations[0].output)
+                self.assertFalse(self.console.interrupt())
+                self.assertEqual(self.typed("number"), "41\n")
 
     def test_does_not_wait_for_what_cannot_be_interrupted(self) -> None:
         begun, release = threading.Event(), threading.Event()
