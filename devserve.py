@@ -1924,6 +1924,19 @@ def _nearest(name: str, apps: Mapping[str, str]) -> str:
     return next((by_lower[near] for near in difflib.get_close_matches(name.lower(), by_lower, 1)), "")
 
 
+def _files_of(error: BaseException) -> list[str]:
+    """Return the files of a traceback, outermost first; without `traceback`, which a file of that name may hide."""
+    tb, files = error.__traceback__, []
+    while tb is not None:
+        files.append(tb.tb_frame.f_code.co_filename)
+        tb = tb.tb_next
+    return files
+
+
+def _stem(path: str) -> str:
+    return os.path.basename(path).partition(".")[0]
+
+
 def import_remedy(error: BaseException) -> str:
     """Return what to do about a failed import, "" if its exception says enough.
 
@@ -1940,22 +1953,25 @@ def import_remedy(error: BaseException) -> str:
     in_vain = re.match(r"(?:partially initialized )?module '(\w+)' has no attribute", text)
     if not isinstance(error, ImportError) and not (type(error) is AttributeError and in_vain):
         return ""
+    files = _files_of(error)
     if "no known parent package" in text:
-        import traceback
-
-        files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
         parts = os.path.splitext(os.path.relpath(files[-1]))[0].split(os.sep) if files else []
         is_below = len(parts) > 1 and all(part.isidentifier() for part in parts)
         named = f"serve {'.'.join(parts)}, " if is_below else ""
         return f"the file is in no package: {named}write the import without the dot, or put an __init__.py beside it"
     name = in_vain[1] if in_vain else (getattr(error, "name", "") or "").partition(".")[0]
     found = getattr(error, "path", "") or own_dict(sys.modules.get(name)).get("__file__")
-    folder, file = os.path.split(found or os.path.abspath(f"{name}.py"))
-    if folder == os.getcwd() and name == file.partition(".")[0] and os.path.isfile(os.path.join(folder, file)):
-        from importlib.machinery import PathFinder
+    paths = {found or os.path.abspath(f"{name}.py"): name}
+    if "partially initialized" in text:  # a file that a library imports may import that library
+        importers = zip(files[1:], map(os.path.dirname, files))
+        paths.update((path, _stem(path)) for path, importer in importers if is_library(importer, os.getcwd()))
+    for path, name_there in paths.items():
+        folder, file = os.path.split(path)
+        if folder == os.getcwd() and name_there == _stem(path) and os.path.isfile(path):
+            from importlib.machinery import PathFinder
 
-        if PathFinder.find_spec(name, [entry for entry in sys.path if entry not in ("", folder)]):
-            return f"your {file} hides the library {name}, since it is found first: give it another name"
+            if PathFinder.find_spec(name_there, [entry for entry in sys.path if entry not in ("", folder)]):
+                return f"your {file} hides the library {name_there}, since it is found first: give it another name"
     if isinstance(error, ModuleNotFoundError):
         below = os.path.dirname(_module_below(name)) if name and name not in sys.modules else ""
         if below == os.pardir:
@@ -13206,8 +13222,10 @@ class _Runner:
         if isinstance(error, DevserveError):
             self.terminal.error(str(error))
         else:
-            self.terminal.crash(error)
-            remedy = import_remedy(error)
+            _, worse = call_safely(partial(self.terminal.crash, error))
+            if worse:  # a file beside it hides what a traceback is written with, as a token.py does
+                self.terminal.error(f"the import failed ({type_name(type(error))}), and its traceback cannot be shown")
+            remedy = import_remedy(worse or error)
             if remedy:
                 self.terminal.warn(remedy)
 

@@ -2834,6 +2834,24 @@ class FindingMistakes(FindingFolder):
             self.load("hello")
         self.assertIn("your wsgiref.py hides the library wsgiref", devserve.import_remedy(caught.exception))
 
+    def test_remedy_for_a_file_that_a_library_imports_in_place_of_another_and_that_imports_the_library(self) -> None:
+        """As a string.py that imports Flask; Flask is what cannot be imported then."""
+        self.write("site-packages/framework.py", "import colorsys\nApp = 1")
+        sys.path.append(str(self.folder / "site-packages"))
+        self.write("hello.py", "from framework import App")
+        for text in ("from framework import App", "import framework\nframework.App"):
+            self.write("colorsys.py", text)
+            for name in ("hello", "framework", "colorsys"):
+                sys.modules.pop(name, None)
+            with self.subTest(text):
+                try:
+                    self.load("hello")
+                except (ImportError, AttributeError) as error:  # not `assertRaises`, which removes the traceback
+                    self.assertIn("your colorsys.py hides the library colorsys", devserve.import_remedy(error))
+                else:
+                    self.fail("it was imported")
+        sys.modules.pop("colorsys", None)
+
     def test_remedy_for_a_module_that_lies_where_no_import_looks(self) -> None:
         missing = ModuleNotFoundError("No module named 'shop.models'", name="shop")
         self.write("src/shop/__init__.py", "")
@@ -17146,6 +17164,14 @@ class RunnerImport(RunnerCase):
                 self.module("import time\nthreading.Thread(target=time.sleep, args=(600,)).start()\n" + last)
                 served = self.served("unguarded", "--reload")
                 self.assertEqual(served.process.wait(DEADLINE), status)
+
+    @unittest.skipUnless(sys.implementation.name == "cpython", "PyPy has loaded the module before")
+    def test_what_hides_a_module_by_which_its_failure_is_shown_is_named(self) -> None:
+        self.write("token.py", "")
+        self.module("import tokenize")
+        served = self.served("unguarded", "--reload")
+        self.assertEqual(served.process.wait(DEADLINE), 1)
+        self.assertRegex(served.log, r"\(ImportError\), and its traceback cannot be shown\n.*your token\.py hides")
 
     def test_server_that_the_module_starts_in_a_thread_serves(self) -> None:
         self.module("""
