@@ -5890,8 +5890,6 @@ def _is_equal(given: object, expected: str) -> bool:
 _PREFIX = "/__devserve__"
 _CRASH = "crash/"  # below _PREFIX, where each crash has its page; the id follows
 _RECORDED_BODY = 65_536  # bytes of a request's body that are kept for the page: any form, the beginning of an upload
-# Of an environ, what tells us who the client is, and for which host it asks.
-_CLIENT_VARIABLES = ("HTTP_COOKIE", "HTTP_HOST", "REMOTE_ADDR", "SERVER_PORT", "wsgi.url_scheme")
 _RECORDED_VARIABLES = frozenset(  # of an environ, besides headers: what the client decides
     "REQUEST_METHOD SCRIPT_NAME PATH_INFO QUERY_STRING CONTENT_TYPE CONTENT_LENGTH REQUEST_URI RAW_URI "
     "SERVER_PROTOCOL wsgi.url_scheme".split()
@@ -6127,8 +6125,8 @@ class _Exchange:
         self.environ = environ
         self.start_response = start_response
         self.script_name, self.path = environ.get("SCRIPT_NAME", ""), environ.get("PATH_INFO", "")  # others shift them
-        # The application gets no cookie of ours, and may take the others from a proxy's headers.
-        self.client = {name: environ[name] for name in _CLIENT_VARIABLES if name in environ}
+        # As it came: the application gets no cookie of ours, and may remove or replace what tells who the client is.
+        self.client = dict(environ)
         if environ.get("HTTP_COOKIE"):
             environ["HTTP_COOKIE"] = without_our_cookies(str(environ["HTTP_COOKIE"]))
             if not environ["HTTP_COOKIE"]:
@@ -6152,7 +6150,7 @@ class _Exchange:
 
     @property
     def asked(self) -> dict[str, Any]:
-        """The environ with the client and the Host that it came with, whatever the application has made of them."""
+        """The environ with all that it came with, whatever the application has made of it."""
         return {**self.environ, **self.client}
 
     def begin(self) -> Iterable[bytes]:
@@ -6316,8 +6314,8 @@ class _Exchange:
         self, error: BaseException, crash: Crash, trouble: Optional[BaseException]
     ) -> tuple[list[tuple[str, str]], bytes]:
         """Return headers and body, in the type that the client prefers; plain text when no page can be made."""
-        nonce, text, is_fragment = os.urandom(16).hex(), None, _wants_fragment(self.environ)
-        kind = _preferred_type(self.environ.get("HTTP_ACCEPT", ""), "text/html" if is_fragment else "text/plain")
+        nonce, text, is_fragment = os.urandom(16).hex(), None, _wants_fragment(self.asked)
+        kind = _preferred_type(self.asked.get("HTTP_ACCEPT", ""), "text/html" if is_fragment else "text/plain")
         if trouble is None:
             text, trouble = call_safely(lambda: self.text_about(crash, kind, nonce, is_fragment))
         if text is None:
@@ -7579,7 +7577,7 @@ class _Connection:
             environ[SOCKET_KEY] = _UpgradedSocket(response)
         _, error = call_safely(partial(response.run, self.server.app))
         if error is not None:
-            self.keep_alive = False
+            self.keep_alive = self.keep_alive and response.framing == _ENDED  # what failed came after the answer
             response.fail(error)
         self.waits = True
         response.log()
@@ -8101,12 +8099,12 @@ class _Body(io.RawIOBase):
     def closes_connection(self) -> bool:
         """Return, as the response begins, whether the connection must end after it because of the unread body.
 
-        It must if the rest is too much to be read and dropped, and if the client was never asked to send it: `100
-        Continue` cannot follow a final response (RFC 9110 section 15.2), and the client may send the body all the
-        same.
+        It must if the rest is of unknown size or too much to be read and dropped, and if the client was never asked to
+        send it: `100 Continue` cannot follow a final response (RFC 9110 section 15.2), and the client may send the
+        body all the same.
         """
         uninvited, self.expected = self.expected, False
-        return self.unread > _DRAIN_LIMIT or (uninvited and self.unread != 0)
+        return not 0 <= self.unread <= _DRAIN_LIMIT or (uninvited and self.unread != 0)
 
     def drain(self, limit: int) -> bool:
         """Read and drop what the application has not read, up to `limit` bytes; return whether that was all."""
@@ -8507,7 +8505,7 @@ class _Response:
             self.status = status
             with contextlib.suppress(_ClientGone):
                 self.write(text.encode("utf-8", "replace"), whole=True)
-        elif self.framing != _TAKEN_OVER:
+        elif self.framing not in (_ENDED, _TAKEN_OVER):
             self.connection.cut()
 
 
@@ -9883,7 +9881,7 @@ class _HttpRequest:
             await self.drain()  # not after the last piece, as nothing follows it
 
     def start(self, message: _Message) -> None:
-        """Begin the response; nothing of it is sent before the first piece of its body is known."""
+        """Begin the response; of one with an end nothing is sent before the first piece of its body is known."""
         self.head = _response_start(message["status"], _header_pairs(message))
         self.is_bodiless = self.scope.get("method") == "HEAD" or message["status"] in (204, 304)
         if self.has_debugger:
@@ -9891,6 +9889,8 @@ class _HttpRequest:
             self.held = [] if message["status"] >= 500 else None
         if self.head.endless_type:
             self.connection.note_endless(self.head.endless_type)
+            if self.held is None:
+                self.put((b"", True))  # an EventSource is open once it has the head
         self.phase = _STARTED
 
     def add(self, body: bytes, more: bool) -> None:

@@ -7322,6 +7322,35 @@ class GuardSecrets(Debugged):
         unlocked = self.guard.secret_for({**browser, "HTTP_COOKIE": self.cookies_of(browser)})
         self.assertIn(unlocked, self.ask("/", **sent, **ours).text)
 
+    def test_what_the_application_takes_out_of_the_environ_opens_nothing(self) -> None:
+        """As people remove headers against "Origin checking failed", and Paste's PrefixMiddleware a proxy's."""
+        removed = (
+            "HTTP_ORIGIN",
+            "HTTP_SEC_FETCH_DEST",
+            "HTTP_SEC_FETCH_SITE",
+            "HTTP_HX_REQUEST",
+            "HTTP_X_FORWARDED_FOR",
+        )
+
+        def removing(environ: Any, start_response: Any) -> Any:
+            for name in removed:
+                environ.pop(name, None)
+            raise RuntimeError("a secret of the source")
+
+        self.install(removing, validate=False)
+        asking: list[dict[str, Any]] = [
+            {"Sec_Fetch_Dest": "empty"},
+            {"Sec_Fetch_Dest": "iframe", "Sec_Fetch_Site": "same-origin"},
+            {"HX_Request": "true"},
+        ]
+        for headers in asking:
+            with self.subTest(headers):
+                self.assertNotIn(self.guard.secret, self.ask("/", Accept="text/html", **headers).text)
+        strange: dict[str, Any] = {"Origin": "http://evil.example", "Sec_Fetch_Site": "cross-site"}
+        answer = self.ask("/", Accept="text/html", **strange)
+        self.assertNotIn("a secret of the source", answer.text)
+        self.assertIn(self.guard.secret, self.ask("/", Accept="text/html", Sec_Fetch_Dest="document").text)
+
     def test_secret_is_in_documents_only_and_what_the_browser_opens_has_no_opener(self) -> None:
         for path in ("/", "/__devserve__/console"):
             self.assertIn(self.guard.secret, self.ask(path, Sec_Fetch_Dest="document").text)
@@ -11347,6 +11376,23 @@ class ServerResponses(ServerCase):
         self.server.app = answering([b"other"])
         self.assertEqual(client.send(GET).answer().body, b"other")
 
+    def test_what_fails_after_the_whole_answer_costs_the_next_request_nothing(self) -> None:
+        """As Flask's `call_on_close` and Django's `request_finished`: the head has promised to keep the connection."""
+
+        class Closing(Pieces):
+            def close(self) -> None:
+                raise LookupError("in close")
+
+        for headers in ([], [("Content-Length", "5")]):
+            for debugger in (False, True):
+                with self.subTest(headers=headers, debugger=debugger):
+                    self.serve(answering(Closing(b"he", b"llo"), *headers), debugger=debugger, pin="off")
+                    client = self.connect(GET)
+                    for _ in range(2):
+                        self.assertEqual(client.answer().body, b"hello")
+                        client.send(GET)
+                    self.assertIn("LookupError: in close", self.log)
+
     # -- streaming
 
     def test_a_piece_is_on_the_wire_before_the_next_is_made(self) -> None:
@@ -12795,6 +12841,19 @@ class AsgiReceiving(AsgiCase):
             client = self.connect(request, LAST)
             self.assertEqual([client.answer().body, client.answer().body], [b"/first", b"/last"])
 
+    def test_an_unread_body_whose_rest_is_unknown_ends_the_connection_and_the_answer_says_so(self) -> None:
+        """Else the client's next request on it would be lost once too much had been read and dropped."""
+
+        async def view(scope: Any, receive: App, send: App) -> None:
+            await asgi_answer(send, b"not here")
+
+        self.serve_asgi(view)
+        size = 3 * devserve._DRAIN_LIMIT
+        for body in (f"{size:x}\r\n{'x' * size}\r\n0\r\n\r\n", f"{size:x}\r\n{'x' * 1000}"):
+            client = self.connect(chunked(body))
+            answer = client.answer()
+            self.assertEqual((answer.body, answer.get("Connection")), (b"not here", "close"))
+
     def test_a_bad_chunk_is_the_clients_mistake(self) -> None:
         for debugger in (False, True):
             self.messages.clear()
@@ -13129,6 +13188,24 @@ class AsgiSending(AsgiCase):
         self.assertLess(requests[0].outbox.qsize(), 100)
         client.close()
         self.assertIsInstance(self.end(), OSError)
+
+    def test_the_head_of_a_stream_without_end_does_not_wait_for_its_first_piece(self) -> None:
+        """By it a browser's EventSource is open; the first event may be long in coming."""
+        go_on = threading.Event()
+
+        async def view(scope: Any, receive: App, send: App) -> None:
+            import asyncio
+
+            await send({**self.START, "headers": [(b"content-type", b"text/event-stream")]})
+            while not go_on.is_set():
+                await asyncio.sleep(0.01)
+            await send({**self.BODY, "body": b"data: 1\n\n"})
+
+        self.serve_asgi(view)
+        client = self.connect(GET)
+        self.assertEqual(client.head().status, 200)
+        go_on.set()
+        self.assertEqual(b"".join(iter(client.chunk, b"")), b"data: 1\n\n")
 
     def test_an_event_stream_that_answers_head_ends_as_the_next_request_must_not_wait_for_it(self) -> None:
         import asyncio
