@@ -9213,6 +9213,7 @@ if TYPE_CHECKING:
 _LOW_WATER = 64 * 1024
 _HIGH_WATER = 4 * _LOW_WATER
 _FIRST_LOOK = 0.02  # seconds before the thread watches the client too; most responses come sooner and need no watch
+_OPEN_SECONDS = 0.1  # that the head of a stream waits for its first piece, or for an exception, which gets a page
 _HOLD_SECONDS = 0.5  # that a framework's 500 is held: its exception follows at once, unlike that of background work
 _INTERRUPT_LOOK = 0.05  # seconds between moments in which an interrupt can reach a console that waits for the loop
 _BEAT_SECONDS = 0.5  # seconds between two looks at the loop; a signal that just missed the main thread waits so long
@@ -9889,8 +9890,7 @@ class _HttpRequest:
             self.held = [] if message["status"] >= 500 else None
         if self.head.endless_type:
             self.connection.note_endless(self.head.endless_type)
-            if self.held is None:
-                self.put((b"", True))  # an EventSource is open once it has the head
+            self.bridge.loop.call_later(_OPEN_SECONDS, self.open_stream)
         self.phase = _STARTED
 
     def add(self, body: bytes, more: bool) -> None:
@@ -9908,6 +9908,11 @@ class _HttpRequest:
         if not self.held:
             self.bridge.loop.call_later(_HOLD_SECONDS, self.release)
         self.held.append((body, more))
+
+    def open_stream(self) -> None:
+        """Send the head of a response without end that has no piece yet: by it an EventSource is open."""
+        if self.phase == _STARTED and not self.sent and self.held is None:
+            self.put((b"", True))
 
     def release(self) -> None:
         """Send the response that was held, since no exception has followed."""
