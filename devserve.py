@@ -979,6 +979,13 @@ def traceback_text(error: BaseException, *, folded: bool = False) -> str:
     With `folded`, runs of library frames become a line that counts them.  Each exception's `__str__`, which may hang,
     is tried first: when one hangs, only frames and types are written, so that nothing waits for it a second time.
     """
+    try:
+        return _whole_traceback_text(error, folded)
+    except (ImportError, AttributeError) as worse:  # a file of the application's hides what it is written with
+        return f"{type_name(type(error))}: (its traceback cannot be had: {worse})\n"
+
+
+def _whole_traceback_text(error: BaseException, folded: bool) -> str:
     import traceback
 
     foreign = [each for each in _exceptions_in(error) if not has_plain_text(each)]
@@ -1504,8 +1511,8 @@ def _editor_link(editor: str, path: str, line: int, column: int = 1, path_map: S
 # thread before anything is served, except what a framework calls while it answers, and `_notify_django`, which the
 # watcher's thread calls.
 #
-# Doors: load_app, prepared, BrokenApp, app_spec, default_file, import_remedy, servers_left_out, checked, is_asgi,
-# framework_files.
+# Doors: load_app, prepared, BrokenApp, app_spec, default_file, import_late_libraries, import_remedy, servers_left_out,
+# checked, is_asgi, framework_files.
 #
 # Read first: load_app, _import_target, _discovered_app, checked, _Framework, prepared.
 #
@@ -1519,6 +1526,10 @@ def _editor_link(editor: str, path: str, line: int, column: int = 1, path_map: S
 # or it raises the exception after its answer, which room 11 waits for.
 # =====================================================================================================================
 
+_LATE_LIBRARIES = frozenset(  # what we import when it is needed, and what that imports
+    "ast codeop datetime difflib fnmatch glob hashlib hmac html json linecache queue textwrap token tokenize "
+    "traceback urllib".split()
+)
 _DEFAULT_MODULES = ("app", "wsgi", "main")  # where an application is looked for when none is named
 _DEFAULT_NAMES = ("app", "application")  # and its name in it: Flask's habit, then PEP 3333's and mod_wsgi's
 _FACTORIES = ("create_app", "make_app")  # Flask's and Pyramid's habit
@@ -1815,13 +1826,30 @@ def _importable_name(path: str) -> tuple[str, str]:
     while os.path.isfile(os.path.join(folder, "__init__.py")) and "." not in os.path.basename(folder):
         folder, package = os.path.split(folder)
         parts.insert(0, package)
+    dots = re.findall(r"(?m)^\s*from\s+(\.+)", _text_of(path)) if parts == [stem] else []
+    for _ in max(dots, default=""):  # what imports relatively is in packages without __init__.py (PEP 420)
+        above, package = os.path.split(folder)
+        if package.isidentifier() and is_below(above, os.getcwd()) and not _is_installed(package):
+            folder, parts = above, [package, *parts]
     return folder, ".".join(parts or [stem])
 
 
 def _put_first_on_path(folder: str) -> None:
     """Make `folder` the first entry of sys.path, and the only one for that folder."""
+    import_late_libraries(folder)
     same = ("", folder) if folder == os.getcwd() else (folder,)  # "" stands for the current folder
     sys.path[:] = [folder, *(entry for entry in sys.path if entry not in same)]
+
+
+def import_late_libraries(folder: str) -> None:
+    """Import those that a file in `folder`, which comes first on sys.path, would be taken for, as a token.py would."""
+    for name in _LATE_LIBRARIES.intersection(map(_stem, _names_in(folder))).difference(sys.modules):
+        kept = sys.path[:]
+        sys.path[:] = [entry for entry in kept if os.path.abspath(entry) != folder]
+        try:
+            __import__(name)
+        finally:
+            sys.path[:] = kept
 
 
 def _run_manage_py(root: str, path: str) -> None:
@@ -1933,6 +1961,14 @@ def _files_of(error: BaseException) -> list[str]:
     return files
 
 
+def _is_installed(name: str, folder: str = "") -> bool:
+    """Return whether an import would find a module, and no mere folder, elsewhere than in a folder."""
+    from importlib.machinery import PathFinder
+
+    found = PathFinder.find_spec(name, [entry for entry in sys.path if entry not in ("", folder)])
+    return found is not None and found.loader is not None
+
+
 def _stem(path: str) -> str:
     return os.path.basename(path).partition(".")[0]
 
@@ -1955,23 +1991,19 @@ def import_remedy(error: BaseException) -> str:
         return ""
     files = _files_of(error)
     if "no known parent package" in text:
-        parts = os.path.splitext(os.path.relpath(files[-1]))[0].split(os.sep) if files else []
-        is_below = len(parts) > 1 and all(part.isidentifier() for part in parts)
-        named = f"serve {'.'.join(parts)}, " if is_below else ""
-        return f"the file is in no package: {named}write the import without the dot, or put an __init__.py beside it"
+        return "the file is in no package: write the import without the dot, or put an __init__.py beside it"
     name = in_vain[1] if in_vain else (getattr(error, "name", "") or "").partition(".")[0]
     found = getattr(error, "path", "") or own_dict(sys.modules.get(name)).get("__file__")
-    paths = {found or os.path.abspath(f"{name}.py"): name}
+    here = os.path.abspath(f"{name}.py")
+    paths = {path: name for path in (found, here) if path}
     if "partially initialized" in text:  # a file that a library imports may import that library
         importers = zip(files[1:], map(os.path.dirname, files))
         paths.update((path, _stem(path)) for path, importer in importers if is_library(importer, os.getcwd()))
     for path, name_there in paths.items():
         folder, file = os.path.split(path)
-        if folder == os.getcwd() and name_there == _stem(path) and os.path.isfile(path):
-            from importlib.machinery import PathFinder
-
-            if PathFinder.find_spec(name_there, [entry for entry in sys.path if entry not in ("", folder)]):
-                return f"your {file} hides the library {name_there}, since it is found first: give it another name"
+        is_there = folder == os.getcwd() and name_there == _stem(path) and os.path.isfile(path)
+        if is_there and _is_installed(name_there, folder):
+            return f"your {file} has the name of the library {name_there}, and only one of them is found: rename it"
     if isinstance(error, ModuleNotFoundError):
         below = os.path.dirname(_module_below(name)) if name and name not in sys.modules else ""
         if below == os.pardir:
@@ -11769,10 +11801,18 @@ class Watcher(native_threading.Thread):
         New requests are held meanwhile if a file of the project is among the suspects; for installed packages the wait
         is the longer one, as an installer writes many files.
         """
-        first_seen = quiet_since = time.monotonic()
+        first_seen = time.monotonic()
         own = not suspects.isdisjoint(self.files.own)
         if own:
             self.settling(True)
+        try:
+            self._rest_and_accept(suspects, own, first_seen)
+        finally:
+            if own:
+                self.settling(False)
+
+    def _rest_and_accept(self, suspects: set[str], own: bool, first_seen: float) -> None:
+        quiet_since = first_seen
         last: dict[str, _State] = {}
         written: dict[str, _State] = {}  # the last state of each in which it was neither gone nor empty
         weight = 1
@@ -11793,8 +11833,6 @@ class Watcher(native_threading.Thread):
         self.files.adopt()  # a file that the application has written and then loaded is known by what was loaded
         news = {path: state for path, state in last.items() if state != self.files.states[path]}
         self._accept(news, hasty=first_seen < self._rested + _HEELS, weight=weight)
-        if own:
-            self.settling(False)
 
     def _accept(self, news: dict[str, _State], hasty: bool, weight: int) -> None:
         """Make these states the known ones, and report the files whose bytes are others than before.
@@ -12902,6 +12940,7 @@ def run(
         return
     check_keywords(options, run=True)
     keywords = {"host": host, "port": port, "debug": debug, **options}
+    import_late_libraries(os.path.dirname(os.path.abspath(sys.argv[0])))
 
     def load(config: Config) -> WSGIApplication:
         return prepared(checked(app, f"{app!r:.80}"), debug=config.debug, debugger=config.debugger)
@@ -13227,10 +13266,8 @@ class _Runner:
         if isinstance(error, DevserveError):
             self.terminal.error(str(error))
         else:
-            _, worse = call_safely(partial(self.terminal.crash, error))
-            if worse:  # a file beside it hides what a traceback is written with, as a token.py does
-                self.terminal.error(f"the import failed ({type_name(type(error))}), and its traceback cannot be shown")
-            remedy = import_remedy(worse or error)
+            self.terminal.crash(error)
+            remedy = import_remedy(error)
             if remedy:
                 self.terminal.warn(remedy)
 
