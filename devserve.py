@@ -9228,7 +9228,7 @@ def _is_ip(name: str) -> bool:
 # How to change: a message that an application may send is a branch in a `send`, and one that it may get is made in a
 # `receive`.  An extension of ASGI is offered in the scope, by `_http_scope` or `_WebSocket.__init__`.
 #
-# Doors: AsgiBridge, RequestContext, is_disconnect.
+# Doors: AsgiBridge, RequestContext, is_disconnect, loop_runs_here.
 #
 # Read first: _Jobs, _HttpRequest.respond, _HttpRequest.next_message, _HttpRequest.send, _WebSocket, _WebSocketReader.
 # =====================================================================================================================
@@ -9508,6 +9508,11 @@ def _loop_of_thread() -> asyncio.AbstractEventLoop:
             loop = asyncio.new_event_loop()
         asyncio.set_event_loop(loop)
     return loop
+
+
+def loop_runs_here() -> bool:
+    """Return whether a loop runs this code, as in a notebook's cell: no other can run in its thread."""
+    return "asyncio" in sys.modules and sys.modules["asyncio"]._get_running_loop() is not None
 
 
 class _Wakeup:
@@ -13139,6 +13144,7 @@ class _Runner:
         )
         self.collector = _CollectorAtRest()
         self.bridge: Optional[AsgiBridge] = None  # if the application is one of ASGI
+        self.end_bridge: Callable[[], object] = bool  # ends the application's lifespan
         self.debugged: Optional[DebuggedApplication] = None  # if there is a debugger
         self.live: Optional[LivePages] = None  # if --live was given
         self.phase = _LOADING
@@ -13229,7 +13235,7 @@ class _Runner:
             self.watcher.watch_data([os.getcwd()], self._notify_pages, LIVE_FILES)
         if self.config.open and not self.reloaded:
             threading.Thread(target=self._open_browser, name="devserve browser", daemon=True).start()
-        if self.bridge:
+        if self.bridge and self.bridge.thread == threading.get_ident():
             self.bridge.run_until(self.ended)
         while not self.ended.wait(_WAKE_INTERVAL):
             self.signals.check()
@@ -13247,8 +13253,12 @@ class _Runner:
                     app: WSGIApplication = load()
                 if is_asgi(app):
                     app = self.bridge = AsgiBridge(app, self.terminal)
-                    self.bridge.check = self.signals.check
-                    self.bridge.start()
+                    if loop_runs_here():
+                        self.end_bridge = self.bridge.start_in_thread()
+                    else:
+                        self.bridge.check = self.signals.check
+                        self.bridge.start()
+                        self.end_bridge = partial(self.bridge.stop, 0.0)
                 return app
             finally:
                 self.loaded.set()
@@ -13510,8 +13520,7 @@ class _Runner:
             self.watcher.stop()
         self.server.shutdown()
         self.server.server_close()
-        if self.bridge:
-            self.bridge.stop(0.0)
+        self.end_bridge()
         self._tidy_up()
         self.terminal.flush()
         self.signals.give_back()

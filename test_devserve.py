@@ -14645,6 +14645,23 @@ class AsgiProcess(Folder):
         self.assertEqual(served.stop(), 0, served.log)
         self.assertRegex(served.log, r"lifespan.startup MainThread\n[^$]*lifespan.shutdown MainThread\n")
 
+    def test_run_in_a_running_loop_serves_and_reloads(self) -> None:
+        """As in a notebook, whose cells run inside of one: there the application gets a loop in another thread."""
+        start = f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import asyncio, devserve"
+        run = "async def main(): devserve.run(hello.app, port=0, debug=True)\nasyncio.run(main())"
+        script = self.write("program.py", f"{start}, hello\n{run}\n")
+        self.save("one")
+        served = self.served(script=[str(script)], port=False)
+        self.assertEqual(served.get(), "one")
+        self.save("two")
+        served.wait_for("lifespan.startup two")
+        self.assertEqual(served.get(), "two")
+        served.process.terminate()
+        served.process.wait(DEADLINE)
+        served.wait_for("lifespan.shutdown two")
+        self.assertNotIn("Traceback", served.log)
+        self.assertNotIn("never awaited", served.log)
+
     def test_a_reload_shuts_the_application_down_and_starts_the_new_one(self) -> None:
         self.save("one")
         served = self.served("hello", "--reload")
