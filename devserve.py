@@ -15004,11 +15004,21 @@ const state = find("#state"), news = find("#news");
 on(find("#again"), "click", again);
 on(find("button", news), "click", again);
 let failures = 0, edits, timer;
-function canGoOn() {  // nothing is lost or sent twice
-  return !all(".console textarea").some(input => input.value) && !storedId && /^(GET|HEAD)$/.test(page.method);
+// The address that has crashed: this page's, or that of the page which gave way to this one (see catchUp).
+const cameFrom = "devserve.from";
+function address() {
+  if (!storedId) return location.href;
+  try {
+    const [id, path] = sessionStorage.getItem(cameFrom).split(" ");
+    return id === storedId && path[0] === "/" ? location.origin + path : "";
+  } catch { return ""; }
 }
+function canGoOn() {  // nothing is lost or sent twice
+  return !all(".console textarea").some(input => input.value) && address() && /^(GET|HEAD)$/.test(page.method);
+}
+const goOn = () => storedId ? location.replace(address()) : location.reload();
 function renew() {
-  if (canGoOn()) return again();
+  if (canGoOn()) return goOn();
   find("span", news).textContent = "New code is running. The frames on this page are gone.";
   news.hidden = false;
   state.textContent = "";
@@ -15028,7 +15038,9 @@ async function catchUp(why) {
   if (!frame) return setConsole("closed", why);
   const reply = await ask("source", {frame});
   if (reply.error) return setConsole("closed", explain(reply));  // the frames are gone, but not what is shown here
-  location.assign(page.prefix + "/crash/" + frame.split("-")[0]);
+  const id = frame.split("-")[0];
+  try { sessionStorage.setItem(cameFrom, `${id} ${location.pathname}${location.search}`); } catch {}
+  location.assign(page.prefix + "/crash/" + id);
 }
 async function watch() {
   clearTimeout(timer);
@@ -15043,7 +15055,7 @@ async function watch() {
     }
     if (now.reload_id !== page.reloadId) return renew();
     const isUsed = find(".printed:not([hidden])");  // its frames are still there, and what they have printed
-    if (now.edits !== (edits ??= now.edits) && canGoOn() && !isUsed) return again();
+    if (now.edits !== (edits ??= now.edits) && canGoOn() && !isUsed) return goOn();
     if (isControlled()) setConsole("closed", explain(workerRefusal));
     else if (now.console === "older") { if (page.console === "locked") await catchUp(now.why); }
     else if (page.secret && page.console === before) setConsole(now.console, now.why);

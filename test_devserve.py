@@ -19108,6 +19108,25 @@ class BrowserMending(InBrowser):
         self.save(self.FIXED)
         self.page.locator("h1", has_text="It works").wait_for()
 
+    def test_the_page_mends_itself_after_the_terminals_link_has_opened_its_console(self) -> None:
+        """Then it stands under the crash's own address."""
+        self.page.context.clear_cookies()
+        self.open("/key?a=b%20c")
+        other = self.page.context.new_page()
+        other.goto(re.findall(r"(http\S+/unlock\?token=\w+)", self.served.log)[-1])
+        self.page.wait_for_url("**/__devserve__/crash/*")
+        self.page.bring_to_front()
+        self.save(self.FIXED)
+        self.page.locator("h1", has_text="It works").wait_for()
+        self.assertEqual(self.page.url, self.served.url + "/key?a=b%20c")
+        other.close()
+
+    def test_a_crash_that_was_opened_by_its_own_address_stays(self) -> None:
+        self.open("/key")
+        self.page.goto(self.served.url + "/__devserve__/last")
+        self.save(self.FIXED)
+        self.page.locator("#news", has_text="New code is running").wait_for()
+
     def test_the_next_error_is_shown_when_the_next_version_fails_too(self) -> None:
         self.open("/key")
         self.save(FAILING_APP.replace("total = FRUITS[fruit]", "total = FRUITS.no_such[fruit]"))
