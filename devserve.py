@@ -610,7 +610,7 @@ def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
 # application_traceback, linked_exceptions, group_members, has_plain_text, traceback_text, raw_slot, own_dict,
 # static_attributes, static_attribute, locals_of, SOCKET_KEY, is_taken_over, broken_request, nobody_listens,
 # shorten_broken_requests, PRESERVE_CONTEXT, ON_EXCEPTION, HANDED_OVER, hand_over, BREAKPOINTS, is_debugged,
-# is_main_thread, has_green_threads, native_threading, native_sleep.
+# is_main_thread, has_green_threads, native_threading, native_sleep, tell_pydevd.
 #
 # Read first: call_safely, call_each_bounded, is_app_file, static_attribute.
 # =====================================================================================================================
@@ -1227,7 +1227,26 @@ if TYPE_CHECKING:
     import threading as native_threading
 else:
     native_threading = _fresh_module("threading")
+    # Without a WeakSet none of its callbacks is the last Python code of a thread.  There pydevd would register a dummy
+    # thread, take the next one with the same ident for it, and leave that one stopped at its breakpoint for ever.
+    native_threading._dangling = type("_NoThreads", (set,), {"add": lambda self, thread: None})()
 native_sleep: Callable[[float], None] = _fresh_module("time").sleep
+
+
+def tell_pydevd() -> None:
+    """Have an editor's debugger take this file for a library's, also where it lies beside the application.
+
+    Else it stops at our own exceptions where all that are raised are asked for, and steps into our code.
+    """
+    find = getattr(sys.modules.get("pydevd"), "get_global_debugger", None)
+    debugger = find() if find else None
+    files = getattr(debugger, "_files_filtering", None)  # PyCharm's debugger has none
+    if debugger is not None and files is not None:
+        files.set_library_roots([*files._get_library_roots(), os.path.abspath(__file__)])
+        debugger.set_use_libraries_filter(files.use_libraries_filter())  # it forgets what it has found before
+
+
+call_safely(tell_pydevd)  # what it calls is private
 
 
 # =====================================================================================================================
@@ -4020,20 +4039,19 @@ def _is_harmless(value: object, name: str) -> bool:
 _QUOTED = r"""'(?:[^'\\]|\\.)*'?|"(?:[^"\\]|\\.)*"?"""
 _LISTED = r"""[\[(]\s*(?:b?(?:'[^'\s]*'|"[^"\s]*")[,\s]*)+[\])]?"""  # with a space it is a message about a password
 _CALL = r"(?:(?:[A-Za-z_][\w.]{0,60}\(){0,2}[bBrRuU]{0,2})"  # before a text: b'…', SecretBox('…')
-_NESTED = r"[\w.]{1,60}\([\w.]{1,60}="  # the repr of another object begins
+_INNER = r"(?:[\w.]{1,60}\([\w.\-\[\]%]{1,60}=){0,4}"  # before a text in another repr: Config(shop=Shop(password='…'))
 _TOKEN_STARTS = (  # of GitHub, GitLab, Stripe, OpenAI, Slack, Google, PyPI and others; sk-plain-words is a CSS class
     r"gh[a-z]_|github_pat_|glpat-|[rs]k_(?:live|test)_|sk-(?!(?:[a-z]{1,12}-)+[a-z]{1,12}(?![\w-]))|xox[a-z]-|AIza|whsec_"
     r"|GOCSPX-|ya29\.|pypi-Ag|hf_(?=[a-zA-Z0-9]{32})|SG\.[\w-]{20,24}\."
     r"|bot[0-9]{6,12}:|services/T[A-Z0-9]{8,}/B[A-Z0-9]{8,}/"  # in the paths of requests to Telegram and Slack
 )
 _SECRET_TEXTS = (  # what the text must contain, and a pattern: see "How to change" in the banner
-    # In the query of a URL, a call or a repr; what stands in angle brackets is a repr, and what is the first name in
-    # another repr is not meant: Shop(database=Database(password='…'))
+    # In the query of a URL, a call or a repr; what stands in angle brackets is a repr
     (
         "=",
         (
-            rf"""(?:^|[?&#;:\s'"(,])([\w.\-\[\]%]{{1,60}})=({_CALL}(?:'[^']*'?|"[^"]*"?)|{_LISTED}"""
-            rf"""|(?!<\w[^<>]*>|{_NESTED})[^&;#\s'"]+)"""
+            rf"""(?:^|[?&#;:\s'"(,])((?:[\w.\-\[\]]|%[0-9A-Fa-f]{{2}}){{1,60}})=({_INNER}{_CALL}(?:'[^']*'?|"[^"]*"?)|{_LISTED}"""
+            r"""|(?!<\w[^<>]*>)[^&;#\s'"]+)"""
         ),
     ),
     ("= ", rf"""\b([\w.\-]{{1,60}}) ?= ({_QUOTED}|(?=[^\s;,]*[0-9])[^\s;,'"?%:$@({{]+)"""),  # INI, TOML, SQL
@@ -4061,9 +4079,9 @@ _SECRET_TEXTS = (  # what the text must contain, and a pattern: see "How to chan
     ("uthorization", r"""(?i)authorization['"]?\s*[:=]\s*['"]?(?:\w+ +)?([^\s,;'"]+)"""),  # the scheme is no secret
 )
 _IN_REPR = (  # masked only in the repr of a foreign object: User(password='…'), ('cookie', '…')
-    rf"""([\[(]b?['"])?([\w.\-\[\]]{{1,60}})(?(1)['"],\s*(?=b?['"])|['"]?\s*[=:]\s*)"""
-    rf"""({_CALL}(?:{_QUOTED})|{_LISTED}"""
-    rf"""|(?!{_NESTED})(?:(?:Bearer|Basic|Digest|Token) )?[^\s,;&)}}\]'"(\[{{<][^\s,;&)}}\]'"]*)"""
+    rf"""([\[(]b?['"])?([\w\-\[\]]{{1,60}}(?=['"=])|[\w\-]{{1,60}})(?(1)['"],\s*(?=b?['"])|['"]?\s*[=:]\s*)"""
+    rf"""({_INNER}{_CALL}(?:{_QUOTED})|{_LISTED}"""
+    r"""|(?:(?:Bearer|Basic|Digest|Token) )?[^\s,;&)}\]'"(\[{<][^\s,;&)}\]'"]*)"""
 )
 
 
@@ -4086,9 +4104,10 @@ def _hide_value(match: re.Match[str]) -> str:
         name = re.sub("%[0-9A-Fa-f]{2}", " ", name)
         is_plain = re.fullmatch(r"(?i)-?[\d.]{1,12}|none|true|false|null", value) and "pass" not in name.lower()
         if is_plain or not (_is_secret(name) or is_web_key):
-            mark = re.search("['\"]", value)  # in it may be another: url='/?token=…'
-            quoted = start + mark.end() if mark else len(match.group())
-            return match.group()[:quoted] + match.re.sub(_hide_value, match.group()[quoted:])
+            if not re.search("['\"]", value):
+                return match.group()
+            inner = start + (value[:1] in ("'", '"'))  # in it may be another: url='/?token=…'
+            return match.group()[:inner] + match.re.sub(_hide_value, match.group()[inner:])
     return match.group()[:start] + _MASK + match.group()[start + len(value) :]
 
 
@@ -4824,10 +4843,13 @@ def _run_coroutine(coroutine: Any) -> Any:
     import asyncio
 
     async def waking() -> Any:
-        task = asyncio.ensure_future(coroutine)
-        while not task.done():
-            await asyncio.wait([task], timeout=_WAKE_SECONDS)
-        return task.result()
+        loop = asyncio.get_running_loop()
+
+        def wake() -> None:
+            loop.call_later(_WAKE_SECONDS, wake)
+
+        wake()
+        return await coroutine
 
     return asyncio.run(waking())
 
@@ -5455,7 +5477,7 @@ _PIN_OFF = "off"
 _HERE = "here"  # in place of the address of a client on this machine
 _WORKERS_LIMIT = 1_000  # clients of which it is remembered that they have a service worker: more than an office has
 _OUR_PAGE = "Use the console on devserve's page."  # the remedy for a request that our script did not send
-_COOKIE_PREFIX = "devserve_"  # the port follows, or the scheme
+_COOKIE_PREFIX = "devserve_"  # the port follows, with an s over HTTPS, or the scheme
 _PAGE_VALUES = 16  # in the cookie for pages, one for each server of the host that was started: half a kilobyte
 _PROXY_HEADER = (  # one by which a proxy or tunnel names itself or its client, and which no browser sends
     "HTTP_(VIA|FORWARDED.*|X_(FORWARDED|ORIGINAL|CLUSTER|CLIENT|REMOTE|REAL|PROX|NGINX|ENVOY|AZURE|SCHEME|SCRIPT|SSL).*"
@@ -5788,9 +5810,13 @@ class Guard:
         return made
 
     def cookie_name(self, kind: str, environ: Mapping[str, Any]) -> str:
-        """Return a cookie's name, by the port; that for pages by the scheme, as HTTP cannot replace one of HTTPS."""
+        """Return a cookie's name, by the port and the scheme; that for pages by the scheme alone.
+
+        Over HTTP none that was set over HTTPS can be replaced, and a proxy may speak TLS for the same port.
+        """
+        scheme = str(environ.get("wsgi.url_scheme", "http"))
         port = self.port or environ.get("SERVER_PORT", 0)
-        return _COOKIE_PREFIX + str(environ.get("wsgi.url_scheme", "http") if kind == "page" else port)
+        return _COOKIE_PREFIX + (scheme if kind == "page" else f"{port}s" if scheme == "https" else str(port))
 
     def cookie_value(self, kind: str, environ: Mapping[str, Any]) -> str:
         """Return the value of a "browser", "page" or "program" cookie, which is of no use to another client."""
@@ -5818,7 +5844,7 @@ class Guard:
 
 def without_our_cookies(header: str) -> str:
     """Return a Cookie header without the cookies that open consoles, this one's and those of other ports."""
-    pairs = [pair for pair in header.split(";") if not re.match(rf"\s*{_COOKIE_PREFIX}([0-9]+|https?)\s*=", pair)]
+    pairs = [pair for pair in header.split(";") if not re.match(rf"\s*{_COOKIE_PREFIX}([0-9]+s?|https?)\s*=", pair)]
     return ";".join(pairs).lstrip()
 
 
@@ -6009,6 +6035,11 @@ class DebuggedApplication:
         link = self.link(crash, environ, self.guard.refuses_reading)
         crash.report = self.guard.without_pin(report)._replace(link=link)
 
+    def _scheme(self, environ: Mapping[str, Any]) -> str:
+        """Return the scheme of the host that the client used: ours for our own port, though a proxy has come there."""
+        is_own = self.base_url.endswith(":" + environ["HTTP_HOST"].rpartition(":")[2])
+        return self.base_url.partition(":")[0] if is_own else str(environ.get("wsgi.url_scheme", "http"))
+
     def link(
         self, crash: Crash, environ: Mapping[str, Any], refuses: Callable[[Mapping[str, Any]], Optional[Refusal]]
     ) -> str:
@@ -6022,7 +6053,7 @@ class DebuggedApplication:
 
         base = self.base_url
         if environ.get("HTTP_HOST") and not refuses(environ):
-            base = f"{environ.get('wsgi.url_scheme', 'http')}://{environ['HTTP_HOST']}"
+            base = f"{self._scheme(environ)}://{environ['HTTP_HOST']}"
         elif not base.startswith("http"):
             base = f"http://localhost:{self.guard.port or environ.get('SERVER_PORT', 80)}"
         mount = quote(str(environ.get("SCRIPT_NAME", "")).rstrip("/"), encoding="latin-1")  # PEP 3333: bytes as text
@@ -9691,6 +9722,7 @@ class _HttpRequest:
         self.is_wanted = not self.has_more or not self.body.expected  # else no 100 Continue is sent before `receive`
         self.is_full = False  # `send` waits for the thread, or has waited since the thread last wrote
         # The loop's
+        self.sends_on = False  # to a client that has gone
         self.is_told = False  # a `receive` says that the client has gone, or waits to say it
         self.id = object()
         self.has_debugger = ON_EXCEPTION in environ  # its page takes the place of a framework's own 500
@@ -9727,6 +9759,9 @@ class _HttpRequest:
     def answer(self, first: tuple[Any, bool], start_response: StartResponse) -> Iterable[bytes]:
         """Return the response as an iterable of WSGI; `first` is its first piece, and whether more follow."""
         piece, more = first
+        with contextlib.suppress(ConnectionError):  # of which the next look tells
+            while self.has_more and self.may_read() and self.take_in():
+                pass  # if the end of an unread body has come, the connection can be kept, and the head says so
         write = start_response(self.head.status, [*self.head.headers])
         if more:
             return self.pieces(piece, write)
@@ -9738,7 +9773,7 @@ class _HttpRequest:
         try:
             if not piece:
                 write(b"")  # sends the head alone, as the first piece may take a while
-            while True:
+            while not (self.is_bodiless and self.is_endless):
                 yield piece
                 self.note_written(len(piece))
                 if not more:
@@ -9977,6 +10012,7 @@ class _HttpRequest:
 
         if not self.is_told:
             raise _ClientDisconnected
+        self.sends_on = True
         await asyncio.sleep(0)  # what sends without end may never wait for anything else
 
     def put(self, item: Any) -> None:
@@ -10010,7 +10046,7 @@ class _HttpRequest:
     @property
     def is_endless(self) -> bool:
         """Whether the response has no foreseeable end, so that a reload does not wait for it but cuts it."""
-        return self.phase == _STARTED and bool(self.head.endless_type)
+        return self.sends_on or (self.phase == _STARTED and bool(self.head.endless_type))
 
 
 # -- a WebSocket (RFC 6455)
@@ -13251,6 +13287,7 @@ class _Runner:
             try:
                 with self.collector:
                     app: WSGIApplication = load()
+                call_safely(tell_pydevd)  # it may have been the application's code that calls `debugpy.listen`
                 if is_asgi(app):
                     app = self.bridge = AsgiBridge(app, self.terminal)
                     if loop_runs_here():

@@ -5124,7 +5124,11 @@ class ReadingSecrets(Reading):
             f"http://x/?a=1&user%5Bpassword%5D={SECRET}&b=2",
             f"http://x/#user[access_token]={SECRET}",
             f"cannot use Shop(database=Database(password={SECRET!r}, port=1), n=1)",
-            f"cannot use Shop(database=Database(token={SECRET}), n=1)",
+            f"cannot use Shop(a=A(b=B(c=C(host='x', token='{SECRET}'))))",
+            f"cannot use Shop(a=A(b=B(token='{SECRET}')), n=1)",
+            f"https://x/?token={SECRET}(def={SECRET}",
+            f"host=h password=s3({SECRET}=x",
+            f"password=Shop(x={SECRET})",
             f"failed: connect(password={SECRET.encode()!r})",
             f"password=SecretBox('{SECRET}')",
             f"login(auth=('user', '{SECRET}'), passwords=(b'{SECRET}', '{SECRET}'))",
@@ -5232,6 +5236,7 @@ class ReadingSecrets(Reading):
             "--token-file x --output y",
             "max_tokens=100",
             "Shop(database=Database(host='x', token=None), n=1, user%5Bname%5D=x)",
+            "<Module /x/secrets.py: fine>",
             "SELECT * FROM t WHERE token = %s AND password = ? AND pin = $1 AND token = t.token",
             "token: this field is required",
             "InvalidTokenError: Signature verification failed",
@@ -5249,6 +5254,10 @@ class ReadingSecrets(Reading):
                 self.assertEqual(devserve.mask_secrets(text), text)
 
     def test_masks_messages_notes_and_what_a_repr_says_of_itself(self) -> None:
+        for text in ("<Pool [main]: password:{}>", "<Pool pool[0]: token: {}>", "<Url ssh://[::1]:token:{}>"):
+            foreign = type("Foreign", (), {"__repr__": lambda self, text=text: text.format(SECRET)})()
+            self.assertNotIn(SECRET, devserve._safe_repr(foreign), text)
+
         class Engine:
             def __repr__(self) -> str:
                 return f"Engine(postgres://user:{SECRET}@host/name)"
@@ -6264,6 +6273,10 @@ class ConsolePrompt(unittest.TestCase):
             self.assertEqual(self.typed("number"), "41\n")
         self.assertEqual(threads, [threading.get_ident()])
 
+    def test_what_is_awaited_is_the_only_task(self) -> None:
+        self.typed("import asyncio\nasync def tasks(): return len(asyncio.all_tasks())\n")
+        self.assertEqual(self.typed("await tasks()"), "1\n")
+
     def test_a_warning_of_the_compiler_is_shown_at_the_prompt(self) -> None:
         self.assertRegex(self.typed("'\\d'"), r"Warning: .*invalid escape[\s\S]*'\\\\d'\n")
 
@@ -7058,6 +7071,17 @@ class GuardPin(Debugged):
         self.assertIsNotNone(off.refuses_running({"REQUEST_METHOD": "POST", "HTTP_HOST": "localhost"}))
         self.assertNotIn(off.token, off.banner_line("http://localhost:1"))
 
+    def test_each_scheme_of_a_port_has_cookies_of_its_own(self) -> None:
+        """Over HTTP a browser replaces none that was set over HTTPS, and a proxy may speak TLS for the same port."""
+        browser = {"HTTP_USER_AGENT": "Mozilla/5.0", "SERVER_PORT": "5000"}
+        names = {
+            cookie.partition("=")[0]
+            for scheme in ("http", "https")
+            for _, cookie in devserve.Guard().cookies({**browser, "wsgi.url_scheme": scheme})
+        }
+        self.assertEqual(len(names), 4)
+        self.assertEqual(devserve.without_our_cookies("; ".join(f"{name}=1" for name in names)), "")
+
     def test_no_pin_opens_the_console_to_this_machine_only(self) -> None:
         off = devserve.Guard("off", self.port)
         for elsewhere in (
@@ -7839,6 +7863,24 @@ class DebuggerCrashes(Debugged):
                 self.assertIn(word, page.text)
             frame = re.findall(r"[0-9a-f]{16}-\d+", page.text)[0]
             self.assertEqual(self.post("eval", {"frame": frame, "code": "number"}).json["output"], "41\n")
+
+    def test_the_link_has_the_scheme_that_is_spoken_at_its_port(self) -> None:
+        """A proxy on this machine may speak TLS, and give us our own address as the Host."""
+        debugged = devserve.DebuggedApplication(
+            failing_app, base_url="http://127.0.0.1:5000", guard=devserve.Guard(port=5000, trusted_hosts=["app.test"])
+        )
+        crash: Any = types.SimpleNamespace(id="0" * 16)
+        for host, scheme, link in (
+            ("127.0.0.1:5000", "https", "http://127.0.0.1:5000"),
+            ("localhost:5000", "https", "http://localhost:5000"),
+            ("app.test", "https", "https://app.test"),
+            ("app.test:8443", "https", "https://app.test:8443"),
+            ("app.test", "http", "http://app.test"),
+        ):
+            environ = {"HTTP_HOST": host, "wsgi.url_scheme": scheme}
+            with self.subTest(environ):
+                found = debugged.link(crash, environ, lambda environ: None)
+                self.assertTrue(found.startswith(link + "/__devserve__/"), found)
 
     def test_the_link_is_by_the_host_that_was_used_if_it_is_trusted(self) -> None:
         for host, shown in (("shop.example", "shop.example"), ("10.0.0.7:1", "10.0.0.7:1")):
@@ -13259,6 +13301,33 @@ class AsgiSending(AsgiCase):
                 self.assertIsInstance(self.end(), asyncio.CancelledError)
                 self.assertNotIn("grace", self.log)
                 self.assertNotIn("Traceback", self.log)
+
+    def test_what_sends_on_to_a_client_that_has_left_holds_no_reload(self) -> None:
+        import asyncio
+
+        told = threading.Event()
+
+        async def view(scope: Any, receive: App, send: App) -> None:
+            async def listen() -> None:
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+                told.set()
+
+            listening = asyncio.ensure_future(listen())
+            await send(self.START)
+            while not listening.cancelled():
+                await send({**self.BODY, "body": b"x", "more_body": True})
+                await asyncio.sleep(0.01)
+
+        bridge: Any = self.serve_asgi(view).app
+        client = self.connect(GET)
+        client.head()
+        client.close()
+        self.assertTrue(told.wait(DEADLINE))
+        eventually(lambda: any(request.sends_on for request in bridge.requests), "another piece")
+        bridge.stop(10 * DEADLINE)
+        self.assertIsInstance(self.end(), asyncio.CancelledError)
+        self.assertNotIn("grace", self.log)
 
     def test_a_request_that_runs_when_the_process_ends_is_cut_and_no_crash(self) -> None:
         import asyncio
@@ -21303,7 +21372,7 @@ class ReloadBySpawning(Reload):
 
 
 class Editor:
-    """As much of an editor as its debugger needs: one breakpoint, at which the program goes on at once.
+    """As much of an editor as its debugger needs: a breakpoint, and raised exceptions, at which it goes on at once.
 
     It speaks the Debug Adapter Protocol with debugpy's adapter, and after a reload with the next process, which the
     adapter asks it to attach to, as VS Code does.
@@ -21332,6 +21401,7 @@ class Editor:
         self.send(request, **config)
         self.initialized.wait(DEADLINE)
         self.send("setBreakpoints", source={"path": str(self.path)}, breakpoints=[{"line": self.line}])
+        self.send("setExceptionBreakpoints", filters=["raised"])  # but none of ours, as we are no code of the user's
         self.send("configurationDone")
 
     def read(self) -> None:
