@@ -1871,16 +1871,20 @@ def _importable_name(path: str) -> tuple[str, str]:
 
 def _put_first_on_path(folder: str) -> None:
     """Make `folder` the first entry of sys.path, and the only one for that folder."""
-    import_late_libraries(folder)
     same = ("", folder) if folder == os.getcwd() else (folder,)  # "" stands for the current folder
     sys.path[:] = [folder, *(entry for entry in sys.path if entry not in same)]
 
 
-def import_late_libraries(folder: str) -> None:
-    """Import those that a file in `folder`, which comes first on sys.path, would be taken for, as a token.py would."""
-    for name in _LATE_LIBRARIES.intersection(map(_stem, _names_in(folder))).difference(sys.modules):
-        kept = sys.path[:]
-        sys.path[:] = [entry for entry in kept if os.path.abspath(entry) != folder]
+def import_late_libraries() -> None:
+    """Import those for which a file of the application's would be taken, as a token.py would.
+
+    Call it after the application's import, which would not find its own file otherwise.
+    """
+    kept = sys.path[:]
+    folders = {os.path.abspath(entry) for entry in kept if not is_library(entry, os.getcwd())}
+    names = {_stem(name) for folder in folders for name in _names_in(folder)}
+    for name in _LATE_LIBRARIES.intersection(names).difference(sys.modules):
+        sys.path[:] = [entry for entry in kept if os.path.abspath(entry) not in folders]
         try:
             __import__(name)
         finally:
@@ -12997,7 +13001,6 @@ def run(
         return
     check_keywords(options, run=True)
     keywords = {"host": host, "port": port, "debug": debug, **options}
-    import_late_libraries(os.path.dirname(os.path.abspath(sys.argv[0] if sys.argv else "")))
 
     def load(config: Config) -> WSGIApplication:
         return prepared(checked(app, f"{app!r:.80}"), debug=config.debug, debugger=config.debugger)
@@ -13314,6 +13317,7 @@ class _Runner:
                         self.end_bridge = partial(self.bridge.stop, 0.0)
                 return app
             finally:
+                call_safely(import_late_libraries)
                 self.loaded.set()
         except BaseException as error:  # a module that calls sys.exit() is broken like any other
             if self.signals.stopped or (isinstance(error, DevserveError) and not self.reloaded):

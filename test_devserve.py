@@ -17369,6 +17369,14 @@ class RunnerImport(RunnerCase):
                 served.wait_for("reloaded in")
                 served.stop()
 
+    def test_a_file_with_the_name_of_a_library_is_the_applications_own_if_it_imports_that(self) -> None:
+        names = ("codeop", "difflib", "glob", "hmac", "json", "queue", "textwrap", "token")
+        for name in names:
+            self.write(f"{name}.py", "OWN = True")
+        text = f"import {', '.join(names)}\nassert all(each.OWN for each in ({', '.join(names)}))\n"
+        self.write("hello.py", text + textwrap.dedent(HELLO))
+        self.assertEqual(self.served("hello", "--reload").get(), "hello")
+
     def test_server_that_the_module_starts_in_a_thread_serves(self) -> None:
         self.module("""
             server = make_server("127.0.0.1", 0, app)
@@ -18685,7 +18693,7 @@ class InBrowser(unittest.TestCase):
             self.page.keyboard.type(line)
             with self.page.expect_response("**/eval"):
                 self.page.keyboard.press("Enter")
-        self.until("!document.activeElement.readOnly")
+            self.until("!document.activeElement.readOnly")
         return str(self.page.locator(".printed").first.text_content())
 
 
