@@ -1861,12 +1861,27 @@ def _importable_name(path: str) -> tuple[str, str]:
     while os.path.isfile(os.path.join(folder, "__init__.py")) and "." not in os.path.basename(folder):
         folder, package = os.path.split(folder)
         parts.insert(0, package)
-    dots = re.findall(r"(?m)^\s*from\s+(\.+)", _text_of(path)) if parts == [stem] else []
-    for _ in max(dots, default=""):  # what imports relatively is in packages without __init__.py (PEP 420)
+    for _ in range(_relative_level(path) if parts == [stem] else 0):  # in packages without __init__.py (PEP 420)
         above, package = os.path.split(folder)
         if package.isidentifier() and is_below(above, os.getcwd()) and not _is_installed(package):
             folder, parts = above, [package, *parts]
     return folder, ".".join(parts or [stem])
+
+
+def _relative_level(path: str) -> int:
+    """Return how many folders the relative imports of a Python file go up: it must be inside of so many packages.
+
+    Only those count that are always made, not those in a `try` or for type checkers.
+    """
+    import ast
+
+    if not re.search(r"(?m)^from\s*\.", _text_of(path)):
+        return 0
+    try:
+        statements = ast.parse(_text_of(path)).body
+    except (SyntaxError, ValueError):
+        return 0
+    return max((each.level for each in statements if isinstance(each, ast.ImportFrom)), default=0)
 
 
 def _put_first_on_path(folder: str) -> None:
@@ -4683,7 +4698,10 @@ def _counted(number: int, noun: str) -> str:
 def write_text(report: Report) -> str:
     """Return the report as the interpreter prints a traceback, then request, versions and the page's address."""
     text, hint = report.text.rstrip(), report.problems[-1].hint
-    lines = [text, f"({hint})", ""] if hint.rstrip("?") not in text else [text, ""]  # the interpreter may say it, too
+    templates = [each for problem in report.problems for each in problem.frames if each.kind == "template"]
+    places = dict.fromkeys(f'  Template "{each.path or each.filename}", line {each.lineno}' for each in templates)
+    lines = [text, *(place for place in places if place[12:] not in text)]  # Jinja2's are in the traceback
+    lines += [f"({hint})", ""] if hint.rstrip("?") not in text else [""]  # the interpreter may say it, too
     lines += [f"{report.request.method} {report.request.url}"] if report.request else []
     lines.append(", ".join([*(f"{name} {version}" for name, version in report.versions), report.time]))
     lines += [report.link] if report.link else []

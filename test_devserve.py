@@ -1867,6 +1867,12 @@ class FindingByTarget(FindingFolder):
         self.assertEqual(self.body("shop/main.py"), "shop.main near")
         self.assertEqual(self.body("shop/inner/deep.py"), "shop.inner.deep near")
         self.assertEqual(self.body("shop/plain.py"), "plain near")
+        for name, start in {
+            "docstring": '"""\nfrom .core is what we read\n"""\n',
+            "try": "try:\n    from .core.near import word\nexcept ImportError:\n    pass\n",
+        }.items():
+            self.write(f"shop/{name}.py", start + "import core.near\nword = core.near.word\n" + text)
+            self.assertEqual(self.body(f"shop/{name}.py"), f"{name} near")
         self.write("colorsys/main.py", "from .core.near import word\n" + text)  # the library's module would be found
         with self.assertRaises(ImportError):
             self.body("colorsys/main.py")
@@ -5395,13 +5401,13 @@ class ReadingVersions(unittest.TestCase):
 
 class ReadingTemplates(Reading):
     def template(self, error: BaseException) -> devserve.FrameView:
-        found = [
-            frame
-            for problem in devserve.read_report(error).problems
-            for frame in problem.frames
-            if frame.kind == "template"
-        ]
+        report = devserve.read_report(error)
+        found = [frame for problem in report.problems for frame in problem.frames if frame.kind == "template"]
         self.assertTrue(found)
+        for frame in found:
+            self.assertEqual(
+                devserve.write_text(report).count(f'{frame.path or frame.filename}", line {frame.lineno}'), 1
+            )
         return found[-1]
 
     @needs("jinja2")
