@@ -1580,7 +1580,6 @@ _NOT_PYTHON = {  # by suffix, what to do instead; for any other suffix, the mess
 # a configuration of PasteDeploy.
 _APP_NAMES = f"(?:{'|'.join(_DEFAULT_NAMES + _FACTORIES)})"
 _ASSIGNED = rf"(?m:^{_APP_NAMES}\b[^=\n]*=(?!=))"
-_WSGI_SETTING = r"""(?m)^WSGI_APPLICATION\s*=\s*['"]([\w.]+)\.\w+['"]"""  # the module of Django's setting
 _OFFER = (
     rf"(?m)^(?:async )?(?:def|class) +{_APP_NAMES}\b"
     rf"|{_ASSIGNED}"
@@ -1670,9 +1669,8 @@ def _split_spec(spec: str) -> tuple[str, str]:
 def default_file(folder: str) -> str:
     """Return the path of the file in `folder` that most likely has the application, when nobody names one.
 
-    The candidates are, in order: app.py, wsgi.py and main.py; of a Django project, beside whose package manage.py
-    stands, the module that its settings name, as for runserver, its wsgi.py or asgi.py (first one with Channels'
-    router, without which its WebSockets would not be there);
+    The candidates are, in order: app.py, wsgi.py and main.py; the wsgi.py or asgi.py of a Django project, beside whose
+    package manage.py stands (first an asgi.py with Channels' router, without which its WebSockets would not be there);
     the packages app and wsgi, or a file of these names in them, but only if the text looks like an application.  The
     first whose text does so wins, or else the first of all.  Raises DevserveError when there is none, with what the
     folder has instead.
@@ -1683,11 +1681,7 @@ def default_file(folder: str) -> str:
     if is_django:
         text = _text_of(script)
         packages = sorted(_names_in(folder), key=lambda name: f"{name}." not in text)  # whose settings it names, first
-        settings = [text for package in packages for text in _settings_texts(os.path.join(folder, package))]
-        files = [
-            f"{module.replace('.', os.sep)}.py" for text in settings for module in re.findall(_WSGI_SETTING, text)
-        ]
-        files += [os.path.join(package, file) for file in ("wsgi.py", "asgi.py") for package in packages]
+        files = [os.path.join(package, file) for file in ("wsgi.py", "asgi.py") for package in packages]
         usual += sorted(files, key=lambda path: "ProtocolTypeRouter" not in _text_of(os.path.join(folder, path)))
     stems = ("__init__", *_DEFAULT_MODULES)
     packed = [os.path.join(package, f"{stem}.py") for package in ("app", "wsgi") for stem in stems]
@@ -1700,16 +1694,6 @@ def default_file(folder: str) -> str:
         remedy = "set DJANGO_SETTINGS_MODULE, and serve 'django.core.wsgi:get_wsgi_application()'"
     remedy = _folder_remedy(folder, remedy, any_file=not is_django)
     raise DevserveError(f"no app.py, wsgi.py or main.py in {os.path.abspath(folder)}; {remedy}")
-
-
-def _settings_texts(package: str) -> list[str]:
-    """Return the texts of a Django package's settings, if it has some."""
-    names = [name for name in _names_in(os.path.join(package, "settings")) if name.endswith(".py")]
-    paths = [
-        os.path.join(package, "settings.py"),
-        *(os.path.join(package, "settings", name) for name in sorted(names)),
-    ]
-    return list(map(_text_of, paths))
 
 
 def _folder_remedy(folder: str, otherwise: str, *, any_file: bool = False) -> str:

@@ -2022,22 +2022,6 @@ class FindingByTarget(FindingFolder):
         self.write("manage.py", "import os\nos.environ.setdefault('DJANGO_SETTINGS_MODULE', 'site_.settings')")
         self.assertEqual(devserve.default_file(os.curdir), os.path.join("site_", "wsgi.py"))
 
-    def test_the_module_that_djangos_settings_name_comes_first(self) -> None:
-        """As for runserver, which takes the application from there."""
-        self.write("manage.py", "import os\nos.environ.setdefault('DJANGO_SETTINGS_MODULE', 'site_.settings')")
-        self.write("site_/__init__.py", "")
-        self.app_file("site_/server.py", "server")
-        for settings in ("site_/settings.py", "site_/settings/base.py"):
-            for wsgi in (False, True):
-                self.write(settings, "DEBUG = True\nWSGI_APPLICATION = 'site_.server.app'\n")
-                with self.subTest(settings=settings, wsgi=wsgi):
-                    if wsgi:
-                        self.app_file("site_/wsgi.py")
-                    self.assertEqual(devserve.default_file(os.curdir), os.path.join("site_", "server.py"))
-                os.unlink(self.folder / settings)
-        self.write("site_/settings.py", "WSGI_APPLICATION = 'site_.nowhere.app'\n")
-        self.assertEqual(devserve.default_file(os.curdir), os.path.join("site_", "wsgi.py"))
-
     def test_a_django_project_with_websockets_is_served_by_its_asgi_py(self) -> None:
         self.write("manage.py", "import django")
         self.write("site_/wsgi.py", "application = get_wsgi_application()")
