@@ -2024,7 +2024,7 @@ def import_remedy(error: BaseException) -> str:
     text = call_bounded(partial(str, error), _TEXT_SECONDS)[0] or ""
     if "null bytes" in text:
         return "a file is saved as UTF-16, as PowerShell's > does it: save it as UTF-8"
-    in_vain = re.match(r"(?:partially initialized )?module '(\w+)' has no attribute", text)
+    in_vain = re.match(r"(?:partially initialized )?module '(\w+)'(?: from .*)? has no attribute", text)
     if not isinstance(error, ImportError) and not (type(error) is AttributeError and in_vain):
         return ""
     files = _files_of(error)
@@ -2301,8 +2301,13 @@ def _discovered_app(module: ModuleType, target: str) -> Any:
         thing = getattr(module, name, None)
         stack = getattr(sys.modules.get("bottle"), "app", None)  # `from bottle import *` defines it; it is none itself
         if thing is not None and thing is not stack and not isinstance(thing, ModuleType):
-            return _app_or_made(thing, target, name)
-    found = {id(thing): name for name, thing in vars(module).items() if _framework_of(thing)}  # each object once
+            apps = [each for each in vars(module).values() if _is_framework_app(each)]
+            is_another_thing = not _is_framework_app(thing) and (
+                _framework_of(thing) or not callable(thing)
+            )  # Celery's, Bolt's
+            if not (is_another_thing and apps):
+                return _app_or_made(thing, target, name)
+    found = {id(thing): name for name, thing in vars(module).items() if _is_framework_app(thing)}  # each object once
     default = _framework_default()
     for outer in (default, *(vars(module)[name] for name in found.values())):
         for _, inner in _frameworks_in(outer):
@@ -2321,6 +2326,11 @@ def _discovered_app(module: ModuleType, target: str) -> Any:
         if not issubclass(kind, (type, FunctionType, ModuleType)) and is_asgi(thing):
             return checked(thing, f"'{target}:{name}'")
     raise DevserveError(f"no application in {target!r}{_name_remedy(module, target)}")
+
+
+def _is_framework_app(thing: Any) -> bool:
+    framework = _framework_of(thing)
+    return framework is not None and not framework.elsewhere
 
 
 def _framework_default() -> Any:

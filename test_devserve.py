@@ -2043,6 +2043,17 @@ class FindingByTarget(FindingFolder):
             with self.subTest(spec), unittest.mock.patch.dict(sys.modules):
                 self.assertEqual(self.body(spec), "site")
 
+    @needs("flask")
+    def test_an_app_that_is_another_thing_gives_way_to_the_only_application(self) -> None:
+        """As one of Celery's, or of Slack Bolt's in its example for Flask."""
+        flask = "from flask import Flask\nclass App: pass\napp = App()\n"
+        self.write("hello.py", flask + "flask_app = Flask('one')")
+        self.assertEqual(self.load("hello").name, "one")
+        self.write("two.py", flask + "first, second = Flask('one'), Flask('two')")
+        self.refused("two", "first, second")
+        self.write("none.py", flask)
+        self.refused("none", "'none:app' is not callable, its type is App")
+
     def test_default_file_that_holds_no_application_gives_way(self) -> None:
         self.write("app.py", "colours = ['green']\n")
         self.assertIn("'app.py'", self.refused(""))  # it is all there is
