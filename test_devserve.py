@@ -10266,7 +10266,7 @@ class ServerGate(ServerCase):
         self.server.is_paused = is_paused
         gate = threading.Thread(target=self.server.close_gate, args=(3 * DEADLINE,))
         gate.start()
-        eventually(lambda: looks.count(looks[0]) > 3 if looks else False, "a few looks")
+        eventually(lambda: looks.count(connection.thread_id) > 3, "a few looks")
         self.server.is_paused = lambda ident: False
         go_on.set()
         self.assertEqual(client.answer().body, b"hello")
