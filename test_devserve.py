@@ -17372,6 +17372,7 @@ class RunnerImport(RunnerCase):
                 served.wait_for("reloaded in")
                 served.stop()
 
+    @unittest.skipUnless(sys.implementation.name == "cpython", "PyPy imports some of them by itself")
     def test_a_file_with_the_name_of_a_library_is_the_applications_own_if_it_imports_that(self) -> None:
         names = ("codeop", "difflib", "glob", "hmac", "json", "queue", "textwrap", "token")
         for name in names:
