@@ -11885,6 +11885,7 @@ class Watcher(native_threading.Thread):
                 self.settling(False)
 
     def _rest_and_accept(self, suspects: set[str], own: bool, first_seen: float) -> None:
+        """Do what `_settle` says; `own` is whether a file of the project is among the suspects."""
         quiet_since = first_seen
         last: dict[str, _State] = {}
         written: dict[str, _State] = {}  # the last state of each in which it was neither gone nor empty
@@ -13324,9 +13325,9 @@ class _Runner:
                     if loop_runs_here():
                         self.end_bridge = self.bridge.start_in_thread()
                     else:
+                        self.end_bridge = partial(self.bridge.stop, 0.0)  # also if the start is interrupted
                         self.bridge.check = self.signals.check
                         self.bridge.start()
-                        self.end_bridge = partial(self.bridge.stop, 0.0)
                 return app
             finally:
                 call_safely(import_late_libraries)
