@@ -2901,6 +2901,7 @@ _FRAMEWORKS: dict[str, _Framework] = {
     ),
     "falcon.app.App": _Framework(_open_falcon),
     "pyramid.router.Router": _Framework(variable="PYRAMID_RELOAD_TEMPLATES", example="app = config.make_wsgi_app()"),
+    "tg.wsgiapp.TGApp": _Framework(example="app = config.make_wsgi_app()"),
     "cherrypy._cptree.Application": _Framework(
         _open_cherrypy, files=_cherrypy_files, example="app = cherrypy.Application(Root())"
     ),
@@ -2931,6 +2932,10 @@ _FRAMEWORKS: dict[str, _Framework] = {
     "aiohttp.web_app.Application": _Framework(elsewhere="aiohttp serves it: aiohttp.web.run_app(app)"),
     "tornado.web.Application": _Framework(elsewhere="Tornado serves it: app.listen(8000)"),
     "robyn.Robyn": _Framework(elsewhere="Robyn serves it: python FILE"),
+    "lona.app.App": _Framework(elsewhere="Lona serves it: python FILE"),
+    "spyne.application.Application": _Framework(
+        elsewhere="wrap it: app = spyne.server.wsgi.WsgiApplication(application)"
+    ),
     "streamlit": _Framework(elsewhere="Streamlit serves it: streamlit run FILE"),
     "gradio": _Framework(elsewhere="Gradio serves it: python FILE"),
     "nicegui": _Framework(elsewhere="NiceGUI serves it: python FILE"),
@@ -8470,7 +8475,6 @@ class _Response:
             if len(data) > self.left:
                 data = data[: self.left]
                 self.framing = _NO_BODY
-                self.connection.keep_alive = False
                 self.connection.server.terminal.warn(
                     f"{self.connection.describe()}: the body is longer than its Content-Length of {self.head.length}; "
                     "the rest is left out"

@@ -2646,6 +2646,10 @@ class FindingMistakes(FindingFolder):
             """,
         )
         self.refused("hello", "'hello:app' is neither a WSGI nor an ASGI application", "aiohttp.web.run_app(app)")
+        self.write("soap.py", "class Application: __module__ = 'spyne.application'\napplication = Application()\n")
+        self.refused("soap", "wrap it: app = spyne.server.wsgi.WsgiApplication(application)")
+        self.write("gears.py", "if False:\n    import tg\n")
+        self.refused("gears", "no application in 'gears'; make one: app = config.make_wsgi_app()")
         self.write("script.py", "if False:\n    import streamlit as st\n")
         self.refused("script", "no application in 'script'; Streamlit serves it: streamlit run script.py")
         self.write("counter.py", "if False:\n    from twisted.internet import reactor\n")
@@ -11196,15 +11200,16 @@ class ServerResponses(ServerCase):
                         self.assertEqual(client.answer().status, int(status[:3]))
                         self.assertEqual(client.rest(), b"")
 
-    def test_more_than_declared_is_left_out_and_told_once(self) -> None:
+    def test_more_than_declared_is_left_out_and_costs_no_other_request(self) -> None:
         for result in ([b"hello world"], Pieces(b"hel", b"lo wor", b"ld"), Pieces(*[b"hello"] * 50)):
             with self.subTest(result):
                 self.serve(answering(result, ("Content-Length", "5")))
                 client = self.connect(GET, LAST)
-                self.assertEqual(client.answer().body, b"hello")
+                for _ in range(2):  # the next request, which is there already, is answered too
+                    self.assertEqual(client.answer().body, b"hello")
                 self.assertEqual(client.rest(), b"", "nothing may pass for the next answer")
-                self.lines(1)
-                self.assertEqual(self.log.count("warning"), 1, self.log)
+                self.lines(2)
+                self.assertEqual(self.log.count("warning"), 2, self.log)
 
     def test_less_than_declared_is_cut(self) -> None:
         for result in ([b"hello"], Pieces(b"hel", b"lo"), []):
