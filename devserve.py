@@ -10977,6 +10977,7 @@ _BUSY_SECONDS = 60.0
 _HOT = 10  # the files edited last are looked at in each round, since the next edit is most likely to one of them
 _PERIOD = 4.0  # seconds in which each file of an installed package is looked at once; the project's should take less
 _SLOW = 10  # in every tenth round it is their turn, as the caches are cold: a few files cost as much as many
+_SURE = 100  # measured rounds, about 5 s: in the cheapest of them no other thread held the interpreter
 _CHORES = 0.005  # seconds of a round for listing folders, and for reading files; other threads wait meanwhile
 _SETTLE = 0.015  # seconds without a further change that end a save: editors write in a few milliseconds
 # The same if a file is gone or empty, as editors rename or truncate first and a busy machine may stop them in between,
@@ -11601,6 +11602,8 @@ class _Rounds:
 
     def __init__(self, files: _Files) -> None:
         self.cost = 5e-6  # seconds a file, a first guess; measured from then on
+        self._cheapest = float("inf")  # the lowest cost that was measured, and how often one was
+        self._measured = 0
         self.busy_until = 0.0
         self._files = files
         self._hot: list[str] = []  # the files edited last
@@ -11651,13 +11654,17 @@ class _Rounds:
 
         Other threads may have taken any part of the time, so that a low measurement is more likely to be true.
         """
-        self.cost = max(1e-7, min(seconds / max(count, 1), 2 * self.cost))
+        each = seconds / max(count, 1)
+        self.cost = max(1e-7, min(each, 2 * self.cost))
+        self._cheapest = min(self._cheapest, each)
+        self._measured += 1
+        self._warn_if_late()
 
-    def warn_if_late(self) -> None:
+    def _warn_if_late(self) -> None:
         """Warn once when there are so many files that an edit may be seen late."""
         count = len(self._files.own)
-        late = count * self.cost / _SHARE
-        if late > _PERIOD and not self._warned:
+        late = count * self._cheapest / _SHARE
+        if late > _PERIOD and self._measured > _SURE and not self._warned:
             self._warned = True
             self._files.warn(f"{count:,} files and more are watched: a change may be seen {late:.0f} s late or later")
 
@@ -11812,7 +11819,6 @@ class Watcher(native_threading.Thread):
                 self._known += len(new)
                 self._contents.read_later(new)
                 self._rounds.edited(new)
-                self._rounds.warn_if_late()
             suspects = self._look([path for path in new if files.states[path] is None])
             if suspects:
                 self._settle(suspects)
@@ -11847,7 +11853,8 @@ class Watcher(native_threading.Thread):
         paths = new + self._rounds.next()
         began = time.perf_counter()
         different = self._different(paths)
-        self._rounds.took(len(paths), time.perf_counter() - began)
+        if not self._importing:  # which would be measured with it
+            self._rounds.took(len(paths), time.perf_counter() - began)
         return different
 
     def _different(self, paths: Iterable[str]) -> set[str]:

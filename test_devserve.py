@@ -16077,14 +16077,28 @@ class ReloaderBadInput(ReloaderWatching):
         self.assertEqual(len(self.warnings), 1)
 
     def test_a_late_look_is_told_once(self) -> None:
-        with mock.patch.object(devserve, "_PERIOD", 1e-9):
+        with mock.patch.multiple(devserve, _PERIOD=1e-9, _SURE=3):
             self.write("a.txt", "")
             self.start(extra_files=["a.txt"], seen=["a.txt"])
-            self.write("later_b.py", "")
-            __import__("later_b")
-            self.wait_until_seen([str(self.folder / "later_b.py")])
+            eventually(lambda: self.warnings, "a warning")
+            self.let_it_look()
         self.assertEqual(len(self.warnings), 1, self.warnings)
         self.assertIn("may be seen", self.warnings[0])
+
+    def test_looks_that_other_threads_hold_up_are_not_called_late(self) -> None:
+        files = devserve._Files(self.warnings.append, time.time(), [])
+        files.own = ["a.py"] * 1_000
+        rounds = devserve._Rounds(files)
+        for _ in range(2 * devserve._SURE):
+            rounds.took(10, 0.05)
+            rounds.took(10, 0.0001)  # one that no thread held up
+        self.assertEqual(self.warnings, [])
+        slow = devserve._Rounds(files)
+        for _ in range(2 * devserve._SURE):
+            slow.took(10, 0.05)
+        self.assertEqual(
+            self.warnings, ["1,000 files and more are watched: a change may be seen 1250 s late or later"]
+        )
 
 
 class ReloaderTiers(ReloaderWatching):
