@@ -5885,6 +5885,19 @@ def without_our_cookies(header: str) -> str:
     return ";".join(pairs).lstrip()
 
 
+def _remove_our_cookies(environ: Environ) -> None:
+    """Take the cookies that open consoles out of an environ."""
+    if environ.get("HTTP_COOKIE"):
+        environ["HTTP_COOKIE"] = without_our_cookies(str(environ["HTTP_COOKIE"]))
+        if not environ["HTTP_COOKIE"]:
+            del environ["HTTP_COOKIE"]
+    if "headers_raw" in environ:  # eventlet's
+        environ["headers_raw"] = tuple(
+            (key, without_our_cookies(text) if key.lower() == "cookie" else text)
+            for key, text in environ["headers_raw"]
+        )
+
+
 def _is_local(environ: Mapping[str, Any]) -> bool:
     """Return whether the client is on this machine, and is no proxy that speaks for one elsewhere.
 
@@ -6224,19 +6237,9 @@ class _Exchange:
         self.debugger = debugger
         self.environ = environ
         self.start_response = start_response
-        self.script_name, self.path = environ.get("SCRIPT_NAME", ""), environ.get("PATH_INFO", "")  # others shift them
-        # As it came: the application gets no cookie of ours, and may remove or replace what tells who the client is.
+        # As it came: the application gets no cookie of ours, and may add, replace and remove what tells who asks.
         self.client = dict(environ)
-        if environ.get("HTTP_COOKIE"):
-            environ["HTTP_COOKIE"] = without_our_cookies(str(environ["HTTP_COOKIE"]))
-            if not environ["HTTP_COOKIE"]:
-                del environ["HTTP_COOKIE"]
-        if "headers_raw" in environ:  # eventlet's
-            raw = (
-                (key, without_our_cookies(text) if key.lower() == "cookie" else text)
-                for key, text in environ["headers_raw"]
-            )
-            environ["headers_raw"] = tuple(raw)
+        _remove_our_cookies(environ)
         self.body = record_body(environ)
         self.contexts: list[Any] = []
         self.head: tuple[str, list[tuple[str, str]]] = ("", [])  # the application's own
@@ -6250,8 +6253,9 @@ class _Exchange:
 
     @property
     def asked(self) -> dict[str, Any]:
-        """The environ with all that it came with, whatever the application has made of it."""
-        return {**self.environ, **self.client}
+        """The request as it came, whatever the application has made of it, with what else is in the environ by now."""
+        added = {name: value for name, value in self.environ.items() if not str(name).startswith("HTTP_")}
+        return {**added, **self.client}
 
     def begin(self) -> Iterable[bytes]:
         """Call the application; return its iterable if that cannot fail any more, else this exchange."""
@@ -6390,11 +6394,11 @@ class _Exchange:
     def keep(self, error: BaseException, *, is_printed: bool) -> tuple[Crash, Optional[BaseException]]:
         """Print an exception of this request, read it and store it; return the crash, and any error in reading it.
 
-        The environ gets the link for the terminal, and is replaced by a copy with the server's own SCRIPT_NAME and
-        PATH_INFO, which the application may have changed.
+        The environ gets the link for the terminal, and is replaced by one with the request as it came.
         """
         self.handed.clear()
-        environ = {**self.environ, "SCRIPT_NAME": self.script_name, "PATH_INFO": self.path}
+        environ = self.asked
+        _remove_our_cookies(environ)
         for key in (PRESERVE_CONTEXT, ON_EXCEPTION):
             environ.pop(key, None)
         if self.body:

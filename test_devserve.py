@@ -7403,6 +7403,30 @@ class GuardSecrets(Debugged):
         self.assertNotIn("a secret of the source", answer.text)
         self.assertIn(self.guard.secret, self.ask("/", Accept="text/html", Sec_Fetch_Dest="document").text)
 
+    def test_what_the_application_puts_into_the_environ_closes_nothing(self) -> None:
+        """As a middleware does that sets the scheme or the address of the client, whatever is in front."""
+        added = {
+            "HTTP_X_FORWARDED_PROTO": "https",
+            "HTTP_X_REAL_IP": "203.0.113.9",
+            "HTTP_X_FORWARDED_FOR": "203.0.113.9",
+            "HTTP_ORIGIN": "https://shop.example",
+            "HTTP_SEC_FETCH_DEST": "empty",
+            "HTTP_HOST": "shop.example",
+            "REMOTE_ADDR": "203.0.113.9",
+            "wsgi.url_scheme": "https",
+        }
+
+        def adding(environ: Any, start_response: Any) -> Any:
+            environ.update(added)
+            raise RuntimeError("as it came")
+
+        self.guard = devserve.Guard("off", self.port)
+        self.install(adding, validate=False)
+        page = self.ask("/", Accept="text/html", Sec_Fetch_Dest="document").text
+        self.assertIn(self.guard.secret, page)
+        self.assertIn("RuntimeError: as it came", self.ask("/", Accept="text/plain").text)
+        self.assertIn(f"http://localhost:{self.port}/__devserve__/crash/", self.printed)
+
     def test_secret_is_in_documents_only_and_what_the_browser_opens_has_no_opener(self) -> None:
         for path in ("/", "/__devserve__/console"):
             self.assertIn(self.guard.secret, self.ask(path, Sec_Fetch_Dest="document").text)
