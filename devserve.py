@@ -3697,12 +3697,17 @@ def _members_of(value: Any) -> Iterator[_Member]:
     """Yield the members of a value: the items of a mapping, the elements of a sequence, or else the attributes.
 
     The name of an element is the element before it if they are a pair, ("password", "…"), or if that is an option of a
-    command: "--password", "…".  The lines of a key are all named by its first line, "-----BEGIN PRIVATE KEY-----".
+    command: "--password", "…"; and that of a `value` is the `name` beside it.  The lines of a key are all named by its
+    first line, "-----BEGIN PRIVATE KEY-----".
     Attributes are those in the `__dict__` or in slots; private ones come last.
     """
     base: Any = next((base for base, *_ in _CONTAINERS.values() if issubclass(type(value), base)), object)
     if issubclass(base, dict):
-        yield from ((key, _key_name(key), each) for key, each in base.items(value))
+        first = itertools.islice(base.items(value), 20)  # {"name": "password", "value": "…"} has few items
+        named = next((_key_name(each) for key, each in first if _key_name(key) in ("name", "key")), "")
+        for key, each in base.items(value):
+            name = _key_name(key)
+            yield key, named or name if name == "value" else name, each
     elif base is not object:
         is_pair, before = base in (list, tuple) and base.__len__(value) == 2, ""
         for number, each in enumerate(base.__iter__(value)):
@@ -4084,16 +4089,30 @@ _SECRET_TEXTS = (  # what the text must contain, and a pattern: see "How to chan
     (
         "=",
         (
-            rf"""(?:^|[?&#;:\s'"(,])((?:[\w.\-\[\]]|%[0-9A-Fa-f]{{2}}){{1,60}})=({_INNER}{_CALL}(?:'[^']*'?|"[^"]*"?)|{_LISTED}"""
+            rf"""(?:^|[?&#;:\s'"(,])((?:[\w.\-\[\]]|%[0-9A-Fa-f]{{2}}){{1,60}})=({_INNER}{_CALL}\\?(?:'[^']*'?|"[^"]*"?)|{_LISTED}"""
             r"""|(?!<\w[^<>]*>)[^&;#\s'"]+)"""
         ),
     ),
     ("= ", rf"""\b([\w.\-]{{1,60}}) ?= ({_QUOTED}|(?=[^\s;,]*[0-9])[^\s;,'"?%:$@({{]+)"""),  # INI, TOML, SQL
     (":", rf"""(['"])([\w.\-]{{1,60}})\1\s*:\s*({_QUOTED}|{_LISTED}|[^\s,}}\](\[{{][^\s,}}\]]*)"""),  # JSON
-    ("value", rf"""['"](?:name|key)['"]:\s*['"]([\w.\-]{{1,60}})['"],\s*['"]value['"]:\s*({_QUOTED})"""),  # HAR
+    # HAR, the environment of a container, Cookie(name='sessionid', value='…'); and a field of a form in HTML
+    ("value", rf"""\b(?:name|key)['"]?[:=]\s*['"]([\w.\-]{{1,60}})['"],\s*['"]?value['"]?[:=]\s*({_QUOTED})"""),
+    ("value=", r"""\bname=["']([\w.\-\[\]]{1,60})["'][^<>]{0,100}? value=("[^"]*"|'[^']*')"""),
+    ('name="', r"""\bname="([\w.\-\[\]]{1,60})"(?:\r\n|\\r\\n){2}([^\\\r\n]+)"""),  # multipart/form-data
+    (
+        "', ",
+        rf"""[\[,] ?\(b?['"]([\w.\-\[\]]{{1,60}})['"], ?(b?(?:{_QUOTED}))(?=\)[,\]])""",
+    ),  # pairs, as of a MultiDict
+    (
+        "'input'",
+        rf"""'loc': [(\[][^)\]]{{0,200}}'([\w.\-]{{1,60}})',?[)\]], 'msg': .{{0,300}}?'input': ({_QUOTED})""",
+    ),  # FastAPI
     (": ", rf"""\b([\w.\-]{{1,60}}): (?=.[^\s'"]*[0-9])({_QUOTED})"""),  # JavaScript, GraphQL
     ("input_value=", rf"(?m)^([\w.]{{1,60}})\n  .*\[type=\w+, input_value=({_QUOTED})"),  # pydantic's field
-    ('\\"', r"""\\"([\w.\-]{1,60})\\"\s*:\s*(\\"[^\\"]*|[^\s,}\]\\"]+)"""),  # JSON as a text in JSON
+    (
+        "\\",
+        r"""\\(["'])([\w.\-]{1,60})\\\1\s*:\s*(\\["'][^\\"']*|[^\s,}\]\\"']+)""",
+    ),  # JSON or a repr as a text in one
     (": ", rf"""(?m)^[ \t-]*([\w.\-]{{1,60}}): +({_QUOTED}|(?=\S*[0-9])[^\s'"]+)(?=\s*$)"""),  # YAML, a header
     ("</", r"<([\w.\-:]{1,60})>([^<]{1,200})</\1>"),  # XML
     # A password may hold an @ or a slash, but what begins as a port and a path is none: http://localhost:5173/@vite
@@ -4106,7 +4125,8 @@ _SECRET_TEXTS = (  # what the text must contain, and a pattern: see "How to chan
     ("-----BEGIN", r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----(.*?)(?=-----END|\Z)"),  # RFC 7468
     ("-", r"""(?:^|[^\w-])--?([a-zA-Z][\w-]{1,40})(?:=|(?: |'?, ')(?!--\w))([^\s'"]+)"""),  # of a command line
     ("curl", r"""\bcurl\b[^\n]{0,200}?['"\s]-u(?: |', ')['"]?[^\s:'"]+:([^\s'"]+)"""),
-    (" '", r"(?i)\b(?:identified (?:with \S{1,60} )?by|with password) '([^']*)"),  # SQL that makes a user
+    (" '", r"(?i)\b(?:identified (?:with \S{1,60} )?by|password) '([^']*)"),  # SQL that makes a user
+    ("-H", r"""-H ?['"]?([\w\-]{1,60}): ?([^\s'"]+)"""),  # of curl
     ("earer ", r"(?i)\bbearer +(?!authenti|authori|credential|challenge|realm)([\w.~+/=-]{8,})"),  # RFC 6750
     ("asic ", r"\b[Bb]asic +(?=\S*[A-Z0-9+/=]\S*[A-Z0-9+/=])([A-Za-z0-9+/]{6,}={0,2})"),  # RFC 7617; no words are so
     ("eyJ", r"\beyJ([\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?)"),  # RFC 7519: how JSON begins in base64
