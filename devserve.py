@@ -2270,7 +2270,7 @@ def _name_remedy(thing: Any, holder: str, name: str = "", *, is_module: bool = F
     offering = (stem for stem in stems if stem in modules and _offers_app(os.path.join(folder, f"{stem}.py")))
     near = near or modules.get(next(offering, ""), holder if _framework_default() is not None else "")
     if near:
-        return f"; did you mean {near!r}?"
+        return f"; did you mean {near!r}?" if near != holder else "; leave the name out"
     return _module_remedy(thing, holder) if isinstance(thing, ModuleType) else "; check the spelling"
 
 
@@ -2287,9 +2287,14 @@ def _candidates(holder: Any) -> tuple[list[str], list[str]]:
         names = shape.names if shape else ()
         if names[:1] == ("global_config",):  # PasteDeploy's factory, as Pyramid's projects have it
             found[is_foreign].append(f"{name}({{}})")
-        elif (shape and (shape.is_wsgi or name in _DEFAULT_NAMES + _FACTORIES)) or _framework_of(thing):
+        elif (shape and (shape.is_wsgi or name in _DEFAULT_NAMES + _FACTORIES)) or _is_framework_app(thing):
             found[is_foreign].append(name)
-        elif shape and not shape.is_async and kind is FunctionType and re.search("(?i)app(lication)?$", name):
+        elif (
+            shape
+            and not (shape.is_async or is_foreign)
+            and kind is FunctionType
+            and re.search("(?i)app(lication)?$", name)
+        ):
             found[is_foreign].extend([name] * _is_factory(thing, name))
     return found[0] or found[1], imported
 
@@ -2363,10 +2368,13 @@ def _module_remedy(module: ModuleType, target: str) -> str:
         return f", which makes it under if __name__ == '__main__' only; make it above: {used.example or 'app = ...'}"
     if re.search(rf"^\s+{_APP_NAMES} *=(?!=)", text, re.MULTILINE):
         return f", which makes it inside of a function or a class; make it outside: {used.example or 'app = ...'}"
-    if used.example:
-        return f"; make one: {used.example}"
+    classes = [thing for thing in vars(module).values() if issubclass(type(thing), type)]
+    own = [thing for thing in classes if thing.__module__ == module.__name__]
+    made = [f"app = {thing.__name__}(...)" for thing in own if not _FRAMEWORKS.keys().isdisjoint(_class_names(thing))]
+    example = "".join(made[:1]) or used.example
     nearby = "" if _offers_app(path) else _folder_remedy(os.curdir, "")
-    return f"; name the object: '{target}:NAME'{nearby and '; or '}{nearby}"
+    remedy = f"make one: {example}" if example else f"name the object: '{target}:NAME'"
+    return f"; {remedy}{nearby and '; or '}{nearby}"
 
 
 def _app_or_made(thing: Any, target: str, name: str, arguments: Optional[_Arguments] = None) -> Any:
@@ -2414,12 +2422,12 @@ def checked(thing: Any, label: str) -> Any:
 
 def _objection(thing: Any) -> str:
     """Return why a thing is no application, with the remedy; "" for an application."""
-    if not _COMMANDS.isdisjoint(_class_names(thing)):
+    if not _COMMANDS.isdisjoint(_class_names(type(thing))):
         return "is a command line, not an application; name the application"
     framework = _framework_of(thing)
     if framework:
         return framework.elsewhere and f"is neither a WSGI nor an ASGI application; {framework.elsewhere}"
-    if isinstance(thing, ModuleType):
+    if isinstance(thing, ModuleType) and not callable(thing):
         return f"is a module, not an application; name the object in it: '{thing.__name__}:app'"
     if isinstance(thing, type) and not (hasattr(thing, "__iter__") or is_asgi(thing)):  # as PEP 3333 allows the one
         return f"is a class, not an application; name an instance, or call it: {thing.__name__}()"
@@ -2444,7 +2452,8 @@ def _objection(thing: Any) -> str:
         if shape.names == ("scope",):
             return "is an ASGI 2 application; asgiref.compatibility.guarantee_single_callable makes it one of ASGI 3"
         known = "name its parameters (scope, receive, send) if it is an ASGI application; " if shape.takes(3) else ""
-        return f"does not take (environ, start_response); {known}if it is a factory, give its arguments: ({arguments})"
+        remedy = f"if it is a factory, give its arguments: ({arguments})" if required else "is a call `()` missing?"
+        return f"does not take (environ, start_response); {known}{remedy}"
     return _objection_inside(thing)
 
 
@@ -2539,12 +2548,12 @@ def _undecorated(thing: Any) -> Any:
 
 def _framework_of(thing: Any) -> Optional[_Framework]:
     """Return the row in _FRAMEWORKS of the class of `thing`, or else of a base; None if there is none."""
-    return next((_FRAMEWORKS[name] for name in _class_names(thing) if name in _FRAMEWORKS), None)
+    return next((_FRAMEWORKS[name] for name in _class_names(type(thing)) if name in _FRAMEWORKS), None)
 
 
-def _class_names(thing: Any) -> list[str]:
-    """Return the names, with their modules, of the class of `thing` and of its bases."""
-    return [f"{base.__module__}.{base.__name__}" for base in type(thing).__mro__]
+def _class_names(kind: type) -> list[str]:
+    """Return the names, with their modules, of a class and of its bases."""
+    return [f"{base.__module__}.{base.__name__}" for base in kind.__mro__]
 
 
 def _frameworks_in(app: Any) -> list[tuple[_Framework, Any]]:
@@ -2880,13 +2889,21 @@ def _notify_django(file_changed: Any, paths: list[str]) -> bool:
 
 
 # An application that was made before `run` was called has not seen FLASK_DEBUG.
-_FLASK = _Framework(_open_flask, lambda app: setattr(app, "debug", True), "FLASK_DEBUG", files=_flask_files)
+_FLASK = _Framework(
+    _open_flask,
+    lambda app: setattr(app, "debug", True),
+    "FLASK_DEBUG",
+    files=_flask_files,
+    example="app = flask.Flask(__name__)",
+)
 _DJANGO = _Framework(
     _open_django,
     wrap=_wrap_django,
     files=_django_files,
     example="app = django.core.wsgi.get_wsgi_application()",
 )
+# It raises after it has answered.
+_STARLETTE = _Framework(is_asgi=True, example="app = starlette.applications.Starlette(routes=[...])")
 # By the full name of the class of their applications; those that have no such class by the name of their package.
 _FRAMEWORKS: dict[str, _Framework] = {
     "flask.app.Flask": _FLASK,
@@ -2898,8 +2915,9 @@ _FRAMEWORKS: dict[str, _Framework] = {
         mounted=lambda app: [
             held for route in app.routes for held in (route.app, route.config.get("mountpoint.target"))
         ],
+        example="app = bottle.Bottle()",
     ),
-    "falcon.app.App": _Framework(_open_falcon),
+    "falcon.app.App": _Framework(_open_falcon, example="app = falcon.App()"),
     "pyramid.router.Router": _Framework(variable="PYRAMID_RELOAD_TEMPLATES", example="app = config.make_wsgi_app()"),
     "tg.wsgiapp.TGApp": _Framework(example="app = config.make_wsgi_app()"),
     "cherrypy._cptree.Application": _Framework(
@@ -2913,15 +2931,16 @@ _FRAMEWORKS: dict[str, _Framework] = {
         wrap=lambda app: app.wsgifunc() if hasattr(app, "wsgifunc") else app,  # what is called is a function
         example="app = web.application(urls, globals())",
     ),
-    "starlette.applications.Starlette": _Framework(is_asgi=True),  # FastAPI's too; it raises after it has answered
-    "quart.app.Quart": _FLASK._replace(variable="QUART_DEBUG", is_asgi=True),
+    "starlette.applications.Starlette": _STARLETTE,
+    "fastapi.applications.FastAPI": _STARLETTE._replace(example="app = fastapi.FastAPI()"),
+    "quart.app.Quart": _FLASK._replace(variable="QUART_DEBUG", is_asgi=True, example="app = quart.Quart(__name__)"),
     "django.core.handlers.asgi.ASGIHandler": _DJANGO._replace(is_asgi=True),
     "channels.routing.URLRouter": _Framework(
         mounted=lambda app: [getattr(route, "callback", None) for route in app.routes], is_asgi=True
     ),
     "falcon.asgi.app.App": _Framework(_open_falcon, is_asgi=True),
-    "litestar.app.Litestar": _Framework(_open_litestar, is_asgi=True),
-    "sanic.app.Sanic": _Framework(_open_sanic, is_asgi=True),
+    "litestar.app.Litestar": _Framework(_open_litestar, is_asgi=True, example="app = litestar.Litestar([...])"),
+    "sanic.app.Sanic": _Framework(_open_sanic, is_asgi=True, example="app = sanic.Sanic('name')"),
     "blacksheep.server.application.Application": _Framework(_open_blacksheep, is_asgi=True),
     "dash.dash.Dash": _Framework(
         wrap=lambda app: getattr(app, "server", app),  # it is no application, but has Flask's
@@ -2936,9 +2955,12 @@ _FRAMEWORKS: dict[str, _Framework] = {
     "spyne.application.Application": _Framework(
         elsewhere="wrap it: app = spyne.server.wsgi.WsgiApplication(application)"
     ),
+    "marimo._ast.app.App": _Framework(elsewhere="marimo serves it: marimo run FILE"),
+    "solara": _Framework(elsewhere="Solara serves it: solara run FILE"),
+    "chainlit": _Framework(elsewhere="Chainlit serves it: chainlit run FILE"),
     "streamlit": _Framework(elsewhere="Streamlit serves it: streamlit run FILE"),
-    "gradio": _Framework(elsewhere="Gradio serves it: python FILE"),
-    "nicegui": _Framework(elsewhere="NiceGUI serves it: python FILE"),
+    "gradio.blocks.Blocks": _Framework(elsewhere="Gradio serves it: python FILE"),
+    "nicegui.app.app.App": _Framework(elsewhere="NiceGUI serves it: python FILE"),
     "panel": _Framework(elsewhere="Panel serves it: panel serve FILE"),
     "twisted": _Framework(elsewhere="Twisted serves it: python FILE"),
     "http.server": _Framework(elsewhere="http.server serves it: python FILE"),
@@ -13051,7 +13073,7 @@ def run(
     keywords = {"host": host, "port": port, "debug": debug, **options}
 
     def load(config: Config) -> WSGIApplication:
-        return prepared(checked(app, f"{app!r:.80}"), debug=config.debug, debugger=config.debugger)
+        return prepared(checked(app, _safe_repr(app, 80)), debug=config.debug, debugger=config.debugger)
 
     def read(warn: Callable[[str], None]) -> Config:
         return configure(values_of_keywords(keywords), warn)
@@ -15005,19 +15027,20 @@ function makePrompt(element) {
     const before = input.value.slice(0, input.selectionStart), after = input.value.slice(input.selectionEnd);
     const control = event.ctrlKey && !event.shiftKey && !event.altKey;
     const picked = input.selectionStart !== input.selectionEnd;
-    const key = (control ? "^" : "") + event.key;
+    // The code is that of the letter under Caps Lock and in a Cyrillic layout too.
+    const key = control ? "^" + String.fromCharCode(event.keyCode) : event.key;
     const actions = {
       "Enter": !event.shiftKey && !event.isComposing && run,  // an input method's Enter takes its proposal
       "Tab": completes && !event.shiftKey && /[\w.\[\])"']$|\b(import|from) $/.test(before) && complete,
       "ArrowUp": !before.includes("\n") && !event.shiftKey && (() => recall(-1)),
       "ArrowDown": !after.includes("\n") && !event.shiftKey && (() => recall(1)),
       "Escape": () => find("summary", box.closest(".frame")).focus(),
-      "^l": () => { printed.textContent = ""; printed.hidden = true; },
-      "^c": !picked && (busy ? interrupt : () => { print(">>> " + input.value + "^C", "typed"); write(""); }),
+      "^L": () => { printed.textContent = ""; printed.hidden = true; },
+      "^C": !picked && (busy ? interrupt : () => { print(">>> " + input.value + "^C", "typed"); write(""); }),
     };
     if (!Object.hasOwn(actions, key) || !actions[key]) return;
     event.preventDefault();
-    if (!busy || /^(\^[cl]|Escape)$/.test(key)) actions[key]();
+    if (!busy || /^(\^[CL]|Escape)$/.test(key)) actions[key]();
   });
   if (drafts[spot]) write(drafts[spot]);
   return box;

@@ -2664,6 +2664,35 @@ class FindingMistakes(FindingFolder):
         self.write("local.py", "def main():\n    app = print\n    app()\nmain()\n")
         self.refused("local", "no application in 'local', which makes it inside of a function or a class; make it out")
 
+    def test_a_module_that_makes_nothing_yet_is_told_how(self) -> None:
+        framework = "Flask = type('Flask', (), {'__module__': 'flask.app'})\n"
+        for source, remedy in {
+            "if False:\n    from fastapi import FastAPI\n": "; make one: app = fastapi.FastAPI()",
+            "if False:\n    import quart\n": "; make one: app = quart.Quart(__name__)",
+            f"{framework}class Site(Flask):\n    pass\n": "; make one: app = Site(...)",
+            "if False:\n    import solara\n": "; Solara serves it: solara run NAME.py",
+            "x = 1\n": "; name the object: 'NAME:",
+        }.items():
+            with self.subTest(source):
+                name = f"empty{len(source)}"
+                self.write(f"{name}.py", source)
+                self.refused(name, f"no application in {name!r}{remedy.replace('NAME', name)}")
+        self.write("late.py", "class C:\n    def make(self): pass\n\ndef create_app():\n    return C().make\n")
+        self.refused("late", "what 'late:create_app()' returned does not take", "is a call `()` missing?")
+
+    def test_a_module_that_can_be_called_is_an_application(self) -> None:
+        self.write(
+            "page.py",
+            """
+            import sys, types
+            class Page(types.ModuleType):
+                def __call__(self, environ, start_response): return [b"page"]
+            sys.modules[__name__].__class__ = Page
+            """,
+        )
+        self.write("uses_page.py", "import page as me")
+        self.assertIs(self.load("uses_page:me"), sys.modules["page"])
+
     def test_what_a_module_makes_itself_is_named_before_what_it_imports(self) -> None:
         imports = "from wsgiref.simple_server import demo_app, make_server\nfrom http.server import HTTPServer\n"
         for source, spelled in {
