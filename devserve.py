@@ -12618,9 +12618,11 @@ def _exec(launch: Launch, message: dict[str, Any], fds: list[int], ready: Callab
         ready()
         _hold_signals(launch)
         environ = {**launch.environ, _HANDOVER_ENV: f"{os.getpid()}:{address}"}
-        import posix  # once an application is debugged, pydevd has replaced `os.execve` by one that loses the handover
+        import posix
 
-        posix.execve(launch.command[0], launch.command, environ)
+        # Others may have replaced `os.execve`: coverage saves its data in it, but the handover is lost in pydevd's.
+        execve = posix.execve if "pydevd" in sys.modules else os.execve
+        execve(launch.command[0], launch.command, environ)
     except OSError:
         os.kill(pid, signal.SIGKILL)
         _reap_child(pid)

@@ -21633,6 +21633,12 @@ class ReloadUnderRunners(Reload):
                 self.assertRegex(told, r"app\.py +\d+ +0 +100%")
                 (self.folder / ".coverage").unlink()
 
+    @needs("coverage")
+    def test_coverage_keeps_what_it_has_measured_before_a_reload_if_it_is_told_to(self) -> None:
+        self.write(".coveragerc", "[run]\nparallel = true\npatch = execv\n")
+        self.try_two_reloads("-m", "coverage", "run")
+        self.assertGreaterEqual(len(list(self.folder.glob(".coverage.*"))), 3, "one for each process")
+
     def test_a_signal_ends_it_under_another_program_though_the_import_takes_no_notice(self) -> None:
         text = """
             import time
