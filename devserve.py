@@ -9532,7 +9532,9 @@ class AsgiBridge:
                 return
             is_awake = threading.Event()
             self.post(is_awake.set)
-            if not is_awake.wait(_BLOCKED_SECONDS):
+            now = time.perf_counter()
+            left = [request.started + grace - now for request in list(self.requests) if not request.is_endless]
+            if not is_awake.wait(max([_BLOCKED_SECONDS, *left])):
                 self.terminal.warn("the event loop is blocked: the application is left without a shutdown")
                 return
             stopping = asyncio.run_coroutine_threadsafe(self._stop(grace), self.loop)
@@ -10327,9 +10329,10 @@ class _WebSocket(_HttpRequest):
         self.write(_CLOSE, _close_payload(code, reason))
 
     def end(self, code: int, reason: str = "") -> None:
-        """Tell the application, at its next `receive` or `send`, that the connection has ended, and why."""
+        """Tell the application, at its next `receive` or `send`, that the connection has ended; the first code holds."""
         if not self.is_gone:
-            self.code, self.reason = code, reason
+            if not self.code:
+                self.code, self.reason = code, reason
             self.disconnect()
 
     @property
@@ -10375,7 +10378,8 @@ class _WebSocket(_HttpRequest):
             await super().send({"type": "http.response.start", "status": 403})
             await super().send({"type": "http.response.body"})
         elif self.phase == _OPEN and kind == "websocket.close":
-            self.write(_CLOSE, _close_payload(_checked_code(message), message.get("reason") or ""))
+            self.code, self.reason = _checked_code(message), message.get("reason") or ""
+            self.write(_CLOSE, _close_payload(self.code, self.reason))
             self.phase = _COMPLETE
             self.notify()
         elif self.phase == _OPEN and kind == "websocket.send":

@@ -13395,6 +13395,28 @@ class AsgiSending(AsgiCase):
                 self.assertNotIn("grace", self.log)
                 self.assertNotIn("Traceback", self.log)
 
+    def test_what_blocks_the_loop_after_its_response_has_its_grace_too(self) -> None:
+        """As a background task of FastAPI's that sends mail by smtplib."""
+        goes_on = threading.Event()
+
+        async def view(scope: Any, receive: App, send: App) -> None:
+            await send(self.START)
+            await send(self.BODY)
+            goes_on.wait(DEADLINE)
+
+        bridge: Any = self.serve_asgi(view).app
+        self.ask()
+        self.patch("_BLOCKED_SECONDS", 0.0)
+
+        def post(job: Callable[[], Any]) -> None:
+            type(bridge).post(bridge, job)
+            goes_on.set()
+
+        with mock.patch.object(bridge, "post", post):
+            bridge.stop(DEADLINE)
+        self.assertIsNone(self.end())
+        self.assertNotIn("without a shutdown", self.log)
+
     def test_what_sends_on_to_a_client_that_has_left_holds_no_reload(self) -> None:
         import asyncio
 
@@ -13933,6 +13955,26 @@ class AsgiWebSockets(AsgiCase):
         client = self.opened()
         self.assertEqual(client.frame(), (0x81, b"last"))
         self.assertEqual(client.close_code(), 4001)
+
+    def test_the_application_that_has_closed_is_told_its_own_code(self) -> None:
+        """As Channels' consumers are, in `disconnect`."""
+        for client_answers in (True, False):
+            with self.subTest(client_answers=client_answers):
+                seen: list[Any] = []
+
+                async def view(scope: Any, receive: App, send: App, seen: list[Any] = seen) -> None:
+                    await receive()
+                    await send(self.ACCEPT)
+                    await send({"type": "websocket.close", "code": 4001, "reason": "enough"})
+                    seen.append(await receive())
+
+                self.serve_asgi(view)
+                client = self.opened()
+                if client_answers:
+                    self.assertEqual(client.close_code(), 4001)
+                client.close()
+                self.end()
+                self.assertEqual(seen, [{"type": "websocket.disconnect", "code": 4001, "reason": "enough"}])
 
     def test_a_client_that_does_not_close_is_given_up(self) -> None:
         self.patch("_CLOSE_SECONDS", 0.2)
