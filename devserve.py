@@ -10329,7 +10329,7 @@ class _WebSocket(_HttpRequest):
         self.write(_CLOSE, _close_payload(code, reason))
 
     def end(self, code: int, reason: str = "") -> None:
-        """Tell the application, at its next `receive` or `send`, that the connection has ended; the first code holds."""
+        """Tell the application, at its next call, that the connection has ended; the first one counts."""
         if not self.is_gone:
             if not self.code:
                 self.code, self.reason = code, reason
