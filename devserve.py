@@ -9431,22 +9431,26 @@ class AsgiBridge:
 
     def run_until(self, ended: threading.Event) -> None:
         """Run the loop in this thread until `ended` is set; call `check` every now and then."""
-        beaten = threading.Event()
-        watch = threading.Thread(
-            target=self._watch_loop, args=(ended, beaten), name="devserve loop watch", daemon=True
-        )
+        over, beaten = threading.Event(), threading.Event()
+        watch = threading.Thread(target=self._watch_loop, args=(over, beaten), name="devserve loop watch", daemon=True)
         watch.start()
-        while not ended.is_set():
-            beat = self.loop.call_later(_BEAT_SECONDS, self.loop.stop)
-            try:
-                self.loop.run_forever()
-            except (SystemExit, KeyboardInterrupt) as error:  # let through from any task; only that task is to fail
-                self.check(error)
-                self.terminal.crash(error)
-            finally:
-                beat.cancel()  # else it would later end the loop while that runs for `stop`
-                beaten.set()
-            self.check(None)
+        try:
+            while not ended.is_set():
+                beat = self.loop.call_later(_BEAT_SECONDS, self.loop.stop)
+                try:
+                    self.loop.run_forever()
+                except (
+                    SystemExit,
+                    KeyboardInterrupt,
+                ) as error:  # let through from any task; only that task is to fail
+                    self.check(error)
+                    self.terminal.crash(error)
+                finally:
+                    beat.cancel()  # else it would later end the loop while that runs for `stop`
+                    beaten.set()
+                self.check(None)
+        finally:
+            over.set()
 
     def start_in_thread(self) -> Callable[[], None]:
         """Start the loop in a thread of its own; return the function that stops both.  Raises what `start` raises."""
@@ -12120,7 +12124,7 @@ def _places_of_missing(error: Optional[BaseException], cwd: str) -> Iterator[str
 # How to change: if an application can change something that an exec carries into the next process, add a row to
 # `_KEPT`.  It is saved at the first start and restored before each exec.
 #
-# Doors: Handover, Launch, restart_process, end_process, Supervisor.
+# Doors: Handover, Launch, MainThread, restart_process, end_process, Supervisor.
 #
 # Read first: Launch.capture, restart_process, _exec, _start_store, _receive, Supervisor.run.
 # =====================================================================================================================
@@ -12133,6 +12137,7 @@ _PROMPTS = ("<stdin>", "<python-input-", "<console>", "<input>", "<bpython-input
 _PIPES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")  # as a shell's `<(curl ...)`: none can be read a second time
 _RELOAD_STATUS = 75  # the exit status by which a child asks `Supervisor` for the next; EX_TEMPFAIL, "try again"
 _EXIT_SECONDS = 2.0  # that exit handlers may take: one that joins a child that never ends must not hold a reload
+_MAIN_THREAD_PATIENCE = 0.2  # seconds that an end or exec waits for the main thread to come out of foreign code
 _FETCH_SECONDS = 10.0  # that the store may take to start and answer; it takes 0.02 on an idle machine
 _STORE_INTERVAL = 0.05  # seconds in which the store notices that we have died; so long it may keep the port then
 _PARENT_INTERVAL = 0.1  # seconds after which the parent looks again whether its child lives
@@ -12544,16 +12549,46 @@ else:
 # -- the end of a process
 
 
-def restart_process(launch: Launch, handover: Handover, ready: Callable[[], object] = lambda: None) -> NoReturn:
+class MainThread:
+    """Lets other threads have calls made in the main thread, while that waits in `wait` or looks at `woken`."""
+
+    def __init__(self, *, is_waiting: bool = False) -> None:
+        self.is_waiting = is_waiting
+        self.woken = threading.Event()
+        self.wake: Callable[[], object] = lambda: None  # out of the event loop that the main thread may run
+        self._calls: deque[Callable[[], object]] = deque()
+
+    def post(self, call: Callable[[], object]) -> bool:
+        """Ask for a call, if the main thread is there to make it; return whether it is."""
+        if self.is_waiting:
+            self._calls.append(call)
+            self.woken.set()
+            self.wake()
+        return self.is_waiting
+
+    def wait(self, seconds: Optional[float] = None) -> None:
+        """Wait until woken, and make the calls."""
+        self.woken.wait(seconds)
+        self.woken.clear()
+        while self._calls:
+            self._calls.popleft()()
+
+
+def restart_process(
+    launch: Launch,
+    handover: Handover,
+    ready: Callable[[], object] = lambda: None,
+    main_thread: Optional[MainThread] = None,
+) -> NoReturn:
     """Run this program anew in this process; all its threads end without notice.  It may be called in any thread.
 
-    Exit handlers run first, and the streams are flushed; `ready` is called last.  Under a parent, the handover goes
-    there and the process ends.  Raises OSError when the program cannot be started; then the process is as it was
-    before, except that its exit handlers have run.
+    Exit handlers run first, in the main thread if that waits, and the streams are flushed; `ready` is called last.
+    Under a parent, the handover goes there and the process ends.  Raises OSError when the program cannot be started;
+    then the process is as it was before, except that its exit handlers have run.
     """
     if not os.access(launch.command[0] or os.devnull, os.X_OK):
         raise FileNotFoundError(errno.ENOENT, "the interpreter is gone", launch.command[0])
-    _run_exit_handlers()
+    _run_exit_handlers(main_thread)
     message, fds = launch.message(handover)
     if launch.parent is not None:
         ready()
@@ -12562,16 +12597,26 @@ def restart_process(launch: Launch, handover: Handover, ready: Callable[[], obje
     _exec(launch, message, fds, ready)
 
 
-def end_process(status: int) -> NoReturn:
-    """End this process now, whatever its threads do; exit handlers run first, and the streams are flushed."""
-    _run_exit_handlers()
+def end_process(status: int, main_thread: Optional[MainThread] = None) -> NoReturn:
+    """End this process now, whatever its threads do; exit handlers run first, and the streams are flushed.
+
+    The handlers run in the main thread if that waits, or calls this.
+    """
+    if main_thread is None and is_main_thread() and not has_green_threads():
+        main_thread = MainThread(is_waiting=True)
+        with contextlib.suppress(RuntimeError):  # the system has no thread left
+            _start_thread(end_process, status, main_thread)
+            while True:
+                main_thread.wait()
+    _run_exit_handlers(main_thread)
     os._exit(status)
 
 
-def _run_exit_handlers() -> None:
+def _run_exit_handlers(main_thread: Optional[MainThread] = None) -> None:
     """Run what would run at the interpreter's end, then flush the streams, each for `_EXIT_SECONDS` at most.
 
-    If the exit handlers take longer, they may be waiting for processes of `multiprocessing`, which are ended then.
+    The handlers run in the main thread if that waits: what they close may be its own, such as a connection of sqlite3.
+    If they take longer, they may be waiting for processes of `multiprocessing`, which are ended then.
     """
 
     def exit_handlers() -> None:
@@ -12585,22 +12630,30 @@ def _run_exit_handlers() -> None:
             with contextlib.suppress(AttributeError, OSError, ValueError):  # None, a closed pipe, closed
                 stream.flush()
 
-    if not _ends_in_time(exit_handlers) and "multiprocessing.process" in sys.modules:
+    if not _ends_in_time(exit_handlers, main_thread) and "multiprocessing.process" in sys.modules:
         for worker in sys.modules["multiprocessing.process"].active_children():
             worker.terminate()
     _ends_in_time(flush)  # it may never end: a thread that writes to a full pipe holds the stream's lock
 
 
-def _ends_in_time(job: Callable[[], None]) -> bool:
-    """Call a job in a thread of its own, or here if there can be none; return whether it ends in `_EXIT_SECONDS`."""
-    done = native_threading.Event()
+def _ends_in_time(job: Callable[[], None], main_thread: Optional[MainThread] = None) -> bool:
+    """Call a job in the main thread if that waits, or else in a thread of its own, or here if there can be none.
+
+    Return whether it ends in `_EXIT_SECONDS`.
+    """
+    begun, done = native_threading.Event(), native_threading.Event()
+    turn = native_threading.Lock()
 
     def call() -> None:
-        try:
-            job()
-        finally:  # Python 3.9 raises the last exit handler's error here, which it has printed already
-            done.set()
+        if turn.acquire(blocking=False):  # else another thread has been first
+            begun.set()
+            try:
+                job()
+            finally:  # Python 3.9 raises the last exit handler's error here, which it has printed already
+                done.set()
 
+    if main_thread and main_thread.post(call) and begun.wait(_MAIN_THREAD_PATIENCE):
+        return done.wait(_EXIT_SECONDS)
     try:
         _start_thread(call)
     except RuntimeError:  # the system has no thread left
@@ -12991,8 +13044,8 @@ def _end_with_parent(line: _socket.socket) -> None:
 # on the title page, in the stories of a start and of a save.  These are the threads:
 #
 # - The main thread, or whichever calls `run`, makes the `_Runner` and loads the application.  Then it runs the event
-#   loop of an ASGI application, or only waits, until a signal ends the process.  It never accepts connections itself,
-#   because Python runs signal handlers there.
+#   loop of an ASGI application, or only waits, until a signal ends the process; last, it runs the exit handlers.  It
+#   never accepts connections itself, because Python runs signal handlers there.
 # - "devserve watcher" looks at files.  It calls `reload` and `show_broken` itself, so that a reload needs no other
 #   thread; an import that never ends, or an event loop that hangs, cannot prevent it.
 # - "devserve acceptor" runs `DevServer.serve_forever`.  Each connection is then served in a thread of its own.
@@ -13020,7 +13073,6 @@ def _end_with_parent(line: _socket.socket) -> None:
 _BY_HAND = "SIGHUP"  # stands where the changed path would, in a reload that a person has asked for
 _PORT_IN_CODE = "port={}".format  # how code names another port; the error for a port in use proposes it
 _LOADING, _SERVING, _LEAVING = range(3)  # the phases of a process, in their order
-_MAIN_THREAD_PATIENCE = 0.2  # seconds that an exec waits for the main thread to come out of foreign C code
 _UNWIND_SECONDS = 2.0  # that a program around ours has to end in its own way; coverage writes its data then
 _GRACE = 5.0  # seconds from its own start that a request may take while a reload waits for it
 _LAST_LINE_GRACE = 0.5  # seconds from its own start in which a request still gets its line when a signal ends us
@@ -13307,6 +13359,7 @@ class _Runner:
         self.server.is_paused = is_debugged
         self.server.is_stopped = partial(is_debugged, debuggers=BREAKPOINTS)
         self.ended = threading.Event()  # set when no connection is accepted any more
+        self.main_thread = MainThread()
         self.is_settling = False  # `_end` waits for the log's last lines
 
     def _warn_once(self, text: str) -> None:
@@ -13366,9 +13419,12 @@ class _Runner:
             self.watcher.watch_data([os.getcwd()], self._notify_pages, LIVE_FILES)
         if self.config.open and not self.reloaded:
             threading.Thread(target=self._open_browser, name="devserve browser", daemon=True).start()
-        if self.bridge and self.bridge.thread == threading.get_ident():
-            self.bridge.run_until(self.ended)
-        while not self.ended.wait(_WAKE_INTERVAL):
+        self.main_thread.is_waiting = not has_green_threads()
+        while not self.ended.is_set():
+            if self.bridge and self.bridge.thread == threading.get_ident():
+                self.main_thread.wake = partial(self.bridge.post, self.bridge.loop.stop)
+                self.bridge.run_until(self.main_thread.woken)
+            self.main_thread.wait(_WAKE_INTERVAL)
             self.signals.check()
         return self.status
 
@@ -13468,6 +13524,7 @@ class _Runner:
             self.status = 0
         finally:
             self.ended.set()
+            self.main_thread.woken.set()
 
     def _enter(self, phase: int) -> bool:
         """Begin a phase unless it, or a later one, has begun already; return whether it did.
@@ -13555,7 +13612,7 @@ class _Runner:
                     self.bridge.stop(_GRACE)
                 if self._enter(_LEAVING):
                     sockets = {"listener": self.handover.sockets["listener"], "waiting": waiting}
-                    restart_process(self.launch, Handover(sockets, notes), self._give_way)
+                    restart_process(self.launch, Handover(sockets, notes), self._give_way, self.main_thread)
             except OSError as error:
                 self.phase = phase
                 self.signals.resume()
@@ -13637,7 +13694,7 @@ class _Runner:
         if self.bridge:
             bridge = self.bridge
             self._run_in_server_thread(lambda: bridge.stop(0.0), _GRACE)
-        end_process(0)  # it flushes the log, and waits for a full pipe only for a while
+        end_process(0, self.main_thread)  # it flushes the log, and waits for a full pipe only for a while
 
     def close(self) -> None:
         """Stop serving and watching when `serve` has returned or raised: the program that called `run` may go on.

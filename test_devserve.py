@@ -44,6 +44,7 @@ import shutil
 import signal
 import socket
 import socketserver
+import sqlite3
 import ssl
 import struct
 import subprocess
@@ -21012,6 +21013,47 @@ class ReloadIsTheSameProcess(Reload):
             for first, expected in ((python, python), ("python", script)):
                 with mock.patch.object(devserve, "_original_command", return_value=[first, "app.py"]):
                     self.assertEqual(devserve._start_command()[0], [expected, "app.py"])
+
+    def test_exit_handlers_run_in_the_thread_that_imported_the_application(self) -> None:
+        """What they close belongs to it: a connection of sqlite3, a session of SQLAlchemy's.  No event loop runs."""
+        closing = """
+            import asyncio, atexit, sqlite3
+
+            db = sqlite3.connect("data.db")
+            db.execute("create table if not exists starts (value)")
+            db.execute("insert into starts values (1)")
+
+            def close():
+                asyncio.run(asyncio.sleep(0))
+                db.commit()
+                db.close()
+
+            atexit.register(close)
+        """
+        asgi = """
+            class Asgi:
+                async def __call__(self, scope, receive, send):
+                    assert scope["type"] == "http"
+                    body = b'{"version": "%b"}' % VERSION.encode()
+                    await send({"type": "http.response.start", "status": 200, "headers": []})
+                    await send({"type": "http.response.body", "body": body})
+        """
+        for spec, arguments in (("app", ("--reload",)), ("app:Asgi()", ("--reload",)), ("app", ())):
+            with self.subTest(spec, arguments=arguments):
+                (self.folder / "data.db").unlink(missing_ok=True)
+                self.save("v1", "{}\n\n\n" + textwrap.dedent(closing) + textwrap.dedent(asgi))
+                served = self.serve(spec, *arguments)
+                client = self.connect(served)
+                client.ask()
+                if arguments:
+                    self.save("v2", "{}\n\n\n" + textwrap.dedent(closing) + textwrap.dedent(asgi))
+                    self.reaches(client, "v2")
+                client.close()
+                served.process.send_signal(signal.SIGINT)
+                served.process.wait(DEADLINE)
+                self.assertNotIn("Traceback", served.log)
+                with contextlib.closing(sqlite3.connect(self.folder / "data.db")) as db:
+                    self.assertEqual(db.execute("select count(*) from starts").fetchone(), (1 + len(arguments),))
 
     def test_exit_handlers_run_also_when_no_thread_is_left(self) -> None:
         job = mock.Mock(side_effect=ValueError)  # as Python 3.9 raises what the last of them has raised
