@@ -533,12 +533,23 @@ def _is_env_file(path: str) -> bool:
 
 
 def _read_env_file(path: str) -> list[str]:
-    """Set the variables of one file, once all of it is read: of several entries for a name the last one counts."""
+    """Set the variables of one file, once all of it is read; return a warning for each bad line."""
+    values, warnings = env_values(path)
+    for key, value in values.items():
+        try:
+            os.environ.setdefault(key, value)
+        except UnicodeEncodeError:
+            warnings.append(f"{path}, {key} is left out: this locale cannot hold it; set PYTHONUTF8=1")
+    return warnings
+
+
+def env_values(path: str) -> tuple[dict[str, str], list[str]]:
+    """Return the variables of one file, of several entries for a name the last, and a warning for each bad line."""
     try:
         with open(path, encoding="utf-8-sig") as file:
             text = file.read()
     except (OSError, UnicodeDecodeError) as error:
-        return [f"{path} is left out: {getattr(error, 'strerror', None) or 'it is not UTF-8; save it so'}"]
+        return {}, [f"{path} is left out: {getattr(error, 'strerror', None) or 'it is not UTF-8; save it so'}"]
     warnings = []
     values: dict[str, Optional[str]] = {}
     for position, key, value in _env_entries(text):
@@ -547,13 +558,7 @@ def _read_env_file(path: str) -> list[str]:
             warnings.append(f"{path}, line {lineno} is left out: it is not KEY=value")
         else:
             values[key] = value and _expand_variables(value, {**values, **os.environ})
-    for key, value in values.items():
-        if value is not None:
-            try:
-                os.environ.setdefault(key, value)
-            except UnicodeEncodeError:
-                warnings.append(f"{path}, {key} is left out: this locale cannot hold it; set PYTHONUTF8=1")
-    return warnings
+    return {key: value for key, value in values.items() if value is not None}, warnings
 
 
 _BLANK = r"[^\S\n]"  # white space within a line
@@ -2289,13 +2294,9 @@ def _candidates(holder: Any) -> tuple[list[str], list[str]]:
             found[is_foreign].append(f"{name}({{}})")
         elif (shape and (shape.is_wsgi or name in _DEFAULT_NAMES + _FACTORIES)) or _is_framework_app(thing):
             found[is_foreign].append(name)
-        elif (
-            shape
-            and not (shape.is_async or is_foreign)
-            and kind is FunctionType
-            and re.search("(?i)app(lication)?$", name)
-        ):
-            found[is_foreign].extend([name] * _is_factory(thing, name))
+        elif shape and not shape.is_async and kind is FunctionType and re.search("(?i)app(lication)?$", name):
+            is_own = not is_library(thing.__code__.co_filename, os.getcwd())  # FastHTML's `fast_app` is not
+            found[is_foreign].extend([name] * (is_own and _is_factory(thing, name)))
     return found[0] or found[1], imported
 
 
@@ -2958,6 +2959,8 @@ _FRAMEWORKS: dict[str, _Framework] = {
     "marimo._ast.app.App": _Framework(elsewhere="marimo serves it: marimo run FILE"),
     "solara": _Framework(elsewhere="Solara serves it: solara run FILE"),
     "chainlit": _Framework(elsewhere="Chainlit serves it: chainlit run FILE"),
+    "shiny.express": _Framework(elsewhere="Shiny serves it: shiny run FILE"),
+    "bokeh": _Framework(elsewhere="Bokeh serves it: bokeh serve FILE"),
     "streamlit": _Framework(elsewhere="Streamlit serves it: streamlit run FILE"),
     "gradio.blocks.Blocks": _Framework(elsewhere="Gradio serves it: python FILE"),
     "nicegui.app.app.App": _Framework(elsewhere="NiceGUI serves it: python FILE"),
@@ -3025,7 +3028,8 @@ _MASK_LIMIT = 5 * _TEXT_LIMIT  # characters searched for secrets: one may begin 
 _PAST_LIMIT = 250  # characters past a limit that are masked, too: a password in a URL is known by the @ after it
 _VALUE_LIMIT = 800  # characters of a value: ten lines of the page; what is inside a longer one can be unfolded
 _LIST_LIMIT = 60  # variables of a frame, fields of a form, members of a value; only generated code has more
-_DEPTH_LIMIT = 6  # containers within containers, groups within groups
+_DEPTH_LIMIT = 6  # containers within containers
+_GROUP_DEPTH = 10  # groups within groups, as in Python's tracebacks
 _ROUNDS_FOLDED = 4  # rounds from which a recursion is folded; fewer are read as fast as the line that counts them
 _NEAR_LIMIT = 5_000  # names that are compared with a wrong one; so many take 20 ms of `_QUICK_SECONDS`
 _NEAR_FRAMES = 8  # frames, from the innermost, in which we look for the mapping that lacks a key
@@ -3199,7 +3203,7 @@ class _ReportBuilder:
         named_places, _ = call_safely(lambda: list(_named_places(error, self.seconds())))
         frames = (*self.frames(error, positions), *(named_places or ()))
         members, listed = group_members(error), []
-        for member in members if depth < _DEPTH_LIMIT else ():
+        for member in members if depth < _GROUP_DEPTH else ():
             if self.size > 0:
                 listed.append(self.chain(member, depth + 1))
         unlisted = len(members) - len(listed)
@@ -4111,8 +4115,8 @@ _SECRET_TEXTS = (  # what the text must contain, and a pattern: see "How to chan
     (
         "=",
         (
-            rf"""(?:^|[?&#;:\s'"(,])((?:[\w.\-\[\]]|%[0-9A-Fa-f]{{2}}){{1,60}})=({_INNER}{_CALL}\\?(?:'[^']*'?|"[^"]*"?)|{_LISTED}"""
-            r"""|(?!<\w[^<>]*>)[^&;#\s'"]+)"""
+            rf"""(?:^|\\[nrt]|[?&#;:\s'"(,])((?:[\w.\-\[\]]|%[0-9A-Fa-f]{{2}}){{1,60}})=({_INNER}{_CALL}\\?(?:'[^']*'?|"[^"]*"?)|{_LISTED}"""
+            r"""|(?!<\w[^<>]*>)(?:(?!\\[nrt])[^&;#\s'"])+)"""
         ),
     ),
     ("= ", rf"""\b([\w.\-]{{1,60}}) ?= ({_QUOTED}|(?=[^\s;,]*[0-9])[^\s;,'"?%:$@({{]+)"""),  # INI, TOML, SQL
@@ -4135,7 +4139,11 @@ _SECRET_TEXTS = (  # what the text must contain, and a pattern: see "How to chan
         "\\",
         r"""\\(["'])([\w.\-]{1,60})\\\1\s*:\s*(\\["'][^\\"']*|[^\s,}\]\\"']+)""",
     ),  # JSON or a repr as a text in one
-    (": ", rf"""(?m)^[ \t-]*([\w.\-]{{1,60}}): +({_QUOTED}|(?=\S*[0-9])[^\s'"]+)(?=\s*$)"""),  # YAML, a header
+    (  # YAML, a header; in a repr a line ends by a backslash and a letter
+        ": ",
+        rf"""(?m)(?:^|\\[nr])[ \t-]*([\w.\-]{{1,60}}): +({_QUOTED}|(?=\S*[0-9])(?:(?!\\[nr])[^\s'"])+)"""
+        r"""(?=\s*$|\\[nr]|['"])""",
+    ),
     ("</", r"<([\w.\-:]{1,60})>([^<]{1,200})</\1>"),  # XML
     # A password may hold an @ or a slash, but what begins as a port and a path is none: http://localhost:5173/@vite
     ("://", r"""://[^\s:/?#@\['"]*:(?![0-9]*/)([^\s@'"]{1,200}(?:@[^\s@/'"]{1,200})*)(?=@)"""),
@@ -4499,7 +4507,7 @@ def _write_problems(problems: Sequence[ExceptionView], anchor: str) -> _Markup:
 
 def _write_group(problem: ExceptionView, anchor: str) -> _Markup:
     """Return the members of an exception group as a tree, before the group's own frames, as they are what failed."""
-    if not problem.members:
+    if not problem.members and not problem.unlisted:
         return _Markup()
     members = []
     for number, chain in enumerate(problem.members, 1):
@@ -6087,7 +6095,7 @@ class DebuggedApplication:
         base_url: str = "",
     ) -> None:
         enlarge_stacks()
-        self.app = app
+        self.app = app if guard else prepared(app, debug=False, debugger=True)  # else its caller has done so
         self.terminal = terminal or Terminal()
         self.guard = guard or Guard(str(pin or ""), 0, trusted_hosts)
         self.base_url = base_url
@@ -12347,7 +12355,12 @@ def _original_command() -> list[str]:
 
     main = sys.modules["__main__"]
     name: str = getattr(getattr(main, "__spec__", None), "name", "").removesuffix(".__main__")
-    program = ["-m", name] if name else [os.path.abspath(getattr(main, "__file__", sys.argv[0]))]
+    script = os.path.abspath(getattr(main, "__file__", None) or sys.argv[0])
+    program = ["-m", name] if name else [script]
+    if name == "__main__":  # a folder or a zip file with a __main__.py in it, as a command's .exe is on Windows
+        program = [os.path.dirname(script)]
+    elif name and not words and os.path.abspath(sys.argv[0]) != script:  # cProfile has put its program's words there
+        program = [os.path.abspath(sys.argv[0])]
     if sys.argv[:1] == ["-c"]:
         program = words[-len(sys.argv) - 1 :][:2]  # "-c" and its text; `sys.argv` has the words that follow
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
@@ -12389,7 +12402,12 @@ def _first_environ(early: bool) -> dict[str, str]:
     If `run` was called in code, the application has run before us, and may have put into `os.environ` the values of a
     `.env`, which may be edited later.
     """
-    environ = ({} if early else _environ_of_exec()) or dict(os.environ)
+    environ = {} if early else _environ_of_exec()
+    if not environ:
+        environ = dict(os.environ)
+        for path in () if early else filter(os.path.isfile, env_files()):  # what python-dotenv has set from them
+            for name, _ in env_values(path)[0].items() & environ.items():
+                del environ[name]
     environ.pop(_HANDOVER_ENV, None)
     return environ
 
@@ -13769,6 +13787,8 @@ class _Signals:
         self.paused: dict[int, Any] = {}  # handlers that `_resume` is to put back
         self.errands: deque[Callable[[], None]] = deque()  # calls for the main thread, see `_run_in_main_thread`
         self.wanted = {signal.SIGTERM: self._on_stop, signal.SIGINT: self._on_stop}
+        if hasattr(signal, "SIGBREAK"):  # Ctrl-Break, on Windows
+            self.wanted[signal.SIGBREAK] = self._on_stop
         if sys.platform != "win32" and reloads:
             self.wanted[signal.SIGHUP] = self._on_hang_up
 

@@ -4316,6 +4316,13 @@ class ReadingProblems(Reading):
         leaves = [chain[-1] for chain in problem.members[1][-1].members]
         self.assertEqual([leaf.type for leaf in leaves], ["ZeroDivisionError", "KeyError"])
         self.assertTrue(all(leaf.frames for leaf in leaves))
+        nested: BaseException = KeyError("leaf")
+        for _ in range(9):  # task groups within task groups
+            nested = BaseExceptionGroup("a group", [nested])
+        self.assertIn("KeyError", page_of(devserve.read_report(nested)))
+        for _ in range(3):
+            nested = BaseExceptionGroup("a group", [nested])
+        self.assertIn("and 1 more", page_of(devserve.read_report(nested)), "no group ends the page without a word")
 
     @unittest.skipIf(sys.version_info < (3, 11), "needs exception groups")
     def test_reports_the_interpreters_groups_and_bounds_them(self) -> None:
@@ -5238,6 +5245,10 @@ class ReadingSecrets(Reading):
             repr(f"\"it's\" login(password='{SECRET}')"),
             repr(str({"it's": '"', "password": SECRET})),
             f"ALTER USER bob PASSWORD '{SECRET}'",
+            repr(f"HOST=db\nDB_PASSWORD={SECRET}\nX=1\n"),
+            f"Doc(text={f'[db]{chr(10)}password={SECRET}{chr(10)}'!r})",
+            f"Doc(text={f'Host: x{chr(13)}{chr(10)}X-Api-Key: {SECRET}9{chr(13)}{chr(10)}'!r})",
+            repr(f"user: bob\npassword: {SECRET}9\n".encode()),
             f"curl -H 'X-Api-Key: {SECRET}' https://x.example",
             f"Command '['curl', '-u', 'me:{SECRET}']' returned non-zero exit status 22.",
             f"CREATE USER me IDENTIFIED BY '{SECRET}'",
@@ -7907,6 +7918,26 @@ class DebuggerPages(Debugged):
 
     def test_a_path_that_only_begins_alike_is_the_applications(self) -> None:
         self.assertIn("ZeroDivisionError", self.ask("/__devserve__x").text)
+
+    @needs("flask")
+    def test_opens_the_framework_where_it_is_the_middleware_of_another_server(self) -> None:
+        import flask
+
+        def boom() -> Any:
+            raise ValueError("boom")
+
+        for wraps in (True, False):
+            with self.subTest(wraps=wraps):
+                app = flask.Flask("shop")
+                app.add_url_rule("/", "boom", boom)
+                terminal = devserve.Terminal(self.terminal)
+                if wraps:
+                    debugged: Any = devserve.DebuggedApplication(app, terminal=terminal)
+                else:
+                    app.wsgi_app = devserve.DebuggedApplication(app.wsgi_app, terminal=terminal)
+                    debugged = app
+                self.server.set_app(debugged)
+                self.assertIn("ValueError: boom", self.ask("/").text)
 
     def test_makes_a_guard_and_tells_its_pin_when_it_gets_none(self) -> None:
         output = io.StringIO()
@@ -21005,6 +21036,34 @@ class ReloadIsTheSameProcess(Reload):
             late._run_exitfuncs = lambda: told.append("late")
             devserve._run_exit_handlers()
         self.assertEqual(told, ["second", "first", "late"])
+
+    def test_where_nothing_tells_of_the_first_environment_that_of_dotenv_is_left_out(self) -> None:
+        """As on macOS and Windows: else python-dotenv, which keeps what is set, would never see an edit."""
+        self.write(".env", "TOWN=Rome\nRIVER=Tiber\n")
+        before = os.getcwd()
+        os.chdir(self.folder)
+        self.addCleanup(os.chdir, before)
+        with (
+            mock.patch.object(devserve, "_environ_of_exec", return_value={}),
+            mock.patch.dict(os.environ, {"TOWN": "Rome", "RIVER": "Arno"}),
+        ):
+            environ = devserve._first_environ(early=False)
+            self.assertIn("TOWN", devserve._first_environ(early=True))
+        self.assertNotIn("TOWN", environ)
+        self.assertEqual(environ["RIVER"], "Arno", "who has set another value has set it")
+
+    def test_a_folder_that_is_run_is_run_again_where_nothing_tells_of_the_command(self) -> None:
+        main = types.ModuleType("__main__")
+        main.__spec__ = importlib.machinery.ModuleSpec("__main__", None)
+        main.__file__ = os.path.abspath("proj/__main__.py")
+        with (
+            mock.patch.dict(sys.modules, __main__=main),
+            mock.patch.object(sys, "orig_argv", [], create=True),
+            mock.patch.object(sys, "argv", ["proj", "--port", "1"]),
+            mock.patch("builtins.open", side_effect=FileNotFoundError),
+        ):
+            command = devserve._original_command()
+        self.assertEqual(command[-3:], [os.path.abspath("proj"), "--port", "1"])
 
     @unittest.skipUnless(sys.platform == "linux", "reads /proc")
     def test_an_interpreter_that_calls_itself_a_script_is_started_by_its_own_path(self) -> None:
