@@ -2051,9 +2051,10 @@ def import_remedy(error: BaseException) -> str:
         below = os.path.dirname(_module_below(name)) if name and name not in sys.modules else ""
         if below == os.pardir:
             return f"{name} is in the folder above: start devserve there"
-        set_variable = "set" if sys.platform == "win32" else "export"
-        remedy = f"{name} is in the folder {below}: type {set_variable} PYTHONPATH={below}"
-        return remedy if below else _remedy_outside_environment()
+        command = f"export PYTHONPATH={below}"
+        if sys.platform == "win32":
+            command = f"$env:PYTHONPATH='{below}' in PowerShell, set PYTHONPATH={below} in cmd"
+        return f"{name} is in the folder {below}: type {command}" if below else _remedy_outside_environment()
     return ""
 
 
@@ -11477,7 +11478,7 @@ class _Files:
             with os.scandir(folder) as entries:
                 for entry in entries:
                     self._add_entry(entry, wants, new)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # a zip file with the application in it
             return
         except OSError as error:
             self.warn(f"cannot look into {folder}: {error.strerror}")
