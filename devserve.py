@@ -2053,7 +2053,7 @@ def import_remedy(error: BaseException) -> str:
             return f"{name} is in the folder above: start devserve there"
         command = f"export PYTHONPATH={below}"
         if sys.platform == "win32":
-            command = f"$env:PYTHONPATH='{below}' in PowerShell, set PYTHONPATH={below} in cmd"
+            command = f"set PYTHONPATH={below}, or in PowerShell $env:PYTHONPATH='{below}'"
         return f"{name} is in the folder {below}: type {command}" if below else _remedy_outside_environment()
     return ""
 

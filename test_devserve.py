@@ -2911,10 +2911,10 @@ class FindingMistakes(FindingFolder):
     def test_remedy_for_a_module_that_lies_where_no_import_looks(self) -> None:
         missing = ModuleNotFoundError("No module named 'shop.models'", name="shop")
         self.write("src/shop/__init__.py", "")
-        for platform, verb in {"linux": "export", "win32": "set"}.items():
+        windows = "set PYTHONPATH=src, or in PowerShell $env:PYTHONPATH='src'"
+        for platform, command in {"linux": "export PYTHONPATH=src", "win32": windows}.items():
             with unittest.mock.patch.object(sys, "platform", platform):
-                remedy = f"shop is in the folder src: type {verb} PYTHONPATH=src"
-                self.assertEqual(devserve.import_remedy(missing), remedy)
+                self.assertEqual(devserve.import_remedy(missing), f"shop is in the folder src: type {command}")
         self.assertEqual(devserve.import_remedy(ModuleNotFoundError("without a name")), "")
         self.write("shop/__init__.py", "")
         os.chdir("shop")
