@@ -4142,8 +4142,10 @@ _SECRET_TEXTS = (  # what the text must contain, and a pattern: see "How to chan
     ),  # JSON or a repr as a text in one
     (  # YAML, a header; in a repr a line ends by a backslash and a letter
         ": ",
-        rf"""(?m)(?:^|\\[nr])[ \t-]*([\w.\-]{{1,60}}): +({_QUOTED}|(?=\S*[0-9])(?:(?!\\[nr])[^\s'"])+)"""
-        r"""(?=\s*$|\\[nr]|['"])""",
+        (
+            rf"""(?m)(?:^|\\[nr])[ \t-]*([\w.\-]{{1,60}}): +({_QUOTED}|(?=\S*[0-9])(?:(?!\\[nr])[^\s'"])+)"""
+            r"""(?=\s*$|\\[nr]|['"])"""
+        ),
     ),
     ("</", r"<([\w.\-:]{1,60})>([^<]{1,200})</\1>"),  # XML
     # A password may hold an @ or a slash, but what begins as a port and a path is none: http://localhost:5173/@vite
@@ -14688,7 +14690,7 @@ aria-label="{title}" spellcheck="false">{text}</textarea></details>"""
 STYLE = """
 :root { color-scheme: light dark; --desk: #f5f5f3; --paper: #fff; --ink: #1d1e20; --soft: #5c5f66; --rule: #e1e1dc;
   --red: #b3261e; --blush: #fdf0ee; --mark: #f8cdc7; --link: #0a58a8; --keyword: #7b2d9b; --string: #17613a;
-  --number: #93500a; --comment: #686c73; --name: #0a58a8; --warm: #fff8e6; --warm-rule: #e6c96a;
+  --number: #8a4a08; --comment: #686c73; --name: #0a58a8; --warm: #fff8e6; --warm-rule: #e6c96a;
   --mono: ui-monospace, SFMono-Regular, "SF Mono", "Cascadia Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
   --sans: -apple-system, BlinkMacSystemFont, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif }
 @media (prefers-color-scheme: dark) {
