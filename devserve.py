@@ -9549,7 +9549,7 @@ class AsgiBridge:
             self.post(is_awake.set)
             now = time.perf_counter()
             left = [request.started + grace - now for request in list(self.requests) if not request.is_endless]
-            if not is_awake.wait(max([_BLOCKED_SECONDS, *left])):
+            if not is_awake.wait(max(_BLOCKED_SECONDS, max(left, default=grace))):
                 self.terminal.warn("the event loop is blocked: the application is left without a shutdown")
                 return
             stopping = asyncio.run_coroutine_threadsafe(self._stop(grace), self.loop)

@@ -13428,26 +13428,42 @@ class AsgiSending(AsgiCase):
                 self.assertNotIn("Traceback", self.log)
 
     def test_what_blocks_the_loop_after_its_response_has_its_grace_too(self) -> None:
-        """As a background task of FastAPI's that sends mail by smtplib."""
-        goes_on = threading.Event()
+        """As a background task of FastAPI's, or a task of the application's own, that sends mail by smtplib."""
+        import asyncio
 
-        async def view(scope: Any, receive: App, send: App) -> None:
-            await send(self.START)
-            await send(self.BODY)
-            goes_on.wait(DEADLINE)
-
-        bridge: Any = self.serve_asgi(view).app
-        self.ask()
         self.patch("_BLOCKED_SECONDS", 0.0)
 
-        def post(job: Callable[[], Any]) -> None:
-            type(bridge).post(bridge, job)
-            goes_on.set()
+        def check(in_request: bool) -> None:
+            begun, goes_on = threading.Event(), threading.Event()
 
-        with mock.patch.object(bridge, "post", post):
-            bridge.stop(DEADLINE)
-        self.assertIsNone(self.end())
-        self.assertNotIn("without a shutdown", self.log)
+            def block() -> None:
+                begun.set()
+                goes_on.wait(DEADLINE)
+
+            async def view(scope: Any, receive: App, send: App) -> None:
+                await send(self.START)
+                await send(self.BODY)
+                if in_request:
+                    block()
+                else:
+                    asyncio.get_running_loop().call_soon(block)
+
+            bridge: Any = self.serve_asgi(view).app
+
+            def post(job: Callable[[], Any]) -> None:
+                type(bridge).post(bridge, job)
+                goes_on.set()
+
+            self.ask()
+            begun.wait(DEADLINE)
+            with mock.patch.object(bridge, "post", post):
+                bridge.stop(DEADLINE)
+            self.assertIsNone(self.end())
+            self.assertNotIn("without a shutdown", self.log)
+
+        for in_request in (True, False):
+            with self.subTest(in_request=in_request):
+                check(in_request)
 
     def test_what_sends_on_to_a_client_that_has_left_holds_no_reload(self) -> None:
         import asyncio
