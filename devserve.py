@@ -2276,7 +2276,7 @@ def _name_remedy(thing: Any, holder: str, name: str = "", *, is_module: bool = F
     offering = (stem for stem in stems if stem in modules and _offers_app(os.path.join(folder, f"{stem}.py")))
     near = near or modules.get(next(offering, ""), holder if _framework_default() is not None else "")
     if near:
-        return f"; did you mean {near!r}?" if near != holder else "; leave the name out"
+        return f"; did you mean {near!r}{' alone' * (near == holder)}?"
     return _module_remedy(thing, holder) if isinstance(thing, ModuleType) else "; check the spelling"
 
 
@@ -12668,17 +12668,15 @@ def _ends_in_time(job: Callable[[], None], main_thread: Optional[MainThread] = N
     def call() -> None:
         if turn.acquire(blocking=False):  # else another thread has been first
             begun.set()
-            try:
-                job()
-            finally:  # Python 3.9 raises the last exit handler's error here, which it has printed already
-                done.set()
+            call_safely(job)  # Python 3.9 raises the last exit handler's error here, which it has printed already
+            done.set()
 
     if main_thread and main_thread.post(call) and begun.wait(_MAIN_THREAD_PATIENCE):
         return done.wait(_EXIT_SECONDS)
     try:
         _start_thread(call)
     except RuntimeError:  # the system has no thread left
-        call_safely(call)
+        call()
     return done.wait(_EXIT_SECONDS)
 
 

@@ -16529,11 +16529,11 @@ except OSError as error:
 
     def test_an_exec_that_the_system_refuses_leaves_all_as_it_was(self) -> None:
         body = """
-import posix
+import os
 def refuse(*words):
     print("tried in", os.getcwd())
     raise OSError("refused")
-os.chdir("/"); os.umask(0o077); posix.execve = refuse; signal.alarm(50)
+os.chdir("/"); os.umask(0o077); os.execve = refuse; signal.alarm(50)
 try:
     again()
 except OSError as error:
@@ -21129,6 +21129,17 @@ class ReloadIsTheSameProcess(Reload):
                 self.assertNotIn("Traceback", served.log)
                 with contextlib.closing(sqlite3.connect(self.folder / "data.db")) as db:
                     self.assertEqual(db.execute("select count(*) from starts").fetchone(), (1 + len(arguments),))
+
+    def test_an_exit_handler_that_fails_or_exits_ends_no_reload(self) -> None:
+        """Python 3.9 raises what the last of them has raised."""
+        more = "{}\n\n\nimport atexit, sys\natexit.register(lambda: 1 / 0)\natexit.register(sys.exit)"
+        self.save("v1", more)
+        served = self.serve()
+        client = self.connect(served)
+        client.ask()
+        self.save("v2", more)
+        self.reaches(client, "v2")
+        served.wait_for("reloaded in")
 
     def test_exit_handlers_run_also_when_no_thread_is_left(self) -> None:
         job = mock.Mock(side_effect=ValueError)  # as Python 3.9 raises what the last of them has raised
