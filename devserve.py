@@ -4158,12 +4158,15 @@ _SECRET_TEXTS = (  # what the text must contain, and a pattern: see "How to chan
     ("-----BEGIN", r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----(.*?)(?=-----END|\Z)"),  # RFC 7468
     ("-", r"""(?:^|[^\w-])--?([a-zA-Z][\w-]{1,40})(?:=|(?: |'?, ')(?!--\w))([^\s'"]+)"""),  # of a command line
     ("curl", r"""\bcurl\b[^\n]{0,200}?['"\s]-u(?: |', ')['"]?[^\s:'"]+:([^\s'"]+)"""),
-    (" '", r"(?i)\b(?:identified (?:with \S{1,60} )?by|password) '([^']*)"),  # SQL that makes a user
-    ("-H", r"""-H ?['"]?([\w\-]{1,60}): ?([^\s'"]+)"""),  # of curl
+    (
+        " '",
+        r"(?i)\b(?:identified (?:with \S{1,60} )?by|(?:with|(?:role|user) [^';]{1,100}) password) '([^']*)",
+    ),  # SQL that makes a user
     ("earer ", r"(?i)\bbearer +(?!authenti|authori|credential|challenge|realm)([\w.~+/=-]{8,})"),  # RFC 6750
     ("asic ", r"\b[Bb]asic +(?=\S*[A-Z0-9+/=]\S*[A-Z0-9+/=])([A-Za-z0-9+/]{6,}={0,2})"),  # RFC 7617; no words are so
     ("eyJ", r"\beyJ([\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?)"),  # RFC 7519: how JSON begins in base64
     ("uthorization", r"""(?i)authorization['"]?\s*[:=]\s*['"]?(?:\w+ +)?([^\s,;'"]+)"""),  # the scheme is no secret
+    ("-H", r"""-H ?['"]?([\w\-]{1,60}): ?([^\s'"]+)"""),  # of curl
 )
 _IN_REPR = (  # masked only in the repr of a foreign object: User(password='…'), ('cookie', '…')
     rf"""([\[(]b?['"])?([\w\-\[\]]{{1,60}}(?=['"=])|[\w\-]{{1,60}})(?(1)['"],\s*(?=b?['"])|['"]?\s*[=:]\s*)"""
@@ -5944,7 +5947,7 @@ def _remove_our_cookies(environ: Environ) -> None:
         environ["HTTP_COOKIE"] = without_our_cookies(str(environ["HTTP_COOKIE"]))
         if not environ["HTTP_COOKIE"]:
             del environ["HTTP_COOKIE"]
-    if "headers_raw" in environ:  # eventlet's
+    if isinstance(environ.get("headers_raw"), tuple):  # eventlet's
         environ["headers_raw"] = tuple(
             (key, without_our_cookies(text) if key.lower() == "cookie" else text)
             for key, text in environ["headers_raw"]
@@ -6307,7 +6310,11 @@ class _Exchange:
     @property
     def asked(self) -> dict[str, Any]:
         """The request as it came, whatever the application has made of it, with what else is in the environ by now."""
-        added = {name: value for name, value in self.environ.items() if not str(name).startswith("HTTP_")}
+        added = {
+            name: value
+            for name, value in self.environ.items()
+            if not (isinstance(name, str) and name.startswith("HTTP_"))
+        }
         return {**added, **self.client}
 
     def begin(self) -> Iterable[bytes]:
