@@ -12415,9 +12415,12 @@ def _first_environ(early: bool) -> dict[str, str]:
     environ = {} if early else _environ_of_exec()
     if not environ:
         environ = dict(os.environ)
-        for path in () if early else filter(os.path.isfile, env_files()):  # what python-dotenv has set from them
+        # What the application has set from a `.env`, it sets again; what a shell or an editor has set from it stays.
+        sets_again = not early and not sys.modules.keys().isdisjoint({"dotenv", "environ"})
+        for path in filter(os.path.isfile, env_files()) if sets_again else ():
             for name, _ in env_values(path)[0].items() & environ.items():
-                del environ[name]
+                if not name.startswith("PYTHON"):  # the interpreter reads it before
+                    del environ[name]
     environ.pop(_HANDOVER_ENV, None)
     return environ
 

@@ -21059,17 +21059,22 @@ class ReloadIsTheSameProcess(Reload):
 
     def test_where_nothing_tells_of_the_first_environment_that_of_dotenv_is_left_out(self) -> None:
         """As on macOS and Windows: else python-dotenv, which keeps what is set, would never see an edit."""
-        self.write(".env", "TOWN=Rome\nRIVER=Tiber\n")
+        self.write(".env", "TOWN=Rome\nRIVER=Tiber\nPYTHONPATH=src\n")
         before = os.getcwd()
         os.chdir(self.folder)
         self.addCleanup(os.chdir, before)
         with (
             mock.patch.object(devserve, "_environ_of_exec", return_value={}),
-            mock.patch.dict(os.environ, {"TOWN": "Rome", "RIVER": "Arno"}),
+            mock.patch.dict(os.environ, {"TOWN": "Rome", "RIVER": "Arno", "PYTHONPATH": "src"}),
+            mock.patch.dict(sys.modules),
         ):
+            sys.modules.pop("dotenv", None)
+            self.assertIn("TOWN", devserve._first_environ(early=False), "an editor has set it, which sets no more")
+            sys.modules["dotenv"] = types.ModuleType("dotenv")
             environ = devserve._first_environ(early=False)
             self.assertIn("TOWN", devserve._first_environ(early=True))
         self.assertNotIn("TOWN", environ)
+        self.assertEqual(environ["PYTHONPATH"], "src", "the interpreter needs it before")
         self.assertEqual(environ["RIVER"], "Arno", "who has set another value has set it")
 
     def test_a_folder_that_is_run_is_run_again_where_nothing_tells_of_the_command(self) -> None:
