@@ -12706,9 +12706,10 @@ def _exec(launch: Launch, message: dict[str, Any], fds: list[int], ready: Callab
         environ = {**launch.environ, _HANDOVER_ENV: f"{os.getpid()}:{address}"}
         import posix
 
-        # Others may have replaced `os.execve`: coverage saves its data in it, but the handover is lost in pydevd's.
-        execve = posix.execve if "pydevd" in sys.modules else os.execve
-        execve(launch.command[0], launch.command, environ)
+        words = launch.command[0], launch.command, environ
+        if isinstance(os.execve, FunctionType) and "pydevd" not in sys.modules:  # in pydevd's the handover is lost
+            call_safely(partial(os.execve, *words))  # coverage has replaced it by one that saves its data before
+        posix.execve(*words)
     except OSError:
         os.kill(pid, signal.SIGKILL)
         _reap_child(pid)

@@ -16533,11 +16533,11 @@ except OSError as error:
 
     def test_an_exec_that_the_system_refuses_leaves_all_as_it_was(self) -> None:
         body = """
-import os
+import posix
 def refuse(*words):
     print("tried in", os.getcwd())
     raise OSError("refused")
-os.chdir("/"); os.umask(0o077); os.execve = refuse; signal.alarm(50)
+os.chdir("/"); os.umask(0o077); posix.execve = refuse; signal.alarm(50)
 try:
     again()
 except OSError as error:
