@@ -2625,7 +2625,7 @@ class _Framework(NamedTuple):
     mounted: Callable[[Any], Iterable[Any]] = lambda app: ()  # returns applications inside that no attribute holds
     files: Callable[[Any], Optional[_FrameworkFiles]] = lambda app: None  # see `framework_files`
     is_asgi: bool = False
-    example: str = ""  # how to make an application that an import finds, if the framework's tutorials do not show it
+    example: str = ""  # how to make an application that an import finds
     elsewhere: str = ""  # what serves it, if neither WSGI nor ASGI can
 
 
