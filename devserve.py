@@ -71,7 +71,7 @@ A save:     Watcher.run finds the file changed.  Watcher._settle holds new reque
             what was left, and DevServer.adopt serves the connections on.  Meanwhile new clients wait in the kernel's
             queue at the listener, which the old process, the store and the new process hold open in turn.  A signal
             that comes before os.execve ends the process (_Runner._give_way); one that comes afterwards waits until the
-            new process has its handlers (Launch.release_signals).
+            new process has its handlers (Launch.release_signals), or ends it under another program (_hold_signals).
 A bad save: when a changed file does not compile, _Runner.show_broken prints the error, and a BrokenApp answers with it
             until the next save.  _Runner.load does the same when the import fails after a reload.
 ASGI:       AsgiBridge.__call__ stands where the user's WSGI application would.  In the connection's thread
@@ -120,6 +120,7 @@ from types import (
     CodeType,
     FrameType,
     FunctionType,
+    GetSetDescriptorType,
     MemberDescriptorType,
     MethodDescriptorType,
     MethodType,
@@ -184,7 +185,7 @@ else:
 # default.  An empty variable counts as not set.  A file sets only variables that the environment does not have.
 #
 # Doors: DevserveError, OPTIONS, Config, is_negative, configure, config_of_keywords, values_of_keywords,
-# check_keywords, split_host, add_address, own_command, env_files, paths_upwards.
+# check_keywords, split_host, add_address, own_command, env_files, env_values, paths_upwards.
 #
 # Read first: _Option.read, Config, configure, _values_of_environment, _env_entries.
 # =====================================================================================================================
@@ -606,8 +607,8 @@ def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
 #
 # Invariants: whoever may meet an exception of any kind calls `call_safely`; the few other places that catch every kind
 # raise it again, hand it on or report it, and say so.  `call_bounded` returns no result that took longer than was
-# allowed, and no more than `_STUCK_LIMIT` of its threads live at once.  No function in the section "attributes" runs
-# code of the application's.
+# allowed (unless the system has no thread left), and no more than `_STUCK_LIMIT` of its threads live at once.  No
+# function in the section "attributes" runs code of the application's.
 #
 # Doors: NAME_LIMIT, CODE_TYPES, PLAIN_TYPES, MISSING, Outcome, escape_controls, escape_unprintable, shown_text,
 # type_name, TooLate, call_safely, call_bounded, call_each_bounded, ForeignCalls, interrupt_thread, enlarge_stacks,
@@ -982,7 +983,7 @@ def traceback_text(error: BaseException, *, folded: bool = False) -> str:
     """Return the interpreter's own text of `error` and of what led to it.
 
     With `folded`, runs of library frames become a line that counts them.  Each exception's `__str__`, which may hang,
-    is tried first: when one hangs, only frames and types are written, so that nothing waits for it a second time.
+    is tried first: when one hangs, only its type and frames are written, so that nothing waits for it a second time.
     """
     try:
         return _whole_traceback_text(error, folded)
@@ -1055,8 +1056,13 @@ def raw_slot(error: BaseException, name: str) -> Any:
 
 def own_dict(value: object) -> dict[str, Any]:
     """Return the attributes that an object itself holds; none if it has only slots, or an unusual `__dict__`."""
-    held: Any = call_safely(lambda: object.__getattribute__(value, "__dict__"))[0]
-    return dict(dict.items(held)) if issubclass(type(held), dict) else {}
+    for each in type.__dict__["__mro__"].__get__(type(value)):
+        found = type.__dict__["__dict__"].__get__(each).get("__dict__")
+        if found is not None:
+            is_plain = type(found) in (GetSetDescriptorType, MemberDescriptorType)  # else it runs the class's own code
+            held: Any = call_safely(partial(found.__get__, value))[0] if is_plain else None
+            return dict(dict.items(held)) if issubclass(type(held), dict) else {}
+    return {}
 
 
 def static_attributes(value: object) -> dict[str, Any]:
@@ -1227,7 +1233,8 @@ def _fresh_module(name: str) -> Any:
 
 
 # Threads and locks for what runs while the application is imported.  That import may patch `threading` so that its
-# threads are greenlets, which ours must not be.  None of these threads runs code of the application.
+# threads are greenlets, which ours must not be.  Of the application they run only what can run nowhere else: exit
+# handlers while the main thread is busy, and Django's receivers of `file_changed`.
 if TYPE_CHECKING:
     import threading as native_threading
 else:
@@ -3003,8 +3010,8 @@ def framework_files(app: Any) -> _FrameworkFiles:
 #
 # How to change: what makes a name secret is in `_SECRET_WORD`, and names that look so but are not in `_ABOUT_SECRETS`
 # and `_PLAIN_KEYS`.  A way to write a secret inside of a text is a row of `_SECRET_TEXTS`: a piece that such a text
-# must contain, which is searched first as it is fast, and a pattern, whose last group is masked.  If the pattern has
-# two groups, the first is the name, which must be secret by the rules above.  A template engine is a row of
+# must contain, which is searched first as it is fast, and a pattern, whose last group is masked.  If there is
+# a group before that one, it is the name, which must be secret by the rules above.  A template engine is a row of
 # `_TEMPLATE_ENGINES`, and a new kind of "Did you mean" a branch of `_names_meant`.
 #
 # Invariants: every text in a report is bounded, printable and encodable, and the secrets in it are masked.  An
@@ -4056,7 +4063,7 @@ _CONTAINERS: dict[Any, tuple[Any, str, str]] = {  # by their repr, which subclas
 # `mask_secrets` searches messages, URLs and reprs for the patterns of `_SECRET_TEXTS`.
 
 _SECRET_WORD = (  # a word of a secret's name, some with what is often joined to them: dbpassword, sessionid
-    r"\w*(passw(or)?d|pass(phrase|code|key)|secret|token|credential|api_?key|(secret|priv|private|access)key"
+    r"\w*(passw(or)?d|pass(phrase|code|key)|secret|token|credential|apikey|(secret|priv|private|access)key"
     r"|sessi?onid|sessid)s?|authoriz\w*|cookies?|signatures?|pass|pwd|pswd|pw|auth|session|private|csrf|xsrf|jwt|otp"
     r"|totp|pin|sid|bearer|creds|cv[cv]"
     r"|passwort|kennwort|(motde)?passe|contrase[ñn]a|senha|wachtwoord|has[łl]o|heslo|пароль|密码|パスワード|비밀번호"
@@ -4127,7 +4134,7 @@ _SECRET_TEXTS = (  # what the text must contain, and a pattern: see "How to chan
     ("value=", r"""\bname=["']([\w.\-\[\]]{1,60})["'][^<>]{0,100}? value=("[^"]*"|'[^']*')"""),
     ('name="', r"""\bname="([\w.\-\[\]]{1,60})"(?:\r\n|\\r\\n){2}([^\\\r\n]+)"""),  # multipart/form-data
     (
-        "', ",
+        "(",
         rf"""[\[,] ?\(b?['"]([\w.\-\[\]]{{1,60}})['"], ?(b?(?:{_QUOTED}))(?=\)[,\]])""",
     ),  # pairs, as of a MultiDict
     (
@@ -4179,8 +4186,9 @@ def mask_secrets(text: str) -> str:
     """Return a text with the secrets in it masked, and all past `_MASK_LIMIT`, which nobody is shown anyway."""
     if len(text) > _MASK_LIMIT:
         return mask_secrets(text[:_MASK_LIMIT]) + "•" * (len(text) - _MASK_LIMIT)
+    lower = text.lower()
     for sign, pattern in _SECRET_TEXTS:
-        text = re.sub(pattern, _hide_value, text) if sign in text else text
+        text = re.sub(pattern, _hide_value, text) if sign.lower() in lower else text
     return text
 
 
@@ -5557,7 +5565,7 @@ class CrashStore:
 #
 # Invariants: what any rule refuses is refused, and nothing has happened before the last rule was asked.
 #
-# Doors: Refusal, Guard, without_our_cookies, check_pin.
+# Doors: Refusal, Guard, without_our_cookies, remove_our_cookies, check_pin.
 #
 # Read first: Guard.refuses_acting, Guard.refuses_running, Guard.knows, Guard.refuses_reading, Guard.try_pin.
 # =====================================================================================================================
@@ -5941,7 +5949,7 @@ def without_our_cookies(header: str) -> str:
     return ";".join(pairs).lstrip()
 
 
-def _remove_our_cookies(environ: Environ) -> None:
+def remove_our_cookies(environ: Environ) -> None:
     """Take the cookies that open consoles out of an environ."""
     if environ.get("HTTP_COOKIE"):
         environ["HTTP_COOKIE"] = without_our_cookies(str(environ["HTTP_COOKIE"]))
@@ -6023,7 +6031,8 @@ def _is_equal(given: object, expected: str) -> bool:
 # a page.  The application may fail where PEP 3333 lets it run: in the call, between two chunks, and in `close`.  Once
 # the headers are out no page can be shown, so the exception goes on to the server, which cuts the connection; a stream
 # of text gets a last line before that.  Every crash is stored, whoever the client was, and has an address under
-# _PREFIX, where the endpoints of the pages are too.  May know foreign code (2), the terminal (3) and the rooms 5 to 8.
+# _PREFIX, where the endpoints of the pages are too.  May know foreign code (2), the terminal (3), how
+# frameworks are opened (4) and the rooms 5 to 8.
 #
 # A request under _PREFIX is for us: a `_DebuggerEndpoint` finds its row in _ENDPOINTS, asks the guard's method that
 # the row names, and answers.  Any other request is the application's.  For it we make an `_Exchange`, which is an
@@ -6295,7 +6304,7 @@ class _Exchange:
         self.start_response = start_response
         # As it came: the application gets no cookie of ours, and may add, replace and remove what tells who asks.
         self.client = dict(environ)
-        _remove_our_cookies(environ)
+        remove_our_cookies(environ)
         self.body = record_body(environ)
         self.contexts: list[Any] = []
         self.head: tuple[str, list[tuple[str, str]]] = ("", [])  # the application's own
@@ -6458,7 +6467,7 @@ class _Exchange:
         """
         self.handed.clear()
         environ = self.asked
-        _remove_our_cookies(environ)
+        remove_our_cookies(environ)
         for key in (PRESERVE_CONTEXT, ON_EXCEPTION):
             environ.pop(key, None)
         if self.body:
@@ -9324,9 +9333,9 @@ def _is_ip(name: str) -> bool:
 #
 # This room serves an ASGI 3 application on the server of room 10.  `AsgiBridge` is a WSGI callable, so the server and
 # the debugger treat it like any other: they call it in the thread of a connection, and an exception that ends the
-# request is raised there.  The application itself runs on one event loop, in the main thread.  asyncio is imported
-# when a bridge is started, because a WSGI application must not pay for that.  The room may know foreign code (2), the
-# terminal (3) and the server (10).
+# request is raised there.  The application itself runs on one event loop, in the main thread, or in a thread of its
+# own under `make_server` and where a loop runs already.  asyncio is imported when a bridge is started, because a WSGI
+# application must not pay for that.  The room may know foreign code (2), the terminal (3) and the server (10).
 #
 # A request is one `_HttpRequest`, which is used from two sides.  The connection's thread reads the body from the
 # socket into `inbox`, takes what the application has sent out of `outbox`, and lets the server write it.  A task on
@@ -12142,7 +12151,7 @@ def _places_of_missing(error: Optional[BaseException], cwd: str) -> Iterator[str
 # How to change: if an application can change something that an exec carries into the next process, add a row to
 # `_KEPT`.  It is saved at the first start and restored before each exec.
 #
-# Doors: Handover, Launch, MainThread, restart_process, end_process, Supervisor.
+# Doors: Handover, Launch, MainThread, MAIN_THREAD_PATIENCE, restart_process, end_process, Supervisor.
 #
 # Read first: Launch.capture, restart_process, _exec, _start_store, _receive, Supervisor.run.
 # =====================================================================================================================
@@ -12155,7 +12164,7 @@ _PROMPTS = ("<stdin>", "<python-input-", "<console>", "<input>", "<bpython-input
 _PIPES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")  # as a shell's `<(curl ...)`: none can be read a second time
 _RELOAD_STATUS = 75  # the exit status by which a child asks `Supervisor` for the next; EX_TEMPFAIL, "try again"
 _EXIT_SECONDS = 2.0  # that exit handlers may take: one that joins a child that never ends must not hold a reload
-_MAIN_THREAD_PATIENCE = 0.2  # seconds that an end or exec waits for the main thread to come out of foreign code
+MAIN_THREAD_PATIENCE = 0.2  # seconds that an end or exec waits for the main thread to come out of foreign code
 _FETCH_SECONDS = 10.0  # that the store may take to start and answer; it takes 0.02 on an idle machine
 _STORE_INTERVAL = 0.05  # seconds in which the store notices that we have died; so long it may keep the port then
 _PARENT_INTERVAL = 0.1  # seconds after which the parent looks again whether its child lives
@@ -12488,7 +12497,7 @@ def _save_ignored() -> list[int]:
 
 
 def _restore_ignored(ignored: Optional[list[int]]) -> None:
-    """Ignore only these signals.  The main thread alone can do that, so the next process does it at its start."""
+    """Stop ignoring all signals but these.  Only the main thread can, so the next process does it at its start."""
     if ignored is not None and is_main_thread():
         for number in set(_save_ignored()) - set(ignored):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
@@ -12681,7 +12690,7 @@ def _ends_in_time(job: Callable[[], None], main_thread: Optional[MainThread] = N
             call_safely(job)  # Python 3.9 raises the last exit handler's error here, which it has printed already
             done.set()
 
-    if main_thread and main_thread.post(call) and begun.wait(_MAIN_THREAD_PATIENCE):
+    if main_thread and main_thread.post(call) and begun.wait(MAIN_THREAD_PATIENCE):
         return done.wait(_EXIT_SECONDS)
     try:
         _start_thread(call)
@@ -12725,6 +12734,12 @@ def _hold_signals(launch: Launch) -> None:
     """
     if sys.platform != "win32" and launch.is_plain:
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
+
+
+def _let_signals_in() -> None:
+    """Unblock the signals that the process before has held, where it has left nothing that would tell of them."""
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
 
 
 # -- the store: a process that keeps the handover during an exec
@@ -12872,8 +12887,12 @@ def _fetch() -> tuple[Optional[_Parent], dict[str, Any], list[int]]:
         line = _socket.socket(fileno=int(address)) if address.isdigit() else _connect(address)
         message, fds = _receive(line)
     except OSError:
+        _let_signals_in()
         return None, {}, []
     _remove_address(address if pid == str(os.getpid()) else "")
+    if not message:
+        line.close()
+        return None, {}, []
     line.settimeout(None)
     if address.isdigit():
         for fd in (line.fileno(), *message["inherited"]):
@@ -12881,7 +12900,7 @@ def _fetch() -> tuple[Optional[_Parent], dict[str, Any], list[int]]:
             end.set_inheritable(False)
             end.detach()
         return _Parent(line, ""), message, message["inherited"]
-    if pid == str(os.getpid()) or not message:
+    if pid == str(os.getpid()):
         line.close()
         return None, message, fds
     return _Parent(line, address), message, fds
@@ -13080,17 +13099,19 @@ def _end_with_parent(line: _socket.socket) -> None:
 #   thread; an import that never ends, or an event loop that hangs, cannot prevent it.
 # - "devserve acceptor" runs `DevServer.serve_forever`.  Each connection is then served in a thread of its own.
 # - "devserve import", on the command line alone, watches how long the import takes (`_watch_import`).
+# - "devserve browser" opens one, with `--open`.
 # - "devserve end" is started by a signal that ends the process (`_end`).
-# - "devserve errands" is a greenlet, where gevent or eventlet have replaced threads.  It calls what the watcher asks
-#   for (`_run_in_server_thread`), because only the greenlets' own thread may touch the server.
+# - "devserve errands" is a greenlet, where gevent or eventlet have replaced threads.  It calls what the watcher and
+#   "devserve end" ask for (`_run_in_server_thread`), because only the greenlets' own thread may touch the server.
 #
-# Three threads may end the loading: the main thread, "devserve import", and the watcher after a further save.  Two may
-# end the process.  So each asks `_Runner._enter` whether it may, and only the first is told yes.
+# Three threads may end the loading: the main thread, "devserve import", and the watcher after a further save.  Three
+# may end the process or replace it: the main thread, the watcher and "devserve end".  So each asks `_Runner._enter`
+# whether it may, and only the first is told yes.
 #
-# Invariants: a process goes through its phases in one direction, from loading to its end, and the thread that is first
-# to begin a phase does so alone.  The socket listens before the application is imported, and no connection is accepted
-# before the import has ended or has been given up.  What is said at the start, such as the banner and warnings about
-# options, is said once and not again after a reload.
+# Invariants: a process goes through its phases in one direction, from loading to its end (back only when a restart
+# fails), and the thread that is first to begin a phase does so alone.  The socket listens before the application is
+# imported, and no connection is accepted before the import has ended or has been given up.  What is said at the start,
+# such as the banner and warnings about options, is said once and not again after a reload.
 #
 # How to change: what the next process must know goes into `_Runner._notes`, as values that `marshal` can write, and is
 # read from `self.notes` with a default, since the first process finds none.
@@ -13161,7 +13182,8 @@ def run(
     keywords = {"host": host, "port": port, "debug": debug, **options}
 
     def load(config: Config) -> WSGIApplication:
-        return prepared(checked(app, _safe_repr(app, 80)), debug=config.debug, debugger=config.debugger)
+        label, _ = call_safely(lambda: escape_unprintable(repr(app)[:80]))
+        return prepared(checked(app, label or type_name(type(app))), debug=config.debug, debugger=config.debugger)
 
     def read(warn: Callable[[str], None]) -> Config:
         return configure(values_of_keywords(keywords), warn)
@@ -13203,8 +13225,8 @@ def _start(
     """Configure, and serve until the process ends; return its exit status: 2 after a mistake that can be mended.
 
     `read` returns the options and `load` the application; `in_code` says that `run` was called, not a command.
-    If options are wrong after a reload, as an environment file was edited, that is shown until the next save, like an
-    error in new code; until then the options of the process before hold.
+    If on the command line options are wrong after a reload, as an environment file was edited, that is shown until the
+    next save, like an error in new code; until then the options of the process before hold.
     """
     notes = launch.handover.notes if launch.handover else {}
     warnings: list[str] = []
@@ -13383,7 +13405,8 @@ class _Runner:
             self.terminal,
             threads=config.threads,
             tls=self.tls,
-            keeps_alive=self.launch.passes_sockets and not (self.tls and config.reload),  # what TLS keeps stays here
+            keeps_alive=self.launch.passes_sockets
+            and not (self.tls and config.reload),  # a TLS connection cannot be handed over
             hands_over=self.launch.passes_sockets,
         )
         self.server.is_paused = is_debugged
@@ -13529,7 +13552,7 @@ class _Runner:
         return self.live.changed(paths) if self.live else True
 
     def _watch_framework_files(self, watcher: Watcher, app: WSGIApplication) -> None:
-        """Watch the files that the framework reads besides modules; where it notices a change itself, none reloads."""
+        """Watch the files that the framework reads besides modules; what it notices itself reloads nothing."""
         files, error = call_safely(lambda: framework_files(app))
         if files is None:
             self.terminal.warn(f"what the framework reads is not watched: {type_name(type(error))}")
@@ -13644,12 +13667,13 @@ class _Runner:
                     sockets = {"listener": self.handover.sockets["listener"], "waiting": waiting}
                     restart_process(self.launch, Handover(sockets, notes), self._give_way, self.main_thread)
             except OSError as error:
-                self.phase = phase
+                with self.lock:
+                    self.phase = phase
                 self.signals.resume()
                 if self.bridge:
                     self.bridge.resume()
                 self.terminal.error(f"cannot start Python again ({error}); the old code serves on")
-            finally:  # reached only when the restart failed: requests must not hang, whatever the reason was
+            finally:  # the restart failed, or another thread ends the process: requests must not hang, whatever it was
                 self.server.open_gate()
 
     def _notes(self, since: float) -> dict[str, Any]:
@@ -13913,7 +13937,7 @@ class _Signals:
             self.errands.append(done.set)
             self.errands.append(errand)
             signal.pthread_kill(self.main_ident, signal.SIGHUP)
-            done.wait(_MAIN_THREAD_PATIENCE)
+            done.wait(MAIN_THREAD_PATIENCE)
 
     def _on_stop(self, number: int, frame: Any) -> None:
         """Handle SIGTERM and SIGINT, as the class says."""
@@ -14045,9 +14069,9 @@ class DebuggedASGI:
     it only passes requests on.  The server must run one process, as the frames of an exception are in one only.
 
     Inside, a `DebuggedApplication` answers in a thread: at the debugger's own addresses, and for each request that has
-    failed, for which its application, a `_Failing`, raises the exception again.  A response with status 500 is held
-    until the application ends, as most frameworks raise their exception after it.  Once a response has begun, and in a
-    WebSocket, the terminal shows the crash's address, and the server gets the exception.
+    failed, for which its application, a `_Failing`, raises the exception again.  A response with status 500 or above
+    is held until the application ends, as most frameworks raise their exception after it.  Once a response has begun,
+    and in a WebSocket, the terminal shows the crash's address, and the server gets the exception.
     """
 
     def __init__(self, app: Any, **options: Any) -> None:
@@ -14055,7 +14079,7 @@ class DebuggedASGI:
         self.debugger = DebuggedApplication(_Failing(app), **options)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan" or ON_EXCEPTION in scope:
+        if scope["type"] not in ("http", "websocket") or ON_EXCEPTION in scope:
             await self.app(scope, receive, send)
             return
         environ = _environ_of(scope)
@@ -14124,7 +14148,12 @@ class DebuggedASGI:
             head[:] = args
             return len
 
-        body = await asyncio.to_thread(lambda: b"".join(self.debugger(environ, start_response)))
+        def body_of() -> bytes:
+            pieces: Any = self.debugger(environ, start_response)
+            with contextlib.closing(pieces) if hasattr(pieces, "close") else contextlib.nullcontext():
+                return b"".join(pieces)
+
+        body = await asyncio.to_thread(body_of)
         headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in head[1]]
         await send({"type": "http.response.start", "status": int(head[0][:3]), "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -14155,7 +14184,7 @@ def _environ_of(scope: Any) -> Environ:
         "QUERY_STRING": scope["query_string"].decode("latin-1"),
         "SERVER_NAME": host,
         "SERVER_PORT": str(port),
-        "SERVER_PROTOCOL": f"HTTP/{scope['http_version']}",
+        "SERVER_PROTOCOL": f"HTTP/{scope.get('http_version', '1.1')}",
         "REMOTE_ADDR": (scope.get("client") or ("", 0))[0],
         "wsgi.url_scheme": scope.get("scheme", "http").replace("ws", "http"),
         "wsgi.input": io.BytesIO(),

@@ -455,7 +455,7 @@ class Served:
 # room: the rooms with a smaller number that it may name, besides the title page
 MAY_KNOW: dict[int, set[int]] = {
     0: set(), 1: set(), 2: set(), 3: {1, 2}, 4: {1, 2, 3}, 5: {2}, 6: {2, 3, 5}, 7: {2, 5}, 8: {1, 2},
-    9: {1, 2, 3, 5, 6, 7, 8}, 10: {1, 2, 3}, 11: {1, 2, 3, 10}, 12: {1, 2}, 13: {1, 2, 3}, 14: set(range(1, 14)),
+    9: {1, 2, 3, 4, 5, 6, 7, 8}, 10: {1, 2, 3}, 11: {1, 2, 3, 10}, 12: {1, 2}, 13: {1, 2, 3}, 14: set(range(1, 14)),
     15: {1, 2, 3, 4, 14}, 16: set(),
 }  # fmt: skip
 PAPER = 16  # what is on paper may be used by rooms that write
@@ -4304,6 +4304,26 @@ class ReadingProblems(Reading):
         error.__notes__ = 4  # type: ignore[attr-defined]
         self.assertEqual(devserve.read_report(error).problems[0].notes, ("4",))
 
+    def test_an_objects_own_attributes_are_read_past_a_dict_that_its_class_computes(self) -> None:
+        """As Werkzeug's LocalProxy has one, whose object may be made by its first use."""
+
+        class Proxy:
+            @property
+            def __dict__(self) -> Any:  # type: ignore[override]
+                raise SystemExit("code of the application's")
+
+        class Plain:
+            __slots__ = ()
+
+        class Child(Plain):
+            pass
+
+        child, error = Child(), ValueError()
+        child.size = error.size = 1  # type: ignore[attr-defined]
+        with mock.patch.object(devserve, "call_safely", lambda job: (job(), None)):
+            self.assertEqual([devserve.own_dict(each) for each in (Proxy(), Plain(), 1)], [{}] * 3)
+            self.assertEqual([devserve.own_dict(each) for each in (child, error)], [{"size": 1}] * 2)
+
     def test_reports_groups_within_groups_with_frames(self) -> None:
         class BaseExceptionGroup(Exception):  # as the backport for Python 3.10 and earlier has it
             def __init__(self, message: str, exceptions: list[BaseException]) -> None:
@@ -5240,6 +5260,9 @@ class ReadingSecrets(Reading):
             repr(f'name="password"\r\n\r\n{SECRET}\r\n--x'.encode()),
             f"bad form ImmutableMultiDict([('user', 'bob'), ('password', '{SECRET}')])",
             f"[(b'host', b'x'), (b'cookie', b'{SECRET}'), (b'accept', b'*/*')]",
+            f"[('password','{SECRET}')]",
+            f'[("password", "{SECRET}")]',
+            f"AUTHORIZATION: Token {SECRET}",
             f"[{{'loc': ('response', 'password'), 'msg': 'Input should', 'input': '{SECRET}'}}]",
             repr(f"UPDATE \"users\" SET x=1, password='{SECRET}'"),
             repr(f"\"it's\" login(password='{SECRET}')"),
