@@ -13594,7 +13594,7 @@ class _Runner:
 
         The terminal says it once, and not again after each reload.  After a reload that takes very long, requests are
         answered so too, until the import ends after all.  At the first start clients go on waiting, as a large library
-        may well take that long.
+        may well take that long, and so they do where greenlets have replaced threads: none runs beside the import.
         """
         if not self.loaded.wait(_BANNER_PATIENCE):
             self._show_banner()
@@ -13603,7 +13603,8 @@ class _Runner:
             self.notes["import_warned"] = True
             doing = "starting the application" if self.bridge else "importing"
             self.terminal.warn(f"still {doing} after {_IMPORT_WARNING:.0f} s, at {self._loading_place()}")
-        if not self.loaded.wait(_IMPORT_PATIENCE - _IMPORT_WARNING) and self.reloaded:
+        is_stuck = not self.loaded.wait(_IMPORT_PATIENCE - _IMPORT_WARNING)
+        if is_stuck and self.reloaded and not has_green_threads():
             what = "application's startup" if self.bridge else "import"
             text = f"the {what} has not ended after {_IMPORT_PATIENCE:.0f} s; it is at {self._loading_place()}"
             self.install(BrokenApp(DevserveError(text)))
@@ -13865,7 +13866,7 @@ class _Signals:
     def give_back(self) -> None:
         """Put the handlers back that were there before, except where the application has set others since."""
         for number, handler in self.before.items():
-            if getattr(signal.getsignal(number), "__self__", None) is self:
+            if self._holds(number):
                 signal.signal(number, handler or signal.SIG_DFL)  # None: not set by Python
 
     def pause(self) -> None:
@@ -13905,14 +13906,13 @@ class _Signals:
         """
         if self.raised:
             raise self.raised
-        handlers = map(signal.getsignal, (signal.SIGINT, signal.SIGTERM) if self.main_ident else ())
-        is_ours = all(getattr(handler, "__self__", None) is self for handler in handlers)
+        is_ours = all(map(self._holds, (signal.SIGINT, signal.SIGTERM) if self.main_ident else ()))
         if isinstance(error, (SystemExit, KeyboardInterrupt)) and not is_ours:
             raise error
 
     def _pause(self) -> None:
-        if sys.platform != "win32":
-            # We are in a handler.  If another signal came at the same time, Python calls its handler after this one,
+        if sys.platform != "win32" and self._holds(signal.SIGHUP):
+            # In a handler: if another signal came at the same time, Python calls its handler after this one,
             # when it would be gone.  One more signal, for a call that does nothing, has Python look for others now.
             self.errands.append(lambda: None)
             signal.raise_signal(signal.SIGHUP)
@@ -13932,7 +13932,7 @@ class _Signals:
         """
         if native_threading.get_ident() == self.main_ident:
             errand()
-        elif sys.platform != "win32" and getattr(signal.getsignal(signal.SIGHUP), "__self__", None) is self:
+        elif sys.platform != "win32" and self._holds(signal.SIGHUP):
             done = native_threading.Event()
             self.errands.append(done.set)
             self.errands.append(errand)
@@ -13958,6 +13958,10 @@ class _Signals:
                 self.hang_up()
             while self.errands:
                 self.errands.pop()()  # the last one first: the event of `_run_in_main_thread` follows its errand
+
+    def _holds(self, number: int) -> bool:
+        """Return whether the handler of a signal is ours: the application may have set another."""
+        return getattr(signal.getsignal(number), "__self__", None) is self
 
     def _is_ours(self, number: int) -> bool:
         """Return whether this process serves.  If it is a child that the application has forked, in which a handler of

@@ -21942,6 +21942,21 @@ class ReloadUnderRunners(Reload):
     def test_a_child_that_the_application_forks_does_its_work_among_the_greenlets_of_its_parent(self) -> None:
         self.try_forks(self.GEVENT)
 
+    @needs("gevent")
+    def test_greenlets_are_served_after_a_reload_whose_import_takes_long(self) -> None:
+        patches = "devserve._IMPORT_WARNING = 0.1; devserve._IMPORT_PATIENCE = 0.2; sys.exit(devserve.main())"
+        script = self.write("impatient.py", f"import sys, devserve; {patches}")
+        slow = "import time\nend = time.perf_counter() + {}\nwhile time.perf_counter() < end: pass\n"
+        text = self.GEVENT + slow + textwrap.dedent(self.APP)
+        path = self.write("app.py", text.replace("{}", "0", 1))
+        words = [str(script), "app", "--debug", "--port", "0"]
+        served = Served(cwd=self.folder, script=words, port=False, env={"PYTHONPATH": str(SCRIPT.parent)})
+        self.addCleanup(served.stop)
+        self.assertEqual(served.get(), "v1")
+        path.write_text(text.replace("{}", "1.5", 1).replace('"v1"', '"v2"'), encoding="utf-8")
+        served.wait_for("reloaded in")
+        self.assertEqual(served.get(), "v2")
+
     @needs("eventlet")
     def test_a_child_that_the_application_forks_does_its_work_among_eventlets_greenlets(self) -> None:
         self.try_forks(self.EVENTLET)
