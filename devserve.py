@@ -13467,12 +13467,12 @@ class _Runner:
             self.terminal.say("  the reloader is off now, and notices no more changes")
         if self.reloaded and self.config.debugger and not self.guard.is_announced:
             self.terminal.say(f"  {self.guard.banner_line(self.urls[0])}")
+        self.main_thread.is_waiting = not has_green_threads()  # in a moment: a signal may come at once
         self._begin_serving()
         if self.watcher and self.config.live:
             self.watcher.watch_data([os.getcwd()], self._notify_pages, LIVE_FILES)
         if self.config.open and not self.reloaded:
             threading.Thread(target=self._open_browser, name="devserve browser", daemon=True).start()
-        self.main_thread.is_waiting = not has_green_threads()
         while not self.ended.is_set():
             if self.bridge and self.bridge.thread == threading.get_ident():
                 self.main_thread.wake = partial(self.bridge.post, self.bridge.loop.stop)
