@@ -33,10 +33,10 @@ The house.  Machines that do not know each other, and one room where they meet.
     15  Command line         options become a Config; main; the demo
     16  Paper                templates, STYLE and SCRIPT: pure text
 
-A room names only rooms with a smaller number, and the paper.  5 to 9 are the debugger, 10 and 11 the server, 12 and
-13 the reloader; each can be lifted out and used alone.  Each room begins with a banner: what it does, what it may
-know, how to change it where that is not plain, what always holds in it (its invariants), which of its names others use
-(its doors), and where to start reading.
+A room names only rooms with a smaller number, and the paper.  5 to 9 are the debugger, 10 and 11 the server, 12 and 13
+the reloader; each can be lifted out, with 1 to 3, and used alone.  Each room begins with a banner: what it does, what
+it may know, how to change it where that is not plain, what always holds in it (its invariants), which of its names
+others use (its doors), and where to start reading.
 
 Words.  "The person" is whoever has started devserve and reads its terminal; "the client" is what sends a request.  A
 "crash" is an exception that the application has let out of a request, together with what is kept of it; a "report" is
@@ -4154,7 +4154,7 @@ _SECRET_TEXTS = (  # what the text must contain, and a pattern: see "How to chan
             r"""(?=\s*$|\\[nr]|['"])"""
         ),
     ),
-    ("</", r"<([\w.\-:]{1,60})>([^<]{1,200})</\1>"),  # XML
+    ("</", r"<([\w.\-:]{1,60})(?: [^<>]{1,200})?>([^<]{1,200})</\1>"),  # XML
     # A password may hold an @ or a slash, but what begins as a port and a path is none: http://localhost:5173/@vite
     ("://", r"""://[^\s:/?#@\['"]*:(?![0-9]*/)([^\s@'"]{1,200}(?:@[^\s@/'"]{1,200})*)(?=@)"""),
     ("netloc=", r"""netloc=b?['"][^\s:'"]*:([^\s'"]+)(?=@)"""),  # as urllib takes a URL apart
@@ -4561,7 +4561,7 @@ def _write_stack(frames: Sequence[FrameView]) -> _Markup:
         written = [_write_frame(frame, opened=frame in own[:_OPEN_FRAMES], hot=frame in hot) for frame in run]
         if not is_shown and len(run) > 1:
             packages = dict.fromkeys(".".join(frame.module.split(".")[:2]) or frame.filename for frame in run)
-            count, modules = _counted(len(run), "frame"), _one_line(", ".join(packages))
+            count, modules = _counted(sum(1 + frame.skipped for frame in run), "frame"), _one_line(", ".join(packages))
             written = [_fill_template(FOLD, count=count, modules=modules, frames=_joined(written))]
         pieces += written
     return _fill_template(STACK, frames=_joined(pieces)) if frames else _Markup()
@@ -5645,7 +5645,7 @@ class Guard:
 
         Origins, which have a port, are trusted only when they were named: another server may be bound to the address.
         """
-        named = [host.lower() for host in trusted_hosts]
+        named = [host.lower() if host.isascii() else host.encode("idna").decode() for host in trusted_hosts]
         self.trusted_hosts = frozenset(_host_name(host) or host for host in [*named, *bound_hosts])
         self.trusted_origins = frozenset(named)
 

@@ -4364,6 +4364,18 @@ class ReadingProblems(Reading):
         self.assertEqual((values(first)["n"], last.skipped), ("0", 0))
         self.assertEqual(int(values(last)["n"] or 0), first.skipped + 1)
 
+    def test_the_fold_of_a_librarys_recursion_counts_what_is_not_listed(self) -> None:
+        error = self.crash("""\
+            import copy, threading
+            def view():
+                deep = threading.Lock()
+                for _ in range(200): deep = [deep]
+                copy.deepcopy(deep)
+            """)
+        names = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+        count = len(names) - names.index("view") - 2  # without `view` and the one that raised, which stands alone
+        self.assertIn(f"<summary>{count} frames <span>copy", page_of(devserve.read_report(error)))
+
     def test_of_a_recursion_without_a_rhythm_each_line_is_listed_twice(self) -> None:
         problem = self.read("""\
             def walk(node):
@@ -5280,6 +5292,7 @@ class ReadingSecrets(Reading):
             f"CREATE USER me IDENTIFIED BY '{SECRET}'",
             f"ALTER USER me WITH PASSWORD '{SECRET}'",
             f"<user><password>{SECRET}</password></user>",
+            f'<wsse:Password Type="PasswordText">{SECRET}</wsse:Password>',
             f"Incorrect key: sk-{SECRET}{SECRET}",
             f"Incorrect key: sk-proj-word-{SECRET}",
             f"$argon2id$v=19$m=65536,t=3,p=4${SECRET}${SECRET}",
@@ -7567,6 +7580,11 @@ class GuardSecrets(Debugged):
             self.assertNotIn(self.guard.secret, self.ask(Accept=accept).text)
         self.assertEqual(self.ask("/__devserve__/console", Host="evil.example").status, 403)
         self.assertEqual(self.ask("/__devserve__/console", Origin="http://evil.example").status, 403)
+
+    def test_a_trusted_name_in_another_alphabet_is_the_one_that_browsers_send(self) -> None:
+        guard = devserve.Guard("1", 0, ["Müller.example:5000"])
+        self.assertEqual(guard.trusted_hosts, {"xn--mller-kva.example"})
+        self.assertEqual(guard.trusted_origins, {"xn--mller-kva.example:5000"})
 
     def test_a_name_that_could_be_rebound_reads_neither_source_nor_values(self) -> None:
         for host in ("evil.example", "localhost.evil.example", "1.2.3.4.evil.example", "a!b", "2130706433", "::1"):
