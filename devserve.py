@@ -615,8 +615,8 @@ def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
 # is_library, is_app_file, is_app_code, outer_frames, thread_position, app_position, is_below, short_path,
 # application_traceback, linked_exceptions, group_members, has_plain_text, traceback_text, raw_slot, own_dict,
 # static_attributes, static_attribute, locals_of, SOCKET_KEY, is_taken_over, broken_request, nobody_listens,
-# shorten_broken_requests, PRESERVE_CONTEXT, ON_EXCEPTION, HANDED_OVER, hand_over, BREAKPOINTS, is_debugged,
-# is_main_thread, has_green_threads, native_threading, native_sleep, tell_pydevd.
+# shorten_broken_requests, PRESERVE_CONTEXT, ON_EXCEPTION, SENT_AGAIN, HANDED_OVER, hand_over, BREAKPOINTS,
+# is_debugged, is_main_thread, has_green_threads, native_threading, native_sleep, tell_pydevd.
 #
 # Read first: call_safely, call_each_bounded, is_app_file, static_attribute.
 # =====================================================================================================================
@@ -1161,6 +1161,7 @@ def shorten_broken_requests() -> None:
 # that a console is to have; `hand_over` calls the second with the exception.
 PRESERVE_CONTEXT = "werkzeug.debug.preserve_context"
 ON_EXCEPTION = "devserve.on_exception"
+SENT_AGAIN = "devserve.sent_again"  # in the environ of a request that a crash's page sends again
 HANDED_OVER = "devserve puts its page in the place of this text."
 
 
@@ -6575,9 +6576,10 @@ class _RecordedRequest(NamedTuple):
         return f"{method} {mount}{path}"
 
     def environ(self, like: Environ) -> Environ:
-        """Return an environ for the request, with the server's variables of the environ `like`."""
-        servers = {name: value for name, value in like.items() if name.startswith(("wsgi.", "SERVER_", "REMOTE_"))}
-        wsgi_input = {"wsgi.input": io.BytesIO(self.body), "wsgi.input_terminated": True}
+        """Return an environ for sending the request again, with the variables of the server in the environ `like`."""
+        theirs = ("wsgi.", "SERVER_", "REMOTE_", "devserve.")
+        servers = {name: value for name, value in like.items() if name.startswith(theirs)}
+        wsgi_input = {"wsgi.input": io.BytesIO(self.body), "wsgi.input_terminated": True, SENT_AGAIN: True}
         return {**servers, "SCRIPT_NAME": "", "PATH_INFO": "", **self.variables, **wsgi_input}
 
 
@@ -6975,10 +6977,11 @@ class _DebuggerEndpoint:
     def again(self) -> _Reply:
         """Send the recorded request of a crash again."""
         request = self.lookup(self.debugger.crashes.find, "crash").request
-        if request is None or not request.is_whole:
+        upgrade = request.variables.get("HTTP_UPGRADE", "") if request else ""
+        if request is None or not request.is_whole or upgrade.lower() == "websocket":
             reason = (
-                "The request is not known whole: there was none, or its body was not read to the end, or is longer "
-                f"than {_RECORDED_BODY:,} bytes."
+                "The request is not known whole: there was none, or it opened a WebSocket, or its body was not read "
+                f"to the end, or is longer than {_RECORDED_BODY:,} bytes."
             )
             raise _Refused("gone", reason, "Have its client send it again.")
         return _as_json(self.debugger.replay(request, self.environ))
@@ -9819,9 +9822,11 @@ class _HttpRequest:
         self.connection = environ.pop(CONNECTION)
         self.started = self.connection.started  # noted here, as the connection may go on to another request
         self.environ = environ
-        self.scope = _http_scope(environ, self.connection.head, bridge.state)
+        head, self.body, content = self.connection.head, self.connection.body, b""
+        if environ.pop(SENT_AGAIN, False):  # by a request of the page's, whose connection this is
+            head, self.body, content = _head_from(environ), None, environ["wsgi.input"].read()
+        self.scope = _http_scope(environ, head, bridge.state)
         # The thread's
-        self.body = self.connection.body
         self.has_more = self.body is not None  # whether some of the body has not been given to the loop
         self.record: Optional[Callable[..., object]] = getattr(environ["wsgi.input"], "record", None)  # the debugger's
         self.handed = 0  # bytes of the body that have been given to the loop
@@ -9830,7 +9835,7 @@ class _HttpRequest:
         # Both sides'
         self.inbox: deque[tuple[Any, int]] = deque()  # messages for the application, and their sizes
         if not self.has_more:
-            self.inbox.append(({"type": "http.request", "body": b"", "more_body": False}, 0))
+            self.inbox.append(({"type": "http.request", "body": content, "more_body": False}, 0))
         self.outbox: queue.SimpleQueue[Any] = bridge.new_queue()  # (bytes, more), or an exception
         self.has_ended = False  # the client sends no more: it has gone, or waits for the response; set by the thread
         self.is_gone = False  # the client has gone, or is taken for gone as the application has called `receive`
@@ -10852,6 +10857,13 @@ def _http_scope(environ: Environ, head: bytes, state: dict[str, Any]) -> dict[st
     if ON_EXCEPTION in environ:
         scope[ON_EXCEPTION] = environ[ON_EXCEPTION]
     return scope
+
+
+def _head_from(environ: Environ) -> bytes:
+    """Return the head of a request with the headers of an environ."""
+    names = {name: name.removeprefix("HTTP_").replace("_", "-") for name in environ if name.startswith("HTTP_")}
+    names |= {name: name.replace("_", "-") for name in ("CONTENT_TYPE", "CONTENT_LENGTH") if environ.get(name)}
+    return "\r\n".join(["", *(f"{names[name]}: {environ[name]}" for name in names)]).encode("latin-1")
 
 
 def _scope_headers(head: bytes, cookies: str, host: str) -> tuple[tuple[bytes, bytes], ...]:

@@ -8183,13 +8183,15 @@ class DebuggerCrashes(Debugged):
             (None, "", "outside of a request"),
             (None, "the task send_mail", "the task send_mail"),
             ({"REQUEST_METHOD": "PUT", "PATH_INFO": "/x", "HTTP_HOST": "localhost:1"}, "", "PUT /x"),
+            ({"REQUEST_METHOD": "GET", "HTTP_UPGRADE": "websocket", "HTTP_HOST": "localhost:1"}, "", "GET "),
         ):
             link = self.debugger.report(failure_of(lambda: 1 / 0), environ, what)
             id = link.rpartition("/")[2]
             self.assertIn("ZeroDivisionError", self.ask("/__devserve__/crash/" + id).text)
             self.assertEqual(self.debugger.crashes.all()[0].what, shown)
             reason = self.post("again", {"crash": id}).json.get("reason", "")
-            self.assertEqual("there was none" in reason, environ is None, reason)
+            is_whole = environ is not None and "HTTP_UPGRADE" not in environ
+            self.assertEqual("there was none" in reason, not is_whole, reason)
             self.assertTrue(
                 link.startswith(f"http://localhost:{1 if environ else self.port}/__devserve__/crash/"), link
             )
@@ -14572,6 +14574,36 @@ class AsgiPages(AsgiCase):
                 for client in clients:
                     client.answer()
                 self.assertEqual(found, {(name, __file__, str(line)) for name, line in lines.items()})
+
+    def test_a_page_sends_the_request_again(self) -> None:
+        seen: list[Any] = []
+
+        async def view(scope: Any, receive: App, send: App) -> None:
+            message = await receive()
+            told = [scope[name] for name in ("method", "path", "raw_path", "query_string", "scheme")]
+            sent = [pair for pair in scope["headers"] if pair[0] in (b"x-shop", b"content-type", b"host", b"cookie")]
+            seen.append((told, sorted(sent), message))
+            if len(seen) != 2:
+                raise LookupError
+            await asgi_answer(send)
+
+        headers = "Host: localhost\r\nX-Shop: \xe9\r\nContent-Type: text/x\r\nCookie: a=1\r\nContent-Length: 4\r\n"
+        self.serve_asgi(view, debugger=True, pin="off")
+        self.assertEqual(self.ask(f"PUT /caf%C3%A9?q=1 HTTP/1.1\r\n{headers}\r\nbody".encode("latin-1")).status, 500)
+        debugger: Any = self.server.app
+        for status in ("200 OK", "500 Internal Server Error"):
+            crash = debugger.crashes.all()[0].id
+            payload = json.dumps({"crash": crash})
+            ask = (
+                f"POST /__devserve__/again HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                f"Content-Length: {len(payload)}\r\nOrigin: http://localhost\r\nSec-Fetch-Site: same-origin\r\n"
+                f"X-Devserve-Secret: {debugger.guard.secret_for({'HTTP_SEC_FETCH_SITE': ''})}\r\n\r\n{payload}"
+            )
+            reply = json.loads(self.ask(ask).body)
+            self.assertEqual(reply.get("status"), status, reply)
+            self.assertEqual(seen[-1], seen[0])
+            self.assertEqual(bool(reply["crash"]), status[0] == "5")
+        self.assertEqual(len(debugger.crashes.all()), 2)
 
 
 class AsgiMiddleware(AsgiCase):
