@@ -7821,10 +7821,11 @@ class _Connection:
         self.body = body = _ChunkedBody(self, expected) if length == _CHUNKED else _Body(self, length, expected)
         environ["wsgi.errors"] = _Errors(environ["wsgi.errors"], body)
         environ["wsgi.input"] = io.BufferedReader(body)
-        if self.server.streams or not isinstance(body, _ChunkedBody):
+        if not isinstance(body, _ChunkedBody):
             return body
-        del environ["HTTP_TRANSFER_ENCODING"]
-        if body.store():
+        if not self.server.streams:
+            del environ["HTTP_TRANSFER_ENCODING"]
+        if not self.server.streams and body.store():
             environ["wsgi.input"] = body.stored
             environ["CONTENT_LENGTH"] = str(body.stored_left)
         else:
@@ -15285,17 +15286,23 @@ function canGoOn() {  // nothing is lost or sent twice
   return !all(".console textarea").some(input => input.value) && address() && /^(GET|HEAD)$/.test(page.method);
 }
 const goOn = () => storedId ? location.replace(address()) : location.reload();
-function renew() {
+const frameHere = () => find("[data-frame]")?.dataset.frame;
+// Returns whether to go on watching.  If the saved code does not run, the process is the same, and so are its frames.
+async function follow(reloadId) {
   if (canGoOn()) return goOn();
-  find("span", news).textContent = "New code is running. The frames on this page are gone.";
+  const isKept = frameHere() && !(await ask("source", {frame: frameHere()})).error;
+  find("span", news).textContent = isKept ? "The saved code does not run yet. The frames on this page are kept."
+    : "New code is running. The frames on this page are gone.";
   news.hidden = false;
   state.textContent = "";
-  for (const field of all(".console form > *")) field.disabled = true;
+  if (!isKept) for (const field of all(".console form > *")) field.disabled = true;
+  page.reloadId = reloadId;
+  return isKept;
 }
 // Another tab has unlocked the browser, whose pages have another secret now.  This one gives way, once, to the page
 // under its crash's address, with the same frames: the request might not fail again, or was a POST.
 async function catchUp(why) {
-  const name = "devserve.older", here = page.reloadId + location.pathname, frame = find("[data-frame]")?.dataset.frame;
+  const name = "devserve.older", here = page.reloadId + location.pathname, frame = frameHere();
   let isFirst = false;
   try {
     isFirst = sessionStorage.getItem(name) !== here;
@@ -15321,7 +15328,7 @@ async function watch() {
       offered = "";
       if (now.console !== "open") return watch();
     }
-    if (now.reload_id !== page.reloadId) return renew();
+    if (now.reload_id !== page.reloadId && !await follow(now.reload_id)) return;
     const isUsed = find(".printed:not([hidden])");  // its frames are still there, and what they have printed
     if (now.edits !== (edits ??= now.edits) && canGoOn() && !isUsed) return goOn();
     if (isControlled()) setConsole("closed", explain(workerRefusal));

@@ -14579,31 +14579,37 @@ class AsgiPages(AsgiCase):
         seen: list[Any] = []
 
         async def view(scope: Any, receive: App, send: App) -> None:
-            message = await receive()
+            pieces = [await receive()]
+            while pieces[-1]["more_body"]:
+                pieces.append(await receive())
             told = [scope[name] for name in ("method", "path", "raw_path", "query_string", "scheme")]
             sent = [pair for pair in scope["headers"] if pair[0] in (b"x-shop", b"content-type", b"host", b"cookie")]
-            seen.append((told, sorted(sent), message))
+            seen.append((told, sorted(sent), b"".join(piece["body"] for piece in pieces)))
             if len(seen) != 2:
                 raise LookupError
             await asgi_answer(send)
 
-        headers = "Host: localhost\r\nX-Shop: \xe9\r\nContent-Type: text/x\r\nCookie: a=1\r\nContent-Length: 4\r\n"
-        self.serve_asgi(view, debugger=True, pin="off")
-        self.assertEqual(self.ask(f"PUT /caf%C3%A9?q=1 HTTP/1.1\r\n{headers}\r\nbody".encode("latin-1")).status, 500)
-        debugger: Any = self.server.app
-        for status in ("200 OK", "500 Internal Server Error"):
-            crash = debugger.crashes.all()[0].id
-            payload = json.dumps({"crash": crash})
-            ask = (
-                f"POST /__devserve__/again HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-                f"Content-Length: {len(payload)}\r\nOrigin: http://localhost\r\nSec-Fetch-Site: same-origin\r\n"
-                f"X-Devserve-Secret: {debugger.guard.secret_for({'HTTP_SEC_FETCH_SITE': ''})}\r\n\r\n{payload}"
-            )
-            reply = json.loads(self.ask(ask).body)
-            self.assertEqual(reply.get("status"), status, reply)
-            self.assertEqual(seen[-1], seen[0])
-            self.assertEqual(bool(reply["crash"]), status[0] == "5")
-        self.assertEqual(len(debugger.crashes.all()), 2)
+        head = (
+            "PUT /caf%C3%A9?q=1 HTTP/1.1\r\nHost: localhost\r\nX-Shop: \xe9\r\nContent-Type: text/x\r\nCookie: a=1\r\n"
+        )
+        for framed in ("Content-Length: 4\r\n\r\nbody", "Transfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n"):
+            seen.clear()
+            self.serve_asgi(view, debugger=True, pin="off")
+            self.assertEqual(self.ask(f"{head}{framed}".encode("latin-1")).status, 500)
+            debugger: Any = self.server.app
+            for status in ("200 OK", "500 Internal Server Error"):
+                payload = json.dumps({"crash": debugger.crashes.all()[0].id})
+                ask = (
+                    "POST /__devserve__/again HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                    f"Content-Length: {len(payload)}\r\nOrigin: http://localhost\r\nSec-Fetch-Site: same-origin\r\n"
+                    f"X-Devserve-Secret: {debugger.guard.secret_for({'HTTP_SEC_FETCH_SITE': ''})}\r\n\r\n{payload}"
+                )
+                reply = json.loads(self.ask(ask).body)
+                self.assertEqual(reply.get("status"), status, reply)
+                self.assertEqual(seen[-1], seen[0])
+                self.assertEqual(seen[-1][-1], b"body")
+                self.assertEqual(bool(reply["crash"]), status[0] == "5")
+            self.assertEqual(len(debugger.crashes.all()), 2)
 
 
 class AsgiMiddleware(AsgiCase):
@@ -19514,6 +19520,21 @@ class BrowserMending(InBrowser):
         self.assertFalse(self.page.locator(".console textarea").first.is_editable())
         news.get_by_text("Send again").click()
         self.page.locator("h1", has_text=f"the second order fruit=plum from {self.served.url}").wait_for()
+
+    def test_a_save_that_does_not_run_leaves_the_frames_and_what_was_typed(self) -> None:
+        self.open("/key")
+        prompt = self.unlock()
+        prompt.fill("fruit + '!'")
+        for broken in ("def price((", "def price[("):
+            self.save(FAILING_APP.replace("def price(", broken))
+            self.page.locator("#news").get_by_text("frames on this page are kept").wait_for()
+            self.page.evaluate("document.querySelector('#news').hidden = true")
+        prompt.press("Enter")
+        self.page.locator(".printed", has_text="plum!").wait_for()
+        prompt.fill("more")
+        self.save(self.FIXED)
+        self.page.locator("#news").get_by_text("frames on this page are gone").wait_for()
+        self.assertFalse(prompt.is_editable())
 
     def test_a_page_with_something_typed_waits_for_the_person(self) -> None:
         self.open("/key")
