@@ -4997,7 +4997,7 @@ class Console:
             if self.thread is None:
                 self.thread = _ConsoleThread()
                 self.thread.start()
-            printed = _Output()
+            printed = _Output(self.namespace)
             self.context.run(_PRINTING.set, printed)
             # Here, where no interrupt comes: one that hits `catch_warnings` may leave its lock taken for ever.
             compiled = self.context.run(call_safely, partial(_compile_statements, _plain_code(code)))
@@ -5021,7 +5021,7 @@ class Console:
         last.interrupted.set()
         return done
 
-    def _evaluate(self, statements: Optional[list[tuple[CodeType, bool]]], error: Optional[BaseException]) -> bool:
+    def _evaluate(self, statements: Optional[list[CodeType]], error: Optional[BaseException]) -> bool:
         """Run what was compiled, or failed to, in this thread, and print what a prompt prints.
 
         Returns True if it is incomplete and was not run.
@@ -5035,21 +5035,15 @@ class Console:
                 print(type_name(type(error)), "(and its traceback cannot be shown)")
         return is_incomplete is True
 
-    def _run_statements(self, statements: Optional[list[tuple[CodeType, bool]]]) -> bool:
-        """Run statements one by one, print the value of an expression, and assign it to `_`.
-
-        Returns whether there are none, as the last one is incomplete.
-        """
-        for code, shown in statements or ():
+    def _run_statements(self, statements: Optional[list[CodeType]]) -> bool:
+        """Run statements one by one; return whether there are none, as the last one is incomplete."""
+        for code in statements or ():
             if self.run_coroutine is not _run_coroutine and _needs_loop(code):
                 value = self.run_coroutine(_evaluate_on_loop(code, self.namespace))
             else:
                 value = eval(code, self.namespace)
             if code.co_flags & _CO_COROUTINE:
-                value = self.run_coroutine(value)
-            if shown and value is not None:
-                self.namespace["_"] = value
-                print(repr(value))
+                self.run_coroutine(value)
         return statements is None
 
     def complete(self, code: str) -> tuple[int, list[str]]:
@@ -5081,8 +5075,8 @@ def _plain_code(code: str) -> str:
     return "\n".join(line.removeprefix(margin) for line in lines)
 
 
-def _compile_statements(code: str) -> Optional[list[tuple[CodeType, bool]]]:
-    """Return the statements, each with whether its value is to be printed; None if the last one is incomplete.
+def _compile_statements(code: str) -> Optional[list[CodeType]]:
+    """Return the statements, which show the values of expressions by `sys.displayhook`; None if one is incomplete.
 
     A block goes on until an empty line, as at a prompt, unless several statements come at once, as by pasting.
     """
@@ -5099,13 +5093,8 @@ def _compile_statements(code: str) -> Optional[list[tuple[CodeType, bool]]]:
             pass
     # Without the __future__ of this file, but with `await` outside of functions:
     bare_compile = partial(compile, flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
-    steps: list[tuple[CodeType, bool]] = []
-    for statement in ast.parse(code, _CONSOLE_FILE).body:
-        if isinstance(statement, ast.Expr):
-            steps.append((bare_compile(ast.Expression(statement.value), _CONSOLE_FILE, "eval"), True))
-        else:
-            steps.append((bare_compile(ast.Module([statement], []), _CONSOLE_FILE, "exec"), False))
-    return steps
+    body = ast.parse(code, _CONSOLE_FILE).body
+    return [bare_compile(ast.Interactive([statement]), _CONSOLE_FILE, "single") for statement in body]
 
 
 def _console_traceback(error: BaseException) -> str:
@@ -5115,7 +5104,9 @@ def _console_traceback(error: BaseException) -> str:
     tb = error.__traceback__
     while tb is not None and tb.tb_frame.f_code.co_filename != _CONSOLE_FILE:
         tb = tb.tb_next
-    return "".join(traceback.format_exception(type(error), error, tb))
+    shown = traceback.TracebackException(type(error), error, tb)
+    shown.stack[:] = [frame for frame in shown.stack if frame.filename != __file__]
+    return "".join(shown.format())
 
 
 # -- completion
@@ -5329,6 +5320,10 @@ class _Output(io.StringIO):
 
     encoding = "utf-8"  # as libraries want to know of a standard stream
 
+    def __init__(self, namespace: dict[str, Any]) -> None:
+        super().__init__()
+        self.namespace = namespace  # of the evaluation
+
     def write(self, text: str) -> int:
         """Keep what is printed, up to a limit."""
         room = _OUTPUT_LIMIT - self.tell()
@@ -5360,11 +5355,23 @@ class _Stream:
         return iter(self.readline, "")
 
 
+def _show(real: Callable[[object], object], value: object) -> None:
+    """Be `sys.displayhook`, which was `real`: an evaluation's values are printed, and the last one becomes its `_`."""
+    printed = _PRINTING.get()
+    if printed is None:
+        real(value)
+    elif value is not None:
+        printed.namespace["_"] = value
+        print(repr(value))
+
+
 def _replace_streams() -> None:
     """Replace the standard streams by `_Stream`s, for good: other code keeps references to them."""
     for name in ("stdin", "stdout", "stderr"):
         if not isinstance(getattr(sys, name), _Stream):
             setattr(sys, name, _Stream(getattr(sys, name)))
+    if getattr(sys.displayhook, "func", None) is not _show:
+        sys.displayhook = partial(_show, sys.displayhook)
 
 
 # -- the last crashes

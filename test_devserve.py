@@ -6199,7 +6199,7 @@ CAN_INTERRUPT = sys.implementation.name == "cpython"
 
 class ConsolePrompt(unittest.TestCase):
     def setUp(self) -> None:
-        for name in ("stdin", "stdout", "stderr"):
+        for name in ("stdin", "stdout", "stderr", "displayhook"):
             self.addCleanup(setattr, sys, name, getattr(sys, name))
         self.console = devserve.Console({"number": 41})
 
@@ -6212,6 +6212,23 @@ class ConsolePrompt(unittest.TestCase):
         self.assertEqual(self.typed("number + 1"), "42\n")
         self.assertEqual(self.typed("None"), "")
         self.assertEqual(self.typed(""), "")
+
+    def test_shows_the_values_in_a_block_but_not_in_a_function(self) -> None:
+        self.assertEqual(self.typed("for k in (1, None, number):\n    k\n"), "1\n41\n")
+        self.assertEqual(self.typed("with __import__('io').StringIO('text') as file: file.read()\n"), "'text'\n")
+        self.assertEqual(self.typed("_ + '!'"), "'text!'\n")
+        self.typed("def function():\n    number\n")
+        self.assertEqual(self.typed("function()"), "")
+        self.addCleanup(vars(builtins).pop, "_", None)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            sys.displayhook(2)
+        self.assertEqual(printed.getvalue(), "2\n", "another prompt's")
+
+    def test_shows_where_a_repr_fails(self) -> None:
+        self.typed("class Odd:\n    def __repr__(self): return 1 / 0\n")
+        files = re.findall('File "(.+?)"', self.typed("Odd()"))
+        self.assertEqual(files.count("<console>"), 2)
+        self.assertNotIn(devserve.__file__, files)
 
     def test_remembers_assignments_and_the_last_value(self) -> None:
         self.typed("a = 5")
