@@ -13146,6 +13146,7 @@ _PORT_IN_CODE = "port={}".format  # how code names another port; the error for a
 _LOADING, _SERVING, _LEAVING = range(3)  # the phases of a process, in their order
 _UNWIND_SECONDS = 2.0  # that a program around ours has to end in its own way; coverage writes its data then
 _GRACE = 5.0  # seconds from its own start that a request may take while a reload waits for it
+_THREADS_INTERVAL = 0.02  # seconds between two looks at what threads do that a reload waits for
 _LAST_LINE_GRACE = 0.5  # seconds from its own start in which a request still gets its line when a signal ends us
 _WAKE_INTERVAL = 0.5  # seconds after which a signal is handled that came just before the main thread fell asleep
 _GREEN_INTERVAL = 0.05  # seconds after which the greenlets' thread looks again whether another thread wants a call
@@ -13408,6 +13409,7 @@ class _Runner:
         self.adopting = native_threading.Lock()
         self.loaded = native_threading.Event()  # set when the application has been loaded, or has failed to load
         self.banner_shown = self.reloaded
+        self.first_threads: Iterable[threading.Thread] = ()  # those that ran when the first request was let in
         self.status = 1  # becomes 0 when `serve_forever` returns without an exception
 
     # -- what the machines are made from
@@ -13585,6 +13587,7 @@ class _Runner:
         again, or when a reload or the end came first."""
         with self.adopting:
             if self._enter(_SERVING):
+                self.first_threads = threading.enumerate()
                 self.server.adopt(socket.socket(fileno=fd) for fd in self.handover.sockets["waiting"])
                 threading.Thread(target=self._serve, name="devserve acceptor", daemon=True).start()
 
@@ -13674,7 +13677,7 @@ class _Runner:
         more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
         what = _BY_HAND if paths == [_BY_HAND] else f"{escape_controls(short_path(paths[0]))}{more} changed"
         self.terminal.say(f"{what}, reloading")
-        since = time.time()
+        since, deadline = time.time(), time.monotonic() + _GRACE
         with self.adopting:
             phase = self.phase
             waiting = [sock.fileno() for sock in self.server.close_gate(_GRACE)]
@@ -13684,6 +13687,8 @@ class _Runner:
             try:
                 if self.bridge:
                     self.bridge.stop(_GRACE)
+                if phase == _SERVING:
+                    self._await_threads(deadline)
                 if self._enter(_LEAVING):
                     sockets = {"listener": self.handover.sockets["listener"], "waiting": waiting}
                     restart_process(self.launch, Handover(sockets, notes), self._give_way, self.main_thread)
@@ -13696,6 +13701,24 @@ class _Runner:
                 self.terminal.error(f"cannot start Python again ({error}); the old code serves on")
             finally:  # the restart failed, or another thread ends the process: requests must not hang, whatever it was
                 self.server.open_gate()
+
+    def _await_threads(self, deadline: float) -> None:
+        """Wait for what requests have left to threads, such as a mail to send, as the interpreter does at its end.
+
+        Threads that work in the application's code are waited for, until `deadline`, except those from before the
+        first request, which may well work without end, and daemons.  Those of a ThreadPoolExecutor are none, though
+        they have inherited the mark from the thread of a request.
+        """
+        pooled = getattr(sys.modules.get("concurrent.futures.thread"), "_threads_queues", ())
+        while True:
+            threads = [each for each in threading.enumerate() if not each.daemon or each in pooled]
+            places = {each: thread_position(each.ident) for each in threads if each not in self.first_threads}
+            at_work = {each: place for each, place in places.items() if place}
+            if not at_work or time.monotonic() > deadline:
+                break
+            native_sleep(_THREADS_INTERVAL)
+        for thread, place in at_work.items():
+            self.terminal.warn(f"cut the thread {thread.name!r}: still running after its grace, at {place}")
 
     def _notes(self, since: float) -> dict[str, Any]:
         """Return what the next process is to know; the reload began at `since`, by the wall clock."""

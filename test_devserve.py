@@ -21155,6 +21155,53 @@ class ReloadIsTheSameProcess(Reload):
         self.assertIn("handler of v2", served.log)
         self.assertEqual(served.log.count("handler of v1"), 1)
 
+    THREADS = """
+        import concurrent.futures, json, pathlib, threading, time
+        VERSION, pool, here = "v1", concurrent.futures.ThreadPoolExecutor(2), pathlib.Path(__file__).parent
+        def work(name):
+            while not (here / "go").exists():
+                time.sleep(0.01)
+            here.joinpath(f"done-{name}").touch()
+        def endless():
+            while True:
+                time.sleep(0.01)
+        threading.Thread(target=endless).start()
+        JOBS = {
+            "/pool": lambda: pool.submit(work, "pool"),
+            "/thread": lambda: threading.Thread(target=work, args=("thread",), daemon=False).start(),
+            "/daemon": lambda: threading.Thread(target=endless, daemon=True).start(),
+            "/timer": lambda: threading.Timer(100, endless).start(),
+            "/endless": lambda: threading.Thread(target=endless, name="poll", daemon=False).start(),
+        }
+        def app(environ, start_response):
+            JOBS.get(environ["PATH_INFO"], bool)()
+            start_response("200 OK", [("Content-Type", "application/json")])
+            return [json.dumps({"version": VERSION}).encode()]
+    """
+
+    def test_what_requests_have_left_to_threads_is_waited_for(self) -> None:
+        path = self.write("app.py", textwrap.dedent(self.THREADS))
+        served = self.serve("app", "--reload")
+        for job in ("/pool", "/thread", "/daemon", "/timer"):
+            self.assertEqual(served.ask(job).status, 200)
+        path.write_text(path.read_text().replace('"v1"', '"v2"'))
+        served.wait_for("reloading")
+        self.assertFalse([*self.folder.glob("done-*")])
+        self.write("go", "")
+        self.assertEqual(self.connect(served).ask().json["version"], "v2")
+        self.assertEqual({each.name for each in self.folder.glob("done-*")}, {"done-pool", "done-thread"})
+        self.assertNotIn("cut", served.log)
+
+    def test_a_thread_that_does_not_end_is_cut_with_a_word(self) -> None:
+        path = self.write("app.py", textwrap.dedent(self.THREADS))
+        served = self.serve("app", "--reload", script=self.patched(_GRACE=0.2))
+        self.assertEqual(served.ask("/endless").status, 200)
+        path.write_text(path.read_text().replace('"v1"', '"v2"'))
+        client = self.connect(served)
+        self.reaches(client, "v2")
+        served.wait_for(r"cut the thread 'poll': still running after its grace, at .*app.py, line 10")
+        self.assertEqual(served.log.count("cut the thread"), 1)
+
     def test_what_runs_before_the_exit_handlers_runs_too_except_that_nobody_waits_for_threads(self) -> None:
         told: list[str] = []
         waits = functools.partial(told.append, "waits")
