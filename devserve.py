@@ -371,7 +371,7 @@ def configure(given: Mapping[str, Any], warn: Callable[[str], None]) -> Config:
     env_file = given.get("env_file") or _values_of_environment(["env_file"]).get("env_file", "")
     for warning in _read_env_files(env_file):
         warn(warning)
-    values = {**_values_of_environment(OPTIONS), **given}
+    values = {**_values_of_environment(name for name in OPTIONS if name not in given), **given}
     if "live" not in given and not values.get("reload", values.get("debug")):
         values["live"] = False  # DEVSERVE_LIVE may be set for all projects, and is no mistake in this command
     config = _config_of_values(values)
@@ -2374,9 +2374,10 @@ def _module_remedy(module: ModuleType, target: str) -> str:
     started = re.search(r"""\buvicorn\.run\(\s*["']([\w.]+:[\w.]+)["']""", text)
     if started:
         return f"; did you mean {started[1]!r}, which it starts?"
-    if re.search(r"^\s*(?:if|match)\b.*\b__name__\b", text, re.MULTILINE):
+    is_inside = re.search(rf"^\s+{_APP_NAMES} *=(?!=)", text, re.MULTILINE)
+    if (is_inside or used.example) and re.search(r"^\s*(?:if|match)\b.*\b__name__\b", text, re.MULTILINE):
         return f", which makes it under if __name__ == '__main__' only; make it above: {used.example or 'app = ...'}"
-    if re.search(rf"^\s+{_APP_NAMES} *=(?!=)", text, re.MULTILINE):
+    if is_inside:
         return f", which makes it inside of a function or a class; make it outside: {used.example or 'app = ...'}"
     classes = [thing for thing in vars(module).values() if issubclass(type(thing), type)]
     own = [thing for thing in classes if thing.__module__ == module.__name__]
@@ -2655,6 +2656,9 @@ def _flask_files(app: Any) -> _FrameworkFiles:
     In that one a file for `from_pyfile(..., silent=True)` may appear after the start.
     """
     loaders = [each.jinja_loader for each in (app, *app.blueprints.values())]
+    for loader in loaders:  # a ChoiceLoader or PrefixLoader has others
+        inner = getattr(loader, "loaders", None) or getattr(loader, "mapping", None) or ()
+        loaders += inner.values() if isinstance(inner, dict) else inner
     paths = [os.path.abspath(path) for loader in loaders for path in getattr(loader, "searchpath", ())]
     folders = [path.replace(os.sep, "/") for path in paths if not is_library(path, "")]
     config = re.escape(app.instance_path.replace(os.sep, "/")) + r"/[^/]+\.(py|cfg)"
@@ -7053,7 +7057,7 @@ _LIVE = _PREFIX + "/live"
 _LIVE_MARK = "-live"  # at the end of an ETag's text: the page with our script is another representation
 LIVE_FILES = partial(  # for files of a project that its pages are made of and that are no modules
     re.fullmatch,
-    r".*\.(?:css|html?|xhtml|xml|jinja2?|j2|mako|pt|tpl|js|mjs|md|png|jpe?g|gif|svg|webp|avif|ico|woff2?|ttf)",
+    r".*\.(?:css|html?|xhtml|xml|jinja2?|j2|mako|pt|s?tpl|thtml|tmpl|js|mjs|md|png|jpe?g|gif|svg|webp|avif|ico|woff2?|ttf)",
 )
 
 
@@ -8177,7 +8181,10 @@ def _body_length(fields: dict[str, str], http11: bool) -> int:
         if length is not None:
             raise _BadRequest("both Content-Length and Transfer-Encoding")  # RFC 9112 section 6.1: request smuggling
         if coding.lower() != "chunked" or not http11:
-            raise _BadRequest(f"the transfer coding {coding!r} is not understood")
+            *others, last = _options(coding)
+            is_framed = http11 and last == "chunked" and last not in others
+            status = "501 Not Implemented" if is_framed else "400 Bad Request"  # section 6.1, and 6.3
+            raise _BadRequest(f"the transfer coding {coding!r} is not understood", status)
         return _CHUNKED
     if length is None:
         return 0
@@ -9182,8 +9189,12 @@ def tls_from_files(cert: str, key: str) -> Callable[[socket.socket], socket.sock
     try:
         context.load_cert_chain(cert, key or None)
     except (ssl.SSLError, OSError) as error:
+        hint = ""
+        with contextlib.suppress(OSError), open(key or cert, "rb") as file:
+            if b"ENCRYPTED" in file.read():
+                hint = f"; take its passphrase away: openssl pkey -in {key or cert} -out plain.pem"
         raise DevserveError(
-            f"--cert {cert}{f' --key {key}' if key else ''}: not a PEM certificate with its key ({error})"
+            f"--cert {cert}{f' --key {key}' if key else ''}: not a PEM certificate with its key ({error}){hint}"
         ) from error
 
     return partial(context.wrap_socket, server_side=True, do_handshake_on_connect=False)
@@ -11481,8 +11492,14 @@ class _Files:
     def add_whatever_mends(self, error: BaseException) -> None:
         """Watch all modules of the project, and all paths where a module would appear that an import has not found."""
         read = [path for path in set(self.recorder.opened.copy()) if not is_library(os.path.dirname(path), self.cwd)]
-        for path in (*_places_of_missing(error, self.cwd), *read):
+        places = [*_places_of_missing(error, self.cwd)]
+        for path in (*places, *read):
             self.add(path, self._first_state(path, self.since))
+        on_path = [os.path.abspath(folder) for folder in sys.path if isinstance(folder, str)] if places else []
+        for folder in (
+            folder for folder in on_path if is_library(folder, self.cwd)
+        ):  # an editable install adds a .pth
+            self.add_tree(folder, _Wants(re.compile(r".*\.pth").fullmatch, folder.count(os.sep) + 1))
         for folder in self._project_folders([self.cwd, *sys.path]):
             self.add_tree(folder, _Wants(_is_module))
 
@@ -11620,8 +11637,8 @@ class _Contents:
         self._unread: list[str] = []
 
     def read_later(self, paths: Iterable[str]) -> None:
-        """Queue files whose bytes are not known, for `read_some`."""
-        self._unread += [path for path in paths if path not in self.seen]
+        """Queue files whose bytes are not known in their known state, for `read_some`."""
+        self._unread += [path for path in paths if self.seen.get(path, (None,))[0] != self._states[path]]
 
     def read_some(self) -> None:
         """Read queued files, for about `_CHORES` seconds."""
@@ -13673,6 +13690,11 @@ class _Runner:
         if not os.path.isdir(self.launch.folder):
             self.terminal.warn(f"the folder {self.launch.folder} is gone; the old code serves on")
             return
+        try:
+            _tls_of(self.config, self.terminal)
+        except DevserveError as error:  # as while a certificate is renewed
+            self.terminal.error(f"{error}; the old code serves on until the next save")
+            return
         self._show_banner()  # a save in the first moments of an import may come before it
         more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
         what = _BY_HAND if paths == [_BY_HAND] else f"{escape_controls(short_path(paths[0]))}{more} changed"
@@ -14463,6 +14485,10 @@ def _flag_remedy(flag: str, value: str) -> str:
 
 def _check_apps(apps: Sequence[str], argv: Sequence[str]) -> None:
     """Raise DevserveError unless a command names a single application, which is none of _MISTAKES."""
+    for option, first, second in zip(argv, argv[1:], argv[2:]):
+        is_listed = option in ("--extra-files", "--exclude-patterns") and second in apps and os.path.exists(first)
+        if is_listed and (len(apps) > 1 or not second.endswith(".py")) and os.path.isfile(second):  # the shell's work
+            raise DevserveError(f"{option} takes one value, and {second} is another; put a pattern in quotes")
     if len(apps) == 1 and _is_there(apps[0].partition(":")[0]) and "devserve" not in apps[0]:
         return  # without the patterns, which take milliseconds to compile
     import shlex

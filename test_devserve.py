@@ -2657,6 +2657,8 @@ class FindingMistakes(FindingFolder):
         self.refused("counter", "no application in 'counter'; Twisted serves it: python counter.py")
         self.write("files.py", "from http.server import HTTPServer\nif __name__ == '__main__':\n    HTTPServer\n")
         self.refused("files", "no application in 'files'; http.server serves it: python files.py")
+        self.write("tool.py", "import json\nif __name__ == '__main__':\n    print(json)\n")
+        self.refused("tool", "no application in 'tool'; name the object: 'tool:NAME'")
         self.write("guarded.py", "from http import HTTPStatus\nif __name__ == '__main__':\n    app = HTTPStatus\n")
         self.refused("guarded", "no application in 'guarded', which makes it under if __name__ == '__main__' only")
         for test in ("if __name__ in {'__main__', '__mp_main__'}:", "if __name__.startswith('__main__'):"):
@@ -4052,23 +4054,29 @@ class FindingFlaskFiles(Folder):
     @needs("flask")
     def test_templates_are_read_anew_and_open_pages_told(self) -> None:
         """Without debug mode Jinja keeps what it has compiled: then a reload is needed."""
-        self.write("app.py", """
+        self.write("site/app.py", """
             import flask
+            import jinja2
             app = flask.Flask(__name__)
+            shared = jinja2.PrefixLoader({"shared": jinja2.FileSystemLoader("../shared")})
+            app.jinja_loader = jinja2.ChoiceLoader([app.jinja_loader, shared])
             app.add_url_rule("/", "index", lambda: flask.render_template("page.html"))
+            app.add_url_rule("/shared/", "shared", lambda: flask.render_template("shared/page.html"))
             part = flask.Blueprint("part", __name__, url_prefix="/part", template_folder="parts")
             part.add_url_rule("/", "index", lambda: flask.render_template("part.j2"))
             app.register_blueprint(part)
         """)  # fmt: skip
         for option in ("--debug", "--reload"):
-            for name in ("templates/page.html", "parts/part.j2"):
+            pages = {"/": "site/templates/page.html", "/part/": "site/parts/part.j2", "/shared/": "shared/page.html"}
+            for name in pages.values():
                 self.write(name, "one")
-            with self.subTest(option), Served("app", option, cwd=self.folder) as served:
-                pages = {"/": "templates/page.html", "/part/": "parts/part.j2"}
-                self.assertEqual([served.get(path) for path in pages], ["one", "one"])
+            with self.subTest(option), Served("app", option, cwd=self.folder / "site") as served:
+                self.assertEqual([served.get(path) for path in pages], ["one"] * 3)
                 for name in pages.values():
                     self.write(name, "two")
-                eventually(lambda: [served.get(path) for path in pages] == ["two", "two"], "the edits")
+                eventually(lambda: [served.get(path) for path in pages] == ["two"] * 3, "the edits")
+                self.write(pages["/shared/"], "three")
+                eventually(lambda: served.get("/shared/") == "three", "the edit outside of the current folder")
                 if option == "--debug":
                     alive = "/__devserve__/alive"
                     eventually(lambda: json.loads(served.get(alive))["edits"], "the open pages are told")
@@ -15691,6 +15699,16 @@ class ReloaderMemory(ReloaderWatching):
         self.calls.clear()
         return self.make(memory=memory, **options)
 
+    def test_the_bytes_of_a_file_that_was_saved_again_before_its_import_are_read(self) -> None:
+        path = str(self.write("a.py", "x = 1"))
+        before, digest = devserve._state(path), devserve._digest(path)
+        self.write("a.py", "x = 22")
+        contents = devserve._Contents({path: devserve._state(path)})
+        contents.seen[path] = before, digest  # as the process before has told
+        contents.read_later([path])
+        contents.read_some()
+        self.assertEqual(contents.seen[path], (devserve._state(path), devserve._digest(path)))
+
     def test_what_is_removed_before_the_first_look_is_a_change(self) -> None:
         self.write(".env", "A=1")
         self.write("conf/a.txt", "1")
@@ -16191,6 +16209,14 @@ class ReloaderFailedImports(ReloaderWatching):
         self.fails("needs_b")
         self.write("site-packages/missing_b/__init__.py", "x = 1")
         self.assertIn("site-packages/missing_b/__init__.py", [path for paths in self.said() for path in paths])
+
+    def test_an_editable_install_mends_a_missing_package(self) -> None:
+        self.write("site-packages/other.pth", "")
+        sys.path.append(str(self.folder / "site-packages"))
+        self.write("needs_g.py", "import missing_g")
+        self.fails("needs_g")
+        self.write("site-packages/missing_g.pth", "/elsewhere")
+        self.assertEqual(self.said(), [["site-packages/missing_g.pth"]])
 
     def test_an_entry_of_sys_path_that_is_no_text_does_no_harm(self) -> None:
         with mock.patch.object(sys, "path", [None, *sys.path]):
@@ -17005,6 +17031,16 @@ class RunnerGreeting(RunnerCase):
         self.assertTrue(served.url.startswith("https://"))
         context = ssl.create_default_context(cafile=str(cert))
         self.assertEqual(fetch(served.url, context=context).body, b"hello")
+
+    @unittest.skipUnless(shutil.which("openssl") or REQUIRE_ALL, "needs the program openssl")
+    def test_a_key_with_a_passphrase_is_told_what_to_do(self) -> None:
+        command = "openssl genrsa -aes128 -passout pass:word -out key.pem 2048"
+        subprocess.run(command.split(), cwd=self.folder, check=True, stderr=subprocess.DEVNULL)
+        self.write("cert.pem", CERTIFICATE[CERTIFICATE.index("-----BEGIN CERTIFICATE-----") :])
+        words = [sys.executable, str(SCRIPT), "hello", "--cert", "cert.pem", "--key", "key.pem"]
+        done = subprocess.run(words, cwd=self.folder, input="", capture_output=True, text=True, check=False)
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("passphrase away: openssl pkey -in key.pem -out plain.pem", done.stderr)
 
 
 NATIVE_THREADING: Any = vars(devserve)["native_threading"]  # in which the threads are that no greenlets replace
@@ -18345,6 +18381,7 @@ class CommandLineOptions(Folder):
         ([], {"FLASK_RUN_HOST": "::", "FLASK_RUN_PORT": "8001"}, {"host": "::", "port": 8001}),
         ([], {"FLASK_RUN_PORT": "8001", "DEVSERVE_PORT": "8002"}, {"port": 8002}),
         (["-p", "8003"], {"FLASK_RUN_PORT": "8001"}, {"port": 8003}),
+        (["-p", "8003"], {"DEVSERVE_PORT": "tcp://10.3.0.1:5000"}, {"port": 8003}),  # as Kubernetes sets it
         ([], {"FLASK_RUN_CERT": "c.pem", "FLASK_RUN_KEY": "k.pem"}, {"cert": "c.pem", "key": "k.pem"}),
         ([], {"FLASK_RUN_EXTRA_FILES": f"a{os.pathsep}b"}, {"extra_files": ("a", "b")}),
         ([], {"FLASK_RUN_EXCLUDE_PATTERNS": "*.log"}, {"exclude_patterns": ("*.log",)}),
@@ -18530,6 +18567,8 @@ class CommandLineMistakes(InEmptyEnvironment):
         "flask --app hello routes": "for routes type: flask --app hello routes",
         "hello other third": "more than one application: hello and other and third; name one",
         "--app hello other.thing": "more than one application: hello and other.thing; name one",
+        "hello --extra-files hello.py local.yml": "takes one value, and local.yml is another; put a pattern in quotes",
+        "--exclude-patterns local.yml hello.py hello": "hello.py is another; put a pattern in quotes",
         "hello.py app": "did you mean hello.py:app?",
         "hello app --debug": "did you mean hello:app?",
         "hello: app": "did you mean hello:app?",
@@ -20468,6 +20507,21 @@ class ReloadLosesNothing(Reload):
         for client in (idle, busy):
             self.assertEqual(client.file.read(), b"")  # anything but a closing alert would raise
         self.reaches(self.connect(early, context), "v2")
+
+    @unittest.skipUnless(shutil.which("openssl") or REQUIRE_ALL, "needs the program openssl")
+    def test_a_certificate_that_is_being_renewed_ends_nothing(self) -> None:
+        self.make_certificate()
+        served = self.serve("app", "--reload", "-q", "--cert", "cert.pem")
+        context = ssl.create_default_context(cafile=str(self.folder / "cert.pem"))
+        self.assertEqual(self.connect(served, context).ask().json["version"], "v1")
+        whole = (self.folder / "cert.pem").read_text()
+        self.write("cert.pem", whole[:-400])
+        self.save("v2")
+        served.wait_for(r"error: --cert cert.pem: not a PEM certificate .*; the old code serves on")
+        self.assertEqual(self.connect(served, context).ask().json["version"], "v1")
+        self.write("cert.pem", whole)
+        self.save("v3")
+        eventually(lambda: self.connect(served, context).ask().json["version"] == "v3", "the new code")
 
     def make_certificate(self) -> None:
         name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
