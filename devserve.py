@@ -3364,8 +3364,10 @@ def _view_at(
 def _is_source_of(code: CodeType, lines: list[str]) -> bool:
     """Return whether these lines are the source of `code`, by its first line: they may have been saved since."""
     first = lines[code.co_firstlineno - 1 : code.co_firstlineno]
-    is_function = code.co_name.isidentifier() and code.co_filename.endswith(".py")
-    return not (first and is_function) or re.match(r"\s*(@|class\b|def\b|async\b)|.*\blambda\b", first[0]) is not None
+    is_function = code.co_name.isidentifier() and code.co_filename.endswith(".py") and code.co_name != "__annotate__"
+    # The name stands in a line of its own for `type Name = …`, and for a type parameter.
+    expected = rf"\s*(@|class\b|def\b|async\b)|.*\b(lambda|{re.escape(code.co_name)})\b"
+    return not (first and is_function) or re.match(expected, first[0]) is not None
 
 
 def _qualified_name(frame: FrameType) -> str:
@@ -3564,6 +3566,8 @@ def _mako_line(line: _TemplateLine, names: dict[str, Any]) -> _TemplateLine:
     mako = sys.modules["mako.template"]
     info = mako._get_module_info(line.filename)
     numbers = mako.ModuleInfo.get_module_source_metadata(info.code, full_line_map=True)["full_line_map"]
+    if not numbers[line.lineno - 1]:
+        raise LookupError("Mako has added the line, as for the call of a <%def>")
     filename = str(info.template_filename or "")
     if not filename:  # a template that was made from a text, whose "uri" is its compiled module's
         import linecache
@@ -4837,10 +4841,11 @@ def _as_plain(value: Any) -> Any:
     return [_as_plain(part) for part in value] if isinstance(value, tuple) else value
 
 
-def write_fragment(report: Report) -> str:
+def write_fragment(report: Report, turbo_frame: str = "") -> str:
     """Return the report as a fragment for a page of the application's: with its own style, without script or ids.
 
-    It has the exception, the failing frame with its values, and the address of the whole page.
+    It has the exception, the failing frame with its values, and the address of the whole page.  Turbo takes only what
+    is in an element with the id of the `turbo_frame` for which it has asked.
     """
     (_, _, problem), *others = _tree_of(report.problems, "")
     place, parts = "", [problem.hint]
@@ -4854,7 +4859,9 @@ def write_fragment(report: Report) -> str:
         parts += [*(text.strip() for number, text in frame.source if number == frame.lineno), "\n".join(lines)]
     text = "\n\n".join(part for part in parts if part)
     newest = report.problems[-1]
-    return _fill_template(FRAGMENT, type=newest.type, message=newest.message, place=place, text=text, link=report.link)
+    shown = {"type": newest.type, "message": newest.message, "place": place, "text": text, "link": report.link}
+    fragment = _fill_template(FRAGMENT, **shown)
+    return _fill_template(TURBO_FRAME, id=turbo_frame, fragment=fragment) if turbo_frame else fragment
 
 
 # =====================================================================================================================
@@ -6521,7 +6528,7 @@ class _Exchange:
                 return write_json(Report((problem,), None, (), time.strftime("%Y-%m-%dT%H:%M:%S%z")))
             return _write_refusal(refusal._replace(reason=reason), kind, nonce)
         if is_fragment and kind == "text/html" and crash.report:
-            return write_fragment(crash.report)
+            return write_fragment(crash.report, self.asked.get("HTTP_TURBO_FRAME", ""))
         return self.debugger.shown(crash, kind, self.asked, nonce)
 
 
@@ -14733,6 +14740,8 @@ white-space:pre-wrap;overflow-wrap:anywhere" tabindex="0">{text}</pre>
 </div>
 """
 
+TURBO_FRAME = """<turbo-frame id="{id}">{fragment}</turbo-frame>"""
+
 EDITOR = """<option value="{link}"{selected}>{name}</option>"""
 
 # The exception's type, its module in a quieter color; its message, which scrolls in its place if it is long.
@@ -15228,7 +15237,7 @@ function makePrompt(element) {
     const key = control ? "^" + String.fromCharCode(event.keyCode) : event.key;
     const actions = {
       "Enter": !event.shiftKey && !event.isComposing && run,  // an input method's Enter takes its proposal
-      "Tab": completes && !event.shiftKey && /[\w.\[\])"']$|\b(import|from) $/.test(before) && complete,
+      "Tab": completes && !event.shiftKey && /[\p{L}\p{N}_.\[\])"']$|\b(import|from) $/u.test(before) && complete,
       "ArrowUp": !before.includes("\n") && !event.shiftKey && (() => recall(-1)),
       "ArrowDown": !after.includes("\n") && !event.shiftKey && (() => recall(1)),
       "Escape": () => find("summary", box.closest(".frame")).focus(),

@@ -4364,6 +4364,16 @@ class ReadingProblems(Reading):
             deep = group_type("deep", [deep, ValueError("x")])
         self.assertTrue(devserve.read_report(deep).problems)
 
+    @unittest.skipIf(sys.version_info < (3, 12), "type parameters came with Python 3.12")
+    def test_shows_the_source_of_a_type_alias_and_of_a_type_parameter(self) -> None:
+        for source, name in (
+            ("type A = list[1 / 0]\ndef view():\n    A.__value__\n", "A"),
+            ("class Box[\n    T: 1 / 0,\n]:\n    pass\ndef view():\n    Box.__type_params__[0].__bound__\n", "T"),
+        ):
+            frame = self.read(source).frames[-1]
+            self.assertEqual((frame.name, frame.missing), (name, ""))
+            self.assertIn("1 / 0", "".join(line.text for line in frame.source))
+
     def test_of_a_recursion_only_the_first_and_the_last_round_are_listed(self) -> None:
         problem = self.read("def down(n):\n    return down(n + 1)\ndef view():\n    down(0)\n")
         self.assertEqual(problem.type, "RecursionError")
@@ -5580,6 +5590,14 @@ class ReadingTemplates(Reading):
         frame = self.template(failure_of(lambda: lookup.get_template("page.mako").render(items=[0])))
         self.assertEqual((frame.lineno, frame.filename), (3, str(path)))
         self.assertIn("<b>${1 / item}</b>", [line.text for line in frame.source])
+
+    @needs("mako")
+    def test_shows_the_call_of_a_mako_def_and_not_what_mako_adds_for_it(self) -> None:
+        self.write("page.mako", '<%def name="row(n)">\n${1 / n}\n</%def>\n${row(0)}\n')
+        lookup = importlib.import_module("mako.lookup").TemplateLookup([str(self.folder)])
+        problem = devserve.read_report(failure_of(lambda: lookup.get_template("page.mako").render())).problems[-1]
+        lines = [frame.lineno for frame in problem.frames if frame.kind == "template"]
+        self.assertEqual(lines, [4, 2])
 
     @needs("mako")
     def test_shows_the_line_of_a_mako_template_that_was_made_from_a_text(self) -> None:
@@ -8379,7 +8397,9 @@ class DebuggerFragments(Debugged):
                 self.assertEqual((answer.status, answer.headers["Content-Type"]), (500, "text/html; charset=utf-8"))
                 page = Markup(answer.text)
                 self.assertFalse(page.tags & {"script", "html", "body", "head", "style", "form", "input", "template"})
-                self.assertFalse(page.attributes & {"id", "class", "onclick"})
+                is_framed = "Turbo_Frame" in headers  # Turbo takes the frame of that id out of the answer
+                self.assertEqual(answer.text.startswith('<turbo-frame id="cart">'), is_framed)
+                self.assertEqual(page.attributes & {"id", "class", "onclick"}, {"id"} if is_framed else set())
                 id = self.debugger.crashes.all()[0].id
                 for word in ("ZeroDivisionError", "number / 0", f"/__devserve__/crash/{id}"):
                     self.assertIn(word, answer.text)
