@@ -13531,7 +13531,8 @@ class _Runner:
         """Return the application, or after a failed reload one that shows the error, until the next save.
 
         At the first start, or without a watcher, an error is printed and None returned, which ends the process.
-        Raises an exception after a signal, and DevserveError at the first start, which `_start` prints.
+        Raises an exception after a signal, and DevserveError at the first start, which `_start` prints.  A child that
+        the module has forked ends as the first process would, whatever it raises.
         """
         try:
             try:
@@ -13551,10 +13552,12 @@ class _Runner:
                 call_safely(import_late_libraries)
                 self.loaded.set()
         except BaseException as error:  # a module that calls sys.exit() is broken like any other
-            if self.signals.stopped or (isinstance(error, DevserveError) and not self.reloaded):
+            is_child = os.getpid() != self.signals.pid
+            is_exit = is_child and not isinstance(error, Exception)
+            if self.signals.stopped or is_exit or (isinstance(error, DevserveError) and not self.reloaded):
                 raise
             self._show_failure(error)
-            if not self.reloaded or self.watcher is None:
+            if not self.reloaded or self.watcher is None or is_child:
                 return None
             self.watcher.failed(error)
             return BrokenApp(error)

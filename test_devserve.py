@@ -21276,6 +21276,35 @@ class ReloadIsTheSameProcess(Reload):
         served.wait_for(r"cut the thread 'poll': still running after its grace, at .*app.py, line 10")
         self.assertEqual(served.log.count("cut the thread"), 1)
 
+    def test_a_child_that_the_import_forks_ends_whatever_it_raises(self) -> None:
+        """It is no application whose import has failed, for which it would wait without end."""
+        forking = """
+            import os, pathlib
+            here, VERSION = pathlib.Path(__file__).parent, "v1"
+            for raises in (KeyboardInterrupt, SystemExit, LookupError):
+                child = os.fork()
+                if not child:
+                    (here / f"{VERSION}-{os.getpid()}").touch()
+                    raise raises(3)
+                status = os.waitpid(child, 0)[1] >> 8
+                (here / f"{VERSION}-{raises.__name__}-{status}").touch()
+            def app(environ, start_response):
+                start_response("200 OK", [("Content-Type", "application/json")])
+                return [b'{"version": "%b"}' % VERSION.encode()]
+        """
+        path = self.write(
+            "app.py", textwrap.dedent(forking).replace('b\'{"version": "%s"}\'', 'b\'{"version": "%b"}\'')
+        )
+        served = self.serve("app", "--reload")
+        client = self.connect(served)
+        self.assertEqual(client.ask().json["version"], "v1")
+        path.write_text(path.read_text().replace('"v1"', '"v2"'))
+        self.reaches(client, "v2")
+        for version in ("v1", "v2"):
+            ended = {each.name.partition("-")[2] for each in self.folder.glob(f"{version}-*-*")}
+            self.assertEqual(ended, {"KeyboardInterrupt-0", "SystemExit-3", "LookupError-1"}, version)
+        self.assertEqual(served.log.count("LookupError: 3"), 2)
+
     def test_what_runs_before_the_exit_handlers_runs_too_except_that_nobody_waits_for_threads(self) -> None:
         told: list[str] = []
         waits = functools.partial(told.append, "waits")
