@@ -21292,9 +21292,7 @@ class ReloadIsTheSameProcess(Reload):
                 start_response("200 OK", [("Content-Type", "application/json")])
                 return [b'{"version": "%b"}' % VERSION.encode()]
         """
-        path = self.write(
-            "app.py", textwrap.dedent(forking).replace('b\'{"version": "%s"}\'', 'b\'{"version": "%b"}\'')
-        )
+        path = self.write("app.py", textwrap.dedent(forking))
         served = self.serve("app", "--reload")
         client = self.connect(served)
         self.assertEqual(client.ask().json["version"], "v1")
