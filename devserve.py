@@ -12676,7 +12676,8 @@ def restart_process(
     message, fds = launch.message(handover)
     if launch.parent is not None:
         ready()
-        _send(_connect(launch.parent.address) if launch.parent.address else launch.parent.line, message, fds)
+        line = _connect(launch.parent.address) if launch.parent.address else launch.parent.line
+        _send(line, message, fds)  # kept until the end: `-X dev` would warn of a temporary that is not closed
         os._exit(_RELOAD_STATUS)
     _exec(launch, message, fds, ready)
 

@@ -21869,6 +21869,17 @@ class ReloadBySpawning(Reload):
         with Client(served.port) as fresh:
             self.reaches(fresh, "v4")
 
+    def test_no_resource_of_ours_is_warned_of(self) -> None:
+        for start in (self.spawn, self.serve):
+            self.save("v1")
+            served = start("app", "--debug", env={"PYTHONDEVMODE": "1"})
+            client = self.connect(served)
+            client.ask()
+            self.save("v2")
+            self.reaches(client, "v2")
+            served.stop()
+            self.assertNotIn("Warning", served.log)
+
     def test_an_interrupt_that_meets_a_reload_ends_with_status_0(self) -> None:
         for moment in (0.02, 0.05, 0.1, 0.2):
             with self.subTest(moment):
