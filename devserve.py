@@ -5664,7 +5664,7 @@ class Guard:
 
         Origins, which have a port, are trusted only when they were named: another server may be bound to the address.
         """
-        named = [host.lower() if host.isascii() else host.encode("idna").decode() for host in trusted_hosts]
+        named = [re.sub(r"[^.:]*[^\x00-\x7f][^.:]*", _ascii_label, host.lower()) for host in trusted_hosts]
         self.trusted_hosts = frozenset(_host_name(host) or host for host in [*named, *bound_hosts])
         self.trusted_origins = frozenset(named)
 
@@ -6003,6 +6003,11 @@ def _is_browser(environ: Mapping[str, Any]) -> bool:
     """Return whether the client shares its cookies between ports: all browsers call themselves Mozilla."""
     named = str(environ.get("HTTP_USER_AGENT", "")).startswith("Mozilla/")
     return named or any(name.startswith("HTTP_SEC_FETCH_") for name in environ)
+
+
+def _ascii_label(label: re.Match[str]) -> str:
+    """Return a label of a name in another alphabet as browsers send it (RFC 5891)."""
+    return "xn--" + label[0].encode("punycode").decode()
 
 
 def _host_name(host: str) -> Optional[str]:
@@ -13720,7 +13725,7 @@ class _Runner:
             try:
                 if self.bridge:
                     self.bridge.stop(_GRACE)
-                if phase == _SERVING:
+                elif phase == _SERVING:
                     self._await_threads(deadline)
                 if self._enter(_LEAVING):
                     sockets = {"listener": self.handover.sockets["listener"], "waiting": waiting}
@@ -13738,15 +13743,18 @@ class _Runner:
     def _await_threads(self, deadline: float) -> None:
         """Wait for what requests have left to threads, such as a mail to send, as the interpreter does at its end.
 
-        Threads that work in the application's code are waited for, until `deadline`, except those from before the
-        first request, which may well work without end, and daemons.  Those of a ThreadPoolExecutor are none, though
-        they have inherited the mark from the thread of a request.
+        Threads that work in the application's code are waited for, until `deadline`: those of a ThreadPoolExecutor,
+        and others that are no daemons and were not there before the first request, as they may work without end.
+        Those that an ASGI application's requests wait for have ended with these, or serve a stream that was cut.
         """
         pooled = getattr(sys.modules.get("concurrent.futures.thread"), "_threads_queues", ())
         while True:
-            threads = [each for each in threading.enumerate() if not each.daemon or each in pooled]
-            places = {each: thread_position(each.ident) for each in threads if each not in self.first_threads}
-            at_work = {each: place for each, place in places.items() if place}
+            at_work = {}
+            for thread in threading.enumerate():
+                is_due = thread in pooled or not (thread.daemon or thread in self.first_threads)
+                place = thread_position(thread.ident) if is_due else ""
+                if place:
+                    at_work[thread] = place
             if not at_work or time.monotonic() > deadline:
                 break
             native_sleep(_THREADS_INTERVAL)

@@ -7625,9 +7625,10 @@ class GuardSecrets(Debugged):
         self.assertEqual(self.ask("/__devserve__/console", Origin="http://evil.example").status, 403)
 
     def test_a_trusted_name_in_another_alphabet_is_the_one_that_browsers_send(self) -> None:
-        guard = devserve.Guard("1", 0, ["Müller.example:5000"])
-        self.assertEqual(guard.trusted_hosts, {"xn--mller-kva.example"})
-        self.assertEqual(guard.trusted_origins, {"xn--mller-kva.example:5000"})
+        guard = devserve.Guard("1", 0, ["Müller.example:5000", "STRASSE.de", "straße.de", "ü..de", "en.日本:80"])
+        hosts = {"xn--mller-kva.example", "strasse.de", "xn--strae-oqa.de", "xn--tda..de", "en.xn--wgv71a"}
+        self.assertEqual(guard.trusted_hosts, hosts)
+        self.assertLessEqual({"xn--mller-kva.example:5000", "en.xn--wgv71a:80"}, guard.trusted_origins)
 
     def test_a_name_that_could_be_rebound_reads_neither_source_nor_values(self) -> None:
         for host in ("evil.example", "localhost.evil.example", "1.2.3.4.evil.example", "a!b", "2130706433", "::1"):
@@ -21232,6 +21233,7 @@ class ReloadIsTheSameProcess(Reload):
     THREADS = """
         import concurrent.futures, json, pathlib, threading, time
         VERSION, pool, here = "v1", concurrent.futures.ThreadPoolExecutor(2), pathlib.Path(__file__).parent
+        pool.submit(int)  # a thread of it is there before the first request
         def work(name):
             while not (here / "go").exists():
                 time.sleep(0.01)
@@ -21273,7 +21275,7 @@ class ReloadIsTheSameProcess(Reload):
         path.write_text(path.read_text().replace('"v1"', '"v2"'))
         client = self.connect(served)
         self.reaches(client, "v2")
-        served.wait_for(r"cut the thread 'poll': still running after its grace, at .*app.py, line 10")
+        served.wait_for(r"cut the thread 'poll': still running after its grace, at .*app.py, line 11")
         self.assertEqual(served.log.count("cut the thread"), 1)
 
     def test_a_child_that_the_import_forks_ends_whatever_it_raises(self) -> None:
