@@ -13016,6 +13016,11 @@ class Supervisor:
             if status != _RELOAD_STATUS:
                 return 128 - status if status < 0 else status  # a negative status is the signal that killed it
 
+    def close(self) -> None:
+        """Close the listeners."""
+        for listener in self.listeners:
+            listener.close()
+
     def _relay(self, number: int, frame: object) -> None:
         """Pass a signal on to the child, if it has not got it from the terminal (as a signal handler)."""
         if number != getattr(signal, "SIGHUP", None):
@@ -13301,7 +13306,8 @@ def _start(
             )
             config = config._replace(reload=False)
         if config.reload and launch.must_supervise:
-            return Supervisor(launch, _listen_for(config, {}, in_code=in_code)).run()
+            with contextlib.closing(Supervisor(launch, _listen_for(config, {}, in_code=in_code))) as supervisor:
+                return supervisor.run()
         for warning in warnings:  # a parent has returned above, as its child prints the same; and each is printed once
             if warning not in notes.get("warnings", ()):
                 terminal.warn(warning)
