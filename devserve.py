@@ -5054,7 +5054,8 @@ class Console:
             else:
                 value = eval(code, self.namespace)
             if code.co_flags & _CO_COROUTINE:
-                self.run_coroutine(value)
+                value = self.run_coroutine(value)
+            sys.displayhook(value)
         return statements is None
 
     def complete(self, code: str) -> tuple[int, list[str]]:
@@ -5087,7 +5088,10 @@ def _plain_code(code: str) -> str:
 
 
 def _compile_statements(code: str) -> Optional[list[CodeType]]:
-    """Return the statements, which show the values of expressions by `sys.displayhook`; None if one is incomplete.
+    """Return the statements; None if the last one is incomplete.
+
+    An expression has its value, which is shown in the console's thread: a repr may ask a database.  Other statements
+    show the values of the expressions inside of them themselves, by `sys.displayhook`.
 
     A block goes on until an empty line, as at a prompt, unless several statements come at once, as by pasting.
     """
@@ -5105,7 +5109,12 @@ def _compile_statements(code: str) -> Optional[list[CodeType]]:
     # Without the __future__ of this file, but with `await` outside of functions:
     bare_compile = partial(compile, flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
     body = ast.parse(code, _CONSOLE_FILE).body
-    return [bare_compile(ast.Interactive([statement]), _CONSOLE_FILE, "single") for statement in body]
+    return [
+        bare_compile(ast.Expression(each.value), _CONSOLE_FILE, "eval")
+        if isinstance(each, ast.Expr)
+        else bare_compile(ast.Interactive([each]), _CONSOLE_FILE, "single")
+        for each in body
+    ]
 
 
 def _console_traceback(error: BaseException) -> str:
@@ -11650,7 +11659,7 @@ class _Contents:
 
     def read_later(self, paths: Iterable[str]) -> None:
         """Queue files whose bytes are not known in their known state, for `read_some`."""
-        self._unread += [path for path in paths if self.seen.get(path, (None,))[0] != self._states[path]]
+        self._unread += [path for path in paths if path not in self.seen or self.seen[path][0] != self._states[path]]
 
     def read_some(self) -> None:
         """Read queued files, for about `_CHORES` seconds."""
@@ -13714,9 +13723,10 @@ class _Runner:
             return
         try:
             _tls_of(self.config, self.terminal)
-        except DevserveError as error:  # as while a certificate is renewed
-            self.terminal.error(f"{error}; the old code serves on until the next save")
-            return
+        except DevserveError as error:
+            if error.__cause__:  # the files are there, and may be being renewed; `.env` may have other names for them
+                self.terminal.error(f"{error}; the old code serves on until the next save")
+                return
         self._show_banner()  # a save in the first moments of an import may come before it
         more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
         what = _BY_HAND if paths == [_BY_HAND] else f"{escape_controls(short_path(paths[0]))}{more} changed"

@@ -6250,11 +6250,25 @@ class ConsolePrompt(unittest.TestCase):
             sys.displayhook(2)
         self.assertEqual(printed.getvalue(), "2\n", "another prompt's")
 
+    def test_shows_what_was_awaited_outside_of_the_loop(self) -> None:
+        """Its repr may ask a database, which Django forbids on a loop."""
+        self.typed("""\
+            import asyncio
+            class Row:
+                def __repr__(self):
+                    return str(asyncio._get_running_loop())
+            async def get():
+                return Row()
+            """)
+        self.assertEqual(self.typed("await get()"), "None\n")
+        self.assertEqual(self.typed("[await get() for _ in 'ab']"), "[None, None]\n")
+
     def test_shows_where_a_repr_fails(self) -> None:
         self.typed("class Odd:\n    def __repr__(self): return 1 / 0\n")
-        files = re.findall('File "(.+?)"', self.typed("Odd()"))
-        self.assertEqual(files.count("<console>"), 2)
-        self.assertNotIn(devserve.__file__, files)
+        for code, frames in (("Odd()", 1), ("if number:\n    Odd()\n", 2)):
+            files = re.findall('File "(.+?)"', self.typed(code))
+            self.assertEqual(files.count("<console>"), frames)
+            self.assertNotIn(devserve.__file__, files)
 
     def test_remembers_assignments_and_the_last_value(self) -> None:
         self.typed("a = 5")
@@ -18629,6 +18643,7 @@ class CommandLineMistakes(InEmptyEnvironment):
 
     def test_a_command_of_another_program_is_answered_by_the_one_to_type(self) -> None:
         self.write("hello.py", "")
+        self.write("local.yml", "")
         for words, remedy in self.WORDS.items():
             with self.subTest(words):
                 self.assertIn(remedy.format(" ".join(devserve.own_command())), self.refused(*words.split()))
