@@ -112,7 +112,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict, defaultdict, deque, namedtuple
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextvars import Context, ContextVar, copy_context
 from functools import partial
 from types import (
@@ -13403,6 +13403,17 @@ def _listen_for(config: Config, notes: Mapping[str, Any], *, in_code: bool) -> H
     return Handover(sockets, {**notes, "socket_file": socket_file})
 
 
+def _threads_at_work() -> dict[threading.Thread, str]:
+    """Return the threads that work in the application's code, each with the place, without the main one.
+
+    They are those of a ThreadPoolExecutor, and others that are no daemons: daemons end with the process.
+    """
+    pooled = getattr(sys.modules.get("concurrent.futures.thread"), "_threads_queues", ())
+    others = [each for each in threading.enumerate() if each is not threading.main_thread()]
+    places = {each: thread_position(each.ident) for each in others if each in pooled or not each.daemon}
+    return {each: place for each, place in places.items() if place}
+
+
 class _Runner:
     """The life of one process: it takes over what the last one left, loads, serves, and leaves to the next.
 
@@ -13454,7 +13465,7 @@ class _Runner:
         self.adopting = native_threading.Lock()
         self.loaded = native_threading.Event()  # set when the application has been loaded, or has failed to load
         self.banner_shown = self.reloaded
-        self.first_threads: Iterable[threading.Thread] = ()  # those that ran when the first request was let in
+        self.first_threads: Container[threading.Thread] = ()  # those that were at work before the first request
         self.status = 1  # becomes 0 when `serve_forever` returns without an exception
 
     # -- what the machines are made from
@@ -13635,7 +13646,7 @@ class _Runner:
         again, or when a reload or the end came first."""
         with self.adopting:
             if self._enter(_SERVING):
-                self.first_threads = threading.enumerate()
+                self.first_threads = _threads_at_work()
                 self.server.adopt(socket.socket(fileno=fd) for fd in self.handover.sockets["waiting"])
                 threading.Thread(target=self._serve, name="devserve acceptor", daemon=True).start()
 
@@ -13759,18 +13770,12 @@ class _Runner:
     def _await_threads(self, deadline: float) -> None:
         """Wait for what requests have left to threads, such as a mail to send, as the interpreter does at its end.
 
-        Threads that work in the application's code are waited for, until `deadline`: those of a ThreadPoolExecutor,
-        and others that are no daemons and were not there before the first request, as they may work without end.
-        Those that an ASGI application's requests wait for have ended with these, or serve a stream that was cut.
+        Those that were at work before the first request are not waited for, as they may be so without end; nor is any
+        after `deadline`.  Those that an ASGI application's requests wait for have ended with these, or serve a stream
+        that was cut.
         """
-        pooled = getattr(sys.modules.get("concurrent.futures.thread"), "_threads_queues", ())
         while True:
-            at_work = {}
-            for thread in threading.enumerate():
-                is_due = thread in pooled or not (thread.daemon or thread in self.first_threads)
-                place = thread_position(thread.ident) if is_due else ""
-                if place:
-                    at_work[thread] = place
+            at_work = {each: place for each, place in _threads_at_work().items() if each not in self.first_threads}
             if not at_work or time.monotonic() > deadline:
                 break
             native_sleep(_THREADS_INTERVAL)
@@ -14522,7 +14527,8 @@ def _check_apps(apps: Sequence[str], argv: Sequence[str]) -> None:
     """Raise DevserveError unless a command names a single application, which is none of _MISTAKES."""
     for option, first, second in zip(argv, argv[1:], argv[2:]):
         is_listed = option in ("--extra-files", "--exclude-patterns") and second in apps and os.path.exists(first)
-        if is_listed and (len(apps) > 1 or not second.endswith(".py")) and os.path.isfile(second):  # the shell's work
+        is_python = len(apps) == 1 and os.path.splitext(second)[1] in ("", ".py", ".pyw", ".wsgi")
+        if is_listed and os.path.isfile(second) and not is_python:  # the shell's work
             raise DevserveError(f"{option} takes one value, and {second} is another; put a pattern in quotes")
     if len(apps) == 1 and _is_there(apps[0].partition(":")[0]) and "devserve" not in apps[0]:
         return  # without the patterns, which take milliseconds to compile

@@ -18642,8 +18642,9 @@ class CommandLineMistakes(InEmptyEnvironment):
                 self.assertIn(remedy, self.refused("hello", *words.split()))
 
     def test_a_command_of_another_program_is_answered_by_the_one_to_type(self) -> None:
-        self.write("hello.py", "")
-        self.write("local.yml", "")
+        for name in ("hello.py", "local.yml", "serve.wsgi"):
+            self.write(name, "")
+        self.assertEqual(read_command("--extra-files", "local.yml", "serve.wsgi").app, "serve.wsgi")
         for words, remedy in self.WORDS.items():
             with self.subTest(words):
                 self.assertIn(remedy.format(" ".join(devserve.own_command())), self.refused(*words.split()))
@@ -21248,7 +21249,7 @@ class ReloadIsTheSameProcess(Reload):
     THREADS = """
         import concurrent.futures, json, pathlib, threading, time
         VERSION, pool, here = "v1", concurrent.futures.ThreadPoolExecutor(2), pathlib.Path(__file__).parent
-        pool.submit(int)  # a thread of it is there before the first request
+        pool.submit(int).result()  # a thread of it is there before the first request
         def work(name):
             while not (here / "go").exists():
                 time.sleep(0.01)
@@ -21257,6 +21258,7 @@ class ReloadIsTheSameProcess(Reload):
             while True:
                 time.sleep(0.01)
         threading.Thread(target=endless).start()
+        concurrent.futures.ThreadPoolExecutor(1).submit(endless)
         JOBS = {
             "/pool": lambda: pool.submit(work, "pool"),
             "/thread": lambda: threading.Thread(target=work, args=("thread",), daemon=False).start(),
