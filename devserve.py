@@ -2657,8 +2657,8 @@ def _flask_files(app: Any) -> _FrameworkFiles:
     """
     loaders = [each.jinja_loader for each in (app, *app.blueprints.values())]
     for loader in loaders:  # a ChoiceLoader or PrefixLoader has others
-        inner = getattr(loader, "loaders", None) or getattr(loader, "mapping", None) or ()
-        loaders += inner.values() if isinstance(inner, dict) else inner
+        held = own_dict(loader)
+        loaders += [*(held.get("loaders") or ()), *(held.get("mapping") or {}).values()]
     paths = [os.path.abspath(path) for loader in loaders for path in getattr(loader, "searchpath", ())]
     folders = [path.replace(os.sep, "/") for path in paths if not is_library(path, "")]
     config = re.escape(app.instance_path.replace(os.sep, "/")) + r"/[^/]+\.(py|cfg)"
@@ -13404,14 +13404,19 @@ def _listen_for(config: Config, notes: Mapping[str, Any], *, in_code: bool) -> H
 
 
 def _threads_at_work() -> dict[threading.Thread, str]:
-    """Return the threads that work in the application's code, each with the place, without the main one.
+    """Return the threads that work for the application, each with the place where it is in its code.
 
-    They are those of a ThreadPoolExecutor, and others that are no daemons: daemons end with the process.
+    They are those of a ThreadPoolExecutor that have a job, and others that are no daemons, which end with the process.
     """
-    pooled = getattr(sys.modules.get("concurrent.futures.thread"), "_threads_queues", ())
-    others = [each for each in threading.enumerate() if each is not threading.main_thread()]
-    places = {each: thread_position(each.ident) for each in others if each in pooled or not each.daemon}
-    return {each: place for each, place in places.items() if place}
+    pool = sys.modules.get("concurrent.futures.thread")
+    job = pool._WorkItem.run.__code__ if pool else None
+    at_work = {}
+    for thread in threading.enumerate():
+        codes = [frame.f_code for frame in outer_frames(sys._current_frames().get(thread.ident or 0))]
+        place = thread_position(thread.ident)
+        if job in codes or (place and not thread.daemon and thread is not threading.main_thread()):
+            at_work[thread] = place or "a place in a library"
+    return at_work
 
 
 class _Runner:

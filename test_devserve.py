@@ -21247,7 +21247,7 @@ class ReloadIsTheSameProcess(Reload):
         self.assertEqual(served.log.count("handler of v1"), 1)
 
     THREADS = """
-        import concurrent.futures, json, pathlib, threading, time
+        import concurrent.futures, json, os, pathlib, threading, time
         VERSION, pool, here = "v1", concurrent.futures.ThreadPoolExecutor(2), pathlib.Path(__file__).parent
         pool.submit(int).result()  # a thread of it is there before the first request
         def work(name):
@@ -21261,6 +21261,7 @@ class ReloadIsTheSameProcess(Reload):
         concurrent.futures.ThreadPoolExecutor(1).submit(endless)
         JOBS = {
             "/pool": lambda: pool.submit(work, "pool"),
+            "/library": lambda: pool.submit(os.system, "while [ ! -e go ]; do sleep 0.01; done; touch done-library"),
             "/thread": lambda: threading.Thread(target=work, args=("thread",), daemon=False).start(),
             "/daemon": lambda: threading.Thread(target=endless, daemon=True).start(),
             "/timer": lambda: threading.Timer(100, endless).start(),
@@ -21275,14 +21276,16 @@ class ReloadIsTheSameProcess(Reload):
     def test_what_requests_have_left_to_threads_is_waited_for(self) -> None:
         path = self.write("app.py", textwrap.dedent(self.THREADS))
         served = self.serve("app", "--reload")
-        for job in ("/pool", "/thread", "/daemon", "/timer"):
+        for job in ("/pool", "/thread", "/library", "/daemon", "/timer"):
             self.assertEqual(served.ask(job).status, 200)
         path.write_text(path.read_text().replace('"v1"', '"v2"'))
         served.wait_for("reloading")
         self.assertFalse([*self.folder.glob("done-*")])
         self.write("go", "")
         self.assertEqual(self.connect(served).ask().json["version"], "v2")
-        self.assertEqual({each.name for each in self.folder.glob("done-*")}, {"done-pool", "done-thread"})
+        self.assertEqual(
+            {each.name for each in self.folder.glob("done-*")}, {"done-pool", "done-thread", "done-library"}
+        )
         self.assertNotIn("cut", served.log)
 
     def test_a_thread_that_does_not_end_is_cut_with_a_word(self) -> None:
