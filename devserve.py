@@ -11226,10 +11226,11 @@ class _ImportRecorder:
     """
 
     def __init__(self, cwd: str) -> None:
-        self.loaded: deque[tuple[str, _State, bool]] = deque()  # path, state, and whether importlib reads it now
+        self.loaded: deque[tuple[str, _State, bool]] = deque()  # path, state, and whether that is the known one now
         self.missed: deque[tuple[str, Optional[list[str]]]] = deque()  # a module's last name, and its package's path
         # Files that the import has read last, or tried to: a save of one may mend it.
         self.opened: deque[str] = deque(maxlen=_OPENED_LIMIT)
+        self._imported: set[str] = set()  # the files of modules
         self._cwd = cwd
         self._endings: tuple[str, ...] = ("",)  # of the files that are noted when they are compiled
         self._replaced: list[tuple[Any, str, Any, Any]] = []  # owner, name, what was there, and what replaces it
@@ -11247,10 +11248,15 @@ class _ImportRecorder:
         path_stats = SourceFileLoader.path_stats
 
         def noted_path_stats(loader: SourceFileLoader, path: str) -> Mapping[str, Any]:
-            state = _state(path)
-            self.loaded.append((os.path.join(self._cwd, path), state, True))
+            state, full_path = _state(path), os.path.join(self._cwd, path)
+            callers = [frame.f_code.co_name for frame in itertools.islice(outer_frames(sys._getframe(1)), 3)]
+            is_import = callers[2:] == ["_load_unlocked"]  # else it is `importlib.reload`, or a template engine
+            # Imported again, as its first import has failed here: half of that may be left, so its mend is a change.
+            self.loaded.append((full_path, state, not (is_import and full_path in self._imported)))
+            if is_import:
+                self._imported.add(full_path)
             stats = path_stats(loader, path)
-            for_import = sys._getframe(1).f_code.co_name == "get_code"  # `py_compile` calls us too, to write bytecode
+            for_import = callers[0] == "get_code"  # `py_compile` calls us too, to write bytecode
             edited = max(stats["mtime"], state[3] / 1e9 if state else 0.0)  # as `cp -p` keeps an old mtime
             if for_import and edited > time.time() - _YOUNG and not is_library(path, self._cwd):
                 raise OSError("too young to be told from its bytecode")  # so importlib neither reads nor writes any
@@ -11428,11 +11434,11 @@ class _Files:
         while self.recorder.missed:
             self._await(*self.recorder.missed.popleft())
         while self.recorder.loaded:
-            path, state, again = self.recorder.loaded.popleft()
+            path, state, is_known = self.recorder.loaded.popleft()
             path = os.path.normpath(path)
             self._add_loaded(path, state)
-            # When importlib reads it now, or the application has just made it, what was read is the known state.
-            if path in self.states and (again or self.states[path] is None):
+            # When importlib reads it, or the application has just made it, what was read is the known state.
+            if path in self.states and (is_known or self.states[path] is None):
                 self.states[path] = state
         if len(sys.modules) != len(self._modules):
             self._adopt_modules()

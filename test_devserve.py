@@ -15621,6 +15621,21 @@ class ReloaderImports(ReloaderWatching):
             __import__(name)
             self.assertFalse(self.cached(f"{name}.py").exists(), name)
 
+    def test_a_module_whose_import_has_failed_here_is_a_change_when_it_is_imported_again(self) -> None:
+        """Half of the first import may be left, such as what it has registered."""
+        self.write("late_r.py", "import no_such_r")
+        self.write("late_s.py", "x = 1")
+        with mock.patch.object(devserve, "_INTERVAL", 0.3):  # so that requests come first
+            self.start()
+            self.assertRaises(ImportError, __import__, "late_r")
+            module = __import__("late_s")
+            self.let_it_look()
+            self.write("late_s.py", "x = 22")
+            importlib.reload(module)
+            self.write("late_r.py", "x = 1")
+            __import__("late_r")
+            self.assertEqual(self.said(), [["late_r.py"]])
+
     def test_whoever_compiles_a_young_source_himself_gets_its_bytecode(self) -> None:
         path = self.write("young_d.py", "x = 1")  # as Chameleon does with each template
         self.make()
