@@ -11731,7 +11731,8 @@ class _Overwritten:
             return False
         if before < _REPEATED:
             self._warn(
-                f"{path} is written again and again: it reloads nothing until it rests for {_HEELS:.0f} s;"
+                f"{path} is written again and again: it reloads nothing until it has rested for {_HEELS:.0f} s and is"
+                " written once more;"
                 " --exclude-patterns leaves it out"
             )
         self._left_out[path] = time.monotonic()
@@ -12724,9 +12725,12 @@ def _run_exit_handlers(main_thread: Optional[MainThread] = None) -> None:
     If they take longer, they may be waiting for processes of `multiprocessing`, which are ended then.
     """
 
+    waits = getattr(sys.modules.get("concurrent.futures.thread"), "_python_exit", None)  # for threads, without end
+
     def exit_handlers() -> None:
         for handler in reversed(getattr(threading, "_threading_atexits", ())):  # the interpreter's first step
-            if getattr(handler, "func", handler).__module__ != "concurrent.futures.thread":  # it waits for threads
+            held = [cell.cell_contents for cell in getattr(handler, "__closure__", None) or ()]  # since Python 3.13
+            if waits not in (getattr(handler, "func", None), *held):
                 call_safely(handler)
         atexit._run_exitfuncs()
 
@@ -13198,6 +13202,7 @@ _UNWIND_SECONDS = 2.0  # that a program around ours has to end in its own way; c
 _GRACE = 5.0  # seconds from its own start that a request may take while a reload waits for it
 _THREADS_INTERVAL = 0.02  # seconds between two looks at what threads do that a reload waits for
 _LAST_LINE_GRACE = 0.5  # seconds from its own start in which a request still gets its line when a signal ends us
+_LAST_JOBS_GRACE = 2.0  # seconds that jobs of a ThreadPoolExecutor may take then, for which the interpreter waits too
 _WAKE_INTERVAL = 0.5  # seconds after which a signal is handled that came just before the main thread fell asleep
 _GREEN_INTERVAL = 0.05  # seconds after which the greenlets' thread looks again whether another thread wants a call
 _FORK_PATIENCE = (
@@ -13851,8 +13856,8 @@ class _Runner:
     def _end(self) -> None:
         """End the process at once (in the thread "devserve end"): one signal is enough, whatever the application does.
 
-        An ASGI application is shut down, but requests are not waited for, except those that have just begun: a client
-        may have its answer already.
+        An ASGI application is shut down, and jobs of a pool may end, unless another signal comes.  Requests are not
+        waited for, except those that have just begun: a client may have its answer already.
         """
         if self.is_settling:
             return  # a second signal; the thread of the first one ends the process in a moment
@@ -13860,11 +13865,14 @@ class _Runner:
         self.server.settle(_LAST_LINE_GRACE)
         self.is_settling = False
         self._tidy_up()
+        phase = self.phase
         if not self._enter(_LEAVING):
             os._exit(0)  # a restart is under way and runs the exit handlers, or the main thread ends the process
         if self.bridge:
             bridge = self.bridge
             self._run_in_server_thread(lambda: bridge.stop(0.0), _GRACE)
+        elif phase == _SERVING:
+            self._await_threads(time.monotonic() + _LAST_JOBS_GRACE)
         end_process(0, self.main_thread)  # it flushes the log, and waits for a full pipe only for a while
 
     def close(self) -> None:

@@ -21303,6 +21303,16 @@ class ReloadIsTheSameProcess(Reload):
         )
         self.assertNotIn("cut", served.log)
 
+    def test_a_job_of_a_pool_ends_before_the_process_does(self) -> None:
+        self.write("app.py", textwrap.dedent(self.THREADS))
+        served = self.serve("app", "--reload")
+        self.assertEqual(served.ask("/pool").status, 200)
+        served.process.send_signal(signal.SIGINT)
+        time.sleep(0.2)  # it would be over by then
+        self.write("go", "")
+        self.assertEqual(served.process.wait(DEADLINE), 0)
+        self.assertEqual([each.name for each in self.folder.glob("done-*")], ["done-pool"])
+
     def test_a_thread_that_does_not_end_is_cut_with_a_word(self) -> None:
         path = self.write("app.py", textwrap.dedent(self.THREADS))
         served = self.serve("app", "--reload", script=self.patched(_GRACE=0.2))
@@ -21342,13 +21352,15 @@ class ReloadIsTheSameProcess(Reload):
 
     def test_what_runs_before_the_exit_handlers_runs_too_except_that_nobody_waits_for_threads(self) -> None:
         told: list[str] = []
-        waits = functools.partial(told.append, "waits")
-        partial = mock.Mock(func=mock.Mock(__module__="concurrent.futures.thread"), side_effect=waits)
-        handlers = [functools.partial(told.append, "first"), partial, functools.partial(told.append, "second"), abs]
+        pool: Any = importlib.import_module("concurrent.futures.thread")
         with (
-            mock.patch.object(threading, "_threading_atexits", handlers),
+            mock.patch.object(threading, "_threading_atexits", []),
+            mock.patch.object(pool, "_python_exit", lambda: told.append("waits")),
             mock.patch.object(devserve, "atexit") as late,
         ):
+            for handler in (functools.partial(told.append, "first"), pool._python_exit, abs):
+                vars(threading)["_register_atexit"](handler)
+            vars(threading)["_register_atexit"](told.append, "second")
             late._run_exitfuncs = lambda: told.append("late")
             devserve._run_exit_handlers()
         self.assertEqual(told, ["second", "first", "late"])
