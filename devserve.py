@@ -3411,6 +3411,9 @@ def _read_source(filename: str, module_globals: Optional[Mapping[str, Any]] = No
 def _shown_line(line: str, start: int, end: int) -> tuple[str, int, int]:
     """Return a source line and the columns of its mark as they are shown; a long line is cut around its mark."""
     begin = max(0, min(start, end - _LINE_LIMIT // 2)) if end > _LINE_LIMIT else 0
+    if begin:  # not inside of a string, whose end would look like the beginning of another
+        spans = code_tokens([line])[0]
+        begin = next((stop for first, stop, _ in spans if first < begin < stop <= start), begin)
     stop = begin + _LINE_LIMIT
     pieces = line[begin : min(start, stop)], line[start : min(end, stop)], line[end:stop]
     before, marked, after = (escape_unprintable(piece, "\t") for piece in pieces)
@@ -14950,7 +14953,8 @@ summary:hover::before { border-color: var(--ink) }
 .l::before { content: attr(data-n); position: absolute; left: 0; width: calc(var(--gutter) - 16px); text-indent: 0;
   text-align: right; color: var(--comment); font-size: 12px }
 .i1 { --hang: 8ch } .i2 { --hang: 12ch } .i3 { --hang: 16ch } .i4 { --hang: 20ch } .i5 { --hang: 24ch }
-.l.at { background: var(--warm); box-shadow: inset 3px 0 var(--warm-rule) }
+.l.at { background: var(--warm); box-shadow: inset 3px 0 var(--warm-rule);
+  outline: 1px solid transparent; outline-offset: -1px } /* which forced colors show, and no shadow */
 .l.at::before { color: var(--ink) }
 mark { background: none; color: inherit; padding: 1px 0; box-shadow: inset 0 -2px var(--warm-rule) }
 .hot .l.at { background: var(--blush); box-shadow: inset 3px 0 var(--red) }

@@ -4374,6 +4374,13 @@ class ReadingProblems(Reading):
             self.assertEqual((frame.name, frame.missing), (name, ""))
             self.assertIn("1 / 0", "".join(line.text for line in frame.source))
 
+    @unittest.skipUnless(sys.version_info >= (3, 11) and sys.implementation.name == "cpython", "needs far columns")
+    def test_a_line_that_is_cut_begins_outside_of_a_string(self) -> None:
+        for width in (7, 8, 9, 400):
+            texts = ["x" * width] * 5000
+            frame = self.read(f"def view():\n    v = 3; t = {texts!r}; return 1 / (v - 3)\n").frames[-1]
+            self.assertEqual([v.name for v in frame.variables if v.used], ["v"], width)
+
     def test_of_a_recursion_only_the_first_and_the_last_round_are_listed(self) -> None:
         problem = self.read("def down(n):\n    return down(n + 1)\ndef view():\n    down(0)\n")
         self.assertEqual(problem.type, "RecursionError")
