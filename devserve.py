@@ -5058,7 +5058,7 @@ class Console:
                 value = eval(code, self.namespace)
             if code.co_flags & _CO_COROUTINE:
                 value = self.run_coroutine(value)
-            sys.displayhook(value)
+            sys.displayhook(value)  # which is `_show`
         return statements is None
 
     def complete(self, code: str) -> tuple[int, list[str]]:
@@ -11526,10 +11526,10 @@ class _Files:
         for path in (*places, *read):
             self.add(path, self._first_state(path, self.since))
         on_path = [os.path.abspath(folder) for folder in sys.path if isinstance(folder, str)] if places else []
-        for folder in (
-            folder for folder in on_path if is_library(folder, self.cwd)
-        ):  # an editable install adds a .pth
-            self.add_tree(folder, _Wants(re.compile(r".*\.pth").fullmatch, folder.count(os.sep) + 1))
+        for folder in on_path:
+            if is_library(folder, self.cwd):  # where an editable install adds a .pth file
+                is_pth = re.compile(r".*\.pth").fullmatch
+                self.add_tree(folder, _Wants(is_pth, folder.count(os.sep) + 1))
         for folder in self._project_folders([self.cwd, *sys.path]):
             self.add_tree(folder, _Wants(_is_module))
 
@@ -12728,12 +12728,12 @@ def _run_exit_handlers(main_thread: Optional[MainThread] = None) -> None:
     If they take longer, they may be waiting for processes of `multiprocessing`, which are ended then.
     """
 
-    waits = getattr(sys.modules.get("concurrent.futures.thread"), "_python_exit", None)  # for threads, without end
+    waits = getattr(sys.modules.get("concurrent.futures.thread"), "_python_exit", MISSING)  # for threads, without end
 
     def exit_handlers() -> None:
         for handler in reversed(getattr(threading, "_threading_atexits", ())):  # the interpreter's first step
             held = [cell.cell_contents for cell in getattr(handler, "__closure__", None) or ()]  # since Python 3.13
-            if waits not in (getattr(handler, "func", None), *held):
+            if waits not in (getattr(handler, "func", handler), *held):
                 call_safely(handler)
         atexit._run_exitfuncs()
 
@@ -13420,15 +13420,16 @@ def _listen_for(config: Config, notes: Mapping[str, Any], *, in_code: bool) -> H
 def _threads_at_work() -> dict[threading.Thread, str]:
     """Return the threads that work for the application, each with the place where it is in its code.
 
-    They are those of a ThreadPoolExecutor that have a job, and others that are no daemons, which end with the process.
+    They are those of a ThreadPoolExecutor that have a job, and others, if they are no daemons.
     """
     pool = sys.modules.get("concurrent.futures.thread")
     job = pool._WorkItem.run.__code__ if pool else None
-    at_work = {}
+    frames, at_work = sys._current_frames(), {}
     for thread in threading.enumerate():
-        codes = [frame.f_code for frame in outer_frames(sys._current_frames().get(thread.ident or 0))]
-        place = thread_position(thread.ident)
-        if job in codes or (place and not thread.daemon and thread is not threading.main_thread()):
+        stack = [*outer_frames(frames.get(thread.ident or 0))]
+        place = app_position(stack)
+        may_end = thread.daemon or thread is threading.main_thread()
+        if any(frame.f_code is job for frame in stack) or (place and not may_end):
             at_work[thread] = place or "a place in a library"
     return at_work
 

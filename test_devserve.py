@@ -21371,6 +21371,14 @@ class ReloadIsTheSameProcess(Reload):
             late._run_exitfuncs = lambda: told.append("late")
             devserve._run_exit_handlers()
         self.assertEqual(told, ["second", "first", "late"])
+        with (
+            mock.patch.dict(sys.modules),
+            mock.patch.object(threading, "_threading_atexits", [lambda: told.append("without a pool")]),
+            mock.patch.object(devserve, "atexit"),
+        ):
+            sys.modules.pop("concurrent.futures.thread", None)
+            devserve._run_exit_handlers()
+        self.assertEqual(told[-1], "without a pool")
 
     def test_where_nothing_tells_of_the_first_environment_that_of_dotenv_is_left_out(self) -> None:
         """As on macOS and Windows: else python-dotenv, which keeps what is set, would never see an edit."""
