@@ -11229,11 +11229,11 @@ class _ImportRecorder:
     """
 
     def __init__(self, cwd: str) -> None:
-        self.loaded: deque[tuple[str, _State, bool]] = deque()  # path, state, and whether that is the known one now
+        # Path and state; None, or if importlib reads it, "" or the name of the module that a request imports.
+        self.loaded: deque[tuple[str, _State, Optional[str]]] = deque()
         self.missed: deque[tuple[str, Optional[list[str]]]] = deque()  # a module's last name, and its package's path
         # Files that the import has read last, or tried to: a save of one may mend it.
         self.opened: deque[str] = deque(maxlen=_OPENED_LIMIT)
-        self._imported: set[str] = set()  # the files of modules
         self._cwd = cwd
         self._endings: tuple[str, ...] = ("",)  # of the files that are noted when they are compiled
         self._replaced: list[tuple[Any, str, Any, Any]] = []  # owner, name, what was there, and what replaces it
@@ -11251,13 +11251,10 @@ class _ImportRecorder:
         path_stats = SourceFileLoader.path_stats
 
         def noted_path_stats(loader: SourceFileLoader, path: str) -> Mapping[str, Any]:
-            state, full_path = _state(path), os.path.join(self._cwd, path)
+            state = _state(path)
             callers = [frame.f_code.co_name for frame in itertools.islice(outer_frames(sys._getframe(1)), 3)]
-            is_import = callers[2:] == ["_load_unlocked"]  # else it is `importlib.reload`, or a template engine
-            # Imported again, as its first import has failed here: half of that may be left, so its mend is a change.
-            self.loaded.append((full_path, state, not (is_import and full_path in self._imported)))
-            if is_import:
-                self._imported.add(full_path)
+            is_late = callers[2:] == ["_load_unlocked"] and "" not in self._endings  # by an `import` of a request's
+            self.loaded.append((os.path.join(self._cwd, path), state, loader.name if is_late else ""))
             stats = path_stats(loader, path)
             for_import = callers[0] == "get_code"  # `py_compile` calls us too, to write bytecode
             edited = max(stats["mtime"], state[3] / 1e9 if state else 0.0)  # as `cp -p` keeps an old mtime
@@ -11271,7 +11268,7 @@ class _ImportRecorder:
                     path = os.path.abspath(os.fsdecode(file))
                     self.opened.append(path)
                     if path.endswith(_READ_AT_IMPORT) and (os.path.isfile(path) or not os.path.lexists(path)):
-                        self.loaded.append((path, _state(path), False))  # what is missing is waited for
+                        self.loaded.append((path, _state(path), None))  # what is missing is waited for
             return open(file, mode, *rest, **more)
 
         self._replace(SourceFileLoader, "path_stats", noted_path_stats)
@@ -11331,7 +11328,7 @@ class _ImportRecorder:
         with contextlib.suppress(TypeError, ValueError, OSError):  # it may be anything
             path = os.path.abspath(os.fsdecode(filename))  # where the application is now, as it may call os.chdir
             if path.endswith(self._endings) and os.path.isfile(path):
-                self.loaded.append((path, _state(path), False))
+                self.loaded.append((path, _state(path), None))
 
 
 def _files_named_by(path: str, cwd: str) -> list[str]:
@@ -11394,6 +11391,8 @@ class _Files:
         self._running = set(filter(os.path.isfile, running))
         self._modules: set[str] = set()  # names of those that have been adopted
         self._scanned = since  # when `sys.modules` was last looked through, by the wall clock
+        self._late: dict[str, str] = {}  # modules that a request has imported, or tried to, by their files
+        self._half_imported: set[str] = set()  # the files of those that could not be imported
         self._linked: set[tuple[str, _Wants]] = set()  # folders that were reached by a link
         self._queue: deque[tuple[str, _Wants, bool]] = deque()  # folders to list; True: what is new there has changed
 
@@ -11437,14 +11436,30 @@ class _Files:
         while self.recorder.missed:
             self._await(*self.recorder.missed.popleft())
         while self.recorder.loaded:
-            path, state, is_known = self.recorder.loaded.popleft()
+            path, state, name = self.recorder.loaded.popleft()
             path = os.path.normpath(path)
             self._add_loaded(path, state)
             # When importlib reads it, or the application has just made it, what was read is the known state.
+            is_known = name is not None and path not in self._half_imported
             if path in self.states and (is_known or self.states[path] is None):
                 self.states[path] = state
+            if name:
+                self._late[path] = name
+        self._look_at_late_imports()
         if len(sys.modules) != len(self._modules):
             self._adopt_modules()
+
+    def _look_at_late_imports(self) -> None:
+        """Note which modules requests could not import: half of one may be left, so that its mend is a change."""
+        for path, name in list(self._late.items()):
+            module = sys.modules.get(name)
+            if module is None:
+                self._half_imported.add(path)
+            elif not getattr(own_dict(module).get("__spec__"), "_initializing", False):
+                self._half_imported.discard(path)
+            else:
+                continue  # it is being imported
+            del self._late[path]
 
     def _adopt_modules(self) -> None:
         """Watch modules that the recorder has not seen: loaded before it began, from a zip file, or written in C."""
@@ -13203,7 +13218,7 @@ _PORT_IN_CODE = "port={}".format  # how code names another port; the error for a
 _LOADING, _SERVING, _LEAVING = range(3)  # the phases of a process, in their order
 _UNWIND_SECONDS = 2.0  # that a program around ours has to end in its own way; coverage writes its data then
 _GRACE = 5.0  # seconds from its own start that a request may take while a reload waits for it
-_THREADS_INTERVAL = 0.02  # seconds between two looks at what threads do that a reload waits for
+_JOBS_INTERVAL = 0.02  # seconds between two looks at the jobs that a reload waits for
 _LAST_LINE_GRACE = 0.5  # seconds from its own start in which a request still gets its line when a signal ends us
 _LAST_JOBS_GRACE = 2.0  # seconds that jobs of a ThreadPoolExecutor may take then, for which the interpreter waits too
 _WAKE_INTERVAL = 0.5  # seconds after which a signal is handled that came just before the main thread fell asleep
@@ -13417,21 +13432,14 @@ def _listen_for(config: Config, notes: Mapping[str, Any], *, in_code: bool) -> H
     return Handover(sockets, {**notes, "socket_file": socket_file})
 
 
-def _threads_at_work() -> dict[threading.Thread, str]:
-    """Return the threads that work for the application, each with the place where it is in its code.
-
-    They are those of a ThreadPoolExecutor that have a job, and others, if they are no daemons.
-    """
+def _pool_jobs() -> dict[FrameType, str]:
+    """Return the jobs that run in threads of a ThreadPoolExecutor: the frame of each, and where it is."""
     pool = sys.modules.get("concurrent.futures.thread")
-    job = pool._WorkItem.run.__code__ if pool else None
-    frames, at_work = sys._current_frames(), {}
-    for thread in threading.enumerate():
-        stack = [*outer_frames(frames.get(thread.ident or 0))]
-        place = app_position(stack)
-        may_end = thread.daemon or thread is threading.main_thread()
-        if any(frame.f_code is job for frame in stack) or (place and not may_end):
-            at_work[thread] = place or "a place in a library"
-    return at_work
+    code, jobs = pool._WorkItem.run.__code__ if pool else None, {}
+    for frame in sys._current_frames().values():
+        stack = [*outer_frames(frame)]
+        jobs.update({each: app_position(stack) or "a place in a library" for each in stack if each.f_code is code})
+    return jobs
 
 
 class _Runner:
@@ -13485,7 +13493,7 @@ class _Runner:
         self.adopting = native_threading.Lock()
         self.loaded = native_threading.Event()  # set when the application has been loaded, or has failed to load
         self.banner_shown = self.reloaded
-        self.first_threads: Container[threading.Thread] = ()  # those that were at work before the first request
+        self.first_jobs: Container[FrameType] = ()  # of pools, begun before the first request
         self.status = 1  # becomes 0 when `serve_forever` returns without an exception
 
     # -- what the machines are made from
@@ -13666,7 +13674,7 @@ class _Runner:
         again, or when a reload or the end came first."""
         with self.adopting:
             if self._enter(_SERVING):
-                self.first_threads = _threads_at_work()
+                self.first_jobs = _pool_jobs()
                 self.server.adopt(socket.socket(fileno=fd) for fd in self.handover.sockets["waiting"])
                 threading.Thread(target=self._serve, name="devserve acceptor", daemon=True).start()
 
@@ -13773,7 +13781,7 @@ class _Runner:
                 if self.bridge:
                     self.bridge.stop(_GRACE)
                 elif phase == _SERVING:
-                    self._await_threads(deadline)
+                    self._await_jobs(deadline)
                 if self._enter(_LEAVING):
                     sockets = {"listener": self.handover.sockets["listener"], "waiting": waiting}
                     restart_process(self.launch, Handover(sockets, notes), self._give_way, self.main_thread)
@@ -13787,20 +13795,19 @@ class _Runner:
             finally:  # the restart failed, or another thread ends the process: requests must not hang, whatever it was
                 self.server.open_gate()
 
-    def _await_threads(self, deadline: float) -> None:
-        """Wait for what requests have left to threads, such as a mail to send, as the interpreter does at its end.
+    def _await_jobs(self, deadline: float) -> None:
+        """Wait for what requests have given to a ThreadPoolExecutor, such as a mail to send, as the interpreter does.
 
-        Those that were at work before the first request are not waited for, as they may be so without end; nor is any
-        after `deadline`.  Those that an ASGI application's requests wait for have ended with these, or serve a stream
-        that was cut.
+        Jobs from before the first request are not waited for, as they may have no end; nor is any after `deadline`.
+        Those that an ASGI application's requests wait for have ended with these, or serve a stream that was cut.
         """
         while True:
-            at_work = {each: place for each, place in _threads_at_work().items() if each not in self.first_threads}
-            if not at_work or time.monotonic() > deadline:
+            jobs = {job: place for job, place in _pool_jobs().items() if job not in self.first_jobs}
+            if not jobs or time.monotonic() > deadline:
                 break
-            native_sleep(_THREADS_INTERVAL)
-        for thread, place in at_work.items():
-            self.terminal.warn(f"cut the thread {thread.name!r}: still running after its grace, at {place}")
+            native_sleep(_JOBS_INTERVAL)
+        for place in jobs.values():
+            self.terminal.warn(f"cut a job of a ThreadPoolExecutor: still running after its grace, at {place}")
 
     def _notes(self, since: float) -> dict[str, Any]:
         """Return what the next process is to know; the reload began at `since`, by the wall clock."""
@@ -13876,7 +13883,7 @@ class _Runner:
             bridge = self.bridge
             self._run_in_server_thread(lambda: bridge.stop(0.0), _GRACE)
         elif phase == _SERVING:
-            self._await_threads(time.monotonic() + _LAST_JOBS_GRACE)
+            self._await_jobs(time.monotonic() + _LAST_JOBS_GRACE)
         end_process(0, self.main_thread)  # it flushes the log, and waits for a full pipe only for a while
 
     def close(self) -> None:

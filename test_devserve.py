@@ -15631,14 +15631,24 @@ class ReloaderImports(ReloaderWatching):
     def test_a_module_whose_import_has_failed_here_is_a_change_when_it_is_imported_again(self) -> None:
         """Half of the first import may be left, such as what it has registered."""
         self.write("late_r.py", "import no_such_r")
-        self.write("late_s.py", "x = 1")
+        for name in ("late_s.py", "late_t.py", "late_u.py"):
+            self.write(name, "x = 1")
+        self.make().start()
+        __import__("late_u")
+        self.watcher.import_ended()
+        self.let_it_look()
         with mock.patch.object(devserve, "_INTERVAL", 0.3):  # so that requests come first
-            self.start()
-            self.assertRaises(ImportError, __import__, "late_r")
-            module = __import__("late_s")
             self.let_it_look()
-            self.write("late_s.py", "x = 22")
-            importlib.reload(module)
+            self.assertRaises(ImportError, __import__, "late_r")
+            for name in ("late_s", "late_t"):
+                __import__(name)
+            self.let_it_look()
+            for name in ("late_s", "late_t", "late_u"):  # which the application itself brings up to date
+                self.write(f"{name}.py", "x = 22")
+            importlib.reload(sys.modules["late_s"])
+            for name in ("late_t", "late_u"):
+                del sys.modules[name]
+                __import__(name)
             self.write("late_r.py", "x = 1")
             __import__("late_r")
             self.assertEqual(self.said(), [["late_r.py"]])
@@ -21268,26 +21278,24 @@ class ReloadIsTheSameProcess(Reload):
         self.assertIn("handler of v2", served.log)
         self.assertEqual(served.log.count("handler of v1"), 1)
 
-    THREADS = """
+    JOBS = """
         import concurrent.futures, json, os, pathlib, threading, time
-        VERSION, pool, here = "v1", concurrent.futures.ThreadPoolExecutor(2), pathlib.Path(__file__).parent
-        pool.submit(int).result()  # a thread of it is there before the first request
-        def work(name):
+        VERSION, pool, here = "v1", concurrent.futures.ThreadPoolExecutor(3), pathlib.Path(__file__).parent
+        def work():
             while not (here / "go").exists():
                 time.sleep(0.01)
-            here.joinpath(f"done-{name}").touch()
+            here.joinpath("done-own").touch()
         def endless():
             while True:
                 time.sleep(0.01)
-        threading.Thread(target=endless).start()
+        pool.submit(int).result()  # a thread of it is there before the first request
         concurrent.futures.ThreadPoolExecutor(1).submit(endless)
+        threading.Thread(target=endless).start()
         JOBS = {
-            "/pool": lambda: pool.submit(work, "pool"),
+            "/own": lambda: pool.submit(work),
             "/library": lambda: pool.submit(os.system, "while [ ! -e go ]; do sleep 0.01; done; touch done-library"),
-            "/thread": lambda: threading.Thread(target=work, args=("thread",), daemon=False).start(),
-            "/daemon": lambda: threading.Thread(target=endless, daemon=True).start(),
-            "/timer": lambda: threading.Timer(100, endless).start(),
-            "/endless": lambda: threading.Thread(target=endless, name="poll", daemon=False).start(),
+            "/thread": lambda: threading.Thread(target=endless, daemon=False).start(),
+            "/endless": lambda: pool.submit(endless),
         }
         def app(environ, start_response):
             JOBS.get(environ["PATH_INFO"], bool)()
@@ -21295,67 +21303,38 @@ class ReloadIsTheSameProcess(Reload):
             return [json.dumps({"version": VERSION}).encode()]
     """
 
-    def test_what_requests_have_left_to_threads_is_waited_for(self) -> None:
-        path = self.write("app.py", textwrap.dedent(self.THREADS))
+    def test_what_requests_have_given_to_a_pool_is_waited_for(self) -> None:
+        path = self.write("app.py", textwrap.dedent(self.JOBS))
         served = self.serve("app", "--reload")
-        for job in ("/pool", "/thread", "/library", "/daemon", "/timer"):
+        for job in ("/own", "/library", "/thread"):
             self.assertEqual(served.ask(job).status, 200)
         path.write_text(path.read_text().replace('"v1"', '"v2"'))
         served.wait_for("reloading")
         self.assertFalse([*self.folder.glob("done-*")])
         self.write("go", "")
         self.assertEqual(self.connect(served).ask().json["version"], "v2")
-        self.assertEqual(
-            {each.name for each in self.folder.glob("done-*")}, {"done-pool", "done-thread", "done-library"}
-        )
+        self.assertEqual({each.name for each in self.folder.glob("done-*")}, {"done-own", "done-library"})
         self.assertNotIn("cut", served.log)
 
     def test_a_job_of_a_pool_ends_before_the_process_does(self) -> None:
-        self.write("app.py", textwrap.dedent(self.THREADS))
+        self.write("app.py", textwrap.dedent(self.JOBS))
         served = self.serve("app", "--reload")
-        self.assertEqual(served.ask("/pool").status, 200)
+        self.assertEqual(served.ask("/own").status, 200)
         served.process.send_signal(signal.SIGINT)
         time.sleep(0.2)  # it would be over by then
         self.write("go", "")
         self.assertEqual(served.process.wait(DEADLINE), 0)
-        self.assertEqual([each.name for each in self.folder.glob("done-*")], ["done-pool"])
+        self.assertEqual([each.name for each in self.folder.glob("done-*")], ["done-own"])
 
-    def test_a_thread_that_does_not_end_is_cut_with_a_word(self) -> None:
-        path = self.write("app.py", textwrap.dedent(self.THREADS))
+    def test_a_job_of_a_pool_that_does_not_end_is_cut_with_a_word(self) -> None:
+        path = self.write("app.py", textwrap.dedent(self.JOBS))
         served = self.serve("app", "--reload", script=self.patched(_GRACE=0.2))
         self.assertEqual(served.ask("/endless").status, 200)
         path.write_text(path.read_text().replace('"v1"', '"v2"'))
         client = self.connect(served)
         self.reaches(client, "v2")
-        served.wait_for(r"cut the thread 'poll': still running after its grace, at .*app.py, line 11")
-        self.assertEqual(served.log.count("cut the thread"), 1)
-
-    def test_a_child_that_the_import_forks_ends_whatever_it_raises(self) -> None:
-        """It is no application whose import has failed, for which it would wait without end."""
-        forking = """
-            import os, pathlib
-            here, VERSION = pathlib.Path(__file__).parent, "v1"
-            for raises in (KeyboardInterrupt, SystemExit, LookupError):
-                child = os.fork()
-                if not child:
-                    (here / f"{VERSION}-{os.getpid()}").touch()
-                    raise raises(3)
-                status = os.waitpid(child, 0)[1] >> 8
-                (here / f"{VERSION}-{raises.__name__}-{status}").touch()
-            def app(environ, start_response):
-                start_response("200 OK", [("Content-Type", "application/json")])
-                return [b'{"version": "%b"}' % VERSION.encode()]
-        """
-        path = self.write("app.py", textwrap.dedent(forking))
-        served = self.serve("app", "--reload")
-        client = self.connect(served)
-        self.assertEqual(client.ask().json["version"], "v1")
-        path.write_text(path.read_text().replace('"v1"', '"v2"'))
-        self.reaches(client, "v2")
-        for version in ("v1", "v2"):
-            ended = {each.name.partition("-")[2] for each in self.folder.glob(f"{version}-*-*")}
-            self.assertEqual(ended, {"KeyboardInterrupt-0", "SystemExit-3", "LookupError-1"}, version)
-        self.assertEqual(served.log.count("LookupError: 3"), 2)
+        served.wait_for(r"cut a job of a ThreadPoolExecutor: still running after its grace, at .*app.py, line 10")
+        self.assertEqual(served.log.count("cut a job"), 1)
 
     def test_what_runs_before_the_exit_handlers_runs_too_except_that_nobody_waits_for_threads(self) -> None:
         told: list[str] = []
