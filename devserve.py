@@ -14894,6 +14894,7 @@ html:not(.js) .js, [hidden], #state:empty, .choices:empty, .long[open] > summary
 button, select, input, .menu > summary { font: inherit; font-size: 13px; color: var(--ink); background: var(--paper);
   border: 1px solid var(--rule); border-radius: 5px; padding: 2px 9px; min-height: 26px }
 button, summary { cursor: pointer }
+::placeholder { color: var(--soft); opacity: 1 }
 summary { list-style: none; border-radius: 6px }
 summary::-webkit-details-marker { display: none }
 button:hover, .menu > summary:hover { border-color: var(--soft) }
@@ -15259,7 +15260,7 @@ function makePrompt(element) {
         if (!reply.error) print(reply.output, "", line);
       }
       place = past.length;
-      write("");
+      if (!reply.error) write("");  // else a save may have ended it, and what was typed is still wanted
     }
     if (reply.error) print(explain(reply), "failed");
     if (reply.error === "cookie") setConsole("locked");
@@ -15419,7 +15420,8 @@ const goOn = () => storedId ? location.replace(address()) : location.reload();
 const frameHere = () => find("[data-frame]")?.dataset.frame;
 // Returns whether to go on watching.  If the saved code does not run, the process is the same, and so are its frames.
 async function follow(reloadId) {
-  if (canGoOn()) return goOn();
+  // A hidden page waits until it is shown: its request would end the frames of another page of the same request.
+  if (canGoOn()) return document.hidden || goOn();
   const isKept = frameHere() && !(await ask("source", {frame: frameHere()})).error;
   find("span", news).textContent = isKept ? "The saved code does not run yet. The frames on this page are kept."
     : "New code is running. The frames on this page are gone.";

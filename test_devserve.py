@@ -19661,6 +19661,30 @@ class BrowserMending(InBrowser):
         self.page.locator("#news").get_by_text("frames on this page are gone").wait_for()
         self.assertFalse(prompt.is_editable())
 
+    def test_code_that_runs_while_a_save_reloads_stays_with_its_output(self) -> None:
+        self.open("/key")
+        prompt = self.unlock()
+        prompt.fill("import time\nfor row in range(500): print('row', row); time.sleep(0.1)\n")
+        prompt.press("Enter")
+        self.page.locator(".printed", has_text="row 1").wait_for()
+        self.save(self.FIXED)
+        self.page.locator("#news").get_by_text("frames on this page are gone").wait_for()
+        self.assertIn("row 1", self.page.locator(".printed").first.inner_text())
+        self.assertIn("for row in range(500)", prompt.input_value())
+
+    def test_a_hidden_page_goes_on_when_it_is_shown(self) -> None:
+        self.open("/key")
+        self.page.evaluate(
+            "Object.defineProperty(document, 'hidden', {get: () => window.isHidden, configurable: true})"
+        )
+        self.page.evaluate("window.isHidden = true")
+        before = self.served.log.count("GET /key ")
+        self.save(FAILING_APP.replace("total = FRUITS[fruit]", "total = FRUITS.no_such[fruit]"))
+        self.page.wait_for_timeout(2500)  # it would have asked by then
+        self.assertEqual(self.served.log.count("GET /key "), before)
+        self.page.evaluate("window.isHidden = false; document.dispatchEvent(new Event('visibilitychange'))")
+        self.page.locator("h1", has_text="no_such").wait_for()
+
     def test_a_page_with_something_typed_waits_for_the_person(self) -> None:
         self.open("/key")
         self.unlock().fill("half a thought")
