@@ -64,14 +64,15 @@ A crash:    _Exchange.guarded catches what the application raises.  _Exchange.ke
             goes on to _Response.fail, which prints it and cuts the connection, so that the client cannot take half an
             answer for a whole one.
 A save:     Watcher.run finds the file changed.  Watcher._settle holds new requests (DevServer.hold) until the writing
-            ends; Watcher._deliver compiles what changed, and calls _Runner.reload.  DevServer.close_gate waits for
-            the requests that run and returns the connections that wait; AsgiBridge.stop shuts an ASGI application
-            down.  restart_process runs the exit handlers; _exec leaves listener, connections and notes with another
-            process (_start_store) and calls os.execve.  The new process starts as above: its Launch.capture fetches
-            what was left, and DevServer.adopt serves the connections on.  Meanwhile new clients wait in the kernel's
-            queue at the listener, which the old process, the store and the new process hold open in turn.  A signal
-            that comes before os.execve ends the process (_Runner._give_way); one that comes afterwards waits until the
-            new process has its handlers (Launch.release_signals), or ends it under another program (_hold_signals).
+            ends; Watcher._deliver compiles what changed, and calls _Runner.reload.  DevServer.close_gate waits for the
+            requests that run and returns the connections that wait; AsgiBridge.stop shuts an ASGI application down, or
+            _Runner._await_jobs waits for what a WSGI application has given to a pool of threads.  restart_process runs
+            the exit handlers; _exec leaves listener, connections and notes with another process (_start_store) and
+            calls os.execve.  The new process starts as above: its Launch.capture fetches what was left, and
+            DevServer.adopt serves the connections on.  Meanwhile new clients wait in the kernel's queue at the
+            listener, which the old process, the store and the new process hold open in turn.  A signal that comes
+            before os.execve ends the process (_Runner._give_way); one that comes afterwards waits until the new
+            process has its handlers (Launch.release_signals), or ends it under another program (_hold_signals).
 A bad save: when a changed file does not compile, _Runner.show_broken prints the error, and a BrokenApp answers with it
             until the next save.  _Runner.load does the same when the import fails after a reload.
 ASGI:       AsgiBridge.__call__ stands where the user's WSGI application would.  In the connection's thread
@@ -6612,7 +6613,7 @@ class _RecordedRequest(NamedTuple):
 
     def environ(self, like: Environ) -> Environ:
         """Return an environ for sending the request again, with the variables of the server in the environ `like`."""
-        theirs = ("wsgi.", "SERVER_", "REMOTE_", "devserve.")
+        theirs = ("wsgi.", "SERVER_", "REMOTE_", "devserve.")  # the last for the connection, which AsgiBridge needs
         servers = {name: value for name, value in like.items() if name.startswith(theirs)}
         wsgi_input = {"wsgi.input": io.BytesIO(self.body), "wsgi.input_terminated": True, SENT_AGAIN: True}
         return {**servers, "SCRIPT_NAME": "", "PATH_INFO": "", **self.variables, **wsgi_input}
@@ -12742,13 +12743,12 @@ def _run_exit_handlers(main_thread: Optional[MainThread] = None) -> None:
     The handlers run in the main thread if that waits: what they close may be its own, such as a connection of sqlite3.
     If they take longer, they may be waiting for processes of `multiprocessing`, which are ended then.
     """
-
-    waits = getattr(sys.modules.get("concurrent.futures.thread"), "_python_exit", MISSING)  # for threads, without end
+    joins_pools = getattr(sys.modules.get("concurrent.futures.thread"), "_python_exit", MISSING)  # it may never return
 
     def exit_handlers() -> None:
         for handler in reversed(getattr(threading, "_threading_atexits", ())):  # the interpreter's first step
             held = [cell.cell_contents for cell in getattr(handler, "__closure__", None) or ()]  # since Python 3.13
-            if waits not in (getattr(handler, "func", handler), *held):
+            if joins_pools not in (getattr(handler, "func", handler), *held):
                 call_safely(handler)
         atexit._run_exitfuncs()
 
