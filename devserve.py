@@ -616,8 +616,8 @@ def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
 # is_library, is_app_file, is_app_code, outer_frames, thread_position, app_position, is_below, short_path,
 # application_traceback, linked_exceptions, group_members, has_plain_text, traceback_text, raw_slot, own_dict,
 # static_attributes, static_attribute, locals_of, SOCKET_KEY, is_taken_over, broken_request, nobody_listens,
-# shorten_broken_requests, PRESERVE_CONTEXT, ON_EXCEPTION, SENT_AGAIN, HANDED_OVER, hand_over, BREAKPOINTS,
-# is_debugged, is_main_thread, has_green_threads, native_threading, native_sleep, tell_pydevd.
+# shorten_broken_requests, PRESERVE_CONTEXT, ON_EXCEPTION, SENT_AGAIN, REQUEST_HEAD, HANDED_OVER, hand_over,
+# BREAKPOINTS, is_debugged, is_main_thread, has_green_threads, native_threading, native_sleep, tell_pydevd.
 #
 # Read first: call_safely, call_each_bounded, is_app_file, static_attribute.
 # =====================================================================================================================
@@ -1163,6 +1163,7 @@ def shorten_broken_requests() -> None:
 PRESERVE_CONTEXT = "werkzeug.debug.preserve_context"
 ON_EXCEPTION = "devserve.on_exception"
 SENT_AGAIN = "devserve.sent_again"  # in the environ of a request that a crash's page sends again
+REQUEST_HEAD = "devserve.head"  # in an environ for ASGI: the request's head as it came
 HANDED_OVER = "devserve puts its page in the place of this text."
 
 
@@ -6587,6 +6588,7 @@ class _RecordedRequest(NamedTuple):
     variables: dict[str, str]  # the headers and what else the client decided, by their CGI names
     body: bytes
     is_whole: bool  # nothing of the body is missing
+    head: bytes = b""  # as it came, for an ASGI application
 
     @classmethod
     def of(cls, environ: Environ) -> _RecordedRequest:
@@ -6597,9 +6599,10 @@ class _RecordedRequest(NamedTuple):
             for name, value in environ.items()
             if isinstance(value, str) and (str(name).startswith("HTTP_") or name in _RECORDED_VARIABLES)
         }
+        head = environ.get(REQUEST_HEAD, b"")
         if isinstance(body, _RecordedBody):
-            return cls(decided, bytes(body.kept), body.is_whole)
-        return cls(decided, b"", True)
+            return cls(decided, bytes(body.kept), body.is_whole, head)
+        return cls(decided, b"", True, head)
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -6615,8 +6618,9 @@ class _RecordedRequest(NamedTuple):
         """Return an environ for sending the request again, with the variables of the server in the environ `like`."""
         theirs = ("wsgi.", "SERVER_", "REMOTE_", "devserve.")  # the last for the connection, which AsgiBridge needs
         servers = {name: value for name, value in like.items() if name.startswith(theirs)}
-        wsgi_input = {"wsgi.input": io.BytesIO(self.body), "wsgi.input_terminated": True, SENT_AGAIN: True}
-        return {**servers, "SCRIPT_NAME": "", "PATH_INFO": "", **self.variables, **wsgi_input}
+        wsgi_input = {"wsgi.input": io.BytesIO(self.body), "wsgi.input_terminated": True}
+        ours = {REQUEST_HEAD: self.head, SENT_AGAIN: True}
+        return {**servers, "SCRIPT_NAME": "", "PATH_INFO": "", **self.variables, **wsgi_input, **ours}
 
 
 class _RecordedBody:
@@ -7686,8 +7690,7 @@ class _Connection:
         self.is_secured = server.tls is None  # the TLS handshake is done, or none is needed
         self.buffer = bytearray()  # bytes read from the socket that no request has taken yet
         self.request_line = _NO_LINE  # method and target of the request in hand, for the log
-        self.head = b""  # of the request in hand as it came, and its body, for a bridge
-        self.body: Optional[_Body] = None
+        self.body: Optional[_Body] = None  # of the request in hand, for a bridge
         self.leave: Optional[Callable[[], object]] = None  # asks an open WebSocket to end the connection by itself
         self.calling = threading.Lock()  # held for each call of the socket, never while waiting
         self.waits = True  # whether a read waits for the client, or raises BlockingIOError
@@ -7818,7 +7821,7 @@ class _Connection:
         if head.environ.get("HTTP_X_FORWARDED_PROTO") in _SECURE_SCHEMES and environ["REMOTE_ADDR"] in _PROXIES:
             environ["wsgi.url_scheme"] = "https"
         if self.server.streams:
-            self.head, environ[CONNECTION], self.body = raw, self, None
+            environ[REQUEST_HEAD], environ[CONNECTION], self.body = raw, self, None
         if head.length == 0:
             environ["wsgi.input"] = io.BytesIO()
             return head, environ, None
@@ -9866,10 +9869,10 @@ class _HttpRequest:
         self.connection = environ.pop(CONNECTION)
         self.started = self.connection.started  # noted here, as the connection may go on to another request
         self.environ = environ
-        head, self.body, content = self.connection.head, self.connection.body, b""
+        self.body, content = self.connection.body, b""
         if environ.pop(SENT_AGAIN, False):  # by a request of the page's, whose connection this is
-            head, self.body, content = _head_from(environ), None, environ["wsgi.input"].read()
-        self.scope = _http_scope(environ, head, bridge.state)
+            self.body, content = None, environ["wsgi.input"].read()
+        self.scope = _http_scope(environ, bridge.state)
         # The thread's
         self.has_more = self.body is not None  # whether some of the body has not been given to the loop
         self.record: Optional[Callable[..., object]] = getattr(environ["wsgi.input"], "record", None)  # the debugger's
@@ -10874,9 +10877,9 @@ def _checked_bytes(message: _Message) -> bytes:
     return bytes(body)
 
 
-def _http_scope(environ: Environ, head: bytes, state: dict[str, Any]) -> dict[str, Any]:
-    """Return the connection scope of a request (ASGI, HTTP & WebSocket 2.3), whose head came as `head`."""
-    port, raw_path = environ["REMOTE_PORT"], environ["REQUEST_URI"].partition("?")[0]
+def _http_scope(environ: Environ, state: dict[str, Any]) -> dict[str, Any]:
+    """Return the connection scope of a request (ASGI, HTTP & WebSocket 2.3)."""
+    port, raw_path, head = environ["REMOTE_PORT"], environ["REQUEST_URI"].partition("?")[0], environ[REQUEST_HEAD]
     if raw_path[:1] != "/":  # a target in absolute form
         raw_path = "/" + raw_path.partition("://")[2].partition("/")[2]
     scope_headers = _remembered_scope_headers if len(head) <= REMEMBERED_SIZE else _scope_headers
@@ -10901,13 +10904,6 @@ def _http_scope(environ: Environ, head: bytes, state: dict[str, Any]) -> dict[st
     if ON_EXCEPTION in environ:
         scope[ON_EXCEPTION] = environ[ON_EXCEPTION]
     return scope
-
-
-def _head_from(environ: Environ) -> bytes:
-    """Return the head of a request with the headers of an environ."""
-    names = {name: name.removeprefix("HTTP_").replace("_", "-") for name in environ if name.startswith("HTTP_")}
-    names |= {name: name.replace("_", "-") for name in ("CONTENT_TYPE", "CONTENT_LENGTH") if environ.get(name)}
-    return "\r\n".join(["", *(f"{names[name]}: {environ[name]}" for name in names)]).encode("latin-1")
 
 
 def _scope_headers(head: bytes, cookies: str, host: str) -> tuple[tuple[bytes, bytes], ...]:
