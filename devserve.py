@@ -15077,6 +15077,9 @@ if (/^#[0-9a-f]{64}$/.test(location.hash)) {
 // A service worker of the application's reads all requests of the pages that it controls.
 const workerRefusal = {error: "script", reason: "The console is closed: A service worker of this site could read " +
   "this page; reload it with Shift held down.", remedy: ""};
+// A browser that takes no cookies is as locked after the right PIN as before.
+const cookieRefusal = {error: "cookie", reason: "This browser takes no cookies, by which the console knows it.",
+  remedy: "Allow cookies for this address."};
 const isControlled = () => Boolean(navigator.serviceWorker?.controller);
 
 // A request to an endpoint: returns the reply, which is a refusal if it has an `error`.
@@ -15323,12 +15326,15 @@ function makeLock() {
   on(form, "submit", async event => {
     event.preventDefault();
     const frame = box.closest(".frame"), reply = await ask("pin", {pin: input.value});
+    if (!reply.error) {
+      store(keyName, reply.key);
+      page.secret = reply.secret;
+      if ((await alive().catch(() => reply)).console !== "open") Object.assign(reply, cookieRefusal);
+    }
     if (reply.error) {
       why.textContent = explain(reply);
       return input.select();
     }
-    store(keyName, reply.key);
-    page.secret = reply.secret;
     past = [], drafts = {};  // whoever knew the secret before may have planted them
     await recollect().catch(() => {});
     setConsole(reply.console);
@@ -15445,12 +15451,15 @@ async function catchUp(why) {
   try { sessionStorage.setItem(cameFrom, `${id} ${location.pathname}${location.search}`); } catch {}
   location.assign(page.prefix + "/crash/" + id);
 }
+async function alive() {
+  const headers = isControlled() ? {} : {"X-Devserve-Secret": page.secret, "X-Devserve-Key": key()};
+  return (await fetch(page.prefix + "/alive", {cache: "no-store", headers})).json();
+}
 async function watch() {
   clearTimeout(timer);
   const before = page.console;  // a PIN may be taken while the answer is under way
   try {
-    const headers = isControlled() ? {} : {"X-Devserve-Secret": page.secret, "X-Devserve-Key": key()};
-    const now = await (await fetch(page.prefix + "/alive", {cache: "no-store", headers})).json();
+    const now = await alive();
     if (offered && !isControlled()) {
       if (now.console === "open") store(keyName, offered);
       offered = "";

@@ -19331,6 +19331,23 @@ class BrowserConsole(InBrowser):
         self.page.locator("textarea[aria-label^=Python]").first.wait_for()
         self.assertEqual(self.page.locator(".frame .console textarea").count(), self.page.locator(".frame").count())
 
+    def test_a_browser_that_takes_no_cookies_is_told_to_allow_them(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            profile = pathlib.Path(folder, "Default")
+            profile.mkdir()
+            blocked = {"profile": {"default_content_setting_values": {"cookies": 2}}}
+            (profile / "Preferences").write_text(json.dumps(blocked))
+            context = self.manager.chromium.launch_persistent_context(folder, executable_path=CHROMIUM, args=FLAGS)
+            try:
+                page = context.new_page()
+                page.goto(self.served.url + "/key")
+                page.locator(".console button.sign").first.click()
+                page.keyboard.type(self.pin)
+                page.keyboard.press("Enter")
+                page.locator(".why", has_text="Allow cookies for this address").wait_for()
+            finally:
+                context.close()
+
     def test_the_terminals_link_unlocks_the_page_in_another_tab(self) -> None:
         self.open("/key")
         other = self.page.context.new_page()
