@@ -65,8 +65,8 @@ A crash:    _Exchange.guarded catches what the application raises.  _Exchange.ke
             answer for a whole one.
 A save:     Watcher.run finds the file changed.  Watcher._settle holds new requests (DevServer.hold) until the writing
             ends; Watcher._deliver compiles what changed, and calls _Runner.reload.  DevServer.close_gate waits for the
-            requests that run and returns the connections that wait; AsgiBridge.stop shuts an ASGI application down, or
-            _Runner._await_jobs waits for what a WSGI application has given to a pool of threads.  restart_process runs
+            requests that run and returns the connections that wait; AsgiBridge.stop shuts an ASGI application down;
+            _Runner._await_jobs waits for what requests have given to a pool of threads.  restart_process runs
             the exit handlers; _exec leaves listener, connections and notes with another process (_start_store) and
             calls os.execve.  The new process starts as above: its Launch.capture fetches what was left, and
             DevServer.adopt serves the connections on.  Meanwhile new clients wait in the kernel's queue at the
@@ -9442,6 +9442,7 @@ _BEAT_SECONDS = 0.5  # seconds between two looks at the loop; a signal that just
 _BLOCKED_SECONDS = 1.0  # that the loop may take for one step before the terminal warns
 _SHUTDOWN_SECONDS = 5.0  # that the application's lifespan shutdown may take
 _CANCEL_SECONDS = 0.5  # that a cancelled task may take to end
+_BACKGROUND_SECONDS = 2.0  # that a background task may take at the process's end, as its client has its answer
 _LEAVE_SECONDS = 0.1  # that a request which a reload has cut has to end by itself, before it is cancelled
 
 
@@ -9602,6 +9603,7 @@ class AsgiBridge:
     def stop(self, grace: float) -> None:
         """Wait for each request, at most `grace` seconds from its start; cancel the rest; shut the application down.
 
+        With a grace of 0, at the process's end, a background task, whose client has its answer, still gets a moment.
         It is called in another thread than the loop's, or in that when the loop has ended.  It returns in a bounded
         time, whatever the application does.
         """
@@ -9619,7 +9621,7 @@ class AsgiBridge:
                 self.terminal.warn("the event loop is blocked: the application is left without a shutdown")
                 return
             stopping = asyncio.run_coroutine_threadsafe(self._stop(grace), self.loop)
-            stopping.result(grace + 2 * _CANCEL_SECONDS + _SHUTDOWN_SECONDS)
+            stopping.result(grace + _BACKGROUND_SECONDS + 2 * _CANCEL_SECONDS + _SHUTDOWN_SECONDS)
         except BaseException as error:  # noqa: BLE001 - the process ends or restarts, also if the loop is blocked
             if not self.is_stopped:  # else another thread's `stop`, for the process's end, has cancelled this one
                 self.terminal.warn(f"the application did not shut down: {type(error).__name__}")
@@ -9635,15 +9637,18 @@ class AsgiBridge:
         """Do what `stop` says, on the loop: close WebSockets, give requests their grace, then cancel what is left."""
         import asyncio
 
-        tasks, end = dict(self.requests), time.perf_counter() + _LEAVE_SECONDS
+        tasks, now = dict(self.requests), time.perf_counter()
         for request in tasks:
             request.leave(_GOING_AWAY)
         for request, task in tasks.items():
-            last = end if request.is_endless else request.started + grace
+            is_background = request.phase == _COMPLETE and not grace
+            last = request.started + grace
+            if request.is_endless or is_background:
+                last = now + (_BACKGROUND_SECONDS if is_background else _LEAVE_SECONDS)
             await asyncio.wait([task], timeout=max(0.0, last - time.perf_counter()))
             # The server has warned of a request that it has cut.
             is_told = request.is_endless or (request.connection.is_cut and request.phase != _COMPLETE)
-            if grace and not task.done() and not is_told:
+            if (grace or is_background) and not task.done() and not is_told:
                 self.terminal.warn(f"cancelled {request.name}: still running after its grace")
             if not task.done() and not request.is_endless and request.phase != _COMPLETE:
                 request.give_up()  # else its cancellation would be a crash, with a page for its client
@@ -11018,7 +11023,10 @@ class _Lifespan:
             # As a rule the exception itself follows.
         elif kind in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
             if kind.endswith("failed"):
-                self.bridge.terminal.warn(f"the application's shutdown failed: {message.get('message', '')}")
+                what = (
+                    "shutdown failed" if self.is_stopping.is_set() else "lifespan ended, and it is served on without"
+                )
+                self.bridge.terminal.warn(f"the application's {what}: {message.get('message', '')}")
             self.is_stopped.set()
         else:
             self.asked = 0  # it takes the lifespan for a request, so that this counts as having none
@@ -13212,7 +13220,7 @@ def _end_with_parent(line: _socket.socket) -> None:
 _BY_HAND = "SIGHUP"  # stands where the changed path would, in a reload that a person has asked for
 _PORT_IN_CODE = "port={}".format  # how code names another port; the error for a port in use proposes it
 _LOADING, _SERVING, _LEAVING = range(3)  # the phases of a process, in their order
-_UNWIND_SECONDS = 2.0  # that a program around ours has to end in its own way; coverage writes its data then
+_UNWIND_SECONDS = 4.0  # that a program around ours has to end in its own way: coverage writes its data after the tasks
 _GRACE = 5.0  # seconds from its own start that a request may take while a reload waits for it
 _JOBS_INTERVAL = 0.02  # seconds between two looks at the jobs that a reload waits for
 _LAST_LINE_GRACE = 0.5  # seconds from its own start in which a request still gets its line when a signal ends us
@@ -13429,10 +13437,17 @@ def _listen_for(config: Config, notes: Mapping[str, Any], *, in_code: bool) -> H
 
 
 def _pool_jobs() -> dict[FrameType, str]:
-    """Return the jobs that run in threads of a ThreadPoolExecutor: the frame of each, and where it is."""
+    """Return the jobs that run in threads of a ThreadPoolExecutor: the frame of each, and where it is.
+
+    The event loop's own pool is left out: what requests wait for there has ended with them, or serves a stream that
+    was cut, and may wait for the stream's next event without end.
+    """
     pool = sys.modules.get("concurrent.futures.thread")
     code, jobs = pool._WorkItem.run.__code__ if pool else None, {}
-    for frame in sys._current_frames().values():
+    loops = {thread.ident for thread in threading.enumerate() if thread.name.startswith("asyncio_")}
+    for thread, frame in sys._current_frames().items():
+        if thread in loops:
+            continue
         stack = [*outer_frames(frame)]
         jobs.update({each: app_position(stack) or "a place in a library" for each in stack if each.f_code is code})
     return jobs
@@ -13776,7 +13791,7 @@ class _Runner:
             try:
                 if self.bridge:
                     self.bridge.stop(_GRACE)
-                elif phase == _SERVING:
+                if phase == _SERVING:
                     self._await_jobs(deadline)
                 if self._enter(_LEAVING):
                     sockets = {"listener": self.handover.sockets["listener"], "waiting": waiting}
@@ -13795,13 +13810,15 @@ class _Runner:
         """Wait for what requests have given to a ThreadPoolExecutor, such as a mail to send, as the interpreter does.
 
         Jobs from before the first request are not waited for, as they may have no end; nor is any after `deadline`.
-        Those that an ASGI application's requests wait for have ended with these, or serve a stream that was cut.
+        Those that begin meanwhile are, if jobs stood in a queue: else they are others, as of a scheduler.
         """
-        while True:
-            jobs = {job: place for job, place in _pool_jobs().items() if job not in self.first_jobs}
-            if not jobs or time.monotonic() > deadline:
-                break
+        pool: Any = sys.modules.get("concurrent.futures.thread")
+        jobs = {job: place for job, place in _pool_jobs().items() if job not in self.first_jobs}
+        is_queued = bool(jobs) and any(queue.qsize() for queue in [*pool._threads_queues.values()])
+        while jobs and time.monotonic() < deadline:
             native_sleep(_JOBS_INTERVAL)
+            now = _pool_jobs()
+            jobs = {job: now[job] for job in now if job in jobs or (is_queued and job not in self.first_jobs)}
         for place in jobs.values():
             self.terminal.warn(f"cut a job of a ThreadPoolExecutor: still running after its grace, at {place}")
 
@@ -13878,7 +13895,7 @@ class _Runner:
         if self.bridge:
             bridge = self.bridge
             self._run_in_server_thread(lambda: bridge.stop(0.0), _GRACE)
-        elif phase == _SERVING:
+        if phase == _SERVING:
             self._await_jobs(time.monotonic() + _LAST_JOBS_GRACE)
         end_process(0, self.main_thread)  # it flushes the log, and waits for a full pipe only for a while
 
@@ -14033,12 +14050,15 @@ class _Signals:
     def check(self, error: Optional[BaseException] = None) -> None:
         """Raise the exception by which a signal ends the program; the main thread calls this while it waits.
 
-        `error` has come out of the application, which may have a handler of its own that raises it.
+        `error` has come out of the application, which may have a handler of its own that raises it.  Any other than
+        these two, such as the cancellation of a request while the program ends, is not for the main thread.
         """
+        if error is not None and not isinstance(error, (SystemExit, KeyboardInterrupt)):
+            return
         if self.raised:
             raise self.raised
         is_ours = all(map(self._holds, (signal.SIGINT, signal.SIGTERM) if self.main_ident else ()))
-        if isinstance(error, (SystemExit, KeyboardInterrupt)) and not is_ours:
+        if error is not None and not is_ours:
             raise error
 
     def _pause(self) -> None:

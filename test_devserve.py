@@ -15049,6 +15049,35 @@ class AsgiProcess(Folder):
         self.assertEqual(served.stop(), 0, served.log)
         self.assertRegex(served.log, r"lifespan.startup MainThread\n[^$]*lifespan.shutdown MainThread\n")
 
+    def test_under_another_program_a_signal_cancels_what_runs_and_the_application_is_shut_down(self) -> None:
+        self.write(
+            "hello.py",
+            """
+            import asyncio
+            async def app(scope, receive, send):
+                if scope["type"] == "lifespan":
+                    await receive()
+                    await send({"type": "lifespan.startup.complete"})
+                    await receive()
+                    print("lifespan over")
+                    return await send({"type": "lifespan.shutdown.complete"})
+                print("asked")
+                await asyncio.sleep(1e6)
+        """,
+        )
+        served = self.served("hello", script=[str(self.write("program.py", f"""
+            import sys
+            sys.path.insert(0, {str(SCRIPT.parent)!r})
+            import devserve
+            sys.exit(devserve.main())
+        """))])  # fmt: skip
+        with socket.create_connection(("127.0.0.1", served.port)) as client:
+            client.sendall(GET)
+            served.wait_for("asked")
+            served.process.send_signal(signal.SIGINT)
+            served.wait_for("lifespan over")
+        self.assertEqual(served.process.wait(DEADLINE), 0)
+
     def test_run_in_a_running_loop_serves_and_reloads(self) -> None:
         """As in a notebook, whose cells run inside of one: there the application gets a loop in another thread."""
         start = f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import asyncio, devserve"
@@ -21322,7 +21351,7 @@ class ReloadIsTheSameProcess(Reload):
         self.assertEqual(served.log.count("handler of v1"), 1)
 
     JOBS = """
-        import concurrent.futures, json, os, pathlib, threading, time
+        import asyncio, concurrent.futures, json, os, pathlib, threading, time
         VERSION, pool, here = "v1", concurrent.futures.ThreadPoolExecutor(3), pathlib.Path(__file__).parent
         def work():
             while not (here / "go").exists():
@@ -21344,11 +21373,30 @@ class ReloadIsTheSameProcess(Reload):
             JOBS.get(environ["PATH_INFO"], bool)()
             start_response("200 OK", [("Content-Type", "application/json")])
             return [json.dumps({"version": VERSION}).encode()]
+        async def asgi(scope, receive, send):
+            JOBS.get(scope["path"], bool)()
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": json.dumps({"version": VERSION}).encode()})
+            if scope["path"] == "/background":
+                while not (here / "go").exists():
+                    await asyncio.sleep(0.01)
+                here.joinpath("done-background").touch()
+            if scope["path"] == "/stream":
+                asyncio.create_task(asyncio.to_thread(endless))
+            if scope["path"] in ("/forever", "/stream"):
+                await asyncio.sleep(1e6)
     """
 
     def test_what_requests_have_given_to_a_pool_is_waited_for(self) -> None:
+        for app in ("app", "asgi"):
+            with self.subTest(app):
+                self.jobs_are_waited_for(app)
+                for each in ("go", "done-own", "done-library"):
+                    (self.folder / each).unlink()
+
+    def jobs_are_waited_for(self, app: str) -> None:
         path = self.write("app.py", textwrap.dedent(self.JOBS))
-        served = self.serve("app", "--reload")
+        served = self.serve("app:" + app, "--reload")
         for job in ("/own", "/library", "/thread"):
             self.assertEqual(served.ask(job).status, 200)
         path.write_text(path.read_text().replace('"v1"', '"v2"'))
@@ -21359,15 +21407,75 @@ class ReloadIsTheSameProcess(Reload):
         self.assertEqual({each.name for each in self.folder.glob("done-*")}, {"done-own", "done-library"})
         self.assertNotIn("cut", served.log)
 
-    def test_a_job_of_a_pool_ends_before_the_process_does(self) -> None:
+    def test_what_goes_on_behind_an_answer_ends_before_the_process_does(self) -> None:
         self.write("app.py", textwrap.dedent(self.JOBS))
-        served = self.serve("app", "--reload")
-        self.assertEqual(served.ask("/own").status, 200)
+        for app, job in (("app", "own"), ("asgi", "own"), ("asgi", "background")):
+            with self.subTest(app, job=job):
+                served = self.serve("app:" + app, "--reload")
+                self.assertEqual(served.ask("/" + job).status, 200)
+                served.process.send_signal(signal.SIGINT)
+                time.sleep(0.2)  # it would be over by then
+                self.write("go", "")
+                self.assertEqual(served.process.wait(DEADLINE), 0)
+                self.assertEqual([each.name for each in self.folder.glob("done-*")], ["done-" + job])
+                for each in ("go", "done-" + job):
+                    (self.folder / each).unlink()
+
+    def test_what_goes_on_behind_an_answer_without_end_is_cut_with_a_word_at_the_end(self) -> None:
+        self.write("app.py", textwrap.dedent(self.JOBS))
+        for job, word in (
+            ("forever", "cancelled GET /forever: still running after its grace"),
+            ("endless", "cut a job of a ThreadPoolExecutor: still running after its grace, at .*app.py, line 10"),
+        ):
+            with self.subTest(job):
+                served = self.serve("app:asgi")
+                self.assertEqual(served.ask("/" + job).status, 200)
+                served.process.send_signal(signal.SIGINT)
+                self.assertEqual(served.process.wait(DEADLINE), 0)
+                served.wait_for(word)
+
+    def test_jobs_that_begin_while_a_reload_waits_are_waited_for_if_they_stood_in_a_queue(self) -> None:
+        self.write(
+            "app.py",
+            """
+            import concurrent.futures, pathlib, threading, time
+            pool, here = concurrent.futures.ThreadPoolExecutor(1), pathlib.Path(__file__).parent
+            def job(name):
+                time.sleep(0.3)
+                here.joinpath("done-" + name).touch()
+            def poll():
+                pollers = concurrent.futures.ThreadPoolExecutor()
+                while True:  # there is always one
+                    pollers.submit(time.sleep, 0.1)
+                    time.sleep(0.05)
+            POLLER = [threading.Thread(target=poll, daemon=True)]
+            def app(environ, start_response):
+                if environ["PATH_INFO"] == "/queued":
+                    [pool.submit(job, str(number)) for number in range(3)]
+                elif POLLER:
+                    POLLER.pop().start()
+                start_response("200 OK", [])
+                return [b""]
+        """,
+        )
+        for path, done in (("/queued", 3), ("/polled", 0)):
+            with self.subTest(path):
+                served = self.serve("app")
+                self.assertEqual(served.ask(path).status, 200)
+                served.process.terminate()
+                self.assertEqual(served.process.wait(DEADLINE), 0)
+                self.assertEqual(len([*self.folder.glob("done-*")]), done)
+                self.assertNotIn("cut a job", served.log)
+                for each in self.folder.glob("done-*"):
+                    each.unlink()
+
+    def test_the_event_loops_own_pool_is_not_waited_for(self) -> None:
+        self.write("app.py", textwrap.dedent(self.JOBS))
+        served = self.serve("app:asgi", script=self.patched(_BACKGROUND_SECONDS=0.1))
+        self.assertEqual(served.ask("/stream").status, 200)
         served.process.send_signal(signal.SIGINT)
-        time.sleep(0.2)  # it would be over by then
-        self.write("go", "")
         self.assertEqual(served.process.wait(DEADLINE), 0)
-        self.assertEqual([each.name for each in self.folder.glob("done-*")], ["done-own"])
+        self.assertNotIn("cut a job", served.log)
 
     def test_a_job_of_a_pool_that_does_not_end_is_cut_with_a_word(self) -> None:
         path = self.write("app.py", textwrap.dedent(self.JOBS))
