@@ -3610,20 +3610,28 @@ class _Scope(NamedTuple):
 
     values: dict[Any, Any]  # the locals, or what the template was given
     known: Mapping[str, Any]  # the globals
+    own: frozenset[str] = frozenset()  # names that never mean a global: one without a value is not assigned
+    elsewhere: frozenset[str] = frozenset()  # names that mean something else on the failing line
     arguments: tuple[str, ...] = ()
     is_template: bool = False
     is_module: bool = False
 
     @classmethod
-    def of(cls, position: FramePosition) -> _Scope:
-        """Return the scope of a frame, or of the template that it was generated from."""
+    def of(cls, position: FramePosition, view: FrameView) -> _Scope:
+        """Return the scope of a frame that is shown as `view`, or of the template that it was generated from."""
         template, code = _template_line(position), position.frame.f_code
         if template is not None:
             return cls(template.values, {}, is_template=True)
         starred = bool(code.co_flags & 4) + bool(code.co_flags & 8)  # it takes *args, **kwargs (CO_VARARGS of inspect)
         arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + starred]
-        is_module = code.co_name == "<module>"
-        return cls(locals_of(position.frame), position.frame.f_globals, arguments, is_module=is_module)
+        is_module, bound = code.co_name == "<module>", _bound_on(view)
+        own = frozenset((*code.co_varnames, *code.co_cellvars, *code.co_freevars) if code.co_flags & 1 else ())
+        elsewhere = bound if is_module or code.co_name[:1] != "<" else bound - own
+        return cls(locals_of(position.frame), position.frame.f_globals, own, elsewhere, arguments, is_module=is_module)
+
+    def named(self, name: str) -> Any:
+        """Return the value of a name, or MISSING."""
+        return self.values.get(name, MISSING if name in self.own else self.known.get(name, MISSING))
 
     def find(self, text: str, *, runs_code: bool = False) -> Any:
         """Return the value of an expression of `expressions_in`, or MISSING.
@@ -3631,13 +3639,14 @@ class _Scope(NamedTuple):
         With `runs_code` the code of properties, proxies and the like is run, and what it raises is raised; without it
         they count as MISSING.
         """
+        first, steps = _steps_of(text)
+        if first in self.elsewhere:
+            return MISSING
         if text in self.values:
             return self.values[text]
         import ast
 
-        names = {**self.known, **self.values}
-        first, steps = _steps_of(text)
-        value = names.get(first, MISSING)
+        value = self.named(first)
         for sign, word in steps:
             if value is MISSING:
                 break
@@ -3646,7 +3655,7 @@ class _Scope(NamedTuple):
                 value = getattr(owner, word, MISSING) if runs_code else static_attribute(owner, word)
             if sign == "[" or (self.is_template and value is MISSING):  # Jinja2's {{ user.name }} asks for both
                 is_name = word.isidentifier() and word not in ("True", "False", "None")
-                key = word if sign == "." else names.get(word, MISSING) if is_name else ast.literal_eval(word)
+                key = word if sign == "." else self.named(word) if is_name else ast.literal_eval(word)
                 is_dict = static_attributes(owner).get("__getitem__") is vars(dict)["__getitem__"]
                 is_plain = type(key) in PLAIN_TYPES and (is_dict or type(owner) in (list, tuple, str, bytes))
                 if runs_code or is_plain:
@@ -3665,7 +3674,7 @@ class _Scope(NamedTuple):
 
 def with_values(view: FrameView, position: FramePosition, seconds: float = _VALUES_SECONDS) -> FrameView:
     """Return the view with the values of its frame: of the failing line first, then arguments, then other locals."""
-    return _read_scope(view, _Scope.of(position), seconds, position.context)
+    return _read_scope(view, _Scope.of(position, view), seconds, position.context)
 
 
 def _read_scope(view: FrameView, scope: _Scope, seconds: float, context: Optional[Context] = None) -> FrameView:
@@ -3679,6 +3688,8 @@ def _read_scope(view: FrameView, scope: _Scope, seconds: float, context: Optiona
     failed = marked or lines.get(view.lineno, "").strip()  # and so it has no value
     for text in itertools.chain(*_expressions_used(view)):
         value = scope.find(text)
+        if _steps_of(text)[0] in scope.elsewhere:
+            continue
         if value is MISSING and text != failed:
             jobs[text] = MISSING, partial(_read_expression, text, scope)
         elif value is not MISSING and not issubclass(type(value), CODE_TYPES):
@@ -3732,6 +3743,22 @@ def _expressions_used(view: FrameView) -> tuple[list[str], list[str]]:
     return failing, others
 
 
+def _bound_on(view: FrameView) -> frozenset[str]:
+    """Return the names that comprehensions and lambdas on the failing line bind, also from the lines beside it.
+
+    They mean something else for the frame around, if anything; from Python 3.12 on it is that frame in which a
+    comprehension fails (PEP 709), and its values are gone.
+    """
+    lines, names = dict(view.source), ""
+    for number in range(view.lineno - 2, view.lineno + 3):
+        text = lines.get(number, "").strip()
+        is_statement = re.match(r"(?:async +)?for\b", text) and ":" in text
+        if number == view.lineno or re.match(r"(?:async +)?for\b", text):
+            bound = re.findall(r"\bfor\s+([\w\s,()*]+?)\s+in\b|\blambda\b([^:]*):", text)
+            names += " ".join(itertools.chain(*bound[bool(is_statement) :])) + " "
+    return frozenset(re.findall(r"[^\W\d]\w*", names))
+
+
 def behind_proxy(value: Any) -> Any:
     """Return the object behind a proxy of Werkzeug's or a lazy object of Django's that has been made, or `value`."""
     held = static_attributes(value)
@@ -3777,8 +3804,9 @@ def members_at(position: FramePosition, path: Sequence[Any]) -> tuple[Variable, 
     `path` begins with the variable's name as `with_values` gave it; each further entry is the number of a member in
     what this function returned for the path so far.  Raises LookupError if the path leads to nothing, or to a secret.
     """
-    scope, first = _Scope.of(position), str(path[0])
-    if first not in scope.values and first not in itertools.chain(*_expressions_used(view_position(position))):
+    view, first = view_position(position), str(path[0])
+    scope = _Scope.of(position, view)
+    if first not in scope.values and first not in itertools.chain(*_expressions_used(view)):
         raise LookupError("the page does not show it")  # by another expression, any object of the process is reached
 
     def read() -> list[Variable]:
@@ -3818,7 +3846,8 @@ _TOKEN = (  # of Python, as much as its colors and its expressions need
     | ([^\W\d]\w*)"""
 )
 _STEP = r"""\.([^\W\d]\w*)|\[("[^"\\\n\]]*"|'[^'\\\n\]]*'|-?\d+|[^\W\d]\w*)\]"""  # an attribute, a simple subscript
-_EXPRESSION = rf"(?<![\w.])([^\W\d]\w*)(?:{_STEP})*"
+_EXPRESSION = rf"(?<![\w.!])([^\W\d]\w*)(?:{_STEP})*"
+_KEYWORD = r"[^\W\d]\w*=(?![=}!:])"  # of a call, `name=`; what an f-string's field shows, `{name=}`, is none
 
 if TYPE_CHECKING:
     _Span = tuple[int, int, str]  # the columns from and to, and what stands there
@@ -3855,6 +3884,8 @@ def expressions_in(line: str, is_template: bool = False) -> Iterator[_Span]:
         begin, end = match.span(1)
         if keyword.iskeyword(match[1]) or (around and not _is_in_braces(line, around[0], begin)):
             continue
+        if re.match(_KEYWORD, match.group() + line[match.end() :][:2]):
+            continue
         yield begin, end, match[1]
         for step in re.finditer(_STEP, line[end : match.end()]):
             if step.group(2) and step.group(2).isidentifier():
@@ -3863,8 +3894,10 @@ def expressions_in(line: str, is_template: bool = False) -> Iterator[_Span]:
 
 
 def _is_in_braces(line: str, start: int, at: int) -> bool:
-    """Return whether column `at`, in the string that begins at `start`, is in a field of an f-string."""
-    return bool(re.match(r"[rR]?[fFtT]", line[start:])) and line.rfind("{", start, at) > line.rfind("}", start, at)
+    """Return whether column `at` of the string that begins at `start` is in a field of an f-string, but no format."""
+    brace = line.rfind("{", start, at)
+    is_field = bool(re.match(r"[rR]?[fFtT]", line[start:])) and brace > line.rfind("}", start, at)
+    return is_field and not re.match(r"[^\[(]*:", line[brace:at])
 
 
 def _steps_of(text: str) -> tuple[str, list[tuple[str, str]]]:
@@ -3937,8 +3970,8 @@ def _known_modules() -> set[str]:
 
 def _values_named(position: FramePosition, whole_lines: bool = False) -> Iterator[Any]:
     """Yield the values of the expressions inside of the one that failed; of the whole line if that is unknown."""
-    view, scope = view_position(position), _Scope.of(position)
-    failing, others = _expressions_used(view)
+    view = view_position(position)
+    scope, (failing, others) = _Scope.of(position, view), _expressions_used(view)
     found = map(scope.find, [*failing, *others] if whole_lines or not view.marks else failing)
     yield from (value for value in found if value is not MISSING)
 

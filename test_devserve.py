@@ -4540,6 +4540,84 @@ class ReadingProblems(Reading):
         self.assertEqual(found("return f(x).y + 'z'.join(q)[0]"), ["f", "x", "q"])
         self.assertEqual(found("{{ user.name }} 'x.y'", True), ["user", "user.name", "x", "x.y"])
         self.assertEqual(found('row["a"][k].b'), ["row", 'row["a"]', "k", 'row["a"][k]', 'row["a"][k].b'])
+        self.assertEqual(found("f'{a!r} {b!s:>{c}} {d:f} {e[1:g]} {h=} {i(j)}' % k"), [*"abcdeghijk"])
+        self.assertEqual(found("f(a=b, c = d, e==g)"), [*"fbcdeg"])
+
+    def test_values_on_the_failing_line_are_those_that_the_code_has_used(self) -> None:
+        module = """
+            count, row, name = 0, "wrong", "wrong"
+            def unassigned():
+                count += 1
+            def target():
+                name = {}["x"]
+            def deleted():
+                row = 1
+                del row
+                return row + 1
+            def caught():
+                try:
+                    1 / 0
+                except ZeroDivisionError as name:
+                    pass
+                return name.x
+            def free():
+                def inner():
+                    nonlocal row
+                    del row
+                    return row
+                row = 1
+                inner()
+            def keyword(given):
+                return dict(name=given, row=given["x"])
+            def comprehension(rows):
+                return [row["x"] for row in rows]
+            def lines(rows):
+                return [
+                    row["x"]
+                    for row in rows
+                ]
+            def local(rows):
+                row = "wrong"
+                return {row["x"] for row in rows}
+            def generated(rows):
+                return sum(row["x"] for row in rows)
+            def called(rows):
+                return [*map(lambda row: row["x"], rows)]
+            def nested(rows):
+                return [[name / row for name in (0, 1)] for row in rows]
+            def loop(rows):
+                for row in rows: row["x"]
+        """
+        namespace: dict[str, Any] = {}
+        filename = str(self.write("module.py", module))
+        exec(compile(textwrap.dedent(module), filename, "exec"), namespace)
+        for name, rows, expected in (
+            ("unassigned", (), {}),
+            ("target", (), {}),
+            ("deleted", (), {}),
+            ("caught", (), {}),
+            ("free", (), {}),
+            ("keyword", ({},), {"given": "{}"}),
+            ("comprehension", ([{}],), {"row": "{}"}),
+            ("lines", ([{}],), {"row": "{}"}),
+            ("local", ([{}],), {"row": "{}"}),
+            ("generated", ([{}],), {"row": "{}"}),
+            ("called", ([{}],), {"row": "{}"}),
+            ("nested", ([0],), {"name": "0", "row": "0"}),
+            ("loop", ([{}],), {"row": "{}", "rows": "[{}]"}),
+        ):
+            with self.subTest(name):
+                problem = devserve.read_report(failure_of(lambda: namespace[name](*rows))).problems[-1]
+                frames = problem.frames[1:]
+                used = [{v.name: v.value for v in frame.variables if v.used} for frame in frames]
+                self.assertNotIn("wrong", repr(used))
+                # From Python 3.12 on the frame of a comprehension is that around it, and its names are gone.
+                is_inlined = name in ("comprehension", "lines", "local", "nested") and frames[-1].name == name
+                known = {name: value for name, value in used[-1].items() if name == "rows"}
+                self.assertEqual(used[-1], known if is_inlined else expected)
+                if name == "local":
+                    locals = next(frame.variables for frame in frames if frame.name == name)
+                    self.assertIn("'wrong'", [v.value for v in locals if v.name == "row" and not v.used])
 
     def test_values_are_read_in_the_context_of_the_request(self) -> None:
         import contextvars
