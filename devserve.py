@@ -4038,7 +4038,11 @@ def _describe(value: Any, limit: int = _VALUE_LIMIT, name: str = "", depth: int 
         return _MASK
     if kind in (str, bytes, bytearray):
         head = value[: limit + _PAST_LIMIT]
-        text = repr(mask_secrets(head)[:limit]) if kind is str else mask_secrets(repr(head))
+        if kind is str:
+            text = repr(mask_secrets(head)[:limit])
+        else:  # as a text, because by its repr no pattern would know where a line or a quoted password ends
+            text = "b" + ascii(mask_secrets(head.decode("latin-1"))).replace(ascii(_MASK[0])[1:-1], _MASK[0])
+            text = text if kind is bytes else f"bytearray({text})"
         if len(value) > limit:
             text = f"{text[: len(repr(value[:limit]))]}… ({len(value):,} in all)"
         return text
@@ -4158,28 +4162,41 @@ def _is_harmless(value: object, name: str) -> bool:
 
 _QUOTED = r"""'(?:[^'\\]|\\.)*'?|"(?:[^"\\]|\\.)*"?"""
 _LISTED = r"""[\[(]\s*(?:b?(?:'[^'\s]*'|"[^"\s]*")[,\s]*)+[\])]?"""  # with a space it is a message about a password
-_CALL = r"(?:(?:[A-Za-z_][\w.]{0,60}\(){0,2}[bBrRuU]{0,2})"  # before a text: b'…', SecretBox('…')
+_CALL = r"(?:(?:[A-Za-z_][\w.]{0,60}\(){0,2}[bBfFrRuU$]{0,2})"  # before a text: b'…', SecretBox('…'); $'…' of a shell
 _INNER = r"(?:[\w.]{1,60}\([\w.\-\[\]%]{1,60}=){0,4}"  # before a text in another repr: Config(shop=Shop(password='…'))
 _TOKEN_STARTS = (  # of GitHub, GitLab, Stripe, OpenAI, Slack, Google, PyPI and others; sk-plain-words is a CSS class
     r"gh[a-z]_|github_pat_|glpat-|[rs]k_(?:live|test)_|sk-(?!(?:[a-z]{1,12}-)+[a-z]{1,12}(?![\w-]))|xox[a-z]-|AIza|whsec_"
-    r"|GOCSPX-|ya29\.|pypi-Ag|hf_(?=[a-zA-Z0-9]{32})|SG\.[\w-]{20,24}\."
+    r"|GOCSPX-|ya29\.|npm_|hvs\.|shpat_|dop_v1_|dckr_pat_|gsk_|xai-|lin_api_|sbp_|pypi-Ag|hf_(?=[a-zA-Z0-9]{32})|SG\.[\w-]{20,24}\."
     r"|bot[0-9]{6,12}:|services/T[A-Z0-9]{8,}/B[A-Z0-9]{8,}/"  # in the paths of requests to Telegram and Slack
 )
 _SECRET_TEXTS = (  # what the text must contain, and a pattern: see "How to change" in the banner
+    (
+        "-----BEGIN",
+        r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----(.*?)(?=-----END|\Z)",
+    ),  # RFC 7468; it has lines
     # In the query of a URL, a call or a repr; what stands in angle brackets is a repr
     (
         "=",
         (
-            rf"""(?:^|\\[nrt]|[?&#;:\s'"(,])((?:[\w.\-\[\]]|%[0-9A-Fa-f]{{2}}){{1,60}})=({_INNER}{_CALL}\\?(?:'[^']*'?|"[^"]*"?)|{_LISTED}"""
-            r"""|(?!<\w[^<>]*>)(?:(?!\\[nrt])[^&;#\s'"])+)"""
+            rf"""(?:^|\\[nrt]|[?&#;:\s'"`(,])((?:[\w.\-\[\]]|%[0-9A-Fa-f]{{2}}){{1,60}})["`\]]?=({_INNER}{_CALL}\\?(?:'[^']*'?|"[^"]*"?)|{_LISTED}"""
+            r"""|(?!<\w[^<>]*>)(?:(?:Bearer|Basic|Digest|Token) )?(?:(?!\\[nrt])[^&;#\s'"])+)"""
         ),
     ),
-    ("= ", rf"""\b([\w.\-]{{1,60}}) ?= ({_QUOTED}|(?=[^\s;,]*[0-9])[^\s;,'"?%:$@({{]+)"""),  # INI, TOML, SQL
+    (
+        "= ",
+        rf"""\b([\w.\-]{{1,60}})["`\]]? ?= (N?(?:{_QUOTED})|(?=[^\s;,]*[0-9])[^\s;,'"?%:$@({{]+)""",
+    ),  # INI, TOML, SQL
     (":", rf"""(['"])([\w.\-]{{1,60}})\1\s*:\s*({_QUOTED}|{_LISTED}|[^\s,}}\](\[{{][^\s,}}\]]*)"""),  # JSON
     # HAR, the environment of a container, Cookie(name='sessionid', value='…'); and a field of a form in HTML
     ("value", rf"""\b(?:name|key)['"]?[:=]\s*['"]([\w.\-]{{1,60}})['"],\s*['"]?value['"]?[:=]\s*({_QUOTED})"""),
-    ("value=", r"""\bname=["']([\w.\-\[\]]{1,60})["'][^<>]{0,100}? value=("[^"]*"|'[^']*')"""),
-    ('name="', r"""\bname="([\w.\-\[\]]{1,60})"(?:\r\n|\\r\\n){2}([^\\\r\n]+)"""),  # multipart/form-data
+    ("name=", r"""\bname=["']([\w.\-\[\]]{1,60})["'][^<>]{0,100}? (?:value|content)=("[^"]*"|'[^']*')"""),
+    (  # multipart/form-data; in a repr a line ends by letters
+        "name=",
+        (
+            r"""\bname="?([\w.\-\[\]]{1,60})"?(?:(?:\r\n|\\r\\n)[\w-]{1,40}:[^\r\n\\]{1,200}){0,3}(?:\r\n|\\r\\n){2}"""
+            r"""((?:(?!\\r\\n)[^\r\n])+)"""
+        ),
+    ),
     (
         "(",
         rf"""[\[,] ?\(b?['"]([\w.\-\[\]]{{1,60}})['"], ?(b?(?:{_QUOTED}))(?=\)[,\]])""",
@@ -4203,15 +4220,19 @@ _SECRET_TEXTS = (  # what the text must contain, and a pattern: see "How to chan
     ),
     ("</", r"<([\w.\-:]{1,60})(?: [^<>]{1,200})?>([^<]{1,200})</\1>"),  # XML
     # A password may hold an @ or a slash, but what begins as a port and a path is none: http://localhost:5173/@vite
-    ("://", r"""://[^\s:/?#@\['"]*:(?![0-9]*/)([^\s@'"]{1,200}(?:@[^\s@/'"]{1,200})*)(?=@)"""),
+    ("://", r"""://(?:[^\s:/?#@\['"]*@)?[^\s:/?#@\['"]*:(?![0-9]*/)([^\s@'"]{1,200}(?:@[^\s@/'"]{1,200})*)(?=@)"""),
+    ("%40", r"(?i)%3A%2F%2F[^\s%&]*%3A((?:(?!%40)[^\s&])+)"),  # such a URL as a parameter, and one with a query
+    ("%3d", r"""(?i)(?:%3F|%26|%23)([\w.\-]{1,60})%3D([^\s%&'"]+)"""),
     ("netloc=", r"""netloc=b?['"][^\s:'"]*:([^\s'"]+)(?=@)"""),  # as urllib takes a URL apart
     ("://", r"://([\w\-]{20,})(?=@)"),  # a token in the place of the name, as hosts of git take it
     ("", rf"\b(?:{_TOKEN_STARTS})([\w\-]{{16,}})"),
-    # A hashed password, by bcrypt, Argon2, Django or Werkzeug: passwords can be tried against it.
-    ("$", r"(?:\$(?:2[abxy]|argon2\w+)|\b(?:argon2|bcrypt\w*|pbkdf2[\w:]*|scrypt[\w:]*))\$([\w$=,+./-]{20,})"),
-    ("-----BEGIN", r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----(.*?)(?=-----END|\Z)"),  # RFC 7468
+    # A hashed password, by bcrypt, Argon2, crypt, passlib, Django or Werkzeug: passwords can be tried against it.
+    (
+        "$",
+        r"(?:\$(?:2[abxy]|[156]|argon2\w+|pbkdf2[\w-]*)|\b(?:argon2|bcrypt\w*|pbkdf2[\w:]*|scrypt[\w:]*))\$([\w$=,+./-]{20,})",
+    ),
     ("-", r"""(?:^|[^\w-])--?([a-zA-Z][\w-]{1,40})(?:=|(?: |'?, ')(?!--\w))([^\s'"]+)"""),  # of a command line
-    ("curl", r"""\bcurl\b[^\n]{0,200}?['"\s]-u(?: |', ')['"]?[^\s:'"]+:([^\s'"]+)"""),
+    ("curl", r"""\bcurl\b[^\n]{0,200}?['"\s](?:-u|--user)(?: |=|', ')['"]?[^\s:'"]+:([^\s'"]+)"""),
     (
         " '",
         r"(?i)\b(?:identified (?:with \S{1,60} )?by|(?:with|(?:role|user) [^';]{1,100}) password) '([^']*)",
@@ -4220,6 +4241,7 @@ _SECRET_TEXTS = (  # what the text must contain, and a pattern: see "How to chan
     ("asic ", r"\b[Bb]asic +(?=\S*[A-Z0-9+/=]\S*[A-Z0-9+/=])([A-Za-z0-9+/]{6,}={0,2})"),  # RFC 7617; no words are so
     ("eyJ", r"\beyJ([\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?)"),  # RFC 7519: how JSON begins in base64
     ("uthorization", r"""(?i)authorization['"]?\s*[:=]\s*['"]?(?:\w+ +)?([^\s,;'"]+)"""),  # the scheme is no secret
+    ("ookie:", r"""(?i)\bcookie: ?((?:[^\s;,'"=]+=[^\s;,'"\\]*(?:; ?)?)+)"""),  # names of cookies tell nothing
     ("-H", r"""-H ?['"]?([\w\-]{1,60}): ?([^\s'"]+)"""),  # of curl
 )
 _IN_REPR = (  # masked only in the repr of a foreign object: User(password='…'), ('cookie', '…')
@@ -11146,7 +11168,7 @@ class _StartupFailed(Exception):
 
 _INTERVAL = 0.05  # seconds between two rounds: with _SETTLE a save is noticed after 28 ms on average
 _SHARE = 0.004  # of a core, for looking at the project's files; waking up 20 times a second costs another 0.2 to 0.4 %
-_SHARE_WHEN_BUSY = 0.2  # the same for _BUSY_SECONDS after a reload, since whoever has just saved will save again
+_SHARE_WHEN_BUSY = 0.1  # the same for _BUSY_SECONDS after a reload, since whoever has just saved will save again
 _BUSY_SECONDS = 60.0
 _HOT = 10  # the files edited last are looked at in each round, since the next edit is most likely to one of them
 _PERIOD = 4.0  # seconds in which each file of an installed package is looked at once; the project's should take less

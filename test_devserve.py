@@ -5410,6 +5410,26 @@ class ReadingSecrets(Reading):
             ["-----BEGIN EC PRIVATE KEY-----\n", f"{SECRET}\n", f"{SECRET}\n", "-----END EC PRIVATE KEY-----\n"],
             f"Max retries exceeded with url: /bot123456789:AA{SECRET}{SECRET}/getMe",
             f"GOCSPX-{SECRET}{SECRET}",
+            f"A=1\nPRIVATE_KEY=-----BEGIN RSA PRIVATE KEY-----\n{SECRET}\n-----END RSA PRIVATE KEY-----\n",
+            f"connect(private_key=-----BEGIN OPENSSH PRIVATE KEY-----\n{SECRET}\n",
+            f"authorization=Bearer {SECRET}",
+            f"auth=Basic {SECRET}&a=1",
+            f'{{"password": "a\\"b\\\\{SECRET}"}}'.encode(),
+            bytearray(b"user: me\npassword: 1" + SECRET.encode()),
+            f'--x\r\nX: form-data; name="password"\r\nContent-Type: text/plain\r\n\r\n{SECRET}\r\n--x',
+            f"--x\r\nContent-Disposition: form-data; name=password\r\n\r\na\\{SECRET}\r\n--x".encode(),
+            f"Host: x\r\nCookie: theme=dark; remember={SECRET}\r\nAccept: */*",
+            f"/login?next=%2Fback%3Ftoken%3D{SECRET}%26a%3D1",
+            f"/go?to=https%3A%2F%2Fme%3A{SECRET}%40host%2F",
+            f"smtps://me@mail.example:{SECRET}@smtp.example:465",
+            f'UPDATE "user" SET "token" = \'{SECRET}\'',
+            f"WHERE `user`.`password`='{SECRET}'",
+            f"WHERE [token] = N'{SECRET}'",
+            f"curl --user me:{SECRET} http://x",
+            f"$pbkdf2-sha256$29000$salt${SECRET}{SECRET}{SECRET}",
+            f"npm_{SECRET}{SECRET}{SECRET}",
+            f'<meta name="csrf-token" content="{SECRET}">',
+            f"password=f'{SECRET}'",
             *(
                 {name: SECRET}
                 for name in "Passwort contraseña Senha mot_de_passe пароль パスワード DB_PSWD passkey".split()
@@ -5443,6 +5463,11 @@ class ReadingSecrets(Reading):
             "scrypt costs $20, and $2a is no hash",
             "https://user@host/path",
             "Authorization is missing",
+            'SELECT "a"."token_count" FROM "a" WHERE "a"."id" = 12',
+            "/go?to=http%3A%2F%2Fhost%3A80%2Fx%3Fa%3D1",
+            "Content-Disposition: form-data; name=city\r\n\r\nParis",
+            "Set a cookie: no",
+            "smtps://me@mail.example@smtp.example:465",
             "a: b, c=d",
             "invalid token: '}'",
             "{'a': 'b'}",
@@ -5515,6 +5540,10 @@ class ReadingSecrets(Reading):
         self.assertNotIn("x=1", report.problems[0].message)
         self.assertNotIn(SECRET, report.text)
         self.assertRegex(report.problems[0].message, r"\(2,2..,... more characters\)$")
+
+    def test_writes_bytes_as_their_own_repr_does(self) -> None:
+        for value in (b"", b"it's \xe9\n\0\x7f", b"\"'", b"\\u2022", bytes(range(256)), bytearray(b"x\xff")):
+            self.assertEqual(devserve._safe_repr(value), repr(value).replace("\\\\u2022", "\\•"))
 
     def test_shows_that_a_secret_is_missing(self) -> None:
         for value in (None, "", False):
