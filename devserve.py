@@ -12307,6 +12307,8 @@ _PROMPTS = ("<stdin>", "<python-input-", "<console>", "<input>", "<bpython-input
 _PIPES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")  # as a shell's `<(curl ...)`: none can be read a second time
 _RELOAD_STATUS = 75  # the exit status by which a child asks `Supervisor` for the next; EX_TEMPFAIL, "try again"
 _EXIT_SECONDS = 2.0  # that exit handlers may take: one that joins a child that never ends must not hold a reload
+_WORKER_SECONDS = 0.2  # that a process of `multiprocessing` may take to end when it has been told to
+_GREEN_STEP = 0.01  # seconds between two looks whether a job is done, for which greenlets wait
 MAIN_THREAD_PATIENCE = 0.2  # seconds that an end or exec waits for the main thread to come out of foreign code
 _FETCH_SECONDS = 10.0  # that the store may take to start and answer; it takes 0.02 on an idle machine
 _STORE_INTERVAL = 0.05  # seconds in which the store notices that we have died; so long it may keep the port then
@@ -12817,8 +12819,15 @@ def _run_exit_handlers(main_thread: Optional[MainThread] = None) -> None:
                 stream.flush()
 
     if not _ends_in_time(exit_handlers, main_thread) and "multiprocessing.process" in sys.modules:
-        for worker in sys.modules["multiprocessing.process"].active_children():
+        workers = sys.modules["multiprocessing.process"].active_children()
+        for worker in workers:
             worker.terminate()
+        for worker in workers:
+            call_safely(partial(worker.join, _WORKER_SECONDS))
+            if (
+                worker.daemon
+            ):  # it has promised to end with us; one that catches the signal would work on with old code
+                call_safely(worker.kill)
     _ends_in_time(flush)  # it may never end: a thread that writes to a full pipe holds the stream's lock
 
 
@@ -12842,7 +12851,10 @@ def _ends_in_time(job: Callable[[], None], main_thread: Optional[MainThread] = N
         _start_thread(call)
     except RuntimeError:  # the system has no thread left
         call()
-    return done.wait(_EXIT_SECONDS)
+    end = time.monotonic() + _EXIT_SECONDS
+    while has_green_threads() and is_main_thread() and not done.is_set() and time.monotonic() < end:
+        time.sleep(_GREEN_STEP)  # the greenlets' own sleep: the job may wait for greenlets, which run in this thread
+    return done.wait(max(0.0, end - time.monotonic()))
 
 
 def _exec(launch: Launch, message: dict[str, Any], fds: list[int], ready: Callable[[], object]) -> NoReturn:

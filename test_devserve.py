@@ -21878,6 +21878,34 @@ def pool():
                     eventually(functools.partial(gone, pid), f"the end of worker {pid}")
                 socket.create_server(("127.0.0.1", port)).close()
 
+    @unittest.skipUnless(sys.platform == "linux", "reads /proc")
+    def test_a_daemonic_worker_that_catches_the_signal_ends_with_its_process(self) -> None:
+        tell = """{"workers": [child.pid for child in multiprocessing.active_children()]}
+
+
+            import multiprocessing, signal, time
+            def work():
+                signal.signal(signal.SIGTERM, lambda *_: None)
+                started.set()
+                while True:
+                    time.sleep(0.1)
+            context = multiprocessing.get_context("fork")
+            started = context.Event()
+            context.Process(target=work, daemon=True).start()
+            started.wait()
+        """
+        tell = "\n".join(line[12:] if line[:12].isspace() else line for line in tell.split("\n"))
+        self.save("v1", tell)
+        served = self.serve()
+        client = self.connect(served)
+        (first,) = client.ask().json["workers"]
+        self.save("v2", tell)
+        (second,) = self.reaches(client, "v2")["workers"]
+        eventually(functools.partial(gone, first), "the end of the first worker")
+        served.process.terminate()
+        served.process.wait(DEADLINE)
+        eventually(functools.partial(gone, second), "the end of the second worker")
+
     def test_nothing_piles_up_over_many_reloads(self) -> None:
         self.save("v0")
         served = self.serve()
@@ -22504,6 +22532,33 @@ class ReloadUnderRunners(Reload):
         path.write_text(text.replace("{}", "1.5", 1).replace('"v1"', '"v2"'), encoding="utf-8")
         served.wait_for("reloaded in")
         self.assertEqual(served.get(), "v2")
+
+    @needs("gevent")
+    def test_an_exit_handler_may_wait_for_a_greenlet(self) -> None:
+        text = self.GEVENT + textwrap.dedent("""
+            import atexit, queue, threading
+            jobs = queue.Queue()
+            def work():
+                while jobs.get():
+                    pass
+                print("flushed", flush=True)
+            worker = threading.Thread(target=work, daemon=True)
+            worker.start()
+            @atexit.register
+            def stop():
+                jobs.put(None)
+                worker.join()
+        """) + textwrap.dedent(self.APP)  # fmt: skip
+        path = self.write("app.py", text)
+        served = Served("app", "--debug", cwd=self.folder)
+        self.addCleanup(served.stop)
+        self.assertEqual(served.get(), "v1")
+        path.write_text(text.replace('"v1"', '"v2"'), encoding="utf-8")
+        served.wait_for("reloaded in")
+        self.assertEqual(served.get(), "v2")
+        self.assertEqual(served.log.count("flushed"), 1)
+        served.stop()
+        self.assertEqual(served.log.count("flushed"), 2)
 
     @needs("eventlet")
     def test_a_child_that_the_application_forks_does_its_work_among_eventlets_greenlets(self) -> None:
