@@ -986,10 +986,12 @@ def traceback_text(error: BaseException, *, folded: bool = False) -> str:
     With `folded`, runs of library frames become a line that counts them.  Each exception's `__str__`, which may hang,
     is tried first: when one hangs, only its type and frames are written, so that nothing waits for it a second time.
     """
-    try:
-        return _whole_traceback_text(error, folded)
-    except (ImportError, AttributeError) as worse:  # a file of the application's hides what it is written with
-        return f"{type_name(type(error))}: (its traceback cannot be had: {worse})\n"
+    text, worse = call_safely(lambda: _whole_traceback_text(error, folded))
+    if text is not None:
+        return text
+    # A file of the application's hides a module that it is written with, or the code has no lines.
+    message = f"{error} " if has_plain_text(error) else ""
+    return f"{type_name(type(error))}: {message}(its traceback cannot be had: {worse})\n"
 
 
 def _whole_traceback_text(error: BaseException, folded: bool) -> str:

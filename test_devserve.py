@@ -4810,6 +4810,19 @@ class ReadingHostileObjects(Reading):
             problem = returning(devserve.read_report, failure_of(lambda: {"kez": 1}["key"])).problems[-1]
         self.assertEqual(problem.hint, "")
 
+    def test_of_code_that_has_no_lines_or_no_possible_file_the_type_and_message_are_told(self) -> None:
+        def fail() -> None:
+            raise ValueError("why")
+
+        lineless = {"co_linetable" if sys.version_info >= (3, 10) else "co_lnotab": b""}
+        for changes in (lineless, {"co_filename": "a\0b"}):
+            changed = types.FunctionType(fail.__code__.replace(**changes), {"ValueError": ValueError})
+            with self.subTest(changes):
+                error = failure_of(changed)
+                self.assertRegex(devserve.traceback_text(error), r"(?m)^ValueError: why")
+                problem = devserve.read_report(error).problems[-1]
+                self.assertEqual((problem.type, problem.message), ("ValueError", "why"))
+
 
 class ReadingSyntaxErrors(Reading):
     def syntax(self, error: BaseException) -> devserve.FrameView:
