@@ -4346,8 +4346,9 @@ def _form_fields(content_type: str, body: bytes) -> Iterator[tuple[str, str]]:
             value = json.loads(text)
         except (ValueError, RecursionError):
             value = text
-        for key, each in list(value.items())[:_LIST_LIMIT] if isinstance(value, dict) else [("JSON", value)]:
-            yield shown_text(key, NAME_LIMIT), _describe(each, name=key)
+        members = _members_of(value) if isinstance(value, dict) else [("JSON", "JSON", value)]
+        for key, name, each in itertools.islice(members, _LIST_LIMIT):
+            yield shown_text(key, NAME_LIMIT), _describe(each, name=name)
 
 
 def _multipart_fields(content_type: str, text: str) -> Iterator[tuple[str, str]]:
@@ -5390,7 +5391,7 @@ class _Evaluator:
         if has_ended:
             return _Evaluation(text, self.more)
         if self.interrupted.is_set():
-            text += "(it runs on: what is not Python code, such as a sleep, cannot be interrupted)\n"
+            text += "(it runs on: it has caught the interrupt, or waits in code that cannot be interrupted)\n"
         return _Evaluation(text, running=not self.interrupted.is_set())
 
 

@@ -5603,6 +5603,8 @@ class ReadingSecrets(Reading):
         self.assertEqual(form("multipart/form-data; boundary=b", multipart), {"a": "value", "f": "(the file x.png)"})
         self.assertEqual(form("application/json", b'{"a": 1, "token": "t"}'), {"a": "1", "token": devserve._MASK})
         self.assertEqual(form("application/json", b"[1"), {"JSON": "'[1'"})
+        named = form("application/json", b'{"name": "password", "value": "hunter2"}')
+        self.assertEqual(named, {"name": "'password'", "value": devserve._MASK})
         broken = form("application/json", b'{"password": "hunter2", "n": [1,2,],}')
         self.assertNotIn("hunter2", str(broken))
         self.assertIn('"n": [1,2,]', broken["JSON"])
