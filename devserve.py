@@ -617,7 +617,8 @@ def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
 # application_traceback, linked_exceptions, group_members, has_plain_text, traceback_text, raw_slot, own_dict,
 # static_attributes, static_attribute, locals_of, SOCKET_KEY, is_taken_over, broken_request, nobody_listens,
 # shorten_broken_requests, PRESERVE_CONTEXT, ON_EXCEPTION, SENT_AGAIN, REQUEST_HEAD, HANDED_OVER, hand_over,
-# BREAKPOINTS, is_debugged, is_main_thread, has_green_threads, native_threading, native_sleep, tell_pydevd.
+# BREAKPOINTS, is_debugged, is_main_thread, has_green_threads, sleep_in_turn, native_threading, native_sleep,
+# tell_pydevd.
 #
 # Read first: call_safely, call_each_bounded, is_app_file, static_attribute.
 # =====================================================================================================================
@@ -1218,6 +1219,11 @@ def is_main_thread() -> bool:
 def has_green_threads() -> bool:
     """Return whether gevent or eventlet has put greenlets in the place of threads, in all modules of this process."""
     return type(threading.get_ident) is not type(native_threading.get_ident)
+
+
+def sleep_in_turn(seconds: float) -> None:
+    """Sleep; in the greenlets' own thread, let them run meanwhile."""
+    (time.sleep if has_green_threads() and is_main_thread() else native_sleep)(seconds)
 
 
 def _fresh_module(name: str) -> Any:
@@ -12855,8 +12861,8 @@ def _ends_in_time(job: Callable[[], None], main_thread: Optional[MainThread] = N
     except RuntimeError:  # the system has no thread left
         call()
     end = time.monotonic() + _EXIT_SECONDS
-    while has_green_threads() and is_main_thread() and not done.is_set() and time.monotonic() < end:
-        time.sleep(_GREEN_STEP)  # the greenlets' own sleep: the job may wait for greenlets, which run in this thread
+    while has_green_threads() and not done.is_set() and time.monotonic() < end:
+        sleep_in_turn(_GREEN_STEP)  # the job may wait for greenlets
     return done.wait(max(0.0, end - time.monotonic()))
 
 
@@ -13515,9 +13521,11 @@ def _pool_jobs() -> dict[FrameType, str]:
     pool = sys.modules.get("concurrent.futures.thread")
     code, jobs = pool._WorkItem.run.__code__ if pool else None, {}
     loops = {thread.ident for thread in threading.enumerate() if thread.name.startswith("asyncio_")}
-    for thread, frame in sys._current_frames().items():
-        if thread in loops:
-            continue
+    frames = [frame for thread, frame in sys._current_frames().items() if thread not in loops]
+    if has_green_threads() and pool:  # where a pool's threads are greenlets, of which nothing has a list
+        kind = sys.modules["greenlet"].greenlet
+        frames += [each.gr_frame for each in gc.get_objects() if issubclass(type(each), kind) and each.gr_frame]
+    for frame in frames:
         stack = [*outer_frames(frame)]
         jobs.update({each: app_position(stack) or "a place in a library" for each in stack if each.f_code is code})
     return jobs
@@ -13886,7 +13894,7 @@ class _Runner:
         jobs = {job: place for job, place in _pool_jobs().items() if job not in self.first_jobs}
         is_queued = bool(jobs) and any(queue.qsize() for queue in [*pool._threads_queues.values()])
         while jobs and time.monotonic() < deadline:
-            native_sleep(_JOBS_INTERVAL)
+            sleep_in_turn(_JOBS_INTERVAL)
             now = _pool_jobs()
             jobs = {job: now[job] for job in now if job in jobs or (is_queued and job not in self.first_jobs)}
         for place in jobs.values():

@@ -21529,6 +21529,20 @@ class ReloadIsTheSameProcess(Reload):
         self.assertEqual({each.name for each in self.folder.glob("done-*")}, {"done-own", "done-library"})
         self.assertNotIn("cut", served.log)
 
+    @needs("gevent")
+    def test_jobs_of_a_pool_of_greenlets_are_waited_for(self) -> None:
+        patched = "from gevent import monkey; monkey.patch_all()\n"
+        path = self.write("app.py", patched + textwrap.dedent(self.JOBS))
+        served = self.serve("app", "--reload")
+        self.assertEqual(served.ask("/own").status, 200)
+        path.write_text(path.read_text().replace('"v1"', '"v2"'))
+        served.wait_for("reloading")
+        self.assertFalse([*self.folder.glob("done-*")])
+        self.write("go", "")
+        self.assertEqual(self.connect(served).ask().json["version"], "v2")
+        self.assertEqual([each.name for each in self.folder.glob("done-*")], ["done-own"])
+        self.assertNotIn("cut", served.log)
+
     def test_what_goes_on_behind_an_answer_ends_before_the_process_does(self) -> None:
         self.write("app.py", textwrap.dedent(self.JOBS))
         for app, job in (("app", "own"), ("asgi", "own"), ("asgi", "background")):
