@@ -3760,10 +3760,14 @@ def _bound_on(view: FrameView) -> frozenset[str]:
     lines, names = dict(view.source), ""
     for number in range(view.lineno - 2, view.lineno + 3):
         text = lines.get(number, "").strip()
-        is_statement = re.match(r"(?:async +)?for\b", text) and ":" in text
-        if number == view.lineno or re.match(r"(?:async +)?for\b", text):
+        for begin, end, kind in code_tokens([text])[0]:
+            if kind in "cs":
+                text = text[:begin] + "_" * (end - begin) + text[end:]
+        begins = bool(re.match(r"(?:async +)?for\b", text))
+        is_statement = begins and (":" in text if number == view.lineno else text.endswith(":"))
+        if number == view.lineno or begins:
             bound = re.findall(r"\bfor\s+([\w\s,()*]+?)\s+in\b|\blambda\b([^:]*):", text)
-            names += " ".join(itertools.chain(*bound[bool(is_statement) :])) + " "
+            names += re.sub(r"=[^,]*", "", ",".join(itertools.chain(*bound[is_statement:]))) + ","
     return frozenset(re.findall(r"[^\W\d]\w*", names))
 
 

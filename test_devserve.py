@@ -4587,6 +4587,12 @@ class ReadingProblems(Reading):
                 return [[name / row for name in (0, 1)] for row in rows]
             def loop(rows):
                 for row in rows: row["x"]
+            def told(rows):
+                row = rows[0]
+                raise LookupError("nothing for row in", row, lambda name=row: 1)
+            def after(rows):
+                for row in rows[0:]:
+                    row["x"]
         """
         namespace: dict[str, Any] = {}
         filename = str(self.write("module.py", module))
@@ -4605,6 +4611,8 @@ class ReadingProblems(Reading):
             ("called", ([{}],), {"row": "{}"}),
             ("nested", ([0],), {"name": "0", "row": "0"}),
             ("loop", ([{}],), {"row": "{}", "rows": "[{}]"}),
+            ("told", ([{}],), {"row": "{}"}),
+            ("after", ([{}],), {"row": "{}"}),
         ):
             with self.subTest(name):
                 problem = devserve.read_report(failure_of(lambda: namespace[name](*rows))).problems[-1]
