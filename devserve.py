@@ -15048,7 +15048,7 @@ summary:hover::before { border-color: var(--ink) }
 .acts { position: absolute; right: 12px; top: 3px; font-size: 13px; display: flex; gap: 14px }
 .acts button, .unfold, button.sign { border: 0; background: none; padding: 0 }
 .acts button { color: var(--link) }
-.acts > * { min-height: 24px; line-height: 24px }
+.acts > * { min-width: 24px; min-height: 24px; line-height: 24px }
 .acts button:hover { text-decoration: underline }
 .nothing { padding: 6px 0; color: var(--soft); font-size: 13px }
 .body { padding: 0 0 2px }

@@ -15189,9 +15189,9 @@ class AsgiProcess(Folder):
                     await receive()
                     await send({"type": "lifespan.startup.complete"})
                     await receive()
-                    print("lifespan over")
+                    print("lifespan over", flush=True)
                     return await send({"type": "lifespan.shutdown.complete"})
-                print("asked")
+                print("asked", flush=True)
                 await asyncio.sleep(1e6)
         """,
         )
