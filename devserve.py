@@ -2649,15 +2649,30 @@ class _Framework(NamedTuple):
 
 
 def _open_flask(app: Any) -> None:
-    """Let exceptions through, as Flask and Quart do in debug mode; signals and teardown functions run as ever.
+    """Let exceptions through, as Flask does in debug mode; signals and teardown functions run as ever.
 
-    If the application sets PROPAGATE_EXCEPTIONS itself, that holds: to Quart, a true value means its own page.
+    If the application sets PROPAGATE_EXCEPTIONS itself, that holds.
     """
     if app.config.get("PROPAGATE_EXCEPTIONS") is None:
-        if is_asgi(app):
-            app.debug = True
-        else:
-            app.config["PROPAGATE_EXCEPTIONS"] = True
+        app.config["PROPAGATE_EXCEPTIONS"] = True
+
+
+def _open_quart(app: Any) -> None:
+    """Let exceptions through, as Quart's debug mode does by itself up to 0.20; later ones answer with their own page.
+
+    If the application sets PROPAGATE_EXCEPTIONS itself, that holds: a true value means Quart's page.
+    """
+    module: Any = _import_module("quart.asgi")
+    own = module._handle_exception
+
+    async def handle_exception(app: Any, error: Exception) -> Any:
+        if app.config["PROPAGATE_EXCEPTIONS"] is None:
+            raise error
+        return await own(app, error)
+
+    if app.config.get("PROPAGATE_EXCEPTIONS") is None:
+        app.debug = True
+        module._handle_exception = handle_exception
 
 
 def _flask_files(app: Any) -> _FrameworkFiles:
@@ -2957,7 +2972,9 @@ _FRAMEWORKS: dict[str, _Framework] = {
     ),
     "starlette.applications.Starlette": _STARLETTE,
     "fastapi.applications.FastAPI": _STARLETTE._replace(example="app = fastapi.FastAPI()"),
-    "quart.app.Quart": _FLASK._replace(variable="QUART_DEBUG", is_asgi=True, example="app = quart.Quart(__name__)"),
+    "quart.app.Quart": _FLASK._replace(
+        open=_open_quart, variable="QUART_DEBUG", is_asgi=True, example="app = quart.Quart(__name__)"
+    ),
     "django.core.handlers.asgi.ASGIHandler": _DJANGO._replace(is_asgi=True),
     "channels.routing.URLRouter": _Framework(
         mounted=lambda app: [getattr(route, "callback", None) for route in app.routes], is_asgi=True
