@@ -13913,7 +13913,8 @@ class _Runner:
         """
         pool: Any = sys.modules.get("concurrent.futures.thread")
         jobs = {job: place for job, place in _pool_jobs().items() if job not in self.first_jobs}
-        is_queued = bool(jobs) and any(queue.qsize() for queue in [*pool._threads_queues.values()])
+        # Of a WeakKeyDictionary the values cannot be read while another thread adds one, but those of its dict can.
+        is_queued = bool(jobs) and any(queue.qsize() for queue in [*pool._threads_queues.data.values()])
         while jobs and time.monotonic() < deadline:
             sleep_in_turn(_JOBS_INTERVAL)
             now = _pool_jobs()
