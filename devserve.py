@@ -617,8 +617,7 @@ def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
 # application_traceback, linked_exceptions, group_members, has_plain_text, traceback_text, raw_slot, own_dict,
 # static_attributes, static_attribute, locals_of, SOCKET_KEY, is_taken_over, broken_request, nobody_listens,
 # shorten_broken_requests, PRESERVE_CONTEXT, ON_EXCEPTION, SENT_AGAIN, REQUEST_HEAD, HANDED_OVER, hand_over,
-# BREAKPOINTS, is_debugged, is_main_thread, has_green_threads, sleep_in_turn, native_threading, native_sleep,
-# tell_pydevd.
+# BREAKPOINTS, is_debugged, is_main_thread, has_green_threads, native_threading, native_sleep, tell_pydevd.
 #
 # Read first: call_safely, call_each_bounded, is_app_file, static_attribute.
 # =====================================================================================================================
@@ -1219,11 +1218,6 @@ def is_main_thread() -> bool:
 def has_green_threads() -> bool:
     """Return whether gevent or eventlet has put greenlets in the place of threads, in all modules of this process."""
     return type(threading.get_ident) is not type(native_threading.get_ident)
-
-
-def sleep_in_turn(seconds: float) -> None:
-    """Sleep; in the greenlets' own thread, let them run meanwhile."""
-    (time.sleep if has_green_threads() and is_main_thread() else native_sleep)(seconds)
 
 
 def _fresh_module(name: str) -> Any:
@@ -3074,6 +3068,16 @@ _ROUNDS_FOLDED = 4  # rounds from which a recursion is folded; fewer are read as
 _NEAR_LIMIT = 5_000  # names that are compared with a wrong one; so many take 20 ms of `_QUICK_SECONDS`
 _NEAR_FRAMES = 8  # frames, from the innermost, in which we look for the mapping that lacks a key
 _NEARNESS = 0.7  # similarity from which a name is suggested; with difflib's own 0.6, `local` would be for `total`
+# What SQLite, PostgreSQL and MySQL say of a table or a column that a migration would have made
+_NO_TABLE = (
+    r"no such (table|column): |(relation|column) .{1,200} does not exist"
+    r"|Table '.{1,200}' doesn't exist|Unknown column '"
+)
+_MIGRATIONS = {  # by the module of what migrates: the command that applies migrations
+    "django.db": "python manage.py migrate",
+    "flask_migrate": "flask db upgrade",
+    "alembic": "alembic upgrade head",
+}
 _MASK = "••••••••"
 
 
@@ -3962,6 +3966,9 @@ def _hint_for(error: BaseException, positions: list[FramePosition]) -> str:
         return "Trio's functions need Trio's event loop, and this is asyncio's: call asyncio's or anyio's instead."
     if isinstance(error, TypeError) and positions:
         return _signature_meant(text, positions[-1])
+    if re.search(_NO_TABLE, text):
+        tools = (command for module, command in _MIGRATIONS.items() if module in sys.modules)
+        return next((f"Has its migration been applied?  Try: {command}" for command in tools), "")
     quoted = [text] if isinstance(error, KeyError) else re.findall(r"(?:name|attribute) '(\w+)'", text)
     wanted = quoted[0] if quoted else name if isinstance(name, str) else ""
     known = itertools.islice(_names_meant(error, positions), _NEAR_LIMIT)
@@ -12882,8 +12889,8 @@ def _ends_in_time(job: Callable[[], None], main_thread: Optional[MainThread] = N
     except RuntimeError:  # the system has no thread left
         call()
     end = time.monotonic() + _EXIT_SECONDS
-    while has_green_threads() and not done.is_set() and time.monotonic() < end:
-        sleep_in_turn(_GREEN_STEP)  # the job may wait for greenlets
+    while has_green_threads() and is_main_thread() and not done.is_set() and time.monotonic() < end:
+        time.sleep(_GREEN_STEP)  # the greenlets' own sleep: the job may wait for greenlets, which run in this thread
     return done.wait(max(0.0, end - time.monotonic()))
 
 
@@ -13537,16 +13544,14 @@ def _pool_jobs() -> dict[FrameType, str]:
     """Return the jobs that run in threads of a ThreadPoolExecutor: the frame of each, and where it is.
 
     The event loop's own pool is left out: what requests wait for there has ended with them, or serves a stream that
-    was cut, and may wait for the stream's next event without end.
+    was cut, and may wait for the stream's next event without end.  A pool whose threads are greenlets is not seen.
     """
     pool = sys.modules.get("concurrent.futures.thread")
     code, jobs = pool._WorkItem.run.__code__ if pool else None, {}
     loops = {thread.ident for thread in threading.enumerate() if thread.name.startswith("asyncio_")}
-    frames = [frame for thread, frame in sys._current_frames().items() if thread not in loops]
-    if has_green_threads() and pool:  # where a pool's threads are greenlets, of which nothing has a list
-        kind = sys.modules["greenlet"].greenlet
-        frames += [each.gr_frame for each in gc.get_objects() if issubclass(type(each), kind) and each.gr_frame]
-    for frame in frames:
+    for thread, frame in sys._current_frames().items():
+        if thread in loops:
+            continue
         stack = [*outer_frames(frame)]
         jobs.update({each: app_position(stack) or "a place in a library" for each in stack if each.f_code is code})
     return jobs
@@ -13916,7 +13921,7 @@ class _Runner:
         # Of a WeakKeyDictionary the values cannot be read while another thread adds one, but those of its dict can.
         is_queued = bool(jobs) and any(queue.qsize() for queue in [*pool._threads_queues.data.values()])
         while jobs and time.monotonic() < deadline:
-            sleep_in_turn(_JOBS_INTERVAL)
+            native_sleep(_JOBS_INTERVAL)
             now = _pool_jobs()
             jobs = {job: now[job] for job in now if job in jobs or (is_queued and job not in self.first_jobs)}
         for place in jobs.values():

@@ -4917,6 +4917,26 @@ class ReadingHints(Reading):
             self.assertEqual(self.hint("tabnanny.check"), "Did you forget to import 'tabnanny'?")
             self.assertEqual(self.hint("import tabnany"), "Did you mean: 'tabnanny'?")
 
+    def test_a_table_that_is_not_there_is_for_a_migration(self) -> None:
+        import sqlite3
+
+        def ask() -> None:
+            with contextlib.closing(sqlite3.connect(":memory:")) as database:
+                database.execute("SELECT * FROM polls_question")
+
+        told = 'no such table: polls_question|relation "q" does not exist|column q.x does not exist|'
+        told += "(1146, \"Table 'shop.q' doesn't exist\")|(1054, \"Unknown column 'x' in 'SELECT'\")"
+        failures = [failure_of(ask), *map(sqlite3.OperationalError, told.split("|"))]
+        for module, command in (("flask_migrate", "flask db upgrade"), ("django.db", "python manage.py migrate")):
+            with mock.patch.dict(sys.modules, {module: types.ModuleType(module)}):
+                for error in failures:
+                    hint = devserve.read_report(error).problems[-1].hint
+                    self.assertEqual(hint, f"Has its migration been applied?  Try: {command}")
+        with mock.patch.dict(sys.modules):
+            for name in devserve._MIGRATIONS:
+                sys.modules.pop(name, None)
+            self.assertEqual(devserve.read_report(failures[0]).problems[-1].hint, "")
+
     def test_trios_words_for_another_loop_name_trio(self) -> None:
         bad_yield = "Task got bad yield: <class 'trio._core._traps.CancelShieldedCheckpoint'>"
         for text in (bad_yield, "must be called from async context"):
@@ -21535,20 +21555,6 @@ class ReloadIsTheSameProcess(Reload):
         self.write("go", "")
         self.assertEqual(self.connect(served).ask().json["version"], "v2")
         self.assertEqual({each.name for each in self.folder.glob("done-*")}, {"done-own", "done-library"})
-        self.assertNotIn("cut", served.log)
-
-    @needs("gevent")
-    def test_jobs_of_a_pool_of_greenlets_are_waited_for(self) -> None:
-        patched = "from gevent import monkey; monkey.patch_all()\n"
-        path = self.write("app.py", patched + textwrap.dedent(self.JOBS))
-        served = self.serve("app", "--reload")
-        self.assertEqual(served.ask("/own").status, 200)
-        path.write_text(path.read_text().replace('"v1"', '"v2"'))
-        served.wait_for("reloading")
-        self.assertFalse([*self.folder.glob("done-*")])
-        self.write("go", "")
-        self.assertEqual(self.connect(served).ask().json["version"], "v2")
-        self.assertEqual([each.name for each in self.folder.glob("done-*")], ["done-own"])
         self.assertNotIn("cut", served.log)
 
     def test_what_goes_on_behind_an_answer_ends_before_the_process_does(self) -> None:
