@@ -3773,23 +3773,18 @@ def _expressions_used(view: FrameView) -> tuple[list[str], list[str]]:
 
 
 def _bound_on(view: FrameView) -> frozenset[str]:
-    """Return the names that comprehensions and lambdas on the failing line bind, also from the lines beside it.
+    """Return the names that comprehensions and lambdas bind on the failing lines; a `for` at their start is none.
 
     They mean something else for the frame around, if anything; from Python 3.12 on it is that frame in which a
     comprehension fails (PEP 709), and its values are gone.
     """
-    lines, names = dict(view.source), ""
-    for number in range(view.lineno - 2, view.lineno + 3):
-        text = lines.get(number, "").strip()
-        for begin, end, kind in code_tokens([text])[0]:
-            if kind in "cs":
-                text = text[:begin] + "_" * (end - begin) + text[end:]
-        begins = bool(re.match(r"(?:async +)?for\b", text))
-        is_statement = begins and (":" in text if number == view.lineno else text.endswith(":"))
-        if number == view.lineno or begins:
-            bound = re.findall(r"\bfor\s+([\w\s,()*]+?)\s+in\b|\blambda\b([^:]*):", text)
-            names += re.sub(r"=[^,]*", "", ",".join(itertools.chain(*bound[is_statement:]))) + ","
-    return frozenset(re.findall(r"[^\W\d]\w*", names))
+    failing = {view.lineno, *(number for number, _, _ in view.marks)}
+    text = " ".join(text.strip() for number, text in view.source if number in failing)
+    for begin, end, kind in code_tokens([text])[0]:
+        if kind in "cs":
+            text = text[:begin] + "_" * (end - begin) + text[end:]
+    bound = re.findall(r"(?<!^)\bfor\s+([\w\s,()*]+?)\s+in\b|\blambda\b([^:=]*):", re.sub(r"^async\s+", "", text))
+    return frozenset(re.findall(r"[^\W\d]\w*", ",".join(itertools.chain(*bound))))
 
 
 def behind_proxy(value: Any) -> Any:
@@ -3966,7 +3961,7 @@ def _hint_for(error: BaseException, positions: list[FramePosition]) -> str:
         return "Trio's functions need Trio's event loop, and this is asyncio's: call asyncio's or anyio's instead."
     if isinstance(error, TypeError) and positions:
         return _signature_meant(text, positions[-1])
-    if re.search(_NO_TABLE, text):
+    if type(error).__name__ in ("OperationalError", "ProgrammingError") and re.search(_NO_TABLE, text):
         tools = (command for module, command in _MIGRATIONS.items() if module in sys.modules)
         return next((f"Has its migration been applied?  Try: {command}" for command in tools), "")
     quoted = [text] if isinstance(error, KeyError) else re.findall(r"(?:name|attribute) '(\w+)'", text)
@@ -4077,7 +4072,8 @@ def _describe(value: Any, limit: int = _VALUE_LIMIT, name: str = "", depth: int 
         if kind is str:
             text = repr(mask_secrets(head)[:limit])
         else:  # as a text, because by its repr no pattern would know where a line or a quoted password ends
-            text = "b" + ascii(mask_secrets(head.decode("latin-1"))).replace(ascii(_MASK[0])[1:-1], _MASK[0])
+            text = "b" + ascii(mask_secrets(head.decode("latin-1")))
+            text = re.sub(r"(?<!\\)((?:\\\\)*)\\u2022", rf"\1{_MASK[0]}", text)  # the mask is no byte of theirs
             text = text if kind is bytes else f"bytearray({text})"
         if len(value) > limit:
             text = f"{text[: len(repr(value[:limit]))]}… ({len(value):,} in all)"
@@ -4202,7 +4198,7 @@ _CALL = r"(?:(?:[A-Za-z_][\w.]{0,60}\(){0,2}[bBfFrRuU$]{0,2})"  # before a text:
 _INNER = r"(?:[\w.]{1,60}\([\w.\-\[\]%]{1,60}=){0,4}"  # before a text in another repr: Config(shop=Shop(password='…'))
 _TOKEN_STARTS = (  # of GitHub, GitLab, Stripe, OpenAI, Slack, Google, PyPI and others; sk-plain-words is a CSS class
     r"gh[a-z]_|github_pat_|glpat-|[rs]k_(?:live|test)_|sk-(?!(?:[a-z]{1,12}-)+[a-z]{1,12}(?![\w-]))|xox[a-z]-|AIza|whsec_"
-    r"|GOCSPX-|ya29\.|npm_|hvs\.|shpat_|dop_v1_|dckr_pat_|gsk_|xai-|lin_api_|sbp_|pypi-Ag|hf_(?=[a-zA-Z0-9]{32})|SG\.[\w-]{20,24}\."
+    r"|GOCSPX-|ya29\.|npm_(?=[a-zA-Z0-9]{36})|shpat_(?=[0-9a-f]{32})|dop_v1_|dckr_pat_|pypi-Ag|hf_(?=[a-zA-Z0-9]{32})|SG\.[\w-]{20,24}\."
     r"|bot[0-9]{6,12}:|services/T[A-Z0-9]{8,}/B[A-Z0-9]{8,}/"  # in the paths of requests to Telegram and Slack
 )
 _SECRET_TEXTS = (  # what the text must contain, and a pattern: see "How to change" in the banner
@@ -4277,7 +4273,10 @@ _SECRET_TEXTS = (  # what the text must contain, and a pattern: see "How to chan
     ("asic ", r"\b[Bb]asic +(?=\S*[A-Z0-9+/=]\S*[A-Z0-9+/=])([A-Za-z0-9+/]{6,}={0,2})"),  # RFC 7617; no words are so
     ("eyJ", r"\beyJ([\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?)"),  # RFC 7519: how JSON begins in base64
     ("uthorization", r"""(?i)authorization['"]?\s*[:=]\s*['"]?(?:\w+ +)?([^\s,;'"]+)"""),  # the scheme is no secret
-    ("ookie:", r"""(?i)\bcookie: ?((?:[^\s;,'"=]+=[^\s;,'"\\]*(?:; ?)?)+)"""),  # names of cookies tell nothing
+    (
+        "ookie:",
+        r"""(?i)(?<!-)\bcookie: ?((?:[^\s;,'"=:]{1,100}=[^\s;,'"\\]*(?:; ?)?)+)""",
+    ),  # names of cookies tell nothing
     ("-H", r"""-H ?['"]?([\w\-]{1,60}): ?([^\s'"]+)"""),  # of curl
 )
 _IN_REPR = (  # masked only in the repr of a foreign object: User(password='…'), ('cookie', '…')

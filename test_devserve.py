@@ -4590,6 +4590,9 @@ class ReadingProblems(Reading):
             def told(rows):
                 row = rows[0]
                 raise LookupError("nothing for row in", row, lambda name=row: 1)
+            def commented(rows):
+                for row in rows:  # each
+                    row["x"]
             def after(rows):
                 for row in rows[0:]:
                     row["x"]
@@ -4613,10 +4616,11 @@ class ReadingProblems(Reading):
             ("loop", ([{}],), {"row": "{}", "rows": "[{}]"}),
             ("told", ([{}],), {"row": "{}"}),
             ("after", ([{}],), {"row": "{}"}),
+            ("commented", ([{}],), {"row": "{}"}),
         ):
             with self.subTest(name):
                 problem = devserve.read_report(failure_of(lambda: namespace[name](*rows))).problems[-1]
-                frames = problem.frames[1:]
+                frames = [each for each in problem.frames if "namespace" not in [v.name for v in each.variables]]
                 used = [{v.name: v.value for v in frame.variables if v.used} for frame in frames]
                 self.assertNotIn("wrong", repr(used))
                 # From Python 3.12 on the frame of a comprehension is that around it, and its names are gone.
@@ -4822,8 +4826,11 @@ class ReadingHostileObjects(Reading):
         def fail() -> None:
             raise ValueError("why")
 
-        lineless = {"co_linetable" if sys.version_info >= (3, 10) else "co_lnotab": b""}
-        for changes in (lineless, {"co_filename": "a\0b"}):
+        lineless: dict[str, Any] = {"co_linetable" if sys.version_info >= (3, 10) else "co_lnotab": b""}
+        nameless: list[dict[str, Any]] = (
+            [] if sys.implementation.name == "pypy" else [{"co_filename": "a\0b"}]
+        )  # which refuses it
+        for changes in (lineless, *nameless):
             changed = types.FunctionType(fail.__code__.replace(**changes), {"ValueError": ValueError})
             with self.subTest(changes):
                 error = failure_of(changed)
@@ -5468,7 +5475,7 @@ class ReadingSecrets(Reading):
             f"WHERE [token] = N'{SECRET}'",
             f"curl --user me:{SECRET} http://x",
             f"$pbkdf2-sha256$29000$salt${SECRET}{SECRET}{SECRET}",
-            f"npm_{SECRET}{SECRET}{SECRET}",
+            f"npm_{'x' * 36}{SECRET}",
             f'<meta name="csrf-token" content="{SECRET}">',
             f"password=f'{SECRET}'",
             *(
@@ -5584,7 +5591,7 @@ class ReadingSecrets(Reading):
 
     def test_writes_bytes_as_their_own_repr_does(self) -> None:
         for value in (b"", b"it's \xe9\n\0\x7f", b"\"'", b"\\u2022", bytes(range(256)), bytearray(b"x\xff")):
-            self.assertEqual(devserve._safe_repr(value), repr(value).replace("\\\\u2022", "\\•"))
+            self.assertEqual(devserve._safe_repr(value), repr(value))
 
     def test_shows_that_a_secret_is_missing(self) -> None:
         for value in (None, "", False):
