@@ -12343,7 +12343,7 @@ _PROMPTS = ("<stdin>", "<python-input-", "<console>", "<input>", "<bpython-input
 _PIPES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")  # as a shell's `<(curl ...)`: none can be read a second time
 _RELOAD_STATUS = 75  # the exit status by which a child asks `Supervisor` for the next; EX_TEMPFAIL, "try again"
 _EXIT_SECONDS = 2.0  # that exit handlers may take: one that joins a child that never ends must not hold a reload
-_WORKER_SECONDS = 0.2  # that a process of `multiprocessing` may take to end when it has been told to
+_WORKER_SECONDS = 0.2  # that processes of `multiprocessing` may take to end when they have been told to
 _GREEN_STEP = 0.01  # seconds between two looks whether a job is done, for which greenlets wait
 MAIN_THREAD_PATIENCE = 0.2  # seconds that an end or exec waits for the main thread to come out of foreign code
 _FETCH_SECONDS = 10.0  # that the store may take to start and answer; it takes 0.02 on an idle machine
@@ -12858,11 +12858,10 @@ def _run_exit_handlers(main_thread: Optional[MainThread] = None) -> None:
         workers = sys.modules["multiprocessing.process"].active_children()
         for worker in workers:
             worker.terminate()
+        end = time.monotonic() + _WORKER_SECONDS
         for worker in workers:
-            call_safely(partial(worker.join, _WORKER_SECONDS))
-            if (
-                worker.daemon
-            ):  # it has promised to end with us; one that catches the signal would work on with old code
+            call_safely(partial(worker.join, max(0.0, end - time.monotonic())))
+            if worker.daemon:  # else it may outlive us; one that catches the signal would work on with old code
                 call_safely(worker.kill)
     _ends_in_time(flush)  # it may never end: a thread that writes to a full pipe holds the stream's lock
 
