@@ -65,8 +65,8 @@ A crash:    _Exchange.guarded catches what the application raises.  _Exchange.ke
             answer for a whole one.
 A save:     Watcher.run finds the file changed.  Watcher._settle holds new requests (DevServer.hold) until the writing
             ends; Watcher._deliver compiles what changed, and calls _Runner.reload.  DevServer.close_gate waits for the
-            requests that run and returns the connections that wait; AsgiBridge.stop shuts an ASGI application down;
-            _Runner._await_jobs waits for what requests have given to a pool of threads.  restart_process runs
+            requests that run and returns the connections that wait; AsgiBridge.stop shuts an ASGI application down, or
+            _Runner._await_jobs waits for what a WSGI application has given to a pool of threads.  restart_process runs
             the exit handlers; _exec leaves listener, connections and notes with another process (_start_store) and
             calls os.execve.  The new process starts as above: its Launch.capture fetches what was left, and
             DevServer.adopt serves the connections on.  Meanwhile new clients wait in the kernel's queue at the
@@ -2657,7 +2657,7 @@ def _open_quart(app: Any) -> None:
     If the application sets PROPAGATE_EXCEPTIONS itself, that holds: a true value means Quart's page.
     """
     module: Any = _import_module("quart.asgi")
-    own = module._handle_exception
+    own: Any = getattr(module, "_handle_exception", None)
 
     async def handle_exception(app: Any, error: Exception) -> Any:
         if app.config["PROPAGATE_EXCEPTIONS"] is None:
@@ -2666,7 +2666,8 @@ def _open_quart(app: Any) -> None:
 
     if app.config.get("PROPAGATE_EXCEPTIONS") is None:
         app.debug = True
-        module._handle_exception = handle_exception
+        if own is not None:  # it is Quart's own business, and may go
+            module._handle_exception = handle_exception
 
 
 def _flask_files(app: Any) -> _FrameworkFiles:
@@ -13539,17 +13540,10 @@ def _listen_for(config: Config, notes: Mapping[str, Any], *, in_code: bool) -> H
 
 
 def _pool_jobs() -> dict[FrameType, str]:
-    """Return the jobs that run in threads of a ThreadPoolExecutor: the frame of each, and where it is.
-
-    The event loop's own pool is left out: what requests wait for there has ended with them, or serves a stream that
-    was cut, and may wait for the stream's next event without end.  A pool whose threads are greenlets is not seen.
-    """
+    """Return the jobs that run in threads of a ThreadPoolExecutor, but no greenlets: the frame of each, and where."""
     pool = sys.modules.get("concurrent.futures.thread")
     code, jobs = pool._WorkItem.run.__code__ if pool else None, {}
-    loops = {thread.ident for thread in threading.enumerate() if thread.name.startswith("asyncio_")}
-    for thread, frame in sys._current_frames().items():
-        if thread in loops:
-            continue
+    for frame in sys._current_frames().values():
         stack = [*outer_frames(frame)]
         jobs.update({each: app_position(stack) or "a place in a library" for each in stack if each.f_code is code})
     return jobs
@@ -13893,7 +13887,7 @@ class _Runner:
             try:
                 if self.bridge:
                     self.bridge.stop(_GRACE)
-                if phase == _SERVING:
+                elif phase == _SERVING:
                     self._await_jobs(deadline)
                 if self._enter(_LEAVING):
                     sockets = {"listener": self.handover.sockets["listener"], "waiting": waiting}
@@ -13913,6 +13907,8 @@ class _Runner:
 
         Jobs from before the first request are not waited for, as they may have no end; nor is any after `deadline`.
         Those that begin meanwhile are, if jobs stood in a queue: else they are others, as of a scheduler.
+        Nor are an ASGI application's: its requests wait for jobs themselves, and one that waits for a stream's next
+        event may have no end.
         """
         pool: Any = sys.modules.get("concurrent.futures.thread")
         jobs = {job: place for job, place in _pool_jobs().items() if job not in self.first_jobs}
@@ -13998,7 +13994,7 @@ class _Runner:
         if self.bridge:
             bridge = self.bridge
             self._run_in_server_thread(lambda: bridge.stop(0.0), _GRACE)
-        if phase == _SERVING:
+        elif phase == _SERVING:
             self._await_jobs(time.monotonic() + _LAST_JOBS_GRACE)
         end_process(0, self.main_thread)  # it flushes the log, and waits for a full pipe only for a while
 

@@ -21538,22 +21538,13 @@ class ReloadIsTheSameProcess(Reload):
                 while not (here / "go").exists():
                     await asyncio.sleep(0.01)
                 here.joinpath("done-background").touch()
-            if scope["path"] == "/stream":
-                asyncio.create_task(asyncio.to_thread(endless))
-            if scope["path"] in ("/forever", "/stream"):
+            if scope["path"] == "/forever":
                 await asyncio.sleep(1e6)
     """
 
     def test_what_requests_have_given_to_a_pool_is_waited_for(self) -> None:
-        for app in ("app", "asgi"):
-            with self.subTest(app):
-                self.jobs_are_waited_for(app)
-                for each in ("go", "done-own", "done-library"):
-                    (self.folder / each).unlink()
-
-    def jobs_are_waited_for(self, app: str) -> None:
         path = self.write("app.py", textwrap.dedent(self.JOBS))
-        served = self.serve("app:" + app, "--reload")
+        served = self.serve("app", "--reload")
         for job in ("/own", "/library", "/thread"):
             self.assertEqual(served.ask(job).status, 200)
         path.write_text(path.read_text().replace('"v1"', '"v2"'))
@@ -21566,7 +21557,7 @@ class ReloadIsTheSameProcess(Reload):
 
     def test_what_goes_on_behind_an_answer_ends_before_the_process_does(self) -> None:
         self.write("app.py", textwrap.dedent(self.JOBS))
-        for app, job in (("app", "own"), ("asgi", "own"), ("asgi", "background")):
+        for app, job in (("app", "own"), ("asgi", "background")):
             with self.subTest(app, job=job):
                 served = self.serve("app:" + app, "--reload")
                 self.assertEqual(served.ask("/" + job).status, 200)
@@ -21580,12 +21571,16 @@ class ReloadIsTheSameProcess(Reload):
 
     def test_what_goes_on_behind_an_answer_without_end_is_cut_with_a_word_at_the_end(self) -> None:
         self.write("app.py", textwrap.dedent(self.JOBS))
-        for job, word in (
-            ("forever", "cancelled GET /forever: still running after its grace"),
-            ("endless", "cut a job of a ThreadPoolExecutor: still running after its grace, at .*app.py, line 10"),
+        for app, job, word in (
+            ("asgi", "forever", "cancelled GET /forever: still running after its grace"),
+            (
+                "app",
+                "endless",
+                "cut a job of a ThreadPoolExecutor: still running after its grace, at .*app.py, line 10",
+            ),
         ):
             with self.subTest(job):
-                served = self.serve("app:asgi")
+                served = self.serve("app:" + app)
                 self.assertEqual(served.ask("/" + job).status, 200)
                 served.process.send_signal(signal.SIGINT)
                 self.assertEqual(served.process.wait(DEADLINE), 0)
@@ -21626,12 +21621,15 @@ class ReloadIsTheSameProcess(Reload):
                 for each in self.folder.glob("done-*"):
                     each.unlink()
 
-    def test_the_event_loops_own_pool_is_not_waited_for(self) -> None:
-        self.write("app.py", textwrap.dedent(self.JOBS))
-        served = self.serve("app:asgi", script=self.patched(_BACKGROUND_SECONDS=0.1))
-        self.assertEqual(served.ask("/stream").status, 200)
-        served.process.send_signal(signal.SIGINT)
-        self.assertEqual(served.process.wait(DEADLINE), 0)
+    def test_jobs_of_an_asgi_application_hold_neither_a_reload_nor_the_end(self) -> None:
+        """Where requests wait for a job themselves, one may wait for a stream's next event without end."""
+        path = self.write("app.py", textwrap.dedent(self.JOBS))
+        served = self.serve("app:asgi", "--reload")
+        self.assertEqual(served.ask("/endless").status, 200)
+        path.write_text(path.read_text().replace('"v1"', '"v2"'))
+        self.reaches(self.connect(served), "v2")
+        self.assertEqual(served.ask("/endless").status, 200)
+        self.assertEqual(served.stop(), 0)
         self.assertNotIn("cut a job", served.log)
 
     def test_a_job_of_a_pool_that_does_not_end_is_cut_with_a_word(self) -> None:
