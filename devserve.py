@@ -3784,8 +3784,9 @@ def _bound_on(view: FrameView) -> frozenset[str]:
     for begin, end, kind in code_tokens([text])[0]:
         if kind in "cs":
             text = text[:begin] + "_" * (end - begin) + text[end:]
-    bound = re.findall(r"(?<!^)\bfor\s+([\w\s,()*]+?)\s+in\b|\blambda\b([^:=]*):", re.sub(r"^async\s+", "", text))
-    return frozenset(re.findall(r"[^\W\d]\w*", ",".join(itertools.chain(*bound))))
+    bound = re.findall(r"(?<!^)\bfor\s+([][\w\s,()*]+?)\s+in\b|\blambda\b([^:]*):", re.sub(r"^async\s+", "", text))
+    without_defaults = re.sub(r"=[^,]*", "", ",".join(itertools.chain(*bound)))
+    return frozenset(re.findall(r"[^\W\d]\w*", without_defaults))
 
 
 def behind_proxy(value: Any) -> Any:

@@ -4583,6 +4583,11 @@ class ReadingProblems(Reading):
                 return sum(row["x"] for row in rows)
             def called(rows):
                 return [*map(lambda row: row["x"], rows)]
+            def defaulted(rows):
+                return [*map(lambda row, name=rows: row["x"], rows)]
+            def unpacked(rows):
+                row = "wrong"
+                return [row["x"] for [row] in [rows]]
             def nested(rows):
                 return [[name / row for name in (0, 1)] for row in rows]
             def loop(rows):
@@ -4612,6 +4617,8 @@ class ReadingProblems(Reading):
             ("local", ([{}],), {"row": "{}"}),
             ("generated", ([{}],), {"row": "{}"}),
             ("called", ([{}],), {"row": "{}"}),
+            ("defaulted", ([{}],), {"row": "{}"}),
+            ("unpacked", ([{}],), {"row": "{}"}),
             ("nested", ([0],), {"name": "0", "row": "0"}),
             ("loop", ([{}],), {"row": "{}", "rows": "[{}]"}),
             ("told", ([{}],), {"row": "{}"}),
@@ -4624,7 +4631,8 @@ class ReadingProblems(Reading):
                 used = [{v.name: v.value for v in frame.variables if v.used} for frame in frames]
                 self.assertNotIn("wrong", repr(used))
                 # From Python 3.12 on the frame of a comprehension is that around it, and its names are gone.
-                is_inlined = name in ("comprehension", "lines", "local", "nested") and frames[-1].name == name
+                inlined = ("comprehension", "lines", "local", "nested", "unpacked")
+                is_inlined = name in inlined and frames[-1].name == name
                 known = {name: value for name, value in used[-1].items() if name == "rows"}
                 self.assertEqual(used[-1], known if is_inlined else expected)
                 if name == "local":
