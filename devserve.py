@@ -602,9 +602,9 @@ def _expand_variables(value: str, environ: Mapping[str, Optional[str]]) -> str:
 # calls code with a deadline, tells the application's own frames from those of libraries, and reads attributes without
 # running code.  It knows nothing but the standard library.
 #
-# `call_each_bounded` makes calls with a deadline: it starts a `ForeignCalls` thread and waits for it.  When the time
-# is up, it raises KeyboardInterrupt in that thread (`interrupt_thread`) and waits no longer.  Python cannot kill a
-# thread, so one that hangs in C code stays, and counts against `_STUCK_LIMIT`.
+# `call_each_bounded` makes calls with a deadline: it starts the thread of a `ForeignCalls` and waits for it.  When the
+# time is up, it raises KeyboardInterrupt in that thread (`interrupt_thread`) and waits no longer.  Python cannot kill
+# a thread, so one that hangs in C code stays, and counts against `_STUCK_LIMIT`.
 #
 # Invariants: whoever may meet an exception of any kind calls `call_safely`; the few other places that catch every kind
 # raise it again, hand it on or report it, and say so.  `call_bounded` returns no result that took longer than was
@@ -627,6 +627,7 @@ _MESSAGES_SECONDS = 0.3  # for `__str__` of an exception and its causes, which m
 _FORMAT_SECONDS = 2.0  # to format a traceback once those have not hung: a thousand frames on a slow machine
 _STUCK_LIMIT = 16  # threads for foreign code at once; more than this hang only when something is badly wrong
 _STACK_SIZE = 8 * 1024**2  # of a thread, as glibc has it by default
+_FOREIGN_THREAD = "devserve foreign code"  # the name of a thread for it
 _CALL_THREADS = 3  # of one `call_each_bounded`: each goes on after the call in which the one before it hung
 _PROMPT = r"<(stdin|i?python-input-.*)>|.*[\\/]ipykernel_\d+[\\/]\d+\.py"  # the "file" of code in a REPL, a notebook
 # Modules in which a thread stands at a prompt, or waits for the client that shows it one
@@ -716,31 +717,32 @@ def call_each_bounded(
         todo = {name: job for name, job in jobs.items() if name not in outcomes}
         if not todo:
             break
-        if sum(isinstance(thread, ForeignCalls) for thread in threading.enumerate()) >= _STUCK_LIMIT:
+        if sum(thread.name == _FOREIGN_THREAD for thread in threading.enumerate()) >= _STUCK_LIMIT:
             return {name: outcomes.get(name, (None, TooLate(f"{_STUCK_LIMIT} others still hang"))) for name in jobs}
-        thread = ForeignCalls(todo, None if context is None else context.copy())
+        calls = ForeignCalls(todo, None if context is None else context.copy())
         left = max(0.001, until - time.monotonic())
         share = left if len(todo) == 1 else left / 2
-        thread.begin(share)
-        thread.abandoned = True
-        outcomes.update(thread.outcomes)
-        if thread.is_alive():
+        calls.begin(share)
+        calls.abandoned = True
+        outcomes.update(calls.outcomes)
+        if calls.thread.is_alive():
             hanging = next((name for name in todo if name not in outcomes), "")
             outcomes.setdefault(hanging, (None, TooLate(f"it takes longer than {share:.2g} s")))
-            interrupt_thread(thread.ident)
+            interrupt_thread(calls.thread.ident)
     return {name: outcomes.get(name, (None, TooLate("too many others take too long"))) for name in jobs}
 
 
-class ForeignCalls(threading.Thread):
-    """A thread that calls foreign code, so that what hangs there can be interrupted and left behind.
+class ForeignCalls:
+    """Calls of foreign code in a thread of their own, so that what hangs there can be interrupted and left behind.
 
-    It runs in a copy of its maker's context, since a framework's proxies (Flask's `request`) stand for what the
+    They run in a copy of their maker's context, since a framework's proxies (Flask's `request`) stand for what the
     context holds.  The maker calls `begin`, which waits, and then reads `outcomes`, to which only the thread itself
-    adds.
+    adds.  It is no subclass of Thread: gevent puts another class in its place, and a thread of a class that was made
+    before has no end under Python before 3.13.
     """
 
     def __init__(self, jobs: Mapping[str, Callable[[], Any]], context: Optional[Context] = None) -> None:
-        super().__init__(name="devserve foreign code", daemon=True)
+        self.thread = threading.Thread(target=self.run, name=_FOREIGN_THREAD, daemon=True)
         self.jobs = jobs
         self.context = copy_context() if context is None else context  # an empty one is false
         self.outcomes: dict[str, _Called[Any]] = {}
@@ -749,11 +751,11 @@ class ForeignCalls(threading.Thread):
     def begin(self, seconds: float) -> None:
         """Start, and wait so many seconds for the end.  Where the system has no thread left, call in this one."""
         try:
-            self.start()
+            self.thread.start()
         except RuntimeError:  # or the interpreter is at its end
             self.run()
         else:
-            self.join(seconds)
+            self.thread.join(seconds)
 
     def run(self) -> None:
         """Make the calls; whatever one of them raises is its outcome."""
@@ -5079,7 +5081,7 @@ class Console:
         self.context = entered.context.copy()
         self.run_coroutine = entered.run_coroutine  # runs code with `await` to its end, on the right loop
         self.turn = threading.Lock()
-        self.thread: Optional[_ConsoleThread] = None
+        self.worker: Optional[_ConsoleThread] = None
         self.last: Optional[_Evaluator] = None
 
     def close(self) -> None:
@@ -5089,8 +5091,8 @@ class Console:
         """
         self.namespace.clear()
         self.interrupt()
-        if self.thread:
-            self.thread.close()
+        if self.worker:
+            self.worker.close()
 
     def run(self, code: str, seconds: Optional[float] = None) -> _Evaluation:
         """Evaluate code as a prompt does; return its output, after `seconds` even when it still runs (None: no limit).
@@ -5098,20 +5100,20 @@ class Console:
         Raises Busy when the evaluation before it does not end within `_TURN_SECONDS`.
         """
         with self.turn:
-            if self.thread and not self.thread.is_alive():  # a late interrupt has ended it
-                self.thread = self.last = None
+            if self.worker and not self.worker.thread.is_alive():  # a late interrupt has ended it
+                self.worker = self.last = None
             if self.last and not self.last.ended.wait(_TURN_SECONDS):
                 raise Busy
             _replace_streams()
-            if self.thread is None:
-                self.thread = _ConsoleThread()
-                self.thread.start()
+            if self.worker is None:
+                self.worker = _ConsoleThread()
+                self.worker.thread.start()
             printed = _Output(self.namespace)
             self.context.run(_PRINTING.set, printed)
             # Here, where no interrupt comes: one that hits `catch_warnings` may leave its lock taken for ever.
             compiled = self.context.run(call_safely, partial(_compile_statements, _plain_code(code)))
             self.last = last = _Evaluator(partial(self._evaluate, *compiled), self.context, printed)
-            self.thread.give(last)
+            self.worker.give(last)
         return last.wait(seconds)
 
     def output(self, seconds: float) -> _Evaluation:
@@ -5121,12 +5123,12 @@ class Console:
     def interrupt(self) -> bool:
         """Raise KeyboardInterrupt in the running evaluation; return False if none runs, or Python cannot do that."""
         last = self.last
-        if self.thread is None or last is None:
+        if self.worker is None or last is None:
             return False
         with last.interrupting:
             if last.is_done:
                 return False
-            done = interrupt_thread(self.thread.ident)
+            done = interrupt_thread(self.worker.thread.ident)
         last.interrupted.set()
         return done
 
@@ -5336,7 +5338,7 @@ _COMPLETED: list[tuple[str, Callable[[dict[str, Any], str, str], Iterable[str]]]
 # -- what an evaluation prints
 
 
-class _ConsoleThread(threading.Thread):
+class _ConsoleThread:
     """The thread of a console, so that an interrupt hits an evaluation and not the server.
 
     It makes all evaluations of the console, since much is kept by thread that must survive from line to line: the
@@ -5344,9 +5346,9 @@ class _ConsoleThread(threading.Thread):
     """
 
     def __init__(self) -> None:
-        super().__init__(name="devserve console", daemon=True)
         import queue
 
+        self.thread = threading.Thread(target=self.run, name="devserve console", daemon=True)  # as in `ForeignCalls`
         self.given: Any = queue.SimpleQueue()
         self.ahead: Optional[_Evaluator] = None
         self.is_closed = False
@@ -8126,9 +8128,11 @@ class _Connection:
         """End the connection at once."""
         self.is_cut = True
         # The method of ssl's sockets takes the TLS from under the thread that uses it.
-        kind = socket.socket if isinstance(self.sock, socket.socket) else type(self.sock)  # eventlet has its own
+        # Eventlet has a class of its own, and in that no such method.
+        kind = socket.socket if isinstance(self.sock, socket.socket) else type(self.sock)
+        shutdown = partial(kind.shutdown, self.sock) if hasattr(kind, "shutdown") else self.sock.shutdown
         try:
-            kind.shutdown(self.sock, socket.SHUT_RDWR)
+            shutdown(socket.SHUT_RDWR)
         except OSError:
             pass
 
@@ -9302,13 +9306,18 @@ def tls_from_files(cert: str, key: str) -> Callable[[socket.socket], socket.sock
             f"--cert {cert}: this Python has no ssl ({error}); serve plain HTTP, or use another"
         ) from error
 
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.set_alpn_protocols(["http/1.1"])
+    @functools.lru_cache(maxsize=1)
+    def context_of(kind: type[ssl.SSLContext]) -> ssl.SSLContext:
+        context = kind(ssl.PROTOCOL_TLS_SERVER)
+        context.set_alpn_protocols(["http/1.1"])
+        context.load_cert_chain(cert, key or None)
+        return context
+
     for option, path in (("--cert", cert), ("--key", key)):
         if path and not os.path.isfile(path):
             raise DevserveError(f"{option} {path}: there is no such file")
     try:
-        context.load_cert_chain(cert, key or None)
+        context_of(ssl.SSLContext)
     except (ssl.SSLError, OSError) as error:
         hint = ""
         with contextlib.suppress(OSError), open(key or cert, "rb") as file:
@@ -9318,7 +9327,11 @@ def tls_from_files(cert: str, key: str) -> Callable[[socket.socket], socket.sock
             f"--cert {cert}{f' --key {key}' if key else ''}: not a PEM certificate with its key ({error}){hint}"
         ) from error
 
-    return partial(context.wrap_socket, server_side=True, do_handshake_on_connect=False)
+    def wrap(connection: socket.socket) -> socket.socket:
+        context = context_of(ssl.SSLContext)  # that of gevent or eventlet, once the application has had it patch
+        return context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+
+    return wrap
 
 
 # -- a certificate of this machine's own

@@ -1356,7 +1356,7 @@ class ForeignCode(unittest.TestCase):
                 self.assertEqual(threading.stack_size(), 1024**2, "what the application has chosen stays")
 
     def test_calls_are_made_where_no_thread_can_be_started(self) -> None:
-        with mock.patch.object(devserve.ForeignCalls, "start", side_effect=RuntimeError("can't start new thread")):
+        with mock.patch.object(threading.Thread, "start", side_effect=RuntimeError("can't start new thread")):
             self.assertEqual(devserve.call_bounded(lambda: 3, 5.0), (3, None))
 
     def test_a_call_is_made_in_the_context_of_its_caller(self) -> None:
@@ -5190,7 +5190,7 @@ class ReadingValues(unittest.TestCase):
         self.addCleanup(release.set)
 
         def helpers() -> list[threading.Thread]:
-            return [thread for thread in threading.enumerate() if isinstance(thread, devserve.ForeignCalls)]
+            return [thread for thread in threading.enumerate() if thread.name == "devserve foreign code"]
 
         for _ in range(3 * devserve._STUCK_LIMIT):
             devserve._safe_repr(Hangs(), seconds=0.001)
@@ -6558,7 +6558,9 @@ class ConsolePrompt(unittest.TestCase):
     def test_what_runs_is_interrupted_and_its_thread_ends_when_the_console_is_closed(self) -> None:
         evaluation = self.console.run("while True: pass\n", 0)
         self.assertTrue(evaluation.running)
-        (thread,) = (each for each in threading.enumerate() if each is self.console.thread)
+        assert self.console.worker is not None
+        thread = self.console.worker.thread
+        self.assertIn(thread, threading.enumerate())
         self.console.close()
         thread.join(DEADLINE)
         self.assertFalse(thread.is_alive())
@@ -20439,6 +20441,13 @@ class Reload(Folder):
         path = self.write("patched.py", "\n".join([*start, *lines, "sys.exit(devserve.main())", ""]))
         return [str(path)]
 
+    def make_certificate(self) -> None:
+        name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+        made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key", "-out", "cert", *name]
+        subprocess.run(made, cwd=self.folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        pem = (self.folder / "cert").read_text() + (self.folder / "key").read_text()
+        (self.folder / "cert.pem").write_text(pem)
+
 
 @posix_only
 class ReloadLosesNothing(Reload):
@@ -20828,13 +20837,6 @@ class ReloadLosesNothing(Reload):
         self.write("cert.pem", whole)
         self.save("v3")
         eventually(lambda: self.connect(served, context).ask().json["version"] == "v3", "the new code")
-
-    def make_certificate(self) -> None:
-        name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-        made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key", "-out", "cert", *name]
-        subprocess.run(made, cwd=self.folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        pem = (self.folder / "cert").read_text() + (self.folder / "key").read_text()
-        (self.folder / "cert.pem").write_text(pem)
 
 
 @posix_only
@@ -22389,6 +22391,20 @@ class ReloadUnderRunners(Reload):
             start_response("200 OK", [("Content-Type", "text/plain")])
             return [VERSION.encode()]
     """
+    STREAM = """
+        import time
+        VERSION = "v1"
+        def stream():
+            while True:
+                yield b"data: x\\n\\n"
+                time.sleep(0.01)
+        def app(environ, start_response):
+            if environ["PATH_INFO"] == "/stream":
+                start_response("200 OK", [("Content-Type", "text/event-stream")])
+                return stream()
+            start_response("200 OK", [])
+            return [VERSION.encode()]
+    """
     ASGI = """
         VERSION = "v1"
         async def app(scope, receive, send):
@@ -22415,6 +22431,10 @@ class ReloadUnderRunners(Reload):
         self.addCleanup(served.stop)
         self.assertEqual(served.get(), "v1")
         for version in ("v2", "v3"):
+            if app is self.STREAM:
+                stream = self.connect(served)
+                stream.request("/stream")
+                self.assertEqual(stream.file.readline(), b"HTTP/1.1 200 OK\r\n")
             path.write_text(text.replace('"v1"', f'"{version}"'), encoding="utf-8")
             eventually(lambda: served.get() == version, f"the answer of {version}")
         served.process.send_signal(end)
@@ -22569,6 +22589,40 @@ class ReloadUnderRunners(Reload):
             self.try_two_reloads(first=self.GEVENT.replace("patch_all()", call))
         self.try_two_reloads(first=self.GEVENT, app=self.ASGI)
         self.try_two_reloads(first=self.GEVENT, app=self.ASGI, last=self.RUN)
+
+    @needs("gevent")
+    @needs("eventlet")
+    def test_patches_in_the_module_and_an_event_stream_that_is_open_at_each_save(self) -> None:
+        self.try_two_reloads(first=self.GEVENT, app=self.STREAM)
+        self.try_two_reloads(first=self.GEVENT.replace("()", "(thread=False)"), app=self.STREAM)
+        self.try_two_reloads(first=self.EVENTLET, app=self.STREAM)
+        self.try_two_reloads(first=self.EVENTLET.replace("h()", "h(thread=False)"), app=self.STREAM)
+
+    @needs("gevent")
+    @needs("eventlet")
+    @unittest.skipUnless(shutil.which("openssl") or REQUIRE_ALL, "needs the program openssl")
+    def test_patches_of_ssl_in_the_module_leave_https_as_it_was(self) -> None:
+        self.make_certificate()
+        context = ssl.create_default_context(cafile=str(self.folder / "cert.pem"))
+        for first in (self.GEVENT, self.GEVENT.replace("()", "(thread=False)"), self.EVENTLET):
+            with self.subTest(first):
+                text = first + textwrap.dedent(self.APP)
+                path = self.write("app.py", text)
+                with self.serve("app", "--reload", "--cert", "cert.pem") as served:
+                    self.assertEqual(fetch(served.port, context=context).text, "v1")
+                    path.write_text(text.replace('"v1"', '"v2"'), encoding="utf-8")
+                    served.wait_for("reloaded in")
+                    self.assertEqual(fetch(served.port, context=context).text, "v2")
+
+    @needs("gevent")
+    def test_a_bounded_call_among_greenlets_is_over_when_it_has_returned(self) -> None:
+        """Without it each crash page took seconds: a thread of a class that gevent has replaced since has no end."""
+        code = f"import devserve; {self.GEVENT.strip()}; calls = devserve.ForeignCalls({{'': int}}); calls.begin(60)"
+        code += "; print(calls.outcomes, calls.thread.is_alive())"
+        started = time.monotonic()
+        out = subprocess.run([sys.executable, "-c", code], cwd=SCRIPT.parent, stdout=subprocess.PIPE, timeout=100)
+        self.assertEqual(out.stdout, b"{'': (0, None)} False\n")
+        self.assertLess(time.monotonic() - started, 60)
 
     @needs("gevent")
     def test_a_child_that_the_application_forks_does_its_work_among_the_greenlets_of_its_parent(self) -> None:
