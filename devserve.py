@@ -186,11 +186,12 @@ else:
 # default.  An empty variable counts as not set.  A file sets only variables that the environment does not have.
 #
 # Doors: DevserveError, OPTIONS, Config, is_negative, configure, config_of_keywords, values_of_keywords,
-# check_keywords, split_host, add_address, own_command, env_files, env_values, paths_upwards.
+# check_keywords, split_host, add_address, own_command, env_files, env_values, paths_upwards, GLOB_SET, ranges_in.
 #
 # Read first: _Option.read, Config, configure, _values_of_environment, _env_entries.
 # =====================================================================================================================
 
+GLOB_SET = r"\[!?\]?[^]]*\]"  # characters in brackets, of which a glob matches one, or with "!" any other
 _YES = frozenset({"1", "true", "t", "yes", "y", "on"})
 _NO = frozenset({"0", "false", "f", "no", "n", "off"})
 
@@ -376,11 +377,17 @@ def configure(given: Mapping[str, Any], warn: Callable[[str], None]) -> Config:
     if "live" not in given and not values.get("reload", values.get("debug")):
         values["live"] = False  # DEVSERVE_LIVE may be set for all projects, and is no mistake in this command
     config = _config_of_values(values)
-    for pattern in (*config.extra_files, *config.exclude_patterns):  # fnmatch takes [9-0] for an empty set, or fails
-        for low, high in re.findall(r"\[[^\]]*?([^\]])-([^\]])", pattern):
+    for pattern in (*config.extra_files, *config.exclude_patterns):
+        for low, high in itertools.chain(*map(ranges_in, re.findall(GLOB_SET, pattern))):
             if low > high:
-                warn(f"the pattern {pattern} matches nothing, since [{low}-{high}] is no range")
+                warn(f"the pattern {pattern}: {low}-{high} is no range, and matches nothing")
     return config
+
+
+def ranges_in(glob_set: str) -> list[tuple[str, str]]:
+    """Return the ranges of a set in a glob by their ends: of `[!a-z_]` ("a", "z") and ("_", "_")."""
+    inside = re.sub("^!", "", glob_set[1:-1])
+    return [(low or single, high or single) for low, high, single in re.findall("(?s)(.)-(.)|(.)", inside)]
 
 
 def config_of_keywords(**options: Any) -> Config:
@@ -8484,7 +8491,8 @@ class _ChunkedBody(_Body):
         is_whole = super().drain(limit)
         if is_ignored and not self.is_empty:
             self.connection.server.warn_once(
-                "nothing was read of a body that came bit by bit, without Content-Length: Django and Bottle never do"
+                "nothing was read of a body that came bit by bit, without Content-Length: Django, Bottle, CherryPy "
+                "and Falcon never do"
             )
         return is_whole
 
@@ -10177,7 +10185,11 @@ class _HttpRequest:
         is_answered = self.phase == _COMPLETE and self.held is None
         if self.is_gone or is_answered:
             when = "after its answer" if is_answered else "when its client had gone"
-            if error is not None and not is_disconnect(error):
+            if error is None or is_disconnect(error):
+                return
+            if self.is_told and self.has_more and not is_answered:  # it took what had come for the whole body
+                self.bridge.terminal.warn(f"{self.name} failed on a body that broke off: {type_name(type(error))}")
+            else:
                 self.bridge.report_later(error, self.environ, f"{self.name} failed {when}")
         elif error is not None:
             self.put(error)
@@ -11310,9 +11322,13 @@ def _digest(path: str) -> _Digest:
 
 def _syntax_error(path: str) -> Optional[SyntaxError]:
     """Return why a Python file does not compile, or None, also when the compiler itself gives up."""
+    import warnings
+
     data = _content(path) or b""
     try:
-        _compile(data, path, "exec", dont_inherit=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # the import repeats it
+            _compile(data, path, "exec", dont_inherit=True)
     except (SyntaxError, ValueError) as error:
         if isinstance(error, SyntaxError) and error.filename:
             return error
@@ -11763,22 +11779,17 @@ def _glob(pattern: str, star: str) -> str:
     `**/` matches any folders.  A range that ends before it begins, as [9-0], matches nothing.
     """
     words = {"**/": "(?:.*/)?", "**": ".*", "*": star, "?": "." if star == ".*" else "[^/]"}
-    tokens = re.split(r"(\*\*/|\*\*|\*|\?|\[!?\]?[^]]*\])", pattern.replace(os.sep, "/").rstrip("/"))
+    tokens = re.split(rf"(\*\*/|\*\*|\*|\?|{GLOB_SET})", pattern.replace(os.sep, "/").rstrip("/"))
     return "(?s:" + "".join(words.get(token) or _glob_token(token) for token in tokens) + ")"
 
 
 def _glob_token(token: str) -> str:
     """Return the expression for plain characters, or for a set in brackets."""
-    import fnmatch
-
-    if not re.fullmatch(r"\[.+\]", token, re.DOTALL):
+    if token in ("[]", "[!]") or not re.fullmatch(GLOB_SET, token):
         return re.escape(token)
-    expression = fnmatch.translate(token)[len("(?s:") : -len(r")\Z")]
-    try:
-        re.compile(expression)
-    except re.error:
-        return "(?!)"
-    return expression
+    sign = token[1:2] if token[1:2] == "!" else ""
+    ranges = [f"{re.escape(low)}-{re.escape(high)}" for low, high in ranges_in(token) if low <= high]
+    return f"[{'^' * len(sign)}{''.join(ranges)}]" if ranges else "." if sign else "(?!)"
 
 
 class _Contents:
@@ -15602,7 +15613,7 @@ async function watch() {
     const isUsed = find(".printed:not([hidden])");  // its frames are still there, and what they have printed
     if (now.edits !== (edits ??= now.edits) && canGoOn() && !isUsed) return goOn();
     if (isControlled()) setConsole("closed", explain(workerRefusal));
-    else if (now.console === "older") { if (page.console === "locked") await catchUp(now.why); }
+    else if (now.console === "older") { if (page.console !== "open") await catchUp(now.why); }
     else if (page.secret && page.console === before) setConsole(now.console, now.why);
     failures = 0;
   } catch {

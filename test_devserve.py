@@ -57,6 +57,7 @@ import traceback
 import types
 import unittest
 import unittest.mock
+import warnings
 import urllib.parse
 import weakref
 import wsgiref.simple_server
@@ -941,6 +942,8 @@ class Options(unittest.TestCase):
                     "log[0-9]*": 0,
                     "a\\z": 0,
                     "[!z-a]": 1,
+                    "*/backup[2024-01]*": 1,
+                    "log[0-9a-Zy-x]": 2,
                     "[a-a]": 0,
                     "[b]-[a].log": 0,
                     "[": 0,
@@ -13215,6 +13218,18 @@ class AsgiReceiving(AsgiCase):
                 client.close()
                 self.messages.clear()
 
+    def test_what_fails_on_a_body_that_broke_off_is_told_in_one_line(self) -> None:
+        async def view(scope: Any, receive: App, send: App) -> None:
+            while (await receive()).get("more_body"):  # takes the end of the connection for that of the body
+                pass
+            raise ValueError("half of a text")
+
+        self.serve_asgi(view)
+        self.connect(post("Content-Length: 50", "hello")).close()
+        line = "POST /first failed on a body that broke off: ValueError"
+        eventually(lambda: line in self.log, "the line")
+        self.assertNotIn("half of a text", self.log)
+
     def test_a_request_without_a_body_has_one_empty_message(self) -> None:
         self.serve_asgi(self.collect)
         self.ask(GET)
@@ -16193,6 +16208,15 @@ class ReloaderBrokenFiles(ReloaderWatching):
         self.assertIsInstance(error, SyntaxError)
         self.assertEqual(error.filename, str(self.folder / "broken_a.py"))
 
+    def test_the_compilers_warnings_are_left_to_the_import(self) -> None:
+        path = self.write("doubtful.py", "x = 1 is 1")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            self.assertIsNone(devserve._syntax_error(str(path)))
+            self.assertEqual(caught, [])
+            compile(path.read_text(), str(path), "exec")
+            self.assertEqual(len(caught), 1)
+
     def test_the_original_bytes_mend_a_broken_file(self) -> None:
         self.write("broken_b.py", "x = 1")
         self.start("broken_b")
@@ -16294,6 +16318,12 @@ class ReloaderExtraFiles(ReloaderWatching):
             ("a[]b].txt", "a].txt", "ac.txt"),
             ("a[^b].txt", "a^.txt", "ac.txt"),
             ("log[9-0]*", "log[9-0]x", "log5"),
+            ("backup[2024-01]", "backup2", "backup3"),
+            ("log[!9-0]", "log5", "log"),
+            ("log[0-9a-Z]", "log5", "logb"),
+            ("log[!_]", "log5", "log_"),
+            ("log[]", "log[]", "log"),
+            ("log[!]", "log[!]", "log5"),
             ("[[&&||~~x].txt", "&.txt", "a.txt"),
             ("[+--].txt", ",.txt", "a.txt"),
             ("[--a].txt", "A.txt", "b.txt"),
