@@ -57,8 +57,8 @@ import traceback
 import types
 import unittest
 import unittest.mock
-import warnings
 import urllib.parse
+import warnings
 import weakref
 import wsgiref.simple_server
 import wsgiref.util
