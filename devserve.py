@@ -6690,7 +6690,7 @@ class _RecordedRequest(NamedTuple):
     variables: dict[str, str]  # the headers and what else the client decided, by their CGI names
     body: bytes
     is_whole: bool  # nothing of the body is missing
-    head: bytes = b""  # as it came, for an ASGI application
+    head: bytes = b""  # as it came; none if it was no ASGI application, such as the one in place of a broken import
 
     @classmethod
     def of(cls, environ: Environ) -> _RecordedRequest:
@@ -6721,8 +6721,15 @@ class _RecordedRequest(NamedTuple):
         theirs = ("wsgi.", "SERVER_", "REMOTE_", "devserve.")  # the last for the connection, which AsgiBridge needs
         servers = {name: value for name, value in like.items() if name.startswith(theirs)}
         wsgi_input = {"wsgi.input": io.BytesIO(self.body), "wsgi.input_terminated": True}
-        ours = {REQUEST_HEAD: self.head, SENT_AGAIN: True}
+        ours = {REQUEST_HEAD: self.head or _head_from(self.variables), SENT_AGAIN: True}
         return {**servers, "SCRIPT_NAME": "", "PATH_INFO": "", **self.variables, **wsgi_input, **ours}
+
+
+def _head_from(variables: Mapping[str, str]) -> bytes:
+    """Return the head of a request with the headers of an environ."""
+    names = {name: name.removeprefix("HTTP_").replace("_", "-") for name in variables if name.startswith("HTTP_")}
+    names |= {name: name.replace("_", "-") for name in ("CONTENT_TYPE", "CONTENT_LENGTH") if variables.get(name)}
+    return "\r\n".join(["", *(f"{names[name]}: {variables[name]}" for name in names)]).encode("latin-1")
 
 
 class _RecordedBody:
@@ -9557,6 +9564,7 @@ _BLOCKED_SECONDS = 1.0  # that the loop may take for one step before the termina
 _SHUTDOWN_SECONDS = 5.0  # that the application's lifespan shutdown may take
 _CANCEL_SECONDS = 0.5  # that a cancelled task may take to end
 _BACKGROUND_SECONDS = 2.0  # that a background task may take at the process's end, as its client has its answer
+_STOP_SECONDS = _BACKGROUND_SECONDS + 2 * _CANCEL_SECONDS + _SHUTDOWN_SECONDS  # that all of this takes at most
 _LEAVE_SECONDS = 0.1  # that a request which a reload has cut has to end by itself, before it is cancelled
 
 
@@ -9592,7 +9600,7 @@ class AsgiBridge:
         self.thread = 0  # in which the loop runs
         self.state: dict[str, Any] = {}  # the lifespan's state; each request gets a copy of it
         self.lifespan = _Lifespan(self)
-        self.is_stopped = False  # whether the application has been shut down
+        self.is_stopping = self.is_stopped = False  # whether the application is being shut down, or has been
         self.requests: dict[_HttpRequest, asyncio.Task[None]] = {}
         self._jobs = _Jobs()  # costs half as much as `call_soon_threadsafe`
         self.new_queue: Any  # `queue.SimpleQueue`; a WSGI application need not import `queue`
@@ -9722,35 +9730,47 @@ class AsgiBridge:
         time, whatever the application does.
         """
         import asyncio
+        from concurrent.futures import Future, wait
 
         try:
             if self.thread == threading.get_ident():
                 self.loop.run_until_complete(self._stop(grace))
                 return
-            is_awake = threading.Event()
-            self.post(is_awake.set)
-            now = time.perf_counter()
-            left = [request.started + grace - now for request in list(self.requests) if not request.is_endless]
-            if not is_awake.wait(max(_BLOCKED_SECONDS, max(left, default=grace))):
-                self.terminal.warn("the event loop is blocked: the application is left without a shutdown")
-                return
-            stopping = asyncio.run_coroutine_threadsafe(self._stop(grace), self.loop)
-            stopping.result(grace + _BACKGROUND_SECONDS + 2 * _CANCEL_SECONDS + _SHUTDOWN_SECONDS)
+            end = time.monotonic() + grace + _STOP_SECONDS
+            stopping: Optional[Future[None]] = None
+            while stopping is None or not stopping.done():
+                if not self._is_awake(grace):
+                    self.terminal.warn("the event loop is blocked: the application is left without a shutdown")
+                    return
+                if time.monotonic() > end:
+                    raise TimeoutError
+                stopping = stopping or asyncio.run_coroutine_threadsafe(self._stop(grace), self.loop)
+                wait([stopping], _BLOCKED_SECONDS)
+            stopping.result()
         except BaseException as error:  # noqa: BLE001 - the process ends or restarts, also if the loop is blocked
             if not self.is_stopped:  # else another thread's `stop`, for the process's end, has cancelled this one
                 self.terminal.warn(f"the application did not shut down: {type(error).__name__}")
+
+    def _is_awake(self, grace: float) -> bool:
+        """Return whether the loop takes a step, in the time that its requests have left."""
+        is_awake = threading.Event()
+        self.post(is_awake.set)
+        now = time.perf_counter()
+        left = [request.started + grace - now for request in list(self.requests) if not request.is_endless]
+        return is_awake.wait(max(_BLOCKED_SECONDS, max(left, default=grace)))
 
     def resume(self) -> None:
         """Start the application again, as it was stopped for a restart that has failed."""
         import asyncio
 
-        self.is_stopped = False
+        self.is_stopping = self.is_stopped = False
         asyncio.run_coroutine_threadsafe(self.lifespan.start(), self.loop)
 
     async def _stop(self, grace: float) -> None:
         """Do what `stop` says, on the loop: close WebSockets, give requests their grace, then cancel what is left."""
         import asyncio
 
+        self.is_stopping = True
         tasks, now = dict(self.requests), time.perf_counter()
         for request in tasks:
             request.leave(_GOING_AWAY)
@@ -9789,13 +9809,19 @@ class AsgiBridge:
         return RequestContext(self.loop)
 
     def report_later(self, error: BaseException, environ: Optional[Environ], what: str) -> None:
-        """Print and store a failure that no response can show; in a thread, as an exception's text may be slow."""
+        """Print and store a failure that no response can show; in a thread, as an exception's text may be slow.
+
+        At the end nobody would wait for that thread.
+        """
 
         def report() -> None:
             link, _ = call_safely(lambda: self.report(error, environ, what))
             self.terminal.crash(error, what, link or "")
 
-        threading.Thread(target=report, name="devserve report", daemon=True).start()
+        if self.is_stopping:
+            report()
+        else:
+            threading.Thread(target=report, name="devserve report", daemon=True).start()
 
 
 async def _cancel(tasks: set[asyncio.Task[Any]]) -> None:
@@ -13348,7 +13374,7 @@ def _end_with_parent(line: _socket.socket) -> None:
 _BY_HAND = "SIGHUP"  # stands where the changed path would, in a reload that a person has asked for
 _PORT_IN_CODE = "port={}".format  # how code names another port; the error for a port in use proposes it
 _LOADING, _SERVING, _LEAVING = range(3)  # the phases of a process, in their order
-_UNWIND_SECONDS = 4.0  # that a program around ours has to end in its own way: coverage writes its data after the tasks
+_UNWIND_SECONDS = 10.0  # that a program around ours has to end in its own way: AsgiBridge's end, then coverage's data
 _GRACE = 5.0  # seconds from its own start that a request may take while a reload waits for it
 _JOBS_INTERVAL = 0.02  # seconds between two looks at the jobs that a reload waits for
 _LAST_LINE_GRACE = 0.5  # seconds from its own start in which a request still gets its line when a signal ends us
@@ -13930,20 +13956,17 @@ class _Runner:
     def _await_jobs(self, deadline: float) -> None:
         """Wait for what requests have given to a ThreadPoolExecutor, such as a mail to send, as the interpreter does.
 
-        Jobs from before the first request are not waited for, as they may have no end; nor is any after `deadline`.
-        Those that begin meanwhile are, if jobs stood in a queue: else they are others, as of a scheduler.
-        Nor are an ASGI application's: its requests wait for jobs themselves, and one that waits for a stream's next
-        event may have no end.
+        Those that begin meanwhile count too, as they may have stood in a queue, or follow others.  Jobs from before
+        the first request are not waited for, as they may have no end; nor is any after `deadline`.  Nor are an ASGI
+        application's: its requests wait for jobs themselves, and one that waits for a stream's next event may have no
+        end.
         """
-        pool: Any = sys.modules.get("concurrent.futures.thread")
-        jobs = {job: place for job, place in _pool_jobs().items() if job not in self.first_jobs}
-        # Of a WeakKeyDictionary the values cannot be read while another thread adds one, but those of its dict can.
-        is_queued = bool(jobs) and any(queue.qsize() for queue in [*pool._threads_queues.data.values()])
-        while jobs and time.monotonic() < deadline:
+        while True:
+            places = [place for job, place in _pool_jobs().items() if job not in self.first_jobs]
+            if not places or time.monotonic() > deadline:
+                break
             native_sleep(_JOBS_INTERVAL)
-            now = _pool_jobs()
-            jobs = {job: now[job] for job in now if job in jobs or (is_queued and job not in self.first_jobs)}
-        for place in jobs.values():
+        for place in places:
             self.terminal.warn(f"cut a job of a ThreadPoolExecutor: still running after its grace, at {place}")
 
     def _notes(self, since: float) -> dict[str, Any]:

@@ -14994,6 +14994,14 @@ class AsgiMiddleware(AsgiCase):
                     crash = self.debugged.debugger.crashes.all()[0]
                     self.assertEqual((crash.request.line(), crash.request.body), (f"POST {path}", b"body"))
 
+    def test_a_request_that_met_a_broken_import_is_sent_again_with_its_headers(self) -> None:
+        """No head was kept for the application that stands in the place of a broken one, as that is none for ASGI."""
+        headers = {"HTTP_HOST": "a", "HTTP_X_SHOP": "\xe9", "CONTENT_TYPE": "text/x", "CONTENT_LENGTH": "2"}
+        recorded = devserve._RecordedRequest.of({"REQUEST_METHOD": "PUT", "wsgi.input": io.BytesIO(b"ab"), **headers})
+        head = recorded.environ({})[devserve.REQUEST_HEAD]
+        expected = [(b"host", b"a"), (b"x-shop", b"\xe9"), (b"content-type", b"text/x"), (b"content-length", b"2")]
+        self.assertEqual([*devserve._scope_headers(head, "", "")], expected)
+
     def test_a_request_cannot_be_sent_again(self) -> None:
         self.page(self.failing)
         debugger = self.debugged.debugger
@@ -21626,31 +21634,25 @@ class ReloadIsTheSameProcess(Reload):
                 self.assertEqual(served.process.wait(DEADLINE), 0)
                 served.wait_for(word)
 
-    def test_jobs_that_begin_while_a_reload_waits_are_waited_for_if_they_stood_in_a_queue(self) -> None:
+    def test_jobs_that_begin_while_the_end_waits_are_waited_for(self) -> None:
         self.write(
             "app.py",
             """
-            import concurrent.futures, pathlib, threading, time
+            import concurrent.futures, pathlib, time
             pool, here = concurrent.futures.ThreadPoolExecutor(1), pathlib.Path(__file__).parent
             def job(name):
                 time.sleep(0.3)
                 here.joinpath("done-" + name).touch()
-            def poll():
-                pollers = concurrent.futures.ThreadPoolExecutor()
-                while True:  # there is always one
-                    pollers.submit(time.sleep, 0.1)
-                    time.sleep(0.05)
-            POLLER = [threading.Thread(target=poll, daemon=True)]
             def app(environ, start_response):
                 if environ["PATH_INFO"] == "/queued":
                     [pool.submit(job, str(number)) for number in range(3)]
-                elif POLLER:
-                    POLLER.pop().start()
+                else:
+                    pool.submit(job, "1").add_done_callback(lambda first: pool.submit(job, "2"))
                 start_response("200 OK", [])
                 return [b""]
         """,
         )
-        for path, done in (("/queued", 3), ("/polled", 0)):
+        for path, done in (("/queued", 3), ("/chained", 2)):
             with self.subTest(path):
                 served = self.serve("app")
                 self.assertEqual(served.ask(path).status, 200)
@@ -21660,6 +21662,55 @@ class ReloadIsTheSameProcess(Reload):
                 self.assertNotIn("cut a job", served.log)
                 for each in self.folder.glob("done-*"):
                     each.unlink()
+
+    LAST_MOMENT = """
+        import asyncio, os, time
+        async def app(scope, receive, send):
+            if scope["type"] == "lifespan":
+                await receive()
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+                await asyncio.sleep(2.5)
+                print("closed", flush=True)
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"v1"})
+            if scope["path"] == "/blocks":
+                await asyncio.sleep(0.5)
+                time.sleep(1e6)
+            if scope["path"] == "/fails":
+                await asyncio.sleep(0.5)
+                raise LookupError("in its last moment")
+            await asyncio.sleep(1e6)
+    """
+
+    def test_a_background_task_that_fails_or_blocks_in_its_last_moment_is_told_of(self) -> None:
+        self.write("app.py", textwrap.dedent(self.LAST_MOMENT))
+        for path, words in (
+            ("/blocks", ["the event loop is blocked: the application is left without a shutdown"]),
+            ("/fails", ["LookupError: in its last moment", "GET /fails failed after its answer", "closed"]),
+        ):
+            with self.subTest(path):
+                served = self.serve("app")
+                self.assertEqual(served.ask(path).status, 200)
+                served.process.send_signal(signal.SIGINT)
+                self.assertEqual(served.process.wait(DEADLINE), 0)
+                served.reader.join(DEADLINE)
+                for word in words:
+                    self.assertIn(word, served.log)
+
+    @needs("coverage")
+    def test_the_program_around_is_ended_after_the_last_tasks_and_the_shutdown(self) -> None:
+        self.write("app.py", textwrap.dedent(self.LAST_MOMENT))
+        script = ["-m", "coverage", "run", "--include=app.py", str(SCRIPT)]
+        served = self.serve("app", script=script)
+        self.assertEqual(served.ask("/forever").status, 200)
+        served.process.send_signal(signal.SIGTERM)
+        self.assertEqual(served.process.wait(DEADLINE), 0)
+        served.reader.join(DEADLINE)
+        self.assertIn("closed", served.log)
+        self.assertTrue((self.folder / ".coverage").exists())
 
     def test_jobs_of_an_asgi_application_hold_neither_a_reload_nor_the_end(self) -> None:
         """Where requests wait for a job themselves, one may wait for a stream's next event without end."""
