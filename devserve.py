@@ -2388,7 +2388,13 @@ def _module_remedy(module: ModuleType, target: str) -> str:
     if started:
         return f"; did you mean {started[1]!r}, which it starts?"
     is_inside = re.search(rf"^\s+{_APP_NAMES} *=(?!=)", text, re.MULTILINE)
-    if (is_inside or used.example) and re.search(r"^\s*(?:if|match)\b.*\b__name__\b", text, re.MULTILINE):
+    by_hand = re.search(r"^\s*(?:if|match)\b.*\b__name__\b(?s:.*)", text, re.MULTILINE)
+    if by_hand and (is_inside or used.example):
+        makes = set(re.findall(r"\w+(?=\()", used.example))
+        for name in re.findall(r"\w+(?=\(\))", by_hand.group()):
+            code = getattr(vars(module).get(name), "__code__", None)
+            if code and not makes.isdisjoint(code.co_names) and "run" not in code.co_names:
+                return f"; did you mean '{target}:{name}', which makes it?"
         return f", which makes it under if __name__ == '__main__' only; make it above: {used.example or 'app = ...'}"
     if is_inside:
         return f", which makes it inside of a function or a class; make it outside: {used.example or 'app = ...'}"
@@ -9750,6 +9756,8 @@ class AsgiBridge:
         except BaseException as error:  # noqa: BLE001 - the process ends or restarts, also if the loop is blocked
             if not self.is_stopped:  # else another thread's `stop`, for the process's end, has cancelled this one
                 self.terminal.warn(f"the application did not shut down: {type(error).__name__}")
+            if self.thread == threading.get_ident():  # a second Ctrl-C: AnyIO's threads live as long as a task
+                call_safely(lambda: self.loop.run_until_complete(_cancel({*self.requests.values()})))
 
     def _is_awake(self, grace: float) -> bool:
         """Return whether the loop takes a step, in the time that its requests have left."""
@@ -11167,9 +11175,7 @@ class _Lifespan:
             # As a rule the exception itself follows.
         elif kind in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
             if kind.endswith("failed"):
-                what = (
-                    "shutdown failed" if self.is_stopping.is_set() else "lifespan ended, and it is served on without"
-                )
+                what = "shutdown failed" if self.bridge.is_stopping else "lifespan ended, and it is served on without"
                 self.bridge.terminal.warn(f"the application's {what}: {message.get('message', '')}")
             self.is_stopped.set()
         else:
@@ -12395,7 +12401,7 @@ _PROMPTS = ("<stdin>", "<python-input-", "<console>", "<input>", "<bpython-input
 _PIPES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")  # as a shell's `<(curl ...)`: none can be read a second time
 _RELOAD_STATUS = 75  # the exit status by which a child asks `Supervisor` for the next; EX_TEMPFAIL, "try again"
 _EXIT_SECONDS = 2.0  # that exit handlers may take: one that joins a child that never ends must not hold a reload
-_WORKER_SECONDS = 0.2  # that processes of `multiprocessing` may take to end when they have been told to
+_WORKER_SECONDS = 1.0  # that processes of `multiprocessing` may take to end when they have been told to
 _GREEN_STEP = 0.01  # seconds between two looks whether a job is done, for which greenlets wait
 MAIN_THREAD_PATIENCE = 0.2  # seconds that an end or exec waits for the main thread to come out of foreign code
 _FETCH_SECONDS = 10.0  # that the store may take to start and answer; it takes 0.02 on an idle machine
@@ -13590,13 +13596,14 @@ def _listen_for(config: Config, notes: Mapping[str, Any], *, in_code: bool) -> H
     return Handover(sockets, {**notes, "socket_file": socket_file})
 
 
-def _pool_jobs() -> dict[FrameType, str]:
-    """Return the jobs that run in threads of a ThreadPoolExecutor, but no greenlets: the frame of each, and where."""
+def _pool_jobs() -> dict[Any, str]:
+    """Return the jobs that run in threads of a ThreadPoolExecutor, but no greenlets: each with its place."""
     pool = sys.modules.get("concurrent.futures.thread")
     code, jobs = pool._WorkItem.run.__code__ if pool else None, {}
     for frame in sys._current_frames().values():
         stack = [*outer_frames(frame)]
-        jobs.update({each: app_position(stack) or "a place in a library" for each in stack if each.f_code is code})
+        items = (each.f_locals["self"] for each in stack if each.f_code is code)
+        jobs.update({item: app_position(stack) or "a place in a library" for item in items if item is not None})
     return jobs
 
 
@@ -13651,7 +13658,7 @@ class _Runner:
         self.adopting = native_threading.Lock()
         self.loaded = native_threading.Event()  # set when the application has been loaded, or has failed to load
         self.banner_shown = self.reloaded
-        self.first_jobs: Container[FrameType] = ()  # of pools, begun before the first request
+        self.first_jobs: Container[Any] = ()  # of pools, begun before the first request
         self.status = 1  # becomes 0 when `serve_forever` returns without an exception
 
     # -- what the machines are made from
@@ -13830,9 +13837,11 @@ class _Runner:
     def _begin_serving(self) -> None:
         """Accept connections from now on, first those that the process before handed over; do nothing when called
         again, or when a reload or the end came first."""
+        from weakref import WeakSet
+
         with self.adopting:
             if self._enter(_SERVING):
-                self.first_jobs = _pool_jobs()
+                self.first_jobs = WeakSet(_pool_jobs())
                 self.server.adopt(socket.socket(fileno=fd) for fd in self.handover.sockets["waiting"])
                 threading.Thread(target=self._serve, name="devserve acceptor", daemon=True).start()
 
@@ -14033,6 +14042,8 @@ class _Runner:
         if self.is_settling:
             return  # a second signal; the thread of the first one ends the process in a moment
         self.is_settling = True
+        if self.bridge:
+            self.bridge.is_stopping = True
         self.server.settle(_LAST_LINE_GRACE)
         self.is_settling = False
         self._tidy_up()

@@ -79,6 +79,8 @@ if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 os.environ["no_proxy"] = os.environ["NO_PROXY"] = "*"  # what is tested is on this machine
+for _name in ("DJANGO_SETTINGS_MODULE", "WERKZEUG_DEBUG_PIN"):  # a person's own, as the tests have theirs
+    os.environ.pop(_name, None)
 
 DEADLINE = 20.0  # seconds that anything may take before a test fails; generous, since machines under load are slow
 HANGING = 15 * DEADLINE  # seconds after which a test, or what follows the last, hangs, and the run is ended
@@ -2667,6 +2669,16 @@ class FindingMistakes(FindingFolder):
         for test in ("if __name__ in {'__main__', '__mp_main__'}:", "if __name__.startswith('__main__'):"):
             self.write("guarded.py", f"def app_of():\n  pass\n{test}\n    app = print\n")
             self.refused("guarded", "no application in 'guarded', which makes it under if __name__")
+        maker = "import flask\ndef make():\n    return flask.Flask(__name__)\ndef parse(): pass\n"
+        self.write("flask.py", "class Flask: pass\n")
+        self.write("made.py", f"{maker}if __name__ == '__main__':\n    parse()\n    make().run()\n")
+        self.refused("made", "no application in 'made'; did you mean 'made:make', which makes it")
+        self.write(
+            "ran.py", "import flask\ndef main():\n    flask.Flask().run()\nif __name__ == '__main__':\n    main()\n"
+        )
+        self.refused(
+            "ran", "no application in 'ran', which makes it under if __name__ == '__main__' only; make it above"
+        )
         self.write("local.py", "def main():\n    app = print\n    app()\nmain()\n")
         self.refused("local", "no application in 'local', which makes it inside of a function or a class; make it out")
 
@@ -21699,6 +21711,33 @@ class ReloadIsTheSameProcess(Reload):
                 served.reader.join(DEADLINE)
                 for word in words:
                     self.assertIn(word, served.log)
+
+    def test_a_second_ctrl_c_in_code_cancels_the_tasks_that_the_first_one_waits_for(self) -> None:
+        """AnyIO's threads, for which the interpreter waits, live as long as the task that made them."""
+        app = """
+            import asyncio
+            async def app(scope, receive, send):
+                assert scope["type"] == "http"
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                await send({"type": "http.response.body", "body": b"v1"})
+                try:
+                    await asyncio.sleep(1e6)
+                except asyncio.CancelledError:
+                    print("cancelled", flush=True)
+                    raise
+            if __name__ == "__main__":
+                import devserve
+                devserve.run(app, port=0)
+        """
+        script = self.write("app.py", textwrap.dedent(app))
+        served = self.serve(script=[str(script)], env={"PYTHONPATH": str(SCRIPT.parent)}, port=False)
+        self.assertEqual(served.get(), "v1")
+        served.process.send_signal(signal.SIGINT)
+        time.sleep(0.5)  # it waits for two seconds
+        served.process.send_signal(signal.SIGINT)
+        self.assertNotEqual(served.process.wait(DEADLINE), -signal.SIGKILL)
+        served.reader.join(DEADLINE)
+        self.assertEqual(served.log.count("cancelled"), 1, served.log)
 
     @needs("coverage")
     def test_the_program_around_is_ended_after_the_last_tasks_and_the_shutdown(self) -> None:
