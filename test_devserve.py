@@ -19624,6 +19624,21 @@ class BrowserConsole(InBrowser):
                 self.assertEqual(self.served.get("/__devserve__/"), crashes)
                 other.close()
 
+    def test_unlocking_in_another_tab_opens_a_page_that_takes_no_more_pins(self) -> None:
+        self.write("def app(environ, start_response): raise LookupError", "fails.py")
+        served = Served("fails:app", "--debug", cwd=self.folder)
+        self.addCleanup(served.stop)
+        page = self.page = self.window(served)
+        page.goto(served.url + "/")
+        page.locator(".console button.sign").first.click()
+        for left in range(9, -1, -1):
+            page.keyboard.type("000")
+            page.keyboard.press("Enter")
+            page.locator(".why", has_text=f"attempts left: {left}" if left else "no more").first.wait_for()
+        other = page.context.new_page()
+        other.goto(served.wait_for(r"(http\S+/unlock\?token=\w+)").group(1))
+        page.locator("textarea[aria-label^=Python]").first.wait_for()
+
     def test_a_page_whose_cookie_gets_lost_on_the_way_is_not_loaded_without_end(self) -> None:
         self.prompt("/__devserve__/console")
 
