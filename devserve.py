@@ -1234,8 +1234,12 @@ def _fresh_module(name: str) -> Any:
     spec = sys.modules[name].__spec__
     assert spec is not None and spec.loader is not None
     if spec.origin == "built-in":
-        module = spec.loader.create_module(spec) or ModuleType(name)
-        spec.loader.exec_module(module)
+        kept = sys.modules.pop(name)  # in which Python 3.9 would put back what was patched
+        try:
+            module = spec.loader.create_module(spec) or ModuleType(name)
+            spec.loader.exec_module(module)
+        finally:
+            sys.modules[name] = kept
         return module
     module, kept = ModuleType(name), sys.modules["_thread"]
     sys.modules["_thread"] = _fresh_module("_thread")
@@ -2368,6 +2372,9 @@ def _framework_default() -> Any:
     return next((app for app in apps if app is not None), None)
 
 
+_IMPORTED = r"^\s*(?:from |import (?:[\w.]+(?: as \w+)?, ?)*)"  # what stands before the name of a module
+
+
 def _module_remedy(module: ModuleType, target: str) -> str:
     """Return the remedy for a module without an application, with an example for the framework that it uses."""
     named = getattr(module, "WSGI_APPLICATION", None) or getattr(module, "ASGI_APPLICATION", None)
@@ -2380,7 +2387,7 @@ def _module_remedy(module: ModuleType, target: str) -> str:
         for name, row in _FRAMEWORKS.items()
         if row.example or row.elsewhere
     ]
-    found = (row for package, row in rows if re.search(rf"^\s*(import|from) {package}\b", text, re.MULTILINE))
+    found = (row for package, row in rows if re.search(rf"{_IMPORTED}{package}\b", text, re.MULTILINE))
     used = next(found, _Framework())
     if used.elsewhere:
         return f"; {used.elsewhere.replace('FILE', os.path.basename(path))}"
@@ -2966,7 +2973,7 @@ _FRAMEWORKS: dict[str, _Framework] = {
         ],
         example="app = bottle.Bottle()",
     ),
-    "falcon.app.App": _Framework(_open_falcon, example="app = falcon.App()"),
+    "falcon.app.App": _Framework(_open_falcon, example="app = falcon.App(), or falcon.asgi.App()"),
     "pyramid.router.Router": _Framework(variable="PYRAMID_RELOAD_TEMPLATES", example="app = config.make_wsgi_app()"),
     "tg.wsgiapp.TGApp": _Framework(example="app = config.make_wsgi_app()"),
     "cherrypy._cptree.Application": _Framework(
@@ -4235,7 +4242,7 @@ _SECRET_TEXTS = (  # what the text must contain, and a pattern: see "How to chan
         "= ",
         rf"""\b([\w.\-]{{1,60}})["`\]]? ?= (N?(?:{_QUOTED})|(?=[^\s;,]*[0-9])[^\s;,'"?%:$@({{]+)""",
     ),  # INI, TOML, SQL
-    (":", rf"""(['"])([\w.\-]{{1,60}})\1\s*:\s*({_QUOTED}|{_LISTED}|[^\s,}}\](\[{{][^\s,}}\]]*)"""),  # JSON
+    (":", rf"""(['"])([\w.\- ]{{1,60}})\1\s*:\s*({_QUOTED}|{_LISTED}|[^\s,}}\](\[{{][^\s,}}\]]*)"""),  # JSON
     # HAR, the environment of a container, Cookie(name='sessionid', value='…'); and a field of a form in HTML
     ("value", rf"""\b(?:name|key)['"]?[:=]\s*['"]([\w.\-]{{1,60}})['"],\s*['"]?value['"]?[:=]\s*({_QUOTED})"""),
     ("name=", r"""\bname=["']([\w.\-\[\]]{1,60})["'][^<>]{0,100}? (?:value|content)=("[^"]*"|'[^']*')"""),
@@ -4271,7 +4278,7 @@ _SECRET_TEXTS = (  # what the text must contain, and a pattern: see "How to chan
     # A password may hold an @ or a slash, but what begins as a port and a path is none: http://localhost:5173/@vite
     ("://", r"""://(?:[^\s:/?#@\['"]*@)?[^\s:/?#@\['"]*:(?![0-9]*/)([^\s@'"]{1,200}(?:@[^\s@/'"]{1,200})*)(?=@)"""),
     ("%40", r"(?i)%3A%2F%2F[^\s%&]*%3A((?:(?!%40)[^\s&])+)"),  # such a URL as a parameter, and one with a query
-    ("%3d", r"""(?i)(?:%3F|%26|%23)([\w.\-]{1,60})%3D([^\s%&'"]+)"""),
+    ("%3d", r"""(?i)(?:[?&#]|%3F|%26|%23)([\w.\-]{1,60})%3D([^\s%&'"]+)"""),
     ("netloc=", r"""netloc=b?['"][^\s:'"]*:([^\s'"]+)(?=@)"""),  # as urllib takes a URL apart
     ("://", r"://([\w\-]{20,})(?=@)"),  # a token in the place of the name, as hosts of git take it
     ("", rf"\b(?:{_TOKEN_STARTS})([\w\-]{{16,}})"),
@@ -9746,7 +9753,9 @@ class AsgiBridge:
             stopping: Optional[Future[None]] = None
             while stopping is None or not stopping.done():
                 if not self._is_awake(grace):
-                    self.terminal.warn("the event loop is blocked: the application is left without a shutdown")
+                    late = f"the application's shutdown took over {_SHUTDOWN_SECONDS:.0f} s"
+                    left = "the event loop is blocked: the application is left without a shutdown"
+                    self.terminal.warn(late if self.lifespan.is_ending() else left)
                     return
                 if time.monotonic() > end:
                     raise TimeoutError
@@ -9760,12 +9769,13 @@ class AsgiBridge:
                 call_safely(lambda: self.loop.run_until_complete(_cancel({*self.requests.values()})))
 
     def _is_awake(self, grace: float) -> bool:
-        """Return whether the loop takes a step, in the time that its requests have left."""
+        """Return whether the loop takes a step, in the time that its requests, or the shutdown, have left."""
         is_awake = threading.Event()
         self.post(is_awake.set)
         now = time.perf_counter()
         left = [request.started + grace - now for request in list(self.requests) if not request.is_endless]
-        return is_awake.wait(max(_BLOCKED_SECONDS, max(left, default=grace)))
+        patience = _SHUTDOWN_SECONDS if self.lifespan.is_ending() else max(left, default=grace)
+        return is_awake.wait(max(_BLOCKED_SECONDS, patience))
 
     def resume(self) -> None:
         """Start the application again, as it was stopped for a restart that has failed."""
@@ -11181,6 +11191,10 @@ class _Lifespan:
         else:
             self.asked = 0  # it takes the lifespan for a request, so that this counts as having none
             raise _BrokenProtocol(f"the application sent {kind!r} in its lifespan")
+
+    def is_ending(self) -> bool:
+        """Return whether the application is in its shutdown; any thread may ask."""
+        return self.task is not None and self.is_stopping.is_set() and not self.is_stopped.is_set()
 
     async def stop(self) -> None:
         """Shut the application down, in a bounded time."""
@@ -13513,8 +13527,12 @@ def _start(
         for warning in warnings:  # a parent has returned above, as its child prints the same; and each is printed once
             if warning not in notes.get("warnings", ()):
                 terminal.warn(warning)
-        with contextlib.closing(_Runner(config, terminal, launch, tls, warnings, in_code=in_code)) as runner:
-            return runner.serve(partial(load, config))
+        runner = _Runner(config, terminal, launch, tls, warnings, in_code=in_code)
+        status, ending = call_safely(partial(runner.serve, partial(load, config)))
+        runner.close()  # outside of any `except`: what fails in it is not told as if Ctrl-C had made it fail
+        if ending is not None:
+            raise ending
+        return status or 0
     except DevserveError as error:
         terminal.error(str(error))
         return 2
@@ -14070,8 +14088,8 @@ class _Runner:
         if self.watcher:
             self.watcher.stop()
         self.server.shutdown()
+        self.end_bridge()  # which says goodbye to WebSockets, by connections that the next step cuts
         self.server.server_close()
-        self.end_bridge()
         self._tidy_up()
         self.terminal.flush()
         self.signals.give_back()
@@ -14081,6 +14099,10 @@ class _Runner:
         self.collector.wake()
         self.signals.give_back()
         self.server.after_fork()
+        if self.phase == _LOADING:  # the server has not adopted these yet
+            for fd in self.handover.sockets["waiting"]:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
         if self.bridge:
             self.bridge.after_fork()
 
@@ -14533,9 +14555,9 @@ if TYPE_CHECKING:
 _FLAGS = {flag: option for option in OPTIONS.values() for flag in option.flags}
 _HELP_WIDTH = 98  # columns of --help without a terminal, as if there were one of 100
 _HELP_INDENT = 28  # columns: nearly all flags fit in before their help
-_RUN_COMMANDS = ("run", "runserver", "dev", "serve", "start")  # of other programs; to serve is the only command here
+_RUN_COMMANDS = ("run", "runserver", "dev", "serve", "start", "pserve")  # of others; to serve is the only one here
 _OTHER_PROGRAMS = frozenset(
-    "bottle cherryd daphne django-admin fastapi flask granian gunicorn hypercorn litestar pserve py python python3 "
+    "bottle cherryd daphne django-admin fastapi flask granian gunicorn hypercorn litestar py python python3 "
     "python3.9 python3.10 python3.11 python3.12 python3.13 python3.14 python3.15 quart sanic uvicorn uwsgi "
     "waitress-serve".split()
 )

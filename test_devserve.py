@@ -2656,7 +2656,7 @@ class FindingMistakes(FindingFolder):
         self.refused("soap", "wrap it: app = spyne.server.wsgi.WsgiApplication(application)")
         self.write("gears.py", "if False:\n    import tg\n")
         self.refused("gears", "no application in 'gears'; make one: app = config.make_wsgi_app()")
-        self.write("script.py", "if False:\n    import streamlit as st\n")
+        self.write("script.py", "if False:\n    import os as o, re,streamlit as st\n")
         self.refused("script", "no application in 'script'; Streamlit serves it: streamlit run script.py")
         self.write("counter.py", "if False:\n    from twisted.internet import reactor\n")
         self.refused("counter", "no application in 'counter'; Twisted serves it: python counter.py")
@@ -5491,6 +5491,8 @@ class ReadingSecrets(Reading):
             f"--x\r\nContent-Disposition: form-data; name=password\r\n\r\na\\{SECRET}\r\n--x".encode(),
             f"Host: x\r\nCookie: theme=dark; remember={SECRET}\r\nAccept: */*",
             f"/login?next=%2Fback%3Ftoken%3D{SECRET}%26a%3D1",
+            f"/login?next=/back?token%3D{SECRET}%26a%3D1",
+            f'{{"client secret": "{SECRET}"}}',
             f"/go?to=https%3A%2F%2Fme%3A{SECRET}%40host%2F",
             f"smtps://me@mail.example:{SECRET}@smtp.example:465",
             f'UPDATE "user" SET "token" = \'{SECRET}\'',
@@ -18861,6 +18863,7 @@ class CommandLineMistakes(InEmptyEnvironment):
     }
     WORDS: ClassVar[dict[str, str]] = {  # with {} for the command that starts devserve
         "flask run": "flask is another program; leave it out: {}",
+        "pserve development.ini --reload": "no file 'development.ini'",
         "flask --app hello run --debug": "leave it out: {} --app hello --debug",
         "gunicorn hello:app --debug": "leave it out: {} hello:app --debug",
         "uvicorn hello:app": "leave it out: {} hello:app",
@@ -21712,6 +21715,24 @@ class ReloadIsTheSameProcess(Reload):
             await asyncio.sleep(1e6)
     """
 
+    def test_a_shutdown_that_blocks_the_loop_has_its_time_too(self) -> None:
+        self.write("app.py", textwrap.dedent(self.LAST_MOMENT).replace("await asyncio.sleep(2.5)", "time.sleep(2.5)"))
+        served = self.serve("app")
+        self.assertEqual(served.ask("/").status, 200)
+        self.assertEqual(served.stop(), 0)
+        self.assertIn("closed", served.log)
+        self.assertNotIn("without a shutdown", served.log)
+
+    def test_what_fails_in_its_last_moment_in_code_is_told_without_the_ctrl_c(self) -> None:
+        run = "if __name__ == '__main__':\n    import devserve\n    devserve.run(app, port=0)\n"
+        script = self.write("app.py", textwrap.dedent(self.LAST_MOMENT) + run)
+        served = Served(cwd=self.folder, script=[str(script)], port=False, env={"PYTHONPATH": str(SCRIPT.parent)})
+        self.addCleanup(served.stop)
+        self.assertEqual(served.ask("/fails").status, 200)
+        self.assertEqual(served.stop(), 0)
+        self.assertIn("LookupError: in its last moment", served.log)
+        self.assertNotIn("KeyboardInterrupt", served.log)
+
     def test_a_background_task_that_fails_or_blocks_in_its_last_moment_is_told_of(self) -> None:
         self.write("app.py", textwrap.dedent(self.LAST_MOMENT))
         for path, words in (
@@ -22021,6 +22042,25 @@ def family():
         line = self.reaches(client, "v2")["line"]
         self.assertIn("http://127.0.0.1:", line)
         self.assertNotIn(f":{served.port} ", line)
+
+    @unittest.skipUnless(sys.platform == "linux", "reads /proc")
+    def test_a_child_that_the_import_forks_holds_no_client_that_a_reload_hands_over(self) -> None:
+        more = "{}\n\n\nCHILD = os.fork()\nif not CHILD:\n    time.sleep(1e6)\n    os._exit(0)\n"
+        self.save("v1", more)
+        served = self.serve()
+        client, idle = self.connect(served), self.connect(served)
+        self.assertEqual(client.ask().json["version"], "v1")
+        for child in self.children(served.process.pid):
+            os.kill(child, signal.SIGKILL)
+        self.save("v2", more)
+        served.wait_for("reloaded in")
+        self.assertEqual(idle.ask().json["version"], "v2")
+        held: list[str] = []
+        for child in self.children(served.process.pid):  # the first one is a zombie
+            held += map(os.readlink, pathlib.Path(f"/proc/{child}/fd").iterdir())
+            os.kill(child, signal.SIGKILL)
+        self.assertIn("/dev/null", held)
+        self.assertEqual([each for each in held if each.startswith("socket:")], [])
 
     def test_multiprocessing_at_import_and_in_a_view(self) -> None:
         self.write("work.py", "def double(n):\n    return 2 * n\n")
@@ -22748,6 +22788,15 @@ class ReloadUnderRunners(Reload):
                     path.write_text(text.replace('"v1"', '"v2"'), encoding="utf-8")
                     served.wait_for("reloaded in")
                     self.assertEqual(fetch(served.port, context=context).text, "v2")
+
+    @needs("gevent")
+    @needs("eventlet")
+    def test_an_import_after_the_patches_leaves_them(self) -> None:
+        look = "{(name, key): value for name in names for key, value in vars(sys.modules[name]).items()}"
+        for first in (self.GEVENT, self.EVENTLET):
+            code = f"{first}import sys, threading, time\nnames = '_thread', 'time', 'threading'\nbefore = {look}"
+            code += f"\nimport devserve\nassert before == {look}\nassert devserve.has_green_threads()"
+            subprocess.run([sys.executable, "-c", code], cwd=SCRIPT.parent, check=True, timeout=DEADLINE)
 
     @needs("gevent")
     def test_a_bounded_call_among_greenlets_is_over_when_it_has_returned(self) -> None:
