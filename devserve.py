@@ -13853,18 +13853,22 @@ class _Runner:
             watcher.watch_data(folders, lambda paths: heed(paths) and self._notify_pages(paths), wants)
 
     def _begin_serving(self) -> None:
-        """Accept connections from now on, first those that the process before handed over; do nothing when called
-        again, or when a reload or the end came first."""
+        """Accept connections from now on; do nothing when called again, or when a reload or the end came first.
+
+        Whoever calls it does not wait for a reload that begins just now, as that waits for a step of the event loop.
+        """
+        threading.Thread(target=self._serve, name="devserve acceptor", daemon=True).start()
+
+    def _serve(self) -> None:
+        """Accept connections until the end, first those that the process before handed over (the thread "devserve
+        acceptor")."""
         from weakref import WeakSet
 
         with self.adopting:
-            if self._enter(_SERVING):
-                self.first_jobs = WeakSet(_pool_jobs())
-                self.server.adopt(socket.socket(fileno=fd) for fd in self.handover.sockets["waiting"])
-                threading.Thread(target=self._serve, name="devserve acceptor", daemon=True).start()
-
-    def _serve(self) -> None:
-        """Accept connections until the end (the thread "devserve acceptor")."""
+            if not self._enter(_SERVING):
+                return
+            self.first_jobs = WeakSet(_pool_jobs())
+            self.server.adopt(socket.socket(fileno=fd) for fd in self.handover.sockets["waiting"])
         try:
             self.server.serve_forever()
             if os.getpid() != self.signals.pid:  # a forked child, whose main greenlet would end with this one
@@ -13939,8 +13943,8 @@ class _Runner:
         """Close the gate and let a new process take over; returns only when that cannot be done.
 
         The order matters.  No request may run while the ASGI application is shut down, and both must have ended before
-        the exit handlers run.  `adopting` is held throughout, so that `_begin_serving` gives no connection to a server
-        whose connections have been collected.
+        the exit handlers run.  `adopting` is held throughout, so that `_serve` gives no connection to a server whose
+        connections have been collected.
         """
         if not os.path.isdir(self.launch.folder):
             self.terminal.warn(f"the folder {self.launch.folder} is gone; the old code serves on")

@@ -21715,6 +21715,29 @@ class ReloadIsTheSameProcess(Reload):
             await asyncio.sleep(1e6)
     """
 
+    def test_a_save_at_the_moment_when_an_asgi_application_is_ready_waits_for_nothing(self) -> None:
+        """The main thread waited for the reload, and the reload for a step of the main thread's loop."""
+        path = self.write("app.py", textwrap.dedent(self.LAST_MOMENT).replace("2.5", "0"))
+        script = self.write(
+            "late.py",
+            """
+            import sys, time, devserve
+            begin = devserve._Runner._begin_serving
+            def begin_late(runner):
+                time.sleep(1)
+                begin(runner)
+            devserve._Runner._begin_serving = begin_late
+            sys.exit(devserve.main())
+        """,
+        )
+        served = self.serve("app", "--reload", script=[str(script)], env={"PYTHONPATH": str(SCRIPT.parent)})
+        served.wait_for("serves")
+        path.write_text(path.read_text().replace('"v1"', '"v2"'))
+        served.wait_for("reloaded in")
+        self.assertEqual(served.ask("/").text, "v2")
+        self.assertNotIn("blocked", served.log)
+        self.assertEqual(served.log.count("closed"), 1)
+
     def test_a_shutdown_that_blocks_the_loop_has_its_time_too(self) -> None:
         self.write("app.py", textwrap.dedent(self.LAST_MOMENT).replace("await asyncio.sleep(2.5)", "time.sleep(2.5)"))
         served = self.serve("app")
