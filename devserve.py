@@ -8511,8 +8511,7 @@ class _ChunkedBody(_Body):
         is_whole = super().drain(limit)
         if is_ignored and not self.is_empty:
             self.connection.server.warn_once(
-                "nothing was read of a body that came bit by bit, without Content-Length: Django, Bottle, CherryPy "
-                "and Falcon never do"
+                "nothing was read of a body that came bit by bit, without Content-Length: Django and Bottle never do"
             )
         return is_whole
 

@@ -18863,7 +18863,6 @@ class CommandLineMistakes(InEmptyEnvironment):
     }
     WORDS: ClassVar[dict[str, str]] = {  # with {} for the command that starts devserve
         "flask run": "flask is another program; leave it out: {}",
-        "pserve development.ini --reload": "no file 'development.ini'",
         "flask --app hello run --debug": "leave it out: {} --app hello --debug",
         "gunicorn hello:app --debug": "leave it out: {} hello:app --debug",
         "uvicorn hello:app": "leave it out: {} hello:app",
@@ -18931,6 +18930,10 @@ class CommandLineMistakes(InEmptyEnvironment):
         for words, remedy in self.WORDS.items():
             with self.subTest(words):
                 self.assertIn(remedy.format(" ".join(devserve.own_command())), self.refused(*words.split()))
+
+    def test_the_command_of_a_program_that_only_serves_is_left_out(self) -> None:
+        for words in ("run hello.ini", "serve hello.ini", "pserve hello.ini --reload"):
+            self.assertEqual(read_command(*words.split()).app, "hello.ini")
 
     def test_what_is_in_the_folder_is_served_whatever_its_name(self) -> None:
         for word in ("true", "debug", "flask", "uvicorn", "run", "shell", "localhost", "8000"):
